@@ -1,1 +1,24 @@
-//! TODO
+//! What relay and client agree on.
+//!
+//! `PROTOCOL.md` beside this crate is the normative description of the wire; golden tests hold the code to it.
+//! Data flows through the modules in one direction:
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`frame`] | the unit of the wire: a fixed header and a payload |
+//! | [`message`] | what the payloads of heads and handshakes say |
+//! | [`exchange`] | the rules between those heads and HTTP: hop-by-hop headers, framing, validity |
+//! | [`mux`] | the multiplexer: a state machine without sockets and without a clock |
+//! | [`link`] | the only I/O: one task drives a mux over one WebSocket |
+
+//pub mod exchange;
+pub mod frame;
+//pub mod link;
+pub mod message;
+//pub mod mux;
+
+/// The WebSocket subprotocol that this version speaks, and the name of the wire in `PROTOCOL.md`.
+pub const SUBPROTOCOL: &str = "relay.v1";
+
+/// The path of the connect endpoint on the relay's base domain.
+pub const CONNECT_PATH: &str = "/_relay/connect";
