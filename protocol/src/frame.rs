@@ -551,8 +551,7 @@ mod tests {
             (stream.clone(), any::<bool>(), proptest::collection::vec(any::<u8>(), 1..400))
                 .prop_map(|(stream, last, b)| Frame::Data { stream, last, bytes: b.into() }),
             (stream.clone(), bytes(300)).prop_map(|(stream, trailers)| Frame::End { stream, trailers }),
-            (stream.clone(), any::<u16>())
-                .prop_map(|(stream, c)| Frame::Reset { stream, reset: Reset::from_code(c) }),
+            (stream.clone(), any::<u16>()).prop_map(|(stream, c)| Frame::Reset { stream, reset: Reset::from_code(c) }),
             (stream, 1..=u32::MAX).prop_map(|(stream, bytes)| Frame::Credit { stream, bytes }),
             any::<u64>().prop_map(Frame::Ping),
             any::<u64>().prop_map(Frame::Pong),
@@ -627,6 +626,9 @@ mod tests {
         assert_eq!(decode(&[2, 3, 0, 0, 0, 0, 0, 1]), Err(FrameError::BadFlags { kind: 2, flags: 3 }));
         assert_eq!(decode(&[0x40, 0, 0, 0, 0, 0, 0, 0]), Err(FrameError::UnknownKind(0x40)));
         assert_eq!(decode(&[0x40, 0x80, 0, 0, 0, 0, 0, 0]), Ok(Some(Frame::Skipped)));
-        assert_eq!(decode(&[1, 0, 0, 7, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]), Err(FrameError::BadPayload { kind: 1, len: 7 }));
+        assert_eq!(
+            decode(&[1, 0, 0, 7, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]),
+            Err(FrameError::BadPayload { kind: 1, len: 7 })
+        );
     }
 }

@@ -15,7 +15,7 @@
 pub mod frame;
 //pub mod link;
 pub mod message;
-//pub mod mux;
+pub mod mux;
 
 /// The WebSocket subprotocol that this version speaks, and the name of the wire in `PROTOCOL.md`.
 pub const SUBPROTOCOL: &str = "relay.v1";

@@ -212,7 +212,8 @@ pub enum MessageError {
 }
 
 /// The layout. The limit bounds what a length prefix can make the decoder allocate.
-const LAYOUT: Configuration<LittleEndian, Varint, Limit<MAX_HEAD>> = bincode::config::standard().with_limit::<MAX_HEAD>();
+const LAYOUT: Configuration<LittleEndian, Varint, Limit<MAX_HEAD>> =
+    bincode::config::standard().with_limit::<MAX_HEAD>();
 
 fn encode(message: impl Encode, capacity: usize) -> Result<Bytes, MessageError> {
     struct Grow(Vec<u8>);
@@ -495,14 +496,22 @@ mod tests {
             client: "relay".into(),
             version: "0.1.0".into(),
             features: vec![],
-            tunnels: vec![TunnelSpec { tunnel: 1, name: Some("web".into()), timeout_ms: Some(10_000), ..TunnelSpec::default() }],
+            tunnels: vec![TunnelSpec {
+                tunnel: 1,
+                name: Some("web".into()),
+                timeout_ms: Some(10_000),
+                ..TunnelSpec::default()
+            }],
             resume: None,
             extra: vec![Extra { tag: 7, value: vec![1] }],
         };
         let bytes = hello.to_bytes().unwrap();
-        assert_eq!(hex(&bytes), "0572656c617905302e312e30000101010377656200\
+        assert_eq!(
+            hex(&bytes),
+            "0572656c617905302e312e30000101010377656200\
                                  01fb10270000000107\
-                                 0101");
+                                 0101"
+        );
         assert_eq!(Hello::from_bytes(&bytes), Ok(hello));
 
         let welcome = Welcome {
@@ -556,7 +565,9 @@ mod tests {
         assert!(inject(&|h| h.upgrade = Some("a\nb".into())).is_err());
         // Names and values cannot be made wrong with `http`'s types, so their bytes are changed on the wire.
         let bytes = request().to_bytes().unwrap().to_vec();
-        for (good, bad) in [(&b"x-raw"[..], &b"X-raw"[..]), (b"x-raw", b"x\r\nrw"), (b"\xff\xfe", b"\r\n"), (b"\xff\xfe", b"a\0")] {
+        for (good, bad) in
+            [(&b"x-raw"[..], &b"X-raw"[..]), (b"x-raw", b"x\r\nrw"), (b"\xff\xfe", b"\r\n"), (b"\xff\xfe", b"a\0")]
+        {
             let at = bytes.windows(good.len()).position(|w| w == good).unwrap();
             let mut changed = bytes.clone();
             changed[at..at + bad.len()].copy_from_slice(bad);
@@ -573,6 +584,8 @@ mod tests {
         head.target = format!("/{}", "a".repeat(MAX_HEAD));
         assert!(matches!(head.to_bytes(), Err(MessageError::TooLong(_))));
         // A length that promises more than is there allocates nothing and fails.
-        assert!(RequestHead::from_bytes(&Bytes::from_static(&[1, 0xfd, 255, 255, 255, 255, 255, 255, 255, 127])).is_err());
+        assert!(
+            RequestHead::from_bytes(&Bytes::from_static(&[1, 0xfd, 255, 255, 255, 255, 255, 255, 255, 127])).is_err()
+        );
     }
 }

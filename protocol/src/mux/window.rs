@@ -1,0 +1,236 @@
+//! Flow control arithmetic: one receive window per stream, and the session's budget that they share.
+
+use std::time::{Duration, Instant};
+
+/// Credit that every stream has, however short the budget is, in bytes: most webhooks need no more.
+pub const FLOOR: u32 = 16 * 1024;
+
+/// Credit that a stream starts with while the budget is free, in bytes.
+pub const INITIAL: u32 = 256 * 1024;
+
+/// A session's memory for bodies in one direction.
+///
+/// With 1,024 streams: 16 MiB of floors, 4 MiB for what streams start with above the floor, 12 MiB for windows that
+/// grow. Together 32 MiB, and never more, because a window takes what it is larger than the floor from one of the
+/// two pools before it gives it away as credit.
+#[derive(Clone, Debug)]
+pub(super) struct Budget {
+    /// Left for initial credit above the floor. Whoever opens the stream takes from it; both ends keep the account.
+    initial: u64,
+    /// Left for windows that grow; the receiver's own affair.
+    growth: u64,
+}
+
+impl Budget {
+    pub(super) const INITIAL_POOL: u64 = 4 * 1024 * 1024;
+    pub(super) const GROWTH_POOL: u64 = 12 * 1024 * 1024;
+
+    pub(super) const fn new() -> Self {
+        Self { initial: Self::INITIAL_POOL, growth: Self::GROWTH_POOL }
+    }
+
+    /// The credit for a new stream: a sixteenth of what is left, so that it shrinks towards the floor as streams come.
+    pub(super) fn take_initial(&mut self) -> u32 {
+        let share = (self.initial / 16).min(u64::from(INITIAL - FLOOR));
+        self.initial -= share;
+        FLOOR + u32::try_from(share).unwrap_or(0)
+    }
+
+    /// Accepts the credit that the peer took for a stream of its own, unless it is not its to take.
+    pub(super) fn accept_initial(&mut self, credit: u32) -> bool {
+        let Some(share) = credit.checked_sub(FLOOR).map(u64::from) else { return false };
+        if credit > INITIAL || share > self.initial {
+            return false;
+        }
+        self.initial -= share;
+        true
+    }
+
+    pub(super) fn give_back_initial(&mut self, credit: u32) {
+        self.initial += u64::from(credit - FLOOR);
+    }
+
+    /// What is left of the two pools: initial, growth.
+    pub(super) const fn left(&self) -> (u64, u64) {
+        (self.initial, self.growth)
+    }
+}
+
+/// What one stream may still receive, and what it holds unread.
+///
+/// ```text
+/// size  =  outstanding credit  +  unread bytes  +  bytes read but not yet given back as credit
+/// ```
+#[derive(Debug)]
+pub(super) struct Window {
+    initial: u32,
+    /// Above `initial`, out of the budget's growth pool.
+    grown: u64,
+    outstanding: u64,
+    unread: u64,
+    last_grant: Instant,
+    ended: bool,
+}
+
+impl Window {
+    /// A window whose initial credit the peer already knows.
+    pub(super) const fn new(initial: u32, now: Instant) -> Self {
+        Self { initial, grown: 0, outstanding: initial as u64, unread: 0, last_grant: now, ended: false }
+    }
+
+    const fn size(&self) -> u64 {
+        self.initial as u64 + self.grown
+    }
+
+    pub(super) const fn initial(&self) -> u32 {
+        self.initial
+    }
+
+    pub(super) const fn outstanding(&self) -> u64 {
+        self.outstanding
+    }
+
+    /// Takes in `bytes` of body; false when the peer had no credit for them.
+    pub(super) fn receive(&mut self, bytes: usize) -> bool {
+        let bytes = bytes as u64;
+        let Some(left) = self.outstanding.checked_sub(bytes) else { return false };
+        self.outstanding = left;
+        self.unread += bytes;
+        true
+    }
+
+    /// The application took `bytes`. Returns the credit to grant, once that is half the window: grants are then few,
+    /// and the peer still has half a window to go on with while one is on its way.
+    ///
+    /// A reader that takes half a window in less than two round trips is held back by the window and not by itself:
+    /// its window grows fourfold, as far as the budget goes. It stops growing at about twice the product of bandwidth
+    /// and delay, and overshoots that fourfold at most.
+    pub(super) fn consume(
+        &mut self,
+        bytes: usize,
+        now: Instant,
+        rtt: Option<Duration>,
+        budget: &mut Budget,
+    ) -> Option<u32> {
+        self.unread = self.unread.saturating_sub(bytes as u64);
+        if self.ended {
+            if self.unread == 0 {
+                self.close(budget);
+            }
+            return None;
+        }
+        let idle = self.size() - self.outstanding - self.unread;
+        if idle < self.size() / 2 {
+            return None;
+        }
+        let eager = rtt.is_some_and(|rtt| now.saturating_duration_since(self.last_grant) < 2 * rtt);
+        let more = if eager { (3 * self.size()).min(budget.growth) } else { 0 };
+        budget.growth -= more;
+        self.grown += more;
+        self.last_grant = now;
+        let credit = u32::try_from(idle + more).unwrap_or(u32::MAX);
+        self.outstanding += u64::from(credit);
+        Some(credit)
+    }
+
+    /// The peer sends nothing more. Unread bytes stay on the account until they are read.
+    pub(super) fn end(&mut self, budget: &mut Budget) {
+        self.ended = true;
+        self.outstanding = 0;
+        if self.unread == 0 {
+            self.close(budget);
+        }
+    }
+
+    /// Nothing is held any more: what was grown goes back to the budget.
+    pub(super) fn close(&mut self, budget: &mut Budget) {
+        budget.growth += self.grown;
+        self.grown = 0;
+        self.outstanding = 0;
+        self.unread = 0;
+        self.ended = true;
+    }
+
+    /// What this window takes from the budget's growth pool.
+    pub(super) const fn grown(&self) -> u64 {
+        self.grown
+    }
+
+    /// Whether the account adds up: credit and unread bytes never exceed the window.
+    pub(super) const fn is_consistent(&self) -> bool {
+        self.outstanding + self.unread <= self.size()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RTT: Duration = Duration::from_millis(50);
+
+    #[test]
+    fn grants_come_at_half_the_window() {
+        let (now, mut budget) = (Instant::now(), Budget::new());
+        let mut window = Window::new(INITIAL, now);
+        assert!(window.receive(INITIAL as usize));
+        assert!(!window.receive(1), "no credit is left");
+        assert_eq!(window.consume(1000, now, None, &mut budget), None);
+        assert_eq!(window.consume(INITIAL as usize / 2, now, None, &mut budget), Some(INITIAL / 2 + 1000));
+    }
+
+    #[test]
+    fn an_eager_reader_grows_to_the_budget_and_gives_it_back() {
+        let (mut now, mut budget) = (Instant::now(), Budget::new());
+        let mut window = Window::new(budget.take_initial(), now);
+        for _ in 0..6 {
+            now += RTT;
+            let bytes = usize::try_from(window.outstanding()).unwrap_or(0);
+            assert!(window.receive(bytes));
+            assert!(window.consume(bytes, now, Some(RTT), &mut budget).is_some());
+        }
+        assert_eq!(window.size(), u64::from(INITIAL) + Budget::GROWTH_POOL);
+        window.end(&mut budget);
+        assert_eq!(budget.left().1, Budget::GROWTH_POOL);
+    }
+
+    #[test]
+    fn a_slow_reader_keeps_its_window() {
+        let (mut now, mut budget) = (Instant::now(), Budget::new());
+        let mut window = Window::new(INITIAL, now);
+        for _ in 0..10 {
+            now += 4 * RTT;
+            let bytes = usize::try_from(window.outstanding()).unwrap_or(0);
+            assert!(window.receive(bytes));
+            window.consume(bytes, now, Some(RTT), &mut budget);
+        }
+        assert_eq!(window.size(), u64::from(INITIAL));
+    }
+
+    #[test]
+    fn unread_bytes_stay_on_the_account_after_the_end() {
+        let (now, mut budget) = (Instant::now(), Budget::new());
+        let mut window = Window::new(INITIAL, now);
+        assert!(window.receive(200_000));
+        assert!(window.consume(200_000, now, Some(RTT), &mut budget).is_some());
+        assert!(window.receive(1000));
+        window.end(&mut budget);
+        assert!(budget.left().1 < Budget::GROWTH_POOL);
+        window.consume(1000, now, Some(RTT), &mut budget);
+        assert_eq!(budget.left().1, Budget::GROWTH_POOL);
+    }
+
+    #[test]
+    fn initial_credit_shrinks_to_the_floor_and_comes_back() {
+        let mut budget = Budget::new();
+        let mut peer = Budget::new();
+        let taken: Vec<u32> = (0..1024).map(|_| budget.take_initial()).collect();
+        assert!(taken.windows(2).all(|w| matches!(w, [a, b] if a >= b)));
+        assert_eq!(taken.first(), Some(&INITIAL));
+        assert!(taken.last().is_some_and(|&last| last < FLOOR + 64));
+        assert!(taken.iter().all(|&credit| peer.accept_initial(credit)), "both ends keep the same account");
+        assert!(!peer.accept_initial(INITIAL), "the pool is empty");
+        assert!(!Budget::new().accept_initial(FLOOR - 1) && !Budget::new().accept_initial(INITIAL + 1));
+        taken.iter().for_each(|&credit| budget.give_back_initial(credit));
+        assert_eq!(budget.left().0, Budget::INITIAL_POOL);
+    }
+}
