@@ -11,9 +11,9 @@
 //! | [`mux`] | the multiplexer: a state machine without sockets and without a clock |
 //! | [`link`] | the only I/O: one task drives a mux over one WebSocket |
 
-//pub mod exchange;
+pub mod exchange;
 pub mod frame;
-//pub mod link;
+pub mod link;
 pub mod message;
 pub mod mux;
 

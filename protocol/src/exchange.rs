@@ -1,0 +1,196 @@
+//! The rules between heads on the wire and HTTP: what is the next hop's business and what is not.
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+
+use crate::message::HeaderList;
+
+/// The header lines that belong to the message and not to the connection it came on, in order.
+///
+/// Left out, by RFC 9110, section 7.6.1: `Connection` and every name that it lists (whatever its case), `Keep-Alive`,
+/// `Proxy-Connection`, `Transfer-Encoding`, `Upgrade`, `TE`, and the proxy authentication pair. `TE: trailers` stays,
+/// because gRPC asks for it end to end. `Host` is left out too: the authority travels by itself.
+pub fn end_to_end(headers: &HeaderMap) -> HeaderList {
+    let connection = ConnectionNames::of(headers);
+    let mut list = Vec::with_capacity(headers.len() + 8);
+    for (name, value) in headers {
+        if *name == header::TE {
+            if asks_for_trailers(value) {
+                list.push((header::TE, HeaderValue::from_static("trailers")));
+            }
+        } else if !is_hop_by_hop(name) && *name != header::HOST && !connection.contains(name) {
+            list.push((name.clone(), value.clone()));
+        }
+    }
+    list
+}
+
+/// The trailers that may follow a body: RFC 9110, section 6.5.1 forbids what is needed before it.
+pub fn end_to_end_trailers(trailers: &HeaderMap) -> HeaderList {
+    let allowed = |name: &HeaderName| !is_hop_by_hop(name) && !is_forbidden_trailer(name);
+    trailers.iter().filter(|(name, _)| allowed(name)).map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+/// Whether a name means something to one connection only.
+pub fn is_hop_by_hop(name: &HeaderName) -> bool {
+    const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+    const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+    const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+    matches!(
+        *name,
+        header::CONNECTION
+            | header::TRANSFER_ENCODING
+            | header::UPGRADE
+            | header::TE
+            | header::PROXY_AUTHENTICATE
+            | header::PROXY_AUTHORIZATION
+    ) || *name == KEEP_ALIVE
+        || *name == PROXY_CONNECTION
+        || *name == HTTP2_SETTINGS
+}
+
+/// Whether a name must not stand in trailers, because it frames, routes, authenticates or describes the body that has
+/// already been read.
+pub fn is_forbidden_trailer(name: &HeaderName) -> bool {
+    matches!(
+        *name,
+        header::CONTENT_LENGTH
+            | header::CONTENT_TYPE
+            | header::CONTENT_ENCODING
+            | header::CONTENT_RANGE
+            | header::HOST
+            | header::TRAILER
+            | header::AUTHORIZATION
+            | header::COOKIE
+            | header::SET_COOKIE
+            | header::CACHE_CONTROL
+            | header::EXPECT
+            | header::MAX_FORWARDS
+            | header::LOCATION
+            | header::AGE
+            | header::EXPIRES
+            | header::DATE
+            | header::VARY
+            | header::RETRY_AFTER
+            | header::WARNING
+            | header::PRAGMA
+            | header::RANGE
+            | header::IF_MATCH
+            | header::IF_NONE_MATCH
+            | header::IF_MODIFIED_SINCE
+            | header::IF_UNMODIFIED_SINCE
+            | header::IF_RANGE
+            | header::WWW_AUTHENTICATE
+    )
+}
+
+/// The protocol that a request asks to upgrade to: `Connection: upgrade` with one `Upgrade` line.
+pub fn upgrade_of(headers: &HeaderMap) -> Option<&str> {
+    let asked = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .any(|value| tokens(value).any(|t| t.eq_ignore_ascii_case("upgrade")));
+    let mut lines = headers.get_all(header::UPGRADE).iter();
+    let protocol = lines.next()?.to_str().ok()?;
+    (asked && lines.next().is_none()).then_some(protocol)
+}
+
+/// Adds `list` to `headers`, keeping repeats.
+pub fn append_all(headers: &mut HeaderMap, list: HeaderList) {
+    headers.reserve(list.len());
+    for (name, value) in list {
+        headers.append(name, value);
+    }
+}
+
+/// The names that `Connection` lists. Nearly always it is absent or `keep-alive`, which costs nothing here.
+struct ConnectionNames<'a>(Vec<&'a str>);
+
+impl<'a> ConnectionNames<'a> {
+    fn of(headers: &'a HeaderMap) -> Self {
+        let common = |token: &&str| {
+            !["keep-alive", "close", "upgrade", "te", ""].iter().any(|known| token.eq_ignore_ascii_case(known))
+        };
+        Self(headers.get_all(header::CONNECTION).iter().flat_map(tokens).filter(common).collect())
+    }
+
+    fn contains(&self, name: &HeaderName) -> bool {
+        self.0.iter().any(|listed| listed.eq_ignore_ascii_case(name.as_str()))
+    }
+}
+
+fn asks_for_trailers(value: &HeaderValue) -> bool {
+    tokens(value).any(|token| token.eq_ignore_ascii_case("trailers"))
+}
+
+/// The comma-separated tokens of a value; none where it is not text.
+fn tokens(value: &HeaderValue) -> impl Iterator<Item = &str> {
+    value.to_str().unwrap_or_default().split(',').map(str::trim)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+    use super::*;
+
+    fn map(lines: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines {
+            headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
+        }
+        headers
+    }
+
+    fn shown(list: &HeaderList) -> Vec<String> {
+        list.iter().map(|(name, value)| format!("{name}: {}", value.as_bytes().escape_ascii())).collect()
+    }
+
+    #[test]
+    fn keeps_order_repeats_and_bytes() {
+        let mut headers = map(&[("b", "1"), ("a", "2"), ("b", "3"), ("c", "4")]);
+        headers.append("d", HeaderValue::from_bytes(b"\xff").unwrap());
+        assert_eq!(shown(&end_to_end(&headers)), ["b: 1", "b: 3", "a: 2", "c: 4", "d: \\xff"]);
+    }
+
+    #[test]
+    fn drops_what_connection_lists_whatever_its_case() {
+        let headers = map(&[
+            ("connection", "Close, X-Forwarded-FOR"),
+            ("connection", "x-one"),
+            ("x-forwarded-for", "1"),
+            ("X-One", "1"),
+            ("keep-alive", "1"),
+            ("proxy-connection", "1"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "h2c"),
+            ("http2-settings", "x"),
+            ("proxy-authorization", "x"),
+            ("host", "x"),
+            ("x-two", "2"),
+        ]);
+        assert_eq!(shown(&end_to_end(&headers)), ["x-two: 2"]);
+    }
+
+    #[test]
+    fn te_says_trailers_or_nothing() {
+        assert_eq!(shown(&end_to_end(&map(&[("te", "gzip, Trailers;q=1")]))), Vec::<String>::new());
+        assert_eq!(shown(&end_to_end(&map(&[("te", "gzip, Trailers"), ("connection", "te")]))), ["te: trailers"]);
+    }
+
+    #[test]
+    fn trailers_cannot_frame_or_authenticate() {
+        let trailers =
+            map(&[("grpc-status", "0"), ("content-length", "1"), ("authorization", "x"), ("connection", "x")]);
+        assert_eq!(shown(&end_to_end_trailers(&trailers)), ["grpc-status: 0"]);
+    }
+
+    #[test]
+    fn an_upgrade_needs_both_lines() {
+        assert_eq!(
+            upgrade_of(&map(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")])),
+            Some("websocket")
+        );
+        assert_eq!(upgrade_of(&map(&[("upgrade", "websocket")])), None);
+        assert_eq!(upgrade_of(&map(&[("connection", "upgrade"), ("upgrade", "a"), ("upgrade", "b")])), None);
+    }
+}
