@@ -1,2 +1,3 @@
 //! TODO
 pub mod address;
+pub mod rewrite;
