@@ -1,3 +1,4 @@
 //! TODO
 pub mod address;
 pub mod rewrite;
+pub mod dial;
