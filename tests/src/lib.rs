@@ -1,1 +1,3 @@
-//! TODO
+//! The harness: what a test starts and calls.
+
+pub mod tools;
