@@ -2,3 +2,4 @@
 pub mod address;
 pub mod rewrite;
 pub mod dial;
+pub mod terminal;

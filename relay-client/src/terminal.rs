@@ -1,0 +1,750 @@
+//! What a person or a program sees of a tunnel.
+//!
+//! Events go in, bytes come out: [`Printer::push`] formats an event into a buffer that is used again
+//! and again, [`Printer::flush`] writes what has gathered with one system call. Whoever owns the
+//! printer flushes when it has drained its events, so that a busy tunnel costs one write for many
+//! lines and a quiet one shows each line at once.
+//!
+//! # The JSON form
+//!
+//! One object per line on standard output and nothing else there; the names and types of these
+//! fields are a contract and never change:
+//!
+//! ```json
+//! {"event":"tunnel.ready","name":"hooks","url":"https://hooks.relay.example","upstream":"http://localhost:3000","relay":"https://relay.example","ca_file":null,"local_url":null}
+//! {"event":"exchange","id":"01J…","method":"POST","path":"/hooks?a=1","status":200,"duration_ms":12.25,"error":null}
+//! {"event":"session.disconnected","reason":"the connection was reset","retry_in_ms":250}
+//! {"event":"session.reconnected","relay":"https://relay.example"}
+//! ```
+//!
+//! # The text form
+//!
+//! The public URL stands first and alone on its line, then a line per exchange:
+//!
+//! ```text
+//! https://hooks.relay.example
+//!   forwards to http://localhost:3000
+//!
+//! 14:03:11 POST    /hooks?a=1                               200    12.3 ms
+//! ```
+//!
+//! Methods, paths and reasons come from strangers. Characters that could move the cursor, recolour
+//! the screen or reorder a line are escaped in both forms.
+
+use std::{
+    fmt::{self, Write as _},
+    io::{self, IsTerminal, Stderr, Stdout, Write},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use jiff::{Timestamp, tz::TimeZone};
+use serde::{Deserialize, Serialize, Serializer};
+
+/// The choice of `--output`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Output {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs: one JSON object per line.
+    Json,
+}
+
+/// Something that happened to a tunnel or its session.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "event")]
+pub enum Event<'a> {
+    /// A tunnel answers on its public URL.
+    #[serde(rename = "tunnel.ready")]
+    Ready {
+        /// The name below the relay's base domain.
+        name: &'a str,
+        /// The public URL, without a path.
+        url: &'a str,
+        /// Where requests go.
+        upstream: &'a str,
+        /// The relay's URL.
+        relay: &'a str,
+        /// The CA that callers must be told to trust; only where it is no public one.
+        ca_file: Option<&'a str>,
+        /// Another URL of the tunnel that works on this machine only, without resolving its name.
+        local_url: Option<&'a str>,
+    },
+    /// A request was answered, or was not.
+    #[serde(rename = "exchange")]
+    Exchange {
+        /// The exchange's id, as in `Relay-Request-Id`.
+        id: &'a str,
+        /// The request's method.
+        method: &'a str,
+        /// The raw target with its query.
+        path: &'a str,
+        /// None when no answer was sent.
+        status: Option<u16>,
+        /// Milliseconds from the deadline's start to the end of the body.
+        #[serde(serialize_with = "microseconds")]
+        duration_ms: f64,
+        /// The error's stable code, such as `upstream-refused`.
+        error: Option<&'a str>,
+    },
+    /// The client starts to connect. People are told; in JSON the first line is a tunnel's.
+    #[serde(rename = "session.connecting")]
+    Connecting {
+        /// The relay's URL.
+        relay: &'a str,
+    },
+    /// The session is lost.
+    #[serde(rename = "session.disconnected")]
+    Disconnected {
+        /// What happened, as a sentence's part: `the connection was reset`.
+        reason: &'a str,
+        /// Milliseconds until the next attempt.
+        retry_in_ms: u64,
+    },
+    /// The session is back, with the same tunnels.
+    #[serde(rename = "session.reconnected")]
+    Reconnected {
+        /// The relay's URL.
+        relay: &'a str,
+    },
+    /// Something a person should know, such as a warning. Goes to standard error in both forms.
+    #[serde(skip)]
+    Notice(&'a str),
+}
+
+/// Rounded to whole microseconds: more digits would be noise. JSON has no infinity.
+fn microseconds<S: Serializer>(milliseconds: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    let rounded = (milliseconds * 1000.0).round() / 1000.0;
+    serializer.serialize_f64(if rounded.is_finite() { rounded } else { 0.0 })
+}
+
+/// How standard output can show things.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Style {
+    /// Outcomes are coloured.
+    pub colour: bool,
+    /// Paths are cut so that a line fits this many columns.
+    pub columns: Option<usize>,
+}
+
+impl Style {
+    /// Of this process's standard output: colours on a terminal only and not against `NO_COLOR`
+    /// (<https://no-color.org>) or on a dumb one.
+    pub fn of_stdout() -> Self {
+        if !io::stdout().is_terminal() {
+            return Self::default();
+        }
+        let is = |name: &str, wanted: &dyn Fn(&str) -> bool| {
+            std::env::var_os(name).is_some_and(|value| wanted(&value.to_string_lossy()))
+        };
+        let colour = !is("NO_COLOR", &|value| !value.is_empty()) && !is("TERM", &|value| value == "dumb");
+        Self { colour, columns: columns() }
+    }
+}
+
+fn columns() -> Option<usize> {
+    terminal_size::terminal_size_of(io::stdout()).map(|(width, _)| usize::from(width.0))
+}
+
+/// Formats events for `out` (what was asked for) and `err` (what is said besides).
+#[derive(Debug)]
+pub struct Printer<O = Stdout, E = Stderr> {
+    output: Output,
+    style: Style,
+    out: O,
+    err: E,
+    out_buffer: Vec<u8>,
+    err_buffer: Vec<u8>,
+    clock: Clock,
+    ready: bool,
+}
+
+impl Printer {
+    /// A printer on this process's standard output and error.
+    pub fn stdio(output: Output) -> Self {
+        let style = Style::of_stdout();
+        Self::new(output, style, TimeZone::system(), io::stdout(), io::stderr())
+    }
+
+    /// As [`Printer::flush`], and learns the terminal's width anew, should it have changed.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn flush_stdio(&mut self) -> io::Result<()> {
+        if self.style.columns.is_some() {
+            self.style.columns = columns();
+        }
+        self.flush()
+    }
+}
+
+impl<O: Write, E: Write> Printer<O, E> {
+    /// A printer on any two writers, showing times of the given zone.
+    pub fn new(output: Output, style: Style, zone: TimeZone, out: O, err: E) -> Self {
+        Self {
+            output,
+            style,
+            out,
+            err,
+            out_buffer: Vec::new(),
+            err_buffer: Vec::new(),
+            clock: Clock { zone, second: i64::MIN, text: String::new() },
+            ready: false,
+        }
+    }
+
+    /// Formats an event as of now; nothing is written before [`Printer::flush`].
+    pub fn push(&mut self, event: &Event<'_>) {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.push_at(i64::try_from(since.as_secs()).unwrap_or(i64::MAX), event);
+    }
+
+    /// Formats an event as of this many seconds after 1970.
+    pub fn push_at(&mut self, second: i64, event: &Event<'_>) {
+        self.ready |= matches!(event, Event::Ready { .. });
+        match (self.output, event) {
+            // A program's first line is `tunnel.ready`. What comes before is for people.
+            (Output::Json, Event::Notice(_) | Event::Connecting { .. }) => self.aside(second, event),
+            (Output::Json, _) if !self.ready => self.aside(second, event),
+            (Output::Json, _) => {
+                let mut json = serde_json::Serializer::with_formatter(&mut self.out_buffer, Harmless);
+                // A buffer takes everything, and every field has a JSON form.
+                let _ = event.serialize(&mut json);
+                self.out_buffer.push(b'\n');
+            }
+            (Output::Text, Event::Ready { url, upstream, ca_file, local_url, .. }) => {
+                self.ready(url, upstream, *ca_file, *local_url);
+            }
+            (Output::Text, Event::Exchange { method, path, status, duration_ms, error, .. }) => {
+                self.exchange(second, method, path, *status, *duration_ms, *error);
+            }
+            (Output::Text, _) => self.aside(second, event),
+        }
+    }
+
+    /// Bytes formatted and not yet written.
+    pub fn pending(&self) -> usize {
+        self.out_buffer.len() + self.err_buffer.len()
+    }
+
+    /// Writes what was pushed.
+    ///
+    /// # Errors
+    /// Where standard output does not take it. `BrokenPipe` means that nobody reads any more, as
+    /// behind `head`: time to stop. Standard error is written as far as it goes. What could not be
+    /// written is dropped.
+    pub fn flush(&mut self) -> io::Result<()> {
+        if !self.err_buffer.is_empty() {
+            let _ = self.err.write_all(&self.err_buffer).and_then(|()| self.err.flush());
+            self.err_buffer.clear();
+        }
+        if self.out_buffer.is_empty() {
+            return Ok(());
+        }
+        let result = self.out.write_all(&self.out_buffer).and_then(|()| self.out.flush());
+        self.out_buffer.clear();
+        result
+    }
+
+    fn ready(&mut self, url: &str, upstream: &str, ca: Option<&str>, local_url: Option<&str>) {
+        let out = &mut Text(&mut self.out_buffer);
+        let (bold, plain) = if self.style.colour { ("\x1b[1m", RESET) } else { ("", "") };
+        let _ = writeln!(out, "{bold}{}{plain}", Shown(url));
+        let _ = writeln!(out, "  forwards to {}", Shown(upstream));
+        if let Some(ca) = ca {
+            // The local URL, because not every resolver knows names below `.localhost`.
+            let url = local_url.unwrap_or(url);
+            let _ = writeln!(out, "  curl --cacert {} {}/", Quoted(ca), Shown(url));
+        }
+        let _ = writeln!(out);
+    }
+
+    fn exchange(
+        &mut self,
+        second: i64,
+        method: &str,
+        path: &str,
+        status: Option<u16>,
+        duration_ms: f64,
+        error: Option<&str>,
+    ) {
+        let out = &mut Text(&mut self.out_buffer);
+        // Either every line has the same width, or nothing is cut.
+        let error_columns = error.map_or(0, |code| code.len() + 2);
+        let (width, cut) = match self.style.columns {
+            Some(columns) => {
+                let width = columns.saturating_sub(FIXED_COLUMNS + error_columns).max(PATH_MIN);
+                (width, Some(width))
+            }
+            None => (PATH_UNCUT, None),
+        };
+        let _ = write!(out, "{} ", self.clock.at(second));
+        pad(out, &Shown(method), 7, Some(METHOD_MAX));
+        out.push(' ');
+        pad(out, &Shown(path), width, cut);
+
+        let (colour, plain) = match (self.style.colour, status) {
+            (false, _) => ("", ""),
+            (true, Some(200..=299)) => (GREEN, RESET),
+            (true, Some(100..=399)) => (CYAN, RESET),
+            (true, Some(400..=499)) => (YELLOW, RESET),
+            (true, _) => (RED, RESET),
+        };
+        let _ = match status {
+            Some(status) => write!(out, " {colour}{status:>3}{plain} "),
+            None => write!(out, " {colour}---{plain} "),
+        };
+        duration(out, duration_ms);
+        if let Some(code) = error {
+            let (colour, plain) = if self.style.colour { (RED, RESET) } else { ("", "") };
+            let _ = write!(out, "  {colour}{}{plain}", Shown(code));
+        }
+        out.push('\n');
+    }
+
+    /// A line on standard error.
+    fn aside(&mut self, second: i64, event: &Event<'_>) {
+        let out = &mut Text(&mut self.err_buffer);
+        let time = self.clock.at(second);
+        let _ = match event {
+            Event::Notice(text) => writeln!(out, "{time} {}", Shown(text)),
+            Event::Connecting { relay } => writeln!(out, "{time} connecting to {}", Shown(relay)),
+            Event::Disconnected { reason, retry_in_ms } => {
+                let wait = *retry_in_ms as f64 / 1000.0;
+                writeln!(out, "{time} disconnected: {}; next attempt in {wait:.1} s", Shown(reason))
+            }
+            Event::Reconnected { relay } => writeln!(out, "{time} connected again to {}", Shown(relay)),
+            // Before its tunnel is ready there is no exchange to tell of.
+            Event::Ready { .. } | Event::Exchange { .. } => Ok(()),
+        };
+    }
+}
+
+const RED: &str = "\x1b[31m";
+const GREEN: &str = "\x1b[32m";
+const YELLOW: &str = "\x1b[33m";
+const CYAN: &str = "\x1b[36m";
+const RESET: &str = "\x1b[0m";
+
+/// Everything of a line but its path: time 8, method 7, status 3, duration 10, and five spaces. The
+/// last column stays free, because some terminals wrap as soon as it is filled.
+const FIXED_COLUMNS: usize = 8 + 7 + 3 + 10 + 5;
+/// A path is not cut below this, however narrow the terminal.
+const PATH_MIN: usize = 12;
+/// The path's column where nothing is cut; longer paths push the rest to the right.
+const PATH_UNCUT: usize = 40;
+/// Methods longer than any registered one (RFC 9110, section 16.1) are cut.
+const METHOD_MAX: usize = 20;
+
+/// Text that is written into bytes.
+struct Text<'a>(&'a mut Vec<u8>);
+
+impl Text<'_> {
+    fn push(&mut self, ascii: char) {
+        let _ = self.write_char(ascii);
+    }
+}
+
+impl fmt::Write for Text<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.extend_from_slice(text.as_bytes());
+        Ok(())
+    }
+
+    fn write_char(&mut self, character: char) -> fmt::Result {
+        self.write_str(character.encode_utf8(&mut [0; 4]))
+    }
+}
+
+/// A string of a stranger's, with the characters escaped that could do more than stand there.
+struct Shown<'a>(&'a str);
+
+impl Shown<'_> {
+    fn pieces(&self) -> impl Iterator<Item = Piece> {
+        self.0.chars().map(|character| match character {
+            _ if hazardous(character) => Piece::Escape(character),
+            _ => Piece::Plain(character),
+        })
+    }
+}
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+            return f.write_str(self.0);
+        }
+        self.pieces().try_for_each(|piece| piece.fmt(f))
+    }
+}
+
+enum Piece {
+    Plain(char),
+    Escape(char),
+}
+
+impl fmt::Display for Piece {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Plain(character) => f.write_char(*character),
+            Self::Escape(character) => character.escape_unicode().fmt(f),
+        }
+    }
+}
+
+impl Piece {
+    fn columns(&self) -> usize {
+        match self {
+            Self::Plain(_) => 1,
+            Self::Escape(character) => character.escape_unicode().len(),
+        }
+    }
+}
+
+/// Control characters (C0, DEL, C1), line and paragraph separators, what changes the direction of
+/// text (UAX #9), and what has no width of its own and so hides or joins others.
+fn hazardous(character: char) -> bool {
+    match character {
+        ' '..='~' => false,
+        _ => {
+            character.is_control()
+                || matches!(character,
+                    '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+                    | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
+                    | '\u{e0000}'..='\u{e007f}')
+        }
+    }
+}
+
+/// Fills up to `width` with spaces. What is longer than `cut` loses its end to an ellipsis, never in
+/// the middle of an escape.
+fn pad(out: &mut Text<'_>, text: &Shown<'_>, width: usize, cut: Option<usize>) {
+    let ascii = text.0.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+    let columns = if ascii { text.0.len() } else { text.pieces().map(|piece| piece.columns()).sum() };
+    let mut used = columns;
+    match cut {
+        Some(cut) if columns > cut => {
+            used = 0;
+            for piece in text.pieces() {
+                if used + piece.columns() >= cut {
+                    break;
+                }
+                used += piece.columns();
+                let _ = write!(out, "{piece}");
+            }
+            out.push('…');
+            used += 1;
+        }
+        _ => {
+            let _ = write!(out, "{text}");
+        }
+    }
+    for _ in used..width {
+        out.push(' ');
+    }
+}
+
+/// Ten columns for everything below a hundred minutes.
+fn duration(out: &mut Text<'_>, milliseconds: f64) {
+    let _ = match milliseconds {
+        // Half a step below each limit, so that nothing is rounded up to it.
+        ..999.95 => write!(out, "{milliseconds:>7.1} ms"),
+        ..59_995.0 => write!(out, "{:>8.2} s", milliseconds / 1000.0),
+        _ => {
+            let seconds = (milliseconds / 1000.0).round() as u64;
+            write!(out, "{:>3} min {:>02}", seconds / 60, seconds % 60)
+        }
+    };
+}
+
+/// In single quotes for a POSIX shell, where it needs them. What is pasted must be what is meant, so
+/// that hazardous characters are escaped even though the path is then wrong.
+struct Quoted<'a>(&'a str);
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+:@%,=".contains(&byte);
+        if !self.0.is_empty() && self.0.bytes().all(plain) {
+            return f.write_str(self.0);
+        }
+        f.write_char('\'')?;
+        for (index, part) in self.0.split('\'').enumerate() {
+            write!(f, "{}{}", if index == 0 { "" } else { r"'\''" }, Shown(part))?;
+        }
+        f.write_char('\'')
+    }
+}
+
+/// The local time of day, worked out once per second.
+#[derive(Debug)]
+struct Clock {
+    zone: TimeZone,
+    second: i64,
+    text: String,
+}
+
+impl Clock {
+    fn at(&mut self, second: i64) -> &str {
+        if second != self.second {
+            self.second = second;
+            self.text.clear();
+            let time = Timestamp::from_second(second).unwrap_or_default().to_zoned(self.zone.clone()).time();
+            let _ = write!(self.text, "{:02}:{:02}:{:02}", time.hour(), time.minute(), time.second());
+        }
+        &self.text
+    }
+}
+
+/// Compact JSON that is harmless on a terminal too: what JSON leaves bare and [`hazardous`] names is
+/// written as `\u` escapes, which mean the same to every parser.
+struct Harmless;
+
+impl serde_json::ser::Formatter for Harmless {
+    fn write_string_fragment<W: Write + ?Sized>(&mut self, out: &mut W, text: &str) -> io::Result<()> {
+        // JSON's own escapes are written elsewhere; a fragment is free of them.
+        if text.is_ascii() && !text.contains('\x7f') {
+            return out.write_all(text.as_bytes());
+        }
+        for character in text.chars() {
+            if hazardous(character) {
+                for unit in character.encode_utf16(&mut [0; 2]) {
+                    write!(out, "\\u{unit:04x}")?;
+                }
+            } else {
+                out.write_all(character.encode_utf8(&mut [0; 4]).as_bytes())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const READY: Event<'_> = Event::Ready {
+        name: "hooks",
+        url: "https://hooks.relay.example",
+        upstream: "http://localhost:3000",
+        relay: "https://relay.example",
+        ca_file: None,
+        local_url: None,
+    };
+
+    fn exchange<'a>(method: &'a str, path: &'a str, status: Option<u16>) -> Event<'a> {
+        Event::Exchange { id: "01J", method, path, status, duration_ms: 12.25, error: None }
+    }
+
+    /// What stands on both outputs after these events, at 14:03:11 UTC.
+    fn print(output: Output, style: Style, events: &[Event<'_>]) -> (String, String) {
+        let mut printer = Printer::new(output, style, TimeZone::UTC, Vec::new(), Vec::new());
+        for event in events {
+            printer.push_at(14 * 3600 + 3 * 60 + 11, event);
+        }
+        assert!(events.is_empty() || printer.pending() > 0);
+        printer.flush().unwrap();
+        assert_eq!(printer.pending(), 0);
+        (String::from_utf8(printer.out).unwrap(), String::from_utf8(printer.err).unwrap())
+    }
+
+    fn line(style: Style, event: &Event<'_>) -> String {
+        let (out, _) = print(Output::Text, style, std::slice::from_ref(event));
+        assert_eq!(out.matches('\n').count(), 1, "{out:?}");
+        out.trim_end_matches('\n').to_owned()
+    }
+
+    #[test]
+    fn the_json_contract() {
+        let failed = Event::Exchange {
+            id: "7",
+            method: "GET",
+            path: "/",
+            status: None,
+            duration_ms: 30000.0,
+            error: Some("deadline"),
+        };
+        let local = Event::Ready {
+            name: "a",
+            url: "https://a.relay.localhost:8443",
+            upstream: "unix:/run/a",
+            relay: "https://relay.localhost:8443",
+            ca_file: Some("/ca.pem"),
+            local_url: Some("https://localhost:8443"),
+        };
+        let events = [
+            Event::Connecting { relay: "https://relay.example" },
+            READY,
+            local,
+            exchange("POST", "/hooks?a=1&b=\"", Some(200)),
+            failed,
+            Event::Disconnected { reason: "reset", retry_in_ms: 250 },
+            Event::Reconnected { relay: "https://relay.example" },
+            Event::Notice("be careful"),
+        ];
+        let (out, err) = print(Output::Json, Style::default(), &events);
+        let expected = [
+            r#"{"event":"tunnel.ready","name":"hooks","url":"https://hooks.relay.example","upstream":"http://localhost:3000","relay":"https://relay.example","ca_file":null,"local_url":null}"#,
+            r#"{"event":"tunnel.ready","name":"a","url":"https://a.relay.localhost:8443","upstream":"unix:/run/a","relay":"https://relay.localhost:8443","ca_file":"/ca.pem","local_url":"https://localhost:8443"}"#,
+            r#"{"event":"exchange","id":"01J","method":"POST","path":"/hooks?a=1&b=\"","status":200,"duration_ms":12.25,"error":null}"#,
+            r#"{"event":"exchange","id":"7","method":"GET","path":"/","status":null,"duration_ms":30000.0,"error":"deadline"}"#,
+            r#"{"event":"session.disconnected","reason":"reset","retry_in_ms":250}"#,
+            r#"{"event":"session.reconnected","relay":"https://relay.example"}"#,
+        ];
+        assert_eq!(out.lines().collect::<Vec<_>>(), expected);
+        assert_eq!(err, "14:03:11 connecting to https://relay.example\n14:03:11 be careful\n");
+    }
+
+    #[test]
+    fn nothing_precedes_the_ready_line_in_json() {
+        let early = Event::Disconnected { reason: "refused", retry_in_ms: 1500 };
+        let (out, err) = print(Output::Json, Style::default(), &[early]);
+        assert_eq!(out, "");
+        assert_eq!(err, "14:03:11 disconnected: refused; next attempt in 1.5 s\n");
+    }
+
+    #[test]
+    fn the_text_form() {
+        let events = [
+            READY,
+            exchange("POST", "/hooks?a=1", Some(200)),
+            exchange("PROPFIND", "/", None),
+            Event::Reconnected { relay: "https://relay.example" },
+        ];
+        let (out, err) = print(Output::Text, Style::default(), &events);
+        let mut lines = out.lines();
+        assert_eq!(lines.next(), Some("https://hooks.relay.example"));
+        assert_eq!(lines.next(), Some("  forwards to http://localhost:3000"));
+        assert_eq!(lines.next(), Some(""));
+        let path = format!("{:40}", "/hooks?a=1");
+        assert_eq!(lines.next(), Some(format!("14:03:11 POST    {path} 200    12.2 ms").as_str()));
+        assert!(lines.next().unwrap().contains(" --- "));
+        assert_eq!(lines.next(), None);
+        assert_eq!(err, "14:03:11 connected again to https://relay.example\n");
+    }
+
+    #[test]
+    fn a_private_ca_comes_with_a_line_to_paste() {
+        let event = Event::Ready {
+            name: "a",
+            url: "https://a.relay.localhost:8443",
+            upstream: "http://localhost:3000",
+            relay: "https://relay.localhost:8443",
+            ca_file: Some("/home/o'neil/my ca.pem"),
+            local_url: Some("https://localhost:8443"),
+        };
+        let (out, _) = print(Output::Text, Style::default(), &[event]);
+        assert!(out.starts_with("https://a.relay.localhost:8443\n"), "{out}");
+        assert!(out.contains(r"curl --cacert '/home/o'\''neil/my ca.pem' https://localhost:8443/"), "{out}");
+        assert_eq!(Quoted("/home/me/ca.pem").to_string(), "/home/me/ca.pem");
+        assert_eq!(Quoted("$(id)").to_string(), "'$(id)'");
+        assert_eq!(Quoted("").to_string(), "''");
+    }
+
+    #[test]
+    fn a_stranger_cannot_write_on_the_screen() {
+        let path = "/\u{1b}[2J\r\n\u{9b}31m\u{202e}gnp.\u{2066}\u{2028}\u{7f}\0\u{200b}é日\u{e0041}";
+        let text = line(Style::default(), &exchange("GE\u{1b}T", path, Some(200)));
+        assert!(text.contains(r"GE\u{1b}T"), "{text}");
+        assert!(text.contains(r"/\u{1b}[2J\u{d}\u{a}\u{9b}31m\u{202e}gnp.\u{2066}\u{2028}\u{7f}"));
+        assert!(text.contains("é日"), "what is harmless stays readable: {text}");
+        assert!(!text.chars().any(hazardous), "{text:?}");
+
+        let (json, _) = print(Output::Json, Style::default(), &[READY, exchange("GET", path, None)]);
+        assert!(!json.replace('\n', "").chars().any(hazardous), "{json:?}");
+        let parsed: Value = serde_json::from_str(json.lines().last().unwrap()).unwrap();
+        assert_eq!(parsed["path"], json!(path), "the meaning is the same");
+        let (_, err) = print(Output::Json, Style::default(), &[Event::Notice("a\nb\u{1b}")]);
+        assert_eq!(err, "14:03:11 a\\u{a}b\\u{1b}\n");
+    }
+
+    #[test]
+    fn lines_fit_the_terminal() {
+        let long = format!("/{}", "x".repeat(300));
+        for columns in [60, 80, 200] {
+            let style = Style { colour: false, columns: Some(columns) };
+            let short = line(style, &exchange("GET", "/", Some(200)));
+            let cut = line(style, &exchange("GET", &long, Some(200)));
+            assert_eq!((short.chars().count(), cut.chars().count()), (columns - 1, columns - 1));
+            assert!(cut.contains("x… 200 "), "{cut}");
+            // The escape of six columns is kept whole or left out whole.
+            for offset in 0..8 {
+                let hostile = format!("/{}\u{1b}\u{1b}\u{1b}", "x".repeat(columns - 44 - offset));
+                let cut = line(style, &exchange("GET", &hostile, Some(200)));
+                assert_eq!(cut.chars().count(), columns - 1, "{cut}");
+                assert_eq!(cut.matches('{').count(), cut.matches('}').count(), "{cut}");
+            }
+        }
+        let narrow = line(Style { colour: false, columns: Some(1) }, &exchange("GET", &long, None));
+        assert!(narrow.contains("/xxxxxxxxxx…"), "{narrow}");
+        let uncut = line(Style::default(), &exchange("GET", &long, None));
+        assert!(uncut.contains(&long));
+        let method = line(Style::default(), &exchange(&"M".repeat(300), "/", None));
+        assert!(method.len() < 120, "{method}");
+    }
+
+    #[test]
+    fn outcomes_have_colours() {
+        let style = Style { colour: true, columns: None };
+        for (status, colour) in
+            [(Some(204), GREEN), (Some(302), CYAN), (Some(404), YELLOW), (Some(500), RED), (None, RED)]
+        {
+            assert!(line(style, &exchange("GET", "/", status)).contains(colour), "{status:?}");
+            assert!(!line(Style::default(), &exchange("GET", "/", status)).contains('\x1b'));
+        }
+    }
+
+    #[test]
+    fn durations_keep_their_column() {
+        for (milliseconds, expected) in [
+            (0.04, "    0.0 ms"),
+            (12.34, "   12.3 ms"),
+            (999.94, "  999.9 ms"),
+            (999.96, "    1.00 s"),
+            (59_994.0, "   59.99 s"),
+            (60_000.0, "  1 min 00"),
+            (5_999_000.0, " 99 min 59"),
+        ] {
+            let mut bytes = Vec::new();
+            duration(&mut Text(&mut bytes), milliseconds);
+            assert_eq!(String::from_utf8(bytes).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn odd_durations_are_still_json() {
+        for odd in [f64::NAN, f64::INFINITY] {
+            let event = Event::Exchange { id: "", method: "", path: "", status: None, duration_ms: odd, error: None };
+            let (out, _) = print(Output::Json, Style::default(), &[READY, event]);
+            assert!(out.contains(r#""duration_ms":0.0"#), "{out}");
+        }
+    }
+
+    #[test]
+    fn a_flush_is_one_write_and_a_closed_pipe_is_told() {
+        struct Counted(usize, bool);
+        impl Write for Counted {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0 += 1;
+                if self.1 { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(bytes.len()) }
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        for closed in [false, true] {
+            let out = Counted(0, closed);
+            let mut printer = Printer::new(Output::Text, Style::default(), TimeZone::UTC, out, io::sink());
+            for _ in 0..1000 {
+                printer.push(&exchange("GET", "/", Some(200)));
+            }
+            let result = printer.flush();
+            assert_eq!(printer.out.0, 1);
+            assert_eq!(result.map_err(|error| error.kind()).err(), closed.then_some(io::ErrorKind::BrokenPipe));
+            assert_eq!(printer.pending(), 0);
+        }
+    }
+}
