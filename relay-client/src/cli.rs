@@ -1,0 +1,302 @@
+//! The command line: what can be typed, and what the exit codes mean.
+//!
+//! These types hold what was typed, no more; [`crate::config`] decides what holds.
+
+use std::{
+    ffi::OsString,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    address::{HostPort, UpstreamAddr},
+    config::{Secret, UpstreamProtocol, duration, subdomain},
+    dial::RelayUrl,
+    rewrite::HostHeader,
+    terminal::Output,
+};
+
+/// A public HTTPS URL for a service on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "relay", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(after_help = "Examples:\n  \
+    relay dev                       try it: a relay, a tunnel and a demo app on this machine\n  \
+    relay dev 3000                  the same for your service on port 3000\n  \
+    relay http 3000                 a public URL for it, on your relay\n\n\
+    Exit codes: 0 done, 1 failed, 2 usage, 3 unauthorized, 4 name taken, 5 relay unreachable at start,\n\
+    6 gave up reconnecting, 7 name lost, 130 and 143 ended by a signal")]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+impl Cli {
+    /// Reads a command line whose first word is the program's name. What clap cannot read, it
+    /// explains itself: print the error and exit with its code, which is 2 for usage.
+    ///
+    /// # Errors
+    /// Usage errors, and requests for help or the version.
+    pub fn from_arguments<I>(arguments: I) -> Result<Self, clap::Error>
+    where
+        I: IntoIterator<Item: Into<OsString> + Clone>,
+    {
+        Self::try_parse_from(arguments)
+    }
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Give a local HTTP service a public URL
+    #[command(after_help = "Examples:\n  \
+        relay http 3000\n  \
+        relay http 3000 --subdomain hooks --timeout 10s\n  \
+        relay http https://localhost:8443 --host-header preserve\n  \
+        relay http unix:/run/app.sock --output json | jq -r .url\n\n\
+        The public URL stands first and alone on its line; then each request as it is answered.")]
+    Http(Box<HttpArgs>),
+    /// Run a relay and a tunnel on this machine, to develop and test without any server
+    #[cfg(feature = "embedded")]
+    #[command(after_help = "Examples:\n  \
+        relay dev\n  \
+        relay dev 3000 --subdomain hooks\n  \
+        relay dev 3000 --https 127.0.0.1:9443 --output json\n\n\
+        Tunnels live at https://NAME.relay.localhost:8443, with a certificate of a CA that is made on \
+        first use and kept; the curl line that is printed trusts it.")]
+    Dev(DevArgs),
+}
+
+/// `relay http`.
+#[derive(Args, Debug)]
+pub struct HttpArgs {
+    /// Where the service is: 3000, host:port, http://host:port, https://host:port or unix:/path
+    #[arg(value_name = "TARGET")]
+    pub upstream: UpstreamAddr,
+
+    /// A tunnel's own settings.
+    #[command(flatten)]
+    pub tunnel: TunnelArgs,
+
+    /// Ask for a fresh random name instead of the one remembered for this directory
+    #[arg(long, conflicts_with = "subdomain")]
+    pub random: bool,
+
+    /// Take the name over from your own session elsewhere, which then ends
+    #[arg(long)]
+    pub takeover: bool,
+
+    /// Give up after having tried for this long to come back, as in 5m; for ever if not given
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub max_reconnect_time: Option<Duration>,
+
+    /// The way to the relay.
+    #[command(flatten)]
+    pub connection: ConnectionArgs,
+}
+
+/// The way to the relay.
+#[derive(Args, Debug, Default)]
+#[command(next_help_heading = "Connection")]
+pub struct ConnectionArgs {
+    /// The relay, as in https://relay.example.com
+    #[arg(long, value_name = "URL", env = "RELAY_URL")]
+    pub relay: Option<RelayUrl>,
+
+    /// The token that the relay's operator gave you; better in RELAY_TOKEN or relay.toml, because
+    /// others on this machine can see command lines
+    #[arg(long, value_name = "TOKEN", env = "RELAY_TOKEN", hide_env_values = true)]
+    pub token: Option<Secret>,
+
+    /// Trust the CA in this PEM file, and no other, for the relay's certificate
+    #[arg(long, value_name = "FILE", env = "RELAY_CA_FILE")]
+    pub relay_ca: Option<PathBuf>,
+
+    /// Connect to this address instead of the one that the relay's name resolves to
+    #[arg(long, value_name = "HOST:PORT")]
+    pub relay_addr: Option<HostPort>,
+}
+
+/// A tunnel's own settings.
+#[derive(Args, Debug, Default)]
+pub struct TunnelArgs {
+    /// Ask for this name: the tunnel is at https://NAME.<the relay's domain>
+    #[arg(long, value_name = "NAME", value_parser = subdomain)]
+    pub subdomain: Option<String>,
+
+    /// Answer the sender with 504 after this long, as in 10s; 30s if the relay has no other rule
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub timeout: Option<Duration>,
+
+    /// What the service sees as Host: "rewrite" (the default) for its own address, so that
+    /// development servers answer; "preserve" for the public name; or any host
+    #[arg(long, value_name = "rewrite|preserve|HOST")]
+    pub host_header: Option<HostHeader>,
+
+    /// How to speak to the service; h2c is HTTP/2 without TLS, as for gRPC
+    #[arg(long, value_name = "PROTOCOL", value_enum)]
+    pub upstream_protocol: Option<UpstreamProtocol>,
+
+    /// Lines for people, or one JSON object per line
+    #[arg(long, value_name = "FORM", value_enum)]
+    pub output: Option<Output>,
+}
+
+/// `relay dev`.
+#[derive(Args, Debug)]
+pub struct DevArgs {
+    /// Where the service is, as for `relay http`; a demo app answers if not given
+    #[arg(value_name = "TARGET")]
+    pub upstream: Option<UpstreamAddr>,
+
+    /// A tunnel's own settings.
+    #[command(flatten)]
+    pub tunnel: TunnelArgs,
+
+    /// Where the relay listens: ADDRESS:PORT, or only a port of 127.0.0.1; 8443 if not given, and 0
+    /// for any free one
+    #[arg(long, value_name = "ADDRESS", value_parser = listen_address)]
+    pub https: Option<SocketAddr>,
+
+    /// Where the relay keeps its CA and its database
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+}
+
+/// `127.0.0.1:8443`, `[::1]:8443`, `:8443` or `8443`; a port alone is one of 127.0.0.1, because a
+/// development relay is nobody else's business.
+fn listen_address(text: &str) -> Result<SocketAddr, ListenAddressError> {
+    let port = text.strip_prefix(':').unwrap_or(text);
+    let local = port.parse().map(|port: u16| (Ipv4Addr::LOCALHOST, port).into());
+    local.or_else(|_| text.parse()).map_err(|_| ListenAddressError { input: text.to_owned() })
+}
+
+/// An address to listen on that is not one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{input:?} is not an address to listen on; write 127.0.0.1:8443, [::1]:8443 or only a port")]
+struct ListenAddressError {
+    input: String,
+}
+
+/// How the program ended. Scripts depend on these numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// All done.
+    Done = 0,
+    /// A failure at run time.
+    Failed = 1,
+    /// The command line or a configuration file is wrong.
+    Usage = 2,
+    /// The relay does not accept the token, or no longer.
+    Unauthorized = 3,
+    /// The name asked for is in use or another's.
+    NameTaken = 4,
+    /// The relay could not be reached at the start.
+    Unreachable = 5,
+    /// The session was lost and `--max-reconnect-time` passed.
+    GaveUp = 6,
+    /// The name went to another session or owner while the tunnel was up.
+    NameLost = 7,
+    /// Ended by SIGINT, as by Ctrl-C: 128 + 2.
+    Interrupted = 130,
+    /// Ended by SIGTERM: 128 + 15.
+    Terminated = 143,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::from_arguments(line.split(' '))
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn http_takes_what_is_documented() {
+        let cli = parse(
+            "relay http 3000 --subdomain Hooks --timeout 10s --host-header preserve --upstream-protocol h2c \
+             --output json --takeover --max-reconnect-time 5m --relay https://relay.example --token t \
+             --relay-ca ca.pem --relay-addr 127.0.0.1:8443",
+        );
+        let Command::Http(args) = cli.unwrap().command else { panic!("another command") };
+        assert_eq!(args.upstream, UpstreamAddr::localhost(3000));
+        assert_eq!(args.tunnel.subdomain.as_deref(), Some("hooks"));
+        assert_eq!(args.tunnel.timeout, Some(Duration::from_secs(10)));
+        assert_eq!(args.tunnel.host_header, Some(HostHeader::Preserve));
+        assert_eq!(args.tunnel.upstream_protocol, Some(UpstreamProtocol::H2c));
+        assert_eq!(args.tunnel.output, Some(Output::Json));
+        assert!(args.takeover && !args.random);
+        assert_eq!(args.max_reconnect_time, Some(Duration::from_secs(300)));
+        assert_eq!(args.connection.relay.unwrap().to_string(), "https://relay.example");
+        assert_eq!(args.connection.relay_addr.unwrap().to_string(), "127.0.0.1:8443");
+    }
+
+    #[cfg(feature = "embedded")]
+    #[test]
+    fn dev_needs_nothing_and_takes_an_address() {
+        let Command::Dev(args) = parse("relay dev").unwrap().command else { panic!("another command") };
+        assert!(args.upstream.is_none() && args.https.is_none());
+        for (typed, address) in [
+            ("9443", "127.0.0.1:9443"),
+            (":0", "127.0.0.1:0"),
+            ("0.0.0.0:443", "0.0.0.0:443"),
+            ("[::1]:8443", "[::1]:8443"),
+        ] {
+            let cli = parse(&format!("relay dev 3000 --https {typed} --data-dir d --output json"));
+            let Command::Dev(args) = cli.unwrap().command else { panic!("another command") };
+            assert_eq!(args.https.unwrap().to_string(), address);
+            assert_eq!(args.upstream, Some(UpstreamAddr::localhost(3000)));
+        }
+    }
+
+    #[test]
+    fn usage_errors_exit_with_2_and_help() {
+        for (line, hint) in [
+            ("relay http", "TARGET"),
+            ("relay http localhost", "has no port"),
+            ("relay http 3000 --timeout 10", "10s"),
+            ("relay http 3000 --subdomain a.b", "no dot"),
+            ("relay http 3000 --random --subdomain a", "cannot be used with"),
+            ("relay http 3000 --relay http://relay.example", "https://relay.example"),
+            ("relay http 3000 --relay-addr 1.2.3.4", "has no port"),
+            ("relay http 3000 --host-header a/b", "preserve"),
+            ("relay http 3000 --output yaml", "json"),
+            ("relay http 3000 --upstream-protocol h3", "h2c"),
+            ("relay dev --https x", "127.0.0.1:8443"),
+            ("relay htpp 3000", "http"),
+        ] {
+            let error = parse(line).expect_err(line);
+            assert_eq!(error.exit_code(), i32::from(Exit::Usage as u8), "{line}");
+            assert!(error.to_string().contains(hint), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn help_is_no_error_and_tells_no_secret() {
+        for line in ["relay --help", "relay http --help", "relay dev --help", "relay --version"] {
+            assert_eq!(parse(line).expect_err(line).exit_code(), 0);
+        }
+        let cli = parse("relay http 3000 --token rly_secret").unwrap();
+        assert!(!format!("{cli:?}").contains("rly_secret"));
+    }
+}

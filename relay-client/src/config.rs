@@ -1,0 +1,647 @@
+//! What was typed becomes what is true.
+//!
+//! First everything that was said is read as it stands: flags and environment by [`crate::cli`]
+//! (a flag beats its variable), files by [`Files::load`]. Then [`Settings`] decides what holds: flag
+//! before environment before file before default. Nothing after that parses or defaults.
+//!
+//! ```toml
+//! # relay.toml
+//! relay = "https://relay.example.com"   # RELAY_URL
+//! token = "rly_…"                       # RELAY_TOKEN; better in ~/.config/relay/relay.toml, mode 0600
+//! relay_ca = "ca.pem"                   # RELAY_CA_FILE; beside this file
+//! relay_addr = "192.0.2.7:443"
+//! subdomain = "hooks"
+//! host_header = "rewrite"
+//! timeout = "10s"
+//! upstream_protocol = "http1"
+//! output = "text"
+//! ```
+//!
+//! A file in the working directory may have come with a repository, from a stranger. So a token goes
+//! only to the relay that it stands beside: where the project's file or a flag names another relay,
+//! CA or address, the token of the user's own file stays at home.
+
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use jiff::SignedDuration;
+use serde::{Deserialize, Deserializer, de};
+
+use crate::{
+    address::{HostPort, UpstreamAddr},
+    cli::{DevArgs, HttpArgs, TunnelArgs},
+    dial::RelayUrl,
+    rewrite::HostHeader,
+    terminal::Output,
+};
+
+/// Everything that `relay http` needs to know.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The relay.
+    pub relay: RelayUrl,
+    /// Who we are; a relay may take clients without.
+    pub token: Option<Secret>,
+    /// The only CA to trust; none for those of this machine.
+    pub relay_ca: Option<PathBuf>,
+    /// Dialled instead of what the relay's URL names.
+    pub relay_addr: Option<HostPort>,
+    /// The local service.
+    pub upstream: UpstreamAddr,
+    /// What both commands know about a tunnel.
+    pub tunnel: TunnelSettings,
+    /// A fresh random name even if one is remembered.
+    pub random: bool,
+    /// Take the name over from a live session of the same token.
+    pub takeover: bool,
+    /// How long to try to come back after the session was lost; none for ever.
+    pub max_reconnect_time: Option<Duration>,
+}
+
+/// Everything that `relay dev` needs to know.
+#[derive(Clone, Debug)]
+pub struct DevSettings {
+    /// The local service; none for the demo app.
+    pub upstream: Option<UpstreamAddr>,
+    /// What both commands know about a tunnel.
+    pub tunnel: TunnelSettings,
+    /// Where the embedded relay listens for HTTPS; none for its default.
+    pub https: Option<SocketAddr>,
+    /// Where the embedded relay keeps its CA and its database; none for its default.
+    pub data_dir: Option<PathBuf>,
+}
+
+/// A tunnel's own settings.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TunnelSettings {
+    /// The name asked for; none for a random one.
+    pub subdomain: Option<String>,
+    /// What the service sees as its name.
+    pub host_header: HostHeader,
+    /// The deadline of response heads; none for the relay's choice.
+    pub timeout: Option<Duration>,
+    /// How the service is spoken to.
+    pub upstream_protocol: UpstreamProtocol,
+    /// What is printed.
+    pub output: Output,
+}
+
+impl Settings {
+    /// Decides what holds for `relay http`. Things worth knowing are added to `files.warnings`.
+    ///
+    /// # Errors
+    /// Where no relay is named, or the token cannot be one.
+    pub fn new(args: HttpArgs, files: &mut Files) -> Result<Self, ConfigError> {
+        let typed = args.connection;
+        if let Some(relay) = &typed.relay {
+            files.keep_to(relay, typed.token.is_some());
+        }
+        let file = &files.file;
+        let token = typed.token.or_else(|| file.token.clone());
+        if let Some(token) = &token {
+            token.check()?;
+        }
+        let mut tunnel = TunnelSettings::new(args.tunnel, file);
+        if args.random {
+            tunnel.subdomain = None;
+        }
+        Ok(Self {
+            relay: typed.relay.or_else(|| file.relay.clone()).ok_or(ConfigError::NoRelay)?,
+            token,
+            relay_ca: typed.relay_ca.or_else(|| file.relay_ca.clone()),
+            relay_addr: typed.relay_addr.or_else(|| file.relay_addr.clone()),
+            upstream: args.upstream,
+            tunnel,
+            random: args.random,
+            takeover: args.takeover,
+            max_reconnect_time: args.max_reconnect_time,
+        })
+    }
+}
+
+impl DevSettings {
+    /// Decides what holds for `relay dev`. It has a relay of its own, so nothing of a file that is
+    /// about the connection applies.
+    pub fn new(args: DevArgs, files: &Files) -> Self {
+        Self {
+            upstream: args.upstream,
+            tunnel: TunnelSettings::new(args.tunnel, &files.file),
+            https: args.https,
+            data_dir: args.data_dir,
+        }
+    }
+}
+
+impl TunnelSettings {
+    fn new(typed: TunnelArgs, file: &File) -> Self {
+        Self {
+            subdomain: typed.subdomain.or_else(|| file.subdomain.clone()),
+            host_header: typed.host_header.or_else(|| file.host_header.clone()).unwrap_or_default(),
+            timeout: typed.timeout.or(file.timeout),
+            upstream_protocol: typed.upstream_protocol.or(file.upstream_protocol).unwrap_or_default(),
+            output: typed.output.or(file.output).unwrap_or_default(),
+        }
+    }
+}
+
+/// How the upstream is spoken to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum UpstreamProtocol {
+    /// HTTP/1.1.
+    #[default]
+    Http1,
+    /// HTTP/2 without an upgrade ("prior knowledge", RFC 9113, section 3.3), as gRPC servers speak.
+    H2c,
+}
+
+/// A token. It is sent to the relay and shown to nobody.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(from = "String")]
+pub struct Secret(String);
+
+impl Secret {
+    /// The token itself, for the one header that carries it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// The SHA-256 of the token: names it without telling it.
+    pub fn sha256(&self) -> [u8; 32] {
+        let mut hash = [0; 32];
+        hash.copy_from_slice(digest(&SHA256, self.0.as_bytes()).as_ref());
+        hash
+    }
+
+    /// What stands in a header is one word of visible ASCII (RFC 6750, section 2.1).
+    fn check(&self) -> Result<(), ConfigError> {
+        let one_word = !self.0.is_empty() && self.0.bytes().all(|byte| byte.is_ascii_graphic());
+        if one_word { Ok(()) } else { Err(ConfigError::Token) }
+    }
+}
+
+impl From<String> for Secret {
+    /// Without the newline that came with a file or a variable.
+    fn from(text: String) -> Self {
+        Self(text.trim().to_owned())
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// A configuration file as it was written. Each key is explained where [`Settings`] holds it.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default, deserialize_with = "parsed")]
+    relay: Option<RelayUrl>,
+    token: Option<Secret>,
+    relay_ca: Option<PathBuf>,
+    #[serde(default, deserialize_with = "parsed")]
+    relay_addr: Option<HostPort>,
+    #[serde(default, deserialize_with = "name")]
+    subdomain: Option<String>,
+    #[serde(default, deserialize_with = "parsed")]
+    host_header: Option<HostHeader>,
+    #[serde(default, deserialize_with = "time")]
+    timeout: Option<Duration>,
+    upstream_protocol: Option<UpstreamProtocol>,
+    output: Option<Output>,
+}
+
+fn parsed<'de, D: Deserializer<'de>, T: FromStr<Err: fmt::Display>>(from: D) -> Result<Option<T>, D::Error> {
+    String::deserialize(from)?.parse().map(Some).map_err(de::Error::custom)
+}
+
+fn name<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    subdomain(&String::deserialize(from)?).map(Some).map_err(de::Error::custom)
+}
+
+fn time<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    duration(&String::deserialize(from)?).map(Some).map_err(de::Error::custom)
+}
+
+/// Where configuration files are looked for.
+#[derive(Clone, Debug, Default)]
+pub struct Places {
+    /// `RELAY_CONFIG`: only this file is read, and it must exist.
+    pub only: Option<PathBuf>,
+    /// The project's file, which a team may commit: `./relay.toml`.
+    pub project: Option<PathBuf>,
+    /// The user's own: `~/.config/relay/relay.toml`.
+    pub user: Option<PathBuf>,
+}
+
+impl Places {
+    /// Those of this process.
+    pub fn of_process() -> Self {
+        let config_home = base_directory("XDG_CONFIG_HOME", ".config");
+        Self {
+            only: std::env::var_os("RELAY_CONFIG").filter(|value| !value.is_empty()).map(PathBuf::from),
+            project: Some(PathBuf::from("relay.toml")),
+            user: config_home.map(|home| home.join("relay/relay.toml")),
+        }
+    }
+}
+
+/// A directory of the XDG base directory specification: the variable where it is absolute, or else
+/// below the home directory.
+pub(crate) fn base_directory(variable: &str, below_home: &str) -> Option<PathBuf> {
+    let absolute = |path: &PathBuf| path.is_absolute();
+    let given = std::env::var_os(variable).map(PathBuf::from).filter(absolute);
+    given.or_else(|| std::env::home_dir().filter(absolute).map(|home| home.join(below_home)))
+}
+
+/// What the configuration files say together.
+#[derive(Debug, Default)]
+pub struct Files {
+    file: File,
+    /// What the user should know: a sentence each.
+    pub warnings: Vec<String>,
+}
+
+impl Files {
+    /// Reads the files. Those that do not exist say nothing, except the one that was asked for.
+    ///
+    /// # Errors
+    /// Where a file cannot be read, or says something that is not understood.
+    pub fn load(places: &Places) -> Result<Self, ConfigError> {
+        let mut files = Self::default();
+        if let Some(only) = &places.only {
+            files.file = files.read(only, true)?.unwrap_or_default();
+            return Ok(files);
+        }
+        let mut read = |place: &Option<PathBuf>| match place {
+            Some(path) => files.read(path, false).map(Option::unwrap_or_default),
+            None => Ok(File::default()),
+        };
+        let (project, user) = (read(&places.project)?, read(&places.user)?);
+        files.merge(project, user);
+        Ok(files)
+    }
+
+    fn read(&mut self, path: &Path, must_exist: bool) -> Result<Option<File>, ConfigError> {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !must_exist => return Ok(None),
+            Err(source) => return Err(ConfigError::Read { file: path.to_owned(), source }),
+        };
+        let mut file: File = toml::from_str(&text).map_err(|error| {
+            // The library's own rendering shows the line, and a token may stand on it.
+            let before = text.get(..error.span().unwrap_or_default().start).unwrap_or_default();
+            let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+            ConfigError::Parse {
+                file: path.to_owned(),
+                line: before.matches('\n').count() + 1,
+                column: before.chars().count() - before.get(..line_start).unwrap_or_default().chars().count() + 1,
+                message: error.message().to_owned(),
+            }
+        })?;
+        if let (Some(ca), Some(directory)) = (&mut file.relay_ca, path.parent()) {
+            *ca = directory.join(&*ca);
+        }
+        if file.token.is_some() && readable_by_others(path) {
+            self.warnings.push(format!(
+                "{0} holds a token and others on this machine can read it: chmod 600 {0}",
+                path.display()
+            ));
+        }
+        Ok(Some(file))
+    }
+
+    /// The project's file before the user's, key by key, but the connection as a whole.
+    fn merge(&mut self, project: File, user: File) {
+        fn agrees<T: PartialEq>(project: &Option<T>, user: &Option<T>) -> bool {
+            project.is_none() || project == user
+        }
+        let same_relay = agrees(&project.relay, &user.relay)
+            && agrees(&project.relay_ca, &user.relay_ca)
+            && agrees(&project.relay_addr, &user.relay_addr);
+        if !same_relay && user.token.is_some() && project.token.is_none() {
+            self.warnings.push(
+                "the token of your own relay.toml is not used, because the one in this directory names another relay, \
+                 CA or address; set RELAY_TOKEN if you trust it, or name the same ones beside your token"
+                    .to_owned(),
+            );
+        }
+        let connection = if same_relay { user.clone() } else { project.clone() };
+        self.file = File {
+            relay: connection.relay,
+            token: project.token.or(connection.token),
+            relay_ca: connection.relay_ca,
+            relay_addr: connection.relay_addr,
+            subdomain: project.subdomain.or(user.subdomain),
+            host_header: project.host_header.or(user.host_header),
+            timeout: project.timeout.or(user.timeout),
+            upstream_protocol: project.upstream_protocol.or(user.upstream_protocol),
+            output: project.output.or(user.output),
+        };
+    }
+
+    /// Forgets what the files say of another relay than this one.
+    fn keep_to(&mut self, relay: &RelayUrl, has_token: bool) {
+        let Some(other) = self.file.relay.take_if(|other| other != relay) else { return };
+        (self.file.relay_ca, self.file.relay_addr) = (None, None);
+        if self.file.token.take().is_some() && !has_token {
+            self.warnings.push(format!(
+                "the token of relay.toml belongs to {other} and is not sent to {relay}; give one with RELAY_TOKEN"
+            ));
+        }
+    }
+}
+
+#[cfg(unix)]
+fn readable_by_others(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::metadata(path).is_ok_and(|data| data.permissions().mode() & 0o077 != 0)
+}
+
+#[cfg(not(unix))]
+fn readable_by_others(_: &Path) -> bool {
+    false
+}
+
+/// The longest time that can be asked for.
+const DURATION_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Reads `10s`, `500ms`, `1m30s`, `2 min`: more than zero, at most a day.
+///
+/// # Errors
+/// Everything else, with a hint.
+pub fn duration(text: &str) -> Result<Duration, DurationError> {
+    let error = || DurationError { input: text.to_owned() };
+    let duration = text.trim().parse::<SignedDuration>().map_err(|_| error())?;
+    let duration = Duration::try_from(duration).map_err(|_| error())?;
+    let allowed = Duration::from_millis(1)..=DURATION_MAX;
+    if allowed.contains(&duration) { Ok(duration) } else { Err(error()) }
+}
+
+/// A time that was not understood.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{input:?} is not a time from 1ms to 24h; write a number and a unit, as in 10s, 500ms or 1m30s")]
+pub struct DurationError {
+    input: String,
+}
+
+/// Reads a tunnel's name in any case: one DNS label (RFC 1123, section 2.1).
+///
+/// # Errors
+/// Everything else, with a hint.
+pub fn subdomain(text: &str) -> Result<String, SubdomainError> {
+    let name = text.to_ascii_lowercase();
+    if is_label(&name) { Ok(name) } else { Err(SubdomainError { input: text.to_owned() }) }
+}
+
+/// Letters, digits and inner hyphens, at most 63, in lower case.
+pub(crate) fn is_label(name: &str) -> bool {
+    matches!(name.len(), 1..=63)
+        && name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+        && !name.starts_with('-')
+        && !name.ends_with('-')
+}
+
+/// A name that cannot be a tunnel's.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{input:?} cannot be a tunnel's name; write at most 63 letters, digits and hyphens, with no hyphen at either end \
+     and no dot"
+)]
+pub struct SubdomainError {
+    input: String,
+}
+
+/// Why there is no configuration. All of these are usage errors.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A file exists and cannot be read, or was asked for and does not exist.
+    #[error("cannot read the configuration {}: {source}", file.display())]
+    Read {
+        /// The file.
+        file: PathBuf,
+        /// What reading it said.
+        source: io::Error,
+    },
+    /// A file says something that is not understood.
+    #[error("{}:{line}:{column}: {message}", file.display())]
+    Parse {
+        /// The file.
+        file: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The column in characters, from 1.
+        column: usize,
+        /// What is wrong, and what was expected.
+        message: String,
+    },
+    /// Nobody said which relay.
+    #[error(
+        "no relay is named; use --relay https://relay.example.com, or set RELAY_URL, or write \
+         relay = \"https://relay.example.com\" into ~/.config/relay/relay.toml (relay dev needs none)"
+    )]
+    NoRelay,
+    /// The token is empty or not one word. It is not shown.
+    #[error("the token is not one word of letters, digits and _; look at --token, RELAY_TOKEN or relay.toml")]
+    Token,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::cli::{Cli, Command, ConnectionArgs};
+
+    /// A directory with these two files.
+    fn places(project: &str, user: &str) -> (TempDir, Places) {
+        let directory = TempDir::new().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            set_mode(&path, 0o600);
+            Some(path)
+        };
+        let places = Places { only: None, project: write("relay.toml", project), user: write("user.toml", user) };
+        (directory, places)
+    }
+
+    fn set_mode(path: &Path, mode: u32) {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    }
+
+    fn args(flags: &[&str]) -> HttpArgs {
+        let cli = Cli::from_arguments(["relay", "http", "3000"].iter().chain(flags)).unwrap();
+        let Command::Http(mut args) = cli.command else { panic!("another command") };
+        // What the environment of the test says does not count.
+        let typed = |flag: &str| flags.contains(&flag);
+        let ConnectionArgs { relay, token, relay_ca, .. } = &mut args.connection;
+        relay.take_if(|_| !typed("--relay"));
+        token.take_if(|_| !typed("--token"));
+        relay_ca.take_if(|_| !typed("--relay-ca"));
+        *args
+    }
+
+    fn settle(project: &str, user: &str, flags: &[&str]) -> (Settings, Vec<String>) {
+        let (_directory, places) = places(project, user);
+        let mut files = Files::load(&places).unwrap();
+        let settings = Settings::new(args(flags), &mut files).unwrap();
+        (settings, files.warnings)
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let text = r#"
+            relay = "https://relay.example.com"
+            token = "rly_abc"
+            relay_ca = "ca.pem"
+            relay_addr = "192.0.2.7:443"
+            subdomain = "Hooks"
+            host_header = "app.test"
+            timeout = "1m30s"
+            upstream_protocol = "h2c"
+            output = "json"
+        "#;
+        let (directory, places) = places(text, "");
+        let mut files = Files::load(&places).unwrap();
+        let settings = Settings::new(args(&[]), &mut files).unwrap();
+        assert_eq!(settings.relay.to_string(), "https://relay.example.com");
+        assert_eq!(settings.token.unwrap().expose(), "rly_abc");
+        assert_eq!(settings.relay_ca, Some(directory.path().join("ca.pem")));
+        assert_eq!(settings.relay_addr.unwrap().to_string(), "192.0.2.7:443");
+        let expected = TunnelSettings {
+            subdomain: Some("hooks".to_owned()),
+            host_header: "app.test".parse().unwrap(),
+            timeout: Some(Duration::from_secs(90)),
+            upstream_protocol: UpstreamProtocol::H2c,
+            output: Output::Json,
+        };
+        assert_eq!(settings.tunnel, expected);
+        assert_eq!(files.warnings, [""; 0]);
+    }
+
+    #[test]
+    fn flags_beat_the_project_beats_the_user() {
+        let user = "relay = 'a.example'\ntoken = 'user'\nsubdomain = 'user'\ntimeout = '1s'\noutput = 'json'";
+        let project = "subdomain = 'project'\ntimeout = '2s'";
+        let (settings, warnings) = settle(project, user, &["--timeout", "3s"]);
+        assert_eq!(settings.relay.to_string(), "https://a.example");
+        assert_eq!(settings.token.unwrap().expose(), "user");
+        assert_eq!(settings.tunnel.subdomain.as_deref(), Some("project"));
+        assert_eq!(settings.tunnel.timeout, Some(Duration::from_secs(3)));
+        assert_eq!(settings.tunnel.output, Output::Json);
+        assert_eq!(warnings, [""; 0]);
+        let (settings, _) = settle(project, user, &["--random"]);
+        assert_eq!(settings.tunnel.subdomain, None);
+    }
+
+    #[test]
+    fn a_token_stays_with_its_relay() {
+        let user = "relay = 'a.example'\ntoken = 'secret'\nrelay_ca = 'a.pem'\nrelay_addr = 'x:1'";
+        for (project, flags, sent) in [
+            ("", &[][..], true),
+            ("relay = 'https://A.example:443'", &[], true),
+            ("relay = 'evil.example'", &[], false),
+            ("relay_addr = 'evil.example:443'\nrelay = 'a.example'", &[], false),
+            ("relay_ca = 'evil.pem'", &["--relay", "a.example"], false),
+            ("", &["--relay", "a.example"], true),
+            ("", &["--relay", "b.example"], false),
+        ] {
+            let (settings, warnings) = settle(project, user, flags);
+            assert_eq!(settings.token.is_some(), sent, "{project} {flags:?}");
+            assert_eq!(warnings.len(), usize::from(!sent), "{warnings:?}");
+            assert!(!warnings.concat().contains("secret"));
+            assert_eq!(settings.relay_addr.is_some_and(|addr| addr.to_string() == "x:1"), sent);
+        }
+        let (settings, warnings) = settle("", user, &["--relay", "b.example", "--token", "own"]);
+        assert_eq!((settings.token.unwrap().expose(), warnings.len()), ("own", 0));
+    }
+
+    #[test]
+    fn mistakes_are_shown_with_their_place() {
+        for (text, place, hint) in [
+            ("\n\nrelai = 'x'", ":3:1:", "`relay`"),
+            ("timeout = '10'", ":1:11:", "10s"),
+            ("timeout = 10", ":1:11:", "string"),
+            ("relay = 'http://relay.example'", ":1:9:", "https://"),
+            ("subdomain = 'a.b'", ":1:13:", "no dot"),
+            ("host_header = 'a b'", ":1:15:", "preserve"),
+            ("upstream_protocol = 'h3'", ":1:21:", "h2c"),
+            ("output = 'yaml'", ":1:10:", "json"),
+            ("relay_addr = '1.2.3.4'", ":1:14:", "PORT"),
+            ("é = 1", ":1:", "invalid"),
+            ("token = 'rly_secret\n", ":1:", ""),
+            ("token = 'rly_secret' x", ":1:", ""),
+        ] {
+            let (directory, places) = places(text, "");
+            let error = Files::load(&places).expect_err(text).to_string();
+            let file = directory.path().join("relay.toml");
+            assert!(error.starts_with(&format!("{}{place}", file.display())), "{text}: {error}");
+            assert!(error.contains(hint) && !error.contains("rly_secret"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_asked_for_stands_alone_and_must_exist() {
+        let (directory, mut places) = places("subdomain = 'project'", "relay = 'a.example'");
+        places.only = places.user.clone();
+        let mut files = Files::load(&places).unwrap();
+        assert_eq!(Settings::new(args(&[]), &mut files).unwrap().tunnel.subdomain, None);
+        places.only = Some(directory.path().join("missing.toml"));
+        assert!(Files::load(&places).expect_err("missing").to_string().contains("missing.toml"));
+        (places.only, places.project) = (None, Some(directory.path().join("missing.toml")));
+        Files::load(&places).unwrap();
+        Files::load(&Places::default()).unwrap();
+    }
+
+    #[test]
+    fn a_token_that_others_can_read_is_worth_a_word() {
+        let (_directory, places) = places("", "token = 'secret'");
+        set_mode(places.user.as_ref().unwrap(), 0o640);
+        let warnings = Files::load(&places).unwrap().warnings;
+        assert!(warnings[0].contains("chmod 600") && !warnings[0].contains("secret"), "{warnings:?}");
+    }
+
+    #[test]
+    fn secrets_do_not_print() {
+        let secret = Secret::from("  rly_abc\n".to_owned());
+        assert_eq!((secret.expose(), format!("{secret:?}").as_str()), ("rly_abc", "Secret(…)"));
+        assert_ne!(secret.sha256(), Secret::from("rly_abd".to_owned()).sha256());
+        for bad in ["", " ", "a b", "a\r\nx: y", "ü"] {
+            let mut files = Files::default();
+            let error = Settings::new(args(&["--relay", "a.example", "--token", bad]), &mut files);
+            assert!(matches!(error, Err(ConfigError::Token)), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_relay_must_be_named() {
+        let error = Settings::new(args(&[]), &mut Files::default()).expect_err("no relay");
+        assert!(error.to_string().contains("RELAY_URL"), "{error}");
+    }
+
+    #[test]
+    fn durations_and_names() {
+        for (text, milliseconds) in [("10s", 10_000), ("500ms", 500), ("1m30s", 90_000), ("24h", 86_400_000)] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(milliseconds)));
+        }
+        for bad in ["", "10", "0s", "-1s", "25h", "1us", "10 parsecs", "99999999999999999999s"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+        assert_eq!(subdomain("My-App2"), Ok("my-app2".to_owned()));
+        for bad in ["", "-a", "a-", "a.b", "a_b", "ü", &"a".repeat(64)] {
+            assert!(subdomain(bad).is_err(), "{bad}");
+        }
+    }
+}
