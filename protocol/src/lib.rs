@@ -16,6 +16,8 @@ pub mod frame;
 pub mod link;
 pub mod message;
 pub mod mux;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 /// The WebSocket subprotocol that this version speaks, and the name of the wire in `PROTOCOL.md`.
 pub const SUBPROTOCOL: &str = "relay.v1";

@@ -78,8 +78,8 @@ const STREAM_BUFFER: usize = 64 * 1024;
 /// Unread bytes of heads and trailers of all streams together.
 const UNREAD_HEADS: usize = 8 * 1024 * 1024;
 
-/// Unread 1xx heads of one stream.
-const UNREAD_INTERIM: usize = 8;
+/// Most interim heads of one stream: that a sender writes, and that a receiver holds unread.
+pub const MAX_INTERIM: usize = 8;
 
 /// Session messages that nobody has taken yet.
 const UNREAD_MESSAGES: usize = 16;
@@ -227,8 +227,11 @@ struct Stream {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Open,
-    /// We reset it; the frame is not written yet.
-    Resetting,
+    /// We reset it; the frame is not written yet. Where our end was `written` before, the peer closes the stream with
+    /// its own end, whether our reset has reached it or not.
+    Resetting {
+        written: bool,
+    },
     /// Both halves ended, or it was reset.
     Closed(Option<Reset>),
 }
@@ -309,21 +312,21 @@ impl Mux {
                 if self.side == Side::Client {
                     return Err(Violation::protocol("a response head from the relay"));
                 }
-                self.with_receiver(stream, |mux, id| mux.handle_head(id, interim, last, own(head, message_len)))
+                self.with_receiver(stream, last, |mux, id| mux.handle_head(id, interim, last, own(head, message_len)))
             }
             Frame::Data { stream, last, bytes } => {
                 let len = bytes.len() as u64;
                 if self.receiver(stream).is_some() {
                     return self.handle_data(stream, last, bytes, message_len);
                 }
-                self.check_known(stream)?;
+                self.handle_stray(stream, last)?;
                 self.strays = self.strays.checked_sub(len).ok_or_else(|| {
                     Violation::new(GoAway::FlowControl, format!("{len} bytes for stream {stream}, which has ended"))
                 })?;
                 Ok(())
             }
             Frame::End { stream, trailers } => {
-                self.with_receiver(stream, |mux, id| mux.handle_end(id, own(trailers, message_len)))
+                self.with_receiver(stream, true, |mux, id| mux.handle_end(id, own(trailers, message_len)))
             }
             Frame::Reset { stream, reset } => {
                 self.check_known(stream)?;
@@ -414,7 +417,7 @@ impl Mux {
         if recv.state != RecvState::Head {
             return Err(Violation::protocol(&format!("a second head on stream {id}")));
         }
-        if interim && recv.interim_heads() >= UNREAD_INTERIM {
+        if interim && recv.interim_heads() >= MAX_INTERIM {
             return Err(Violation::new(GoAway::Limit, format!("too many interim heads on stream {id}")));
         }
         let head_len = head.len();
@@ -463,7 +466,7 @@ impl Mux {
         match stream.phase {
             Phase::Open => {}
             // Both ends reset it at once: ours need not be sent.
-            Phase::Resetting => self.control.resets.retain(|(other, _)| *other != id),
+            Phase::Resetting { .. } => self.control.resets.retain(|(other, _)| *other != id),
             Phase::Closed(_) => return,
         }
         self.queued -= stream.send.clear();
@@ -490,9 +493,21 @@ impl Mux {
     fn with_receiver(
         &mut self,
         id: StreamId,
+        last: bool,
         then: impl FnOnce(&mut Self, StreamId) -> Result<(), Violation>,
     ) -> Result<(), Violation> {
-        if self.receiver(id).is_some() { then(self, id) } else { self.check_known(id) }
+        if self.receiver(id).is_some() { then(self, id) } else { self.handle_stray(id, last) }
+    }
+
+    /// A frame that nobody receives any more. With its `last` one the peer may have closed a stream that we still want
+    /// to reset: it counts that stream no longer, so neither must we, and it need not hear of the reset.
+    fn handle_stray(&mut self, id: StreamId, last: bool) -> Result<(), Violation> {
+        self.check_known(id)?;
+        if last && self.streams.get(&id).is_some_and(|s| s.phase == Phase::Resetting { written: true }) {
+            self.control.resets.retain(|(other, _)| *other != id);
+            self.close(id, None);
+        }
+        Ok(())
     }
 
     fn receiver(&mut self, id: StreamId) -> Option<&mut RecvHalf> {
@@ -855,14 +870,14 @@ impl Mux {
         cx: &Context<'_>,
     ) -> Poll<Result<Option<Item>, StreamError>> {
         let Some(stream) = self.streams.get_mut(&id) else { return Poll::Ready(Err(StreamError::Closed)) };
-        if stream.phase == Phase::Resetting {
+        if matches!(stream.phase, Phase::Resetting { .. }) {
             return Poll::Ready(Err(StreamError::Closed));
         }
         let Some(item) = stream.recv.pop() else {
             return match (stream.recv.state, stream.phase) {
                 (RecvState::Ended, _) => Poll::Ready(Ok(None)),
                 (_, Phase::Closed(Some(reset))) => Poll::Ready(Err(StreamError::Reset(reset))),
-                (_, Phase::Closed(None) | Phase::Resetting) => Poll::Ready(Err(StreamError::Closed)),
+                (_, Phase::Closed(None) | Phase::Resetting { .. }) => Poll::Ready(Err(StreamError::Closed)),
                 (_, Phase::Open) if self.ended.is_some() => Poll::Ready(Err(StreamError::SessionEnded)),
                 (_, Phase::Open) => {
                     note(&mut stream.recv.waker, cx);
@@ -894,6 +909,7 @@ impl Mux {
             return;
         }
         let unsent = stream.send.opening.is_some();
+        let written = stream.send.state == SendState::Ended;
         self.queued -= stream.send.clear();
         self.unread_heads -= stream.recv.unread_heads();
         stream.recv.clear();
@@ -905,7 +921,7 @@ impl Mux {
         }
         self.strays += stream.recv.window.outstanding();
         stream.recv.window.close(&mut self.budget);
-        stream.phase = Phase::Resetting;
+        stream.phase = Phase::Resetting { written };
         self.control.resets.push((id, reset));
         wake(&mut stream.send.waker);
         wake(&mut stream.recv.waker);
@@ -939,7 +955,7 @@ impl Mux {
         let stream = self.streams.get_mut(&id).ok_or(StreamError::Closed)?;
         match stream.phase {
             Phase::Closed(Some(reset)) => Err(StreamError::Reset(reset)),
-            Phase::Closed(None) | Phase::Resetting => Err(StreamError::Closed),
+            Phase::Closed(None) | Phase::Resetting { .. } => Err(StreamError::Closed),
             Phase::Open if ended => Err(StreamError::SessionEnded),
             Phase::Open => Ok(stream),
         }
@@ -1069,6 +1085,19 @@ impl Mux {
                 assert!(stream.send.scheduled && listed == 1, "{id} is ready and not scheduled");
             }
             assert!(!(stream.released && matches!(stream.phase, Phase::Closed(_))), "{id} is left behind");
+        }
+    }
+
+    /// # Panics
+    /// Where something is held although every stream has ended and was released.
+    #[doc(hidden)]
+    pub fn assert_idle(&self) {
+        assert!(self.streams.is_empty(), "{} streams are left behind", self.streams.len());
+        assert_eq!((self.open, self.queued, self.unread_heads), (0, 0, 0), "open, queued, unread heads");
+        assert!(self.ready.len() <= 64 && self.control.grants.len() <= 64 && self.control.resets.is_empty());
+        if self.ended.is_none() {
+            assert_eq!(self.budget.left(), Budget::new().left(), "the budget leaks");
+            assert_eq!(self.peer_budget.left(), Budget::new().left(), "the peer's budget leaks");
         }
     }
 }
