@@ -107,6 +107,21 @@ fn a_client_that_answers_early_does_not_accuse_the_relay_of_one_stream_too_many(
 }
 
 #[test]
+fn a_body_that_was_cut_by_our_own_reset_never_reads_as_complete() {
+    let mut pair = pair(4);
+    let id = open_and_accept(&mut pair);
+    pair.client.send_head(id, HEAD, false).unwrap();
+    send(&mut pair, Side::Client, id, 1000);
+    pair.client.finish(id, NONE).unwrap();
+    pair.settle();
+    assert_eq!(recv(&mut pair, Side::Relay, id), head());
+    pair.relay.reset(id, Reset::Deadline);
+    assert_eq!(recv(&mut pair, Side::Relay, id), Poll::Ready(Err(StreamError::Closed)));
+    pair.settle();
+    assert_eq!(recv(&mut pair, Side::Relay, id), Poll::Ready(Err(StreamError::Closed)));
+}
+
+#[test]
 fn readers_and_writers_are_woken_by_a_reset_of_either_end() {
     for by in [Side::Relay, Side::Client] {
         for waits in [Side::Relay, Side::Client] {
@@ -128,6 +143,22 @@ fn readers_and_writers_are_woken_by_a_reset_of_either_end() {
             assert_eq!((reader.count(), writer.count()), (1, 1), "{waits:?} waits, {by:?} resets");
         }
     }
+}
+
+#[test]
+fn a_reset_before_the_open_was_written_wakes_and_says_nothing() {
+    let mut pair = pair(4);
+    let id = open(&mut pair);
+    let (reader, writer) = (Arc::new(Bell::default()), Arc::new(Bell::default()));
+    let now = pair.now;
+    assert!(pair.relay.poll_recv(id, now, &Context::from_waker(&reader.waker())).is_pending());
+    let mut much = Bytes::from(vec![0; 1 << 20]);
+    assert!(pair.relay.poll_send(id, &mut much, &Context::from_waker(&writer.waker())).is_pending());
+    pair.relay.reset(id, Reset::Cancelled);
+    assert_eq!((reader.count(), writer.count()), (1, 1));
+    assert!(!pair.transmit(Side::Relay), "the client never hears of the stream");
+    pair.relay.release(id);
+    pair.relay.assert_idle();
 }
 
 #[test]

@@ -194,6 +194,8 @@ impl SendHalf {
 /// ```text
 ///           final head                end
 ///   Head ───────────────▶ Body ───────────────▶ Ended
+///
+///   Any ── our reset ──▶ Cut
 /// ```
 #[derive(Debug)]
 pub(super) struct RecvHalf {
@@ -210,6 +212,8 @@ pub(super) enum RecvState {
     Head,
     Body,
     Ended,
+    /// What was unread was thrown away, so this must never read as a complete message, even if the end was there.
+    Cut,
 }
 
 /// Pieces shorter than this are gathered while nobody reads them.
@@ -258,6 +262,12 @@ impl RecvHalf {
     /// Bytes of heads and trailers that nobody has read yet.
     pub(super) fn unread_heads(&self) -> usize {
         self.queue.iter().map(Item::head_len).sum()
+    }
+
+    /// Throws away what is unread, and what would still come.
+    pub(super) fn cut(&mut self) {
+        self.clear();
+        self.state = RecvState::Cut;
     }
 
     pub(super) fn clear(&mut self) {

@@ -912,8 +912,10 @@ impl Mux {
         let written = stream.send.state == SendState::Ended;
         self.queued -= stream.send.clear();
         self.unread_heads -= stream.recv.unread_heads();
-        stream.recv.clear();
+        stream.recv.cut();
         stream.grant = 0;
+        wake(&mut stream.send.waker);
+        wake(&mut stream.recv.waker);
         if unsent {
             // The peer has never heard of it, and need not.
             self.close(id, None);
@@ -923,8 +925,6 @@ impl Mux {
         stream.recv.window.close(&mut self.budget);
         stream.phase = Phase::Resetting { written };
         self.control.resets.push((id, reset));
-        wake(&mut stream.send.waker);
-        wake(&mut stream.recv.waker);
     }
 
     /// The application lets go of a stream. What has not ended is reset as cancelled, but a response that is complete
