@@ -288,6 +288,61 @@ fn idle_sessions_stay_alive() {
 }
 
 #[test]
+fn a_relay_that_drains_loses_no_stream_that_it_has_opened() {
+    let mut pair = pair(200);
+    // More than one message holds.
+    let now = pair.now;
+    let ids: Vec<_> = (0..100).map(|_| pair.relay.open(Bytes::from(vec![b'h'; 4000]), now).unwrap()).collect();
+    pair.relay.go_away(GoAway::Shutdown, true, "restart");
+    assert_eq!(pair.relay.open(HEAD, now), Err(OpenError::Ending));
+    while pair.transmit(Side::Relay) || pair.deliver(Side::Client) {
+        assert!(!pair.client.is_finished() || ids.is_empty(), "the client hangs up on streams that are on their way");
+    }
+    answer_all(&mut pair, &ids);
+}
+
+#[test]
+fn a_client_that_drains_loses_no_stream_that_is_on_its_way() {
+    let mut pair = pair(200);
+    let now = pair.now;
+    let mut ids = vec![open(&mut pair)];
+    pair.transmit(Side::Relay);
+    pair.client.go_away(GoAway::Shutdown, true, "ctrl-c");
+    pair.transmit(Side::Client);
+    assert!(!pair.client.is_finished(), "the relay may have opened streams that are still on their way");
+    ids.push(pair.relay.open(HEAD, now).unwrap());
+    pair.deliver(Side::Relay);
+    assert_eq!(pair.relay.open(HEAD, now), Err(OpenError::Ending));
+    pair.settle();
+    assert!(!pair.client.is_finished());
+    answer_all(&mut pair, &ids);
+}
+
+/// The client answers what was opened; then both ends have finished.
+fn answer_all(pair: &mut Pair, ids: &[StreamId]) {
+    let mut opened = Vec::new();
+    while let Poll::Ready(event) = pair.client.poll_event(&noop()) {
+        if let Event::Opened(id) = event {
+            opened.push(id);
+        }
+    }
+    assert_eq!(opened, ids);
+    for &id in ids {
+        pair.relay.finish(id, NONE).unwrap();
+        pair.client.send_head(id, HEAD, false).unwrap();
+        pair.client.finish(id, NONE).unwrap();
+        pair.client.release(id);
+    }
+    pair.settle();
+    for &id in ids {
+        assert_eq!(drain(pair, Side::Relay, id), (0, true));
+        pair.relay.release(id);
+    }
+    pair.settle();
+    assert!(pair.relay.is_finished() && pair.client.is_finished());
+}
+
+#[test]
 fn the_first_data_frame_may_fill_the_window_exactly_and_credit_follows_reading() {
     let mut pair = pair(4);
     let id = open_and_accept(&mut pair);

@@ -191,6 +191,8 @@ pub struct Mux {
     rtt: Option<Duration>,
     /// No streams are opened any more.
     draining: Option<Ended>,
+    /// The peer has said that it drains; a relay that has opens no more streams.
+    peer_drains: bool,
     ended: Option<Ended>,
 }
 
@@ -261,6 +263,7 @@ impl Mux {
             ping_count: 0,
             rtt: None,
             draining: None,
+            peer_drains: false,
             ended: None,
         };
         mux.ping(now);
@@ -350,12 +353,21 @@ impl Mux {
             }
             Frame::GoAway { reason, drain, text } => {
                 let ended = Ended::Remote { reason, text: text.clone() };
-                self.push_event(Event::GoAway { reason, drain, text });
-                if drain {
-                    self.draining.get_or_insert(ended);
-                } else {
-                    self.end(ended);
+                // Who drains says so once; saying it again adds nothing that an event should be kept for.
+                if !(drain && self.peer_drains) {
+                    self.push_event(Event::GoAway { reason, drain, text });
                 }
+                if !drain {
+                    self.end(ended);
+                    return Ok(());
+                }
+                if self.side == Side::Relay && self.draining.is_none() {
+                    // The client must know which of our streams was the last before it can go.
+                    let farewell = Frame::GoAway { reason, drain, text: String::new() };
+                    self.control.go_away = Some(farewell);
+                }
+                self.peer_drains = true;
+                self.draining.get_or_insert(ended);
                 Ok(())
             }
             Frame::Session(kind, payload) => {
@@ -470,6 +482,7 @@ impl Mux {
             Phase::Closed(_) => return,
         }
         self.queued -= stream.send.clear();
+        stream.send.opening = None;
         stream.recv.window.end(&mut self.budget);
         wake(&mut stream.send.waker);
         wake(&mut stream.recv.waker);
@@ -544,6 +557,7 @@ impl Mux {
             let Some(id) = self.ready.pop_front() else { break };
             self.write_stream(id, out);
         }
+        self.write_farewell(out);
         if self.ready.is_empty() && self.ready.capacity() > 64 {
             self.ready = VecDeque::new();
         }
@@ -579,7 +593,14 @@ impl Mux {
         {
             Frame::Session(kind, payload).encode(out);
         }
-        if let Some(farewell) = self.control.go_away.take() {
+    }
+
+    /// A farewell comes behind the streams that were opened before it, so that whoever reads it has seen them all.
+    fn write_farewell(&mut self, out: &mut BytesMut) {
+        if self.control.go_away.is_some()
+            && self.streams.values().all(|stream| stream.send.opening.is_none())
+            && let Some(farewell) = self.control.go_away.take()
+        {
             farewell.encode(out);
         }
     }
@@ -717,9 +738,12 @@ impl Mux {
         self.draining.is_some()
     }
 
-    /// Whether the link may be closed: the session has ended, or has drained, and everything is written.
+    /// Whether the link may be closed: the session has ended, or has drained, and everything is written. A client that
+    /// drains waits until the relay says so too: streams that it has opened may be on their way until then.
     pub fn is_finished(&self) -> bool {
-        (self.ended.is_some() || (self.draining.is_some() && self.streams.is_empty())) && !self.has_output()
+        let last_stream_is_known = self.side == Side::Relay || self.peer_drains;
+        let drained = self.draining.is_some() && last_stream_is_known && self.streams.is_empty();
+        (self.ended.is_some() || drained) && !self.has_output()
     }
 
     /// Why the link may be closed, for whoever closes it.
@@ -745,6 +769,7 @@ impl Mux {
         self.queued = 0;
         for stream in self.streams.values_mut() {
             stream.send.clear();
+            stream.send.opening = None;
             wake(&mut stream.send.waker);
             wake(&mut stream.recv.waker);
         }
@@ -918,6 +943,7 @@ impl Mux {
         wake(&mut stream.recv.waker);
         if unsent {
             // The peer has never heard of it, and need not.
+            stream.send.opening = None;
             self.close(id, None);
             return;
         }
