@@ -266,6 +266,18 @@ fn a_complete_answer_is_written_although_the_request_was_not_read() {
 }
 
 #[test]
+fn a_client_that_only_listens_still_shows_that_it_is_alive() {
+    let mut pair = pair(100);
+    // A request every three seconds, none of which is answered for a while: the client has nothing to say.
+    for _ in 0..20 {
+        open(&mut pair);
+        pair.settle();
+        pair.advance(Duration::from_secs(3));
+        assert_eq!((pair.relay.ended(), pair.client.ended()), (None, None));
+    }
+}
+
+#[test]
 fn both_ends_notice_silence_in_time() {
     let mut pair = Pair::new(limits(4));
     pair.settle();

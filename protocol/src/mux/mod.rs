@@ -53,7 +53,7 @@ pub enum Side {
 pub struct Limits {
     /// Most streams open at once. The budget's floors are made for 1,024.
     pub max_streams: u32,
-    /// The client pings after this much silence.
+    /// The client pings at least this often.
     pub heartbeat: Duration,
     /// The link is dead after this much silence.
     pub silence: Duration,
@@ -642,19 +642,20 @@ impl Mux {
             return None;
         }
         let dead = self.heard + self.limits.silence;
-        match (self.side, self.pinged) {
-            (Side::Client, None) => Some(dead.min(self.heard + self.limits.heartbeat)),
-            (Side::Client, Some(_)) | (Side::Relay, _) => Some(dead),
+        match self.side {
+            Side::Client => Some(dead.min(self.last_ping + self.limits.heartbeat)),
+            Side::Relay => Some(dead),
         }
     }
 
-    /// Pings a silent peer, and gives up on one that stays silent.
+    /// Pings, and gives up on a peer that stays silent. The client pings at each heartbeat, also while it hears much:
+    /// it may have nothing else to say, and the relay hears a heartbeat only from what is said.
     pub fn handle_timeout(&mut self, now: Instant) {
         let silent = now.saturating_duration_since(self.heard);
         if self.ended.is_some() {
         } else if silent >= self.limits.silence {
             self.end_with_farewell(Ended::Silent(silent));
-        } else if self.side == Side::Client && silent >= self.limits.heartbeat && self.pinged.is_none() {
+        } else if self.side == Side::Client && now >= self.last_ping + self.limits.heartbeat {
             self.ping(now);
         }
     }
