@@ -266,6 +266,23 @@ fn a_complete_answer_is_written_although_the_request_was_not_read() {
 }
 
 #[test]
+fn many_interim_heads_neither_exceed_a_message_nor_get_the_sender_accused() {
+    let mut pair = pair(4);
+    let id = open_and_accept(&mut pair);
+    let long = Bytes::from(vec![b'h'; 60_000]);
+    for _ in 0..4 * MAX_INTERIM {
+        pair.client.send_head(id, long.clone(), true).unwrap();
+    }
+    pair.client.send_head(id, long, false).unwrap();
+    pair.settle();
+    let mut interim = 0;
+    while let Poll::Ready(Ok(Some(Item::Head { interim: true, .. }))) = recv(&mut pair, Side::Relay, id) {
+        interim += 1;
+    }
+    assert_eq!(interim, MAX_INTERIM);
+}
+
+#[test]
 fn a_client_that_only_listens_still_shows_that_it_is_alive() {
     let mut pair = pair(100);
     // A request every three seconds, none of which is answered for a while: the client has nothing to say.

@@ -5,6 +5,7 @@ use std::task::{Context, Waker};
 
 use bytes::{Bytes, BytesMut};
 
+use super::MAX_INTERIM;
 use super::window::Window;
 use crate::frame::{self, Frame, MAX_DATA, StreamId};
 
@@ -36,6 +37,8 @@ pub(super) struct SendHalf {
     /// The credits of an `Open` frame, until it is written.
     pub(super) opening: Option<Credits>,
     queue: VecDeque<Item>,
+    /// Interim heads so far.
+    interim_heads: usize,
     /// Body bytes in `queue`.
     queued: usize,
     /// Body bytes that the peer lets us write.
@@ -77,6 +80,7 @@ impl SendHalf {
             state: SendState::Head,
             opening,
             queue: VecDeque::new(),
+            interim_heads: 0,
             queued: 0,
             credit: credit as u64,
             scheduled: false,
@@ -84,11 +88,17 @@ impl SendHalf {
         }
     }
 
-    pub(super) fn push_head(&mut self, head: Bytes, interim: bool) {
-        self.queue.push_back(Item::Head { head, interim });
+    /// False for an interim head too many.
+    pub(super) fn push_head(&mut self, head: Bytes, interim: bool) -> bool {
         if !interim {
             self.state = SendState::Body;
+        } else if self.interim_heads == MAX_INTERIM {
+            return false;
+        } else {
+            self.interim_heads += 1;
         }
+        self.queue.push_back(Item::Head { head, interim });
+        true
     }
 
     /// Takes as much of `bytes` as credit and `room` allow.
@@ -149,6 +159,10 @@ impl SendHalf {
                         None => Frame::Head { stream, interim, last, head },
                     }
                     .encode(out);
+                    // One head a turn: a turn's frames are then never more than a message holds.
+                    if interim && !self.queue.is_empty() {
+                        return Turn::More;
+                    }
                 }
                 Item::Data(bytes) => {
                     let len = bytes.len().min(MAX_DATA).min(usize::try_from(self.credit).unwrap_or(usize::MAX));

@@ -824,7 +824,8 @@ impl Mux {
         Ok(id)
     }
 
-    /// Queues a response's head. Only the client may; an interim one can be followed by more.
+    /// Queues a response's head. Only the client may; an interim one can be followed by more, and is dropped beyond
+    /// [`MAX_INTERIM`]: it informs, and the peer holds no more of them.
     ///
     /// # Errors
     /// [`StreamError`]; [`StreamError::Closed`] also for a second final head.
@@ -833,8 +834,9 @@ impl Mux {
         if stream.send.state != SendState::Head {
             return Err(StreamError::Closed);
         }
-        stream.send.push_head(head, interim);
-        self.schedule(id);
+        if stream.send.push_head(head, interim) {
+            self.schedule(id);
+        }
         Ok(())
     }
 
