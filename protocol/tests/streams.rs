@@ -504,6 +504,17 @@ fn windows_grow_with_bandwidth_and_delay_and_are_given_back() {
 }
 
 #[test]
+fn what_is_opened_and_reset_while_the_link_stands_still_leaves_no_trace() {
+    let mut pair = pair(1024);
+    let now = pair.now;
+    for _ in 0..100_000 {
+        let id = pair.relay.open(HEAD, now).unwrap();
+        pair.relay.release(id);
+    }
+    pair.relay.assert_idle();
+}
+
+#[test]
 fn messages_hold_no_more_than_the_peer_accepts() {
     let mut pair = pair(1024);
     let now = pair.now;

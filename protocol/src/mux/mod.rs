@@ -202,8 +202,8 @@ pub struct Mux {
 struct Control {
     ping: Option<u64>,
     pong: Option<u64>,
-    resets: Vec<(StreamId, Reset)>,
-    grants: Vec<StreamId>,
+    resets: VecDeque<(StreamId, Reset)>,
+    grants: VecDeque<StreamId>,
     messages: VecDeque<(SessionKind, Bytes)>,
     go_away: Option<Frame>,
 }
@@ -558,8 +558,10 @@ impl Mux {
             self.write_stream(id, out);
         }
         self.write_farewell(out);
-        if self.ready.is_empty() && self.ready.capacity() > 64 {
-            self.ready = VecDeque::new();
+        for list in [&mut self.ready, &mut self.control.grants] {
+            if list.is_empty() && list.capacity() > 64 {
+                *list = VecDeque::new();
+            }
         }
         out.len() > before
     }
@@ -572,23 +574,28 @@ impl Mux {
     }
 
     fn write_control(&mut self, out: &mut BytesMut) {
+        let most = out.len() + BATCH;
         if let Some(nonce) = self.control.pong.take() {
             Frame::Pong(nonce).encode(out);
         }
         if let Some(nonce) = self.control.ping.take() {
             Frame::Ping(nonce).encode(out);
         }
-        for (stream, reset) in std::mem::take(&mut self.control.resets) {
+        while out.len() < most
+            && let Some((stream, reset)) = self.control.resets.pop_front()
+        {
             Frame::Reset { stream, reset }.encode(out);
             self.close(stream, None);
         }
-        for stream in std::mem::take(&mut self.control.grants) {
+        while out.len() < most
+            && let Some(stream) = self.control.grants.pop_front()
+        {
             if let Some(bytes) = self.streams.get_mut(&stream).map(|s| std::mem::take(&mut s.grant)).filter(|b| *b > 0)
             {
                 Frame::Credit { stream, bytes }.encode(out);
             }
         }
-        while out.len() < BATCH
+        while out.len() < most
             && let Some((kind, payload)) = self.control.messages.pop_front()
         {
             Frame::Session(kind, payload).encode(out);
@@ -919,7 +926,7 @@ impl Mux {
             && self.ended.is_none()
         {
             if stream.grant == 0 {
-                self.control.grants.push(id);
+                self.control.grants.push_back(id);
             }
             stream.grant = stream.grant.saturating_add(credit);
             // Windows are measured against the round trip, so it has to be known while bodies flow.
@@ -953,7 +960,7 @@ impl Mux {
         self.strays += stream.recv.window.outstanding();
         stream.recv.window.close(&mut self.budget);
         stream.phase = Phase::Resetting { written };
-        self.control.resets.push((id, reset));
+        self.control.resets.push_back((id, reset));
     }
 
     /// The application lets go of a stream. What has not ended is reset as cancelled, but a response that is complete
@@ -1019,6 +1026,13 @@ impl Mux {
 
     fn remove(&mut self, id: StreamId) {
         let Some(mut stream) = self.streams.remove(&id) else { return };
+        // Lists that wait for the link may still name it. While the link stands still they must not grow.
+        let (streams, most) = (&self.streams, 2 * self.streams.len() + 64);
+        for list in [&mut self.ready, &mut self.control.grants] {
+            if list.len() > most {
+                list.retain(|id| streams.contains_key(id));
+            }
+        }
         self.unread_heads -= stream.recv.unread_heads();
         stream.recv.window.close(&mut self.budget);
         // The initial credit of responses is the relay's own affair: it lasts as long as unread bytes may.
