@@ -504,6 +504,53 @@ fn windows_grow_with_bandwidth_and_delay_and_are_given_back() {
 }
 
 #[test]
+fn a_crowd_of_large_heads_is_refused_and_nobody_is_accused() {
+    let mut pair = pair(1024);
+    let now = pair.now;
+    for _ in 0..1024 {
+        pair.relay.open(Bytes::from(vec![b'h'; 32_000]), now).unwrap();
+    }
+    pair.settle();
+    assert_eq!((pair.relay.ended(), pair.client.ended()), (None, None));
+    let refused = (1..=1024).filter(|id| {
+        let id = StreamId::new(*id).unwrap();
+        pair.relay.check(id) == Err(StreamError::Reset(Reset::Refused))
+    });
+    assert!((1..=1024 - 200).contains(&refused.count()));
+}
+
+#[test]
+fn ended_streams_that_nobody_reads_stay_within_the_budget() {
+    for ender in [Side::Relay, Side::Client] {
+        let mut pair = pair(1024);
+        let reader = other(ender);
+        let mut held = 0;
+        for _ in 0..1000 {
+            let now = pair.now;
+            let Ok(id) = pair.relay.open(HEAD, now) else { break };
+            pair.settle();
+            let Poll::Ready(Event::Opened(_)) = pair.client.poll_event(&noop()) else {
+                assert_eq!(pair.relay.check(id), Err(StreamError::Reset(Reset::Refused)));
+                break;
+            };
+            pair.client.send_head(id, HEAD, false).unwrap();
+            for _ in 0..8 {
+                held += send(&mut pair, ender, id, 1 << 18);
+                pair.settle();
+            }
+            pair.relay.finish(id, NONE).unwrap();
+            pair.client.finish(id, NONE).unwrap();
+            pair.mux(ender).release(id);
+            pair.settle();
+        }
+        assert_eq!(pair.relay.open_streams(), 0);
+        assert!(held <= 32 << 20, "{reader:?} holds {} MiB of ended streams", held >> 20);
+        assert!(held >= 8 << 20, "{reader:?} took {} MiB only", held >> 20);
+        assert_eq!((pair.relay.ended(), pair.client.ended()), (None, None));
+    }
+}
+
+#[test]
 fn what_is_opened_and_reset_while_the_link_stands_still_leaves_no_trace() {
     let mut pair = pair(1024);
     let now = pair.now;

@@ -20,8 +20,8 @@
 //! ```
 //!
 //! What a peer can make us hold, per session: [`Limits::max_streams`] streams; bodies within a budget of 32 MiB
-//! (`window.rs` has the arithmetic); 8 MiB of unread heads; 16 unread session messages; one pong. What we hold to send:
-//! 1 MiB of bodies plus 16 KiB for each stream.
+//! (`window.rs` has the arithmetic); 8 MiB of unread heads; 16 unread session messages; one pong; and as many closed
+//! streams that the application has not released. What we hold to send: 1 MiB of bodies plus 16 KiB for each stream.
 
 mod half;
 mod window;
@@ -155,8 +155,8 @@ pub enum OpenError {
     /// The session ends, or has ended.
     #[error("the session takes no more streams")]
     Ending,
-    /// [`Limits::max_streams`] are open.
-    #[error("{0} streams are open, which is the limit")]
+    /// [`Limits::max_streams`] are open, or ended ones that nobody has read hold what more would need.
+    #[error("the session is full: at most {0} streams, and 16 MiB of ended ones that nobody has read")]
     TooMany(u32),
 }
 
@@ -402,6 +402,8 @@ impl Mux {
         if !self.budget.accept_initial(credits.request) {
             return Err(Violation::new(GoAway::FlowControl, format!("{} bytes of initial credit", credits.request)));
         }
+        // The peer cannot know what our application leaves unread, so it is refused and not accused.
+        let refused = !self.has_room() || self.unread_heads + head.len() > UNREAD_HEADS;
         self.last = Some(id);
         self.open += 1;
         let mut stream = Stream {
@@ -412,7 +414,13 @@ impl Mux {
             phase: Phase::Open,
             released: false,
         };
-        let head_len = head.len();
+        if refused {
+            stream.released = true;
+            self.streams.insert(id, stream);
+            self.reset(id, Reset::Refused);
+            return Ok(());
+        }
+        self.unread_heads += head.len();
         stream.recv.push_head(head, false);
         if last {
             stream.recv.push_end(Bytes::new());
@@ -420,7 +428,13 @@ impl Mux {
         }
         self.streams.insert(id, stream);
         self.push_event(Event::Opened(id));
-        self.count_heads(head_len)
+        Ok(())
+    }
+
+    /// Whether one more stream fits beside those that are open, and those that have closed and are not released.
+    fn has_room(&self) -> bool {
+        let closed = self.streams.len().saturating_sub(self.open as usize);
+        closed < self.limits.max_streams.max(16) as usize && self.budget.has_floor(self.open, self.limits.max_streams)
     }
 
     fn handle_head(&mut self, id: StreamId, interim: bool, last: bool, head: Bytes) -> Result<(), Violation> {
@@ -432,13 +446,19 @@ impl Mux {
         if interim && recv.interim_heads() >= MAX_INTERIM {
             return Err(Violation::new(GoAway::Limit, format!("too many interim heads on stream {id}")));
         }
-        let head_len = head.len();
+        if self.unread_heads + head.len() > UNREAD_HEADS {
+            return self.drop_stream(id, last);
+        }
+        self.unread_heads += head.len();
         recv.push_head(head, interim);
         wake(&mut recv.waker);
-        if last {
-            self.handle_end(id, Bytes::new())?;
-        }
-        self.count_heads(head_len)
+        if last { self.handle_end(id, Bytes::new()) } else { Ok(()) }
+    }
+
+    /// Gives a stream up whose heads find no room. The peer cannot know what others leave unread, so the session lives.
+    fn drop_stream(&mut self, id: StreamId, last: bool) -> Result<(), Violation> {
+        self.reset(id, Reset::Internal);
+        self.handle_stray(id, last)
     }
 
     fn handle_data(&mut self, id: StreamId, last: bool, bytes: Bytes, message_len: usize) -> Result<(), Violation> {
@@ -464,13 +484,16 @@ impl Mux {
         if recv.state != RecvState::Body {
             return Err(Violation::protocol(&format!("an end before the head of stream {id}")));
         }
-        let len = trailers.len();
+        if self.unread_heads + trailers.len() > UNREAD_HEADS {
+            return self.drop_stream(id, true);
+        }
+        self.unread_heads += trailers.len();
         recv.push_end(trailers);
         recv.window.end(&mut self.budget);
         stream.grant = 0;
         wake(&mut recv.waker);
         self.close_if_ended(id);
-        self.count_heads(len)
+        Ok(())
     }
 
     fn handle_reset(&mut self, id: StreamId, reset: Reset) {
@@ -531,14 +554,6 @@ impl Mux {
     /// A frame for a stream that never was is a violation; for one that has ended it crossed our own.
     fn check_known(&self, id: StreamId) -> Result<(), Violation> {
         if self.last >= Some(id) { Ok(()) } else { Err(Violation::protocol(&format!("stream {id} was never opened"))) }
-    }
-
-    fn count_heads(&mut self, len: usize) -> Result<(), Violation> {
-        self.unread_heads += len;
-        if self.unread_heads > UNREAD_HEADS {
-            return Err(Violation::new(GoAway::Limit, format!("{} bytes of unread heads", self.unread_heads)));
-        }
-        Ok(())
     }
 
     fn push_event(&mut self, event: Event) {
@@ -807,7 +822,7 @@ impl Mux {
         if self.ended.is_some() || self.draining.is_some() {
             return Err(OpenError::Ending);
         }
-        if self.open >= self.limits.max_streams {
+        if self.open >= self.limits.max_streams || !self.has_room() {
             return Err(OpenError::TooMany(self.limits.max_streams));
         }
         let Some(id) = self.last.map_or(Some(StreamId::FIRST), StreamId::next) else {
@@ -958,7 +973,7 @@ impl Mux {
             return;
         }
         self.strays += stream.recv.window.outstanding();
-        stream.recv.window.close(&mut self.budget);
+        stream.recv.window.clear(&mut self.budget);
         stream.phase = Phase::Resetting { written };
         self.control.resets.push_back((id, reset));
     }
@@ -1013,11 +1028,12 @@ impl Mux {
             return;
         }
         stream.phase = Phase::Closed(reset);
+        stream.recv.window.close(&mut self.budget);
         self.open -= 1;
+        self.budget.give_back_initial(stream.recv.window.initial());
         // The initial credit of requests is an account that both ends keep, so both book it at the same frame.
-        match self.side {
-            Side::Relay => self.peer_budget.give_back_initial(stream.credits.request),
-            Side::Client => self.budget.give_back_initial(stream.credits.request),
+        if self.side == Side::Relay {
+            self.peer_budget.give_back_initial(stream.credits.request);
         }
         if stream.released {
             self.remove(id);
@@ -1034,11 +1050,7 @@ impl Mux {
             }
         }
         self.unread_heads -= stream.recv.unread_heads();
-        stream.recv.window.close(&mut self.budget);
-        // The initial credit of responses is the relay's own affair: it lasts as long as unread bytes may.
-        if self.side == Side::Relay {
-            self.budget.give_back_initial(stream.recv.window.initial());
-        }
+        stream.recv.window.clear(&mut self.budget);
     }
 }
 
@@ -1097,7 +1109,12 @@ impl Mux {
         let streams = self.streams.values();
         assert!(streams.clone().all(|s| s.recv.window.is_consistent()), "a window is negative");
         assert_eq!(self.unread_heads, streams.clone().map(|s| s.recv.unread_heads()).sum::<usize>(), "unread heads");
-        let (initial, growth) = self.budget.left();
+        let (initial, growth, lingering) = self.budget.left();
+        assert_eq!(lingering, streams.clone().map(|s| s.recv.window.lingering()).sum::<u64>(), "lingering bytes");
+        if self.limits.max_streams <= 1024 {
+            let held: u64 = streams.clone().map(|s| s.recv.window.held()).sum();
+            assert!(held <= 32 << 20, "{held} bytes of bodies");
+        }
         let grown: u64 = streams.clone().map(|s| s.recv.window.grown()).sum();
         assert_eq!(growth + grown, Budget::GROWTH_POOL, "the growth pool leaks");
         if self.ended.is_some() {
@@ -1113,7 +1130,7 @@ impl Mux {
             Side::Relay => {
                 let requests = given(&is_open, &|s| s.credits.request);
                 assert_eq!(self.peer_budget.left().0 + requests, Budget::INITIAL_POOL, "request credit leaks");
-                let responses = given(&|_| true, &|s| s.recv.window.initial());
+                let responses = given(&is_open, &|s| s.recv.window.initial());
                 assert_eq!(initial + responses, Budget::INITIAL_POOL, "response credit leaks");
             }
             Side::Client => {

@@ -8,17 +8,25 @@ pub const FLOOR: u32 = 16 * 1024;
 /// Credit that a stream starts with while the budget is free, in bytes.
 pub const INITIAL: u32 = 256 * 1024;
 
+/// Streams that the budget has floors for.
+const FLOORS: u32 = 1024;
+
 /// A session's memory for bodies in one direction.
 ///
 /// With 1,024 streams: 16 MiB of floors, 4 MiB for what streams start with above the floor, 12 MiB for windows that
 /// grow. Together 32 MiB, and never more, because a window takes what it is larger than the floor from one of the
 /// two pools before it gives it away as credit.
+///
+/// A stream that has closed gives its floor and its initial credit back, because both ends book that at the same
+/// frame. What the application has not read of it by then takes the place of floors, of which new streams find fewer.
 #[derive(Clone, Debug)]
 pub(super) struct Budget {
     /// Left for initial credit above the floor. Whoever opens the stream takes from it; both ends keep the account.
     initial: u64,
     /// Left for windows that grow; the receiver's own affair.
     growth: u64,
+    /// Unread bytes of closed streams that the growth pool does not pay for.
+    lingering: u64,
 }
 
 impl Budget {
@@ -26,7 +34,7 @@ impl Budget {
     pub(super) const GROWTH_POOL: u64 = 12 * 1024 * 1024;
 
     pub(super) const fn new() -> Self {
-        Self { initial: Self::INITIAL_POOL, growth: Self::GROWTH_POOL }
+        Self { initial: Self::INITIAL_POOL, growth: Self::GROWTH_POOL, lingering: 0 }
     }
 
     /// The credit for a new stream: a sixteenth of what is left, so that it shrinks towards the floor as streams come.
@@ -50,9 +58,15 @@ impl Budget {
         self.initial += u64::from(credit - FLOOR);
     }
 
-    /// What is left of the two pools: initial, growth.
-    pub(super) const fn left(&self) -> (u64, u64) {
-        (self.initial, self.growth)
+    /// Whether there is a floor for one more stream beside `open` ones of at most `max`.
+    pub(super) fn has_floor(&self, open: u32, max: u32) -> bool {
+        let floors = u64::from(max.max(FLOORS)) * u64::from(FLOOR);
+        self.lingering + (u64::from(open) + 1) * u64::from(FLOOR) <= floors
+    }
+
+    /// What is left of the two pools, and what closed streams hold: initial, growth, lingering.
+    pub(super) const fn left(&self) -> (u64, u64, u64) {
+        (self.initial, self.growth, self.lingering)
     }
 }
 
@@ -69,13 +83,27 @@ pub(super) struct Window {
     outstanding: u64,
     unread: u64,
     last_grant: Instant,
+    /// The peer sends nothing more.
     ended: bool,
+    /// Both directions have ended.
+    closed: bool,
+    /// Of `unread`, what the budget counts as lingering.
+    lingering: u64,
 }
 
 impl Window {
     /// A window whose initial credit the peer already knows.
     pub(super) const fn new(initial: u32, now: Instant) -> Self {
-        Self { initial, grown: 0, outstanding: initial as u64, unread: 0, last_grant: now, ended: false }
+        Self {
+            initial,
+            grown: 0,
+            outstanding: initial as u64,
+            unread: 0,
+            last_grant: now,
+            ended: false,
+            closed: false,
+            lingering: 0,
+        }
     }
 
     const fn size(&self) -> u64 {
@@ -114,9 +142,7 @@ impl Window {
     ) -> Option<u32> {
         self.unread = self.unread.saturating_sub(bytes as u64);
         if self.ended {
-            if self.unread == 0 {
-                self.close(budget);
-            }
+            self.settle(budget);
             return None;
         }
         let idle = self.size() - self.outstanding - self.unread;
@@ -137,23 +163,44 @@ impl Window {
     pub(super) fn end(&mut self, budget: &mut Budget) {
         self.ended = true;
         self.outstanding = 0;
-        if self.unread == 0 {
-            self.close(budget);
-        }
+        self.settle(budget);
     }
 
-    /// Nothing is held any more: what was grown goes back to the budget.
+    /// Both directions have ended, and the stream's initial credit goes back to its pool.
     pub(super) fn close(&mut self, budget: &mut Budget) {
-        budget.growth += self.grown;
-        self.grown = 0;
-        self.outstanding = 0;
+        self.closed = true;
+        self.end(budget);
+    }
+
+    /// What is unread was thrown away, and so is what may still come.
+    pub(super) fn clear(&mut self, budget: &mut Budget) {
         self.unread = 0;
-        self.ended = true;
+        self.end(budget);
+    }
+
+    /// Keeps, after the end, no more of the budget than is unread.
+    fn settle(&mut self, budget: &mut Budget) {
+        let grown = self.grown.min(self.unread);
+        budget.growth += self.grown - grown;
+        self.grown = grown;
+        let lingering = if self.closed { self.unread - grown } else { 0 };
+        budget.lingering = budget.lingering + lingering - self.lingering;
+        self.lingering = lingering;
     }
 
     /// What this window takes from the budget's growth pool.
     pub(super) const fn grown(&self) -> u64 {
         self.grown
+    }
+
+    /// What the budget counts as lingering of this window.
+    pub(super) const fn lingering(&self) -> u64 {
+        self.lingering
+    }
+
+    /// Bytes that the peer may make us hold, or has.
+    pub(super) const fn held(&self) -> u64 {
+        self.outstanding + self.unread
     }
 
     /// Whether the account adds up: credit and unread bytes never exceed the window.
