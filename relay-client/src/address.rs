@@ -1,7 +1,7 @@
 //! Where things are: the local service that a tunnel forwards to, and plain `HOST:PORT` pairs.
 //!
-//! An address is parsed once, at the edge of the program, and everything that later needs a piece of it (the
-//! sockets to try, the `Host` header, the text for a person) asks the parsed value.
+//! An address is parsed once, at the edge of the program, and everything that later needs a piece
+//! of it (the sockets to try, the `Host` header, the text for a person) asks the parsed value.
 
 use std::{
     fmt,
@@ -41,13 +41,14 @@ impl Scheme {
     }
 }
 
-/// The address of the local service: `3000`, `:3000`, `127.0.0.1:3000`, `localhost:3000`, `[::1]:3000`,
-/// `http://host:port`, `https://host:port` or `unix:/path`.
+/// The address of the local service: `3000`, `:3000`, `127.0.0.1:3000`, `localhost:3000`,
+/// `[::1]:3000`, `http://host:port`, `https://host:port` or `unix:/path`.
 ///
-/// A bare port means `localhost`, and so does `0.0.0.0` or `[::]`, which is what many servers print: it names where
-/// they listen, not where they can be called.
+/// A bare port means `localhost`, and so does `0.0.0.0` or `[::]`, which is what many servers
+/// print: it names where they listen, not where they can be called.
 ///
-/// `Display` gives the canonical form, with a default port left out: `http://localhost:3000`, `unix:/run/app.sock`.
+/// `Display` gives the canonical form, with a default port left out: `http://localhost:3000`,
+/// `unix:/run/app.sock`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct UpstreamAddr(Place);
 
@@ -60,7 +61,8 @@ enum Place {
 /// Where to connect to reach an upstream; several addresses are tried in turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Candidates<'a> {
-    /// Socket addresses known without asking DNS. `localhost` has two, because a service may listen on either family.
+    /// Socket addresses known without asking DNS. `localhost` has two, because a service may listen
+    /// on either family.
     Addresses(&'a [SocketAddr]),
     /// A host name and port still to be resolved.
     Name(&'a str, u16),
@@ -91,8 +93,8 @@ impl UpstreamAddr {
         }
     }
 
-    /// The upstream's own `Host` (RFC 9110, section 7.2): the port is left out where it is the scheme's default.
-    /// A Unix socket has no name, so it is called `localhost`.
+    /// The upstream's own `Host` (RFC 9110, section 7.2): the port is left out where it is the
+    /// scheme's default. A Unix socket has no name, so it is called `localhost`.
     pub fn host_header(&self) -> String {
         match &self.0 {
             Place::Tcp { at, .. } if self.scheme().default_port() == Some(at.port) => at.host.to_string(),
@@ -153,7 +155,8 @@ impl FromStr for UpstreamAddr {
                 return Err(AddressError::Scheme { scheme: scheme.to_owned(), input: input.to_owned() });
             }
         };
-        // Only a URL has a default port. Without a scheme, `myapp` is more likely a slip than port 80 of a machine.
+        // Only a URL has a default port. Without a scheme, `myapp` is more likely a slip than port
+        // 80 of a machine.
         let default_port = tls.map(|tls| if tls { 443 } else { 80 });
         let place = if tls.is_some() { place.strip_suffix('/').unwrap_or(place) } else { place };
         let mut at = match place.strip_prefix(':').unwrap_or(place) {
@@ -188,8 +191,8 @@ pub struct HostPort {
 }
 
 impl HostPort {
-    /// Parses `host[:port]`; a port must be written unless there is a default. `input` is what the user typed, for
-    /// error messages.
+    /// Parses `host[:port]`; a port must be written unless there is a default. `input` is what the
+    /// user typed, for error messages.
     pub(crate) fn parse(text: &str, default_port: Option<u16>, input: &str) -> Result<Self, AddressError> {
         if text.contains('@') {
             return Err(AddressError::Userinfo);
@@ -218,8 +221,8 @@ impl HostPort {
         Ok(Self { host, port })
     }
 
-    /// The socket addresses, where they are known without DNS: of an IP address itself, and both loopback addresses
-    /// of `localhost` and every `*.localhost` (RFC 6761, section 6.3).
+    /// The socket addresses, where they are known without DNS: of an IP address itself, and both
+    /// loopback addresses of `localhost` and every `*.localhost` (RFC 6761, section 6.3).
     pub fn addresses(&self) -> Option<Vec<SocketAddr>> {
         match &self.host {
             Host::Ip(ip) => Some(vec![SocketAddr::new(*ip, self.port)]),
@@ -279,7 +282,8 @@ impl Host {
         Ok(Self::Name(text.to_ascii_lowercase()))
     }
 
-    /// Whether this is certainly this machine: a loopback address, `localhost`, or below `.localhost`.
+    /// Whether this is certainly this machine: a loopback address, `localhost`, or below
+    /// `.localhost`.
     pub fn is_loopback(&self) -> bool {
         match self {
             Self::Ip(ip) => ip.is_loopback(),
@@ -351,13 +355,15 @@ pub enum AddressError {
         /// The whole address.
         input: String,
     },
-    /// A path or query: requests bring their own, and it is passed on unchanged because signatures may cover it.
+    /// A path or query: requests bring their own, and it is passed on unchanged because signatures
+    /// may cover it.
     #[error("an address ends after the port: leave out {path:?}; each request's own path and query pass unchanged")]
     Path {
         /// What followed the port.
         path: String,
     },
-    /// A user or password: it would end up in process lists and logs. The address is not repeated here for that reason.
+    /// A user or password: it would end up in process lists and logs. The address is not repeated
+    /// here for that reason.
     #[error("an address holds no user or password (the part before '@'); leave it out")]
     Userinfo,
     /// The path of the Unix socket is empty or too long.

@@ -57,9 +57,9 @@ pub enum Command {
         relay http 3000\n  \
         relay http 3000 --subdomain hooks --timeout 10s\n  \
         relay http https://localhost:8443 --host-header preserve\n  \
-        relay http unix:/run/app.sock --output json | jq -r .url\n\n\
+        relay http unix:/run/app.sock --output json | jq -r '.url // empty'\n\n\
         The public URL stands first and alone on its line; then each request as it is answered.")]
-    Http(Box<HttpArgs>),
+    Http(HttpArgs),
     /// Run a relay and a tunnel on this machine, to develop and test without any server
     #[cfg(feature = "embedded")]
     #[command(after_help = "Examples:\n  \
@@ -103,7 +103,7 @@ pub struct HttpArgs {
 #[derive(Args, Debug, Default)]
 #[command(next_help_heading = "Connection")]
 pub struct ConnectionArgs {
-    /// The relay, as in https://relay.example.com
+    /// The relay's URL, or only its host
     #[arg(long, value_name = "URL", env = "RELAY_URL")]
     pub relay: Option<RelayUrl>,
 

@@ -1,7 +1,7 @@
 //! What was typed becomes what is true.
 //!
-//! First everything that was said is read as it stands: flags and environment by [`crate::cli`]
-//! (a flag beats its variable), files by [`Files::load`]. Then [`Settings`] decides what holds: flag
+//! First everything that was said is read as it stands: flags and environment by [`crate::cli`] (a
+//! flag beats its variable), files by [`Files::load`]. Then [`Settings`] decides what holds: flag
 //! before environment before file before default. Nothing after that parses or defaults.
 //!
 //! ```toml
@@ -17,9 +17,9 @@
 //! output = "text"
 //! ```
 //!
-//! A file in the working directory may have come with a repository, from a stranger. So a token goes
-//! only to the relay that it stands beside: where the project's file or a flag names another relay,
-//! CA or address, the token of the user's own file stays at home.
+//! A file in the working directory may have come with a repository, from a stranger. So a token
+//! goes only to the relay that it stands beside: where the project's file or a flag names another
+//! relay, CA or address, the token of the user's own file stays at home.
 
 use std::{
     fmt, io,
@@ -100,12 +100,13 @@ impl Settings {
     pub fn new(args: HttpArgs, files: &mut Files) -> Result<Self, ConfigError> {
         let typed = args.connection;
         if let Some(relay) = &typed.relay {
-            files.keep_to(relay, typed.token.is_some());
+            files.keep_to(relay);
         }
         let file = &files.file;
         let token = typed.token.or_else(|| file.token.clone());
-        if let Some(token) = &token {
-            token.check()?;
+        match &token {
+            Some(token) => token.check()?,
+            None => files.warnings.extend(files.withheld.take()),
         }
         let mut tunnel = TunnelSettings::new(args.tunnel, file);
         if args.random {
@@ -266,6 +267,8 @@ pub(crate) fn base_directory(variable: &str, below_home: &str) -> Option<PathBuf
 #[derive(Debug, Default)]
 pub struct Files {
     file: File,
+    /// Why a token that a file holds is not used; of interest where there is no other.
+    withheld: Option<String>,
     /// What the user should know: a sentence each.
     pub warnings: Vec<String>,
 }
@@ -328,7 +331,7 @@ impl Files {
             && agrees(&project.relay_ca, &user.relay_ca)
             && agrees(&project.relay_addr, &user.relay_addr);
         if !same_relay && user.token.is_some() && project.token.is_none() {
-            self.warnings.push(
+            self.withheld = Some(
                 "the token of your own relay.toml is not used, because the one in this directory names another relay, \
                  CA or address; set RELAY_TOKEN if you trust it, or name the same ones beside your token"
                     .to_owned(),
@@ -349,11 +352,11 @@ impl Files {
     }
 
     /// Forgets what the files say of another relay than this one.
-    fn keep_to(&mut self, relay: &RelayUrl, has_token: bool) {
+    fn keep_to(&mut self, relay: &RelayUrl) {
         let Some(other) = self.file.relay.take_if(|other| other != relay) else { return };
         (self.file.relay_ca, self.file.relay_addr) = (None, None);
-        if self.file.token.take().is_some() && !has_token {
-            self.warnings.push(format!(
+        if self.file.token.take().is_some() {
+            self.withheld = Some(format!(
                 "the token of relay.toml belongs to {other} and is not sent to {relay}; give one with RELAY_TOKEN"
             ));
         }
@@ -490,7 +493,7 @@ mod tests {
         relay.take_if(|_| !typed("--relay"));
         token.take_if(|_| !typed("--token"));
         relay_ca.take_if(|_| !typed("--relay-ca"));
-        *args
+        args
     }
 
     fn settle(project: &str, user: &str, flags: &[&str]) -> (Settings, Vec<String>) {
@@ -564,8 +567,12 @@ mod tests {
             assert!(!warnings.concat().contains("secret"));
             assert_eq!(settings.relay_addr.is_some_and(|addr| addr.to_string() == "x:1"), sent);
         }
-        let (settings, warnings) = settle("", user, &["--relay", "b.example", "--token", "own"]);
-        assert_eq!((settings.token.unwrap().expose(), warnings.len()), ("own", 0));
+        for (project, flags) in
+            [("", &["--relay", "b.example", "--token", "own"][..]), ("relay = 'b.example'", &["--token", "own"])]
+        {
+            let (settings, warnings) = settle(project, user, flags);
+            assert_eq!((settings.token.unwrap().expose(), warnings.len()), ("own", 0));
+        }
     }
 
     #[test]

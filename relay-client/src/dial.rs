@@ -6,8 +6,8 @@
 //!                     resolve ─► race the addresses ─► CONNECT (behind a proxy) ─► TLS
 //! ```
 //!
-//! A [`Target`] is kept for the life of the program: its TLS configuration remembers the relay's session tickets, so
-//! that dialling again costs one round trip less.
+//! A [`Target`] is kept for the life of the program: its TLS configuration remembers the relay's
+//! session tickets, so that dialling again costs one round trip less.
 
 use std::{
     fmt, io,
@@ -44,20 +44,21 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// When the next address is tried while one is still silent (RFC 8305, section 5).
 const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
 
-/// When a silent connection is probed, and how often. The session's own heartbeat notices a dead relay first; this
-/// keeps the entry of a NAT alive while the process is stopped.
+/// When a silent connection is probed, and how often. The session's own heartbeat notices a dead
+/// relay first; this keeps the entry of a NAT alive while the process is stopped.
 const KEEPALIVE: TcpKeepalive =
     TcpKeepalive::new().with_time(Duration::from_secs(15)).with_interval(Duration::from_secs(5));
 
-/// How long sent bytes may stay unacknowledged: a dead link is noticed within 15 s even while we write to it.
+/// How long sent bytes may stay unacknowledged: a dead link is noticed within 15 s even while we
+/// write to it.
 #[cfg(target_os = "linux")]
 const USER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The longest answer of a proxy to CONNECT that is read.
 const PROXY_HEAD_MAX: usize = 16 * 1024;
 
-/// Where a relay is: `https://relay.example.com[:port]`. Plain `http://` is taken only on loopback, because a token
-/// would travel readable.
+/// Where a relay is: `https://relay.example.com[:port]`. Plain `http://` is taken only on loopback,
+/// because a token would travel readable.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RelayUrl {
     tls: bool,
@@ -140,7 +141,8 @@ pub enum Trust {
 }
 
 impl Trust {
-    /// The CAs of a PEM file, and no others: who runs a private CA does not want a public one to be able to stand in.
+    /// The CAs of a PEM file, and no others: who runs a private CA does not want a public one to be
+    /// able to stand in.
     ///
     /// # Errors
     /// Where the file cannot be read, or holds no certificate.

@@ -2,8 +2,8 @@
 //!
 //! A name is remembered per relay, token and working directory: a project keeps its URL, and nobody
 //! else's token brings it back. Each such place is one small file that holds nothing but the name,
-//! written beside itself and renamed, so that no lock is needed and two clients at once cannot spoil
-//! it. Remembering is a kindness: whatever fails here is logged and never fatal.
+//! written beside itself and renamed, so that no lock is needed and two clients at once cannot
+//! spoil it. Remembering is a kindness: whatever fails here is logged and never fatal.
 //!
 //! A remembered name may be in use by another client in the same directory. The relay knows and
 //! refuses (`name-in-use`); the session then asks for a fresh one and does not remember it, so that
@@ -24,8 +24,8 @@ use crate::{
     dial::RelayUrl,
 };
 
-/// The relay keeps a name for its token for 30 days after the last use. Long after that a file is of
-/// no use, and temporary directories would leave files behind for ever.
+/// The relay keeps a name for its token for 30 days after the last use. Long after that a file is
+/// of no use, and temporary directories would leave files behind for ever.
 const FORGET_AFTER: Duration = Duration::from_secs(90 * 24 * 60 * 60);
 
 /// What is remembered for one relay, token and working directory.

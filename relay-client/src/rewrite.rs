@@ -1,21 +1,22 @@
 //! `--host-header`: what the local service sees as its own name, and what its answers call it.
 //!
-//! Development servers answer only to names they know: Vite and Rails refuse a foreign `Host`, Django and Next
-//! compare `Origin` with it. So by default a request arrives as if it had been sent to the local address, and a
-//! redirect to that address leaves as one to the public URL. Everything else passes unchanged.
+//! Development servers answer only to names they know: Vite and Rails refuse a foreign `Host`,
+//! Django and Next compare `Origin` with it. So by default a request arrives as if it had been sent
+//! to the local address, and a redirect to that address leaves as one to the public URL. Everything
+//! else passes unchanged.
 //!
 //! ```text
 //!   request   Host: hooks.relay.example              →  Host: localhost:3000
 //!             Origin: https://hooks.relay.example    →  Origin: http://localhost:3000
-//!             Origin: https://elsewhere.example         (unchanged: the service must see a foreign origin as one)
+//!             Origin: https://elsewhere.example         (unchanged: foreign stays foreign)
 //!   response  Location: https://hooks.relay.example/b  ←  Location: http://localhost:3000/b
 //! ```
 //!
 //! Left alone on purpose:
-//! - `Set-Cookie`: a cookie for `Domain=localhost` would be refused by browsers without any tunnel, so services do not
-//!   send it, and a wider domain is the service's own decision about who may see the cookie;
-//! - `Link` and bodies: they name resources and not a redirect; absolute URLs in one without the other would not help,
-//!   and signatures may cover bodies.
+//! - `Set-Cookie`: browsers refuse a cookie for `Domain=localhost` without any tunnel, so services
+//!   do not send it, and a wider domain is the service's own decision about who sees the cookie;
+//! - `Link` and bodies: they name resources, not a redirect; translating URLs in one without the
+//!   other would not help, and signatures may cover bodies.
 
 use std::{ops::Range, str::FromStr};
 
@@ -168,7 +169,8 @@ struct Local {
 }
 
 impl Local {
-    /// `host` is what the upstream is told. The upstream may know itself by its address all the same.
+    /// `host` is what the upstream is told. The upstream may know itself by its address all the
+    /// same.
     fn new(upstream: &UpstreamAddr, host: &str) -> Option<Self> {
         let scheme = if upstream.scheme() == Scheme::Https { "https" } else { "http" };
         let origin = Origin::parse(&format!("{scheme}://{host}"))?;

@@ -1,9 +1,9 @@
 //! What a person or a program sees of a tunnel.
 //!
-//! Events go in, bytes come out: [`Printer::push`] formats an event into a buffer that is used again
-//! and again, [`Printer::flush`] writes what has gathered with one system call. Whoever owns the
-//! printer flushes when it has drained its events, so that a busy tunnel costs one write for many
-//! lines and a quiet one shows each line at once.
+//! Events go in, bytes come out: [`Printer::push`] formats an event into a buffer that is used
+//! again and again, [`Printer::flush`] writes what has gathered with one system call. Whoever owns
+//! the printer flushes when it has drained its events, so that a busy tunnel costs one write for
+//! many lines and a quiet one shows each line at once.
 //!
 //! # The JSON form
 //!
@@ -416,8 +416,8 @@ fn hazardous(character: char) -> bool {
     }
 }
 
-/// Fills up to `width` with spaces. What is longer than `cut` loses its end to an ellipsis, never in
-/// the middle of an escape.
+/// Fills up to `width` with spaces. What is longer than `cut` loses its end to an ellipsis, never
+/// in the middle of an escape.
 fn pad(out: &mut Text<'_>, text: &Shown<'_>, width: usize, cut: Option<usize>) {
     let ascii = text.0.bytes().all(|byte| matches!(byte, b' '..=b'~'));
     let columns = if ascii { text.0.len() } else { text.pieces().map(|piece| piece.columns()).sum() };
@@ -457,8 +457,8 @@ fn duration(out: &mut Text<'_>, milliseconds: f64) {
     };
 }
 
-/// In single quotes for a POSIX shell, where it needs them. What is pasted must be what is meant, so
-/// that hazardous characters are escaped even though the path is then wrong.
+/// In single quotes for a POSIX shell, where it needs them. What is pasted must be what is meant,
+/// so that hazardous characters are escaped even though the path is then wrong.
 struct Quoted<'a>(&'a str);
 
 impl fmt::Display for Quoted<'_> {
@@ -495,8 +495,8 @@ impl Clock {
     }
 }
 
-/// Compact JSON that is harmless on a terminal too: what JSON leaves bare and [`hazardous`] names is
-/// written as `\u` escapes, which mean the same to every parser.
+/// Compact JSON that is harmless on a terminal too: what JSON leaves bare and [`hazardous`] names
+/// is written as `\u` escapes, which mean the same to every parser.
 struct Harmless;
 
 impl serde_json::ser::Formatter for Harmless {
