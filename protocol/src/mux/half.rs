@@ -106,8 +106,12 @@ impl SendHalf {
         let credit = usize::try_from(self.credit).unwrap_or(usize::MAX).saturating_sub(self.queued);
         let taken = bytes.len().min(credit).min(room);
         if taken > 0 {
-            self.queue.push_back(Item::Data(bytes.split_to(taken)));
+            let piece = bytes.split_to(taken);
             self.queued += taken;
+            match self.queue.back_mut() {
+                Some(Item::Data(last)) if last.len() + taken <= SMALL => *last = join(std::mem::take(last), &piece),
+                _ => self.queue.push_back(Item::Data(piece)),
+            }
         }
         taken
     }
@@ -230,7 +234,18 @@ pub(super) enum RecvState {
     Cut,
 }
 
-/// Pieces shorter than this are gathered while nobody reads them.
+/// Small pieces that wait for the link become one: fewer frames, and not one allocation for each byte.
+fn join(last: Bytes, piece: &[u8]) -> Bytes {
+    let mut joined = match last.try_into_mut() {
+        Ok(own) if own.capacity() <= SMALL => own,
+        Ok(own) => BytesMut::from(&own[..]),
+        Err(shared) => BytesMut::from(&shared[..]),
+    };
+    joined.extend_from_slice(piece);
+    joined.freeze()
+}
+
+/// Pieces shorter than this are gathered while nobody reads or writes them.
 const SMALL: usize = 1024;
 
 impl RecvHalf {
