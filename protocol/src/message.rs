@@ -211,9 +211,10 @@ pub enum MessageError {
     Trailing(usize),
 }
 
-/// The layout. The limit bounds what a length prefix can make the decoder allocate.
-const LAYOUT: Configuration<LittleEndian, Varint, Limit<MAX_HEAD>> =
-    bincode::config::standard().with_limit::<MAX_HEAD>();
+/// The layout. The limit bounds what a length prefix can make the decoder allocate. It counts numbers and elements at
+/// their size in memory, so it leaves room for that beside a payload of the largest size.
+const LAYOUT: Configuration<LittleEndian, Varint, Limit<{ 2 * MAX_HEAD }>> =
+    bincode::config::standard().with_limit::<{ 2 * MAX_HEAD }>();
 
 fn encode(message: impl Encode, capacity: usize) -> Result<Bytes, MessageError> {
     struct Grow(Vec<u8>);
