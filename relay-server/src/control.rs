@@ -1,0 +1,642 @@
+//! How `relay-server token …` reaches the relay that owns a data directory.
+//!
+//! A running relay listens on a Unix socket in its data directory; a request is one line of JSON, so
+//! is the reply, then the connection is closed. With no relay running, the command does the same
+//! work itself on the store's file. Which of the two it is, a lock file decides, so that there is
+//! never more than one owner:
+//!
+//! ```text
+//!   relay.lock held by a relay  ──►  ask it, on control.sock
+//!   relay.lock free             ──►  hold it, open relay.db, do it here
+//! ```
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::store::{Name, NewToken, OpenError, Secret, Store, Token, TokenId, TokenSummary, unix_now};
+
+const SOCKET_FILE: &str = "control.sock";
+const LOCK_FILE: &str = "relay.lock";
+
+/// A request is a few names; this is room for a thousand of them.
+const MAX_REQUEST_BYTES: u64 = 64 * 1024;
+/// A reply lists tokens: some 400 bytes each, and 64 for each name. This is room for many thousand.
+const MAX_REPLY_BYTES: u64 = 64 * 1024 * 1024;
+/// Commands served at once; the others wait in the socket's backlog.
+const MAX_CONVERSATIONS: usize = 16;
+/// From connecting to the reply, on the relay's side: the work itself takes one commit.
+const CONVERSATION_TIME: Duration = Duration::from_secs(10);
+/// On the command's side: longer, so that the relay's own answer comes first.
+const REPLY_TIME: Duration = Duration::from_secs(15);
+/// How long to wait for the lock while a command, or a relay that starts or stops, has it.
+const LOCK_TIME: Duration = Duration::from_secs(3);
+const LOCK_RETRY: Duration = Duration::from_millis(50);
+
+/// What can be asked of a relay.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case")]
+pub enum Request {
+    /// Whether it is there.
+    Ping,
+    /// Make a token.
+    CreateToken(NewToken),
+    /// Tell all tokens.
+    ListTokens,
+    /// End a token and its sessions.
+    RevokeToken {
+        /// The token's name.
+        token: String,
+    },
+    /// Make tunnel names a token's own for good.
+    Reserve {
+        /// The token's name.
+        token: String,
+        /// The tunnel names.
+        names: Vec<Name>,
+    },
+    /// Give up reservations.
+    Release {
+        /// The tunnel names.
+        names: Vec<Name>,
+    },
+}
+
+/// What it answers.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "snake_case")]
+pub enum Reply {
+    /// It is there.
+    Pong {
+        /// Its version.
+        version: String,
+    },
+    /// The token was made.
+    Created {
+        /// What its owner will present; this is the only time that it is seen.
+        #[serde(with = "exposed")]
+        secret: Secret,
+        /// What the relay knows of it.
+        token: Token,
+    },
+    /// All tokens.
+    Tokens {
+        /// In the order they were made.
+        tokens: Vec<TokenSummary>,
+    },
+    /// The token has ended.
+    Revoked,
+    /// The names are reserved.
+    Reserved,
+    /// The names are released.
+    Released,
+    /// It was not done.
+    Refused {
+        /// Why, for the person who asked.
+        message: String,
+    },
+}
+
+/// What stands between a command and the store, or between a relay and its data directory.
+#[derive(Debug, Error)]
+pub enum ControlError {
+    /// The lock is held.
+    #[error(
+        "the data directory {} is in use by another relay{}; stop that one, or choose another --data-dir",
+        directory.display(),
+        process.map(|id| format!(" (process {id})")).unwrap_or_default()
+    )]
+    InUse {
+        /// The data directory.
+        directory: PathBuf,
+        /// Who says that it holds the lock.
+        process: Option<u32>,
+    },
+    /// No relay runs, and the files are somebody else's: what we would write, that user could not.
+    #[error(
+        "no relay runs on {}, and only the directory's owner (user id {owner}) may change it then: \
+         run this as that user, for example with `sudo -u '#{owner}'`",
+        directory.display()
+    )]
+    NotOwner {
+        /// The data directory.
+        directory: PathBuf,
+        /// Its owner.
+        owner: u32,
+    },
+    /// A file, the directory or the socket.
+    #[error("cannot use {}: {source}", path.display())]
+    Io {
+        /// Which one.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The store's file cannot be opened here.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    /// The relay has the socket open, but did not answer in time.
+    #[error(
+        "the relay did not answer within {} s; `token list` will tell whether it did what was asked",
+        REPLY_TIME.as_secs()
+    )]
+    Silent,
+    /// The relay answered something that this program does not understand.
+    #[error(
+        "the relay's answer cannot be read ({reason}); \
+         restart the relay if it was upgraded while it ran, so that both are of one version"
+    )]
+    Reply {
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+// ---- the relay's side ------------------------------------------------------------------------------
+
+/// A relay's hold on its data directory, and the socket on which it takes requests.
+#[derive(Debug)]
+pub struct Listener {
+    socket: UnixListener,
+    path: PathBuf,
+    /// Held as long as requests may come.
+    _lock: Lock,
+}
+
+impl Listener {
+    /// Takes hold of a data directory, which is created (mode 0700) if it is not there.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::InUse`] if another relay has it, or [`ControlError::Io`].
+    pub async fn bind(directory: &Path) -> Result<Self, ControlError> {
+        create(directory)?;
+        let deadline = Instant::now() + LOCK_TIME;
+        let lock = loop {
+            match Lock::acquire(directory) {
+                Err(ControlError::InUse { .. }) if Instant::now() < deadline => sleep(LOCK_RETRY).await,
+                outcome => break outcome?,
+            }
+        };
+        let path = directory.join(SOCKET_FILE);
+        // Ours is the lock, so a socket that is there was left by a relay that was killed.
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&path, error)),
+            _ => {}
+        }
+        let socket = UnixListener::bind(&path).map_err(|source| at(&path, source))?;
+        let listener = Self { socket, path, _lock: lock };
+        let private = Permissions::from_mode(0o600);
+        fs::set_permissions(&listener.path, private).map_err(|source| at(&listener.path, source))?;
+        Ok(listener)
+    }
+
+    /// Answers requests until `shutdown`, then finishes those that have begun. `on_revoke` is called
+    /// for each token that was revoked, once that is on disk: its sessions are to end.
+    pub async fn serve(
+        self,
+        store: Store,
+        on_revoke: impl Fn(TokenId) + Send + Sync + 'static,
+        shutdown: CancellationToken,
+    ) {
+        let on_revoke = Arc::new(on_revoke);
+        let mut conversations = JoinSet::new();
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                Some(ended) = conversations.join_next() => report(ended),
+                accepted = self.socket.accept(), if conversations.len() < MAX_CONVERSATIONS => match accepted {
+                    Ok((stream, _)) => {
+                        let (store, on_revoke, shutdown) = (store.clone(), Arc::clone(&on_revoke), shutdown.clone());
+                        conversations.spawn(async move {
+                            let conversation = converse(stream, &store, &*on_revoke, &shutdown);
+                            timeout(CONVERSATION_TIME, conversation).await.unwrap_or_else(|late| Err(late.into()))
+                        });
+                    }
+                    Err(error) => {
+                        // Out of descriptors, most likely: some time may bring some back.
+                        tracing::warn!(%error, "cannot accept a control connection");
+                        sleep(LOCK_RETRY).await;
+                    }
+                },
+            }
+        }
+        while let Some(ended) = conversations.join_next().await {
+            report(ended);
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        // Still under the lock. One that stays is removed by the next relay.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn report(ended: Result<io::Result<()>, tokio::task::JoinError>) {
+    match ended {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "a control connection ended early"),
+        Err(error) => tracing::error!(%error, "a control connection's task failed"),
+    }
+}
+
+async fn converse(
+    stream: UnixStream,
+    store: &Store,
+    on_revoke: &impl Fn(TokenId),
+    shutdown: &CancellationToken,
+) -> io::Result<()> {
+    // The socket's mode says the same, but not between its making and the setting of its mode.
+    let peer = stream.peer_cred()?.uid();
+    if peer != rustix::process::geteuid().as_raw() && peer != 0 {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("user {peer} is not the owner")));
+    }
+    let (reader, mut writer) = stream.into_split();
+    // One that has asked gets its answer; one that has not yet need not any more.
+    let Some(line) = shutdown.run_until_cancelled(read_line(reader, MAX_REQUEST_BYTES)).await else {
+        return Ok(());
+    };
+    let reply = match serde_json::from_slice(&line?) {
+        Ok(request) => apply(store, request, on_revoke).await,
+        Err(error) => Reply::Refused {
+            message: format!(
+                "the relay, version {}, does not understand the request ({error}); \
+                 restart it if it was upgraded while it ran",
+                env!("CARGO_PKG_VERSION")
+            ),
+        },
+    };
+    writer.write_all(&to_line(&reply)?).await?;
+    writer.shutdown().await
+}
+
+/// Does what was asked: in the relay, or in the command itself when no relay runs.
+async fn apply(store: &Store, request: Request, on_revoke: &impl Fn(TokenId)) -> Reply {
+    fn refused(error: impl std::error::Error) -> Reply {
+        Reply::Refused { message: error.to_string() }
+    }
+    let now = unix_now();
+    match request {
+        Request::Ping => Reply::Pong { version: env!("CARGO_PKG_VERSION").to_owned() },
+        Request::CreateToken(new) => match store.create_token(new, now).await {
+            Ok((secret, token)) => {
+                tracing::info!(token = %token.name, "a token was created");
+                Reply::Created { secret, token }
+            }
+            Err(error) => refused(error),
+        },
+        Request::ListTokens => match store.list_tokens(now).await {
+            Ok(tokens) => Reply::Tokens { tokens },
+            Err(error) => refused(error),
+        },
+        Request::RevokeToken { token } => match store.revoke_token(&token, now).await {
+            Ok(id) => {
+                tracing::info!(%token, "a token was revoked");
+                on_revoke(id);
+                Reply::Revoked
+            }
+            Err(error) => refused(error),
+        },
+        Request::Reserve { token, names } => {
+            store.reserve(&token, names, now).await.map_or_else(refused, |()| Reply::Reserved)
+        }
+        Request::Release { names } => store.release(names, now).await.map_or_else(refused, |()| Reply::Released),
+    }
+}
+
+// ---- the command's side ----------------------------------------------------------------------------
+
+/// The way to a data directory's tokens and names.
+#[derive(Debug)]
+pub struct Control(Way);
+
+#[derive(Debug)]
+enum Way {
+    /// A relay runs.
+    Relay { stream: UnixStream, path: PathBuf },
+    /// None does, and none starts while we hold the lock.
+    Here { store: Store, _lock: Lock },
+}
+
+impl Control {
+    /// Finds the relay that runs on `directory`, or else opens the store there.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::NotOwner`] if no relay runs and the directory is not ours;
+    /// [`ControlError::InUse`] if one has the directory but takes no requests;
+    /// [`ControlError::Store`] or [`ControlError::Io`].
+    pub async fn open(directory: &Path) -> Result<Self, ControlError> {
+        let path = directory.join(SOCKET_FILE);
+        let deadline = Instant::now() + LOCK_TIME;
+        loop {
+            match UnixStream::connect(&path).await {
+                Ok(stream) => return Ok(Self(Way::Relay { stream, path })),
+                Err(error) if nobody_listens(&error) => {}
+                Err(error) => return Err(at(&path, error)),
+            }
+            create(directory)?;
+            check_owner(directory, rustix::process::geteuid().as_raw())?;
+            match Lock::acquire(directory) {
+                Ok(lock) => {
+                    let store = Store::open(directory).await?;
+                    return Ok(Self(Way::Here { store, _lock: lock }));
+                }
+                // A relay that is starting or stopping, or another command.
+                Err(ControlError::InUse { .. }) if Instant::now() < deadline => sleep(LOCK_RETRY).await,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Has one thing done. A refusal is a [`Reply`] like others.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError`] where there was no reply.
+    pub async fn request(self, request: Request) -> Result<Reply, ControlError> {
+        match self.0 {
+            Way::Relay { stream, path } => {
+                let reply = timeout(REPLY_TIME, ask(stream, &request)).await.map_err(|_| ControlError::Silent)?;
+                let line = reply.map_err(|source| at(&path, source))?;
+                serde_json::from_slice(&line).map_err(|error| ControlError::Reply { reason: error.to_string() })
+            }
+            Way::Here { store, _lock } => {
+                let reply = apply(&store, request, &|_| {}).await;
+                store.close().await;
+                Ok(reply)
+            }
+        }
+    }
+}
+
+fn nobody_listens(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}
+
+fn check_owner(directory: &Path, user: u32) -> Result<(), ControlError> {
+    let owner = fs::metadata(directory).map_err(|source| at(directory, source))?.uid();
+    if owner == user { Ok(()) } else { Err(ControlError::NotOwner { directory: directory.to_owned(), owner }) }
+}
+
+async fn ask(stream: UnixStream, request: &Request) -> io::Result<Vec<u8>> {
+    let (reader, mut writer) = stream.into_split();
+    writer.write_all(&to_line(request)?).await?;
+    read_line(reader, MAX_REPLY_BYTES).await
+}
+
+// ---- both sides ------------------------------------------------------------------------------------
+
+/// The right to own a data directory, until it is dropped or its process ends, however it ends.
+#[derive(Debug)]
+struct Lock(#[expect(dead_code, reason = "the open file is the lock")] File);
+
+impl Lock {
+    fn acquire(directory: &Path) -> Result<Self, ControlError> {
+        let path = directory.join(LOCK_FILE);
+        let mut options = OpenOptions::new();
+        let file = options.create(true).truncate(false).write(true).mode(0o600).open(&path);
+        let mut file = file.map_err(|source| at(&path, source))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let process = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
+                return Err(ControlError::InUse { directory: directory.to_owned(), process });
+            }
+            Err(TryLockError::Error(source)) => return Err(at(&path, source)),
+        }
+        // Only for the message above: the lock is what counts.
+        let written = file.set_len(0).and_then(|()| writeln!(file, "{}", process::id()));
+        written.map_err(|source| at(&path, source))?;
+        Ok(Self(file))
+    }
+}
+
+fn create(directory: &Path) -> Result<(), ControlError> {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(directory).map_err(|source| at(directory, source))
+}
+
+fn to_line(message: &impl Serialize) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+async fn read_line(reader: impl AsyncReadExt + Unpin, limit: u64) -> io::Result<Vec<u8>> {
+    let mut line = Vec::new();
+    BufReader::new(reader.take(limit)).read_until(b'\n', &mut line).await?;
+    if line.pop() == Some(b'\n') {
+        return Ok(line);
+    }
+    Err(io::Error::new(
+        io::ErrorKind::UnexpectedEof,
+        "the other side closed the connection too early, or sent too much",
+    ))
+}
+
+fn at(path: &Path, source: io::Error) -> ControlError {
+    ControlError::Io { path: path.to_owned(), source }
+}
+
+/// The one message that carries a secret: from the relay to whoever asked for the token.
+mod exposed {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    use crate::store::Secret;
+
+    pub(super) fn serialize<S: Serializer>(secret: &Secret, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(secret.expose())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
+        Secret::parse(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+    use tempfile::TempDir;
+    use tokio::sync::mpsc;
+    use tokio::task::JoinHandle;
+
+    use super::*;
+    use crate::store::TokenLimits;
+
+    struct Relay {
+        directory: TempDir,
+        store: Store,
+        revoked: mpsc::UnboundedReceiver<TokenId>,
+        shutdown: CancellationToken,
+        task: JoinHandle<()>,
+    }
+
+    impl Relay {
+        async fn start() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let listener = Listener::bind(directory.path()).await.unwrap();
+            let store = Store::open(directory.path()).await.unwrap();
+            let (sender, revoked) = mpsc::unbounded_channel();
+            let shutdown = CancellationToken::new();
+            let on_revoke = move |token| sender.send(token).unwrap();
+            let task = tokio::spawn(listener.serve(store.clone(), on_revoke, shutdown.clone()));
+            Self { directory, store, revoked, shutdown, task }
+        }
+
+        async fn stop(self) -> TempDir {
+            self.shutdown.cancel();
+            self.task.await.unwrap();
+            self.store.close().await;
+            self.directory
+        }
+
+        async fn raw(&self, line: &[u8]) -> String {
+            let mut stream = UnixStream::connect(self.directory.path().join(SOCKET_FILE)).await.unwrap();
+            // It may hang up before it has read all of a request that is too long.
+            let _ = stream.write_all(line).await;
+            let mut reply = String::new();
+            let _ = stream.read_to_string(&mut reply).await;
+            reply
+        }
+    }
+
+    async fn request(directory: &Path, request: Request) -> Reply {
+        Control::open(directory).await.unwrap().request(request).await.unwrap()
+    }
+
+    fn create(name: &str) -> Request {
+        let limits = TokenLimits::default();
+        Request::CreateToken(NewToken { name: name.to_owned(), reserve: vec![], expires_at: None, limits })
+    }
+
+    async fn token_names(directory: &Path) -> Vec<String> {
+        match request(directory, Request::ListTokens).await {
+            Reply::Tokens { tokens } => tokens.into_iter().map(|one| one.token.name).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_running_relay_does_what_it_is_asked() {
+        let mut relay = Relay::start().await;
+        let directory = relay.directory.path().to_owned();
+        assert!(matches!(request(&directory, Request::Ping).await, Reply::Pong { .. }));
+        let Reply::Created { secret, token } = request(&directory, create("alice")).await else { panic!() };
+        assert_eq!(relay.store.authenticate(&secret, unix_now()).await.as_ref(), Ok(&token));
+        let Reply::Refused { message } = request(&directory, create("alice")).await else { panic!() };
+        assert!(message.contains("there is a token named \"alice\" already"), "{message}");
+
+        let names = vec![Name::parse("hooks").unwrap()];
+        let reserve = Request::Reserve { token: "alice".to_owned(), names: names.clone() };
+        assert!(matches!(request(&directory, reserve).await, Reply::Reserved));
+        assert!(matches!(request(&directory, Request::Release { names }).await, Reply::Released));
+
+        let revoke = Request::RevokeToken { token: "alice".to_owned() };
+        assert!(matches!(request(&directory, revoke).await, Reply::Revoked));
+        assert_eq!(relay.revoked.try_recv(), Ok(token.id), "before the reply");
+        relay.stop().await;
+    }
+
+    #[tokio::test]
+    async fn with_no_relay_the_command_does_it_itself() {
+        let relay = Relay::start().await;
+        request(relay.directory.path(), create("alice")).await;
+        let directory = relay.stop().await;
+        assert!(!directory.path().join(SOCKET_FILE).exists());
+        request(directory.path(), create("bob")).await;
+        // As after a kill: the socket is there, nobody listens.
+        drop(std::os::unix::net::UnixListener::bind(directory.path().join(SOCKET_FILE)).unwrap());
+        assert_eq!(token_names(directory.path()).await, ["alice", "bob"]);
+        Listener::bind(directory.path()).await.expect("a new relay replaces the socket");
+
+        let fresh = directory.path().join("not/there/yet");
+        assert_eq!(token_names(&fresh).await, Vec::<String>::new());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_relay_at_a_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = Listener::bind(directory.path()).await.unwrap();
+        let error = Listener::bind(directory.path()).await.unwrap_err().to_string();
+        assert!(error.contains(&format!("(process {})", process::id())), "{error}");
+        drop(first);
+        Listener::bind(directory.path()).await.expect("it is free again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_holds_the_lock_without_listening_is_not_gone_round() {
+        let directory = tempfile::tempdir().unwrap();
+        let _lock = Lock::acquire(directory.path()).unwrap();
+        assert!(matches!(Control::open(directory.path()).await, Err(ControlError::InUse { .. })));
+    }
+
+    #[test]
+    fn only_the_owner_works_on_the_files() {
+        let directory = tempfile::tempdir().unwrap();
+        let owner = directory.path().metadata().unwrap().uid();
+        check_owner(directory.path(), owner).unwrap();
+        let error = check_owner(directory.path(), owner + 1).unwrap_err().to_string();
+        assert!(error.contains(&format!("sudo -u '#{owner}'")), "{error}");
+    }
+
+    #[tokio::test]
+    async fn nonsense_is_refused_and_harms_nobody() {
+        let relay = Relay::start().await;
+        for nonsense in
+            [&b"\n"[..], b"hello\n", b"{\"request\":\"fly\"}\n", b"{\"request\":\"release\",\"names\":[\"a_b\"]}\n"]
+        {
+            let reply = relay.raw(nonsense).await;
+            assert!(reply.contains("\"refused\""), "{reply}");
+        }
+        let endless = vec![b' '; 2 * usize::try_from(MAX_REQUEST_BYTES).unwrap()];
+        assert_eq!(relay.raw(&endless).await, "");
+        assert!(matches!(request(relay.directory.path(), Request::Ping).await, Reply::Pong { .. }));
+        let mode = |file| relay.directory.path().join(file).metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(SOCKET_FILE), mode(LOCK_FILE)), (0o600, 0o600));
+        relay.stop().await;
+    }
+
+    #[tokio::test]
+    async fn silent_callers_hold_up_neither_others_nor_the_end() {
+        let relay = Relay::start().await;
+        let mut silent = Vec::new();
+        for _ in 0..MAX_CONVERSATIONS - 1 {
+            silent.push(UnixStream::connect(relay.directory.path().join(SOCKET_FILE)).await.unwrap());
+        }
+        assert!(matches!(request(relay.directory.path(), Request::Ping).await, Reply::Pong { .. }));
+        timeout(CONVERSATION_TIME / 2, relay.stop()).await.expect("they are not waited for");
+    }
+
+    #[test]
+    fn a_reply_does_not_print_its_secret() {
+        let secret = Secret::generate();
+        let text = secret.expose().to_owned();
+        let now = 0;
+        let token: Token = serde_json::from_value(serde_json::json!({
+            "id": 1, "name": "alice", "created_at": now,
+            "limits": {"max_tunnels": 1, "max_names": 1, "max_sessions": 1},
+        }))
+        .unwrap();
+        let reply = Reply::Created { secret, token };
+        assert!(!format!("{reply:?}").contains(&text[4..]));
+        let line = to_line(&reply).unwrap();
+        let Reply::Created { secret, .. } = serde_json::from_slice(&line).unwrap() else { panic!() };
+        assert_eq!(secret.expose(), text);
+    }
+}

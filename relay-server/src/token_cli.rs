@@ -1,0 +1,432 @@
+//! `relay-server token …`: tokens and reserved names, for the operator and for scripts.
+//!
+//! What a script wants is alone on stdout; what a person is told besides goes to stderr.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::str::FromStr;
+
+use clap::{Subcommand, ValueEnum};
+use serde::Serialize;
+use thiserror::Error;
+
+use crate::control::{Control, ControlError, Reply, Request};
+use crate::store::{Name, NewToken, TokenLimits, TokenSummary, unix_now};
+
+/// What can be done with tokens.
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Make a token and print it, and only it, on stdout: it is shown this once
+    ///
+    /// If a revoked token had the same name, the new one takes over its tunnel names.
+    #[command(after_help = "Example: RELAY_TOKEN=$(relay-server token create alice --reserve hooks --expires 30d)")]
+    Create {
+        /// What to call it: who or what will use it
+        name: String,
+        /// Tunnel names that are to be its own for good
+        #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+        reserve: Vec<Name>,
+        /// How long it is valid: 90m, 12h, 30d, 4w [default: until it is revoked]
+        #[arg(long, value_name = "TIME")]
+        expires: Option<Lifetime>,
+        /// Tunnels open at the same time
+        #[arg(long, value_name = "N", default_value_t = TokenLimits::default().max_tunnels, value_parser = clap::value_parser!(u32).range(1..))]
+        max_tunnels: u32,
+        /// Tunnel names held at the same time, random ones aside
+        #[arg(long, value_name = "N", default_value_t = TokenLimits::default().max_names, value_parser = clap::value_parser!(u32).range(1..))]
+        max_names: u32,
+        /// Sessions (running clients) at the same time
+        #[arg(long, value_name = "N", default_value_t = TokenLimits::default().max_sessions, value_parser = clap::value_parser!(u32).range(1..))]
+        max_sessions: u32,
+    },
+    /// Show all tokens with the tunnel names they hold, never the secrets
+    List {
+        /// For people, or one JSON object per line
+        #[arg(long, value_enum, default_value_t)]
+        output: Output,
+    },
+    /// End a token and its sessions, at once and for good
+    ///
+    /// Its reserved tunnel names rest for 30 days. A new token of the same name gets them back.
+    Revoke {
+        /// The token's name
+        name: String,
+    },
+    /// Make tunnel names a token's own for good
+    Reserve {
+        /// The token's name
+        name: String,
+        /// The tunnel names
+        #[arg(required = true, value_name = "TUNNEL")]
+        names: Vec<Name>,
+    },
+    /// Give up reserved tunnel names; they rest for 30 days before another token may have them
+    Release {
+        /// The tunnel names
+        #[arg(required = true, value_name = "TUNNEL")]
+        names: Vec<Name>,
+    },
+}
+
+/// In which form a list is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// A table.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Why a command was not carried out.
+#[derive(Debug, Error)]
+pub enum CliError {
+    /// The relay or its store could not be reached.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// It said no.
+    #[error("{message}")]
+    Refused {
+        /// Why.
+        message: String,
+    },
+    /// The relay answered another question than was asked.
+    #[error("the relay gave an answer that does not fit the request; restart it, so that both are of one version")]
+    Unexpected,
+    /// It was done, but the outcome could not be printed.
+    #[error("it was done, but the outcome could not be written to stdout: {0}")]
+    Output(#[from] io::Error),
+}
+
+/// Carries out a command on the relay whose data directory this is.
+///
+/// # Errors
+///
+/// [`CliError`] says what was not done, and why.
+pub async fn run(command: TokenCommand, data_dir: &Path) -> Result<(), CliError> {
+    run_to(command, data_dir, &mut io::stdout(), &mut io::stderr()).await
+}
+
+async fn run_to(
+    command: TokenCommand,
+    data_dir: &Path,
+    out: &mut impl Write,
+    talk: &mut impl Write,
+) -> Result<(), CliError> {
+    let now = unix_now();
+    let ask = async |request| match Control::open(data_dir).await?.request(request).await? {
+        Reply::Refused { message } => Err(CliError::Refused { message }),
+        reply => Ok(reply),
+    };
+    match command {
+        TokenCommand::Create { name, reserve, expires, max_tunnels, max_names, max_sessions } => {
+            let limits = TokenLimits { max_tunnels, max_names, max_sessions };
+            let expires_at = expires.map(|lifetime| now.saturating_add(lifetime.seconds()));
+            let new = NewToken { name, reserve, expires_at, limits };
+            let Reply::Created { secret, token } = ask(Request::CreateToken(new)).await? else {
+                return Err(CliError::Unexpected);
+            };
+            let until = token.expires_at.map_or("it is revoked".to_owned(), moment);
+            writeln!(talk, "Token {:?}, valid until {until}. It is shown only this once:", token.name)?;
+            writeln!(out, "{}", secret.expose())?;
+        }
+        TokenCommand::List { output } => {
+            let Reply::Tokens { tokens } = ask(Request::ListTokens).await? else {
+                return Err(CliError::Unexpected);
+            };
+            if tokens.is_empty() {
+                writeln!(talk, "There are no tokens; `relay-server token create NAME` makes one.")?;
+            }
+            let lines: Vec<Line> = tokens.into_iter().map(|token| Line::new(token, now)).collect();
+            match output {
+                Output::Text => write_table(out, &lines)?,
+                Output::Json => {
+                    for line in &lines {
+                        writeln!(out, "{}", serde_json::to_string(line).map_err(io::Error::from)?)?;
+                    }
+                }
+            }
+        }
+        TokenCommand::Revoke { name } => {
+            ask(Request::RevokeToken { token: name.clone() }).await?;
+            writeln!(talk, "The token {name:?} is revoked, and its sessions are ended.")?;
+        }
+        TokenCommand::Reserve { name, names } => {
+            let labels = listed(&names);
+            ask(Request::Reserve { token: name.clone(), names }).await?;
+            writeln!(talk, "Reserved for the token {name:?}: {labels}.")?;
+        }
+        TokenCommand::Release { names } => {
+            let labels = listed(&names);
+            ask(Request::Release { names }).await?;
+            writeln!(talk, "Released, to rest for 30 days: {labels}.")?;
+        }
+    }
+    out.flush()?;
+    Ok(())
+}
+
+// ---- lists -----------------------------------------------------------------------------------------
+
+/// A token as it is listed. These fields are what scripts read: they are not renamed.
+#[derive(Debug, Serialize)]
+struct Line {
+    name: String,
+    /// `valid`, `expired` or `revoked`.
+    state: &'static str,
+    /// Moments are in RFC 3339, UTC.
+    created_at: String,
+    expires_at: Option<String>,
+    revoked_at: Option<String>,
+    last_used_at: Option<String>,
+    #[serde(flatten)]
+    limits: TokenLimits,
+    reserved: Vec<Name>,
+    leased: Vec<Name>,
+}
+
+impl Line {
+    fn new(TokenSummary { token, reserved, leased }: TokenSummary, now: i64) -> Self {
+        let state = match (token.revoked_at, token.expires_at) {
+            (Some(_), _) => "revoked",
+            (None, Some(at)) if at <= now => "expired",
+            _ => "valid",
+        };
+        Self {
+            name: token.name,
+            state,
+            created_at: moment(token.created_at),
+            expires_at: token.expires_at.map(moment),
+            revoked_at: token.revoked_at.map(moment),
+            last_used_at: token.last_used_at.map(moment),
+            limits: token.limits,
+            reserved,
+            leased,
+        }
+    }
+
+    fn cells(&self) -> [&str; 5] {
+        let never = "never";
+        let ends = self.revoked_at.as_deref().or(self.expires_at.as_deref());
+        let used = self.last_used_at.as_deref();
+        [&self.name, self.state, &self.created_at, ends.unwrap_or(never), used.unwrap_or(never)]
+    }
+
+    fn names(&self) -> String {
+        let reserved = self.reserved.iter().map(|name| format!("{name} (reserved)"));
+        reserved.chain(self.leased.iter().map(Name::to_string)).collect::<Vec<_>>().join(", ")
+    }
+}
+
+fn write_table(out: &mut impl Write, lines: &[Line]) -> io::Result<()> {
+    const TITLES: [&str; 5] = ["TOKEN", "STATE", "CREATED", "ENDS", "LAST USED"];
+    if lines.is_empty() {
+        return Ok(());
+    }
+    // Token names are ASCII, so bytes are columns.
+    let mut widths = TITLES.map(str::len);
+    for line in lines {
+        for (width, cell) in widths.iter_mut().zip(line.cells()) {
+            *width = cell.len().max(*width);
+        }
+    }
+    let mut write_row = |cells: [&str; 5], names: &str| {
+        let row: String = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}  ")).collect();
+        writeln!(out, "{}", format!("{row}{names}").trim_end())
+    };
+    write_row(TITLES, "TUNNEL NAMES")?;
+    lines.iter().try_for_each(|line| write_row(line.cells(), &line.names()))
+}
+
+fn listed(names: &[Name]) -> String {
+    names.iter().map(Name::as_str).collect::<Vec<_>>().join(", ")
+}
+
+fn moment(unix_seconds: i64) -> String {
+    jiff::Timestamp::from_second(unix_seconds)
+        .map_or_else(|_| format!("second {unix_seconds}"), |timestamp| timestamp.to_string())
+}
+
+// ---- how long a token is valid ---------------------------------------------------------------------
+
+/// How long a token is valid, in whole seconds: at least one, at most a hundred years.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lifetime(i64);
+
+impl Lifetime {
+    /// Beyond this somebody mistyped, or means "for ever", which is the default.
+    const MAX_SECONDS: i64 = 36_525 * 24 * 60 * 60;
+
+    /// In seconds.
+    #[must_use]
+    pub fn seconds(self) -> i64 {
+        self.0
+    }
+}
+
+/// Why a text is not a lifetime.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum LifetimeError {
+    /// It does not read as one.
+    #[error("expected a whole number and a unit, such as 90m, 12h, 30d or 4w")]
+    Form,
+    /// It would be over at once.
+    #[error("a token must be valid for some time")]
+    Zero,
+    /// It is longer than anybody means.
+    #[error("at most a hundred years (36525d); leave it out for a token that does not expire")]
+    TooLong,
+}
+
+impl FromStr for Lifetime {
+    type Err = LifetimeError;
+
+    fn from_str(text: &str) -> Result<Self, LifetimeError> {
+        let (digits, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or(LifetimeError::Form)?;
+        let unit: i64 = match unit {
+            "s" => 1,
+            "m" => 60,
+            "h" => 60 * 60,
+            "d" => 24 * 60 * 60,
+            "w" => 7 * 24 * 60 * 60,
+            _ => return Err(LifetimeError::Form),
+        };
+        // `parse` alone would let a sign pass.
+        if digits.is_empty() || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+            return Err(LifetimeError::Form);
+        }
+        let number: i64 = digits.parse().map_err(|_| LifetimeError::TooLong)?;
+        match number.checked_mul(unit) {
+            Some(0) => Err(LifetimeError::Zero),
+            Some(seconds) if seconds <= Self::MAX_SECONDS => Ok(Self(seconds)),
+            _ => Err(LifetimeError::TooLong),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+    use clap::Parser;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::store::{AuthError, Secret, Store};
+
+    #[derive(Debug, Parser)]
+    struct Program {
+        #[command(subcommand)]
+        command: TokenCommand,
+    }
+
+    /// What a command prints: stdout, stderr.
+    async fn run(data_dir: &Path, line: &str) -> Result<(String, String), String> {
+        let arguments = std::iter::once("token").chain(line.split_whitespace());
+        let program = Program::try_parse_from(arguments).map_err(|error| error.to_string())?;
+        let (mut out, mut talk) = (Vec::new(), Vec::new());
+        let done = run_to(program.command, data_dir, &mut out, &mut talk).await;
+        done.map_err(|error| error.to_string())?;
+        Ok((String::from_utf8(out).unwrap(), String::from_utf8(talk).unwrap()))
+    }
+
+    #[tokio::test]
+    async fn create_prints_the_token_and_only_the_token() {
+        let directory = tempfile::tempdir().unwrap();
+        let (out, talk) = run(directory.path(), "create alice --reserve hooks,api --expires 30d").await.unwrap();
+        let secret = Secret::parse(out.strip_suffix('\n').unwrap()).unwrap();
+        assert_eq!(out.lines().count(), 1);
+        assert!(!talk.contains(secret.expose()));
+
+        let store = Store::open(directory.path()).await.unwrap();
+        let token = store.authenticate(&secret, unix_now()).await.unwrap();
+        let lifetime = token.expires_at.unwrap() - token.created_at;
+        assert!((0..=5).contains(&(30 * 86_400 - lifetime).abs()), "{lifetime}");
+        assert_eq!(token.limits, TokenLimits::default());
+        store.close().await;
+
+        run(directory.path(), "revoke alice").await.unwrap();
+        let store = Store::open(directory.path()).await.unwrap();
+        assert_eq!(store.authenticate(&secret, unix_now()).await, Err(AuthError::Revoked));
+    }
+
+    #[tokio::test]
+    async fn lists_are_for_people_or_for_programs() {
+        let directory = tempfile::tempdir().unwrap();
+        let (out, talk) = run(directory.path(), "list").await.unwrap();
+        assert_eq!(out, "");
+        assert!(talk.contains("token create"), "{talk}");
+
+        run(directory.path(), "create alice --max-tunnels 3 --max-names 4 --max-sessions 5").await.unwrap();
+        run(directory.path(), "create continuous-integration --expires 1w").await.unwrap();
+        run(directory.path(), "reserve alice hooks API").await.unwrap();
+        run(directory.path(), "release hooks").await.unwrap();
+        run(directory.path(), "revoke continuous-integration").await.unwrap();
+
+        let (text, _) = run(directory.path(), "list").await.unwrap();
+        let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(rows[0][..2], ["TOKEN", "STATE"]);
+        assert_eq!(rows[1][..2], ["alice", "valid"]);
+        assert_eq!(rows[1][3..], ["never", "never", "api", "(reserved)"]);
+        assert_eq!(rows[2][..2], ["continuous-integration", "revoked"]);
+
+        let (json, _) = run(directory.path(), "list --output json").await.unwrap();
+        let alice: serde_json::Value = serde_json::from_str(json.lines().next().unwrap()).unwrap();
+        let created = alice["created_at"].as_str().unwrap();
+        assert_eq!(
+            alice,
+            serde_json::json!({
+                "name": "alice", "state": "valid", "created_at": created, "expires_at": null,
+                "revoked_at": null, "last_used_at": null, "max_tunnels": 3, "max_names": 4,
+                "max_sessions": 5, "reserved": ["api"], "leased": [],
+            })
+        );
+        assert!(created.parse::<jiff::Timestamp>().is_ok());
+    }
+
+    #[tokio::test]
+    async fn refusals_say_why() {
+        let directory = tempfile::tempdir().unwrap();
+        run(directory.path(), "create alice").await.unwrap();
+        for (line, why) in [
+            ("create alice", "there is a token named \"alice\" already"),
+            ("create a/b", "a token name has"),
+            ("create bob --reserve www", "kept for the relay itself"),
+            ("create bob --reserve a_b", "'_' is none of them"),
+            ("create bob --expires -1d", "unexpected argument"),
+            ("create bob --expires=-1d", "such as 90m"),
+            ("create bob --max-names 0", "0 is not in 1.."),
+            ("reserve bob hooks", "no token named \"bob\""),
+            ("reserve alice", "required"),
+            ("release hooks", "is not reserved"),
+            ("revoke bob", "no token named \"bob\""),
+        ] {
+            let error = run(directory.path(), line).await.unwrap_err();
+            assert!(error.contains(why), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn lifetimes() {
+        for (text, seconds) in [("1s", 1), ("90m", 5400), ("12h", 43_200), ("30d", 2_592_000), ("2w", 1_209_600)] {
+            assert_eq!(text.parse(), Ok(Lifetime(seconds)));
+        }
+        for text in ["", "d", "30", "-1d", "+1d", "1.5h", "1 d", "1y", "1\u{e9}", "\u{e9}"] {
+            assert_eq!(text.parse::<Lifetime>(), Err(LifetimeError::Form), "{text:?}");
+        }
+        assert_eq!("0d".parse::<Lifetime>(), Err(LifetimeError::Zero));
+        assert_eq!("36525d".parse(), Ok(Lifetime(Lifetime::MAX_SECONDS)));
+        for text in ["36526d", "9223372036854775807w", "99999999999999999999s"] {
+            assert_eq!(text.parse::<Lifetime>(), Err(LifetimeError::TooLong), "{text:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_lifetime_is_positive_and_bounded(text in "[0-9]{0,22}[smhdwé-]?") {
+            if let Ok(Lifetime(seconds)) = text.parse::<Lifetime>() {
+                prop_assert!((1..=Lifetime::MAX_SECONDS).contains(&seconds));
+            }
+        }
+    }
+}
