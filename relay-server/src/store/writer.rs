@@ -217,9 +217,9 @@ fn transact(
         }
     }
     connection.execute_batch("COMMIT").map_err(|error| match StoreError::from(error) {
-        StoreError::Full => StoreError::Full,
         // After a failed fsync nobody knows what is on disk, and asking again may falsely succeed.
-        other => StoreError::Failed { reason: other.to_string().into() },
+        StoreError::Engine { reason } => StoreError::Failed { reason },
+        other => other,
     })
 }
 
@@ -293,7 +293,8 @@ mod tests {
         assert!(matches!(failed, Err(StoreError::Failed { .. })), "{failed:?}");
         assert!(matches!(neighbour, Err(StoreError::Failed { .. })), "it shared the commit");
         assert!(matches!(insert(&writer, 3).await, Err(StoreError::Failed { .. })));
-        assert!(writer.failure().is_some());
+        let message = writer.failure().unwrap().to_string();
+        assert!(message.contains("failed (FOREIGN KEY constraint failed)"), "{message}");
         assert_eq!(count(&writer).await, 1, "reads go on, over what was durable");
     }
 
