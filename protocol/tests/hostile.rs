@@ -232,7 +232,17 @@ fn more_streams_than_agreed_end_the_session() {
 fn floods_of_what_must_be_kept_end_the_session() {
     let _turn = alone();
     accuse(Victim::relay(1), (0..=MAX_INTERIM).map(|_| interim(1)), GoAway::Limit);
-    accuse(Victim::client(), (0..17).map(|_| Frame::Session(SessionKind::Bound, HEAD)), GoAway::Limit);
+    accuse(Victim::client(), (0..257).map(|_| Frame::Session(SessionKind::Bound, HEAD)), GoAway::Limit);
+}
+
+#[test]
+fn large_session_messages_that_nobody_takes_end_the_session() {
+    let _turn = alone();
+    let mut victim = Victim::client();
+    let large = || [Frame::Session(SessionKind::Bound, Bytes::from(vec![0; 60_000]))];
+    (0..4).for_each(|_| victim.send(large()).unwrap());
+    let result = victim.send(large());
+    assert_accused(victim, &result, GoAway::Limit);
 }
 
 #[test]

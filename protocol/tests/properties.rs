@@ -9,8 +9,10 @@ use proptest::prelude::*;
 use relay_protocol::message::{Extra, Hello, MessageError, Payload, RequestHead, Resume, TunnelSpec, Welcome};
 use relay_protocol::testing;
 
+/// Scripts are cheap: four for each case that is asked for.
 fn config() -> ProptestConfig {
-    ProptestConfig { failure_persistence: None, ..ProptestConfig::default() }
+    let default = ProptestConfig::default();
+    ProptestConfig { cases: 4 * default.cases, failure_persistence: None, ..default }
 }
 
 proptest! {

@@ -582,6 +582,17 @@ fn messages_hold_no_more_than_the_peer_accepts() {
 }
 
 #[test]
+fn a_client_may_bind_and_unbind_all_its_tunnels_at_once() {
+    let mut pair = pair(1);
+    for _ in 0..2 * relay_protocol::message::MAX_TUNNELS {
+        let payload = Bytes::from(vec![0; 300]);
+        pair.client.send_message(relay_protocol::frame::SessionKind::Bind, payload).unwrap();
+    }
+    pair.settle();
+    assert_eq!((pair.relay.ended(), pair.client.ended()), (None, None));
+}
+
+#[test]
 fn a_multiplexer_that_was_just_made_pings() {
     let mut relay = Mux::new(Side::Relay, limits(1), std::time::Instant::now());
     assert!(relay.has_output());

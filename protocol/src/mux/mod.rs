@@ -20,7 +20,7 @@
 //! ```
 //!
 //! What a peer can make us hold, per session: [`Limits::max_streams`] streams; bodies within a budget of 32 MiB
-//! (`window.rs` has the arithmetic); 8 MiB of unread heads; 16 unread session messages; one pong; and as many closed
+//! (`window.rs` has the arithmetic); 8 MiB of unread heads; 256 KiB of unread session messages; one pong; and as many closed
 //! streams that the application has not released. What we hold to send: 1 MiB of bodies plus 16 KiB for each stream.
 
 mod half;
@@ -81,8 +81,11 @@ const UNREAD_HEADS: usize = 8 * 1024 * 1024;
 /// Most interim heads of one stream: that a sender writes, and that a receiver holds unread.
 pub const MAX_INTERIM: usize = 8;
 
-/// Session messages that nobody has taken yet.
-const UNREAD_MESSAGES: usize = 16;
+/// Session messages that nobody has taken yet: a client may bind and unbind all its tunnels at once.
+const UNREAD_MESSAGES: usize = 256;
+
+/// Bytes of those.
+const UNREAD_MESSAGE_BYTES: usize = MAX_MESSAGE;
 
 /// The least time between two measurements of the round trip while bodies flow.
 const PING_PAUSE: Duration = Duration::from_secs(1);
@@ -372,7 +375,12 @@ impl Mux {
             }
             Frame::Session(kind, payload) => {
                 self.unread_messages += 1;
-                if self.unread_messages > UNREAD_MESSAGES {
+                let unread = self.events.iter().map(|event| match event {
+                    Event::Session(_, payload) => payload.len(),
+                    Event::Opened(_) | Event::GoAway { .. } => 0,
+                });
+                let bytes = payload.len() + unread.sum::<usize>();
+                if self.unread_messages > UNREAD_MESSAGES || bytes > UNREAD_MESSAGE_BYTES {
                     return Err(Violation::new(GoAway::Limit, "too many session messages at once".into()));
                 }
                 self.push_event(Event::Session(kind, own(payload, message_len)));
@@ -1145,6 +1153,15 @@ impl Mux {
                 assert!(stream.send.scheduled && listed == 1, "{id} is ready and not scheduled");
             }
             assert!(!(stream.released && matches!(stream.phase, Phase::Closed(_))), "{id} is left behind");
+        }
+    }
+
+    /// What this end has left of the account from which requests take their initial credit.
+    #[doc(hidden)]
+    pub const fn request_credit_left(&self) -> u64 {
+        match self.side {
+            Side::Relay => self.peer_budget.left().0,
+            Side::Client => self.budget.left().0,
         }
     }
 
