@@ -122,6 +122,28 @@ impl Link {
         self.with(|mux| mux.ping(Instant::now().into_std()));
     }
 
+    /// Whether the peer gives a sign of life within `patience`.
+    pub async fn probe(&self, patience: Duration) -> bool {
+        let asked = Instant::now();
+        self.ping();
+        // Rare, short, and asked by somebody who waits: looking again is simpler than being told.
+        while asked.elapsed() < patience {
+            tokio::time::sleep((patience / 50).max(Duration::from_millis(1))).await;
+            if self.last_heard() > asked {
+                return true;
+            }
+            if self.lock().mux.ended().is_some() {
+                return false;
+            }
+        }
+        false
+    }
+
+    /// Whether both are the same session.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// When the peer was last heard.
     pub fn last_heard(&self) -> Instant {
         Instant::from_std(self.lock().mux.last_heard())
@@ -180,7 +202,23 @@ impl Drop for Guard {
     }
 }
 
+/// A stream that is not kept alive by this.
+#[derive(Clone, Debug)]
+pub struct WeakStream(std::sync::Weak<Guard>);
+
+impl WeakStream {
+    /// The stream, while somebody else still has it.
+    pub fn upgrade(&self) -> Option<Stream> {
+        self.0.upgrade().map(Stream)
+    }
+}
+
 impl Stream {
+    /// A handle that does not keep the stream alive.
+    pub fn downgrade(&self) -> WeakStream {
+        WeakStream(Arc::downgrade(&self.0))
+    }
+
     /// The stream's number on the wire.
     pub fn id(&self) -> crate::frame::StreamId {
         self.0.id
@@ -242,6 +280,11 @@ impl Stream {
     /// As there.
     pub async fn recv(&self) -> Result<Option<Item>, StreamError> {
         poll_fn(|cx| self.poll_recv(cx)).await
+    }
+
+    /// Waits for the stream's end before its time, for a sender that waits for something else.
+    pub fn poll_reset(&self, cx: &Context<'_>) -> Poll<StreamError> {
+        self.with(|mux, id| mux.poll_reset(id, cx))
     }
 
     /// Whether the stream is still alive, for a sender that has nothing to send just now.

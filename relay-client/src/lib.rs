@@ -1,9 +1,27 @@
-//! TODO
+//! The client: a public URL for a service on this machine.
+//!
+//! ```text
+//!   the relay's WebSocket ──▶ session ──▶ upstream ──▶ the local service
+//!                                │
+//!                                └──▶ whoever observes: the terminal, a test
+//! ```
+//!
+//! Programs embed [`Tunnel`] or [`Client`]; the `relay` command is a thin shell around them.
+
 pub mod address;
-pub mod rewrite;
-pub mod dial;
-pub mod terminal;
-pub mod config;
 pub mod cli;
-pub mod names;
+pub mod config;
 pub mod demo;
+#[cfg(feature = "embedded")]
+pub mod dev;
+pub mod dial;
+pub mod names;
+pub mod rewrite;
+mod session;
+mod socket;
+pub mod terminal;
+mod tunnel;
+mod upstream;
+
+pub use self::session::{ConnectError, Observer};
+pub use self::tunnel::{Client, ClientError, Exchange, Tunnel, TunnelOptions};

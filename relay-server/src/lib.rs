@@ -1,3 +1,329 @@
-//! TODO
+//! The relay: a public HTTPS edge whose tunnels end at localhost.
+//!
+//! ```text
+//!   public HTTPS ──▶ edge ──▶ session ──▶ the client's WebSocket
+//!                     │          │
+//!                     └─ certs   └─ store: tokens and names
+//! ```
+//!
+//! Programs that embed it, as `relay dev` and tests do, use [`Relay`]: bind, then run until a future ends.
 
+pub mod admin;
+pub mod certs;
+pub mod config;
+pub mod control;
+pub mod edge;
+pub mod log;
+pub mod session;
 pub mod store;
+pub mod token_cli;
+
+use std::io;
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use futures_util::FutureExt as _;
+use rustls::ServerConfig;
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::{self, cipher_suite};
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::admin::metrics::Metrics;
+use self::certs::Certificates;
+use self::config::{CertificateSource, Config, Limits};
+use self::edge::janitor::Janitor;
+use self::edge::{Places, Purpose};
+use self::log::AccessLog;
+use self::session::Sessions;
+use self::session::registry::Registry;
+use self::store::Store;
+
+/// Connections that the kernel holds for us while we are busy.
+const BACKLOG: u32 = 4096;
+
+/// What every part of a running relay shares.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    config: Config,
+    limits: Arc<Limits>,
+    /// In public URLs.
+    https_port: u16,
+    store: Store,
+    registry: Registry,
+    sessions: Sessions,
+    places: Places,
+    janitor: Janitor,
+    metrics: Metrics,
+    access: AccessLog,
+    /// Every task of the relay, so that none outlives it.
+    tasks: TaskTracker,
+    /// No new work is taken.
+    stopping: CancellationToken,
+    /// What is under way is given up.
+    closing: CancellationToken,
+}
+
+impl Shared {
+    /// The name of the tunnel that `host` is for, if it can be one: a single label below the base domain.
+    fn name_of<'a>(&'a self, host: &'a str) -> Option<&'a str> {
+        match host.strip_suffix(self.config.domain.as_str()).and_then(|rest| rest.strip_suffix('.')) {
+            Some(name) if !name.is_empty() && !name.contains('.') => Some(name),
+            Some(_) => None,
+            None => {
+                self.config.localhost_tunnel.as_deref().filter(|_| matches!(host, "localhost" | "127.0.0.1" | "[::1]"))
+            }
+        }
+    }
+
+    /// Runs a task that the relay owns. A panic in it ends nobody else's, and is counted: it is a bug.
+    fn spawn(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+        let shared = self.clone();
+        self.tasks.spawn(async move {
+            if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+                shared.metrics.panics.inc();
+                tracing::error!("a task panicked; this is a bug in the relay");
+            }
+        })
+    }
+
+    fn public_url(&self, host: &str) -> String {
+        self.config.public_url(host, self.https_port)
+    }
+}
+
+/// Why a relay did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address} ({what}): {error}{}", hint(.error, .address))]
+    Listen {
+        /// What it is for: the flag's name.
+        what: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// Tokens and names cannot be read.
+    #[error(transparent)]
+    Store(#[from] store::OpenError),
+    /// The store did not answer.
+    #[error(transparent)]
+    StoreRead(#[from] store::StoreError),
+    /// There is no usable certificate.
+    #[error(transparent)]
+    Certificate(#[from] certs::CertificateError),
+    /// There is no development CA.
+    #[error(transparent)]
+    DevCa(#[from] certs::DevCaError),
+    /// Another relay uses the data directory, or its socket cannot be made.
+    #[error(transparent)]
+    Control(#[from] control::ControlError),
+    /// TLS cannot be set up.
+    #[error("TLS cannot be set up: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+fn hint(error: &io::Error, address: &SocketAddr) -> String {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            format!(
+                "; ports below 1024 need the right to bind them: choose another port, or grant it with `setcap cap_net_bind_service=+ep`, not {}",
+                address.port()
+            )
+        }
+        io::ErrorKind::AddrInUse => "; another program listens there: stop it, or choose another port".into(),
+        _ => String::new(),
+    }
+}
+
+/// A relay that is bound to its addresses and not yet running.
+pub struct Relay {
+    shared: Arc<Shared>,
+    certificates: Arc<Certificates>,
+    ca_file: Option<std::path::PathBuf>,
+    control: Option<control::Listener>,
+    https: Option<(TcpListener, TlsAcceptor)>,
+    http: Option<TcpListener>,
+    admin: Option<TcpListener>,
+}
+
+impl std::fmt::Debug for Relay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Relay").field("url", &self.url()).finish_non_exhaustive()
+    }
+}
+
+impl Relay {
+    /// Opens the store, loads the certificate and binds every address. Port 0 becomes a free one.
+    ///
+    /// # Errors
+    /// [`StartError`] says what is in the way.
+    pub async fn bind(config: Config, access: AccessLog) -> Result<Self, StartError> {
+        let control = match &config.data_dir {
+            Some(dir) => Some(control::Listener::bind(dir).await?),
+            None => None,
+        };
+        let store = match &config.data_dir {
+            Some(dir) => Store::open(dir).await?,
+            None => Store::in_memory()?,
+        };
+        let (certificates, ca_file) = match &config.certificate {
+            CertificateSource::Files { cert, key } => (Certificates::from_files(cert, key)?, None),
+            CertificateSource::Development { dir } => {
+                let ca = certs::DevCa::load_or_create(dir, &config.domain)?;
+                (ca.certificates(), Some(ca.ca_file()))
+            }
+        };
+        let certificates = Arc::new(certificates);
+        let https = match config.https {
+            Some(address) => Some((listen("--https", address)?, TlsAcceptor::from(tls(certificates.clone())?))),
+            None => None,
+        };
+        let https_port = https.as_ref().and_then(|(listener, _)| listener.local_addr().ok()).map_or(443, |a| a.port());
+        let limits = Arc::new(config.limits.clone());
+        let shared = Arc::new(Shared {
+            places: Places::new(limits.connections, limits.connections_per_address),
+            limits,
+            https_port,
+            store,
+            registry: Registry::default(),
+            sessions: Sessions::default(),
+            janitor: Janitor::default(),
+            metrics: Metrics::new(),
+            access,
+            tasks: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+            closing: CancellationToken::new(),
+            config,
+        });
+        // Names that belong to somebody are away, not unknown: their clients come back after a restart.
+        for token in shared.store.list_tokens(store::unix_now()).await? {
+            token.reserved.iter().chain(&token.leased).for_each(|name| shared.registry.expect(name.as_str()));
+        }
+        let http = shared.config.http.map(|address| listen("--http", address)).transpose()?;
+        let admin = shared.config.admin.map(|address| listen("--admin", address)).transpose()?;
+        Ok(Self { shared, certificates, ca_file, control, https, http, admin })
+    }
+
+    /// Where HTTPS is served.
+    pub fn https_addr(&self) -> Option<SocketAddr> {
+        self.https.as_ref().and_then(|(listener, _)| listener.local_addr().ok())
+    }
+
+    /// Where plain HTTP is served.
+    pub fn http_addr(&self) -> Option<SocketAddr> {
+        self.http.as_ref().and_then(|listener| listener.local_addr().ok())
+    }
+
+    /// Where health and metrics are served.
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().and_then(|listener| listener.local_addr().ok())
+    }
+
+    /// The development CA's certificate, where one is used.
+    pub fn ca_file(&self) -> Option<&std::path::Path> {
+        self.ca_file.as_deref()
+    }
+
+    /// The relay's own public URL: what a client's `--relay` says.
+    pub fn url(&self) -> String {
+        self.shared.public_url(&self.shared.config.domain)
+    }
+
+    /// Tokens and names, for a program that embeds the relay.
+    pub fn store(&self) -> &Store {
+        &self.shared.store
+    }
+
+    /// Serves until `shutdown` ends, then drains: no new work is taken, clients are told, what is under way may finish
+    /// within [`Limits::drain`], and the rest is given up.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) {
+        let Self { shared, certificates, control, https, http, admin, .. } = self;
+        let tasks = shared.tasks.clone();
+        let ended = shared.closing.clone();
+        if let Some((listener, acceptor)) = https {
+            tasks.spawn(edge::serve(shared.clone(), listener, Purpose::Https(acceptor)));
+        }
+        if let Some(listener) = http {
+            tasks.spawn(edge::serve(shared.clone(), listener, Purpose::Http(shared.config.http_mode)));
+        }
+        if let Some(listener) = admin {
+            tasks.spawn(admin::serve(shared.clone(), listener));
+        }
+        if let Some(listener) = control {
+            let (owner, closing) = (shared.clone(), ended.clone());
+            tasks.spawn(async move {
+                let sessions = owner.clone();
+                let revoked = move |token| {
+                    sessions.sessions.end(token, relay_protocol::frame::GoAway::Revoked, "The token was revoked.");
+                };
+                listener.serve(owner.store.clone(), revoked, closing).await;
+            });
+        }
+        let (watch, stop) = (certificates, ended.clone());
+        tasks.spawn(async move { watch.watch(stop).await });
+        let (janitor, stop) = (shared.clone(), ended.clone());
+        tasks.spawn(async move { janitor.janitor.run(&janitor.limits, stop).await });
+        let (access, stop) = (shared.access.clone(), CancellationToken::new());
+        let last = stop.clone();
+        let logging = tokio::spawn(async move { access.run(last).await });
+
+        shutdown.await;
+        // Readiness first, so that nobody sends more here; then listeners, keep-alive connections and clients.
+        shared.stopping.cancel();
+        tasks.close();
+        tracing::info!(wait_s = shared.limits.drain.as_secs(), "shutting down: waiting for what is under way");
+        let drained = async {
+            while shared.sessions.count() > 0 || shared.places.taken() > 0 {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        if tokio::time::timeout(shared.limits.drain, drained).await.is_err() {
+            tracing::warn!("shutting down: giving up what is still under way");
+        }
+        shared.closing.cancel();
+        tasks.wait().await;
+        stop.cancel();
+        // It only flushes; a panic there has been reported already.
+        let _ = logging.await;
+    }
+}
+
+fn listen(what: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
+    let open = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // A restart must not wait for the last connections' timeouts.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    open().map_err(|error| StartError::Listen { what, address, error })
+}
+
+/// TLS for the public side: HTTP/2 and HTTP/1.1, and AES-128 first, which is as safe here and cheaper with every
+/// handshake.
+fn tls(certificates: Arc<Certificates>) -> Result<Arc<ServerConfig>, rustls::Error> {
+    let mut provider: CryptoProvider = aws_lc_rs::default_provider();
+    provider.cipher_suites.sort_by_key(|suite| {
+        let preferred = [
+            cipher_suite::TLS13_AES_128_GCM_SHA256.suite(),
+            cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256.suite(),
+            cipher_suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256.suite(),
+        ];
+        !preferred.contains(&suite.suite())
+    });
+    let mut config = ServerConfig::builder_with_provider(Arc::new(provider))
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_cert_resolver(certificates);
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.ticketer = aws_lc_rs::Ticketer::new()?;
+    config.send_tls13_tickets = 1;
+    Ok(Arc::new(config))
+}

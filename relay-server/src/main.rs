@@ -1,1 +1,93 @@
-fn main(){}
+//! `relay-server`: see `relay-server --help`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use relay_server::Relay;
+use relay_server::config::{Config, ServeArgs, default_data_dir};
+use relay_server::log::AccessLog;
+use relay_server::token_cli::{self, TokenCommand};
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// A self-hosted tunnel relay for webhooks.
+#[derive(Parser)]
+#[command(name = "relay-server", version, about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the relay
+    Serve(ServeArgs),
+    /// Create, list, revoke tokens, and reserve names for them
+    Token {
+        /// Where the relay keeps its data [default: /var/lib/relay for root, else ~/.local/share/relay]
+        #[arg(long, value_name = "DIR", env = "RELAY_DATA_DIR", global = true)]
+        data_dir: Option<PathBuf>,
+        #[command(subcommand)]
+        command: TokenCommand,
+    },
+    /// Check flags and configuration file without running
+    CheckConfig(ServeArgs),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Serve(args) => serve(&args),
+        Command::Token { data_dir, command } => runtime(1)
+            .and_then(|rt| Ok(rt.block_on(token_cli::run(command, &data_dir.unwrap_or_else(default_data_dir)))?)),
+        Command::CheckConfig(args) => check(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("relay-server: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(args: &ServeArgs) -> anyhow::Result<()> {
+    let config = Config::resolve(args)?;
+    runtime(Config::threads(args)?)?.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+        let relay = Relay::bind(config, AccessLog::stderr(args.log)).await?;
+        announce(&relay);
+        relay
+            .run(async {
+                tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+            })
+            .await;
+        Ok(())
+    })
+}
+
+fn announce(relay: &Relay) {
+    let show = |address: Option<std::net::SocketAddr>| address.map_or("off".into(), |address| address.to_string());
+    let (https, http, admin) = (show(relay.https_addr()), show(relay.http_addr()), show(relay.admin_addr()));
+    tracing::info!(url = %relay.url(), %https, %http, %admin, "the relay is ready");
+    if let Some(ca) = relay.ca_file() {
+        tracing::info!(ca_file = %ca.display(), "using a development certificate; give clients --relay-ca");
+    }
+}
+
+fn check(args: &ServeArgs) -> anyhow::Result<()> {
+    let config = Config::resolve(args)?;
+    println!("the configuration is valid; tunnels would be at https://NAME.{}", config.domain);
+    Ok(())
+}
+
+/// One thread serves best while one core is enough: exchanges then meet in the same batches.
+fn runtime(threads: usize) -> anyhow::Result<Runtime> {
+    let mut builder = if threads == 1 { Builder::new_current_thread() } else { Builder::new_multi_thread() };
+    if threads > 1 {
+        builder.worker_threads(threads);
+    }
+    builder.enable_all().build().context("cannot start the runtime")
+}

@@ -1,0 +1,133 @@
+//! `relay dev`: a relay, a tunnel and, where none is given, a service, in one process.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use relay_server::Relay;
+use relay_server::config::{CertificateSource, Config, HttpMode, Limits};
+use relay_server::log::AccessLog;
+use relay_server::store::{NewToken, TokenLimits, unix_now};
+use tokio_util::sync::CancellationToken;
+
+use crate::address::UpstreamAddr;
+use crate::config::DevSettings;
+use crate::demo::Demo;
+use crate::dial::{Target, Trust};
+use crate::session::Observer;
+use crate::tunnel::{Client, ClientError, TunnelOptions};
+
+/// The base domain: every name below `localhost` is this machine (RFC 6761, section 6.3).
+pub const DOMAIN: &str = "relay.localhost";
+
+/// Where HTTPS is served when nobody says.
+pub const HTTPS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8443);
+
+/// The tunnel's name when nobody says: the relay is nobody else's, so it need not be a secret.
+pub const NAME: &str = "app";
+
+/// Why `relay dev` did not start, or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum DevError {
+    /// The relay inside did not start.
+    #[error(transparent)]
+    Relay(#[from] relay_server::StartError),
+    /// The demo app did not start.
+    #[error("the demo app cannot listen on a free port of 127.0.0.1: {0}")]
+    Demo(#[from] std::io::Error),
+    /// The relay inside gave no token.
+    #[error(transparent)]
+    Token(#[from] relay_server::store::CreateTokenError),
+    /// The CA that was just made cannot be used.
+    #[error(transparent)]
+    Target(#[from] crate::dial::TargetError),
+    /// The relay's own address is no URL.
+    #[error(transparent)]
+    Url(#[from] crate::dial::RelayUrlError),
+    /// The demo app's address is no upstream.
+    #[error(transparent)]
+    Address(#[from] crate::address::AddressError),
+    /// The tunnel ended.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+}
+
+/// Runs until `shutdown` ends.
+///
+/// # Errors
+/// [`DevError`] says what is in the way.
+pub async fn run(
+    settings: DevSettings,
+    observer: &mut dyn Observer,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), DevError> {
+    let name = settings.tunnel.subdomain.clone().unwrap_or_else(|| NAME.to_owned());
+    let relay = Relay::bind(config(&settings, &name), AccessLog::off()).await?;
+    let demo = match settings.upstream {
+        None => Some(Demo::bind().await?),
+        Some(_) => None,
+    };
+    let upstream = match (&demo, settings.upstream) {
+        (_, Some(upstream)) => upstream,
+        (Some(demo), None) => demo.addr().to_string().parse()?,
+        (None, None) => UpstreamAddr::localhost(0),
+    };
+    let new =
+        NewToken { name: "dev".to_owned(), reserve: Vec::new(), expires_at: None, limits: TokenLimits::default() };
+    let (token, _) = relay.store().create_token(new, unix_now()).await?;
+    let port = relay.https_addr().map_or(HTTPS.port(), |address| address.port());
+    let ca_file = relay.ca_file().map(|path| path.to_path_buf()).unwrap_or_default();
+    let target = Target::new(relay.url().parse()?, &Trust::only(&ca_file)?)?;
+    let address = relay.https_addr().filter(|address| !address.ip().is_unspecified());
+    let target = target.dialling(address.and_then(|address| address.to_string().parse().ok()));
+    let options = TunnelOptions {
+        upstream,
+        subdomain: Some(name),
+        timeout: settings.tunnel.timeout,
+        host_header: settings.tunnel.host_header,
+        protocol: settings.tunnel.upstream_protocol,
+        takeover: false,
+    };
+    let client = Client::new(target)
+        .token(token.expose().to_owned().into())
+        .ca_file(ca_file.display().to_string())
+        .local_url(format!("https://localhost:{port}"))
+        .tunnel(options);
+
+    let stop = CancellationToken::new();
+    // The tunnel goes first, so that the relay has nothing left to wait for.
+    let tunnel = async {
+        let result = client.run(observer, shutdown).await;
+        stop.cancel();
+        result
+    };
+    let demo = async {
+        if let Some(demo) = demo {
+            demo.run(stop.cancelled()).await;
+        }
+    };
+    let (result, (), ()) = tokio::join!(tunnel, relay.run(stop.cancelled()), demo);
+    Ok(result?)
+}
+
+fn config(settings: &DevSettings, name: &str) -> Config {
+    let dir = settings.data_dir.clone().unwrap_or_else(default_dir);
+    Config {
+        domain: DOMAIN.to_owned(),
+        https: Some(settings.https.unwrap_or(HTTPS)),
+        http: None,
+        http_mode: HttpMode::Redirect,
+        admin: None,
+        public_port: None,
+        data_dir: None,
+        certificate: CertificateSource::Development { dir: dir.join("ca") },
+        trusted_proxies: Vec::new(),
+        localhost_tunnel: Some(name.to_owned()),
+        limits: Limits::default(),
+    }
+}
+
+/// Where the CA is kept when nobody says.
+fn default_dir() -> PathBuf {
+    let home = std::env::var_os("HOME").map_or_else(std::env::temp_dir, PathBuf::from);
+    std::env::var_os("XDG_DATA_HOME").map_or_else(|| home.join(".local/share"), PathBuf::from).join("relay-dev")
+}

@@ -1,0 +1,767 @@
+//! Forwards one exchange to the local service.
+//!
+//! Everything about an exchange happens in one future, in the session's own task: it polls the connection to the
+//! service itself, so that a request costs no task and no channel.
+//!
+//! ```text
+//!   stream ─▶ request head, rewritten ─▶ pooled or new connection ─▶ response head, rewritten back ─▶ stream
+//! ```
+
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::uri::{Authority, PathAndQuery, Scheme as UriScheme};
+use http::{Request, Response, StatusCode, Uri, Version};
+use http_body_util::BodyExt as _;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use relay_protocol::exchange::{append_all, end_to_end, end_to_end_trailers};
+use relay_protocol::frame::Reset;
+use relay_protocol::link::Stream;
+use relay_protocol::message::{HeaderList, Payload, RequestHead, ResponseHead};
+use relay_protocol::mux::{Item, StreamError};
+use relay_protocol::splice::splice;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::address::UpstreamAddr;
+use crate::config::UpstreamProtocol;
+use crate::rewrite::Rewriter;
+use crate::socket::{Refused, Socket, connect};
+
+/// A pooled connection that is older is not used again: Node closes after 5 s of silence, gunicorn after 2, and a
+/// request that meets the close is lost.
+pub(crate) const POOL_IDLE: Duration = Duration::from_secs(1);
+
+/// Idle connections kept; more only cost the service descriptors.
+const POOL_SIZE: usize = 128;
+
+/// How long a local service has to accept a connection.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// How long the service may leave `Expect: 100-continue` unanswered before the body is sent anyway (RFC 9110, section
+/// 10.1.1 lets a client decide).
+const CONTINUE_WAIT: Duration = Duration::from_secs(1);
+
+/// A request body up to this many bytes is kept, so that it can be sent once more.
+const REPLAY: usize = 64 * 1024;
+
+/// An upgraded connection on which nothing moves; the relay has its own limit and usually comes first.
+const UPGRADE_IDLE: Duration = Duration::from_secs(2 * 3600);
+
+/// The local service behind one tunnel.
+#[derive(Debug)]
+pub(crate) struct Upstream {
+    addr: UpstreamAddr,
+    protocol: UpstreamProtocol,
+    rewriter: Rewriter,
+    /// Which of several addresses answered last.
+    preferred: AtomicUsize,
+    idle: Mutex<VecDeque<Idle>>,
+    http2: Mutex<Option<http2::SendRequest<RequestBody>>>,
+    tasks: TaskTracker,
+    closing: CancellationToken,
+}
+
+struct Idle {
+    connection: Connection,
+    since: Instant,
+}
+
+impl std::fmt::Debug for Idle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Idle").field("since", &self.since).finish_non_exhaustive()
+    }
+}
+
+/// How an exchange ended, for whoever reports it.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) head: Option<RequestHead>,
+    /// When the head arrived here.
+    pub(crate) arrived: Instant,
+    /// What the public sender was answered with.
+    pub(crate) status: Option<StatusCode>,
+    /// A stable code.
+    pub(crate) error: Option<&'static str>,
+    /// More than the code says, for a person at this machine.
+    pub(crate) detail: Option<String>,
+}
+
+/// Why an exchange failed, and what the relay is told.
+#[derive(Debug)]
+struct Failure {
+    reset: Reset,
+    detail: Option<String>,
+}
+
+impl From<Reset> for Failure {
+    fn from(reset: Reset) -> Self {
+        Self { reset, detail: None }
+    }
+}
+
+/// The stream is gone: nobody needs to be told.
+impl From<StreamError> for Failure {
+    fn from(error: StreamError) -> Self {
+        match error {
+            StreamError::Reset(reset) => reset.into(),
+            StreamError::SessionEnded | StreamError::Closed => Reset::LinkLost.into(),
+        }
+    }
+}
+
+impl Upstream {
+    pub(crate) fn new(addr: UpstreamAddr, protocol: UpstreamProtocol, rewriter: Rewriter) -> Self {
+        Self {
+            addr,
+            protocol,
+            rewriter,
+            preferred: AtomicUsize::new(0),
+            idle: Mutex::default(),
+            http2: Mutex::default(),
+            tasks: TaskTracker::new(),
+            closing: CancellationToken::new(),
+        }
+    }
+
+    /// Forwards the request of a stream whose head has been taken off it.
+    pub(crate) async fn forward(&self, stream: Stream, head: RequestHead) -> Outcome {
+        let arrived = Instant::now();
+        let mut sent = None;
+        // Dropping the exchange aborts the call to the service, so it must be dropped when the stream is reset.
+        let result = {
+            let mut exchange = pin!(self.exchange(&stream, &head, &mut sent));
+            poll_fn(|cx| match exchange.as_mut().poll(cx) {
+                Poll::Ready(result) => Poll::Ready(result),
+                Poll::Pending => stream.poll_reset(cx).map(|error| Err(error.into())),
+            })
+            .await
+        };
+        let (status, error, detail) = match result {
+            Ok(()) => (sent, None, None),
+            Err(Failure { reset, detail }) => {
+                stream.reset(reset);
+                let answer = match reset {
+                    Reset::UpstreamRefused | Reset::UpstreamInvalid => Some(StatusCode::BAD_GATEWAY),
+                    Reset::Deadline => Some(StatusCode::GATEWAY_TIMEOUT),
+                    _ => None,
+                };
+                (sent.or(answer), Some(reset.name()), detail)
+            }
+        };
+        Outcome { head: Some(head), arrived, status, error, detail }
+    }
+
+    /// Closes connections that have been idle for too long. Returns when to ask again.
+    pub(crate) fn expire(&self, now: Instant) -> Option<Instant> {
+        let mut idle = self.idle();
+        while idle.front().is_some_and(|oldest| now.saturating_duration_since(oldest.since) >= POOL_IDLE) {
+            idle.pop_front();
+        }
+        idle.front().map(|oldest| oldest.since + POOL_IDLE)
+    }
+
+    /// Ends what runs beside the exchanges.
+    pub(crate) async fn close(&self) {
+        self.idle().clear();
+        self.http2.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.closing.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    fn idle(&self) -> MutexGuard<'_, VecDeque<Idle>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn exchange(
+        &self,
+        stream: &Stream,
+        head: &RequestHead,
+        sent: &mut Option<StatusCode>,
+    ) -> Result<(), Failure> {
+        let body = RequestBody::of(stream, expects_continue(head));
+        if self.protocol == UpstreamProtocol::H2c && head.upgrade.is_none() {
+            return self.exchange_http2(stream, head, body, sent).await;
+        }
+        let mut reused = head.upgrade.is_none().then(|| self.checkout()).flatten();
+        let mut attempt = 1;
+        loop {
+            let connection = match reused.take() {
+                Some(connection) => connection,
+                None => self.connect(head.upgrade.is_some()).await?,
+            };
+            let is_fresh = connection.is_fresh;
+            let request = self.request(head, body.clone(), attempt, stream)?;
+            match self.exchange_http1(stream, head, connection, request, sent).await {
+                // The service closed a connection that it had kept open, and has not seen the request.
+                Err(Attempt::Unanswered(_)) if !is_fresh && body.rewind() => attempt += 1,
+                Err(Attempt::Unanswered(failure) | Attempt::Final(failure)) => return Err(failure),
+                Ok(()) => return Ok(()),
+            }
+        }
+    }
+
+    /// A connection that was used before, is not too old, and is still open.
+    fn checkout(&self) -> Option<Connection> {
+        let now = Instant::now();
+        loop {
+            let Idle { mut connection, since } = self.idle().pop_back()?;
+            if now.saturating_duration_since(since) < POOL_IDLE && connection.is_open() {
+                return Some(connection);
+            }
+        }
+    }
+
+    fn checkin(&self, mut connection: Connection) {
+        connection.is_fresh = false;
+        let mut idle = self.idle();
+        idle.push_back(Idle { connection, since: Instant::now() });
+        if idle.len() > POOL_SIZE {
+            idle.pop_front();
+        }
+    }
+
+    async fn connect(&self, upgrades: bool) -> Result<Connection, Failure> {
+        let socket = self.socket().await?;
+        Connection::new(socket, upgrades).await.map_err(|error| invalid(&error))
+    }
+
+    async fn socket(&self) -> Result<Socket, Failure> {
+        let connected = timeout(CONNECT, connect(&self.addr, &self.preferred)).await;
+        connected
+            .unwrap_or_else(|_| Err(Refused::slow(&self.addr)))
+            .map_err(|refused| Failure { reset: Reset::UpstreamRefused, detail: Some(refused.to_string()) })
+    }
+
+    /// The request as the service gets it.
+    fn request(
+        &self,
+        head: &RequestHead,
+        body: RequestBody,
+        attempt: u32,
+        stream: &Stream,
+    ) -> Result<Request<RequestBody>, Failure> {
+        let mut lines = head.headers.clone();
+        self.rewriter.request(&head.authority, &mut lines);
+        forwarded(head, &mut lines);
+        if attempt > 1 {
+            lines.push((RELAY_ATTEMPT, HeaderValue::from(attempt)));
+        }
+        let mut request = Request::new(body);
+        let target = PathAndQuery::try_from(head.target.as_str()).map_err(|_| Reset::Malformed)?;
+        *request.uri_mut() = Uri::from(target);
+        *request.method_mut() = head.method.clone();
+        append_all(request.headers_mut(), lines);
+        if let Some(protocol) = &head.upgrade {
+            let protocol = HeaderValue::from_str(protocol).map_err(|_| Reset::Malformed)?;
+            request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            request.headers_mut().insert(header::UPGRADE, protocol);
+        }
+        if expects_continue(head) {
+            let stream = stream.clone();
+            hyper::ext::on_informational(&mut request, move |response| {
+                if response.status() == StatusCode::CONTINUE {
+                    send_continue(&stream);
+                }
+            });
+        }
+        Ok(request)
+    }
+
+    async fn exchange_http1(
+        &self,
+        stream: &Stream,
+        head: &RequestHead,
+        mut connection: Connection,
+        request: Request<RequestBody>,
+        sent: &mut Option<StatusCode>,
+    ) -> Result<(), Attempt> {
+        let answer = connection.sender.send_request(request);
+        let waits = expects_continue(head);
+        let response = connection.wire.drive(with_continue(stream, waits, answer)).await;
+        let mut response = match response {
+            Ok(response) => response,
+            Err(error) if error.is_user() => return Err(Attempt::Final(body_failure(stream))),
+            Err(error) if connection.wire.has_read() => return Err(Attempt::Final(invalid(&error))),
+            Err(error) => return Err(Attempt::Unanswered(invalid(&error))),
+        };
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return self.switch(stream, head, connection, response, sent).await.map_err(Attempt::Final);
+        }
+        self.send_head(stream, &response, None, sent).map_err(Attempt::Final)?;
+        let pumped = {
+            let pump = pump(response.body_mut(), stream);
+            connection.wire.drive(pump).await
+        };
+        pumped.map_err(Attempt::Final)?;
+        drop(response);
+        if connection.is_reusable() {
+            self.checkin(connection);
+        }
+        Ok(())
+    }
+
+    async fn exchange_http2(
+        &self,
+        stream: &Stream,
+        head: &RequestHead,
+        body: RequestBody,
+        sent: &mut Option<StatusCode>,
+    ) -> Result<(), Failure> {
+        let mut sender = self.http2_sender().await?;
+        let mut request = self.request(head, body, 1, stream)?;
+        // HTTP/2 has an authority where HTTP/1.1 has Host (RFC 9113, section 8.3.1).
+        let host = request.headers_mut().remove(header::HOST);
+        let authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok()).ok_or(Reset::Malformed)?;
+        let mut uri = std::mem::take(request.uri_mut()).into_parts();
+        uri.scheme = Some(UriScheme::HTTP);
+        uri.authority = Some(authority);
+        *request.uri_mut() = Uri::from_parts(uri).map_err(|_| Reset::Malformed)?;
+        *request.version_mut() = Version::HTTP_2;
+        let answer = with_continue(stream, expects_continue(head), sender.send_request(request));
+        let mut response =
+            answer.await.map_err(|error| if error.is_user() { body_failure(stream) } else { invalid(&error) })?;
+        self.send_head(stream, &response, None, sent)?;
+        pump(response.body_mut(), stream).await
+    }
+
+    async fn http2_sender(&self) -> Result<http2::SendRequest<RequestBody>, Failure> {
+        let known = || self.http2.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sender) = known().as_ref().filter(|sender| !sender.is_closed()) {
+            return Ok(sender.clone());
+        }
+        let socket = self.socket().await?;
+        let executor = Owned { tasks: self.tasks.clone(), closing: self.closing.clone() };
+        let mut builder = http2::Builder::new(executor.clone());
+        builder
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(1024 * 1024)
+            .initial_connection_window_size(4 * 1024 * 1024);
+        let (sender, connection) = builder.handshake(TokioIo::new(socket)).await.map_err(|error| invalid(&error))?;
+        hyper::rt::Executor::execute(&executor, async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "the HTTP/2 connection to the upstream ended");
+            }
+        });
+        *known() = Some(sender.clone());
+        Ok(sender)
+    }
+
+    /// Sends a response's head into the stream.
+    fn send_head(
+        &self,
+        stream: &Stream,
+        response: &Response<Incoming>,
+        upgrade: Option<HeaderValue>,
+        sent: &mut Option<StatusCode>,
+    ) -> Result<(), Failure> {
+        let mut headers = end_to_end(response.headers());
+        self.rewriter.response(&mut headers);
+        headers.extend(upgrade.map(|protocol| (header::UPGRADE, protocol)));
+        let status = response.status();
+        let head = ResponseHead { status, headers }.to_bytes().map_err(|error| Failure {
+            reset: Reset::UpstreamInvalid,
+            detail: Some(format!("the response's head cannot be passed on: {error}")),
+        })?;
+        stream.send_head(head, false)?;
+        *sent = Some(status);
+        Ok(())
+    }
+
+    /// The service speaks another protocol from here on.
+    async fn switch(
+        &self,
+        stream: &Stream,
+        head: &RequestHead,
+        mut connection: Connection,
+        response: Response<Incoming>,
+        sent: &mut Option<StatusCode>,
+    ) -> Result<(), Failure> {
+        if head.upgrade.is_none() {
+            let detail = "the service switched protocols without being asked".to_owned();
+            return Err(Failure { reset: Reset::UpstreamInvalid, detail: Some(detail) });
+        }
+        let protocol = response.headers().get(header::UPGRADE).cloned();
+        self.send_head(stream, &response, protocol, sent)?;
+        let upgraded = connection.wire.drive(hyper::upgrade::on(response)).await.map_err(|error| invalid(&error))?;
+        // Whichever side ends it, both have been told.
+        let _ = splice(TokioIo::new(upgraded), stream.clone(), UPGRADE_IDLE).await;
+        Ok(())
+    }
+}
+
+/// What an attempt on one connection came to.
+enum Attempt {
+    /// The connection closed before a byte of an answer.
+    Unanswered(Failure),
+    Final(Failure),
+}
+
+/// One HTTP/1.1 connection, polled by whichever exchange uses it.
+struct Connection {
+    sender: http1::SendRequest<RequestBody>,
+    wire: Wire,
+    is_fresh: bool,
+}
+
+/// The connection's own future, which moves its bytes.
+struct Wire {
+    connection: Option<Pin<Box<dyn Future<Output = Result<(), hyper::Error>> + Send>>>,
+    read: Arc<AtomicBool>,
+}
+
+impl Connection {
+    async fn new(socket: Socket, upgrades: bool) -> Result<Self, hyper::Error> {
+        let read = Arc::new(AtomicBool::new(false));
+        let io = TokioIo::new(Noted { socket, read: read.clone() });
+        let mut builder = http1::Builder::new();
+        builder.max_buf_size(256 * 1024);
+        let (sender, connection) = builder.handshake(io).await?;
+        let connection: Pin<Box<dyn Future<Output = _> + Send>> =
+            if upgrades { Box::pin(connection.with_upgrades()) } else { Box::pin(connection) };
+        Ok(Self { sender, wire: Wire { connection: Some(connection), read }, is_fresh: true })
+    }
+
+    /// Whether the service has kept it open. Nothing is asked of it now, so nobody needs to be woken.
+    fn is_open(&mut self) -> bool {
+        let cx = &mut Context::from_waker(Waker::noop());
+        self.wire.read.store(false, Relaxed);
+        self.wire.poll(cx);
+        self.wire.connection.is_some() && self.sender.is_ready() && !self.wire.has_read()
+    }
+
+    /// Whether it can take another request. What hyper does after a response's end takes one more poll.
+    fn is_reusable(&mut self) -> bool {
+        let cx = &mut Context::from_waker(Waker::noop());
+        self.wire.poll(cx);
+        self.wire.connection.is_some() && matches!(self.sender.poll_ready(cx), Poll::Ready(Ok(())))
+    }
+}
+
+impl Wire {
+    fn poll(&mut self, cx: &mut Context<'_>) {
+        if let Some(connection) = &mut self.connection
+            && connection.as_mut().poll(cx).is_ready()
+        {
+            self.connection = None;
+        }
+    }
+
+    fn has_read(&self) -> bool {
+        self.read.load(Relaxed)
+    }
+
+    /// Runs `future`, and the connection beside it: first the future, which may have something to send, then the
+    /// connection, and the future again, for which something may have arrived.
+    async fn drive<F: Future>(&mut self, future: F) -> F::Output {
+        let mut future = pin!(future);
+        poll_fn(|cx| {
+            if let Poll::Ready(output) = future.as_mut().poll(cx) {
+                return Poll::Ready(output);
+            }
+            self.poll(cx);
+            future.as_mut().poll(cx)
+        })
+        .await
+    }
+}
+
+/// A socket that notes whether anything was read from it.
+struct Noted {
+    socket: Socket,
+    read: Arc<AtomicBool>,
+}
+
+impl tokio::io::AsyncRead for Noted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut tokio::io::ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = out.filled().len();
+        ready!(Pin::new(&mut self.socket).poll_read(cx, out))?;
+        if out.filled().len() > before {
+            self.read.store(true, Relaxed);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl tokio::io::AsyncWrite for Noted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+}
+
+/// Runs HTTP/2's own tasks, and ends them with the upstream.
+#[derive(Clone)]
+struct Owned {
+    tasks: TaskTracker,
+    closing: CancellationToken,
+}
+
+impl<F> hyper::rt::Executor<F> for Owned
+where
+    F: Future<Output: Send + 'static> + Send + 'static,
+{
+    fn execute(&self, future: F) {
+        let closing = self.closing.clone();
+        self.tasks.spawn(async move { closing.run_until_cancelled(future).await });
+    }
+}
+
+/// A request's body as the service gets it. Clones share it, so that it can be sent once more.
+#[derive(Clone, Debug)]
+pub(crate) struct RequestBody(Arc<Mutex<Sending>>);
+
+#[derive(Debug)]
+struct Sending {
+    stream: Stream,
+    /// Taken off the stream and kept, while that is not too much.
+    kept: Vec<Bytes>,
+    kept_len: usize,
+    /// How many of the kept pieces this attempt has sent.
+    next: usize,
+    replayable: bool,
+    /// The body has ended, with these trailers.
+    end: Option<Bytes>,
+    ended: bool,
+    failed: bool,
+}
+
+impl RequestBody {
+    /// The body of a stream whose head was taken. What has arrived with the head is taken too, so that its length is
+    /// known where it is all.
+    fn of(stream: &Stream, held_back: bool) -> Self {
+        let mut sending = Sending {
+            stream: stream.clone(),
+            kept: Vec::new(),
+            kept_len: 0,
+            next: 0,
+            replayable: true,
+            end: None,
+            ended: false,
+            failed: false,
+        };
+        let cx = Context::from_waker(Waker::noop());
+        while !held_back && sending.end.is_none() && sending.kept_len < REPLAY {
+            match stream.poll_recv(&cx) {
+                Poll::Ready(Ok(Some(Item::Data(bytes)))) => sending.keep(&bytes),
+                Poll::Ready(Ok(Some(Item::End(trailers)))) => sending.end = Some(trailers),
+                // An error comes again when the body is asked for.
+                _ => break,
+            }
+        }
+        Self(Arc::new(Mutex::new(sending)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Sending> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts again from the beginning; false when that is not held any more.
+    fn rewind(&self) -> bool {
+        let mut sending = self.lock();
+        sending.next = 0;
+        sending.ended = false;
+        sending.replayable
+    }
+}
+
+impl Sending {
+    fn keep(&mut self, bytes: &Bytes) {
+        self.kept_len += bytes.len();
+        self.kept.push(bytes.clone());
+    }
+
+    fn poll_frame(&mut self, cx: &Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
+        if let Some(bytes) = self.kept.get(self.next) {
+            self.next += 1;
+            return Poll::Ready(Some(Ok(Frame::data(bytes.clone()))));
+        }
+        if self.end.is_none() {
+            match ready!(self.stream.poll_recv(cx)) {
+                Ok(Some(Item::Data(bytes))) => {
+                    if self.replayable && self.kept_len + bytes.len() <= REPLAY {
+                        self.keep(&bytes);
+                        self.next += 1;
+                    } else {
+                        self.replayable = false;
+                        self.kept = Vec::new();
+                        self.next = 0;
+                    }
+                    return Poll::Ready(Some(Ok(Frame::data(bytes))));
+                }
+                Ok(Some(Item::End(trailers))) => self.end = Some(trailers),
+                Ok(Some(Item::Head { .. }) | None) => self.end = Some(Bytes::new()),
+                Err(error) => {
+                    self.failed = true;
+                    return Poll::Ready(Some(Err(error)));
+                }
+            }
+        }
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        self.ended = true;
+        let trailers = self.end.as_ref().and_then(|end| HeaderList::from_bytes(end).ok()).unwrap_or_default();
+        if trailers.is_empty() {
+            return Poll::Ready(None);
+        }
+        let mut map = HeaderMap::new();
+        append_all(&mut map, trailers);
+        Poll::Ready(Some(Ok(Frame::trailers(map))))
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = StreamError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
+        self.lock().poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let sending = self.lock();
+        let all_sent = sending.next == sending.kept.len();
+        all_sent && (sending.ended || sending.end.as_ref().is_some_and(Bytes::is_empty))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let sending = self.lock();
+        if sending.replayable && sending.end.as_ref().is_some_and(Bytes::is_empty) {
+            let left = sending.kept.iter().skip(sending.next).map(|bytes| bytes.len() as u64).sum();
+            SizeHint::with_exact(left)
+        } else {
+            SizeHint::default()
+        }
+    }
+}
+
+/// Moves a response's body into the stream until its end.
+async fn pump(body: &mut Incoming, stream: &Stream) -> Result<(), Failure> {
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| invalid(&error))?;
+        match frame.into_data() {
+            Ok(bytes) => stream.send(bytes).await?,
+            Err(frame) => {
+                let trailers = frame.into_trailers().unwrap_or_default();
+                let trailers = end_to_end_trailers(&trailers).to_bytes().unwrap_or_default();
+                return Ok(stream.finish(trailers)?);
+            }
+        }
+    }
+    Ok(stream.finish(Bytes::new())?)
+}
+
+/// Waits for the answer; where the body waits for a 100 that does not come, it is sent after a second.
+async fn with_continue<T>(stream: &Stream, waits: bool, answer: impl Future<Output = T>) -> T {
+    let mut answer = pin!(answer);
+    if waits {
+        tokio::select! {
+            biased;
+            answer = answer.as_mut() => return answer,
+            () = sleep(CONTINUE_WAIT) => send_continue(stream),
+        }
+    }
+    answer.await
+}
+
+fn send_continue(stream: &Stream) {
+    let head = ResponseHead { status: StatusCode::CONTINUE, headers: Vec::new() };
+    // A stream that is gone ends the exchange by itself; a second 100 does no harm.
+    if let Ok(head) = head.to_bytes() {
+        let _ = stream.send_head(head, true);
+    }
+}
+
+fn expects_continue(head: &RequestHead) -> bool {
+    let is_expect = |(name, value): &(HeaderName, HeaderValue)| {
+        *name == header::EXPECT && value.as_bytes().eq_ignore_ascii_case(b"100-continue")
+    };
+    head.headers.iter().any(is_expect)
+}
+
+const FORWARDED: HeaderName = header::FORWARDED;
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const RELAY_REQUEST_ID: HeaderName = HeaderName::from_static("relay-request-id");
+/// On a request that is sent once more, because the service had closed the connection it was sent on first.
+const RELAY_ATTEMPT: HeaderName = HeaderName::from_static("relay-attempt");
+
+/// Adds the public truth: who asked, by which name and scheme. The relay has removed every line of these names that
+/// the sender wrote; what is there now is the relay's own.
+fn forwarded(head: &RequestHead, lines: &mut HeaderList) {
+    let has = |lines: &HeaderList, name: &HeaderName| lines.iter().any(|(other, _)| other == name);
+    let add = |lines: &mut HeaderList, name: HeaderName, value: Result<HeaderValue, _>| {
+        if let (false, Ok(value)) = (has(lines, &name), value) {
+            lines.push((name, value));
+        }
+    };
+    let proto = lines.iter().find(|(name, _)| *name == X_FORWARDED_PROTO).map(|(_, value)| value.clone());
+    let proto = proto.unwrap_or(HeaderValue::from_static("https"));
+    let remote = || HeaderValue::from_str(&head.remote);
+    // RFC 7239, section 6: an IPv6 address is quoted and bracketed.
+    let node = if head.remote.contains(':') { format!("\"[{}]\"", head.remote) } else { head.remote.clone() };
+    let scheme = proto.to_str().unwrap_or("https");
+    let elements = format!("for={node};host=\"{}\";proto={scheme}", head.authority);
+    add(lines, FORWARDED, HeaderValue::from_str(&elements));
+    add(lines, X_FORWARDED_FOR, remote());
+    add(lines, X_FORWARDED_HOST, HeaderValue::from_str(&head.authority));
+    add(lines, X_FORWARDED_PROTO, Ok(proto));
+    add(lines, X_REAL_IP, remote());
+    add(lines, RELAY_REQUEST_ID, HeaderValue::from_str(&head.id));
+    add(lines, X_REQUEST_ID, HeaderValue::from_str(&head.id));
+}
+
+/// The service said something that is not a complete HTTP response.
+fn invalid(error: &dyn std::error::Error) -> Failure {
+    let mut detail = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        detail = format!("{detail}: {error}");
+        source = error.source();
+    }
+    Failure { reset: Reset::UpstreamInvalid, detail: Some(detail) }
+}
+
+/// The request's body could not be sent on: its stream knows why.
+fn body_failure(stream: &Stream) -> Failure {
+    stream.check().err().map_or(Reset::Cancelled.into(), Failure::from)
+}

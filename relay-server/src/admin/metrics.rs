@@ -1,0 +1,112 @@
+//! What Prometheus is told. Labels come from closed sets only: a stranger cannot make series.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::edge::respond::Cause;
+
+/// The relay's counters. Gauges are read when somebody asks.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    /// By the hundreds of the status: 1xx to 5xx.
+    classes: [Counter; 6],
+    causes: Family<CauseLabel, Counter>,
+    duration: Histogram,
+    sent: Counter,
+    received: Counter,
+    pub(crate) connections_refused: Counter,
+    pub(crate) handshakes_failed: Counter,
+    pub(crate) refused: Counter,
+    pub(crate) unauthorized: Counter,
+    pub(crate) panics: Counter,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ClassLabel {
+    class: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CauseLabel {
+    error: &'static str,
+}
+
+const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let mut registry = Registry::with_prefix("relay");
+        let classes = Family::<ClassLabel, Counter>::default();
+        registry.register("exchanges", "Exchanges by the class of their status", classes.clone());
+        let causes = Family::<CauseLabel, Counter>::default();
+        registry.register("errors", "Exchanges that the relay answered itself, by cause", causes.clone());
+        for cause in Cause::ALL {
+            drop(causes.get_or_create(&CauseLabel { error: cause.code() }));
+        }
+        let duration =
+            Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]);
+        let help = "From the start of an exchange's deadline to the end of its response";
+        registry.register_with_unit("exchange_duration", help, Unit::Seconds, duration.clone());
+        let counter = |registry: &mut Registry, name: &str, help: &str| {
+            let counter = Counter::default();
+            registry.register(name, help, counter.clone());
+            counter
+        };
+        Self {
+            classes: CLASSES.map(|class| classes.get_or_create(&ClassLabel { class }).clone()),
+            causes,
+            duration,
+            sent: counter(&mut registry, "sent_bytes", "Bytes of response bodies"),
+            received: counter(&mut registry, "received_bytes", "Bytes of request bodies"),
+            connections_refused: counter(&mut registry, "connections_refused", "Connections beyond the limits"),
+            handshakes_failed: counter(
+                &mut registry,
+                "handshakes_failed",
+                "TLS handshakes that failed or took too long",
+            ),
+            refused: counter(&mut registry, "requests_refused", "Requests that the gate refused"),
+            unauthorized: counter(&mut registry, "unauthorized", "Connect attempts without a valid token"),
+            panics: counter(&mut registry, "panics", "Tasks that panicked; each is a bug"),
+            registry,
+        }
+    }
+
+    /// Counts an exchange that has ended.
+    pub(crate) fn exchange(
+        &self,
+        status: Option<StatusCode>,
+        error: Option<&'static str>,
+        duration: Duration,
+        sent: u64,
+        received: u64,
+    ) {
+        let class = status.map_or(0, |status| usize::from(status.as_u16() / 100));
+        if let Some(counter) = self.classes.get(class) {
+            counter.inc();
+        }
+        if let Some(error) = error {
+            self.causes.get_or_create(&CauseLabel { error }).inc();
+        }
+        self.duration.observe(duration.as_secs_f64());
+        self.sent.inc_by(sent);
+        self.received.inc_by(received);
+    }
+
+    /// The text that a scrape gets, with `gauges` behind it.
+    pub(crate) fn text(&self, gauges: &[(&str, &str, u64)]) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode_registry(&mut text, &self.registry)?;
+        for (name, help, value) in gauges {
+            text.push_str(&format!("# HELP relay_{name} {help}.\n# TYPE relay_{name} gauge\nrelay_{name} {value}\n"));
+        }
+        text.push_str("# EOF\n");
+        Ok(text)
+    }
+}

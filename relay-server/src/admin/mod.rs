@@ -1,0 +1,93 @@
+//! Health and metrics, on an address of their own.
+
+pub(crate) mod metrics;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+use crate::Shared;
+
+/// Connections at once; a scraper and a health check need two.
+const CONNECTIONS: usize = 64;
+
+/// Serves until the relay has closed, so that a drain can be watched.
+pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    while let Some(accepted) = shared.closing.run_until_cancelled(listener.accept()).await {
+        let (Ok((tcp, _)), Ok(place)) = (accepted, places.clone().try_acquire_owned()) else {
+            tokio::task::yield_now().await;
+            continue;
+        };
+        let owner = shared.clone();
+        shared.spawn(async move {
+            let shared = owner.clone();
+            let service = service_fn(move |request| {
+                let response = answer(&shared, &request);
+                async move { Ok::<_, Infallible>(response) }
+            });
+            let mut builder = http1::Builder::new();
+            builder.timer(TokioTimer::new()).header_read_timeout(owner.limits.head).max_buf_size(16 * 1024);
+            let connection = builder.serve_connection(TokioIo::new(tcp), service);
+            // A scraper that goes away is no event.
+            let _ = owner.closing.run_until_cancelled(connection).await;
+            drop(place);
+        });
+    }
+}
+
+fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here\n".into());
+    }
+    match request.uri().path() {
+        "/healthz" => text(StatusCode::OK, "ok\n".into()),
+        "/readyz" => match readiness(shared) {
+            Ok(()) => text(StatusCode::OK, "ready\n".into()),
+            Err(reason) => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")),
+        },
+        "/metrics" => match metrics(shared) {
+            Ok(metrics) => {
+                let mut response = text(StatusCode::OK, metrics);
+                let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+                response.headers_mut().insert(CONTENT_TYPE, kind);
+                response
+            }
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+        },
+        _ => text(StatusCode::NOT_FOUND, "there is /healthz, /readyz and /metrics\n".into()),
+    }
+}
+
+fn readiness(shared: &Shared) -> Result<(), String> {
+    if shared.stopping.is_cancelled() {
+        return Err("the relay shuts down".to_owned());
+    }
+    shared.store.health().map_err(|error| error.to_string())
+}
+
+fn metrics(shared: &Shared) -> Result<String, std::fmt::Error> {
+    let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+    shared.metrics.text(&[
+        ("sessions", "Clients that are connected", count(shared.sessions.count())),
+        ("tunnels", "Names that a connected client serves", count(shared.registry.online())),
+        ("connections", "Public connections that are open", count(shared.places.taken())),
+    ])
+}
+
+fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}

@@ -1,0 +1,588 @@
+//! What was typed, and what is true.
+//!
+//! [`ServeArgs`] (flags and environment) and [`FileConfig`] (`relay-server.toml`) are what was typed. [`Config`] is what
+//! is true: nothing after [`Config::resolve`] parses, defaults or reads the environment again.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use serde::Deserialize;
+
+/// Everything that the relay needs to know to run.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The relay's own host; tunnels live one label below it. Lower case, without a trailing dot.
+    pub domain: String,
+    /// Where HTTPS is served.
+    pub https: Option<SocketAddr>,
+    /// Where plain HTTP is served.
+    pub http: Option<SocketAddr>,
+    /// What plain HTTP is for.
+    pub http_mode: HttpMode,
+    /// Where health and metrics are served; loopback, or a network that is trusted.
+    pub admin: Option<SocketAddr>,
+    /// The port in public URLs where it is neither 443 nor the one that HTTPS is bound to.
+    pub public_port: Option<u16>,
+    /// Where tokens, names and the control socket live; `None` keeps them in memory for as long as the process lives.
+    pub data_dir: Option<PathBuf>,
+    /// Where the certificate comes from.
+    pub certificate: CertificateSource,
+    /// Proxies whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<Network>,
+    /// The name of the tunnel that also answers on `localhost`, for `relay dev`.
+    pub localhost_tunnel: Option<String>,
+    /// See [`Limits`].
+    pub limits: Limits,
+}
+
+/// Where the certificate comes from.
+#[derive(Clone, Debug)]
+pub enum CertificateSource {
+    /// From files, reloaded when they change.
+    Files {
+        /// The chain, PEM, the leaf first.
+        cert: PathBuf,
+        /// The leaf's key, PEM.
+        key: PathBuf,
+    },
+    /// From a development CA kept in a directory.
+    Development {
+        /// The directory.
+        dir: PathBuf,
+    },
+}
+
+/// What plain HTTP is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum HttpMode {
+    /// Every request is sent to HTTPS.
+    #[default]
+    Redirect,
+    /// Requests are served, for a proxy in front that terminates TLS.
+    Serve,
+}
+
+/// A limit for everything that a stranger can grow or hold, in one place.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Public connections at once. Each costs about 20 KiB while idle.
+    pub connections: usize,
+    /// Public connections from one address (one /64 with IPv6) at once.
+    pub connections_per_address: usize,
+    /// The TLS handshake.
+    pub handshake: Duration,
+    /// A request's head, from its first byte; the first one of a connection from the handshake's end.
+    pub head: Duration,
+    /// Bytes of a request's head.
+    pub head_bytes: usize,
+    /// Header lines of a request.
+    pub headers: usize,
+    /// Bytes of a request's body.
+    pub body_bytes: u64,
+    /// A connection without a request.
+    pub keep_alive: Duration,
+    /// A request body that does not come.
+    pub body_idle: Duration,
+    /// A receiver that does not read.
+    pub write_idle: Duration,
+    /// A response body that does not come.
+    pub response_idle: Duration,
+    /// An upgraded connection on which nothing moves.
+    pub upgrade_idle: Duration,
+    /// Streams of one HTTP/2 connection.
+    pub http2_streams: u32,
+    /// The deadline for a response's head where the tunnel has none of its own.
+    pub deadline: Duration,
+    /// How long a request waits for a client that is away.
+    pub client_wait: Duration,
+    /// Requests of one tunnel that wait for its client.
+    pub client_waiters: usize,
+    /// Exchanges of one session at once.
+    pub session_streams: u32,
+    /// The client's [`Hello`](relay_protocol::message::Hello), from the end of the upgrade.
+    pub hello: Duration,
+    /// Sessions of all tokens together.
+    pub sessions: usize,
+    /// Tunnels of one session.
+    pub session_tunnels: usize,
+    /// Refused connect attempts from one address in a minute, before it has to wait.
+    pub refusals_per_minute: u32,
+    /// How long a shutdown waits for exchanges to end.
+    pub drain: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 10_000,
+            connections_per_address: 2_000,
+            handshake: Duration::from_secs(10),
+            head: Duration::from_secs(10),
+            head_bytes: 32 * 1024,
+            headers: 100,
+            body_bytes: 64 << 30,
+            keep_alive: Duration::from_secs(75),
+            body_idle: Duration::from_secs(30),
+            write_idle: Duration::from_secs(30),
+            response_idle: Duration::from_secs(300),
+            upgrade_idle: Duration::from_secs(3600),
+            http2_streams: 128,
+            deadline: Duration::from_secs(30),
+            client_wait: Duration::from_secs(5),
+            client_waiters: 256,
+            session_streams: 1024,
+            hello: Duration::from_secs(10),
+            sessions: 10_000,
+            session_tunnels: relay_protocol::message::MAX_TUNNELS,
+            refusals_per_minute: 60,
+            drain: Duration::from_secs(30),
+        }
+    }
+}
+
+/// The flags of `relay-server serve`.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ServeArgs {
+    /// The configuration file
+    #[arg(long, value_name = "FILE", env = "RELAY_SERVER_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// The relay's own host name; tunnels live at *.DOMAIN
+    #[arg(long, value_name = "DOMAIN", env = "RELAY_DOMAIN")]
+    pub domain: Option<String>,
+    /// Where to serve HTTPS [default: 0.0.0.0:443]
+    #[arg(long, value_name = "ADDR")]
+    pub https: Option<String>,
+    /// Where to serve plain HTTP [default: 0.0.0.0:80]
+    #[arg(long, value_name = "ADDR|off")]
+    pub http: Option<String>,
+    /// What plain HTTP is for: sending everybody to HTTPS, or serving a proxy in front
+    #[arg(long, value_name = "MODE")]
+    pub http_mode: Option<HttpMode>,
+    /// Where to serve health and metrics [default: 127.0.0.1:9180]
+    #[arg(long, value_name = "ADDR|off")]
+    pub admin: Option<String>,
+    /// The port in public URLs, where a proxy or NAT changes it
+    #[arg(long, value_name = "PORT")]
+    pub public_port: Option<u16>,
+    /// Where tokens and names are kept [default: /var/lib/relay for root, else ~/.local/share/relay]
+    #[arg(long, value_name = "DIR", env = "RELAY_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// The certificate chain (PEM), for DOMAIN and *.DOMAIN; reloaded when it changes
+    #[arg(long, value_name = "FILE", requires = "key")]
+    pub cert: Option<PathBuf>,
+    /// The certificate's key (PEM)
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    pub key: Option<PathBuf>,
+    /// A proxy whose X-Forwarded-For is believed, as an address or a network; may be repeated
+    #[arg(long, value_name = "CIDR")]
+    pub trusted_proxy: Vec<String>,
+    /// The longest wait for a response's head [default: 30s]
+    #[arg(long, value_name = "DURATION")]
+    pub timeout: Option<String>,
+    /// Threads that serve requests [default: half of the cores]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// How logs look
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    pub log: LogFormat,
+}
+
+/// How logs look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For a person.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// `relay-server.toml`. Every key is optional; flags come first.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileConfig {
+    /// As `--domain`.
+    pub domain: Option<String>,
+    /// As `--https`.
+    pub https: Option<String>,
+    /// As `--http`.
+    pub http: Option<String>,
+    /// As `--http-mode`.
+    pub http_mode: Option<HttpMode>,
+    /// As `--admin`.
+    pub admin: Option<String>,
+    /// As `--public-port`.
+    pub public_port: Option<u16>,
+    /// As `--data-dir`.
+    pub data_dir: Option<PathBuf>,
+    /// As `--cert`.
+    pub cert: Option<PathBuf>,
+    /// As `--key`.
+    pub key: Option<PathBuf>,
+    /// As `--trusted-proxy`.
+    #[serde(default)]
+    pub trusted_proxies: Vec<String>,
+    /// As `--timeout`.
+    pub timeout: Option<String>,
+    /// As `--threads`.
+    pub threads: Option<usize>,
+    /// Limits that differ from the defaults.
+    #[serde(default)]
+    pub limits: FileLimits,
+}
+
+/// The limits that a configuration file can change. Durations are texts such as `30s`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileLimits {
+    /// [`Limits::connections`].
+    pub connections: Option<usize>,
+    /// [`Limits::connections_per_address`].
+    pub connections_per_address: Option<usize>,
+    /// [`Limits::handshake`].
+    pub handshake: Option<String>,
+    /// [`Limits::head`].
+    pub head: Option<String>,
+    /// [`Limits::head_bytes`].
+    pub head_bytes: Option<usize>,
+    /// [`Limits::headers`].
+    pub headers: Option<usize>,
+    /// [`Limits::body_bytes`].
+    pub body_bytes: Option<u64>,
+    /// [`Limits::keep_alive`].
+    pub keep_alive: Option<String>,
+    /// [`Limits::body_idle`].
+    pub body_idle: Option<String>,
+    /// [`Limits::write_idle`].
+    pub write_idle: Option<String>,
+    /// [`Limits::response_idle`].
+    pub response_idle: Option<String>,
+    /// [`Limits::upgrade_idle`].
+    pub upgrade_idle: Option<String>,
+    /// [`Limits::client_wait`].
+    pub client_wait: Option<String>,
+    /// [`Limits::sessions`].
+    pub sessions: Option<usize>,
+    /// [`Limits::drain`].
+    pub drain: Option<String>,
+}
+
+/// Why a configuration is not usable.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {}: {error}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// The file is not what it should be. The text names line and column, and what was expected.
+    #[error("{}: {error}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        error: Box<toml::de::Error>,
+    },
+    /// A value that is missing.
+    #[error("{key} is missing: give {flag}, or {key} in the configuration file")]
+    Missing {
+        /// The key in the file.
+        key: &'static str,
+        /// The flag with an example.
+        flag: &'static str,
+    },
+    /// A value that is not what it should be.
+    #[error("{key} = {value:?} is not {expected}")]
+    Invalid {
+        /// The key in the file; the flag is the same with dashes.
+        key: &'static str,
+        /// What was typed.
+        value: String,
+        /// What was expected, with an example.
+        expected: &'static str,
+    },
+    /// Public listeners need a certificate.
+    #[error(
+        "no certificate: give --cert and --key. A development certificate is made only where every listener is on \
+         loopback, and {0} is not"
+    )]
+    NoCertificate(SocketAddr),
+}
+
+impl Config {
+    /// Settles flags and file into what is true.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the key, what was typed, and what was expected.
+    pub fn resolve(args: &ServeArgs) -> Result<Self, ConfigError> {
+        let file = args.config.as_deref().map(FileConfig::read).transpose()?.unwrap_or_default();
+        let domain = args
+            .domain
+            .clone()
+            .or(file.domain)
+            .ok_or(ConfigError::Missing { key: "domain", flag: "--domain relay.example.com" })?;
+        let domain = parse_domain(&domain)?;
+        let https = listener("https", args.https.clone().or(file.https), Some(([0, 0, 0, 0], 443).into()))?;
+        let http = listener("http", args.http.clone().or(file.http), Some(([0, 0, 0, 0], 80).into()))?;
+        let admin = listener("admin", args.admin.clone().or(file.admin), Some(([127, 0, 0, 1], 9180).into()))?;
+        let data_dir = args.data_dir.clone().or(file.data_dir).unwrap_or_else(default_data_dir);
+        let certificate = match (args.cert.clone().or(file.cert), args.key.clone().or(file.key)) {
+            (Some(cert), Some(key)) => CertificateSource::Files { cert, key },
+            (Some(_), None) => return Err(ConfigError::Missing { key: "key", flag: "--key FILE" }),
+            (None, Some(_)) => return Err(ConfigError::Missing { key: "cert", flag: "--cert FILE" }),
+            (None, None) => match https.filter(|addr| !addr.ip().is_loopback()) {
+                Some(public) => return Err(ConfigError::NoCertificate(public)),
+                None => CertificateSource::Development { dir: data_dir.join("ca") },
+            },
+        };
+        let networks = args.trusted_proxy.iter().chain(&file.trusted_proxies).map(|text| Network::parse(text));
+        let mut limits = file.limits.apply(Limits::default())?;
+        if let Some(timeout) = args.timeout.as_deref().or(file.timeout.as_deref()) {
+            limits.deadline = duration("timeout", timeout)?;
+        }
+        Ok(Self {
+            domain,
+            https,
+            http,
+            http_mode: args.http_mode.or(file.http_mode).unwrap_or_default(),
+            admin,
+            public_port: args.public_port.or(file.public_port),
+            data_dir: Some(data_dir),
+            certificate,
+            trusted_proxies: networks.collect::<Result<_, _>>()?,
+            localhost_tunnel: None,
+            limits,
+        })
+    }
+
+    /// The number of threads that serve requests.
+    ///
+    /// One does the work of two here with a fifth less CPU, because exchanges then meet in the same batch; more than
+    /// one pays off only where one core is not enough.
+    ///
+    /// # Errors
+    /// As [`Self::resolve`].
+    pub fn threads(args: &ServeArgs) -> Result<usize, ConfigError> {
+        let file = args.config.as_deref().map(FileConfig::read).transpose()?.unwrap_or_default();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(args.threads.or(file.threads).unwrap_or(cores / 2).max(1))
+    }
+
+    /// The public URL of a host, without a trailing slash.
+    pub fn public_url(&self, host: &str, https_port: u16) -> String {
+        match self.public_port.unwrap_or(https_port) {
+            443 => format!("https://{host}"),
+            port => format!("https://{host}:{port}"),
+        }
+    }
+}
+
+impl FileConfig {
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// [`ConfigError::Read`], [`ConfigError::Parse`].
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.to_owned(), error })?;
+        toml::from_str(&text).map_err(|error| ConfigError::Parse { path: path.to_owned(), error: Box::new(error) })
+    }
+}
+
+impl FileLimits {
+    fn apply(self, mut limits: Limits) -> Result<Limits, ConfigError> {
+        let set = |slot: &mut Duration, key: &'static str, text: Option<String>| -> Result<(), ConfigError> {
+            if let Some(text) = text {
+                *slot = duration(key, &text)?;
+            }
+            Ok(())
+        };
+        set(&mut limits.handshake, "limits.handshake", self.handshake)?;
+        set(&mut limits.head, "limits.head", self.head)?;
+        set(&mut limits.keep_alive, "limits.keep_alive", self.keep_alive)?;
+        set(&mut limits.body_idle, "limits.body_idle", self.body_idle)?;
+        set(&mut limits.write_idle, "limits.write_idle", self.write_idle)?;
+        set(&mut limits.response_idle, "limits.response_idle", self.response_idle)?;
+        set(&mut limits.upgrade_idle, "limits.upgrade_idle", self.upgrade_idle)?;
+        set(&mut limits.client_wait, "limits.client_wait", self.client_wait)?;
+        set(&mut limits.drain, "limits.drain", self.drain)?;
+        limits.connections = self.connections.unwrap_or(limits.connections);
+        limits.connections_per_address = self.connections_per_address.unwrap_or(limits.connections_per_address);
+        limits.head_bytes = self.head_bytes.unwrap_or(limits.head_bytes).clamp(1024, 48 * 1024);
+        limits.headers = self.headers.unwrap_or(limits.headers).clamp(10, relay_protocol::message::MAX_HEADERS - 16);
+        limits.body_bytes = self.body_bytes.unwrap_or(limits.body_bytes);
+        limits.sessions = self.sessions.unwrap_or(limits.sessions);
+        Ok(limits)
+    }
+}
+
+/// An IP network such as `10.0.0.0/8`, or one address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network {
+    address: IpAddr,
+    prefix: u8,
+}
+
+impl Network {
+    fn parse(text: &str) -> Result<Self, ConfigError> {
+        let invalid = || ConfigError::Invalid {
+            key: "trusted_proxies",
+            value: text.to_owned(),
+            expected: "an address or a network, such as 10.0.0.0/8",
+        };
+        let (address, prefix) = text.split_once('/').map_or((text, None), |(a, p)| (a, Some(p)));
+        let address: IpAddr = address.parse().map_err(|_| invalid())?;
+        let widest = if address.is_ipv4() { 32 } else { 128 };
+        let prefix = prefix.map_or(Ok(widest), str::parse).map_err(|_| invalid())?;
+        if prefix > widest { Err(invalid()) } else { Ok(Self { address, prefix }) }
+    }
+
+    /// Whether `address` is in the network. An IPv4 address in IPv6 clothes is the IPv4 address.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        match (self.address, address.to_canonical()) {
+            (IpAddr::V4(net), IpAddr::V4(ip)) => {
+                let shift = 32 - u32::from(self.prefix);
+                (u32::from(net) ^ u32::from(ip)).checked_shr(shift).unwrap_or(0) == 0
+            }
+            (IpAddr::V6(net), IpAddr::V6(ip)) => {
+                let shift = 128 - u32::from(self.prefix);
+                (u128::from(net) ^ u128::from(ip)).checked_shr(shift).unwrap_or(0) == 0
+            }
+            _ => false,
+        }
+    }
+}
+
+/// A duration as people write it: `500ms`, `10s`, `5m`, `1h`, `30d`.
+pub(crate) fn duration(key: &'static str, text: &str) -> Result<Duration, ConfigError> {
+    let invalid =
+        || ConfigError::Invalid { key, value: text.to_owned(), expected: "a duration such as 500ms, 10s, 5m or 1h" };
+    let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(invalid)?;
+    let (number, unit) = text.split_at_checked(digits).ok_or_else(invalid)?;
+    let number: u64 = number.parse().map_err(|_| invalid())?;
+    let seconds = |unit: u64| number.checked_mul(unit).filter(|s| *s <= 10 * 365 * 86400).map(Duration::from_secs);
+    match unit {
+        "ms" => Some(Duration::from_millis(number)),
+        "s" => seconds(1),
+        "m" => seconds(60),
+        "h" => seconds(3600),
+        "d" => seconds(86400),
+        _ => None,
+    }
+    .filter(|duration| !duration.is_zero())
+    .ok_or_else(invalid)
+}
+
+fn parse_domain(text: &str) -> Result<String, ConfigError> {
+    let domain = text.trim_end_matches('.').to_ascii_lowercase();
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    if domain.len() <= 189 && domain.parse::<Ipv4Addr>().is_err() && domain.split('.').all(label) {
+        Ok(domain)
+    } else {
+        Err(ConfigError::Invalid {
+            key: "domain",
+            value: text.to_owned(),
+            expected: "a host name such as relay.example.com",
+        })
+    }
+}
+
+fn listener(
+    key: &'static str,
+    text: Option<String>,
+    default: Option<SocketAddr>,
+) -> Result<Option<SocketAddr>, ConfigError> {
+    match text.as_deref() {
+        None => Ok(default),
+        Some("off") => Ok(None),
+        Some(text) => text.parse().map(Some).map_err(|_| ConfigError::Invalid {
+            key,
+            value: text.to_owned(),
+            expected: "an address and port such as 0.0.0.0:443 or [::]:443, or off",
+        }),
+    }
+}
+
+/// Where a relay keeps its data when nobody says: the system's place for a service, the user's for a trial.
+pub fn default_data_dir() -> PathBuf {
+    let home = std::env::var_os("HOME").map(PathBuf::from);
+    match home {
+        Some(home) if home != Path::new("/root") => home.join(".local/share/relay"),
+        _ => PathBuf::from("/var/lib/relay"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+    use super::*;
+
+    fn args() -> ServeArgs {
+        ServeArgs {
+            domain: Some("Relay.Example.COM.".into()),
+            https: Some("127.0.0.1:0".into()),
+            data_dir: Some("/d".into()),
+            ..ServeArgs::default()
+        }
+    }
+
+    #[test]
+    fn flags_come_before_the_file_and_defaults_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("relay-server.toml");
+        std::fs::write(&path, "domain = 'other.example'\nhttp = 'off'\n[limits]\nhead = '3s'\n").unwrap();
+        let config = Config::resolve(&ServeArgs { config: Some(path), ..args() }).unwrap();
+        assert_eq!(config.domain, "relay.example.com");
+        assert_eq!((config.http, config.limits.head), (None, Duration::from_secs(3)));
+        assert_eq!(config.admin, Some(([127, 0, 0, 1], 9180).into()));
+    }
+
+    #[test]
+    fn mistakes_name_the_key_the_line_and_what_was_expected() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("relay-server.toml");
+        std::fs::write(&path, "domain = 'a.example'\nhtps = '1'\n").unwrap();
+        let error = Config::resolve(&ServeArgs { config: Some(path), ..args() }).unwrap_err().to_string();
+        assert!(error.contains("line 2") && error.contains("htps") && error.contains("expected"), "{error}");
+        for (bad, key) in [
+            (ServeArgs { https: Some("443".into()), ..args() }, "https"),
+            (ServeArgs { domain: Some("a_b".into()), ..args() }, "domain"),
+            (ServeArgs { timeout: Some("10".into()), ..args() }, "timeout"),
+            (ServeArgs { trusted_proxy: vec!["10.0.0.0/33".into()], ..args() }, "trusted_proxies"),
+        ] {
+            let error = Config::resolve(&bad).unwrap_err().to_string();
+            assert!(error.starts_with(key), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_public_listener_needs_a_certificate() {
+        let public = ServeArgs { https: Some("0.0.0.0:443".into()), ..args() };
+        assert!(matches!(Config::resolve(&public), Err(ConfigError::NoCertificate(_))));
+        assert!(matches!(Config::resolve(&args()).unwrap().certificate, CertificateSource::Development { .. }));
+    }
+
+    #[test]
+    fn networks_contain_what_they_say() {
+        let net = |text: &str| Network::parse(text).unwrap();
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert!(net("10.0.0.0/8").contains(ip("10.255.0.1")) && !net("10.0.0.0/8").contains(ip("11.0.0.1")));
+        assert!(net("10.0.0.0/8").contains(ip("::ffff:10.1.2.3")));
+        assert!(net("192.0.2.1").contains(ip("192.0.2.1")) && !net("192.0.2.1").contains(ip("192.0.2.2")));
+        assert!(net("0.0.0.0/0").contains(ip("8.8.8.8")) && !net("0.0.0.0/0").contains(ip("::1")));
+        assert!(
+            net("2001:db8::/32").contains(ip("2001:db8:1::1")) && !net("2001:db8::/32").contains(ip("2001:db9::1"))
+        );
+    }
+}

@@ -1,0 +1,319 @@
+//! The two bodies of an exchange as they pass the edge.
+
+use std::future::Future as _;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll, Waker, ready};
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use relay_protocol::exchange::{append_all, end_to_end_trailers};
+use relay_protocol::frame::Reset;
+use relay_protocol::link::Stream;
+use relay_protocol::message::{HeaderList, Payload};
+use relay_protocol::mux::{Item, StreamError};
+use tokio::time::{Instant, Sleep};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::forward::Exchange;
+use super::respond::Cause;
+use crate::config::Limits;
+
+/// A response's body: the relay's own answer, or what comes back through the tunnel.
+#[derive(Debug)]
+pub(crate) struct EdgeBody {
+    source: Source,
+    /// The record of the exchange, which ends with its body.
+    exchange: Option<Box<Exchange>>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Whole(Option<Bytes>),
+    Stream(Box<Download>),
+}
+
+/// A body that is still arriving through the tunnel.
+#[derive(Debug)]
+pub(crate) struct Download {
+    stream: Stream,
+    /// Taken off the stream before hyper asked.
+    early: [Option<Item>; 2],
+    ended: bool,
+    progress: Arc<Progress>,
+    /// The rest of the request, which goes on while the response does. Dropping it stops it.
+    _upload: Option<AbortOnDropHandle<()>>,
+}
+
+/// When a download last moved, for whoever ends those that do not.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    start: Instant,
+    /// Milliseconds since `start`, times two, plus one while we wait for the tunnel and not for the receiver.
+    last: AtomicU64,
+}
+
+impl Progress {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { start: Instant::now(), last: AtomicU64::new(0) })
+    }
+
+    fn note(&self, waiting: bool) {
+        let millis = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX / 4);
+        self.last.store(millis * 2 + u64::from(waiting), Relaxed);
+    }
+
+    /// Whether nothing has moved for longer than `limits` allow.
+    pub(crate) fn is_stuck(&self, limits: &Limits) -> bool {
+        let last = self.last.load(Relaxed);
+        let limit = if last % 2 == 1 { limits.response_idle } else { limits.write_idle };
+        self.start.elapsed() > std::time::Duration::from_millis(last / 2) + limit
+    }
+}
+
+impl EdgeBody {
+    /// An answer of the relay's own.
+    pub(crate) fn full(bytes: Bytes) -> Self {
+        Self { source: Source::Whole(Some(bytes).filter(|bytes| !bytes.is_empty())), exchange: None }
+    }
+
+    /// Nothing.
+    pub(crate) fn empty() -> Self {
+        Self::full(Bytes::new())
+    }
+
+    /// What `stream` brings after its head. A small body that is already there becomes one piece, which hyper writes
+    /// together with the head.
+    pub(crate) fn download(stream: Stream, upload: Option<AbortOnDropHandle<()>>) -> Self {
+        // Nobody needs to be woken for what is not there yet: hyper asks for the body in any case.
+        let cx = Context::from_waker(Waker::noop());
+        let next = || match stream.poll_recv(&cx) {
+            Poll::Ready(Ok(item)) => item,
+            // The error comes again when the body is asked for it.
+            Poll::Ready(Err(_)) | Poll::Pending => None,
+        };
+        let first = next();
+        let second = if matches!(first, Some(Item::Data(_))) { next() } else { None };
+        let source = match (first, second) {
+            (Some(Item::End(end)), None) if end.is_empty() && upload.is_none() => Source::Whole(None),
+            (Some(Item::Data(bytes)), Some(Item::End(end))) if end.is_empty() && upload.is_none() => {
+                Source::Whole(Some(bytes))
+            }
+            (first, second) => Source::Stream(Box::new(Download {
+                stream,
+                early: [first, second],
+                ended: false,
+                progress: Progress::new(),
+                _upload: upload,
+            })),
+        };
+        Self { source, exchange: None }
+    }
+
+    /// Lets the record of the exchange end with this body.
+    pub(crate) fn record(&mut self, exchange: Box<Exchange>) {
+        if let Source::Whole(Some(bytes)) = &self.source {
+            exchange.sent(bytes.len());
+        }
+        self.exchange = Some(exchange);
+    }
+
+    /// What to watch, where the body does not end at once.
+    pub(crate) fn watch(&self) -> Option<(Arc<Progress>, Stream)> {
+        match &self.source {
+            Source::Whole(_) => None,
+            Source::Stream(download) => Some((download.progress.clone(), download.stream.clone())),
+        }
+    }
+}
+
+impl Body for EdgeBody {
+    type Data = Bytes;
+    type Error = StreamError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
+        let this = &mut *self;
+        match &mut this.source {
+            Source::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Source::Stream(download) => {
+                let frame = ready!(download.poll_frame(cx));
+                if let Some(exchange) = &this.exchange {
+                    match &frame {
+                        Some(Ok(frame)) => exchange.sent(frame.data_ref().map_or(0, Bytes::len)),
+                        Some(Err(error)) => exchange.failed(Cause::from(*error)),
+                        None => {}
+                    }
+                }
+                Poll::Ready(frame)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Whole(bytes) => bytes.is_none(),
+            Source::Stream(download) => download.ended,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Source::Stream(_) => SizeHint::default(),
+        }
+    }
+}
+
+impl Download {
+    fn poll_frame(&mut self, cx: &Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let item = match self.early.iter_mut().find_map(Option::take) {
+            Some(item) => Ok(Some(item)),
+            None => match self.stream.poll_recv(cx) {
+                Poll::Ready(result) => result,
+                Poll::Pending => {
+                    self.progress.note(true);
+                    return Poll::Pending;
+                }
+            },
+        };
+        self.progress.note(false);
+        Poll::Ready(match item {
+            Ok(Some(Item::Data(bytes))) => Some(Ok(Frame::data(bytes))),
+            Ok(Some(Item::End(trailers))) => {
+                self.ended = true;
+                trailers_frame(&trailers)
+            }
+            Ok(Some(Item::Head { .. }) | None) => {
+                self.ended = true;
+                None
+            }
+            Err(error) => {
+                self.ended = true;
+                Some(Err(error))
+            }
+        })
+    }
+}
+
+/// Trailers for the other side; `None` where there are none, or where they make no sense.
+fn trailers_frame(trailers: &Bytes) -> Option<Result<Frame<Bytes>, StreamError>> {
+    let list = HeaderList::from_bytes(trailers).ok().filter(|list| !list.is_empty())?;
+    let mut map = http::HeaderMap::new();
+    append_all(&mut map, list);
+    let mut allowed = http::HeaderMap::new();
+    append_all(&mut allowed, end_to_end_trailers(&map));
+    Some(Ok(Frame::trailers(allowed)))
+}
+
+/// Why a request's body did not arrive whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum UploadError {
+    /// It is larger than the limits allow.
+    TooLarge,
+    /// It stopped coming.
+    Silent,
+    /// The sender went away or sent something that is not a body.
+    Broken,
+    /// The tunnel wants no more of it. The response says why, or the stream does.
+    Unwanted,
+}
+
+/// A request's body on its way into the tunnel.
+#[derive(Debug)]
+pub(crate) struct Upload {
+    body: Incoming,
+    limits: Arc<Limits>,
+    /// Read, and not yet covered by the client's credit.
+    held: Bytes,
+    received: u64,
+    ended: bool,
+    idle: Option<Pin<Box<Sleep>>>,
+}
+
+impl Upload {
+    pub(crate) fn new(body: Incoming, limits: Arc<Limits>) -> Self {
+        let ended = body.is_end_stream();
+        Self { body, limits, held: Bytes::new(), received: 0, ended, idle: None }
+    }
+
+    /// Reads what is there into `held` before there is a stream; true once there is something or the body has ended.
+    pub(crate) fn poll_first(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UploadError>> {
+        while !self.ended && self.held.is_empty() {
+            match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                Some(Ok(frame)) => {
+                    if let Ok(bytes) = frame.into_data() {
+                        self.take(bytes)?;
+                    }
+                }
+                Some(Err(_)) => return Poll::Ready(Err(UploadError::Broken)),
+                None => self.ended = true,
+            }
+            self.ended |= self.body.is_end_stream();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// What [`Self::poll_first`] read, and whether it is all.
+    pub(crate) fn first(&mut self) -> (&mut Bytes, bool) {
+        (&mut self.held, self.ended)
+    }
+
+    /// Whether everything is in the stream after it was opened with [`Self::first`].
+    pub(crate) fn is_done(&self) -> bool {
+        self.ended && self.held.is_empty()
+    }
+
+    /// Bytes received so far.
+    pub(crate) fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// Moves the body into the stream until its end.
+    pub(crate) fn poll(&mut self, stream: &Stream, cx: &mut Context<'_>) -> Poll<Result<(), UploadError>> {
+        loop {
+            if !self.held.is_empty() {
+                ready!(stream.poll_send(&mut self.held, cx)).map_err(|_| UploadError::Unwanted)?;
+            }
+            let frame = match Pin::new(&mut self.body).poll_frame(cx) {
+                Poll::Ready(frame) => frame,
+                Poll::Pending => return self.poll_idle(cx),
+            };
+            self.idle = None;
+            match frame {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(bytes) => self.take(bytes)?,
+                    Err(frame) => {
+                        let trailers = frame.into_trailers().unwrap_or_default();
+                        let trailers = end_to_end_trailers(&trailers).to_bytes().unwrap_or_default();
+                        return Poll::Ready(stream.finish(trailers).map_err(|_| UploadError::Unwanted));
+                    }
+                },
+                Some(Err(_)) => {
+                    stream.reset(Reset::Cancelled);
+                    return Poll::Ready(Err(UploadError::Broken));
+                }
+                None => return Poll::Ready(stream.finish(Bytes::new()).map_err(|_| UploadError::Unwanted)),
+            }
+        }
+    }
+
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UploadError>> {
+        let limit = self.limits.body_idle;
+        let idle = self.idle.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+        ready!(idle.as_mut().poll(cx));
+        Poll::Ready(Err(UploadError::Silent))
+    }
+
+    fn take(&mut self, bytes: Bytes) -> Result<(), UploadError> {
+        self.received += bytes.len() as u64;
+        if self.received > self.limits.body_bytes {
+            return Err(UploadError::TooLarge);
+        }
+        self.held = bytes;
+        Ok(())
+    }
+}

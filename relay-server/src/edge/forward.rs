@@ -1,0 +1,390 @@
+//! One exchange, from the request's head to the end of its response.
+
+use std::future::poll_fn;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::Poll;
+use std::time::Duration;
+
+use http::header::{self, HeaderValue};
+use http::{Method, Request, Response, StatusCode, Version, request};
+use hyper::body::Incoming;
+use hyper::ext::Protocol;
+use hyper::upgrade::OnUpgrade;
+use relay_protocol::exchange::{append_all, end_to_end, upgrade_of};
+use relay_protocol::frame::Reset;
+use relay_protocol::link::Stream;
+use relay_protocol::message::{MessageError, Payload, RequestHead, ResponseHead};
+use relay_protocol::mux::{Item, OpenError};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::task::AbortOnDropHandle;
+use ulid::Ulid;
+
+use super::body::{EdgeBody, Upload, UploadError};
+use super::gate::{PublicHost, is_owned};
+use super::io::InFlight;
+use super::respond::{Cause, RELAY_ERROR, answer, explain};
+use super::upgrade;
+use crate::Shared;
+use crate::session::registry::{Found, Tunnel};
+
+/// Where a request came from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sender {
+    /// The peer of the connection.
+    pub(crate) peer: IpAddr,
+    /// The peer is a proxy whose forwarded headers are believed.
+    pub(crate) trusted: bool,
+    /// The connection is encrypted.
+    pub(crate) encrypted: bool,
+}
+
+/// The record of an exchange: what the access log and the metrics will say. It ends when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Exchange {
+    shared: Arc<Shared>,
+    pub(crate) head: RequestHead,
+    started: Instant,
+    version: Version,
+    status: Option<StatusCode>,
+    error: std::sync::OnceLock<Cause>,
+    sent: AtomicU64,
+    received: AtomicU64,
+    _in_flight: InFlight,
+}
+
+impl Exchange {
+    /// Counts bytes of the response's body.
+    pub(crate) fn sent(&self, bytes: usize) {
+        self.sent.fetch_add(bytes as u64, Relaxed);
+    }
+
+    /// Notes why the exchange failed; the first cause is the one.
+    pub(crate) fn failed(&self, cause: Cause) {
+        let _ = self.error.set(cause);
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let error = self.error.get().map(|cause| cause.code());
+        let (sent, received) = (self.sent.load(Relaxed), self.received.load(Relaxed));
+        self.shared.metrics.exchange(self.status, error, self.started.elapsed(), sent, received);
+        self.shared.access.exchange(&crate::log::AccessLine {
+            id: &self.head.id,
+            remote: &self.head.remote,
+            version: self.version,
+            method: &self.head.method,
+            host: &self.head.authority,
+            target: &self.head.target,
+            status: self.status,
+            received,
+            sent,
+            duration: self.started.elapsed(),
+            error,
+        });
+    }
+}
+
+/// Passes one request to its tunnel and the answer back.
+pub(crate) async fn forward(
+    shared: Arc<Shared>,
+    sender: Sender,
+    host: PublicHost,
+    started: Instant,
+    in_flight: InFlight,
+    request: Request<Incoming>,
+) -> Response<EdgeBody> {
+    let (mut parts, body) = request.into_parts();
+    let on_upgrade = parts.extensions.remove::<OnUpgrade>();
+    let head = request_head(&parts, sender, &host);
+    let mut exchange = Box::new(Exchange {
+        shared: shared.clone(),
+        head,
+        started,
+        version: parts.version,
+        status: None,
+        error: std::sync::OnceLock::new(),
+        sent: AtomicU64::new(0),
+        received: AtomicU64::new(0),
+        _in_flight: in_flight,
+    });
+    let upload = Upload::new(body, shared.limits.clone());
+    let expects = expects_continue(&parts);
+    let result = deliver(&shared, &mut exchange, &host, upload, expects, on_upgrade).await;
+    let mut response = match result {
+        Ok(response) => response,
+        Err(Failure { cause, message }) => {
+            exchange.failed(cause);
+            match message {
+                Some(message) => explain(cause, &parts.headers, &message),
+                None => answer(cause, &parts.headers),
+            }
+        }
+    };
+    exchange.status = Some(response.status());
+    response.body_mut().record(exchange);
+    if let Some((progress, stream)) = response.body().watch() {
+        shared.janitor.watch(progress, &stream);
+    }
+    response
+}
+
+/// Why an exchange is answered by the relay itself.
+#[derive(Debug)]
+struct Failure {
+    cause: Cause,
+    message: Option<String>,
+}
+
+impl From<Cause> for Failure {
+    fn from(cause: Cause) -> Self {
+        Self { cause, message: None }
+    }
+}
+
+async fn deliver(
+    shared: &Arc<Shared>,
+    exchange: &mut Exchange,
+    host: &PublicHost,
+    mut upload: Upload,
+    expects: bool,
+    on_upgrade: Option<OnUpgrade>,
+) -> Result<Response<EdgeBody>, Failure> {
+    if let Some(declared) = content_length(&exchange.head).filter(|n| *n > shared.limits.body_bytes) {
+        let limit = shared.limits.body_bytes;
+        return Err(Failure {
+            cause: Cause::BodyTooLarge,
+            message: Some(format!("The request's body has {declared} bytes; this relay allows {limit}.")),
+        });
+    }
+    let tunnel = find(shared, host, exchange.started).await?;
+    let allowed = tunnel.timeout.unwrap_or(shared.limits.deadline);
+    let deadline = exchange.started + allowed;
+    // A body that has arrived with its head travels with it. hyper hands it over one poll later.
+    if !expects {
+        let mut polls = 0;
+        let first = poll_fn(|cx| match upload.poll_first(cx) {
+            Poll::Pending if polls > 0 => Poll::Ready(Ok(())),
+            Poll::Pending => {
+                polls += 1;
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            ready => ready,
+        });
+        first.await.map_err(upload_failure)?;
+    }
+    let now = Instant::now();
+    exchange.head.tunnel = tunnel.number;
+    exchange.head.elapsed_ms = millis(now - exchange.started);
+    exchange.head.deadline_ms = millis(deadline.saturating_duration_since(now));
+    let head = exchange.head.to_bytes().map_err(head_failure)?;
+    let (held, last) = upload.first();
+    let stream = tunnel.link.open(head, held, last).map_err(|error| match error {
+        OpenError::Ending => Cause::LinkLost,
+        OpenError::TooMany(_) => Cause::TooManyRequests,
+    })?;
+
+    let mut uploading = !upload.is_done();
+    // Its body is sent once the upstream asks for it.
+    let mut paused = expects;
+    let answered = poll_fn(|cx| {
+        loop {
+            match stream.poll_recv(cx) {
+                Poll::Ready(Ok(Some(Item::Head { head, interim }))) => {
+                    if !interim {
+                        return Poll::Ready(Ok(head));
+                    }
+                    paused = false;
+                }
+                Poll::Ready(Ok(_)) => return Poll::Ready(Err(Failure::from(Cause::UpstreamInvalid))),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(Cause::from(error).into())),
+                Poll::Pending => break,
+            }
+        }
+        if uploading && !paused {
+            match upload.poll(&stream, cx) {
+                Poll::Ready(Ok(())) => uploading = false,
+                // The stream itself will say why.
+                Poll::Ready(Err(UploadError::Unwanted)) => uploading = false,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(upload_failure(error))),
+                Poll::Pending => {}
+            }
+        }
+        Poll::Pending
+    });
+    let head = match timeout_at(deadline, answered).await {
+        Ok(answered) => answered?,
+        Err(_) => {
+            stream.reset(Reset::Deadline);
+            let message = format!("The local service did not answer within {}.", show(allowed));
+            return Err(Failure { cause: Cause::Deadline, message: Some(message) });
+        }
+    };
+    exchange.received.store(upload.received(), Relaxed);
+    let head = ResponseHead::from_bytes(&head).map_err(|error| {
+        tracing::warn!(%error, "a client sent a response head that does not decode");
+        Cause::UpstreamInvalid
+    })?;
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        return switch(shared, exchange, head, stream, on_upgrade);
+    }
+    if head.status.is_informational() {
+        return Err(Cause::UpstreamInvalid.into());
+    }
+    // What is left of the request goes on beside the response; it must not wait for a sender that reads slowly.
+    let rest = (uploading && !paused).then(|| {
+        let stream = stream.clone();
+        AbortOnDropHandle::new(shared.spawn(async move {
+            // Whatever stops it, the response goes on: its stream says what became of the exchange.
+            let _ = poll_fn(|cx| upload.poll(&stream, cx)).await;
+        }))
+    });
+    let mut response = Response::new(EdgeBody::download(stream, rest));
+    *response.status_mut() = head.status;
+    append_all(response.headers_mut(), head.headers);
+    response.headers_mut().remove(RELAY_ERROR);
+    Ok(response)
+}
+
+/// The tunnel that serves `host`, waiting for its client where that is away.
+async fn find(shared: &Shared, host: &PublicHost, started: Instant) -> Result<Arc<Tunnel>, Failure> {
+    let name = shared.name_of(&host.host).ok_or(Cause::UnknownHost)?;
+    match shared.registry.find(name) {
+        Found::Tunnel(tunnel) => Ok(tunnel),
+        Found::Nothing => {
+            let message = format!("No tunnel has the name {name}.");
+            Err(Failure { cause: Cause::TunnelNotFound, message: Some(message) })
+        }
+        Found::Away => {
+            let limits = &shared.limits;
+            let until = (started + limits.deadline).min(Instant::now() + limits.client_wait);
+            let found = shared.registry.wait(name, until, limits.client_waiters as u64).await;
+            found.ok_or_else(|| Cause::ClientOffline.into())
+        }
+    }
+}
+
+/// The head as it crosses the wire. The tunnel's number and the times are filled in when it is sent.
+fn request_head(parts: &request::Parts, sender: Sender, host: &PublicHost) -> RequestHead {
+    let mut headers = end_to_end(&parts.headers);
+    headers.retain(|(name, _)| !is_owned(name));
+    let mut remote = sender.peer.to_canonical().to_string();
+    if sender.trusted {
+        let known = forwarded_for(parts);
+        let chain = if known.is_empty() { remote.clone() } else { format!("{known}, {remote}") };
+        // The address that the first trusted proxy saw is the sender's.
+        if let Some(first) = known.rsplit(',').map(str::trim).find(|address| !address.is_empty()) {
+            first.clone_into(&mut remote);
+        }
+        if let Ok(value) = HeaderValue::from_str(&chain) {
+            headers.push((super::gate::X_FORWARDED_FOR, value));
+        }
+        if let Some(proto) = parts.headers.get(super::gate::X_FORWARDED_PROTO) {
+            headers.push((super::gate::X_FORWARDED_PROTO, proto.clone()));
+        }
+    } else if !sender.encrypted {
+        headers.push((super::gate::X_FORWARDED_PROTO, HeaderValue::from_static("http")));
+    }
+    let upgrade = match parts.extensions.get::<Protocol>() {
+        // RFC 8441: the upstream speaks HTTP/1.1, where a handshake has a key.
+        Some(protocol) => {
+            headers.retain(|(name, _)| *name != header::SEC_WEBSOCKET_KEY);
+            headers.push((header::SEC_WEBSOCKET_KEY, upgrade::websocket_key()));
+            Some(protocol.as_str().to_owned())
+        }
+        None if parts.version == Version::HTTP_11 => upgrade_of(&parts.headers).map(str::to_owned),
+        None => None,
+    };
+    let method = if parts.method == Method::CONNECT { Method::GET } else { parts.method.clone() };
+    RequestHead {
+        tunnel: 0,
+        id: Ulid::generate().to_string(),
+        deadline_ms: 0,
+        elapsed_ms: 0,
+        method,
+        target: parts.uri.path_and_query().map_or("/", |target| target.as_str()).to_owned(),
+        authority: host.authority.clone(),
+        remote,
+        upgrade,
+        headers,
+    }
+}
+
+/// What a trusted proxy says of those before it, on one line.
+fn forwarded_for(parts: &request::Parts) -> String {
+    let lines = parts.headers.get_all(super::gate::X_FORWARDED_FOR);
+    let lines: Vec<&str> = lines.iter().filter_map(|value| value.to_str().ok()).collect();
+    lines.join(", ")
+}
+
+fn expects_continue(parts: &request::Parts) -> bool {
+    let expects = parts.headers.get(header::EXPECT);
+    parts.version == Version::HTTP_11
+        && expects.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
+fn content_length(head: &RequestHead) -> Option<u64> {
+    let (_, value) = head.headers.iter().find(|(name, _)| *name == header::CONTENT_LENGTH)?;
+    value.to_str().ok()?.parse().ok()
+}
+
+fn upload_failure(error: UploadError) -> Failure {
+    match error {
+        UploadError::TooLarge => Cause::BodyTooLarge,
+        UploadError::Silent => Cause::BodyTimeout,
+        UploadError::Broken => Cause::BadRequest,
+        UploadError::Unwanted => Cause::UpstreamInvalid,
+    }
+    .into()
+}
+
+fn head_failure(error: MessageError) -> Failure {
+    Failure { cause: Cause::BadRequest, message: Some(format!("The request's head cannot be passed on: {error}.")) }
+}
+
+/// The two sides speak another protocol from here on.
+fn switch(
+    shared: &Arc<Shared>,
+    exchange: &Exchange,
+    head: ResponseHead,
+    stream: Stream,
+    on_upgrade: Option<OnUpgrade>,
+) -> Result<Response<EdgeBody>, Failure> {
+    let (Some(protocol), Some(on_upgrade)) = (&exchange.head.upgrade, on_upgrade) else {
+        return Err(Cause::UpstreamInvalid.into());
+    };
+    let mut response = Response::new(EdgeBody::empty());
+    let headers = response.headers_mut();
+    append_all(headers, head.headers);
+    headers.remove(RELAY_ERROR);
+    if exchange.version == Version::HTTP_2 {
+        headers.remove(header::UPGRADE);
+        headers.remove(header::SEC_WEBSOCKET_ACCEPT);
+    } else {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        if !headers.contains_key(header::UPGRADE)
+            && let Ok(protocol) = HeaderValue::from_str(protocol)
+        {
+            headers.insert(header::UPGRADE, protocol);
+        }
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    }
+    let idle = shared.limits.upgrade_idle;
+    shared.spawn(upgrade::run(on_upgrade, stream, idle, shared.closing.clone()));
+    Ok(response)
+}
+
+fn millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}
+
+fn show(duration: Duration) -> String {
+    if duration.subsec_millis() == 0 {
+        format!("{} s", duration.as_secs())
+    } else {
+        format!("{} ms", duration.as_millis())
+    }
+}

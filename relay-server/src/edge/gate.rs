@@ -1,0 +1,203 @@
+//! What is refused before routing: requests that two readers could read differently, or that imitate our own headers.
+//!
+//! hyper has parsed the head by now. What it lets through and this gate does not: several or missing `Host` lines, an
+//! absolute target that disagrees with `Host`, `CONNECT` and `*` targets, framing that is odd where it is still
+//! visible, look-alikes of headers that we own, and forbidden trailers.
+
+use http::header::{self, HeaderName, HeaderValue};
+use http::uri::Authority;
+use http::{Method, Version, request};
+use hyper::ext::Protocol;
+use relay_protocol::exchange::{is_forbidden_trailer, is_hop_by_hop};
+
+/// A request's public host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PublicHost {
+    /// As the sender wrote it, for `X-Forwarded-Host`.
+    pub(crate) authority: String,
+    /// In lower case, without port and trailing dot: what routing and authorisation use.
+    pub(crate) host: String,
+}
+
+/// Why a request is refused, for a person.
+pub(crate) type Refusal = &'static str;
+
+pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// Headers whose truth the relay or its client states; nobody else may.
+const OWNED: &[&str] = &[
+    "forwarded",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-prefix",
+    "x-forwarded-proto",
+    "x-forwarded-scheme",
+    "x-forwarded-server",
+    "x-forwarded-ssl",
+    "x-real-ip",
+];
+
+/// Headers that frame or route: an alias of one would be read differently by a server that folds `_` into `-`.
+const FRAMING: &[&str] = &["host", "content-length", "transfer-encoding", "connection", "upgrade", "te", "expect"];
+
+/// Whether the relay states this header's truth, so that a public request's own line is dropped.
+pub(crate) fn is_owned(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    name.starts_with("relay-") || OWNED.contains(&name)
+}
+
+/// Checks a request, and finds the host that it is for.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn check(parts: &request::Parts) -> Result<PublicHost, Refusal> {
+    if parts.version < Version::HTTP_10 {
+        return Err("HTTP/0.9 is not served");
+    }
+    if parts.method == Method::CONNECT {
+        let protocol = parts.extensions.get::<Protocol>().map(Protocol::as_str);
+        if protocol != Some("websocket") {
+            return Err("CONNECT is not served");
+        }
+    }
+    if !(parts.uri.path().starts_with('/') || parts.uri.path().is_empty() && parts.uri.scheme().is_some()) {
+        return Err("the target must be a path");
+    }
+    for (name, value) in &parts.headers {
+        check_line(parts.version, name, value)?;
+    }
+    public_host(parts)
+}
+
+fn check_line(version: Version, name: &HeaderName, value: &HeaderValue) -> Result<(), Refusal> {
+    if *name == header::TRANSFER_ENCODING {
+        if version != Version::HTTP_11 || !value.as_bytes().eq_ignore_ascii_case(b"chunked") {
+            return Err("Transfer-Encoding must be chunked, and nothing else");
+        }
+    } else if *name == header::CONTENT_LENGTH {
+        if value.is_empty() || !value.as_bytes().iter().all(u8::is_ascii_digit) {
+            return Err("Content-Length must be one number");
+        }
+    } else if *name == header::TRAILER {
+        let forbidden = |name: &str| {
+            name.trim()
+                .parse::<HeaderName>()
+                .is_ok_and(|n| is_forbidden_trailer(&n) || is_hop_by_hop(&n) || is_owned(&n))
+        };
+        if value.to_str().unwrap_or_default().split(',').any(forbidden) {
+            return Err("Trailer names a header that cannot be a trailer");
+        }
+    } else if is_look_alike(name.as_str()) {
+        return Err("a header imitates one that the relay states");
+    }
+    Ok(())
+}
+
+/// Whether a server that folds `_` and `.` into `-` would take this name for one that we own.
+fn is_look_alike(name: &str) -> bool {
+    if !name.bytes().any(|b| matches!(b, b'_' | b'.')) {
+        return false;
+    }
+    let folded = name.replace(['_', '.'], "-");
+    folded.starts_with("relay-") || OWNED.contains(&folded.as_str()) || FRAMING.contains(&folded.as_str())
+}
+
+fn public_host(parts: &request::Parts) -> Result<PublicHost, Refusal> {
+    let mut lines = parts.headers.get_all(header::HOST).iter();
+    let line = lines.next();
+    if lines.next().is_some() {
+        return Err("more than one Host header");
+    }
+    let line = line.map(|value| value.to_str().map_err(|_| "the Host header is not text")).transpose()?;
+    let target = parts.uri.authority().map(Authority::as_str);
+    let authority = match (target, line) {
+        (Some(target), Some(line)) if !target.eq_ignore_ascii_case(line) => {
+            return Err("the target and the Host header disagree");
+        }
+        (Some(authority), _) | (None, Some(authority)) => authority,
+        (None, None) => return Err("the Host header is missing"),
+    };
+    let parsed: Authority = authority.parse().map_err(|_| "the Host header is not a host")?;
+    if authority.contains('@') {
+        return Err("the Host header is not a host");
+    }
+    let host = parsed.host().trim_end_matches('.').to_ascii_lowercase();
+    if host.is_empty() || host.len() > 253 || parsed.host().ends_with("..") {
+        return Err("the Host header is not a host");
+    }
+    Ok(PublicHost { authority: authority.to_owned(), host })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+    use http::Request;
+
+    use super::*;
+
+    fn request(target: &str, lines: &[(&str, &str)]) -> Result<PublicHost, Refusal> {
+        let mut request = Request::builder().uri(target);
+        for (name, value) in lines {
+            request = request.header(*name, *value);
+        }
+        check(&request.body(()).unwrap().into_parts().0)
+    }
+
+    #[test]
+    fn a_host_is_found_whatever_its_clothes() {
+        for host in ["a.example", "A.EXAMPLE", "a.example.", "a.example:443", "a.example.:443"] {
+            let found = request("/", &[("host", host)]).unwrap();
+            assert_eq!((found.host.as_str(), found.authority.as_str()), ("a.example", host));
+        }
+        assert_eq!(request("http://a.example/", &[("host", "A.example")]).unwrap().host, "a.example");
+    }
+
+    #[test]
+    fn hosts_that_can_be_read_twice_are_refused() {
+        for lines in [
+            vec![],
+            vec![("host", "a.example"), ("host", "a.example")],
+            vec![("host", "")],
+            vec![("host", "a b")],
+            vec![("host", "user@a.example")],
+            vec![("host", "a.example..")],
+            vec![("host", "a.example, b.example")],
+        ] {
+            assert!(request("/", &lines).is_err(), "{lines:?}");
+        }
+        assert!(request("http://b.example/", &[("host", "a.example")]).is_err());
+        assert!(request("*", &[("host", "a.example")]).is_err());
+        assert!(request("a.example:443", &[("host", "a.example:443")]).is_err(), "CONNECT's form");
+    }
+
+    #[test]
+    fn look_alikes_and_odd_framing_are_refused() {
+        for (name, value) in [
+            ("x_forwarded_for", "1.2.3.4"),
+            ("x.real.ip", "1.2.3.4"),
+            ("Content_Length", "3"),
+            ("relay_request_id", "x"),
+            ("transfer-encoding", "gzip, chunked"),
+            ("transfer-encoding", "identity"),
+            ("content-length", "+3"),
+            ("trailer", "x-a, Content-Length"),
+            ("trailer", "x-forwarded-for"),
+        ] {
+            assert!(request("/", &[("host", "a.example"), (name, value)]).is_err(), "{name}: {value}");
+        }
+        for (name, value) in [("x_custom", "1"), ("transfer-encoding", "Chunked"), ("trailer", "grpc-status")] {
+            assert!(request("/", &[("host", "a.example"), (name, value)]).is_ok(), "{name}: {value}");
+        }
+    }
+
+    #[test]
+    fn owned_headers_are_known() {
+        for name in ["relay-anything", "x-forwarded-for", "forwarded", "x-real-ip"] {
+            assert!(is_owned(&HeaderName::from_static(name)));
+        }
+        assert!(!is_owned(&HeaderName::from_static("x-request-id")));
+    }
+}

@@ -1,0 +1,350 @@
+//! The public side's sockets: what is measured on them, and when they are given up.
+//!
+//! ```text
+//!   hyper ── Watched ── Conn ── rustls ── Gathered ── TCP
+//!            clock,     TLS or            reads in large
+//!            watchdog   plain             pieces when busy
+//! ```
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep};
+use tokio_rustls::server::TlsStream;
+
+use crate::config::Limits;
+
+/// A public connection, encrypted or not.
+#[derive(Debug)]
+pub(crate) enum Conn {
+    Tls(Box<TlsStream<Gathered>>),
+    Plain(Gathered),
+}
+
+/// Reads in large pieces while the peer sends much, and holds no buffer while it does not.
+///
+/// rustls asks for 4 KiB at a time, which is a system call for each quarter of a record. Once such a read comes back
+/// full there is more to come, and the next one fetches 64 KiB.
+#[derive(Debug)]
+pub(crate) struct Gathered {
+    tcp: TcpStream,
+    buffer: Vec<u8>,
+    at: usize,
+    busy: bool,
+}
+
+const GATHER: usize = 64 * 1024;
+
+impl Gathered {
+    pub(crate) const fn new(tcp: TcpStream) -> Self {
+        Self { tcp, buffer: Vec::new(), at: 0, busy: false }
+    }
+}
+
+impl AsyncRead for Gathered {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.at == this.buffer.len() && !this.busy {
+            let room = out.remaining();
+            let before = out.filled().len();
+            ready!(Pin::new(&mut this.tcp).poll_read(cx, out))?;
+            this.busy = room <= GATHER / 4 && out.filled().len() - before == room;
+            return Poll::Ready(Ok(()));
+        }
+        if this.at == this.buffer.len() {
+            this.buffer.resize(GATHER, 0);
+            this.at = GATHER;
+            let mut gathered = ReadBuf::new(&mut this.buffer);
+            match Pin::new(&mut this.tcp).poll_read(cx, &mut gathered) {
+                Poll::Ready(Ok(())) => {
+                    let len = gathered.filled().len();
+                    this.buffer.truncate(len);
+                    this.at = 0;
+                    this.busy = len > GATHER / 4;
+                }
+                other => {
+                    this.buffer = Vec::new();
+                    this.at = 0;
+                    this.busy = false;
+                    return other;
+                }
+            }
+        }
+        let rest = this.buffer.get(this.at..).unwrap_or_default();
+        let len = rest.len().min(out.remaining());
+        out.put_slice(rest.get(..len).unwrap_or_default());
+        this.at += len;
+        if this.at == this.buffer.len() && !this.busy {
+            this.buffer = Vec::new();
+            this.at = 0;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Gathered {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().tcp).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().tcp).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tcp.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().tcp).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().tcp).poll_shutdown(cx)
+    }
+}
+
+/// Runs `$call` on whichever connection it is.
+macro_rules! either {
+    ($conn:expr, $io:ident => $call:expr) => {
+        match $conn {
+            Conn::Tls(tls) => {
+                let $io = Pin::new(&mut **tls);
+                $call
+            }
+            Conn::Plain(plain) => {
+                let $io = Pin::new(plain);
+                $call
+            }
+        }
+    };
+}
+
+impl AsyncRead for Conn {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        either!(&mut *self, io => io.poll_read(cx, out))
+    }
+}
+
+impl AsyncWrite for Conn {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        either!(&mut *self, io => io.poll_write(cx, bytes))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        either!(&mut *self, io => io.poll_write_vectored(cx, slices))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Tls(tls) => tls.is_write_vectored(),
+            Self::Plain(plain) => plain.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        either!(&mut *self, io => io.poll_flush(cx))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        either!(&mut *self, io => io.poll_shutdown(cx))
+    }
+}
+
+/// What one connection's requests are timed by. Written by the socket and by the requests on it, which run on one task
+/// or, with HTTP/2, on several.
+#[derive(Debug)]
+pub(crate) struct Clock {
+    accepted: Instant,
+    /// The end of the TLS handshake. Instants below are nanoseconds since `accepted`.
+    ready: u64,
+    /// The first byte since the last request ended; 0 for none yet.
+    first_byte: AtomicU64,
+    /// When the last request ended.
+    idle_since: AtomicU64,
+    in_flight: AtomicU32,
+    /// A request has been seen, so that the next one is a later one.
+    used: AtomicU32,
+}
+
+impl Clock {
+    pub(crate) fn new(accepted: Instant) -> Arc<Self> {
+        let ready = since(accepted);
+        Arc::new(Self {
+            accepted,
+            ready,
+            first_byte: AtomicU64::new(0),
+            idle_since: AtomicU64::new(ready),
+            in_flight: AtomicU32::new(0),
+            used: AtomicU32::new(0),
+        })
+    }
+
+    /// Begins a request, and returns the instant from which its sender counts: the acceptance of the connection where
+    /// the first byte came within a second of the handshake, else the request's first byte, else now.
+    /// `trusted` says that a proxy in front of us opened the connection, perhaps long before. `multiplexed` says that
+    /// bytes on the connection need not belong to this request.
+    pub(crate) fn begin(self: &Arc<Self>, trusted: bool, multiplexed: bool) -> (Instant, InFlight) {
+        self.in_flight.fetch_add(1, Relaxed);
+        let first_byte = self.first_byte.swap(0, Relaxed);
+        let later = self.used.swap(1, Relaxed) == 1;
+        let at_once = first_byte.saturating_sub(self.ready) <= Duration::from_secs(1).as_nanos() as u64;
+        let from = if !later && !trusted && at_once {
+            self.accepted
+        } else if first_byte == 0 || (later && multiplexed) {
+            Instant::now()
+        } else {
+            self.accepted + Duration::from_nanos(first_byte)
+        };
+        (from, InFlight(self.clone()))
+    }
+
+    fn note_bytes(&self) {
+        // Most reads belong to a request that has begun or to a busy connection; only the first one reads the clock.
+        if self.first_byte.load(Relaxed) == 0 {
+            self.first_byte.store(since(self.accepted), Relaxed);
+        }
+    }
+
+    /// When the connection is to be given up if nothing happens on it.
+    fn give_up(&self, limits: &Limits) -> Option<Instant> {
+        if self.in_flight.load(Relaxed) > 0 {
+            return None;
+        }
+        let after = match (self.first_byte.load(Relaxed), self.used.load(Relaxed)) {
+            (0, 0) => Duration::from_nanos(self.ready) + limits.head,
+            (0, _) => Duration::from_nanos(self.idle_since.load(Relaxed)) + limits.keep_alive,
+            (first_byte, _) => Duration::from_nanos(first_byte) + limits.head,
+        };
+        Some(self.accepted + after)
+    }
+}
+
+fn since(instant: Instant) -> u64 {
+    u64::try_from(instant.elapsed().as_nanos()).unwrap_or(u64::MAX).max(1)
+}
+
+/// A request that is under way; dropped at its end.
+#[derive(Debug)]
+pub(crate) struct InFlight(Arc<Clock>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.first_byte.store(0, Relaxed);
+        self.0.idle_since.store(since(self.0.accepted), Relaxed);
+        self.0.in_flight.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A connection with a clock and a watchdog: it fails with [`io::ErrorKind::TimedOut`] when a request's head takes too
+/// long, when nothing is asked for too long, or when the peer does not read.
+///
+/// The watchdog is one timer, armed once and re-armed only when it fires: a request costs it nothing.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    conn: Conn,
+    clock: Arc<Clock>,
+    limits: Arc<Limits>,
+    timer: Pin<Box<Sleep>>,
+    /// Since when a write has been waiting.
+    blocked: Option<Instant>,
+}
+
+impl Watched {
+    pub(crate) fn new(conn: Conn, clock: Arc<Clock>, limits: Arc<Limits>) -> Self {
+        let timer = Box::pin(tokio::time::sleep(limits.head));
+        Self { conn, clock, limits, timer, blocked: None }
+    }
+
+    /// The connection without its watchdog, for an upgrade that has limits of its own.
+    pub(crate) fn into_conn(self) -> Conn {
+        self.conn
+    }
+
+    /// Fails when it is time to give up; else sees to it that this is asked again in time.
+    fn watch(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        while self.timer.as_mut().poll(cx).is_ready() {
+            let now = Instant::now();
+            let unread = self.blocked.map(|since| since + self.limits.write_idle);
+            let due = match (self.clock.give_up(&self.limits), unread) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (a, b) => a.or(b),
+            };
+            if due.is_some_and(|due| due <= now) {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            // Nothing due now may become due any time, but not sooner than the shortest limit.
+            let pause = self.limits.head.min(self.limits.write_idle) / 2;
+            self.timer.as_mut().reset(due.unwrap_or(now + pause).min(now + pause));
+        }
+        Ok(())
+    }
+
+    fn note_write<R>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
+        if result.is_pending() {
+            self.blocked.get_or_insert_with(Instant::now);
+            self.watch(cx)?;
+        } else {
+            self.blocked = None;
+        }
+        result
+    }
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = out.filled().len();
+        let result = Pin::new(&mut self.conn).poll_read(cx, out);
+        if out.filled().len() > before {
+            self.clock.note_bytes();
+        }
+        if result.is_pending() {
+            self.watch(cx)?;
+        }
+        result
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.conn).poll_write(cx, bytes);
+        self.note_write(cx, result)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.conn).poll_write_vectored(cx, slices);
+        self.note_write(cx, result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.conn.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.conn).poll_flush(cx);
+        self.note_write(cx, result)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.conn).poll_shutdown(cx);
+        self.note_write(cx, result)
+    }
+}

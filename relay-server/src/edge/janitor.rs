@@ -1,0 +1,51 @@
+//! Ends downloads that do not move: a receiver that does not read, or a tunnel that sends nothing.
+//!
+//! Receivers that stop asking leave nobody who could run a timer, and a timer for each response would cost every
+//! request. One task looks at those that outlive their first piece, every few seconds.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use relay_protocol::frame::Reset;
+use relay_protocol::link::{Stream, WeakStream};
+use tokio_util::sync::CancellationToken;
+
+use super::body::Progress;
+use crate::config::Limits;
+
+/// The downloads that are watched.
+#[derive(Debug, Default)]
+pub(crate) struct Janitor {
+    watched: Mutex<Vec<(Arc<Progress>, WeakStream)>>,
+}
+
+impl Janitor {
+    /// Watches a download for as long as its stream lives.
+    pub(crate) fn watch(&self, progress: Arc<Progress>, stream: &Stream) {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner).push((progress, stream.downgrade()));
+    }
+
+    /// Looks every few seconds, until the relay closes.
+    pub(crate) async fn run(&self, limits: &Limits, closing: CancellationToken) {
+        let pause =
+            (limits.write_idle.min(limits.response_idle) / 4).clamp(Duration::from_millis(20), Duration::from_secs(5));
+        let mut tick = tokio::time::interval(pause);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while closing.run_until_cancelled(tick.tick()).await.is_some() {
+            self.sweep(limits);
+        }
+    }
+
+    fn sweep(&self, limits: &Limits) {
+        let mut stuck = Vec::new();
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner).retain(|(progress, stream)| {
+            let Some(stream) = stream.upgrade() else { return false };
+            let is_stuck = progress.is_stuck(limits);
+            if is_stuck {
+                stuck.push(stream);
+            }
+            !is_stuck
+        });
+        stuck.into_iter().for_each(|stream| stream.reset(Reset::Idle));
+    }
+}

@@ -1,0 +1,249 @@
+//! The public side: listeners, limits, routing by host, and the relay's own answers.
+//!
+//! ```text
+//!   accept ─▶ TLS ─▶ hyper ─▶ gate ─▶ route ─▶ forward ─▶ the session's link
+//!                                       └────▶ the relay's own host: session::connect
+//! ```
+
+pub(crate) mod body;
+mod forward;
+mod gate;
+pub(crate) mod io;
+pub(crate) mod janitor;
+pub mod respond;
+mod upgrade;
+
+use std::convert::Infallible;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use dashmap::DashMap;
+use http::header::LOCATION;
+use http::{HeaderValue, Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsAcceptor;
+
+use self::body::EdgeBody;
+use self::forward::Sender;
+use self::gate::PublicHost;
+use self::io::{Clock, Conn, Gathered, InFlight, Watched};
+use self::respond::{Cause, answer, explain};
+use crate::Shared;
+use crate::config::HttpMode;
+
+/// What a listener does with its connections.
+#[derive(Clone)]
+pub(crate) enum Purpose {
+    Https(TlsAcceptor),
+    Http(HttpMode),
+}
+
+/// Accepts connections until the relay stops accepting. Each is served by a task of its own, so that a slow handshake
+/// delays nobody.
+pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener, purpose: Purpose) {
+    let stopping = shared.stopping.clone();
+    while let Some(accepted) = stopping.run_until_cancelled(listener.accept()).await {
+        let (tcp, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, most likely. Waiting lets connections end; spinning would not.
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let Some(place) = shared.places.enter(peer.ip()) else {
+            shared.metrics.connections_refused.inc();
+            continue;
+        };
+        let (shared, purpose) = (shared.clone(), purpose.clone());
+        let owner = shared.clone();
+        owner.spawn(async move {
+            connection(&shared, tcp, peer, purpose).await;
+            drop(place);
+        });
+    }
+}
+
+async fn connection(shared: &Arc<Shared>, tcp: TcpStream, peer: SocketAddr, purpose: Purpose) {
+    let accepted = Instant::now();
+    // Failing to set it costs latency, not correctness.
+    let _ = tcp.set_nodelay(true);
+    let conn = match &purpose {
+        Purpose::Http(_) => Conn::Plain(Gathered::new(tcp)),
+        Purpose::Https(acceptor) => match timeout(shared.limits.handshake, acceptor.accept(Gathered::new(tcp))).await {
+            Ok(Ok(tls)) => Conn::Tls(Box::new(tls)),
+            Ok(Err(error)) => {
+                tracing::debug!(%peer, %error, "a TLS handshake failed");
+                shared.metrics.handshakes_failed.inc();
+                return;
+            }
+            Err(_) => {
+                shared.metrics.handshakes_failed.inc();
+                return;
+            }
+        },
+    };
+    let http2 = matches!(&conn, Conn::Tls(tls) if tls.get_ref().1.alpn_protocol() == Some(b"h2"));
+    let clock = Clock::new(accepted);
+    let limits = shared.limits.clone();
+    let io = TokioIo::new(Watched::new(conn, clock.clone(), limits.clone()));
+    let trusted = shared.config.trusted_proxies.iter().any(|network| network.contains(peer.ip()));
+    let sender = Sender { peer: peer.ip(), trusted, encrypted: matches!(purpose, Purpose::Https(_)) };
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (started, in_flight) = clock.begin(trusted, http2);
+        let (shared, purpose) = (shared.clone(), purpose.clone());
+        async move { Ok::<_, Infallible>(handle(shared, sender, &purpose, started, in_flight, request).await) }
+    });
+    let result = if http2 {
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder
+            .timer(TokioTimer::new())
+            .enable_connect_protocol()
+            .max_concurrent_streams(limits.http2_streams)
+            .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
+            .initial_stream_window_size(256 * 1024)
+            .initial_connection_window_size(1024 * 1024)
+            .max_send_buf_size(64 * 1024);
+        let connection = builder.serve_connection(io, service);
+        tokio::pin!(connection);
+        tokio::select! {
+            result = connection.as_mut() => result,
+            () = shared.stopping.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                tokio::select! { result = connection => result, () = shared.closing.cancelled() => Ok(()) }
+            }
+        }
+    } else {
+        let mut builder = http1::Builder::new();
+        builder.max_headers(limits.headers).max_header_size(limits.head_bytes).max_buf_size(128 * 1024);
+        let connection = builder.serve_connection(io, service).with_upgrades();
+        tokio::pin!(connection);
+        tokio::select! {
+            result = connection.as_mut() => result,
+            () = shared.stopping.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                tokio::select! { result = connection => result, () = shared.closing.cancelled() => Ok(()) }
+            }
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%peer, %error, "a connection ended early");
+    }
+}
+
+async fn handle(
+    shared: Arc<Shared>,
+    sender: Sender,
+    purpose: &Purpose,
+    started: Instant,
+    in_flight: InFlight,
+    request: Request<Incoming>,
+) -> Response<EdgeBody> {
+    let (parts, body) = request.into_parts();
+    let host = match gate::check(&parts) {
+        Ok(host) => host,
+        Err(refusal) => {
+            shared.metrics.refused.inc();
+            let mut response = explain(Cause::BadRequest, &parts.headers, &format!("Refused: {refusal}."));
+            close(parts.version, &mut response);
+            return response;
+        }
+    };
+    let request = Request::from_parts(parts, body);
+    if matches!(purpose, Purpose::Http(HttpMode::Redirect)) {
+        return redirect(&shared, &host, &request);
+    }
+    if host.host == shared.config.domain {
+        return crate::session::own_host(&shared, sender.peer, request).await;
+    }
+    forward::forward(shared, sender, host, started, in_flight, request).await
+}
+
+/// Ends the connection after an answer to a request whose end may be misread.
+fn close(version: Version, response: &mut Response<EdgeBody>) {
+    if version < Version::HTTP_2 {
+        response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+    }
+}
+
+/// Sends a plain request to HTTPS. 308 keeps method and body, so that a webhook sent there is not turned into a GET.
+fn redirect(shared: &Shared, host: &PublicHost, request: &Request<Incoming>) -> Response<EdgeBody> {
+    if host.host != shared.config.domain && shared.name_of(&host.host).is_none() {
+        return answer(Cause::UnknownHost, request.headers());
+    }
+    let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
+    let location = format!("{}{target}", shared.public_url(&host.host));
+    let mut response = Response::new(EdgeBody::empty());
+    *response.status_mut() = StatusCode::PERMANENT_REDIRECT;
+    match HeaderValue::try_from(location) {
+        Ok(location) => drop(response.headers_mut().insert(LOCATION, location)),
+        Err(_) => return answer(Cause::BadRequest, request.headers()),
+    }
+    response
+}
+
+/// Places for connections: so many in all, so many for one address.
+#[derive(Debug)]
+pub(crate) struct Places {
+    all: Arc<Semaphore>,
+    addresses: Arc<DashMap<IpAddr, usize>>,
+    each: usize,
+}
+
+impl Places {
+    pub(crate) fn new(all: usize, each: usize) -> Self {
+        Self { all: Arc::new(Semaphore::new(all)), addresses: Arc::default(), each }
+    }
+
+    /// Connections that are open.
+    pub(crate) fn taken(&self) -> usize {
+        self.addresses.iter().map(|entry| *entry.value()).sum()
+    }
+
+    fn enter(&self, peer: IpAddr) -> Option<Place> {
+        let permit = self.all.clone().try_acquire_owned().ok()?;
+        let address = block_of(peer);
+        let mut count = self.addresses.entry(address).or_insert(0);
+        if *count >= self.each {
+            return None;
+        }
+        *count += 1;
+        Some(Place { address, addresses: self.addresses.clone(), _permit: permit })
+    }
+}
+
+/// One connection's place.
+#[derive(Debug)]
+struct Place {
+    address: IpAddr,
+    addresses: Arc<DashMap<IpAddr, usize>>,
+    _permit: tokio::sync::OwnedSemaphorePermit,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.addresses.remove_if_mut(&self.address, |_, count| {
+            *count -= 1;
+            *count == 0
+        });
+    }
+}
+
+/// What one stranger has: an address, or with IPv6 the /64 that every host gets.
+pub(crate) fn block_of(peer: IpAddr) -> IpAddr {
+    match peer.to_canonical() {
+        IpAddr::V6(address) => {
+            let network = u128::from(address) & !u128::from(u64::MAX);
+            IpAddr::V6(Ipv6Addr::from(network))
+        }
+        v4 => v4,
+    }
+}

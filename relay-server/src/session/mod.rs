@@ -1,0 +1,530 @@
+//! Sessions: the connect endpoint, what a client asks for, and how long it lasts.
+//!
+//! ```text
+//!   GET /_relay/connect ─▶ token ─▶ 101 ─▶ Hello ─▶ bind names ─▶ Welcome ─▶ serve ─▶ names are away
+//! ```
+
+pub mod registry;
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use dashmap::DashMap;
+use http::header::{AUTHORIZATION, CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use relay_protocol::exchange::upgrade_of;
+use relay_protocol::frame::{GoAway, SessionKind};
+use relay_protocol::link::{Driver, Link, Signal};
+use relay_protocol::message::{Bound, Hello, Payload, PublicName, Refusal, TunnelSpec, Welcome};
+use relay_protocol::mux::{Ended, Limits as MuxLimits, Side};
+use relay_protocol::{CONNECT_PATH, SUBPROTOCOL};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use ulid::Ulid;
+
+use self::registry::Tunnel;
+use crate::Shared;
+use crate::edge::block_of;
+use crate::edge::body::EdgeBody;
+use crate::edge::io::{Conn, Watched};
+use crate::edge::respond::{Cause, answer, explain};
+use crate::store::{AuthError, ClaimError, Name, Secret, Token, TokenId, unix_now};
+
+/// tungstenite zero-fills this much at each read; more would be the greater part of an idle session's memory.
+const READ_BUFFER: usize = 4 * 1024;
+
+/// How long a link whose name somebody else asks for has to show that it is alive.
+const PROBE: Duration = Duration::from_secs(1);
+
+/// The shortest and the longest deadline that a client may ask for.
+const TIMEOUTS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3600));
+
+/// The live sessions, and what each token has of them.
+#[derive(Debug, Default)]
+pub struct Sessions {
+    live: DashMap<Ulid, (TokenId, Link)>,
+    used: Mutex<HashMap<TokenId, Used>>,
+    refusals: DashMap<IpAddr, (Instant, u32)>,
+}
+
+#[derive(Debug, Default)]
+struct Used {
+    sessions: u32,
+    tunnels: u32,
+}
+
+impl Sessions {
+    /// Sessions that are live.
+    pub fn count(&self) -> usize {
+        self.live.len()
+    }
+
+    /// Ends every session of a token, at once.
+    pub fn end(&self, token: TokenId, reason: GoAway, text: &str) {
+        let links: Vec<Link> = self.live.iter().filter(|entry| entry.0 == token).map(|entry| entry.1.clone()).collect();
+        links.iter().for_each(|link| link.go_away(reason, false, text));
+    }
+
+    fn used<R>(&self, token: TokenId, change: impl FnOnce(&mut Used) -> R) -> R {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = change(used.entry(token).or_default());
+        used.retain(|_, used| used.sessions > 0);
+        result
+    }
+
+    /// Counts a refused attempt.
+    fn refused(&self, peer: IpAddr) {
+        // Strangers can fill this only as fast as they connect; those whose minute is over make room.
+        if self.refusals.len() > 10_000 {
+            self.refusals.retain(|_, (since, _)| since.elapsed() < Duration::from_secs(60));
+        }
+        let mut entry = self.refusals.entry(block_of(peer)).or_insert((Instant::now(), 0));
+        if entry.0.elapsed() >= Duration::from_secs(60) {
+            *entry = (Instant::now(), 0);
+        }
+        entry.1 += 1;
+    }
+
+    fn has_to_wait(&self, peer: IpAddr, per_minute: u32) -> bool {
+        let entry = self.refusals.get(&block_of(peer));
+        entry.is_some_and(|entry| entry.1 >= per_minute && entry.0.elapsed() < Duration::from_secs(60))
+    }
+}
+
+/// A place among the sessions of a token, given back when dropped.
+struct Place {
+    shared: Arc<Shared>,
+    token: TokenId,
+}
+
+impl Place {
+    fn enter(shared: &Arc<Shared>, token: &Token) -> Option<Self> {
+        let entered = shared.sessions.used(token.id, |used| {
+            let free = used.sessions < token.limits.max_sessions;
+            used.sessions += u32::from(free);
+            free
+        });
+        entered.then(|| Self { shared: shared.clone(), token: token.id })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.shared.sessions.used(self.token, |used| used.sessions -= 1);
+    }
+}
+
+/// Answers a request to the relay's own host: the connect endpoint, and nothing else.
+pub(crate) async fn own_host(shared: &Arc<Shared>, peer: IpAddr, request: Request<Incoming>) -> Response<EdgeBody> {
+    if request.uri().path() != CONNECT_PATH {
+        return answer(Cause::NotFound, request.headers());
+    }
+    match admit(shared, peer, &request).await {
+        Ok((token, place)) => upgrade(shared, peer, request, token, place),
+        Err((cause, message)) => {
+            let mut response = explain(cause, request.headers(), &message);
+            if cause == Cause::UpgradeRequired {
+                let headers = response.headers_mut();
+                headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+                headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+                headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            }
+            response
+        }
+    }
+}
+
+/// Whether a client may have a session.
+async fn admit(
+    shared: &Arc<Shared>,
+    peer: IpAddr,
+    request: &Request<Incoming>,
+) -> Result<(Token, Place), (Cause, String)> {
+    let refuse = |cause: Cause| (cause, cause.message().to_owned());
+    let headers = request.headers();
+    let websocket = upgrade_of(headers).is_some_and(|protocol| protocol.eq_ignore_ascii_case("websocket"));
+    let version = headers.get("sec-websocket-version").is_some_and(|version| version == "13");
+    if request.method() != Method::GET || !websocket || !version || !headers.contains_key("sec-websocket-key") {
+        return Err(refuse(Cause::UpgradeRequired));
+    }
+    if !offers(headers, SUBPROTOCOL) {
+        let offered =
+            headers.get(SEC_WEBSOCKET_PROTOCOL).map_or("nothing".into(), |v| v.as_bytes().escape_ascii().to_string());
+        let message = format!("This relay speaks {SUBPROTOCOL}; the client offers {offered}.");
+        return Err((Cause::UpgradeRequired, message));
+    }
+    if shared.stopping.is_cancelled() {
+        return Err(refuse(Cause::Draining));
+    }
+    if shared.sessions.has_to_wait(peer, shared.limits.refusals_per_minute) {
+        return Err((Cause::TooManyRequests, "Too many refused attempts from this address; wait a minute.".into()));
+    }
+    let unauthorized = |message: String| {
+        shared.sessions.refused(peer);
+        shared.metrics.unauthorized.inc();
+        (Cause::Unauthorized, message)
+    };
+    let secret = bearer(headers).ok_or_else(|| unauthorized("The request has no token.".into()))?;
+    let secret = Secret::parse(secret).map_err(|error| unauthorized(sentence(&error)))?;
+    let token = match shared.store.authenticate(&secret, unix_now()).await {
+        Ok(token) => token,
+        Err(AuthError::Store(error)) => {
+            tracing::error!(%error, "the store did not answer");
+            return Err(refuse(Cause::Internal));
+        }
+        Err(error) => return Err(unauthorized(sentence(&error))),
+    };
+    if shared.sessions.count() >= shared.limits.sessions {
+        return Err((Cause::TooManyRequests, "The relay has as many sessions as it takes.".into()));
+    }
+    let place = Place::enter(shared, &token).ok_or_else(|| {
+        let most = token.limits.max_sessions;
+        (Cause::TooManyRequests, format!("The token has {most} sessions, as many as it may."))
+    })?;
+    Ok((token, place))
+}
+
+fn offers(headers: &HeaderMap, protocol: &str) -> bool {
+    let lines = headers.get_all(SEC_WEBSOCKET_PROTOCOL);
+    lines.iter().filter_map(|line| line.to_str().ok()).flat_map(|line| line.split(',')).any(|p| p.trim() == protocol)
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// An error's text as a sentence.
+fn sentence(error: &dyn std::error::Error) -> String {
+    let text = error.to_string();
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| format!("{}{}.", first.to_uppercase(), letters.as_str()))
+}
+
+fn upgrade(
+    shared: &Arc<Shared>,
+    peer: IpAddr,
+    mut request: Request<Incoming>,
+    token: Token,
+    place: Place,
+) -> Response<EdgeBody> {
+    let key = request.headers().get("sec-websocket-key").map_or(&b""[..], HeaderValue::as_bytes);
+    let Ok(accept) = HeaderValue::try_from(derive_accept_key(key)) else {
+        return answer(Cause::Internal, request.headers());
+    };
+    let upgraded = hyper::upgrade::on(&mut request);
+    let owner = shared.clone();
+    shared.spawn(async move {
+        let Ok(upgraded) = upgraded.await else { return };
+        let Ok(parts) = upgraded.downcast::<TokioIo<Watched>>() else {
+            tracing::error!("an upgraded connection is not of the kind that the edge makes");
+            return;
+        };
+        // hyper's buffer is dropped here; a session lives long.
+        let conn = parts.io.into_inner().into_conn();
+        let session = Session { shared: owner, id: Ulid::generate(), peer, token, tunnels: Vec::new() };
+        // Boxed, so that the spawned task is small once the handshake is over.
+        Box::pin(session.run(conn, parts.read_buf)).await;
+        drop(place);
+    });
+    let mut response = Response::new(EdgeBody::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
+    headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+    response
+}
+
+/// One client's session, from its Hello to its end.
+struct Session {
+    shared: Arc<Shared>,
+    id: Ulid,
+    peer: IpAddr,
+    token: Token,
+    tunnels: Vec<Arc<Tunnel>>,
+}
+
+impl Session {
+    async fn run(mut self, conn: Conn, read: Bytes) {
+        let limits = MuxLimits { max_streams: self.shared.limits.session_streams, ..MuxLimits::default() };
+        let socket = Driver::websocket(conn, read, Side::Relay, READ_BUFFER).await;
+        let (link, driver) = Driver::new(Side::Relay, limits, socket);
+        let mut driver = pin!(driver);
+        let hello = tokio::select! {
+            _ = &mut driver => return,
+            hello = timeout(self.shared.limits.hello, hello(&link)) => hello.unwrap_or_else(|_| Err("no Hello came".into())),
+        };
+        let since = Instant::now();
+        match hello {
+            Ok(hello) => {
+                self.shared.sessions.live.insert(self.id, (self.token.id, link.clone()));
+                let ended = tokio::select! {
+                    ended = &mut driver => ended,
+                    never = self.serve(&link, hello) => match never {},
+                };
+                self.log_end(&ended, since);
+            }
+            Err(error) => {
+                tracing::info!(session = %self.id, peer = %self.peer, %error, "a client did not say Hello");
+                link.go_away(GoAway::Protocol, false, &error);
+                driver.await;
+            }
+        }
+        self.leave().await;
+    }
+
+    /// Binds what the Hello asks for, and then does what the client and the clock ask for. The driver ends it.
+    async fn serve(&mut self, link: &Link, hello: Hello) -> std::convert::Infallible {
+        let mut bound = Vec::with_capacity(hello.tunnels.len());
+        for spec in hello.tunnels {
+            bound.push(self.bind(link, spec).await);
+        }
+        let names: Vec<&str> = self.tunnels.iter().map(|tunnel| tunnel.name.as_str()).collect();
+        tracing::info!(
+            session = %self.id, peer = %self.peer, token = %self.token.name, client = %show(&hello.client),
+            version = %show(&hello.version), tunnels = ?names, "a client connected"
+        );
+        let welcome = Welcome {
+            session: self.id.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            resume_key: random_key(),
+            resumed: false,
+            heartbeat_ms: millis(MuxLimits::default().heartbeat),
+            max_streams: self.shared.limits.session_streams,
+            tunnels: bound,
+            extra: Vec::new(),
+        };
+        send(link, SessionKind::Welcome, &welcome);
+        let expiry = self.expiry();
+        let mut expired = pin!(async move {
+            match expiry {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        });
+        let mut daily = pin!(sleep(DAY));
+        loop {
+            tokio::select! {
+                signal = link.signal() => match signal {
+                    Signal::Message(kind, payload) => self.message(link, kind, &payload).await,
+                    // The driver ends the session in a moment, once its streams have ended.
+                    Signal::GoAway { .. } => {}
+                    Signal::Ended(_) => std::future::pending().await,
+                    Signal::Opened(_) => link.go_away(GoAway::Protocol, false, "clients do not open streams"),
+                },
+                () = &mut expired => {
+                    link.go_away(GoAway::Expired, false, "The token has expired; ask the relay's operator for a new one.");
+                    std::future::pending::<()>().await;
+                }
+                () = self.shared.stopping.cancelled() => {
+                    link.go_away(GoAway::Shutdown, true, "The relay shuts down.");
+                    self.shared.closing.cancelled().await;
+                    link.go_away(GoAway::Shutdown, false, "The relay shuts down.");
+                    std::future::pending::<()>().await;
+                }
+                () = &mut daily => {
+                    self.touch().await;
+                    daily.set(sleep(DAY));
+                }
+            }
+        }
+    }
+
+    async fn message(&mut self, link: &Link, kind: SessionKind, payload: &Bytes) {
+        match kind {
+            SessionKind::Bind => match TunnelSpec::from_bytes(payload) {
+                Ok(spec) => {
+                    let bound = self.bind(link, spec).await;
+                    send(link, SessionKind::Bound, &bound);
+                }
+                Err(error) => link.go_away(GoAway::Protocol, false, &error.to_string()),
+            },
+            SessionKind::Unbind => match u32::from_bytes(payload) {
+                Ok(number) => self.unbind(number),
+                Err(error) => link.go_away(GoAway::Protocol, false, &error.to_string()),
+            },
+            SessionKind::Hello | SessionKind::Welcome | SessionKind::Bound => {
+                link.go_away(GoAway::Protocol, false, "a session message out of turn");
+            }
+        }
+    }
+
+    /// Gives the client the tunnel that it asks for, or says why not.
+    async fn bind(&mut self, link: &Link, spec: TunnelSpec) -> Bound {
+        let tunnel = spec.tunnel;
+        let result = self.try_bind(link, spec).await.map(|tunnel| PublicName {
+            name: tunnel.name.clone(),
+            url: self.shared.public_url(&format!("{}.{}", tunnel.name, self.shared.config.domain)),
+        });
+        Bound { tunnel, result }
+    }
+
+    async fn try_bind(&mut self, link: &Link, spec: TunnelSpec) -> Result<Arc<Tunnel>, Refusal> {
+        if spec.domain.is_some() {
+            return Err(refusal("not-allowed", "This relay does not serve custom domains.", "Use --subdomain NAME."));
+        }
+        if self.tunnels.iter().any(|tunnel| tunnel.number == spec.tunnel) {
+            return Err(refusal("bad-request", "The session has a tunnel of that number.", "Choose another number."));
+        }
+        let most = self.token.limits.max_tunnels;
+        let full = self.tunnels.len() >= self.shared.limits.session_tunnels
+            || self.shared.sessions.used(self.token.id, |used| used.tunnels >= most);
+        if full {
+            let message = format!("The token has {most} tunnels open, as many as it may.");
+            return Err(refusal("too-many-tunnels", &message, "Close one, or ask the relay's operator for more."));
+        }
+        let name = self.claim(spec.name.as_deref()).await?;
+        let tunnel = Arc::new(Tunnel {
+            name: name.as_str().to_owned(),
+            number: spec.tunnel,
+            timeout: spec.timeout_ms.map(|ms| Duration::from_millis(ms.into()).clamp(TIMEOUTS.0, TIMEOUTS.1)),
+            link: link.clone(),
+            token: self.token.id,
+            generation: self.shared.registry.next_generation(),
+        });
+        if let Err(other) = self.shared.registry.bind_if_free(tunnel.clone()) {
+            if !spec.takeover && other.link.probe(PROBE).await {
+                let message = format!("The name {name} is in use by another client with the same token.");
+                let hint = "Stop the other client, choose another --subdomain, or take the name over with --takeover.";
+                return Err(refusal("name-in-use", &message, hint));
+            }
+            self.evict(&tunnel);
+        }
+        self.shared.sessions.used(self.token.id, |used| used.tunnels += 1);
+        self.tunnels.push(tunnel.clone());
+        Ok(tunnel)
+    }
+
+    /// A name that the token may use.
+    async fn claim(&self, asked: Option<&str>) -> Result<Name, Refusal> {
+        let claimed = match asked {
+            None => self.shared.store.claim_random_name(self.token.id, unix_now()).await,
+            Some(asked) => {
+                let name = Name::parse(asked).map_err(|error| {
+                    refusal("name-invalid", &sentence(&error), "Use letters, digits and hyphens, such as my-app.")
+                })?;
+                let claims =
+                    self.shared.store.claim_names(self.token.id, std::slice::from_ref(&name), unix_now()).await;
+                match claims.map(|mut claims| claims.pop()) {
+                    Ok(Some(Ok(()))) => Ok(name),
+                    Ok(Some(Err(error))) => Err(error),
+                    Ok(None) => Err(ClaimError::TokenEnded),
+                    Err(error) => Err(ClaimError::Store(error)),
+                }
+            }
+        };
+        claimed.map_err(|error| {
+            let code = match &error {
+                ClaimError::OwnedByOther { .. } | ClaimError::Resting { .. } => "name-taken",
+                ClaimError::TooManyNames { .. } => "too-many-names",
+                ClaimError::TokenEnded => "unauthorized",
+                ClaimError::Store(error) => {
+                    tracing::error!(%error, "the store did not claim a name");
+                    "internal"
+                }
+            };
+            refusal(code, &sentence(&error), "")
+        })
+    }
+
+    /// Takes a name over, and tells whoever had it.
+    fn evict(&self, tunnel: &Arc<Tunnel>) {
+        let Some(evicted) = self.shared.registry.bind(tunnel.clone()) else { return };
+        tracing::info!(session = %self.id, name = %tunnel.name, "a name was taken over");
+        let others = self.shared.sessions.live.iter().find(|entry| entry.1.is_same(&evicted.link)).is_some();
+        if others {
+            send(&evicted.link, SessionKind::Unbind, &evicted.number);
+        }
+    }
+
+    fn unbind(&mut self, number: u32) {
+        let gone: Vec<_> = self.tunnels.extract_if(.., |tunnel| tunnel.number == number).collect();
+        for tunnel in gone {
+            self.shared.registry.forget(&tunnel.name, Some(tunnel.generation));
+            self.shared.sessions.used(self.token.id, |used| used.tunnels -= 1);
+        }
+    }
+
+    /// The client is away now.
+    async fn leave(mut self) {
+        self.shared.sessions.live.remove(&self.id);
+        self.touch().await;
+        for tunnel in std::mem::take(&mut self.tunnels) {
+            self.shared.registry.unbind(&tunnel);
+            self.shared.sessions.used(self.token.id, |used| used.tunnels -= 1);
+        }
+    }
+
+    async fn touch(&self) {
+        let names: Vec<Name> = self.tunnels.iter().filter_map(|tunnel| Name::parse(&tunnel.name).ok()).collect();
+        if names.is_empty() {
+            return;
+        }
+        if let Err(error) = self.shared.store.touch_names(self.token.id, &names, unix_now()).await {
+            tracing::warn!(%error, "the store did not note the use of a name");
+        }
+    }
+
+    fn expiry(&self) -> Option<Instant> {
+        let left = u64::try_from(self.token.expires_at? - unix_now()).unwrap_or(0);
+        Instant::now().checked_add(Duration::from_secs(left))
+    }
+
+    fn log_end(&self, ended: &Ended, since: Instant) {
+        let seconds = since.elapsed().as_secs();
+        match ended {
+            Ended::Violation { .. } => {
+                tracing::warn!(session = %self.id, peer = %self.peer, token = %self.token.name, seconds, %ended, "a session ended");
+            }
+            _ => {
+                tracing::info!(session = %self.id, peer = %self.peer, token = %self.token.name, seconds, %ended, "a session ended")
+            }
+        }
+    }
+}
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+async fn hello(link: &Link) -> Result<Hello, String> {
+    match link.signal().await {
+        Signal::Message(SessionKind::Hello, payload) => Hello::from_bytes(&payload).map_err(|error| error.to_string()),
+        Signal::Ended(ended) => Err(ended.to_string()),
+        _ => Err("the first message is not a Hello".into()),
+    }
+}
+
+/// Queues a session message. One that cannot be queued goes to a session that is ending.
+fn send(link: &Link, kind: SessionKind, message: &impl Payload) {
+    match message.to_bytes() {
+        Ok(payload) => drop(link.send_message(kind, payload)),
+        Err(error) => link.go_away(GoAway::Internal, false, &error.to_string()),
+    }
+}
+
+fn refusal(code: &str, message: &str, hint: &str) -> Refusal {
+    Refusal { code: code.to_owned(), message: message.to_owned(), hint: hint.to_owned() }
+}
+
+/// A stranger's words, fit for a log.
+fn show(text: &str) -> String {
+    text.chars().take(40).flat_map(char::escape_default).collect()
+}
+
+fn random_key() -> [u8; 32] {
+    let mut key = [0; 32];
+    // Without randomness there is no TLS either.
+    let _ = aws_lc_rs::rand::fill(&mut key);
+    key
+}
+
+fn millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,179 @@
+//! Who answers for which public name at this moment.
+//!
+//! A name's slot is either bound to a tunnel of a live session, or away: its client was here and is expected back.
+//! Every binding has a generation, and only the binding that is there can be removed: a session that ends late never
+//! removes the one that took its place.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use dashmap::DashMap;
+use relay_protocol::link::Link;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+
+use crate::store::TokenId;
+
+/// A public name that is bound to a session.
+#[derive(Debug)]
+pub struct Tunnel {
+    /// The label below the base domain.
+    pub name: String,
+    /// The client's number for it.
+    pub number: u32,
+    /// The deadline that the client asked for.
+    pub timeout: Option<Duration>,
+    /// Where its exchanges go.
+    pub link: Link,
+    /// Whose it is.
+    pub token: TokenId,
+    /// Tells this binding from every other one that this process has made.
+    pub generation: u64,
+}
+
+/// All names, by their label in lower case.
+#[derive(Debug, Default)]
+pub struct Registry {
+    slots: DashMap<Box<str>, Arc<Slot>>,
+    generations: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    tunnel: Mutex<Option<Arc<Tunnel>>>,
+    changed: Notify,
+    waiters: AtomicU64,
+}
+
+/// What a request finds at a name.
+#[derive(Debug)]
+pub enum Found {
+    /// A tunnel.
+    Tunnel(Arc<Tunnel>),
+    /// The client is away.
+    Away,
+    /// Nobody has ever asked for that name, or it was given up.
+    Nothing,
+}
+
+impl Registry {
+    /// A number for a new binding.
+    pub fn next_generation(&self) -> u64 {
+        self.generations.fetch_add(1, Relaxed) + 1
+    }
+
+    /// Binds a tunnel to its name, and returns the one that it replaces.
+    pub fn bind(&self, tunnel: Arc<Tunnel>) -> Option<Arc<Tunnel>> {
+        let slot = self.slots.entry(tunnel.name.as_str().into()).or_default().clone();
+        let replaced = slot.set(Some(tunnel));
+        slot.changed.notify_waiters();
+        replaced
+    }
+
+    /// Whether `tunnel` could be bound without replacing a live one, and binds it if so.
+    ///
+    /// # Errors
+    /// The tunnel that has the name now.
+    pub fn bind_if_free(&self, tunnel: Arc<Tunnel>) -> Result<(), Arc<Tunnel>> {
+        let slot = self.slots.entry(tunnel.name.as_str().into()).or_default().clone();
+        {
+            let mut current = slot.lock();
+            match &*current {
+                Some(other) if other.link.is_accepting() => return Err(other.clone()),
+                _ => *current = Some(tunnel),
+            }
+        }
+        slot.changed.notify_waiters();
+        Ok(())
+    }
+
+    /// Marks the name as away, if this very binding still has it.
+    pub fn unbind(&self, tunnel: &Tunnel) {
+        if let Some(slot) = self.slot(&tunnel.name) {
+            let mut current = slot.lock();
+            if current.as_ref().is_some_and(|current| current.generation == tunnel.generation) {
+                *current = None;
+            }
+        }
+    }
+
+    /// Forgets a name altogether, if this very binding still has it, or nobody has.
+    pub fn forget(&self, name: &str, generation: Option<u64>) {
+        self.slots.remove_if(name, |_, slot| match &*slot.lock() {
+            Some(current) => generation == Some(current.generation),
+            None => true,
+        });
+    }
+
+    /// Expects a client at `name`, which is then away and not unknown.
+    pub fn expect(&self, name: &str) {
+        self.slots.entry(name.into()).or_default();
+    }
+
+    /// What is at `name` now.
+    pub fn find(&self, name: &str) -> Found {
+        match self.slot(name) {
+            None => Found::Nothing,
+            Some(slot) => match slot.online() {
+                Some(tunnel) => Found::Tunnel(tunnel),
+                None => Found::Away,
+            },
+        }
+    }
+
+    /// Waits for the client of `name` to come back, until `deadline`. At most `waiters` requests wait at one name.
+    pub async fn wait(&self, name: &str, deadline: Instant, waiters: u64) -> Option<Arc<Tunnel>> {
+        let slot = self.slot(name)?;
+        let _waiter = Waiter::enter(&slot, waiters)?;
+        loop {
+            let changed = slot.changed.notified();
+            tokio::pin!(changed);
+            // Registered before looking, so that no binding can slip in between.
+            changed.as_mut().enable();
+            if let Some(tunnel) = slot.online() {
+                return Some(tunnel);
+            }
+            timeout_at(deadline, changed).await.ok()?;
+        }
+    }
+
+    /// Names that are bound to a live session.
+    pub fn online(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.online().is_some()).count()
+    }
+
+    fn slot(&self, name: &str) -> Option<Arc<Slot>> {
+        self.slots.get(name).map(|slot| slot.value().clone())
+    }
+}
+
+impl Slot {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Arc<Tunnel>>> {
+        self.tunnel.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, tunnel: Option<Arc<Tunnel>>) -> Option<Arc<Tunnel>> {
+        std::mem::replace(&mut *self.lock(), tunnel)
+    }
+
+    /// The tunnel, unless its session takes no more requests.
+    fn online(&self) -> Option<Arc<Tunnel>> {
+        self.lock().clone().filter(|tunnel| tunnel.link.is_accepting())
+    }
+}
+
+struct Waiter<'a>(&'a Slot);
+
+impl<'a> Waiter<'a> {
+    fn enter(slot: &'a Slot, most: u64) -> Option<Self> {
+        let entered = Self(slot);
+        (slot.waiters.fetch_add(1, Relaxed) < most).then_some(entered)
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        self.0.waiters.fetch_sub(1, Relaxed);
+    }
+}
