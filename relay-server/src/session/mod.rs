@@ -435,12 +435,10 @@ impl Session {
         })
     }
 
-    /// Takes a name over, and tells whoever had it.
+    /// Takes a name over, and tells whoever had it. A link that is dead hears nothing and ends by its own silence.
     fn evict(&self, tunnel: &Arc<Tunnel>) {
-        let Some(evicted) = self.shared.registry.bind(tunnel.clone()) else { return };
-        tracing::info!(session = %self.id, name = %tunnel.name, "a name was taken over");
-        let others = self.shared.sessions.live.iter().find(|entry| entry.1.is_same(&evicted.link)).is_some();
-        if others {
+        if let Some(evicted) = self.shared.registry.bind(tunnel.clone()) {
+            tracing::info!(session = %self.id, name = %tunnel.name, "a name was taken over");
             send(&evicted.link, SessionKind::Unbind, &evicted.number);
         }
     }
