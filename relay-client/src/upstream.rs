@@ -418,9 +418,11 @@ struct Connection {
 
 /// The connection's own future, which moves its bytes.
 struct Wire {
-    connection: Option<Pin<Box<dyn Future<Output = Result<(), hyper::Error>> + Send>>>,
+    connection: Option<Moving>,
     read: Arc<AtomicBool>,
 }
+
+type Moving = Pin<Box<dyn Future<Output = Result<(), hyper::Error>> + Send>>;
 
 impl Connection {
     async fn new(socket: Socket, upgrades: bool) -> Result<Self, hyper::Error> {
@@ -429,8 +431,7 @@ impl Connection {
         let mut builder = http1::Builder::new();
         builder.max_buf_size(256 * 1024);
         let (sender, connection) = builder.handshake(io).await?;
-        let connection: Pin<Box<dyn Future<Output = _> + Send>> =
-            if upgrades { Box::pin(connection.with_upgrades()) } else { Box::pin(connection) };
+        let connection: Moving = if upgrades { Box::pin(connection.with_upgrades()) } else { Box::pin(connection) };
         Ok(Self { sender, wire: Wire { connection: Some(connection), read }, is_fresh: true })
     }
 

@@ -482,7 +482,7 @@ mod tests {
     struct Relay {
         directory: TempDir,
         store: Store,
-        revoked: mpsc::UnboundedReceiver<TokenId>,
+        revoked: mpsc::Receiver<TokenId>,
         shutdown: CancellationToken,
         task: JoinHandle<()>,
     }
@@ -492,9 +492,9 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             let listener = Listener::bind(directory.path()).await.unwrap();
             let store = Store::open(directory.path()).await.unwrap();
-            let (sender, revoked) = mpsc::unbounded_channel();
+            let (sender, revoked) = mpsc::channel(8);
             let shutdown = CancellationToken::new();
-            let on_revoke = move |token| sender.send(token).unwrap();
+            let on_revoke = move |token| sender.try_send(token).unwrap();
             let task = tokio::spawn(listener.serve(store.clone(), on_revoke, shutdown.clone()));
             Self { directory, store, revoked, shutdown, task }
         }

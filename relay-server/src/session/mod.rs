@@ -26,6 +26,7 @@ use relay_protocol::mux::{Ended, Limits as MuxLimits, Side};
 use relay_protocol::{CONNECT_PATH, SUBPROTOCOL};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_util::task::AbortOnDropHandle;
 use ulid::Ulid;
 
 use self::registry::Tunnel;
@@ -257,25 +258,33 @@ impl Session {
         let limits = MuxLimits { max_streams: self.shared.limits.session_streams, ..MuxLimits::default() };
         let socket = Driver::websocket(conn, read, Side::Relay, READ_BUFFER).await;
         let (link, driver) = Driver::new(Side::Relay, limits, socket);
-        let mut driver = pin!(driver);
+        // A task of its own: an exchange then wakes nothing but the driver.
+        let mut driver = AbortOnDropHandle::new(self.shared.tasks.spawn(driver));
         let hello = tokio::select! {
             _ = &mut driver => return,
-            hello = timeout(self.shared.limits.hello, hello(&link)) => hello.unwrap_or_else(|_| Err("no Hello came".into())),
+            hello = timeout(self.shared.limits.hello, hello(&link)) => {
+                hello.unwrap_or_else(|_| Err("no Hello came in time".into()))
+            }
         };
         let since = Instant::now();
-        match hello {
+        let ended = match hello {
             Ok(hello) => {
                 self.shared.sessions.live.insert(self.id, (self.token.id, link.clone()));
-                let ended = tokio::select! {
+                tokio::select! {
                     ended = &mut driver => ended,
-                    never = self.serve(&link, hello) => match never {},
-                };
-                self.log_end(&ended, since);
+                    never = Box::pin(self.serve(&link, hello)) => match never {},
+                }
             }
             Err(error) => {
-                tracing::info!(session = %self.id, peer = %self.peer, %error, "a client did not say Hello");
                 link.go_away(GoAway::Protocol, false, &error);
-                driver.await;
+                driver.await
+            }
+        };
+        match ended {
+            Ok(ended) => self.log_end(&ended, since),
+            Err(panic) => {
+                self.shared.metrics.panics.inc();
+                tracing::error!(session = %self.id, %panic, "a session's driver failed; this is a bug in the relay");
             }
         }
         self.leave().await;
