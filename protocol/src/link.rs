@@ -436,6 +436,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
     }
 }
 
+/// A driver that is given up takes its streams' hopes with it.
+impl<T> Drop for Driver<T> {
+    fn drop(&mut self) {
+        self.link.lock().mux.link_lost("the session was given up".to_owned());
+    }
+}
+
 impl<T: AsyncRead + AsyncWrite + Unpin> Future for Driver<T> {
     type Output = Ended;
 

@@ -227,6 +227,8 @@ struct Stream {
     grant: u32,
     phase: Phase,
     released: bool,
+    /// Who waits for nothing but the stream's end before its time.
+    watcher: Option<Waker>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -421,6 +423,7 @@ impl Mux {
             grant: 0,
             phase: Phase::Open,
             released: false,
+            watcher: None,
         };
         if refused {
             stream.released = true;
@@ -517,6 +520,7 @@ impl Mux {
         stream.recv.window.end(&mut self.budget);
         wake(&mut stream.send.waker);
         wake(&mut stream.recv.waker);
+        wake(&mut stream.watcher);
         self.close(id, Some(reset));
     }
 
@@ -598,6 +602,12 @@ impl Mux {
 
     fn write_control(&mut self, out: &mut BytesMut) {
         let most = out.len() + BATCH;
+        // First of all, because a session begins with them: Hello and Welcome.
+        while out.len() < most
+            && let Some((kind, payload)) = self.control.messages.pop_front()
+        {
+            Frame::Session(kind, payload).encode(out);
+        }
         if let Some(nonce) = self.control.pong.take() {
             Frame::Pong(nonce).encode(out);
         }
@@ -617,11 +627,6 @@ impl Mux {
             {
                 Frame::Credit { stream, bytes }.encode(out);
             }
-        }
-        while out.len() < most
-            && let Some((kind, payload)) = self.control.messages.pop_front()
-        {
-            Frame::Session(kind, payload).encode(out);
         }
     }
 
@@ -803,6 +808,7 @@ impl Mux {
             stream.send.opening = None;
             wake(&mut stream.send.waker);
             wake(&mut stream.recv.waker);
+            wake(&mut stream.watcher);
         }
         let released: Vec<_> = self.streams.iter().filter(|(_, s)| s.released).map(|(id, _)| *id).collect();
         released.into_iter().for_each(|id| self.remove(id));
@@ -847,6 +853,7 @@ impl Mux {
             grant: 0,
             phase: Phase::Open,
             released: false,
+            watcher: None,
         };
         stream.send.push_head(head, false);
         self.streams.insert(id, stream);
@@ -904,6 +911,22 @@ impl Mux {
         stream.send.push_end(trailers);
         self.schedule(id);
         Ok(())
+    }
+
+    /// Waits until a stream's peer resets it or the session ends under it, for whoever works on something that would
+    /// then be in vain.
+    pub fn poll_reset(&mut self, id: StreamId, cx: &Context<'_>) -> Poll<StreamError> {
+        let Some(stream) = self.streams.get_mut(&id) else { return Poll::Pending };
+        match stream.phase {
+            Phase::Closed(Some(reset)) => Poll::Ready(StreamError::Reset(reset)),
+            Phase::Open if self.ended.is_some() => Poll::Ready(StreamError::SessionEnded),
+            Phase::Open => {
+                note(&mut stream.watcher, cx);
+                Poll::Pending
+            }
+            // Our own doing, which its author knows of.
+            Phase::Closed(None) | Phase::Resetting { .. } => Poll::Pending,
+        }
     }
 
     /// Whether a stream's peer has reset it or the session has ended, for a sender that waits for something else.
@@ -974,6 +997,7 @@ impl Mux {
         stream.grant = 0;
         wake(&mut stream.send.waker);
         wake(&mut stream.recv.waker);
+        wake(&mut stream.watcher);
         if unsent {
             // The peer has never heard of it, and need not.
             stream.send.opening = None;
