@@ -36,6 +36,7 @@ use tokio_util::task::TaskTracker;
 use self::admin::metrics::Metrics;
 use self::certs::Certificates;
 use self::config::{CertificateSource, Config, Limits};
+use self::edge::connect::Refusals;
 use self::edge::janitor::Janitor;
 use self::edge::{Places, Purpose};
 use self::log::AccessLog;
@@ -58,6 +59,7 @@ pub(crate) struct Shared {
     sessions: Sessions,
     places: Places,
     janitor: Janitor,
+    refusals: Refusals,
     metrics: Metrics,
     access: AccessLog,
     /// Every task of the relay, so that none outlives it.
@@ -94,6 +96,13 @@ impl Shared {
     fn public_url(&self, host: &str) -> String {
         self.config.public_url(host, self.https_port)
     }
+}
+
+/// An error's text as a sentence.
+pub(crate) fn sentence(error: &dyn std::error::Error) -> String {
+    let text = error.to_string();
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| format!("{}{}.", first.to_uppercase(), letters.as_str()))
 }
 
 /// Why a relay did not start.
@@ -195,6 +204,7 @@ impl Relay {
             registry: Registry::default(),
             sessions: Sessions::default(),
             janitor: Janitor::default(),
+            refusals: Refusals::default(),
             metrics: Metrics::new(),
             access,
             tasks: TaskTracker::new(),

@@ -9,7 +9,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::edge::respond::Cause;
+use crate::edge::cause::Cause;
 
 /// The relay's counters. Gauges are read when somebody asks.
 #[derive(Debug)]

@@ -16,8 +16,8 @@ use relay_protocol::mux::{Item, StreamError};
 use tokio::time::{Instant, Sleep};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::forward::Exchange;
-use super::respond::Cause;
+use super::cause::Cause;
+use super::record::Exchange;
 use crate::config::Limits;
 
 /// A response's body: the relay's own answer, or what comes back through the tunnel.

@@ -3,7 +3,6 @@
 use std::future::poll_fn;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -22,9 +21,11 @@ use tokio_util::task::AbortOnDropHandle;
 use ulid::Ulid;
 
 use super::body::{EdgeBody, Upload, UploadError};
+use super::cause::Cause;
 use super::gate::{PublicHost, is_owned};
 use super::io::InFlight;
-use super::respond::{Cause, RELAY_ERROR, answer, explain};
+use super::record::Exchange;
+use super::respond::{RELAY_ERROR, answer, explain};
 use super::upgrade;
 use crate::Shared;
 use crate::session::registry::{Found, Tunnel};
@@ -40,53 +41,6 @@ pub(crate) struct Sender {
     pub(crate) encrypted: bool,
 }
 
-/// The record of an exchange: what the access log and the metrics will say. It ends when it is dropped.
-#[derive(Debug)]
-pub(crate) struct Exchange {
-    shared: Arc<Shared>,
-    pub(crate) head: RequestHead,
-    started: Instant,
-    version: Version,
-    status: Option<StatusCode>,
-    error: std::sync::OnceLock<Cause>,
-    sent: AtomicU64,
-    received: AtomicU64,
-    _in_flight: InFlight,
-}
-
-impl Exchange {
-    /// Counts bytes of the response's body.
-    pub(crate) fn sent(&self, bytes: usize) {
-        self.sent.fetch_add(bytes as u64, Relaxed);
-    }
-
-    /// Notes why the exchange failed; the first cause is the one.
-    pub(crate) fn failed(&self, cause: Cause) {
-        let _ = self.error.set(cause);
-    }
-}
-
-impl Drop for Exchange {
-    fn drop(&mut self) {
-        let error = self.error.get().map(|cause| cause.code());
-        let (sent, received) = (self.sent.load(Relaxed), self.received.load(Relaxed));
-        self.shared.metrics.exchange(self.status, error, self.started.elapsed(), sent, received);
-        self.shared.access.exchange(&crate::log::AccessLine {
-            id: &self.head.id,
-            remote: &self.head.remote,
-            version: self.version,
-            method: &self.head.method,
-            host: &self.head.authority,
-            target: &self.head.target,
-            status: self.status,
-            received,
-            sent,
-            duration: self.started.elapsed(),
-            error,
-        });
-    }
-}
-
 /// Passes one request to its tunnel and the answer back.
 pub(crate) async fn forward(
     shared: Arc<Shared>,
@@ -99,17 +53,7 @@ pub(crate) async fn forward(
     let (mut parts, body) = request.into_parts();
     let on_upgrade = parts.extensions.remove::<OnUpgrade>();
     let head = request_head(&parts, sender, &host);
-    let mut exchange = Box::new(Exchange {
-        shared: shared.clone(),
-        head,
-        started,
-        version: parts.version,
-        status: None,
-        error: std::sync::OnceLock::new(),
-        sent: AtomicU64::new(0),
-        received: AtomicU64::new(0),
-        _in_flight: in_flight,
-    });
+    let mut exchange = Box::new(Exchange::new(shared.clone(), head, parts.version, started, in_flight));
     let upload = Upload::new(body, shared.limits.clone());
     let expects = expects_continue(&parts);
     let result = deliver(&shared, &mut exchange, &host, upload, expects, on_upgrade).await;
@@ -223,7 +167,7 @@ async fn deliver(
             return Err(Failure { cause: Cause::Deadline, message: Some(message) });
         }
     };
-    exchange.received.store(upload.received(), Relaxed);
+    exchange.received(upload.received());
     let head = ResponseHead::from_bytes(&head).map_err(|error| {
         tracing::warn!(%error, "a client sent a response head that does not decode");
         Cause::UpstreamInvalid

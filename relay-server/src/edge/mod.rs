@@ -2,15 +2,18 @@
 //!
 //! ```text
 //!   accept ─▶ TLS ─▶ hyper ─▶ gate ─▶ route ─▶ forward ─▶ the session's link
-//!                                       └────▶ the relay's own host: session::connect
+//!                                       └────▶ the relay's own host: connect ─▶ session
 //! ```
 
 pub(crate) mod body;
+pub(crate) mod cause;
+pub(crate) mod connect;
 mod forward;
 mod gate;
 pub(crate) mod io;
 pub(crate) mod janitor;
-pub mod respond;
+mod record;
+mod respond;
 mod upgrade;
 
 use std::convert::Infallible;
@@ -31,10 +34,11 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use self::body::EdgeBody;
+use self::cause::Cause;
 use self::forward::Sender;
 use self::gate::PublicHost;
 use self::io::{Clock, Conn, Gathered, InFlight, Watched};
-use self::respond::{Cause, answer, explain};
+use self::respond::{answer, explain};
 use crate::Shared;
 use crate::config::HttpMode;
 
@@ -162,7 +166,7 @@ async fn handle(
         return redirect(&shared, &host, &request);
     }
     if host.host == shared.config.domain {
-        return crate::session::own_host(&shared, sender.peer, request).await;
+        return connect::own_host(&shared, sender.peer, request).await;
     }
     forward::forward(shared, sender, host, started, in_flight, request).await
 }

@@ -1,7 +1,7 @@
-//! Sessions: the connect endpoint, what a client asks for, and how long it lasts.
+//! Sessions: what a client asks for, and how long it lasts. Nothing here knows of HTTP.
 //!
 //! ```text
-//!   GET /_relay/connect ─▶ token ─▶ 101 ─▶ Hello ─▶ bind names ─▶ Welcome ─▶ serve ─▶ names are away
+//!   Hello ─▶ bind names ─▶ Welcome ─▶ serve ─▶ names are away
 //! ```
 
 pub mod registry;
@@ -14,28 +14,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dashmap::DashMap;
-use http::header::{AUTHORIZATION, CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
-use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
-use relay_protocol::exchange::upgrade_of;
 use relay_protocol::frame::{GoAway, SessionKind};
 use relay_protocol::link::{Driver, Link, Signal};
 use relay_protocol::message::{Bound, Hello, Payload, PublicName, Refusal, TunnelSpec, Welcome};
 use relay_protocol::mux::{Ended, Limits as MuxLimits, Side};
-use relay_protocol::{CONNECT_PATH, SUBPROTOCOL};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_util::task::AbortOnDropHandle;
 use ulid::Ulid;
 
 use self::registry::Tunnel;
 use crate::Shared;
-use crate::edge::block_of;
-use crate::edge::body::EdgeBody;
-use crate::edge::io::{Conn, Watched};
-use crate::edge::respond::{Cause, answer, explain};
-use crate::store::{AuthError, ClaimError, Name, Secret, Token, TokenId, unix_now};
+use crate::sentence;
+use crate::store::{ClaimError, Name, Token, TokenId, unix_now};
 
 /// tungstenite zero-fills this much at each read; more would be the greater part of an idle session's memory.
 const READ_BUFFER: usize = 4 * 1024;
@@ -51,7 +42,6 @@ const TIMEOUTS: (Duration, Duration) = (Duration::from_millis(100), Duration::fr
 pub struct Sessions {
     live: DashMap<Ulid, (TokenId, Link)>,
     used: Mutex<HashMap<TokenId, Used>>,
-    refusals: DashMap<IpAddr, (Instant, u32)>,
 }
 
 #[derive(Debug, Default)]
@@ -78,34 +68,17 @@ impl Sessions {
         used.retain(|_, used| used.sessions > 0);
         result
     }
-
-    /// Counts a refused attempt.
-    fn refused(&self, peer: IpAddr) {
-        // Strangers can fill this only as fast as they connect; those whose minute is over make room.
-        if self.refusals.len() > 10_000 {
-            self.refusals.retain(|_, (since, _)| since.elapsed() < Duration::from_secs(60));
-        }
-        let mut entry = self.refusals.entry(block_of(peer)).or_insert((Instant::now(), 0));
-        if entry.0.elapsed() >= Duration::from_secs(60) {
-            *entry = (Instant::now(), 0);
-        }
-        entry.1 += 1;
-    }
-
-    fn has_to_wait(&self, peer: IpAddr, per_minute: u32) -> bool {
-        let entry = self.refusals.get(&block_of(peer));
-        entry.is_some_and(|entry| entry.1 >= per_minute && entry.0.elapsed() < Duration::from_secs(60))
-    }
 }
 
 /// A place among the sessions of a token, given back when dropped.
-struct Place {
+#[derive(Debug)]
+pub(crate) struct Place {
     shared: Arc<Shared>,
     token: TokenId,
 }
 
 impl Place {
-    fn enter(shared: &Arc<Shared>, token: &Token) -> Option<Self> {
+    pub(crate) fn enter(shared: &Arc<Shared>, token: &Token) -> Option<Self> {
         let entered = shared.sessions.used(token.id, |used| {
             let free = used.sessions < token.limits.max_sessions;
             used.sessions += u32::from(free);
@@ -121,140 +94,26 @@ impl Drop for Place {
     }
 }
 
-/// Answers a request to the relay's own host: the connect endpoint, and nothing else.
-pub(crate) async fn own_host(shared: &Arc<Shared>, peer: IpAddr, request: Request<Incoming>) -> Response<EdgeBody> {
-    if request.uri().path() != CONNECT_PATH {
-        return answer(Cause::NotFound, request.headers());
-    }
-    match admit(shared, peer, &request).await {
-        Ok((token, place)) => upgrade(shared, peer, request, token, place),
-        Err((cause, message)) => {
-            let mut response = explain(cause, request.headers(), &message);
-            if cause == Cause::UpgradeRequired {
-                let headers = response.headers_mut();
-                headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
-                headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-                headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-            }
-            response
-        }
-    }
-}
-
-/// Whether a client may have a session.
-async fn admit(
-    shared: &Arc<Shared>,
-    peer: IpAddr,
-    request: &Request<Incoming>,
-) -> Result<(Token, Place), (Cause, String)> {
-    let refuse = |cause: Cause| (cause, cause.message().to_owned());
-    let headers = request.headers();
-    let websocket = upgrade_of(headers).is_some_and(|protocol| protocol.eq_ignore_ascii_case("websocket"));
-    let version = headers.get("sec-websocket-version").is_some_and(|version| version == "13");
-    if request.method() != Method::GET || !websocket || !version || !headers.contains_key("sec-websocket-key") {
-        return Err(refuse(Cause::UpgradeRequired));
-    }
-    if !offers(headers, SUBPROTOCOL) {
-        let offered =
-            headers.get(SEC_WEBSOCKET_PROTOCOL).map_or("nothing".into(), |v| v.as_bytes().escape_ascii().to_string());
-        let message = format!("This relay speaks {SUBPROTOCOL}; the client offers {offered}.");
-        return Err((Cause::UpgradeRequired, message));
-    }
-    if shared.stopping.is_cancelled() {
-        return Err(refuse(Cause::Draining));
-    }
-    if shared.sessions.has_to_wait(peer, shared.limits.refusals_per_minute) {
-        return Err((Cause::TooManyRequests, "Too many refused attempts from this address; wait a minute.".into()));
-    }
-    let unauthorized = |message: String| {
-        shared.sessions.refused(peer);
-        shared.metrics.unauthorized.inc();
-        (Cause::Unauthorized, message)
-    };
-    let secret = bearer(headers).ok_or_else(|| unauthorized("The request has no token.".into()))?;
-    let secret = Secret::parse(secret).map_err(|error| unauthorized(sentence(&error)))?;
-    let token = match shared.store.authenticate(&secret, unix_now()).await {
-        Ok(token) => token,
-        Err(AuthError::Store(error)) => {
-            tracing::error!(%error, "the store did not answer");
-            return Err(refuse(Cause::Internal));
-        }
-        Err(error) => return Err(unauthorized(sentence(&error))),
-    };
-    if shared.sessions.count() >= shared.limits.sessions {
-        return Err((Cause::TooManyRequests, "The relay has as many sessions as it takes.".into()));
-    }
-    let place = Place::enter(shared, &token).ok_or_else(|| {
-        let most = token.limits.max_sessions;
-        (Cause::TooManyRequests, format!("The token has {most} sessions, as many as it may."))
-    })?;
-    Ok((token, place))
-}
-
-fn offers(headers: &HeaderMap, protocol: &str) -> bool {
-    let lines = headers.get_all(SEC_WEBSOCKET_PROTOCOL);
-    lines.iter().filter_map(|line| line.to_str().ok()).flat_map(|line| line.split(',')).any(|p| p.trim() == protocol)
-}
-
-fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
-}
-
-/// An error's text as a sentence.
-fn sentence(error: &dyn std::error::Error) -> String {
-    let text = error.to_string();
-    let mut letters = text.chars();
-    letters.next().map_or_else(String::new, |first| format!("{}{}.", first.to_uppercase(), letters.as_str()))
-}
-
-fn upgrade(
-    shared: &Arc<Shared>,
-    peer: IpAddr,
-    mut request: Request<Incoming>,
-    token: Token,
-    place: Place,
-) -> Response<EdgeBody> {
-    let key = request.headers().get("sec-websocket-key").map_or(&b""[..], HeaderValue::as_bytes);
-    let Ok(accept) = HeaderValue::try_from(derive_accept_key(key)) else {
-        return answer(Cause::Internal, request.headers());
-    };
-    let upgraded = hyper::upgrade::on(&mut request);
-    let owner = shared.clone();
-    shared.spawn(async move {
-        let Ok(upgraded) = upgraded.await else { return };
-        let Ok(parts) = upgraded.downcast::<TokioIo<Watched>>() else {
-            tracing::error!("an upgraded connection is not of the kind that the edge makes");
-            return;
-        };
-        // hyper's buffer is dropped here; a session lives long.
-        let conn = parts.io.into_inner().into_conn();
-        let session = Session { shared: owner, id: Ulid::generate(), peer, token, tunnels: Vec::new() };
-        // Boxed, so that the spawned task is small once the handshake is over.
-        Box::pin(session.run(conn, parts.read_buf)).await;
-        drop(place);
-    });
-    let mut response = Response::new(EdgeBody::empty());
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let headers = response.headers_mut();
-    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
-    headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
-    response
-}
-
 /// One client's session, from its Hello to its end.
-struct Session {
+pub(crate) struct Session {
     shared: Arc<Shared>,
     id: Ulid,
     peer: IpAddr,
     token: Token,
     tunnels: Vec<Arc<Tunnel>>,
+    _place: Place,
 }
 
 impl Session {
-    async fn run(mut self, conn: Conn, read: Bytes) {
+    pub(crate) fn new(shared: Arc<Shared>, peer: IpAddr, token: Token, place: Place) -> Self {
+        Self { shared, id: Ulid::generate(), peer, token, tunnels: Vec::new(), _place: place }
+    }
+
+    /// Serves a client on an upgraded connection, of which `read` has been read already.
+    pub(crate) async fn run<T>(mut self, conn: T, read: Bytes)
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let limits = MuxLimits { max_streams: self.shared.limits.session_streams, ..MuxLimits::default() };
         let socket = Driver::websocket(conn, read, Side::Relay, READ_BUFFER).await;
         let (link, driver) = Driver::new(Side::Relay, limits, socket);

@@ -1,0 +1,136 @@
+//! Why the relay answers a request itself: one table from cause to status, text and what to do.
+
+use http::StatusCode;
+use relay_protocol::frame::Reset;
+use relay_protocol::mux::StreamError;
+
+macro_rules! causes {
+    ($($(#[$meta:meta])* $variant:ident = $code:literal, $status:ident, $retry:expr, $message:literal, $hint:literal;)*) => {
+        /// Why the relay answers a request itself. The codes are stable; `docs/errors.md` lists them.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub(crate) enum Cause { $($(#[$meta])* $variant,)* }
+
+        impl Cause {
+            /// Every cause.
+            pub(crate) const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            /// The stable code: the value of `Relay-Error`.
+            pub(crate) const fn code(self) -> &'static str { match self { $(Self::$variant => $code,)* } }
+
+            /// The status that it is answered with.
+            pub(crate) const fn status(self) -> StatusCode { match self { $(Self::$variant => StatusCode::$status,)* } }
+
+            /// Seconds after which trying again makes sense, where it does.
+            pub(crate) const fn retry_after(self) -> Option<u32> { match self { $(Self::$variant => $retry,)* } }
+
+            /// What happened, in the caller's terms.
+            pub(crate) const fn message(self) -> &'static str { match self { $(Self::$variant => $message,)* } }
+
+            /// What to do about it.
+            pub(crate) const fn hint(self) -> &'static str { match self { $(Self::$variant => $hint,)* } }
+        }
+    };
+}
+
+causes! {
+    /// Nobody has this name.
+    TunnelNotFound = "tunnel-not-found", NOT_FOUND, None,
+        "No tunnel has this name.",
+        "Start one with `relay http PORT --subdomain NAME`, or check the URL for a typing error.";
+    /// The tunnel's client is not connected.
+    ClientOffline = "client-offline", SERVICE_UNAVAILABLE, Some(5),
+        "The tunnel exists, but its client is not connected at the moment.",
+        "Start `relay http` again, or wait until the machine that runs it is back online.";
+    /// Nothing listens behind the client.
+    UpstreamRefused = "upstream-refused", BAD_GATEWAY, Some(5),
+        "The tunnel's client is connected, but nothing accepts connections on its local port.",
+        "Start the local service, or give `relay http` the port that it listens on.";
+    /// What answered behind the client is not HTTP.
+    UpstreamInvalid = "upstream-invalid", BAD_GATEWAY, None,
+        "The local service did not send a complete HTTP response.",
+        "Look at the local service's log: it closed the connection early, or does not speak HTTP on that port.";
+    /// The local service was too slow.
+    Deadline = "deadline", GATEWAY_TIMEOUT, None,
+        "The local service did not answer in time.",
+        "Answer first and do slow work afterwards, or allow more time with `relay http --timeout`.";
+    /// The session ended under the request.
+    LinkLost = "link-lost", BAD_GATEWAY, Some(1),
+        "The connection to the tunnel's client broke while the request was under way.",
+        "Send the request again; the client reconnects by itself.";
+    /// Too much at once.
+    TooManyRequests = "too-many-requests", TOO_MANY_REQUESTS, Some(1),
+        "Too many requests are under way at once.",
+        "Wait for the answers of earlier requests before sending more.";
+    /// The request's body is too large.
+    BodyTooLarge = "body-too-large", PAYLOAD_TOO_LARGE, None,
+        "The request's body is larger than this relay allows.",
+        "Send less, or have the relay's operator raise `limits.body_bytes`.";
+    /// The request's body stopped coming.
+    BodyTimeout = "body-timeout", REQUEST_TIMEOUT, None,
+        "The request's body stopped arriving.",
+        "Send the body without long pauses, or have the relay's operator raise `limits.body_idle`.";
+    /// The sender may not do this.
+    NotAllowed = "not-allowed", FORBIDDEN, None,
+        "This is not allowed.",
+        "Ask the tunnel's owner or the relay's operator.";
+    /// The token is missing or wrong.
+    Unauthorized = "unauthorized", UNAUTHORIZED, None,
+        "The token is missing, unknown, expired or revoked.",
+        "Ask the relay's operator for a token (`relay-server token create NAME`), then run `relay login`.";
+    /// The relay shuts down.
+    Draining = "draining", SERVICE_UNAVAILABLE, Some(5),
+        "The relay is restarting.",
+        "Send the request again in a few seconds.";
+    /// The request is not one that can be passed on.
+    BadRequest = "bad-request", BAD_REQUEST, None,
+        "The request is not valid HTTP, or can be read in more than one way.",
+        "Send one Host header, one body framing, and no header that imitates another.";
+    /// The host is not one of ours.
+    UnknownHost = "unknown-host", MISDIRECTED_REQUEST, None,
+        "This relay does not serve that host.",
+        "Check the Host header and the DNS record that led here.";
+    /// Nothing is at this path of the relay's own host.
+    NotFound = "not-found", NOT_FOUND, None,
+        "There is nothing at this address of the relay.",
+        "Tunnels are at https://NAME.DOMAIN; start one with `relay http PORT`.";
+    /// The connect endpoint wants an upgrade that it knows.
+    UpgradeRequired = "upgrade-required", UPGRADE_REQUIRED, None,
+        "This endpoint is for relay clients that speak the protocol relay.v1.",
+        "Use `relay http PORT`; if you do, update whichever of client and relay is older.";
+    /// The relay failed.
+    Internal = "internal", INTERNAL_SERVER_ERROR, None,
+        "The relay failed in a way that is its own fault.",
+        "Look at the relay's log.";
+}
+
+impl From<StreamError> for Cause {
+    fn from(error: StreamError) -> Self {
+        match error {
+            StreamError::Reset(reset) => match reset {
+                Reset::UpstreamRefused => Self::UpstreamRefused,
+                Reset::Deadline => Self::Deadline,
+                Reset::LinkLost => Self::LinkLost,
+                Reset::Refused => Self::TooManyRequests,
+                Reset::TooLarge => Self::BodyTooLarge,
+                Reset::Malformed => Self::BadRequest,
+                _ => Self::UpstreamInvalid,
+            },
+            StreamError::SessionEnded | StreamError::Closed => Self::LinkLost,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_unique_and_every_cause_says_what_to_do() {
+        let codes: std::collections::HashSet<_> = Cause::ALL.iter().map(|cause| cause.code()).collect();
+        assert_eq!(codes.len(), Cause::ALL.len());
+        for cause in Cause::ALL {
+            assert!(!cause.message().is_empty() && !cause.hint().is_empty());
+            assert!(!cause.status().is_success());
+        }
+    }
+}

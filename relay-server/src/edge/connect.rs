@@ -1,0 +1,166 @@
+//! The relay's own host: the endpoint where clients connect, and nothing else.
+//!
+//! ```text
+//!   GET /_relay/connect ─▶ upgrade asked? ─▶ version ─▶ token ─▶ place ─▶ 101 ─▶ session
+//! ```
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dashmap::DashMap;
+use http::header::{AUTHORIZATION, CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use relay_protocol::exchange::upgrade_of;
+use relay_protocol::{CONNECT_PATH, SUBPROTOCOL};
+use tokio::time::Instant;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+
+use super::block_of;
+use super::body::EdgeBody;
+use super::cause::Cause;
+use super::io::Watched;
+use super::respond::{answer, explain};
+use crate::session::{Place, Session};
+use crate::store::{AuthError, Secret, Token, unix_now};
+use crate::{Shared, sentence};
+
+/// Attempts that were refused, by address: whoever guesses tokens has to wait.
+#[derive(Debug, Default)]
+pub(crate) struct Refusals(DashMap<IpAddr, (Instant, u32)>);
+
+impl Refusals {
+    /// Counts a refused attempt.
+    fn note(&self, peer: IpAddr) {
+        // Strangers can fill this only as fast as they connect; those whose minute is over make room.
+        if self.0.len() > 10_000 {
+            self.0.retain(|_, (since, _)| since.elapsed() < Duration::from_secs(60));
+        }
+        let mut entry = self.0.entry(block_of(peer)).or_insert((Instant::now(), 0));
+        if entry.0.elapsed() >= Duration::from_secs(60) {
+            *entry = (Instant::now(), 0);
+        }
+        entry.1 += 1;
+    }
+
+    fn has_to_wait(&self, peer: IpAddr, per_minute: u32) -> bool {
+        let entry = self.0.get(&block_of(peer));
+        entry.is_some_and(|entry| entry.1 >= per_minute && entry.0.elapsed() < Duration::from_secs(60))
+    }
+}
+
+/// Answers a request to the relay's own host: the connect endpoint, and nothing else.
+pub(super) async fn own_host(shared: &Arc<Shared>, peer: IpAddr, request: Request<Incoming>) -> Response<EdgeBody> {
+    if request.uri().path() != CONNECT_PATH {
+        return answer(Cause::NotFound, request.headers());
+    }
+    match admit(shared, peer, &request).await {
+        Ok((token, place)) => upgrade(shared, peer, request, token, place),
+        Err((cause, message)) => {
+            let mut response = explain(cause, request.headers(), &message);
+            if cause == Cause::UpgradeRequired {
+                let headers = response.headers_mut();
+                headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+                headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+                headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            }
+            response
+        }
+    }
+}
+
+/// Whether a client may have a session.
+async fn admit(
+    shared: &Arc<Shared>,
+    peer: IpAddr,
+    request: &Request<Incoming>,
+) -> Result<(Token, Place), (Cause, String)> {
+    let refuse = |cause: Cause| (cause, cause.message().to_owned());
+    let headers = request.headers();
+    let websocket = upgrade_of(headers).is_some_and(|protocol| protocol.eq_ignore_ascii_case("websocket"));
+    let version = headers.get("sec-websocket-version").is_some_and(|version| version == "13");
+    if request.method() != Method::GET || !websocket || !version || !headers.contains_key("sec-websocket-key") {
+        return Err(refuse(Cause::UpgradeRequired));
+    }
+    if !offers(headers, SUBPROTOCOL) {
+        let offered =
+            headers.get(SEC_WEBSOCKET_PROTOCOL).map_or("nothing".into(), |v| v.as_bytes().escape_ascii().to_string());
+        let message = format!("This relay speaks {SUBPROTOCOL}; the client offers {offered}.");
+        return Err((Cause::UpgradeRequired, message));
+    }
+    if shared.stopping.is_cancelled() {
+        return Err(refuse(Cause::Draining));
+    }
+    if shared.refusals.has_to_wait(peer, shared.limits.refusals_per_minute) {
+        return Err((Cause::TooManyRequests, "Too many refused attempts from this address; wait a minute.".into()));
+    }
+    let unauthorized = |message: String| {
+        shared.refusals.note(peer);
+        shared.metrics.unauthorized.inc();
+        (Cause::Unauthorized, message)
+    };
+    let secret = bearer(headers).ok_or_else(|| unauthorized("The request has no token.".into()))?;
+    let secret = Secret::parse(secret).map_err(|error| unauthorized(sentence(&error)))?;
+    let token = match shared.store.authenticate(&secret, unix_now()).await {
+        Ok(token) => token,
+        Err(AuthError::Store(error)) => {
+            tracing::error!(%error, "the store did not answer");
+            return Err(refuse(Cause::Internal));
+        }
+        Err(error) => return Err(unauthorized(sentence(&error))),
+    };
+    if shared.sessions.count() >= shared.limits.sessions {
+        return Err((Cause::TooManyRequests, "The relay has as many sessions as it takes.".into()));
+    }
+    let place = Place::enter(shared, &token).ok_or_else(|| {
+        let most = token.limits.max_sessions;
+        (Cause::TooManyRequests, format!("The token has {most} sessions, as many as it may."))
+    })?;
+    Ok((token, place))
+}
+
+fn offers(headers: &HeaderMap, protocol: &str) -> bool {
+    let lines = headers.get_all(SEC_WEBSOCKET_PROTOCOL);
+    lines.iter().filter_map(|line| line.to_str().ok()).flat_map(|line| line.split(',')).any(|p| p.trim() == protocol)
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+fn upgrade(
+    shared: &Arc<Shared>,
+    peer: IpAddr,
+    mut request: Request<Incoming>,
+    token: Token,
+    place: Place,
+) -> Response<EdgeBody> {
+    let key = request.headers().get("sec-websocket-key").map_or(&b""[..], HeaderValue::as_bytes);
+    let Ok(accept) = HeaderValue::try_from(derive_accept_key(key)) else {
+        return answer(Cause::Internal, request.headers());
+    };
+    let upgraded = hyper::upgrade::on(&mut request);
+    let owner = shared.clone();
+    shared.spawn(async move {
+        let Ok(upgraded) = upgraded.await else { return };
+        let Ok(parts) = upgraded.downcast::<TokioIo<Watched>>() else {
+            tracing::error!("an upgraded connection is not of the kind that the edge makes");
+            return;
+        };
+        // hyper's buffer is dropped here; a session lives long.
+        let conn = parts.io.into_inner().into_conn();
+        // Boxed, so that the spawned task is small once the handshake is over.
+        Box::pin(Session::new(owner, peer, token, place).run(conn, parts.read_buf)).await;
+    });
+    let mut response = Response::new(EdgeBody::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
+    headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+    response
+}

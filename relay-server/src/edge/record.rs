@@ -1,0 +1,86 @@
+//! What the access log and the metrics say of an exchange.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
+
+use http::{StatusCode, Version};
+use relay_protocol::message::RequestHead;
+use tokio::time::Instant;
+
+use super::cause::Cause;
+use super::io::InFlight;
+use crate::Shared;
+
+/// The record of an exchange. It is written when it is dropped, with the response's body.
+#[derive(Debug)]
+pub(crate) struct Exchange {
+    pub(crate) head: RequestHead,
+    /// When the sender began to count.
+    pub(crate) started: Instant,
+    pub(crate) version: Version,
+    pub(crate) status: Option<StatusCode>,
+    shared: Arc<Shared>,
+    error: OnceLock<Cause>,
+    sent: AtomicU64,
+    received: AtomicU64,
+    _in_flight: InFlight,
+}
+
+impl Exchange {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        head: RequestHead,
+        version: Version,
+        started: Instant,
+        in_flight: InFlight,
+    ) -> Self {
+        Self {
+            head,
+            started,
+            version,
+            status: None,
+            shared,
+            error: OnceLock::new(),
+            sent: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            _in_flight: in_flight,
+        }
+    }
+
+    /// Counts bytes of the response's body.
+    pub(crate) fn sent(&self, bytes: usize) {
+        self.sent.fetch_add(bytes as u64, Relaxed);
+    }
+
+    /// Says how much of the request's body has come.
+    pub(crate) fn received(&self, bytes: u64) {
+        self.received.store(bytes, Relaxed);
+    }
+
+    /// Notes why the exchange failed; the first cause is the one.
+    pub(crate) fn failed(&self, cause: Cause) {
+        // A later failure is a consequence of the first.
+        let _ = self.error.set(cause);
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let error = self.error.get().map(|cause| cause.code());
+        let (sent, received) = (self.sent.load(Relaxed), self.received.load(Relaxed));
+        self.shared.metrics.exchange(self.status, error, self.started.elapsed(), sent, received);
+        self.shared.access.exchange(&crate::log::AccessLine {
+            id: &self.head.id,
+            remote: &self.head.remote,
+            version: self.version,
+            method: &self.head.method,
+            host: &self.head.authority,
+            target: &self.head.target,
+            status: self.status,
+            received,
+            sent,
+            duration: self.started.elapsed(),
+            error,
+        });
+    }
+}
