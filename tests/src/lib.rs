@@ -1,3 +1,53 @@
 //! The harness: what a test starts and calls.
+//!
+//! ```no_run
+//! # async fn test() {
+//! use relay_tests::{App, World};
+//!
+//! let world = World::start().await;
+//! let app = App::echo().await;
+//! let tunnel = world.tunnel(&app).await;
+//! let answer = world.post(&format!("{}/hooks", tunnel.url()), "hello").await;
+//! assert_eq!((answer.status.as_u16(), answer.text()), (200, "hello"));
+//! # }
+//! ```
+//!
+//! Everything listens on port 0 of loopback and ends with its handle. Nothing sleeps in order to wait for something
+//! else: whoever waits does so for an event, and [`within`] turns an event that never comes into a failure.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on fails by panicking"
+)]
 
+pub mod app;
+pub mod body;
+pub mod process;
 pub mod tools;
+pub mod wire;
+pub mod world;
+
+pub use self::app::{App, Seen};
+pub use self::body::{Body, Pipe};
+pub use self::process::{Process, RelayClient, RelayServer};
+pub use self::wire::Wire;
+pub use self::world::{Answer, Http, World};
+
+use std::time::Duration;
+
+/// How long anything may take before a test gives it up: a cold start beside a running build.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits for something that should come soon; panics where it does not.
+#[track_caller]
+pub fn within<F: Future>(what: impl std::fmt::Display, future: F) -> impl Future<Output = F::Output> {
+    let caller = std::panic::Location::caller();
+    async move {
+        match tokio::time::timeout(PATIENCE, future).await {
+            Ok(output) => output,
+            Err(_) => panic!("{caller}: nothing after {PATIENCE:?}: {what}"),
+        }
+    }
+}
