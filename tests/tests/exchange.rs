@@ -1,18 +1,434 @@
 //! What a sender and a local service notice of one exchange.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
-use relay_tests::{App, World};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
+use http_body_util::BodyExt as _;
+use relay_client::TunnelOptions;
+use relay_client::config::UpstreamProtocol;
+use relay_tests::body::{empty, full, noise, pipe};
+use relay_tests::{App, Wire, World, within};
 
-#[tokio::test]
-async fn a_post_arrives_and_its_answer_comes_back() {
-    let world = World::start().await;
-    let app = App::recording().await;
-    let tunnel = world.tunnel(&app).await;
-    let answer = world.post(&format!("{}/hooks?a=1", tunnel.url()), r#"{"id":"evt_1"}"#).await;
-    assert_eq!((answer.code(), answer.text()), (200, "ok"));
-    let seen = app.only();
-    assert_eq!((seen.method.as_str(), seen.target.as_str()), ("POST", "/hooks?a=1"));
-    assert_eq!(seen.body, r#"{"id":"evt_1"}"#);
-    assert_eq!(seen.header("content-length"), "14");
-    world.shutdown().await;
+mod bodies {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_post_arrives_and_its_answer_comes_back() {
+        let world = World::start().await;
+        let app = App::recording().await;
+        let tunnel = world.tunnel(&app).await;
+        let answer = world.post(&format!("{}/hooks?a=1", tunnel.url()), r#"{"id":"evt_1"}"#).await;
+        assert_eq!((answer.code(), answer.text()), (200, "ok"));
+        let seen = app.only();
+        assert_eq!((seen.method.as_str(), seen.target.as_str()), ("POST", "/hooks?a=1"));
+        assert_eq!(seen.body, r#"{"id":"evt_1"}"#);
+        assert_eq!(seen.header("content-length"), "14");
+        world.shutdown().await;
+    }
+
+    /// Signatures are made over these bytes.
+    #[tokio::test]
+    async fn are_byte_exact_in_both_directions_whatever_their_framing() {
+        let world = World::start().await;
+        let app = App::echo().await;
+        let tunnel = world.tunnel(&app).await;
+        let url = format!("{}/echo", tunnel.url());
+        for version in [Version::HTTP_11, Version::HTTP_2] {
+            let mut http = match version {
+                Version::HTTP_2 => world.http2(&world.host(tunnel.name())).await,
+                _ => world.http1(&world.host(tunnel.name())).await,
+            };
+            for size in [0, 1, 16 * 1024 - 1, 64 * 1024, 64 * 1024 + 1, 5 << 20] {
+                let sent = noise(size);
+                let known = Request::post(&url).body(full(sent.clone())).unwrap();
+                let answer = http.answer(known).await;
+                assert_eq!((answer.code(), answer.version), (200, version));
+                assert!(answer.body == sent, "{version:?}: {size} bytes of known length");
+
+                let (feed, body) = pipe();
+                let pieces = sent.clone();
+                let feeding = tokio::spawn(async move {
+                    for at in (0..pieces.len()).step_by(100_000) {
+                        assert!(feed.send(pieces.slice(at..pieces.len().min(at + 100_000))).await);
+                    }
+                });
+                let answer = http.answer(Request::post(&url).body(body).unwrap()).await;
+                feeding.await.unwrap();
+                assert_eq!(answer.code(), 200);
+                assert!(answer.body == sent, "{version:?}: {size} bytes in pieces");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn of_known_length_are_told_as_such_to_the_service_and_the_sender() {
+        let world = World::start().await;
+        let app = App::raw(|mut wire: Wire, _| async move {
+            while let Some(request) = wire.message().await {
+                assert_eq!(request.values("transfer-encoding"), [""; 0], "{}", request.head);
+                assert_eq!(request.values("content-length"), [request.body.len().to_string()]);
+                wire.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfour").await;
+            }
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        for size in [1, 100_000] {
+            let answer = world.post(&format!("{}/", tunnel.url()), noise(size)).await;
+            assert_eq!((answer.header("content-length"), answer.text()), ("4", "four"));
+        }
+    }
+
+    /// A GET that grows a body or a length is refused by some services.
+    #[tokio::test]
+    async fn are_not_invented() {
+        let world = World::start().await;
+        let app = App::raw(|mut wire: Wire, _| async move {
+            while let Some(request) = wire.message().await {
+                assert_eq!(request.values("transfer-encoding"), [""; 0], "{}", request.head);
+                let length = request.values("content-length").join(",");
+                wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{length}", length.len())).await;
+            }
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        let url = format!("{}/", tunnel.url());
+        assert_eq!(world.get(&url).await.text(), "");
+        let mut wire = world.raw(&world.host(tunnel.name())).await;
+        let host = world.host(tunnel.name());
+        wire.send(format!("POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\n\r\n")).await;
+        assert_eq!(wire.message().await.unwrap().body, b"0", "an empty POST that says so still does");
+        let mut two = world.http2(&world.host(tunnel.name())).await;
+        assert_eq!(two.answer(Request::get(&url).body(empty()).unwrap()).await.text(), "");
+        let delete = Request::delete(&url).body(empty()).unwrap();
+        assert_eq!(two.answer(delete).await.text(), "");
+    }
+
+    #[tokio::test]
+    async fn that_end_with_the_connection_arrive_whole() {
+        let world = World::start().await;
+        let app = App::raw(|mut wire: Wire, _| async move {
+            wire.message().await;
+            wire.send("HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\nuntil the end").await;
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        assert_eq!(world.get(&format!("{}/", tunnel.url())).await.text(), "until the end");
+    }
+
+    /// A sender must never take half an answer for a whole one.
+    #[tokio::test]
+    async fn that_the_service_breaks_off_end_in_an_error() {
+        let world = World::start().await;
+        let answered = std::sync::Arc::new(tokio::sync::Notify::new());
+        let head_is_out = answered.clone();
+        let app = App::raw(move |mut wire: Wire, number| {
+            let head_is_out = head_is_out.clone();
+            async move {
+                wire.message().await;
+                let framing = if number % 2 == 0 { "Content-Length: 10" } else { "Transfer-Encoding: chunked" };
+                let part = if number % 2 == 0 { "half" } else { "4\r\nhalf\r\n" };
+                wire.send(format!("HTTP/1.1 200 OK\r\n{framing}\r\n\r\n{part}")).await;
+                head_is_out.notified().await;
+            }
+        })
+        .await;
+        let mut tunnel = world.tunnel(&app).await;
+        for version in [1, 1, 2, 2] {
+            let mut http = match version {
+                1 => world.http1(&world.host(tunnel.name())).await,
+                _ => world.http2(&world.host(tunnel.name())).await,
+            };
+            let request = Request::get(format!("{}/", tunnel.url())).body(empty()).unwrap();
+            let response = within("a head", http.request(request)).await.unwrap();
+            assert_eq!(response.status(), 200);
+            answered.notify_one();
+            within("the end", response.into_body().collect()).await.expect_err("half a body is no body");
+            let exchange = tunnel.exchange().await.unwrap();
+            assert_eq!((exchange.status, exchange.error.as_deref()), (Some(200), Some("upstream-invalid")));
+        }
+    }
+
+    /// A request that the sender breaks off must not look whole to the service.
+    #[tokio::test]
+    async fn that_the_sender_breaks_off_break_off_at_the_service() {
+        let world = World::start().await;
+        let app = App::recording().await;
+        let tunnel = world.tunnel(&app).await;
+        for chunked in [false, true] {
+            let mut wire = world.raw(&world.host(tunnel.name())).await;
+            let framing = if chunked { "Transfer-Encoding: chunked" } else { "Content-Length: 10" };
+            let part = if chunked { "4\r\nhalf\r\n" } else { "half" };
+            let host = world.host(tunnel.name());
+            wire.send(format!("POST /{chunked} HTTP/1.1\r\nHost: {host}\r\n{framing}\r\n\r\n{part}")).await;
+            app.reached(1 + usize::from(chunked)).await;
+            drop(wire);
+        }
+        assert_eq!(world.get(&format!("{}/after", tunnel.url())).await.text(), "ok");
+        assert_eq!(app.only().target, "/after", "the broken ones were not taken for whole");
+    }
+}
+
+mod heads {
+    use super::*;
+
+    /// What the service reads and what the sender reads, line by line.
+    #[tokio::test]
+    async fn keep_order_repeats_and_bytes() {
+        let world = World::start().await;
+        let (heard, mut hears) = tokio::sync::mpsc::channel(1);
+        let app = App::raw(move |mut wire: Wire, _| {
+            let heard = heard.clone();
+            async move {
+                heard.send(wire.message().await.unwrap()).await.unwrap();
+                wire.send(b"HTTP/1.1 299 Odd\r\nZ-Last: 1\r\nSet-Cookie: a=1\r\nA-First: caf\xe9\r\n").await;
+                wire.send(b"Set-Cookie: b=2; Path=/\r\nX-Empty:\r\nContent-Length: 0\r\n\r\n").await;
+            }
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        let mut wire = world.raw(&world.host(tunnel.name())).await;
+        wire.send(format!("GET / HTTP/1.1\r\nHost: {}\r\n", world.host(tunnel.name()))).await;
+        wire.send(b"Z-One: 1\r\nStripe-Signature: t=1,v1=abc\r\nA-Two: \xff\xfe\r\nz-ONE: 2, 3\r\n").await;
+        wire.send(b"X-Empty:\r\nCookie: a=1; b=\"2\"\r\nAuthorization: Basic Zm9v\r\n\r\n").await;
+        let answer = wire.message().await.unwrap();
+        let request = hears.recv().await.unwrap();
+
+        let of_sender: Vec<&str> = request.head.split("\r\n").skip(2).take(7).collect();
+        let expected = [
+            "z-one: 1",
+            "z-one: 2, 3",
+            "stripe-signature: t=1,v1=abc",
+            "a-two: \u{ff}\u{fe}",
+            "x-empty: ",
+            "cookie: a=1; b=\"2\"",
+            "authorization: Basic Zm9v",
+        ];
+        assert_eq!(of_sender, expected);
+        assert!(request.head.split("\r\n").nth(1).unwrap().starts_with("host: "), "Host comes first: {}", request.head);
+
+        assert_eq!(answer.status(), 299);
+        let of_service: Vec<&str> = answer.head.split("\r\n").skip(1).take(6).collect();
+        let expected = [
+            "z-last: 1",
+            "set-cookie: a=1",
+            "set-cookie: b=2; Path=/",
+            "a-first: caf\u{e9}",
+            "x-empty: ",
+            "content-length: 0",
+        ];
+        assert_eq!(of_service, expected);
+    }
+
+    #[tokio::test]
+    async fn carry_the_target_untouched() {
+        let world = World::start().await;
+        let app = App::raw(|mut wire: Wire, _| async move {
+            while let Some(request) = wire.message().await {
+                let target = request.first_line().split(' ').nth(1).unwrap().to_owned();
+                wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{target}", target.len())).await;
+            }
+        })
+        .await;
+        let mut tunnel = world.tunnel(&app).await;
+        let host = world.host(tunnel.name());
+        let targets = [
+            "//a/../b?x=%2F&y=%00",
+            "/?",
+            "/a?b=c?d=e&&=",
+            "/%2e%2e/%2E%2E/etc/passwd",
+            "/../../etc",
+            "/;v=1/a;b=c",
+            "/a//b///",
+            "//evil.example/x",
+            "/@evil.example/",
+            "/http://evil.example/",
+            "/%zz%",
+            "/a+b%20c",
+            "/~!$&'()*,=:@[]",
+            "/?q={a:[1]}|\\^`",
+        ];
+        let mut wire = world.raw(&host).await;
+        for target in targets {
+            wire.send(format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+            let answer = wire.message().await.unwrap_or_else(|| panic!("{target}: no answer"));
+            assert_eq!((answer.status(), String::from_utf8(answer.body).unwrap().as_str()), (200, target));
+            assert_eq!(tunnel.exchange().await.unwrap().path, target, "as it is reported");
+        }
+        let absolute = format!("GET https://{host}/a?b HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        wire.send(absolute).await;
+        assert_eq!(wire.message().await.unwrap().body, b"/a?b", "the absolute form means the same");
+    }
+
+    /// What cannot be carried as it is must not arrive as something else.
+    #[tokio::test]
+    async fn with_a_target_that_is_none_are_refused() {
+        let world = World::start().await;
+        let app = App::recording().await;
+        let tunnel = world.tunnel(&app).await;
+        let host = world.host(tunnel.name());
+        for target in ["/a b", "/?q=\"a\"", "/?<>", "/\u{7f}", "a", "*", ""] {
+            let mut wire = world.raw(&host).await;
+            wire.send(format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+            assert_eq!(wire.message().await.unwrap().status(), 400, "{target}");
+        }
+        assert_eq!(app.requests(), 0);
+    }
+
+    #[tokio::test]
+    async fn reach_the_service_with_any_method() {
+        let world = World::start().await;
+        let app = App::recording().await;
+        let tunnel = world.tunnel(&app).await;
+        for method in ["PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND", "QUERY", "M-SEARCH"] {
+            let method = Method::from_bytes(method.as_bytes()).unwrap();
+            let request = Request::builder().method(method.clone()).uri(format!("{}/", tunnel.url()));
+            assert_eq!(world.send(request.body(empty()).unwrap()).await.code(), 200);
+            assert_eq!(app.last().method, method);
+        }
+    }
+
+    #[tokio::test]
+    async fn alone_answer_head_204_and_304() {
+        let world = World::start().await;
+        let app = App::raw(|mut wire: Wire, _| async move {
+            while let Some(request) = wire.message().await {
+                wire.send(match request.first_line().split(' ').nth(1).unwrap() {
+                    "/head" => "HTTP/1.1 200 OK\r\nContent-Length: 1234\r\nETag: \"a\"\r\n\r\n",
+                    "/204" => "HTTP/1.1 204 No Content\r\nETag: \"b\"\r\n\r\n",
+                    "/304" => "HTTP/1.1 304 Not Modified\r\nETag: \"c\"\r\n\r\n",
+                    _ => "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody",
+                })
+                .await;
+            }
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        let host = world.host(tunnel.name());
+        let mut wire = world.raw(&host).await;
+        // All on one connection: a body that is there or not there against the rules shows in the next answer.
+        for (method, path, status) in
+            [("HEAD", "/head", 200), ("GET", "/204", 204), ("GET", "/304", 304), ("HEAD", "/any", 200)]
+        {
+            wire.send(format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+            let head = wire.head().await.unwrap();
+            assert!(head.starts_with(&format!("HTTP/1.1 {status}")), "{head}");
+            assert_eq!(head.contains("content-length: 1234"), path == "/head", "{head}");
+        }
+        wire.send(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+        assert_eq!(wire.message().await.unwrap().body, b"body");
+
+        let mut two = world.http2(&host).await;
+        let head = Request::head(format!("{}/head", tunnel.url())).body(empty()).unwrap();
+        let answer = two.answer(head).await;
+        assert_eq!((answer.code(), answer.header("content-length"), answer.body.len()), (200, "1234", 0));
+    }
+
+    #[tokio::test]
+    async fn ask_for_ranges_and_get_them() {
+        let world = World::start().await;
+        let app = App::serve(|request| async move {
+            assert_eq!(request.headers()["range"], "bytes=2-4");
+            let mut response = Response::new(full("cde"));
+            *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+            response.headers_mut().insert("content-range", "bytes 2-4/10".parse().unwrap());
+            response
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        let request = Request::get(format!("{}/", tunnel.url())).header("Range", "bytes=2-4").body(empty()).unwrap();
+        let answer = world.send(request).await;
+        assert_eq!((answer.code(), answer.text(), answer.header("content-range")), (206, "cde", "bytes 2-4/10"));
+    }
+
+    /// Bodies are not decoded or encoded on the way, whatever the sender accepts.
+    #[tokio::test]
+    async fn leave_content_encoding_alone() {
+        let world = World::start().await;
+        let app = App::serve(|_| async {
+            let mut response = Response::new(full(&b"\x1f\x8bnot really gzip"[..]));
+            response.headers_mut().insert("content-encoding", "gzip".parse().unwrap());
+            response
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        let answer = world.get(&format!("{}/", tunnel.url())).await;
+        assert_eq!((answer.header("content-encoding"), &answer.body[..2]), ("gzip", &b"\x1f\x8b"[..]));
+    }
+}
+
+mod trailers {
+    use super::*;
+
+    fn trailers() -> HeaderMap {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", "0".parse().unwrap());
+        trailers.insert("x-sum-bin", "AAEC".parse().unwrap());
+        trailers
+    }
+
+    /// As gRPC calls are: HTTP/2 on both sides, trailers both ways.
+    #[tokio::test]
+    async fn pass_between_http2_and_an_h2c_service() {
+        let world = World::start().await;
+        let app = App::h2c(|request| async move {
+            assert_eq!(request.version(), Version::HTTP_2);
+            assert_eq!(request.headers()["te"], "trailers");
+            let collected = request.into_body().collect().await.unwrap();
+            assert_eq!(collected.trailers(), Some(&trailers()));
+            let (feed, body) = pipe();
+            tokio::spawn(async move {
+                feed.send(collected.to_bytes()).await;
+                feed.trailers(trailers()).await;
+            });
+            Response::new(body)
+        })
+        .await;
+        let options = TunnelOptions { protocol: UpstreamProtocol::H2c, ..TunnelOptions::new(app.upstream()) };
+        let tunnel = world.tunnel_with(options).await;
+        let mut http = world.http2(&world.host(tunnel.name())).await;
+        let (feed, body) = pipe();
+        let request = Request::post(format!("{}/svc/Call", tunnel.url())).header("te", "trailers").body(body).unwrap();
+        let answer = http.begin(request);
+        feed.send("message").await;
+        feed.trailers(trailers()).await;
+        let answer = within("an answer", answer).await.unwrap();
+        assert_eq!((answer.text(), &answer.trailers), ("message", &Some(trailers())));
+    }
+
+    #[tokio::test]
+    async fn pass_over_http1_in_both_directions() {
+        let world = World::start().await;
+        let app = App::raw(|mut wire: Wire, _| async move {
+            let request = wire.message().await.unwrap();
+            assert_eq!(request.values("trailer"), ["X-Sum"], "{}", request.head);
+            let trailers = request.trailers;
+            wire.send("HTTP/1.1 200 OK\r\nTrailer: X-Back\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+            wire.send(format!("3\r\nabc\r\n0\r\nX-Back: {}\r\n\r\n", trailers.trim())).await;
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        let host = world.host(tunnel.name());
+        let mut wire = world.raw(&host).await;
+        wire.send(format!("POST / HTTP/1.1\r\nHost: {host}\r\nTE: trailers\r\nTrailer: X-Sum\r\n")).await;
+        wire.send("Transfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nX-Sum: 42\r\n\r\n").await;
+        let answer = wire.message().await.unwrap();
+        assert_eq!((answer.status(), &answer.body[..]), (200, &b"abc"[..]));
+        assert_eq!(answer.trailers, "x-back: x-sum: 42\r\n");
+    }
+
+    /// A gRPC error without any message: the status stands in the only head.
+    #[tokio::test]
+    async fn are_not_needed_where_an_answer_has_no_body() {
+        let world = World::start().await;
+        let app = App::h2c(|_| async {
+            let mut response = Response::new(empty());
+            response.headers_mut().insert("grpc-status", "5".parse().unwrap());
+            response
+        })
+        .await;
+        let options = TunnelOptions { protocol: UpstreamProtocol::H2c, ..TunnelOptions::new(app.upstream()) };
+        let tunnel = world.tunnel_with(options).await;
+        let mut http = world.http2(&world.host(tunnel.name())).await;
+        let answer = http.answer(Request::post(format!("{}/", tunnel.url())).body(full("x")).unwrap()).await;
+        assert_eq!((answer.header("grpc-status"), answer.body.len(), &answer.trailers), ("5", 0, &None));
+    }
 }
