@@ -164,7 +164,7 @@ impl Printer {
     /// A printer on this process's standard output and error.
     pub fn stdio(output: Output) -> Self {
         let style = Style::of_stdout();
-        Self::new(output, style, TimeZone::system(), io::stdout(), io::stderr())
+        Self::new(output, style, None, io::stdout(), io::stderr())
     }
 
     /// As [`Printer::flush`], and learns the terminal's width anew, should it have changed.
@@ -180,8 +180,8 @@ impl Printer {
 }
 
 impl<O: Write, E: Write> Printer<O, E> {
-    /// A printer on any two writers, showing times of the given zone.
-    pub fn new(output: Output, style: Style, zone: TimeZone, out: O, err: E) -> Self {
+    /// A printer on any two writers, showing times of the given zone, or of the system's.
+    pub fn new(output: Output, style: Style, zone: Option<TimeZone>, out: O, err: E) -> Self {
         Self {
             output,
             style,
@@ -478,7 +478,9 @@ impl fmt::Display for Quoted<'_> {
 /// The local time of day, worked out once per second.
 #[derive(Debug)]
 struct Clock {
-    zone: TimeZone,
+    /// None until the first line that shows a time: finding the system's time zone reads hundreds of files, and a
+    /// program that prints JSON never needs it.
+    zone: Option<TimeZone>,
     second: i64,
     text: String,
 }
@@ -488,11 +490,22 @@ impl Clock {
         if second != self.second {
             self.second = second;
             self.text.clear();
-            let time = Timestamp::from_second(second).unwrap_or_default().to_zoned(self.zone.clone()).time();
+            let zone = self.zone.get_or_insert_with(system_zone).clone();
+            let time = Timestamp::from_second(second).unwrap_or_default().to_zoned(zone).time();
             let _ = write!(self.text, "{:02}:{:02}:{:02}", time.hour(), time.minute(), time.second());
         }
         &self.text
     }
+}
+
+/// The system's time zone. Where nobody has set `TZ`, the file that says it is read by itself.
+fn system_zone() -> TimeZone {
+    if std::env::var_os("TZ").is_none()
+        && let Some(zone) = std::fs::read("/etc/localtime").ok().and_then(|file| TimeZone::tzif("local", &file).ok())
+    {
+        return zone;
+    }
+    TimeZone::system()
 }
 
 /// Compact JSON that is harmless on a terminal too: what JSON leaves bare and [`hazardous`] names
@@ -541,7 +554,7 @@ mod tests {
 
     /// What stands on both outputs after these events, at 14:03:11 UTC.
     fn print(output: Output, style: Style, events: &[Event<'_>]) -> (String, String) {
-        let mut printer = Printer::new(output, style, TimeZone::UTC, Vec::new(), Vec::new());
+        let mut printer = Printer::new(output, style, Some(TimeZone::UTC), Vec::new(), Vec::new());
         for event in events {
             printer.push_at(14 * 3600 + 3 * 60 + 11, event);
         }
@@ -737,7 +750,7 @@ mod tests {
         }
         for closed in [false, true] {
             let out = Counted(0, closed);
-            let mut printer = Printer::new(Output::Text, Style::default(), TimeZone::UTC, out, io::sink());
+            let mut printer = Printer::new(Output::Text, Style::default(), Some(TimeZone::UTC), out, io::sink());
             for _ in 0..1000 {
                 printer.push(&exchange("GET", "/", Some(200)));
             }
