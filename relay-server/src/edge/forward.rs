@@ -179,7 +179,8 @@ async fn deliver(
         return Err(Cause::UpstreamInvalid.into());
     }
     // What is left of the request goes on beside the response; it must not wait for a sender that reads slowly.
-    let rest = (uploading && !paused).then(|| {
+    // That holds for one that was to wait for a 100, too: it may send its body without, and hyper sends none any more.
+    let rest = uploading.then(|| {
         let stream = stream.clone();
         AbortOnDropHandle::new(shared.spawn(async move {
             // Whatever stops it, the response goes on: its stream says what became of the exchange.
