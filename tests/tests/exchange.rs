@@ -432,3 +432,370 @@ mod trailers {
         assert_eq!((answer.header("grpc-status"), answer.body.len(), &answer.trailers), ("5", 0, &None));
     }
 }
+
+mod expect_continue {
+    use super::*;
+
+    fn post(host: &str, path: &str, length: usize) -> String {
+        format!("POST {path} HTTP/1.1\r\nHost: {host}\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n")
+    }
+
+    #[tokio::test]
+    async fn waits_for_the_service_to_ask() {
+        let world = World::start().await;
+        let (told, mut tells) = tokio::sync::mpsc::channel(1);
+        let app = App::raw(move |mut wire: Wire, _| {
+            let told = told.clone();
+            async move {
+                let head = wire.head().await.unwrap();
+                told.send(head).await.unwrap();
+                wire.send("HTTP/1.1 100 Continue\r\n\r\n").await;
+                let body = wire.exactly(5).await;
+                wire.send([&b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"[..], &body].concat()).await;
+            }
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        let host = world.host(tunnel.name());
+        let mut wire = world.raw(&host).await;
+        wire.send(post(&host, "/", 5)).await;
+        let head = within("the head alone", tells.recv()).await.unwrap();
+        assert!(head.contains("expect: 100-continue"), "{head}");
+        assert_eq!(wire.head().await.as_deref(), Some("HTTP/1.1 100 Continue"));
+        wire.send("hello").await;
+        assert_eq!(wire.message().await.unwrap().body, b"hello");
+    }
+
+    /// The body that was not asked for must not be taken for a request.
+    #[tokio::test]
+    async fn passes_an_early_refusal_on_and_keeps_requests_apart() {
+        let world = World::start().await;
+        let app = App::raw(|mut wire: Wire, _| async move {
+            while let Some(head) = wire.head().await {
+                let target = head.split(' ').nth(1).unwrap().to_owned();
+                match target.as_str() {
+                    "/417" => wire.send("HTTP/1.1 417 Expectation Failed\r\nContent-Length: 2\r\n\r\nno").await,
+                    "/413" => {
+                        wire.send("HTTP/1.1 413 Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n").await;
+                        return;
+                    }
+                    other => {
+                        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{other}", other.len());
+                        wire.send(answer).await;
+                    }
+                }
+            }
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        let host = world.host(tunnel.name());
+        let smuggled = format!("GET /smuggled HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        for (path, status, sends_the_body) in
+            [("/417", 417, true), ("/417", 417, false), ("/413", 413, true), ("/413", 413, false)]
+        {
+            let mut wire = world.raw(&host).await;
+            wire.send(post(&host, path, smuggled.len())).await;
+            assert_eq!(wire.message().await.unwrap().status(), status, "without a 100 before it");
+            // Both are allowed after a final status (RFC 9110, section 10.1.1).
+            let body = if sends_the_body { smuggled.as_str() } else { "" };
+            let next = format!("{body}GET /next HTTP/1.1\r\nHost: {host}\r\n\r\n");
+            let sent = wire.try_send(next).await;
+            let answer = if sent.is_ok() { wire.message().await } else { None };
+            // The relay may close the connection instead; it may not answer another request than was sent.
+            if let Some(answer) = answer {
+                assert_eq!((answer.status(), answer.body), (200, b"/next".to_vec()), "after {path}");
+            }
+            assert_eq!(world.get(&format!("{}/other", tunnel.url())).await.text(), "/other");
+        }
+    }
+
+    #[tokio::test]
+    async fn gives_up_on_a_service_that_never_asks() {
+        let world = World::start().await;
+        let app = App::raw(|mut wire: Wire, _| async move {
+            let request = wire.message().await.unwrap();
+            assert_eq!(request.body, b"hello");
+            wire.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        let host = world.host(tunnel.name());
+        let mut wire = world.raw(&host).await;
+        wire.send(post(&host, "/", 5)).await;
+        assert_eq!(wire.head().await.as_deref(), Some("HTTP/1.1 100 Continue"));
+        wire.send("hello").await;
+        assert_eq!(wire.message().await.unwrap().status(), 200);
+    }
+
+    /// Many senders do not wait at all, or send the body after a while.
+    #[tokio::test]
+    async fn does_not_need_a_sender_that_waits() {
+        let world = World::start().await;
+        let app = App::echo().await;
+        let tunnel = world.tunnel(&app).await;
+        let host = world.host(tunnel.name());
+        let mut wire = world.raw(&host).await;
+        for size in [5, 300_000] {
+            let body = noise(size);
+            wire.send([post(&host, "/", size).as_bytes(), &body].concat()).await;
+            let mut answer = wire.message().await.unwrap();
+            if answer.status() == 100 {
+                answer = wire.message().await.unwrap();
+            }
+            assert!(answer.status() == 200 && answer.body == body, "{size}: {}", answer.head);
+        }
+    }
+
+    /// `curl` asks before each body above 1 MiB.
+    #[tokio::test]
+    async fn works_with_curl() {
+        let world = World::start().await;
+        let app = App::recording().await;
+        let tunnel = world.tunnel(&app).await;
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("body");
+        std::fs::write(&file, noise(3 << 20)).unwrap();
+        let host = world.host(tunnel.name());
+        let connect = format!("{host}:{}", world.https());
+        for version in ["--http1.1", "--http2"] {
+            let mut curl = tokio::process::Command::new(relay_tests::tools::program("curl"));
+            curl.args(["--silent", "--show-error", version, "--cacert"]).arg(world.ca_file());
+            curl.args(["--noproxy", "*", "--connect-to", &connect, "--header", "Expect: 100-continue"]);
+            curl.arg("--data-binary").arg(format!("@{}", file.display())).arg(tunnel.url());
+            assert_eq!(relay_tests::tools::output(&mut curl).await, "ok");
+            assert!(app.last().body == noise(3 << 20));
+        }
+    }
+}
+
+mod streaming {
+    use super::*;
+
+    /// Each piece is answered before the next is sent, so nothing can be waiting for more.
+    #[tokio::test]
+    async fn goes_both_ways_at_once() {
+        let world = World::start().await;
+        let app = App::echo().await;
+        let tunnel = world.tunnel(&app).await;
+        let host = world.host(tunnel.name());
+        for version in [1, 2] {
+            let mut http = if version == 1 { world.http1(&host).await } else { world.http2(&host).await };
+            let (feed, body) = pipe();
+            let response = http.request(Request::post(format!("{}/", tunnel.url())).body(body).unwrap());
+            let response = tokio::spawn(response);
+            feed.send("0").await;
+            let mut back = within("a head before the body ends", response).await.unwrap().unwrap().into_body();
+            for n in 0..50 {
+                let piece = within("a piece", back.frame()).await.unwrap().unwrap().into_data().unwrap();
+                assert_eq!(piece, n.to_string());
+                feed.send((n + 1).to_string()).await;
+            }
+            drop(feed);
+            let rest = within("the end", back.collect()).await.unwrap().to_bytes();
+            assert_eq!(rest, "50");
+        }
+    }
+
+    #[tokio::test]
+    async fn passes_each_server_sent_event_on_at_once() {
+        let world = World::start().await;
+        let (feed, body) = pipe();
+        let body = std::sync::Arc::new(std::sync::Mutex::new(Some(body)));
+        let app = App::serve(move |_| {
+            let mut response = Response::new(body.lock().unwrap().take().unwrap());
+            response.headers_mut().insert("content-type", "text/event-stream".parse().unwrap());
+            async { response }
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        let mut http = world.http1(&world.host(tunnel.name())).await;
+        let request = Request::get(format!("{}/", tunnel.url())).body(empty()).unwrap();
+        let response = within("a head without any event", http.request(request)).await.unwrap();
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        let mut events = response.into_body();
+        for n in 0..20 {
+            let event = format!("id: {n}\ndata: x\n\n");
+            feed.send(event.clone()).await;
+            let got = within("an event", events.frame()).await.unwrap().unwrap().into_data().unwrap();
+            assert_eq!(got, event);
+        }
+        drop(events);
+        drop(http);
+        within("the service to notice that nobody listens", feed.closed()).await;
+    }
+
+    /// A large upload that is refused early, as with 413: the answer is not held back, and not lost.
+    #[tokio::test]
+    async fn gives_an_early_answer_while_the_upload_goes_on() {
+        let world = World::start().await;
+        let app = App::raw(|mut wire: Wire, _| async move {
+            wire.head().await.unwrap();
+            wire.send("HTTP/1.1 413 Too Large\r\nConnection: close\r\nContent-Length: 9\r\n\r\ntoo large").await;
+            // Reading on, as a polite service does.
+            while !wire.some().await.is_empty() {}
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        let host = world.host(tunnel.name());
+        for version in [1, 2] {
+            let mut http = if version == 1 { world.http1(&host).await } else { world.http2(&host).await };
+            let (feed, body) = pipe();
+            let response = http.request(Request::post(format!("{}/", tunnel.url())).body(body).unwrap());
+            let response = tokio::spawn(response);
+            feed.send(noise(100_000)).await;
+            let response =
+                within(format!("an answer before the upload ends: {version}"), response).await.unwrap().unwrap();
+            assert_eq!(response.status(), 413, "{version}");
+            let text = within("its body", response.into_body().collect()).await.unwrap().to_bytes();
+            assert_eq!(text, "too large");
+            drop(feed);
+            assert_eq!(world.get(&format!("{}/", tunnel.url())).await.code(), 413, "the tunnel goes on");
+        }
+    }
+
+    /// A reader that stops reading stops its service too, and nobody else. What lies between them is bounded.
+    #[tokio::test]
+    async fn stalls_with_its_reader_and_with_nobody_else() {
+        const TOTAL: usize = 128 << 20;
+        let world = World::start().await;
+        let sent = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let count = sent.clone();
+        let app = App::serve(move |request| {
+            let count = count.clone();
+            async move {
+                if request.uri().path() != "/large" {
+                    return relay_tests::app::ok("small");
+                }
+                let (feed, body) = pipe();
+                tokio::spawn(async move {
+                    let piece = noise(64 * 1024);
+                    for _ in 0..TOTAL / piece.len() {
+                        if !feed.send(piece.clone()).await {
+                            return;
+                        }
+                        count.fetch_add(piece.len(), std::sync::atomic::Ordering::Relaxed);
+                    }
+                });
+                Response::new(body)
+            }
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        let mut http = world.http1(&world.host(tunnel.name())).await;
+        let request = Request::get(format!("{}/large", tunnel.url())).body(empty()).unwrap();
+        let response = within("a head", http.request(request)).await.unwrap();
+        let so_far = || sent.load(std::sync::atomic::Ordering::Relaxed);
+        // Others are served meanwhile; the large answer has come to rest when it stands still beside a hundred.
+        let mut others = world.http1(&world.host(tunnel.name())).await;
+        let (mut before, mut still) = (0, 0);
+        while still < 100 {
+            let small = Request::get(format!("{}/small", tunnel.url())).body(empty()).unwrap();
+            assert_eq!(others.answer(small).await.text(), "small");
+            let now = so_far();
+            still = if now == before { still + 1 } else { 0 };
+            before = now;
+        }
+        assert!(before < 32 << 20, "{before} bytes taken from the service for a reader that reads nothing");
+        let mut body = response.into_body();
+        let (mut read, piece) = (0, noise(64 * 1024));
+        while let Some(frame) = within("the rest", body.frame()).await {
+            for byte in frame.unwrap().into_data().unwrap() {
+                assert_eq!(byte, piece[read % piece.len()], "at {read}");
+                read += 1;
+            }
+        }
+        assert_eq!(read, TOTAL);
+    }
+
+    /// The other direction: a service that does not read stops its sender.
+    #[tokio::test]
+    async fn stalls_with_a_service_that_does_not_read() {
+        let world = World::start().await;
+        let read_on = std::sync::Arc::new(tokio::sync::Notify::new());
+        let wait = read_on.clone();
+        let app = App::raw(move |mut wire: Wire, _| {
+            let wait = wait.clone();
+            async move {
+                if wire.head().await.unwrap().starts_with("GET") {
+                    wire.send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nsmall").await;
+                    return;
+                }
+                wait.notified().await;
+                let mut read = 0;
+                let mut last = Vec::new();
+                while !last.ends_with(b"\r\n0\r\n\r\n") {
+                    let some = wire.some().await;
+                    assert!(!some.is_empty());
+                    read += some.len();
+                    last.extend(some);
+                    last.drain(..last.len().saturating_sub(8));
+                }
+                let text = format!("{}", read > 64 << 20);
+                wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{text}", text.len())).await;
+            }
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        let mut http = world.http1(&world.host(tunnel.name())).await;
+        let (feed, body) = pipe();
+        let answer = http.begin(Request::post(format!("{}/", tunnel.url())).body(body).unwrap());
+        let sent = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let count = sent.clone();
+        let feeding = tokio::spawn(async move {
+            let piece = noise(64 * 1024);
+            for _ in 0..1025 {
+                assert!(feed.send(piece.clone()).await);
+                count.fetch_add(piece.len(), std::sync::atomic::Ordering::Relaxed);
+            }
+        });
+        let (mut before, mut still) = (0, 0);
+        while still < 50 {
+            assert_eq!(world.get(&format!("{}/", tunnel.url())).await.text(), "small");
+            let now = sent.load(std::sync::atomic::Ordering::Relaxed);
+            still = if now == before { still + 1 } else { 0 };
+            before = now;
+        }
+        assert!(before < 32 << 20, "{before} bytes taken from the sender for a service that reads nothing");
+        read_on.notify_one();
+        within("the upload", feeding).await.unwrap();
+        assert_eq!(within("an answer", answer).await.unwrap().text(), "true");
+    }
+
+    /// Who goes away takes his request with him.
+    #[tokio::test]
+    async fn ends_at_the_service_when_the_sender_goes() {
+        let world = World::start().await;
+        let (gone, mut is_gone) = tokio::sync::mpsc::channel(1);
+        let app = App::raw(move |mut wire: Wire, _| {
+            let gone = gone.clone();
+            async move {
+                wire.head().await.unwrap();
+                let _ = wire.rest().await;
+                gone.send(()).await.unwrap();
+            }
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        let host = world.host(tunnel.name());
+        let mut wire = world.raw(&host).await;
+        wire.send(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+        app_has(&app, 1).await;
+        drop(wire);
+        within("the service's connection to end", is_gone.recv()).await.unwrap();
+
+        let mut two = world.http2(&host).await;
+        let request = tokio::spawn(two.request(Request::get(format!("{}/", tunnel.url())).body(empty()).unwrap()));
+        app_has(&app, 2).await;
+        request.abort();
+        within("the service's connection to end", is_gone.recv()).await.unwrap();
+    }
+
+    async fn app_has(app: &App, connections: usize) {
+        within("a connection at the service", async {
+            while app.connections() < connections {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+}
