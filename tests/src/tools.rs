@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use relay_client::address::UpstreamAddr;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{
@@ -43,6 +44,12 @@ impl App {
     }
 }
 
+impl From<&App> for UpstreamAddr {
+    fn from(app: &App) -> Self {
+        app.addr.to_string().parse().expect("an address is an upstream")
+    }
+}
+
 /// [httpbin](https://github.com/psf/httpbin) under gunicorn.
 pub async fn httpbin() -> App {
     gunicorn("httpbin:app").await
@@ -63,7 +70,7 @@ pub async fn git_server(root: &Path) -> App {
 
 /// `grpc_echo.py` in plaintext HTTP/2: one method of each kind. [`grpc_calls`] calls them.
 pub async fn grpc_server() -> App {
-    start(Command::new(python_tool("python")).arg(app_file("grpc_echo.py")).arg("serve")).await
+    start(python().arg(app_file("grpc_echo.py")).arg("serve")).await
 }
 
 /// How [`grpc_calls`] and [`hot_reload`] reach a public name over TLS.
@@ -80,7 +87,7 @@ pub struct Tls<'a> {
 /// (0 to 99, streamed to the client), `join` (`"a,b,c"`, streamed to the server), `chat` (three words, each
 /// said only after the last was answered) and `failure` (`code`, `message`, `details_intact`).
 pub async fn grpc_calls(addr: SocketAddr, tls: Option<Tls<'_>>) -> Value {
-    let mut client = Command::new(python_tool("python"));
+    let mut client = python();
     client.arg(app_file("grpc_echo.py")).args(["call", "--address", &addr.to_string()]);
     if let Some(Tls { ca, host }) = tls {
         client.arg("--ca").arg(ca).args(["--authority", host]);
@@ -119,6 +126,30 @@ pub async fn hot_reload(url: &str, project: &Path, addr: SocketAddr, tls: Option
         browser.arg("--ca").arg(ca);
     }
     json(browser.env("NODE_PATH", node_modules())).await
+}
+
+/// A Django project under its development server.
+#[derive(Debug)]
+pub struct Django {
+    /// The server. `/admin/login/` has a form, whose forgery protection compares origins.
+    pub app: App,
+    _project: TempDir,
+}
+
+/// Starts a new project with `runserver`, as its tutorial says: it answers to the names of this machine only.
+pub async fn django() -> Django {
+    let project = tempfile::tempdir().expect("a temporary directory");
+    output(python().args(["-m", "django", "startproject", "mysite"]).arg(project.path())).await;
+    let manage = project.path().join("manage.py");
+    output(python().arg(&manage).args(["migrate", "--verbosity", "0"])).await;
+    let mut server = python();
+    server.args(["-u"]).arg(&manage).args(["runserver", "--noreload", "127.0.0.1:0"]);
+    Django { app: start(&server).await, _project: project }
+}
+
+/// Python, with the packages of `tests/apps/requirements.txt`.
+pub fn python() -> Command {
+    Command::new(python_tool("python"))
 }
 
 /// `git` with no configuration but its defaults and an author, working in `directory`.
