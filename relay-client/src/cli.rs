@@ -270,6 +270,30 @@ mod tests {
     }
 
     #[test]
+    fn the_documented_commands_are_understood() {
+        let pages = [
+            include_str!("../../README.md"),
+            include_str!("../../docs/commands.md"),
+            include_str!("../../docs/json-output.md"),
+            include_str!("../../docs/self-hosting.md"),
+        ];
+        let mut seen = 0;
+        for page in pages {
+            let blocks = page.split("```").skip(1).step_by(2);
+            for line in blocks.flat_map(str::lines).filter(|line| line.starts_with("relay ")) {
+                let command = line.split(" | ").next().unwrap();
+                seen += 1;
+                assert!(parse(command).is_ok(), "{line}");
+            }
+            for inline in page.split('`').filter(|text| text.starts_with("relay http ") && !text.contains("PORT")) {
+                seen += 1;
+                assert!(parse(inline.trim()).is_ok(), "{inline}");
+            }
+        }
+        assert!(seen >= 6, "only {seen} commands were found");
+    }
+
+    #[test]
     fn usage_errors_exit_with_2_and_help() {
         for (line, hint) in [
             ("relay http", "TARGET"),

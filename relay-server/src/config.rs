@@ -567,6 +567,19 @@ mod tests {
     }
 
     #[test]
+    fn the_documented_file_is_valid_and_shows_the_defaults() {
+        let page = include_str!("../../docs/configuration.md");
+        let (_, rest) = page.split_once("```toml\n").unwrap();
+        let (example, _) = rest.split_once("```").unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("relay-server.toml");
+        std::fs::write(&path, example).unwrap();
+        let config = Config::resolve(&ServeArgs { config: Some(path), ..ServeArgs::default() }).unwrap();
+        assert_eq!(format!("{:?}", config.limits), format!("{:?}", Limits::default()));
+        assert_eq!((config.https.unwrap().port(), config.http.unwrap().port()), (443, 80));
+    }
+
+    #[test]
     fn a_public_listener_needs_a_certificate() {
         let public = ServeArgs { https: Some("0.0.0.0:443".into()), ..args() };
         assert!(matches!(Config::resolve(&public), Err(ConfigError::NoCertificate(_))));

@@ -91,3 +91,30 @@ fn runtime(threads: usize) -> anyhow::Result<Runtime> {
     }
     builder.enable_all().build().context("cannot start the runtime")
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+    use super::*;
+
+    #[test]
+    fn the_documented_commands_are_understood() {
+        let pages = [
+            include_str!("../../README.md"),
+            include_str!("../../docs/commands.md"),
+            include_str!("../../docs/configuration.md"),
+            include_str!("../../docs/self-hosting.md"),
+        ];
+        let mut seen = 0;
+        for page in pages {
+            let page = page.replace("\\\n", " ");
+            let blocks = page.split("```").skip(1).step_by(2);
+            for line in blocks.flat_map(str::lines).map(str::trim).filter(|line| line.starts_with("relay-server ")) {
+                seen += 1;
+                assert!(Cli::try_parse_from(line.split_whitespace()).is_ok(), "{line}");
+            }
+        }
+        assert!(seen >= 8, "only {seen} commands were found");
+    }
+}

@@ -125,6 +125,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_documentation_lists_every_cause_with_its_status() {
+        let page = include_str!("../../../docs/errors.md");
+        let row = |cause: &Cause| {
+            let retry = if cause.retry_after().is_some() { ", `Retry-After`" } else { "" };
+            format!("| `{}` | {}{retry} |", cause.code(), cause.status().as_u16())
+        };
+        for cause in Cause::ALL {
+            assert!(page.contains(&row(cause)), "docs/errors.md lacks the row {}", row(cause));
+        }
+        let listed = page.lines().filter(|line| line.starts_with("| `")).count();
+        assert_eq!(listed, Cause::ALL.len(), "docs/errors.md lists a code that does not exist");
+    }
+
+    #[test]
     fn codes_are_unique_and_every_cause_says_what_to_do() {
         let codes: std::collections::HashSet<_> = Cause::ALL.iter().map(|cause| cause.code()).collect();
         assert_eq!(codes.len(), Cause::ALL.len());
