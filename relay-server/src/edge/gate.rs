@@ -113,6 +113,7 @@ fn public_host(parts: &request::Parts) -> Result<PublicHost, Refusal> {
     let line = line.map(|value| value.to_str().map_err(|_| "the Host header is not text")).transpose()?;
     let target = parts.uri.authority().map(Authority::as_str);
     let authority = match (target, line) {
+        (Some(_), None) if parts.version < Version::HTTP_2 => return Err("the Host header is missing"),
         (Some(target), Some(line)) if !target.eq_ignore_ascii_case(line) => {
             return Err("the target and the Host header disagree");
         }
@@ -122,6 +123,12 @@ fn public_host(parts: &request::Parts) -> Result<PublicHost, Refusal> {
     let parsed: Authority = authority.parse().map_err(|_| "the Host header is not a host")?;
     if authority.contains('@') {
         return Err("the Host header is not a host");
+    }
+    // The authority is passed on as it was written: a port that is none could name a second host there.
+    let port = authority.strip_prefix(parsed.host()).map(|rest| rest.strip_prefix(':').unwrap_or(rest));
+    if !port.is_some_and(|port| port.is_empty() || port.bytes().all(|b| b.is_ascii_digit()) && parsed.port().is_some())
+    {
+        return Err("the port is not a number");
     }
     let host = parsed.host().trim_end_matches('.').to_ascii_lowercase();
     if host.is_empty() || host.len() > 253 || parsed.host().ends_with("..") {
@@ -148,7 +155,7 @@ mod tests {
 
     #[test]
     fn a_host_is_found_whatever_its_clothes() {
-        for host in ["a.example", "A.EXAMPLE", "a.example.", "a.example:443", "a.example.:443"] {
+        for host in ["a.example", "A.EXAMPLE", "a.example.", "a.example:443", "a.example.:443", "a.example:"] {
             let found = request("/", &[("host", host)]).unwrap();
             assert_eq!((found.host.as_str(), found.authority.as_str()), ("a.example", host));
         }
@@ -165,10 +172,14 @@ mod tests {
             vec![("host", "user@a.example")],
             vec![("host", "a.example..")],
             vec![("host", "a.example, b.example")],
+            vec![("host", "a.example:1,b.example")],
+            vec![("host", "a.example:b.example")],
+            vec![("host", "a.example:65536")],
         ] {
             assert!(request("/", &lines).is_err(), "{lines:?}");
         }
         assert!(request("http://b.example/", &[("host", "a.example")]).is_err());
+        assert!(request("http://a.example/", &[]).is_err(), "HTTP/1.1 without Host");
         assert!(request("*", &[("host", "a.example")]).is_err());
         assert!(request("a.example:443", &[("host", "a.example:443")]).is_err(), "CONNECT's form");
     }
