@@ -191,7 +191,10 @@ impl Upstream {
         head: &RequestHead,
         sent: &mut Option<StatusCode>,
     ) -> Result<(), Failure> {
-        let body = RequestBody::of(stream, expects_continue(head));
+        let body = match &head.upgrade {
+            Some(_) => RequestBody::none(stream),
+            None => RequestBody::of(stream, expects_continue(head)),
+        };
         if self.protocol == UpstreamProtocol::H2c && head.upgrade.is_none() {
             return self.exchange_http2(stream, head, body, sent).await;
         }
@@ -563,19 +566,15 @@ struct Sending {
 }
 
 impl RequestBody {
+    /// No body: what comes on the stream of an upgrade belongs to the new protocol.
+    fn none(stream: &Stream) -> Self {
+        Self(Arc::new(Mutex::new(Sending { end: Some(Bytes::new()), ..Sending::new(stream) })))
+    }
+
     /// The body of a stream whose head was taken. What has arrived with the head is taken too, so that its length is
     /// known where it is all.
     fn of(stream: &Stream, held_back: bool) -> Self {
-        let mut sending = Sending {
-            stream: stream.clone(),
-            kept: Vec::new(),
-            kept_len: 0,
-            next: 0,
-            replayable: true,
-            end: None,
-            ended: false,
-            failed: false,
-        };
+        let mut sending = Sending::new(stream);
         let cx = Context::from_waker(Waker::noop());
         while !held_back && sending.end.is_none() && sending.kept_len < REPLAY {
             match stream.poll_recv(&cx) {
@@ -602,6 +601,19 @@ impl RequestBody {
 }
 
 impl Sending {
+    fn new(stream: &Stream) -> Self {
+        Self {
+            stream: stream.clone(),
+            kept: Vec::new(),
+            kept_len: 0,
+            next: 0,
+            replayable: true,
+            end: None,
+            ended: false,
+            failed: false,
+        }
+    }
+
     fn keep(&mut self, bytes: &Bytes) {
         self.kept_len += bytes.len();
         self.kept.push(bytes.clone());

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Version, request};
 use hyper::body::Incoming;
@@ -55,6 +56,11 @@ pub(crate) async fn forward(
     let head = request_head(&parts, sender, &host);
     let mut exchange = Box::new(Exchange::new(shared.clone(), head, parts.version, started, in_flight));
     let upload = Upload::new(body, shared.limits.clone());
+    if !upload.is_done() {
+        // Where a body ends and another protocol begins is read differently by different servers. RFC 9110, section
+        // 7.8, lets us ignore the wish.
+        exchange.head.upgrade = None;
+    }
     let expects = expects_continue(&parts);
     let result = deliver(&shared, &mut exchange, &host, upload, expects, on_upgrade).await;
     let mut response = match result {
@@ -125,7 +131,9 @@ async fn deliver(
     exchange.head.elapsed_ms = millis(now - exchange.started);
     exchange.head.deadline_ms = millis(deadline.saturating_duration_since(now));
     let head = exchange.head.to_bytes().map_err(head_failure)?;
-    let (held, last) = upload.first();
+    let (held, ended) = upload.first();
+    // With an upgrade, what the sender says after the 101 is still to come.
+    let last = ended && exchange.head.upgrade.is_none();
     let stream = tunnel.link.open(head, held, last).map_err(|error| match error {
         OpenError::Ending => Cause::LinkLost,
         OpenError::TooMany(_) => Cause::TooManyRequests,
@@ -177,6 +185,10 @@ async fn deliver(
     }
     if head.status.is_informational() {
         return Err(Cause::UpstreamInvalid.into());
+    }
+    if exchange.head.upgrade.is_some() {
+        // Nothing is to come after all. A stream that is gone has nothing to be told.
+        let _ = stream.finish(Bytes::new());
     }
     // What is left of the request goes on beside the response; it must not wait for a sender that reads slowly.
     // That holds for one that was to wait for a 100, too: it may send its body without, and hyper sends none any more.
