@@ -5,11 +5,10 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::future::join_all;
 use http::{Request, Version};
 use relay_client::Tunnel;
-use relay_tests::body::{empty, full, pipe};
+use relay_tests::body::{empty, pipe};
 use relay_tests::wire::Message;
 use relay_tests::{App, Wire, World, within};
 
@@ -442,5 +441,384 @@ mod smuggling {
         }
         out.extend_from_slice(rest);
         out
+    }
+}
+
+mod headers {
+    use super::*;
+
+    /// The lines that reach the origin, by `name: value` in lower case.
+    async fn passed(world: &World, origin: &Origin, tunnel: &Tunnel, path: &str, lines: &str) -> Option<Message> {
+        let host = world.host(tunnel.name());
+        let mut wire = world.raw(&host).await;
+        wire.send(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n{lines}\r\n")).await;
+        wire.message().await;
+        origin.requests(path).pop()
+    }
+
+    #[tokio::test]
+    async fn that_connection_lists_cannot_take_ours_away() {
+        let world = hasty().await;
+        let origin = Origin::start().await;
+        let tunnel = world.tunnel(&origin.app).await;
+        let ours = ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "forwarded"];
+        for (i, connection) in [
+            "close, x-forwarded-for, X-Real-IP, X-Forwarded-Host, x-forwarded-proto, Forwarded, Relay-Request-Id",
+            "X-FORWARDED-FOR,x-real-ip\r\nConnection: x-forwarded-host , relay-request-id",
+            "keep-alive, host, x-forwarded-for",
+        ]
+        .iter()
+        .enumerate()
+        {
+            let path = format!("/listed{i}");
+            let lines = format!("Connection: {connection}\r\n");
+            let seen = passed(&world, &origin, &tunnel, &path, &lines).await.expect("it is passed on");
+            for name in ours {
+                assert_eq!(seen.values(name).len(), 1, "{name}: {}", seen.head);
+            }
+            assert_eq!(seen.values("x-forwarded-for"), ["127.0.0.1"]);
+            assert_eq!(seen.values("x-real-ip"), ["127.0.0.1"]);
+            assert_eq!(seen.values("relay-request-id").len(), 1);
+            assert_eq!(seen.values("host").len(), 1);
+        }
+        // What it lists of the sender's own goes, whatever its case.
+        let lines = "Connection: X-Secret, te\r\nx-secret: a\r\nX-SECRET: b\r\nTE: trailers, gzip\r\nX-Stays: c\r\n\
+                     Keep-Alive: timeout=5\r\nProxy-Connection: keep-alive\r\nProxy-Authorization: Basic eA==\r\n\
+                     HTTP2-Settings: AAA\r\n";
+        let seen = passed(&world, &origin, &tunnel, "/own", lines).await.unwrap();
+        for gone in ["x-secret", "keep-alive", "proxy-connection", "proxy-authorization", "http2-settings"] {
+            assert_eq!(seen.values(gone), [""; 0], "{}", seen.head);
+        }
+        assert_eq!((seen.values("x-stays"), seen.values("te")), (vec!["c"], vec!["trailers"]));
+        no_panics(&world).await;
+    }
+
+    /// A WSGI server reads `X_Real_IP`, and some read `X.Real.IP`, as `X-Real-IP`.
+    #[tokio::test]
+    async fn of_ours_are_overwritten_whatever_their_spelling() {
+        let world = World::start().await;
+        let service = relay_tests::tools::environ().await;
+        let tunnel =
+            world.tunnel(service.addr.to_string().parse::<relay_client::address::UpstreamAddr>().unwrap()).await;
+        let host = world.host(tunnel.name());
+        let spoofed = "X-Forwarded-For: 6.6.6.6\r\nx-forwarded-for: 6.6.6.7\r\nX-Real-IP: 6.6.6.6\r\n\
+             X-Forwarded-Host: evil.example\r\nX-Forwarded-Proto: gopher\r\nX-Forwarded-Port: 666\r\n\
+             X-Forwarded-Prefix: /evil\r\nX-Forwarded-Server: evil\r\nX-Forwarded-Ssl: off\r\nX-Forwarded-Scheme: evil\r\n\
+             Forwarded: for=6.6.6.6;host=evil.example;proto=gopher\r\nRelay-Request-Id: evil\r\nRelay-Anything: evil\r\n";
+        let mut wire = world.raw(&host).await;
+        wire.send(format!("GET / HTTP/1.1\r\nHost: {host}\r\nX-Custom_Name: fine\r\n{spoofed}\r\n")).await;
+        let answer = wire.message().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        let seen: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+        let environ = &seen["environ"];
+        let text = environ.to_string();
+        assert!(!text.contains("evil") && !text.contains("6.6.6") && !text.contains("gopher"), "{text}");
+        assert_eq!(environ["HTTP_X_FORWARDED_FOR"], "127.0.0.1");
+        assert_eq!(environ["HTTP_X_FORWARDED_PROTO"], "https");
+        assert_eq!(environ["HTTP_X_FORWARDED_HOST"], host.as_str());
+        assert_eq!(environ["HTTP_X_CUSTOM_NAME"], "fine");
+
+        for alias in [
+            "X_Forwarded_For",
+            "X-Forwarded_For",
+            "X_Real_IP",
+            "x.real.ip",
+            "X-Forwarded.Host",
+            "X_FORWARDED_PROTO",
+            "Relay_Request_Id",
+            "Forwarded_",
+            "_X-Forwarded-For",
+            "X__Forwarded_For",
+            "Content_Length",
+            "Ho_st",
+        ] {
+            let mut wire = world.raw(&host).await;
+            wire.send(format!("GET / HTTP/1.1\r\nHost: {host}\r\n{alias}: 6.6.6.6\r\n\r\n")).await;
+            let answer = wire.message().await.unwrap();
+            let body = String::from_utf8(answer.body.clone()).unwrap();
+            let reached = |name: &str| {
+                let seen: serde_json::Value = serde_json::from_str(&body).unwrap_or_default();
+                seen["environ"][name] == "6.6.6.6" || seen["environ"][name].as_str().unwrap_or("").contains("6.6.6.6,")
+            };
+            for name in [
+                "HTTP_X_FORWARDED_FOR",
+                "HTTP_X_REAL_IP",
+                "HTTP_X_FORWARDED_HOST",
+                "HTTP_X_FORWARDED_PROTO",
+                "HTTP_RELAY_REQUEST_ID",
+                "HTTP_FORWARDED",
+                "HTTP_CONTENT_LENGTH",
+                "HTTP_HOST",
+            ] {
+                assert!(!reached(name), "{alias} is read as {name}");
+            }
+        }
+        no_panics(&world).await;
+    }
+
+    /// What stands behind a body must not say what only the relay may.
+    #[tokio::test]
+    async fn of_ours_do_not_come_in_as_trailers() {
+        let world = World::start().await;
+        let seen: Arc<Mutex<Vec<http::HeaderMap>>> = Arc::default();
+        let record = seen.clone();
+        let app = App::h2c(move |request| {
+            let record = record.clone();
+            async move {
+                let body = http_body_util::BodyExt::collect(request.into_body()).await.unwrap();
+                record.lock().unwrap().extend(body.trailers().cloned());
+                relay_tests::app::ok("ok")
+            }
+        })
+        .await;
+        let options = relay_client::TunnelOptions {
+            protocol: relay_client::config::UpstreamProtocol::H2c,
+            ..relay_client::TunnelOptions::new(app.upstream())
+        };
+        let tunnel = world.tunnel_with(options).await;
+        let mut http = world.http2(&world.host(tunnel.name())).await;
+        let (feed, body) = pipe();
+        let answer = http.begin(Request::post(tunnel.url()).body(body).unwrap());
+        feed.send("x").await;
+        let mut trailers = http::HeaderMap::new();
+        for name in [
+            "x-forwarded-for",
+            "x-real-ip",
+            "relay-request-id",
+            "forwarded",
+            "x_real_ip",
+            "content-length",
+            "host",
+            "x-fine",
+        ] {
+            trailers.insert(http::HeaderName::from_static(name), "6".parse().unwrap());
+        }
+        feed.trailers(trailers).await;
+        assert_eq!(within("an answer", answer).await.unwrap().code(), 200);
+        let seen = seen.lock().unwrap().clone();
+        let names: Vec<&str> = seen.iter().flat_map(|map| map.keys().map(|name| name.as_str())).collect();
+        assert_eq!(names, ["x-fine"]);
+    }
+
+    #[tokio::test]
+    async fn are_not_made_of_what_a_path_decodes_to() {
+        let world = hasty().await;
+        let origin = Origin::start().await;
+        let tunnel = world.tunnel(&origin.app).await;
+        for (i, encoded) in [
+            "%0d%0aX-Injected:%20a",
+            "%0aX-Injected:a",
+            "%00",
+            "%e5%98%8a%e5%98%8dX-Injected:a",
+            "?a=%0d%0aX-Injected:%20a%0d%0a%0d%0aGET%20/",
+        ]
+        .iter()
+        .enumerate()
+        {
+            let path = format!("/crlf{i}");
+            let target = format!("{path}/{encoded}");
+            let lines = "Referer: https://a/%0d%0aX-Injected:%20a\r\nOrigin: https://a%0d%0aX-Injected:%20a\r\n";
+            passed(&world, &origin, &tunnel, &target, lines).await;
+            let seen = origin.requests(&path).pop().expect("it is passed on");
+            assert_eq!(seen.first_line(), format!("GET {target} HTTP/1.1"), "byte for byte");
+            assert_eq!(seen.values("x-injected"), [""; 0]);
+        }
+        assert!(!origin.all().to_lowercase().contains("\nx-injected"));
+        // The redirect to HTTPS echoes host and target into a header.
+        let host = format!("{}.relay.test", tunnel.name());
+        let mut wire = world.plain().await;
+        wire.send(format!("GET /a%0d%0aX-Injected:%20a?b HTTP/1.1\r\nHost: {host}:80\r\n\r\n")).await;
+        let answer = wire.message().await.unwrap();
+        assert_eq!((answer.status(), answer.values("x-injected")), (308, vec![]));
+        assert_eq!(
+            answer.values("location"),
+            [format!("https://{}/a%0d%0aX-Injected:%20a?b", world.host(tunnel.name()))]
+        );
+        // An open redirect needs a host of somebody else's.
+        for evil in
+            ["evil.example", "relay.test.evil.example", "evil.example:80", "relay.test@evil.example", "a.b.relay.test"]
+        {
+            let mut wire = world.plain().await;
+            wire.send(format!("GET //evil.example/ HTTP/1.1\r\nHost: {evil}\r\n\r\n")).await;
+            let answer = wire.message().await.unwrap();
+            assert!([400, 421].contains(&answer.status()), "{evil}: {}", answer.head);
+            assert_eq!(answer.values("location"), [""; 0]);
+        }
+        no_panics(&world).await;
+    }
+
+    #[tokio::test]
+    async fn beyond_the_limits_are_refused_with_431_or_the_connection_ends() {
+        let world = hasty().await;
+        let origin = Origin::start().await;
+        let tunnel = world.tunnel(&origin.app).await;
+        let host = world.host(tunnel.name());
+        let many: String = (0..101).map(|i| format!("X-{i}: a\r\n")).collect();
+        let large = format!("X-Large: {}\r\n", "a".repeat(40 * 1024));
+        let long = "a".repeat(40 * 1024);
+        for (what, head) in [
+            ("many", format!("GET /big HTTP/1.1\r\nHost: {host}\r\n{many}\r\n")),
+            ("large", format!("GET /big HTTP/1.1\r\nHost: {host}\r\n{large}\r\n")),
+            ("a long name", format!("GET /big HTTP/1.1\r\nHost: {host}\r\n{long}: a\r\n\r\n")),
+            ("a long target", format!("GET /big{long} HTTP/1.1\r\nHost: {host}\r\n\r\n")),
+            ("a long method", format!("{long} /big HTTP/1.1\r\nHost: {host}\r\n\r\n")),
+        ] {
+            let mut wire = world.raw(&host).await;
+            let _ = wire.try_send(head).await;
+            let answer = wire.rest().await.unwrap_or_else(|(read, _)| read);
+            let answer = String::from_utf8_lossy(&answer);
+            let status = answer.split(' ').nth(1).unwrap_or("none").to_owned();
+            assert!(["431", "414", "400", "none"].contains(&status.as_str()), "{what}: {answer}");
+            if ["many", "large"].contains(&what) {
+                assert_eq!(status, "431", "{what}: {answer}");
+            }
+        }
+        // A head that never ends: the relay does not wait for its end.
+        let mut wire = world.raw(&host).await;
+        let mut sent = 0;
+        while sent < 4 << 20
+            && wire.try_send("X-A: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n".repeat(100)).await.is_ok()
+        {
+            sent += 5000;
+        }
+        assert!(sent < 4 << 20, "{sent} bytes of a head were taken");
+        assert!(origin.requests("/big").is_empty());
+        // As large as allowed is allowed.
+        let lines: String = (0..80).map(|i| format!("X-{i}: {}\r\n", "a".repeat(300))).collect();
+        assert!(passed(&world, &origin, &tunnel, "/fits", &lines).await.is_some());
+        no_panics(&world).await;
+    }
+}
+
+mod hosts {
+    use super::*;
+
+    /// Whoever asks for a host gets that host's tunnel, or nobody's: whatever SNI, `Host` and `:authority` say.
+    #[tokio::test]
+    async fn reach_their_own_tunnel_or_none() {
+        let world = World::start().await;
+        let service = |name: &'static str| App::serve(move |_| async move { relay_tests::app::ok(name) });
+        let (a, b) = (service("a").await, service("b").await);
+        let options = |app: &App, name: &str| relay_client::TunnelOptions::new(app.upstream()).subdomain(name);
+        let _a = world.tunnel_with(options(&a, "a")).await;
+        let _b = world.tunnel_with(options(&b, "b")).await;
+        let port = world.https().port();
+        let matrix = [
+            ("a.relay.test", 200, "a"),
+            ("A.Relay.TEST", 200, "a"),
+            ("a.relay.test.", 200, "a"),
+            ("b.relay.test", 200, "b"),
+            ("a.relay.test..", 400, ""),
+            (".a.relay.test", 421, ""),
+            ("a.b.relay.test", 421, ""),
+            ("b.a.relay.test", 421, ""),
+            ("relay.test", 404, ""),
+            ("nobody.relay.test", 404, ""),
+            ("evil.example", 421, ""),
+            ("a.relay.test.evil.example", 421, ""),
+            ("arelay.test", 421, ""),
+            ("xn--a.relay.test", 404, ""),
+            ("a\u{ff0e}relay.test", 400, ""),
+            ("127.0.0.1", 421, ""),
+            ("[::1]", 421, ""),
+            ("localhost", 421, ""),
+            ("a", 421, ""),
+            ("*.relay.test", 404, ""),
+            ("a%2erelay.test", 421, ""),
+            ("a_.relay.test", 404, ""),
+        ];
+        for sni in ["a.relay.test", "b.relay.test", "relay.test", "other.relay.test"] {
+            for (host, status, owner) in matrix {
+                for host in [host.to_owned(), format!("{host}:{port}"), format!("{host}:443")] {
+                    let mut wire = world.raw(sni).await;
+                    wire.send(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+                    let answer = wire.message().await.unwrap();
+                    let served = String::from_utf8_lossy(&answer.body);
+                    if answer.status() == 200 {
+                        assert_eq!((status, &*served), (200, owner), "SNI {sni}, Host {host}");
+                    } else {
+                        let expected = [status, 400, 421];
+                        assert!(
+                            status != 200 && expected.contains(&answer.status()),
+                            "SNI {sni}, Host {host}: {}",
+                            answer.head
+                        );
+                    }
+                }
+            }
+            // One HTTP/2 connection serves every host of the certificate, each by its authority.
+            let mut two = world.http2(sni).await;
+            for (host, status, owner) in matrix {
+                let Ok(uri) = format!("https://{host}:{port}/").parse::<http::Uri>() else { continue };
+                let answer = two.answer(Request::get(uri).version(Version::HTTP_2).body(empty()).unwrap()).await;
+                if answer.code() == 200 {
+                    assert_eq!((status, answer.text()), (200, owner), "SNI {sni}, :authority {host}");
+                } else {
+                    assert_ne!(status, 200, "SNI {sni}, :authority {host}");
+                }
+            }
+            for (authority, host) in [("a.relay.test", "b.relay.test"), ("b.relay.test", "a.relay.test")] {
+                let request = Request::get(format!("https://{authority}/")).header("host", host);
+                assert_eq!(two.answer(request.body(empty()).unwrap()).await.code(), 400, "{authority} and {host}");
+            }
+        }
+        no_panics(&world).await;
+    }
+
+    /// Nothing that a request says makes the client dial anything but its own service.
+    #[tokio::test]
+    async fn of_others_are_never_dialled() {
+        let world = hasty().await;
+        let origin = Origin::start().await;
+        let tunnel = world.tunnel(&origin.app).await;
+        // Whoever is dialled here shows up.
+        let victim = App::recording().await;
+        let trap = victim.addr();
+        let host = world.host(tunnel.name());
+        let targets = [
+            format!("http://{trap}/"),
+            format!("//{trap}/"),
+            format!("/\\{trap}/"),
+            format!("@{trap}/"),
+            format!("/@{trap}/"),
+            format!("/http://{trap}/"),
+            format!("http:/{trap}/"),
+            format!("http:\\\\{trap}\\"),
+            format!("/..//{trap}/"),
+            format!("/%2e%2e//{trap}/"),
+            format!("/..%2f..%2f{trap}"),
+            format!("?@{trap}/"),
+            format!("/;@{trap}/"),
+            format!(":80@{trap}/"),
+            format!("http://x@{trap}:80/"),
+            "http://169.254.169.254/latest/meta-data/".to_owned(),
+            "/../../../../etc/passwd".to_owned(),
+            "file:///etc/passwd".to_owned(),
+            "unix:/var/run/docker.sock".to_owned(),
+        ];
+        for target in &targets {
+            for host in [host.clone(), trap.to_string()] {
+                let mut wire = world.raw(&world.host(tunnel.name())).await;
+                wire.send(format!("GET {target} HTTP/1.1\r\nHost: {host}\r\nX-Forwarded-Host: {trap}\r\n\r\n")).await;
+                let answer = wire.message().await.unwrap_or_else(|| panic!("{target}: no answer"));
+                let body = String::from_utf8_lossy(&answer.body).into_owned();
+                match answer.status() {
+                    200 => assert_eq!(body, format!("GET {target} HTTP/1.1"), "as it is, to the one service"),
+                    status => assert!([400, 404, 421].contains(&status), "{target}: {}", answer.head),
+                }
+            }
+        }
+        // A redirect of the service is the sender's to follow.
+        let redirecting = App::serve(move |_| async move {
+            let mut response = relay_tests::app::ok("");
+            *response.status_mut() = http::StatusCode::FOUND;
+            response.headers_mut().insert("location", format!("http://{trap}/").parse().unwrap());
+            response
+        })
+        .await;
+        let other = world.tunnel(&redirecting).await;
+        assert_eq!(world.get(other.url()).await.code(), 302);
+        assert_eq!((victim.connections(), victim.requests()), (0, 0));
+        no_panics(&world).await;
     }
 }

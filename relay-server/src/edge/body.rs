@@ -17,6 +17,7 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::cause::Cause;
+use super::gate::imitates_ours;
 use super::record::Exchange;
 use crate::config::Limits;
 
@@ -288,7 +289,10 @@ impl Upload {
                     Ok(bytes) => self.take(bytes)?,
                     Err(frame) => {
                         let trailers = frame.into_trailers().unwrap_or_default();
-                        let trailers = end_to_end_trailers(&trailers).to_bytes().unwrap_or_default();
+                        let mut trailers = end_to_end_trailers(&trailers);
+                        // Some services read trailers as if they were headers.
+                        trailers.retain(|(name, _)| !imitates_ours(name));
+                        let trailers = trailers.to_bytes().unwrap_or_default();
                         return Poll::Ready(stream.finish(trailers).map_err(|_| UploadError::Unwanted));
                     }
                 },

@@ -48,6 +48,11 @@ pub(crate) fn is_owned(name: &HeaderName) -> bool {
     name.starts_with("relay-") || OWNED.contains(&name)
 }
 
+/// Whether the header is one whose truth the relay states, or would be taken for one.
+pub(crate) fn imitates_ours(name: &HeaderName) -> bool {
+    is_owned(name) || is_look_alike(name.as_str())
+}
+
 /// Checks a request, and finds the host that it is for.
 ///
 /// # Errors
