@@ -1,12 +1,23 @@
 //! Other people's programs on both sides of a tunnel: what works without it must work through it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+use std::future::poll_fn;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
-use http::{Method, Request, StatusCode};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::BodyExt as _;
+use relay_client::address::UpstreamAddr;
 use relay_tests::body::{self, empty, full};
-use relay_tests::tools;
-use relay_tests::{Answer, Http, World};
-use tokio::net::TcpStream;
+use relay_tests::tools::{self, output};
+use relay_tests::world::connect_tls;
+use relay_tests::{Answer, App, Http, RelayServer, World, within};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::process::Command;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 /// [httpbin](https://httpbin.org), asked directly and through a tunnel.
 mod httpbin {
@@ -311,5 +322,339 @@ mod httpbin {
             headers.remove("Content-Length");
         }
         true
+    }
+}
+
+/// git's smart HTTP: large bodies of unknown length both ways, compressed requests, an answer that goes by protocol.
+mod git {
+    use super::*;
+
+    #[tokio::test]
+    async fn clones_and_pushes_over_both_versions() {
+        let served = tempfile::tempdir().unwrap();
+        let work = tempfile::tempdir().unwrap();
+        let app = tools::git_server(served.path()).await;
+        let world = World::start().await;
+        let tunnel = world.tunnel(&app).await;
+        let url = format!("{}/a.git", tunnel.url());
+        let reached = |version: &str, directory: &Path| {
+            let mut git = tools::git(directory);
+            let resolve = format!("http.curloptResolve={}:{}", world.host(tunnel.name()), world.https().ip());
+            git.arg("-c").arg(resolve).arg("-c").arg(format!("http.version={version}"));
+            git.env("GIT_SSL_CAINFO", world.ca_file());
+            git.env("GIT_CURL_VERBOSE", "1").env("GIT_TRACE_CURL_NO_DATA", "1");
+            git
+        };
+        output(tools::git(served.path()).args(["init", "--quiet", "--bare", "a.git"])).await;
+        // So many branches that a clone, which asks for each, has enough to say to compress it.
+        let first = work.path().join("first");
+        output(tools::git(work.path()).args(["init", "--quiet", "first"])).await;
+        for number in 0..40u32 {
+            std::fs::write(first.join(format!("{number}.bin")), incompressible(100_000, number)).unwrap();
+            output(tools::git(&first).args(["add", "."])).await;
+            output(tools::git(&first).args(["commit", "--quiet", "-m", "more"])).await;
+            output(tools::git(&first).args(["branch", &format!("branch-{number}")])).await;
+        }
+
+        let mut push = reached("HTTP/1.1", &first);
+        let said = errors(push.args(["push", "--all", &url])).await;
+        assert!(said.contains("transfer-encoding: chunked"), "a large push goes in chunks:\n{said}");
+        for version in ["HTTP/1.1", "HTTP/2"] {
+            let name = version.replace('/', "-");
+            let said = errors(reached(version, work.path()).args(["clone", "--quiet", &url, &name])).await;
+            assert!(said.contains("content-encoding: gzip"), "a long request is compressed:\n{said}");
+            let clone = work.path().join(&name);
+            output(tools::git(&clone).args(["fsck", "--full", "--strict"])).await;
+            assert_eq!(head(&clone).await, head(&first).await);
+
+            // There and back: the clone pushes, the first one fetches.
+            std::fs::write(clone.join(&name), incompressible(3_000_000, 1000)).unwrap();
+            output(tools::git(&clone).args(["add", "."])).await;
+            output(tools::git(&clone).args(["commit", "--quiet", "-m", "from the clone"])).await;
+            let said = errors(reached(version, &clone).args(["push", "origin", "HEAD"])).await;
+            assert!(said.contains(&format!("recv header: {} 200", version.to_lowercase())), "{version}:\n{said}");
+            output(reached(version, &first).args(["pull", "--quiet", &url, "HEAD"])).await;
+            assert_eq!(head(&clone).await, head(&first).await);
+            assert_eq!(head(&clone).await, head(&served.path().join("a.git")).await);
+        }
+        output(tools::git(&served.path().join("a.git")).args(["fsck", "--full", "--strict"])).await;
+    }
+
+    async fn head(repository: &Path) -> String {
+        output(tools::git(repository).args(["rev-parse", "HEAD"])).await
+    }
+
+    /// What a git that succeeds writes to standard error, in lower case.
+    async fn errors(git: &mut Command) -> String {
+        let done = within("git", git.output()).await.unwrap();
+        let said = String::from_utf8_lossy(&done.stderr).to_lowercase();
+        assert!(done.status.success(), "{git:?}:\n{said}");
+        said
+    }
+
+    fn incompressible(length: usize, seed: u32) -> Vec<u8> {
+        let mut state = u64::from(seed) + 1;
+        let next = || {
+            // xorshift64
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 32) as u8
+        };
+        std::iter::repeat_with(next).take(length).collect()
+    }
+}
+
+/// WebSockets between two ends that know nothing of a tunnel.
+mod websocket {
+    use super::*;
+    use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
+    use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+    use tokio_tungstenite::WebSocketStream;
+    use tokio_tungstenite::tungstenite::Message;
+    use tokio_tungstenite::tungstenite::protocol::Role;
+
+    /// Sends each message back, and the last ones at once.
+    async fn echo() -> (std::net::SocketAddr, JoinSet<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((tcp, _)) = listener.accept().await {
+                tcp.set_nodelay(true).unwrap();
+                connections.spawn(async move {
+                    let Ok(mut socket) = tokio_tungstenite::accept_async(tcp).await else { return };
+                    while let Some(message) = socket.next().await {
+                        let message = message.expect("a message");
+                        if message.is_close() {
+                            continue;
+                        }
+                        socket.feed(message).await.expect("the other side reads");
+                        while let Some(Some(Ok(message))) = socket.next().now_or_never() {
+                            if !message.is_close() {
+                                socket.feed(message).await.expect("the other side reads");
+                            }
+                        }
+                        let _ = socket.flush().await;
+                    }
+                });
+            }
+        });
+        (addr, tasks)
+    }
+
+    fn message(number: u32) -> Message {
+        match number % 3 {
+            0 => Message::text(format!("message {number}")),
+            1 => Message::binary(Bytes::copy_from_slice(&number.to_be_bytes())),
+            _ => Message::text("é".repeat(number as usize % 50)),
+        }
+    }
+
+    /// Sends so many messages as fast as they go and reads their echoes; then closes as one should.
+    async fn converse<S>(socket: WebSocketStream<S>, messages: u32)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (mut sender, mut receiver) = socket.split();
+        let sending = async move {
+            for number in 0..messages {
+                sender.feed(message(number)).await.expect("the other side reads");
+                if number % 1000 == 999 {
+                    sender.flush().await.expect("the other side reads");
+                }
+            }
+            sender.flush().await.expect("the other side reads");
+            sender
+        };
+        let receiving = async {
+            for number in 0..messages {
+                let echoed = within("an echo", receiver.next()).await.expect("no end yet").expect("a message");
+                assert_eq!(echoed, message(number), "message {number}");
+            }
+        };
+        let (mut sender, ()) = tokio::join!(sending, receiving);
+        sender.send(Message::Close(None)).await.unwrap();
+        let last = within("the closing handshake", receiver.next()).await;
+        assert!(matches!(last, Some(Ok(Message::Close(_)))), "{last:?}");
+        assert!(within("the end", receiver.next()).await.is_none());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn echoes_a_million_messages_in_order() {
+        let (addr, _app) = echo().await;
+        let world = World::start().await;
+        let tunnel = world.tunnel(addr.to_string().parse::<UpstreamAddr>().unwrap()).await;
+        let host = world.host(tunnel.name());
+        let tls = world.tls(&host, &[b"http/1.1"]).await;
+        let (socket, response) = tokio_tungstenite::client_async(format!("wss://{host}/chat?a=b"), tls).await.unwrap();
+        assert_eq!(response.status(), 101);
+        let began = Instant::now();
+        converse(socket, 1_000_000).await;
+        println!("a million messages there and back: {:.1?}", began.elapsed());
+    }
+
+    /// RFC 8441: the browser's way since HTTP/2, one stream of a connection that carries others.
+    #[tokio::test]
+    async fn echoes_over_extended_connect() {
+        let (addr, _app) = echo().await;
+        let world = World::start().await;
+        let tunnel = world.tunnel(addr.to_string().parse::<UpstreamAddr>().unwrap()).await;
+        let host = world.host(tunnel.name());
+        let (client, connection) = h2::client::handshake(world.tls(&host, &[b"h2"]).await).await.unwrap();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move { drop(connection.await) });
+        let mut client = client.ready().await.unwrap();
+        // The relay's settings come first of all, and this request follows them.
+        let plain = Request::get(format!("https://{host}/")).body(()).unwrap();
+        drop(within("an answer", client.send_request(plain, true).unwrap().0).await.unwrap());
+        assert!(client.is_extended_connect_protocol_enabled());
+
+        for messages in [1, 50_000] {
+            let request = Request::connect(format!("https://{host}/chat?a=b"))
+                .extension(h2::ext::Protocol::from_static("websocket"))
+                .header("sec-websocket-version", "13")
+                .body(())
+                .unwrap();
+            client = client.ready().await.unwrap();
+            let (response, mut send) = client.send_request(request, false).unwrap();
+            let response = within("an answer", response).await.unwrap();
+            assert_eq!(response.status(), 200);
+            let mut receive = response.into_body();
+
+            let (near, far) = tokio::io::duplex(64 * 1024);
+            let (mut from, mut to) = tokio::io::split(far);
+            tasks.spawn(async move {
+                let mut buffer = vec![0; 16 * 1024];
+                loop {
+                    let n = from.read(&mut buffer).await.unwrap();
+                    if n == 0 {
+                        break drop(send.send_data(Bytes::new(), true));
+                    }
+                    send.reserve_capacity(n);
+                    while send.capacity() < n {
+                        poll_fn(|cx| send.poll_capacity(cx)).await.expect("the stream lives").unwrap();
+                    }
+                    send.send_data(Bytes::copy_from_slice(&buffer[..n]), false).unwrap();
+                }
+            });
+            tasks.spawn(async move {
+                while let Some(bytes) = receive.data().await {
+                    let bytes = bytes.expect("no reset");
+                    receive.flow_control().release_capacity(bytes.len()).unwrap();
+                    if to.write_all(&bytes).await.is_err() {
+                        break;
+                    }
+                }
+                let _ = to.shutdown().await;
+            });
+            converse(WebSocketStream::from_raw_socket(near, Role::Client, None).await, messages).await;
+        }
+    }
+}
+
+/// Server-sent events: each must arrive as soon as it is sent, for as long as the stream is open.
+mod events {
+    use super::*;
+
+    /// Generous: what batches or buffers holds an event back until the next, and the next never comes.
+    const SOON: Duration = Duration::from_secs(5);
+
+    /// An application with a stream of events that the test sends.
+    async fn stream() -> (App, mpsc::Receiver<body::Pipe>) {
+        let (opened, streams) = mpsc::channel(4);
+        let app = App::serve(move |_| {
+            let opened = opened.clone();
+            async move {
+                let (pipe, body) = body::pipe();
+                opened.send(pipe).await.unwrap();
+                let response = Response::builder().header("content-type", "text/event-stream");
+                response.header("cache-control", "no-cache").body(body).unwrap()
+            }
+        })
+        .await;
+        (app, streams)
+    }
+
+    struct Reader {
+        body: hyper::body::Incoming,
+        read: Vec<u8>,
+        _http: Http,
+    }
+
+    impl Reader {
+        async fn open(mut http: Http, url: &str) -> Self {
+            let request = Request::get(url).header("accept", "text/event-stream").body(empty()).unwrap();
+            let response = within("a head", http.request(request)).await.unwrap();
+            assert_eq!(response.headers()["content-type"], "text/event-stream");
+            Self { body: response.into_body(), read: Vec::new(), _http: http }
+        }
+
+        async fn event(&mut self) -> String {
+            loop {
+                if let Some(end) = self.read.windows(2).position(|window| window == b"\n\n") {
+                    return String::from_utf8(self.read.drain(..end + 2).collect()).unwrap();
+                }
+                let frame = self.body.frame().await.expect("no end").expect("no break");
+                self.read.extend_from_slice(frame.data_ref().expect("no trailers"));
+            }
+        }
+    }
+
+    /// The next event is sent when the last has been read: one that waits for company hangs.
+    #[tokio::test]
+    async fn arrive_one_by_one() {
+        let (app, mut streams) = stream().await;
+        let world = World::start().await;
+        let tunnel = world.tunnel(&app).await;
+        let host = world.host(tunnel.name());
+        for http in [world.http1(&host).await, world.http2(&host).await] {
+            let mut reader = Reader::open(http, tunnel.url()).await;
+            let pipe = within("a stream", streams.recv()).await.unwrap();
+            for number in 0..2000 {
+                let event = format!("id: {number}\ndata: {}\n\n", "x".repeat(number % 300));
+                assert!(pipe.send(event.clone()).await);
+                let read = timeout(SOON, reader.event()).await;
+                assert_eq!(read.unwrap_or_else(|_| panic!("event {number} was held back")), event);
+            }
+        }
+    }
+
+    /// In real time, because what closes silent streams or flushes late does so by the clock.
+    #[tokio::test]
+    async fn arrive_for_a_minute() {
+        let (app, mut streams) = stream().await;
+        let relay = RelayServer::spawn([""; 0]).await;
+        let client = relay.client(&relay.token("me").await, &app.addr().to_string(), &[]).await;
+        let host = client.url().strip_prefix("https://").unwrap();
+        let mut open = Vec::new();
+        for version in [&b"http/1.1"[..], b"h2"] {
+            let tls = connect_tls(relay.https, host, &relay.ca_file(), &[version]).await;
+            let http = if version == b"h2" { Http::two(tls).await } else { Http::one(tls).await };
+            let reader = Reader::open(http, client.url()).await;
+            open.push((within("a stream", streams.recv()).await.unwrap(), reader));
+        }
+        let mut worst = Duration::ZERO;
+        let began = Instant::now();
+        for second in 0..=60 {
+            tokio::time::sleep_until((began + Duration::from_secs(second)).into()).await;
+            // Silence in between: events, then none for 10 s and more.
+            if (20..35).contains(&second) {
+                continue;
+            }
+            for (pipe, reader) in &mut open {
+                let sent = Instant::now();
+                assert!(pipe.send(format!("data: {second}\n\n")).await);
+                let read = timeout(SOON, reader.event()).await;
+                assert_eq!(read.expect("the event was held back"), format!("data: {second}\n\n"));
+                worst = worst.max(sent.elapsed());
+            }
+        }
+        println!("the slowest of 92 events in a minute: {worst:.1?}");
+        for (pipe, mut reader) in open {
+            drop(pipe);
+            assert!(within("the end", reader.body.frame()).await.is_none());
+        }
     }
 }
