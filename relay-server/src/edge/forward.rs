@@ -330,7 +330,11 @@ fn switch(
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     }
     let idle = shared.limits.upgrade_idle;
-    shared.spawn(upgrade::run(on_upgrade, stream, idle, shared.closing.clone()));
+    let (in_flight, closing) = (exchange.in_flight.another(), shared.closing.clone());
+    shared.spawn(async move {
+        upgrade::run(on_upgrade, stream, idle, closing).await;
+        drop(in_flight);
+    });
     Ok(response)
 }
 

@@ -242,6 +242,14 @@ fn since(instant: Instant) -> u64 {
 #[derive(Debug)]
 pub(crate) struct InFlight(Arc<Clock>);
 
+impl InFlight {
+    /// The same for what the request has become: an upgraded connection has limits of its own.
+    pub(crate) fn another(&self) -> Self {
+        self.0.in_flight.fetch_add(1, Relaxed);
+        Self(self.0.clone())
+    }
+}
+
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.first_byte.store(0, Relaxed);

@@ -23,7 +23,7 @@ pub(crate) struct Exchange {
     error: OnceLock<Cause>,
     sent: AtomicU64,
     received: AtomicU64,
-    _in_flight: InFlight,
+    pub(crate) in_flight: InFlight,
 }
 
 impl Exchange {
@@ -43,7 +43,7 @@ impl Exchange {
             error: OnceLock::new(),
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
-            _in_flight: in_flight,
+            in_flight,
         }
     }
 
