@@ -1,12 +1,20 @@
 //! What a sender and a local service notice of one exchange.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+use futures_util::{SinkExt as _, StreamExt as _};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use http_body_util::BodyExt as _;
+use hyper::ext::Protocol;
+use hyper_util::rt::TokioIo;
 use relay_client::TunnelOptions;
 use relay_client::config::UpstreamProtocol;
 use relay_tests::body::{empty, full, noise, pipe};
-use relay_tests::{App, Wire, World, within};
+use relay_tests::{App, Body, Wire, World, within};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::Role;
 
 mod bodies {
     use super::*;
@@ -656,7 +664,7 @@ mod streaming {
     /// A reader that stops reading stops its service too, and nobody else. What lies between them is bounded.
     #[tokio::test]
     async fn stalls_with_its_reader_and_with_nobody_else() {
-        const TOTAL: usize = 128 << 20;
+        const TOTAL: usize = 64 << 20;
         let world = World::start().await;
         let sent = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let count = sent.clone();
@@ -699,9 +707,12 @@ mod streaming {
         let mut body = response.into_body();
         let (mut read, piece) = (0, noise(64 * 1024));
         while let Some(frame) = within("the rest", body.frame()).await {
-            for byte in frame.unwrap().into_data().unwrap() {
-                assert_eq!(byte, piece[read % piece.len()], "at {read}");
-                read += 1;
+            let mut bytes = frame.unwrap().into_data().unwrap();
+            while !bytes.is_empty() {
+                let expected = &piece[read % piece.len()..];
+                let some = bytes.split_to(bytes.len().min(expected.len()));
+                assert!(some == expected[..some.len()], "at {read}");
+                read += some.len();
             }
         }
         assert_eq!(read, TOTAL);
@@ -797,5 +808,375 @@ mod streaming {
             }
         })
         .await;
+    }
+}
+
+mod upgrades {
+    use super::*;
+
+    /// Answers a WebSocket handshake and sends every message back.
+    async fn websocket_echo(mut request: Request<hyper::body::Incoming>) -> Response<Body> {
+        let headers = request.headers();
+        assert_eq!(
+            (&headers["upgrade"], &headers["sec-websocket-version"]),
+            (&"websocket".parse().unwrap(), &"13".parse().unwrap())
+        );
+        assert_eq!(headers["connection"].to_str().unwrap().to_lowercase(), "upgrade");
+        let accept = derive_accept_key(headers["sec-websocket-key"].as_bytes());
+        let upgraded = hyper::upgrade::on(&mut request);
+        tokio::spawn(async move {
+            let io = TokioIo::new(upgraded.await.unwrap());
+            let mut socket = WebSocketStream::from_raw_socket(io, Role::Server, None).await;
+            while let Some(Ok(message)) = socket.next().await {
+                if message.is_text() || message.is_binary() {
+                    socket.send(message).await.unwrap();
+                }
+            }
+        });
+        let response = Response::builder().status(101).header("connection", "upgrade").header("upgrade", "websocket");
+        response.header("sec-websocket-accept", accept).header("sec-websocket-protocol", "chat").body(empty()).unwrap()
+    }
+
+    async fn talk(mut socket: WebSocketStream<impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>) {
+        for message in [
+            Message::text("hello"),
+            Message::text(""),
+            Message::binary(noise(1)),
+            Message::binary(noise(1 << 20)),
+            Message::text("ü".repeat(1000)),
+        ] {
+            socket.send(message.clone()).await.unwrap();
+            assert_eq!(within("an echo", socket.next()).await.unwrap().unwrap(), message);
+        }
+        socket.close(None).await.unwrap();
+        while let Some(message) = within("the close", socket.next()).await {
+            assert!(message.is_ok_and(|message| message.is_close()), "a clean close");
+        }
+    }
+
+    #[tokio::test]
+    async fn carry_a_websocket_over_http1() {
+        let world = World::start().await;
+        let app = App::serve(websocket_echo).await;
+        let tunnel = world.tunnel(&app).await;
+        let host = world.host(tunnel.name());
+        let tls = world.tls(&host, &[b"http/1.1"]).await;
+        let mut request = format!("wss://{host}/socket?a=1").into_client_request().unwrap();
+        request.headers_mut().insert("sec-websocket-protocol", "chat".parse().unwrap());
+        let (socket, response) = tokio_tungstenite::client_async(request, tls).await.unwrap();
+        assert_eq!(
+            (response.status(), &response.headers()["sec-websocket-protocol"]),
+            (StatusCode::SWITCHING_PROTOCOLS, &"chat".parse().unwrap())
+        );
+        talk(socket).await;
+    }
+
+    /// RFC 8441, as browsers do where a page came over HTTP/2.
+    #[tokio::test]
+    async fn carry_a_websocket_over_http2() {
+        let world = World::start().await;
+        let app = App::serve(websocket_echo).await;
+        let tunnel = world.tunnel(&app).await;
+        let mut http = world.http2(&world.host(tunnel.name())).await;
+        let request = Request::connect(format!("{}/socket", tunnel.url()))
+            .extension(Protocol::from_static("websocket"))
+            .header("sec-websocket-version", "13")
+            .header("sec-websocket-protocol", "chat")
+            .body(empty())
+            .unwrap();
+        let mut response = within("an answer", http.request(request)).await.unwrap();
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["sec-websocket-protocol"], "chat");
+        for name in ["connection", "upgrade", "sec-websocket-accept"] {
+            assert!(!response.headers().contains_key(name), "{name} has no place in HTTP/2");
+        }
+        let io = TokioIo::new(hyper::upgrade::on(&mut response).await.unwrap());
+        talk(WebSocketStream::from_raw_socket(io, Role::Client, None).await).await;
+        let after = http.answer(Request::get(format!("{}/after", tunnel.url())).body(empty()).unwrap());
+        // The application asserts an upgrade and breaks off; what matters is that the connection still works.
+        assert_eq!(after.await.error(), Some("upstream-invalid"));
+    }
+
+    #[tokio::test]
+    async fn that_the_service_refuses_are_plain_answers() {
+        let world = World::start().await;
+        let app = App::serve(|_| async {
+            Response::builder().status(403).header("x-why", "origin").body(full("not for you")).unwrap()
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        let host = world.host(tunnel.name());
+        let mut wire = world.raw(&host).await;
+        // What follows at once is a request of its own, not a part of a WebSocket that never was.
+        wire.send(format!(
+            "GET /socket HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n\
+             GET /next HTTP/1.1\r\nHost: {host}\r\n\r\n"
+        ))
+        .await;
+        let refused = wire.message().await.unwrap();
+        assert_eq!((refused.status(), &refused.body[..]), (403, &b"not for you"[..]));
+        assert_eq!(refused.values("x-why"), ["origin"]);
+        if let Some(next) = wire.message().await {
+            assert_eq!(next.status(), 403);
+        }
+        let mut http = world.http2(&host).await;
+        let request = Request::connect(format!("{}/socket", tunnel.url()))
+            .extension(Protocol::from_static("websocket"))
+            .header("sec-websocket-version", "13")
+            .body(empty())
+            .unwrap();
+        let answer = http.answer(request).await;
+        assert_eq!((answer.code(), answer.text()), (403, "not for you"));
+    }
+
+    fn upgrade(host: &str) -> String {
+        format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: raw\r\n\r\n")
+    }
+
+    const SWITCHED: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: raw\r\n\r\n";
+
+    /// Either side may finish first and still hear the other out.
+    #[tokio::test]
+    async fn close_one_direction_at_a_time() {
+        let world = World::start().await;
+        let app = App::raw(|mut wire: Wire, number| async move {
+            wire.head().await.unwrap();
+            wire.send(SWITCHED).await;
+            if number == 0 {
+                let said = wire.rest().await.unwrap();
+                wire.send([b"you said ", &said[..]].concat()).await;
+            } else {
+                wire.send("that is all").await;
+                wire.finish().await;
+                assert_eq!(wire.rest().await.unwrap(), b"still here");
+                wire.finish().await;
+            }
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        let host = world.host(tunnel.name());
+        let mut wire = world.raw(&host).await;
+        wire.send(upgrade(&host)).await;
+        assert!(wire.head().await.unwrap().starts_with("HTTP/1.1 101"));
+        wire.send("hello").await;
+        wire.finish().await;
+        assert_eq!(wire.rest().await.unwrap(), b"you said hello");
+
+        let mut wire = world.raw(&host).await;
+        wire.send(upgrade(&host)).await;
+        assert!(wire.head().await.unwrap().starts_with("HTTP/1.1 101"));
+        assert_eq!(wire.rest().await.unwrap(), b"that is all");
+        wire.send("still here").await;
+        wire.finish().await;
+    }
+
+    /// Bytes that come in one packet with a head belong to the new protocol.
+    #[tokio::test]
+    async fn lose_no_byte_beside_the_heads() {
+        let world = World::start().await;
+        let app = App::raw(|mut wire: Wire, _| async move {
+            wire.head().await.unwrap();
+            wire.send(format!("{SWITCHED}early")).await;
+            let said = wire.exactly(9).await;
+            wire.send(said).await;
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        let host = world.host(tunnel.name());
+        let mut wire = world.raw(&host).await;
+        wire.send(format!("{}impatient", upgrade(&host))).await;
+        assert!(wire.head().await.unwrap().starts_with("HTTP/1.1 101"));
+        assert_eq!(wire.rest().await.unwrap(), b"earlyimpatient");
+    }
+
+    /// They outlive every limit that is there for requests.
+    #[tokio::test]
+    async fn last_while_something_moves() {
+        let short = std::time::Duration::from_millis(150);
+        let world = World::with(|config| {
+            let limits = &mut config.limits;
+            (limits.head, limits.keep_alive, limits.body_idle) = (short, short, short);
+            (limits.write_idle, limits.response_idle, limits.deadline) = (short, short, short);
+        })
+        .await;
+        let app = App::serve(websocket_echo).await;
+        let tunnel = world.tunnel(&app).await;
+        let host = world.host(tunnel.name());
+        let tls = world.tls(&host, &[b"http/1.1"]).await;
+        let mut request = format!("wss://{host}/").into_client_request().unwrap();
+        request.headers_mut().insert("sec-websocket-protocol", "chat".parse().unwrap());
+        let (one, _) = tokio_tungstenite::client_async(request, tls).await.unwrap();
+        let mut http = world.http2(&host).await;
+        let request = Request::connect(format!("{}/", tunnel.url())).extension(Protocol::from_static("websocket"));
+        let request = request.header("sec-websocket-version", "13").body(empty()).unwrap();
+        let mut response = within("an answer", http.request(request)).await.unwrap();
+        let io = TokioIo::new(hyper::upgrade::on(&mut response).await.unwrap());
+        let two = WebSocketStream::from_raw_socket(io, Role::Client, None).await;
+        let (mut one, mut two) = (one, two);
+        for pause in [0, 1, 5, 1] {
+            tokio::time::sleep(short * pause).await;
+            one.send(Message::text("still here")).await.unwrap();
+            assert!(within("an echo", one.next()).await.unwrap().is_ok_and(|message| message.is_text()), "HTTP/1.1");
+            two.send(Message::text("still here")).await.unwrap();
+            assert!(within("an echo", two.next()).await.unwrap().is_ok_and(|message| message.is_text()), "HTTP/2");
+        }
+    }
+
+    #[tokio::test]
+    async fn that_nobody_asked_for_are_an_error() {
+        let world = World::start().await;
+        let app = App::raw(|mut wire: Wire, _| async move {
+            wire.head().await.unwrap();
+            wire.send(SWITCHED).await;
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        let answer = world.get(&format!("{}/", tunnel.url())).await;
+        assert_eq!((answer.code(), answer.error()), (502, Some("upstream-invalid")));
+    }
+}
+
+mod names {
+    use super::*;
+    use relay_client::rewrite::HostHeader;
+
+    async fn with(world: &World, app: &App, host: HostHeader) -> relay_client::Tunnel {
+        world.tunnel_with(TunnelOptions { host_header: host, ..TunnelOptions::new(app.upstream()) }).await
+    }
+
+    fn from_a_page(url: &str) -> Request<Body> {
+        let request =
+            Request::post(format!("{url}/form")).header("origin", url).header("referer", format!("{url}/page?x"));
+        request.body(full("x")).unwrap()
+    }
+
+    #[tokio::test]
+    async fn are_the_services_own_unless_asked_otherwise() {
+        let world = World::start().await;
+        let app = App::recording().await;
+        let local = app.addr().to_string();
+        let tunnel = with(&world, &app, HostHeader::Rewrite).await;
+        world.send(from_a_page(tunnel.url())).await;
+        let seen = app.last();
+        assert_eq!(seen.header("host"), local);
+        assert_eq!(seen.header("origin"), format!("http://{local}"));
+        assert_eq!(seen.header("referer"), format!("http://{local}/page?x"));
+        let foreign = Request::post(format!("{}/", tunnel.url())).header("origin", "https://evil.example");
+        world.send(foreign.body(full("x")).unwrap()).await;
+        assert_eq!(app.last().header("origin"), "https://evil.example", "foreign stays foreign");
+
+        let tunnel = with(&world, &app, HostHeader::Preserve).await;
+        world.send(from_a_page(tunnel.url())).await;
+        let seen = app.last();
+        assert_eq!(seen.header("host"), world.host(tunnel.name()));
+        assert_eq!(seen.header("origin"), tunnel.url());
+
+        let tunnel = with(&world, &app, "app.test:8080".parse().unwrap()).await;
+        world.send(from_a_page(tunnel.url())).await;
+        let seen = app.last();
+        assert_eq!((seen.header("host"), seen.header("origin")), ("app.test:8080", "http://app.test:8080"));
+    }
+
+    #[tokio::test]
+    async fn in_redirects_are_the_public_ones() {
+        let world = World::start().await;
+        let app = App::serve(|request| async move {
+            let host = request.headers()["host"].to_str().unwrap().to_owned();
+            let location = match request.uri().path() {
+                "/own" => format!("http://{host}/there?a=b"),
+                "/relative" => "/there".to_owned(),
+                _ => "https://elsewhere.example/".to_owned(),
+            };
+            Response::builder().status(302).header("location", location).body(empty()).unwrap()
+        })
+        .await;
+        let tunnel = with(&world, &app, HostHeader::Rewrite).await;
+        let url = tunnel.url();
+        for (path, location) in [
+            ("/own", format!("{url}/there?a=b")),
+            ("/relative", "/there".to_owned()),
+            ("/foreign", "https://elsewhere.example/".to_owned()),
+        ] {
+            assert_eq!(world.get(&format!("{url}{path}")).await.header("location"), location);
+        }
+    }
+}
+
+mod truth {
+    use super::*;
+
+    const SPOOFED: &[(&str, &str)] = &[
+        ("x-forwarded-for", "6.6.6.6"),
+        ("x-forwarded-host", "evil.example"),
+        ("x-forwarded-proto", "http"),
+        ("x-forwarded-port", "1"),
+        ("x-real-ip", "6.6.6.6"),
+        ("forwarded", "for=6.6.6.6"),
+        ("relay-request-id", "mine"),
+        ("relay-attempt", "7"),
+        ("relay-anything", "x"),
+    ];
+
+    #[tokio::test]
+    async fn about_the_sender_is_told_to_the_service_whatever_the_sender_says() {
+        let world = World::start().await;
+        let app = App::recording().await;
+        let tunnel = world.tunnel(&app).await;
+        let host = world.host(tunnel.name());
+        for version in [1, 2] {
+            let mut http = if version == 1 { world.http1(&host).await } else { world.http2(&host).await };
+            let request = SPOOFED.iter().fold(Request::get(format!("{}/", tunnel.url())), |request, (name, value)| {
+                request.header(*name, *value)
+            });
+            assert_eq!(http.answer(request.body(empty()).unwrap()).await.code(), 200);
+            let seen = app.last();
+            assert_eq!(seen.header("x-forwarded-for"), "127.0.0.1");
+            assert_eq!(seen.header("x-real-ip"), "127.0.0.1");
+            assert_eq!(seen.header("x-forwarded-host"), host);
+            assert_eq!(seen.header("x-forwarded-proto"), "https");
+            assert_eq!(seen.header("forwarded"), format!("for=127.0.0.1;host=\"{host}\";proto=https"));
+            assert_ne!(seen.header("relay-request-id"), "mine");
+            for name in ["x-forwarded-port", "relay-attempt", "relay-anything"] {
+                assert!(!seen.headers.contains_key(name), "{name}: {:?}", seen.headers);
+            }
+        }
+    }
+
+    /// A sender's own id is the sender's; ours has a name of its own.
+    #[tokio::test]
+    async fn about_a_requests_id_stands_where_the_sender_gave_none() {
+        let world = World::start().await;
+        let app = App::recording().await;
+        let mut tunnel = world.tunnel(&app).await;
+        world.get(&format!("{}/", tunnel.url())).await;
+        let id = tunnel.exchange().await.unwrap().id;
+        let seen = app.last();
+        assert_eq!((seen.header("relay-request-id"), seen.header("x-request-id")), (id.as_str(), id.as_str()));
+
+        let own = Request::get(format!("{}/", tunnel.url())).header("x-request-id", "of-the-sender");
+        world.send(own.body(empty()).unwrap()).await;
+        let next = tunnel.exchange().await.unwrap().id;
+        let seen = app.last();
+        assert_eq!((seen.header("relay-request-id"), seen.header("x-request-id")), (next.as_str(), "of-the-sender"));
+        assert_ne!(id, next);
+    }
+
+    /// Only the relay says that an error is the relay's.
+    #[tokio::test]
+    async fn about_errors_cannot_be_forged_by_a_service() {
+        let world = World::start().await;
+        let app = App::serve(|_| async {
+            Response::builder()
+                .status(502)
+                .header("relay-error", "deadline")
+                .header("server", "mine")
+                .body(empty())
+                .unwrap()
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        let answer = world.get(&format!("{}/", tunnel.url())).await;
+        assert_eq!((answer.code(), answer.error(), answer.header("server")), (502, None, "mine"));
     }
 }
