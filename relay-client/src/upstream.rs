@@ -584,6 +584,7 @@ impl RequestBody {
                 _ => break,
             }
         }
+        sending.replayable = sending.kept_len <= REPLAY;
         Self(Arc::new(Mutex::new(sending)))
     }
 
