@@ -1180,3 +1180,369 @@ mod truth {
         assert_eq!((answer.code(), answer.error(), answer.header("server")), (502, None, "mine"));
     }
 }
+
+/// A service that closes a connection just when a request comes on it: Node after 5 s, gunicorn after 2.
+mod pooled_connections {
+    use super::*;
+
+    const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+    /// Answers one request on its first connection and closes it when the second comes. Later connections answer
+    /// all, with what they were told of the attempt, or close too.
+    async fn closing(then: &'static str, second_chance: bool) -> App {
+        App::raw(move |mut wire: Wire, number| async move {
+            if number > 0 && !second_chance {
+                wire.message().await;
+                return;
+            }
+            while let Some(request) = wire.message().await {
+                let told = request.values("relay-attempt").join(",");
+                let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{told}", told.len());
+                wire.send(answer).await;
+                if number == 0 {
+                    // All of the second request, or its head, and then the end.
+                    wire.head().await;
+                    let _ = wire.try_send(then).await;
+                    return;
+                }
+            }
+        })
+        .await
+    }
+
+    #[tokio::test]
+    async fn are_used_again() {
+        let world = World::start().await;
+        let app = App::echo().await;
+        let tunnel = world.tunnel(&app).await;
+        for _ in 0..5 {
+            assert_eq!(world.post(&format!("{}/", tunnel.url()), "x").await.text(), "x");
+        }
+        assert_eq!(app.connections(), 1);
+    }
+
+    #[tokio::test]
+    async fn that_close_cost_one_more_attempt_and_no_webhook() {
+        let world = World::start().await;
+        let app = closing("", true).await;
+        let tunnel = world.tunnel(&app).await;
+        let url = format!("{}/", tunnel.url());
+        assert_eq!(world.post(&url, "first").await.text(), "", "the first attempt is not marked");
+        let again = Request::post(&url).header("relay-attempt", "9").body(full("second")).unwrap();
+        assert_eq!(world.send(again).await.text(), "2");
+        assert_eq!(app.connections(), 2);
+    }
+
+    #[tokio::test]
+    async fn are_replaced_once_and_not_for_ever() {
+        let world = World::start().await;
+        let app = closing("", false).await;
+        let tunnel = world.tunnel(&app).await;
+        let url = format!("{}/", tunnel.url());
+        assert_eq!(world.get(&url).await.code(), 200);
+        let answer = world.get(&url).await;
+        assert_eq!((answer.code(), answer.error()), (502, Some("upstream-invalid")));
+        assert_eq!(app.connections(), 2, "one extra attempt");
+    }
+
+    /// After a byte of an answer the service has seen the request.
+    #[tokio::test]
+    async fn that_began_to_answer_are_not_replaced() {
+        let world = World::start().await;
+        let app = closing("HTTP/1.1 2", true).await;
+        let tunnel = world.tunnel(&app).await;
+        let url = format!("{}/", tunnel.url());
+        assert_eq!(world.get(&url).await.code(), 200);
+        let answer = world.post(&url, "x").await;
+        assert_eq!((answer.code(), answer.error()), (502, Some("upstream-invalid")));
+        assert_eq!(app.connections(), 1);
+    }
+
+    /// A body is held up to 64 KiB, and one that is not held cannot be sent again.
+    #[tokio::test]
+    async fn are_replaced_for_bodies_up_to_64_kib() {
+        let world = World::start().await;
+        for (size, attempts) in [(64 * 1024, 2), (64 * 1024 + 1, 1), (80 * 1024, 1), (1 << 20, 1)] {
+            // The second request is read whole, so that it is there as a whole where it is sent again.
+            let app = App::raw(move |mut wire: Wire, number| async move {
+                while let Some(request) = wire.message().await {
+                    if number == 0 && request.body.len() == size {
+                        return;
+                    }
+                    assert!(request.body.len() <= 1 || request.body == noise(size), "all of it, again");
+                    wire.send(OK).await;
+                }
+            })
+            .await;
+            let tunnel = world.tunnel(&app).await;
+            let url = format!("{}/", tunnel.url());
+            assert_eq!(world.post(&url, "x").await.code(), 200);
+            let answer = world.post(&url, noise(size)).await;
+            let expected = if attempts == 2 { (200, None) } else { (502, Some("upstream-invalid")) };
+            assert_eq!((answer.code(), answer.error()), expected, "{size}");
+            assert_eq!(app.connections(), attempts, "{size}");
+        }
+    }
+
+    /// A new connection that closes at once is no old one: the service has had its chance.
+    #[tokio::test]
+    async fn that_are_new_get_no_second_attempt() {
+        let world = World::start().await;
+        let app = App::raw(|mut wire: Wire, _| async move { drop(wire.message().await) }).await;
+        let tunnel = world.tunnel(&app).await;
+        let answer = world.get(&format!("{}/", tunnel.url())).await;
+        assert_eq!((answer.code(), answer.error()), (502, Some("upstream-invalid")));
+        assert_eq!(app.connections(), 1);
+    }
+
+    /// What a service sends without being asked must not become the answer of the next request.
+    #[tokio::test]
+    async fn with_stray_bytes_are_not_used_again() {
+        let world = World::start().await;
+        let app = App::raw(|mut wire: Wire, _| async move {
+            wire.message().await;
+            wire.send(OK).await;
+            let _ = wire.try_send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstray").await;
+            wire.message().await;
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        for _ in 0..20 {
+            let answer = world.get(&format!("{}/", tunnel.url())).await;
+            assert_eq!((answer.code(), answer.text()), (200, "ok"));
+        }
+    }
+}
+
+mod services {
+    use super::*;
+    use relay_client::address::UpstreamAddr;
+
+    #[tokio::test]
+    async fn on_localhost_answer_over_either_address_family() {
+        let world = World::start().await;
+        for address in ["[::1]:0", "127.0.0.1:0"] {
+            let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let app = App::recording_on(listener);
+            let tunnel = world.tunnel(format!("localhost:{port}").parse::<UpstreamAddr>().unwrap()).await;
+            assert_eq!(world.get(&format!("{}/", tunnel.url())).await.text(), "ok", "{address}");
+            assert_eq!(app.only().header("host"), format!("localhost:{port}"));
+        }
+    }
+
+    #[tokio::test]
+    async fn on_a_unix_socket_answer() {
+        let world = World::start().await;
+        let dir = tempfile::tempdir().unwrap();
+        let app = App::unix(&dir.path().join("app.sock"), relay_tests::app::echo);
+        let tunnel = world.tunnel(&app).await;
+        let answer = world.post(&format!("{}/", tunnel.url()), noise(100_000)).await;
+        assert!(answer.code() == 200 && answer.body == noise(100_000));
+    }
+
+    /// A development server's own certificate is nobody's business on loopback.
+    #[tokio::test]
+    async fn with_a_certificate_of_their_own_answer_on_loopback() {
+        let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key = rustls::pki_types::PrivateKeyDer::try_from(own.signing_key.serialize_der()).unwrap();
+        let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let config = config.unwrap().with_no_client_auth().with_single_cert(vec![own.cert.into()], key).unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(config));
+        let listener = relay_tests::app::listener().await;
+        let addr = listener.local_addr().unwrap();
+        let mut serving = tokio::task::JoinSet::new();
+        serving.spawn(async move {
+            while let Ok((tcp, _)) = listener.accept().await {
+                let Ok(tls) = acceptor.accept(tcp).await else { continue };
+                let mut wire = Wire::new(tls);
+                let request = wire.message().await.unwrap();
+                let host = request.values("host")[0].to_owned();
+                let head = format!("HTTP/1.1 302 Found\r\nLocation: https://{host}/in\r\n");
+                wire.send(format!("{head}Content-Length: {}\r\n\r\n{host}", host.len())).await;
+                wire.finish().await;
+            }
+        });
+        let world = World::start().await;
+        let tunnel = world.tunnel(format!("https://{addr}").parse::<UpstreamAddr>().unwrap()).await;
+        let answer = world.get(&format!("{}/", tunnel.url())).await;
+        assert_eq!((answer.code(), answer.text()), (302, addr.to_string().as_str()));
+        assert_eq!(answer.header("location"), format!("{}/in", tunnel.url()));
+    }
+
+    #[tokio::test]
+    async fn that_speak_h2c_answer_many_at_once_on_one_connection() {
+        let world = World::start().await;
+        let app = App::h2c(relay_tests::app::echo).await;
+        let options = TunnelOptions { protocol: UpstreamProtocol::H2c, ..TunnelOptions::new(app.upstream()) };
+        let tunnel = world.tunnel_with(options).await;
+        let url = format!("{}/", tunnel.url());
+        assert_eq!(world.post(&url, "first").await.text(), "first");
+        let mut http = world.http2(&world.host(tunnel.name())).await;
+        let answers: Vec<_> =
+            (0..50).map(|n| http.begin(Request::post(&url).body(full(n.to_string())).unwrap())).collect();
+        for (n, answer) in answers.into_iter().enumerate() {
+            assert_eq!(within("an answer", answer).await.unwrap().text(), n.to_string());
+        }
+        assert_eq!(app.connections(), 1);
+    }
+
+    /// The webhook's sender learns what is wrong, the developer which address, and nothing needs a restart.
+    #[tokio::test]
+    async fn that_are_down_are_named_and_found_again() {
+        let world = World::start().await;
+        let listener = relay_tests::app::listener().await;
+        let addr = listener.local_addr().unwrap();
+        drop(listener);
+        let mut tunnel = world.tunnel(addr.to_string().parse::<UpstreamAddr>().unwrap()).await;
+        let url = format!("{}/hook", tunnel.url());
+        let answer = world.post(&url, "x").await;
+        assert_eq!((answer.code(), answer.error()), (502, Some("upstream-refused")));
+        assert_eq!(answer.json()["error"]["code"], "upstream-refused");
+        assert!(answer.headers.contains_key("retry-after"));
+        let exchange = tunnel.exchange().await.unwrap();
+        assert_eq!((exchange.status, exchange.error.as_deref()), (Some(502), Some("upstream-refused")));
+        let page = Request::get(&url).header("accept", "text/html,*/*").body(empty()).unwrap();
+        assert!(world.send(page).await.header("content-type").starts_with("text/html"));
+
+        let app = App::recording_on(tokio::net::TcpListener::bind(addr).await.unwrap());
+        assert_eq!(world.post(&url, "x").await.text(), "ok");
+        assert_eq!(app.only().body, "x");
+    }
+
+    #[tokio::test]
+    async fn that_speak_something_else_are_an_error() {
+        let world = World::start().await;
+        let app = App::raw(|mut wire: Wire, _| async move {
+            wire.send("220 mail.example ESMTP\r\n").await;
+            let _ = wire.rest().await;
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        let answer = world.get(&format!("{}/", tunnel.url())).await;
+        assert_eq!((answer.code(), answer.error()), (502, Some("upstream-invalid")));
+    }
+}
+
+mod deadlines {
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    /// Never answers, and tells when its connection ends.
+    async fn silent() -> (App, tokio::sync::mpsc::Receiver<()>) {
+        let (gone, is_gone) = tokio::sync::mpsc::channel(10);
+        let app = App::raw(move |mut wire: Wire, _| {
+            let gone = gone.clone();
+            async move {
+                wire.message().await;
+                let _ = wire.rest().await;
+                gone.send(()).await.unwrap();
+            }
+        })
+        .await;
+        (app, is_gone)
+    }
+
+    #[tokio::test]
+    async fn end_in_504_and_abort_the_call_to_the_service() {
+        let world = World::start().await;
+        let (app, mut is_gone) = silent().await;
+        let timeout = Some(Duration::from_millis(300));
+        let mut tunnel = world.tunnel_with(TunnelOptions { timeout, ..TunnelOptions::new(app.upstream()) }).await;
+        let begun = Instant::now();
+        let answer = world.post(&format!("{}/", tunnel.url()), "x").await;
+        assert_eq!((answer.code(), answer.error()), (504, Some("deadline")));
+        assert!(answer.json()["error"]["message"].as_str().unwrap().contains("300 ms"), "{}", answer.text());
+        assert!(begun.elapsed() >= Duration::from_millis(250), "not before its time: {:?}", begun.elapsed());
+        within("the call to the service to be aborted", is_gone.recv()).await.unwrap();
+        let exchange = tunnel.exchange().await.unwrap();
+        assert_eq!((exchange.status, exchange.error.as_deref()), (Some(504), Some("deadline")));
+    }
+
+    #[tokio::test]
+    async fn are_the_relays_own_where_the_tunnel_has_none() {
+        let world = World::with(|config| config.limits.deadline = Duration::from_millis(200)).await;
+        let (app, _is_gone) = silent().await;
+        let tunnel = world.tunnel(&app).await;
+        let answer = world.get(&format!("{}/", tunnel.url())).await;
+        assert_eq!((answer.code(), answer.error()), (504, Some("deadline")));
+    }
+
+    /// They hold for the head; a body may take its time.
+    #[tokio::test]
+    async fn do_not_cut_a_body() {
+        let world = World::start().await;
+        let app = App::raw(|mut wire: Wire, _| async move {
+            wire.message().await;
+            wire.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nha").await;
+            tokio::time::sleep(Duration::from_millis(400)).await;
+            wire.send("lf").await;
+        })
+        .await;
+        let timeout = Some(Duration::from_millis(200));
+        let tunnel = world.tunnel_with(TunnelOptions { timeout, ..TunnelOptions::new(app.upstream()) }).await;
+        assert_eq!(world.get(&format!("{}/", tunnel.url())).await.text(), "half");
+    }
+
+    /// A provider counts from its connect; later requests of a connection from their own first byte.
+    #[tokio::test]
+    async fn count_from_when_the_sender_does() {
+        const DAWDLE: Duration = Duration::from_millis(200);
+        let world = World::start().await;
+        let app = App::echo().await;
+        let mut tunnel = world.tunnel(&app).await;
+        let host = world.host(tunnel.name());
+        let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        let mut wire = world.raw(&host).await;
+        tokio::time::sleep(DAWDLE).await;
+        wire.send(&request).await;
+        wire.message().await.unwrap();
+        let first = tunnel.exchange().await.unwrap().duration;
+        assert!(first >= DAWDLE, "from the acceptance of the connection: {first:?}");
+        tokio::time::sleep(DAWDLE).await;
+        let sent = Instant::now();
+        wire.send(&request).await;
+        wire.message().await.unwrap();
+        let second = tunnel.exchange().await.unwrap().duration;
+        assert!(second <= sent.elapsed(), "from its own first byte: {second:?} of {:?}", sent.elapsed());
+
+        let mut http = world.http2(&host).await;
+        http.answer(Request::get(format!("{}/", tunnel.url())).body(empty()).unwrap()).await;
+        tunnel.exchange().await.unwrap();
+        tokio::time::sleep(DAWDLE).await;
+        let sent = Instant::now();
+        http.answer(Request::get(format!("{}/", tunnel.url())).body(empty()).unwrap()).await;
+        let later = tunnel.exchange().await.unwrap().duration;
+        assert!(later <= sent.elapsed(), "a later stream from its own: {later:?} of {:?}", sent.elapsed());
+    }
+
+    /// An answer that comes too late must not be given to somebody else.
+    #[tokio::test]
+    async fn discard_late_answers() {
+        let world = World::start().await;
+        let late = std::sync::Arc::new(tokio::sync::Notify::new());
+        let release = late.clone();
+        let app = App::serve(move |request| {
+            let late = late.clone();
+            async move {
+                let path = request.uri().path().to_owned();
+                if path == "/late" {
+                    late.notified().await;
+                }
+                relay_tests::app::ok(path)
+            }
+        })
+        .await;
+        let timeout = Some(Duration::from_millis(150));
+        let tunnel = world.tunnel_with(TunnelOptions { timeout, ..TunnelOptions::new(app.upstream()) }).await;
+        let mut http = world.http1(&world.host(tunnel.name())).await;
+        for n in 0..10 {
+            let request = Request::get(format!("{}/late", tunnel.url())).body(empty()).unwrap();
+            assert_eq!(http.answer(request).await.code(), 504);
+            release.notify_waiters();
+            let request = Request::get(format!("{}/{n}", tunnel.url())).body(empty()).unwrap();
+            assert_eq!(http.answer(request).await.text(), format!("/{n}"));
+        }
+    }
+}
