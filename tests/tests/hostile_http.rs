@@ -822,3 +822,802 @@ mod hosts {
         no_panics(&world).await;
     }
 }
+
+mod answers {
+    use super::*;
+
+    /// An origin that says no to the body at once, while the sender sends it all the same.
+    #[tokio::test]
+    async fn match_their_requests_where_a_body_was_refused_early() {
+        let world = hasty().await;
+        let app = App::raw(|mut wire: Wire, _| async move {
+            while let Some(head) = wire.head().await {
+                let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
+                let status = if head.starts_with("POST") { "417 Expectation Failed" } else { "200 OK" };
+                let answer = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{path}", path.len());
+                if wire.try_send(answer).await.is_err() || head.starts_with("POST") {
+                    return;
+                }
+            }
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        let host = world.host(tunnel.name());
+        for expect in ["Expect: 100-continue\r\n", ""] {
+            let mut wire = world.raw(&host).await;
+            let inner = format!("GET /inner HTTP/1.1\r\nHost: {host}\r\n\r\n");
+            wire.send(format!(
+                "POST /first HTTP/1.1\r\nHost: {host}\r\n{expect}Content-Length: {}\r\n\r\n",
+                inner.len()
+            ))
+            .await;
+            let head = wire.message().await.unwrap();
+            assert_eq!((head.status(), &head.body[..]), (417, &b"/first"[..]), "{}", head.head);
+            // The body comes late, then another request.
+            let _ = wire.try_send(format!("{inner}GET /second HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+            match wire.message().await {
+                None => {}
+                Some(answer) => assert_eq!(answer.body, b"/second", "the answer to the body: {}", answer.head),
+            }
+        }
+        no_panics(&world).await;
+    }
+
+    /// Bytes behind an upgrade request are the other protocol's, and only once the service has agreed to it.
+    #[tokio::test]
+    async fn of_a_refused_upgrade_leave_what_follows_a_request_of_its_own() {
+        let world = hasty().await;
+        let (early, mut heard) = tokio::sync::mpsc::channel::<Vec<u8>>(16);
+        let app = App::raw(move |mut wire: Wire, _| {
+            let early = early.clone();
+            async move {
+                while let Some(head) = wire.head().await {
+                    if head.contains("upgrade: ") {
+                        // Whatever comes before our answer came too early.
+                        let more = tokio::time::timeout(Duration::from_millis(150), wire.some()).await;
+                        early.send(more.unwrap_or_default()).await.unwrap();
+                    }
+                    let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
+                    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{path}", path.len());
+                    if wire.try_send(answer).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        let host = world.host(tunnel.name());
+        let key = "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n";
+        for protocol in ["websocket", "h2c", "foo/1", "TLS/1.0"] {
+            let mut wire = world.raw(&host).await;
+            wire.send(format!(
+                "GET /up HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n{key}\r\n\
+                 GET /inner HTTP/1.1\r\nHost: {host}\r\n\r\n"
+            ))
+            .await;
+            let answer = wire.message().await.unwrap();
+            assert_eq!((answer.status(), &answer.body[..]), (200, &b"/up"[..]), "{protocol}");
+            assert_eq!(heard.recv().await.unwrap(), b"", "{protocol}: bytes arrived before the service had agreed");
+            if let Some(answer) = wire.message().await {
+                assert_eq!((answer.status(), &answer.body[..]), (200, &b"/inner"[..]), "{protocol}");
+            }
+        }
+        no_panics(&world).await;
+    }
+
+    /// An upgraded connection has a limit of its own: those for heads and idle connections end with the upgrade.
+    #[tokio::test]
+    async fn of_an_upgraded_connection_go_on_beyond_the_limits_for_heads() {
+        let world = hasty().await;
+        let app = App::raw(|mut wire: Wire, _| async move {
+            wire.head().await;
+            wire.send("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: foo\r\n\r\n").await;
+            loop {
+                let bytes = wire.some().await;
+                if bytes.is_empty() || wire.try_send(bytes).await.is_err() {
+                    return;
+                }
+            }
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        let host = world.host(tunnel.name());
+        let mut wire = world.raw(&host).await;
+        wire.send(format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: foo\r\n\r\n")).await;
+        assert!(wire.head().await.unwrap().starts_with("HTTP/1.1 101"));
+        for _ in 0..3 {
+            wire.send("ping").await;
+            assert_eq!(wire.exactly(4).await, b"ping");
+            tokio::time::sleep(Duration::from_millis(700)).await;
+        }
+        no_panics(&world).await;
+    }
+
+    /// Requests that break off anywhere, a thousand of them between others: each answer carries its own request's id.
+    #[tokio::test]
+    async fn carry_their_own_request_after_a_thousand_aborts() {
+        let world = World::start().await;
+        let app = App::serve(|request| async move {
+            let path = request.uri().path().to_owned();
+            let n: u64 = path[1..].parse().unwrap();
+            tokio::time::sleep(Duration::from_millis(n % 4)).await;
+            // Some bodies are small, some larger than a window.
+            relay_tests::app::ok(format!("{path}\n").repeat(if n % 7 == 0 { 20_000 } else { 1 }))
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        let host = world.host(tunnel.name());
+        let (world, host) = (&world, &host);
+        let round = |worker: u64| async move {
+            let mut two = world.http2(host).await;
+            for i in 0..125u64 {
+                let n = worker * 1000 + i;
+                let request = format!("GET /{n} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+                // One that breaks off: within its head, behind it, within its answer, or with its body owed.
+                let mut wire = world.raw(host).await;
+                match n % 5 {
+                    0 => wire.send(&request[..request.len() / 2]).await,
+                    1 => wire.send(&request).await,
+                    2 => {
+                        wire.send(&request).await;
+                        wire.some().await;
+                    }
+                    3 => {
+                        let body = "Content-Length: 10\r\n\r\nabc";
+                        wire.send(format!("POST /{n} HTTP/1.1\r\nHost: {host}\r\n{body}")).await;
+                    }
+                    _ => drop(two.request(Request::get(format!("https://{host}/{n}")).body(empty()).unwrap())),
+                }
+                drop(wire);
+                // And one that does not.
+                let n = n + 500;
+                let url = format!("https://{host}/{n}");
+                let answer = two.answer(Request::get(&url).body(empty()).unwrap()).await;
+                assert_eq!(answer.code(), 200, "{n}: {:?}", answer.headers);
+                assert!(answer.text().lines().all(|line| line == format!("/{n}")), "{n}: {:.60}", answer.text());
+                assert_eq!(answer.text().lines().count(), if n % 7 == 0 { 20_000 } else { 1 });
+            }
+        };
+        join_all((0..8).map(round)).await;
+        no_panics(world).await;
+    }
+}
+
+mod slow {
+    use std::time::Instant;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    /// Longer than any limit of [`hasty`] with its watchdog's slack, shorter than the real ones.
+    const SOON: Duration = Duration::from_secs(4);
+
+    async fn ends_soon(what: &str, wire: &mut Wire) -> String {
+        let since = Instant::now();
+        let rest = wire.rest().await.unwrap_or_else(|(read, _)| read);
+        assert!(since.elapsed() < SOON, "{what}: given up after {:?}", since.elapsed());
+        String::from_utf8_lossy(&rest).into_owned()
+    }
+
+    #[tokio::test]
+    async fn handshakes_and_heads_end_on_every_listener() {
+        let world = hasty().await;
+        let origin = Origin::start().await;
+        let tunnel = world.tunnel(&origin.app).await;
+        let host = world.host(tunnel.name());
+        let silent = |address| async move { Wire::new(TcpStream::connect(address).await.unwrap()) };
+
+        let mut mute = silent(world.https()).await;
+        let mut half = silent(world.https()).await;
+        half.send([0x16, 3, 1, 2, 0, 1, 0]).await;
+        let mut idle = world.raw(&host).await;
+        let mut head = world.raw(&host).await;
+        head.send(format!("GET /slow HTTP/1.1\r\nHost: {host}\r\nX-")).await;
+        let mut idle_two = Wire::new(world.tls(&host, &[b"h2"]).await);
+        let mut half_preface = Wire::new(world.tls(&host, &[b"h2"]).await);
+        half_preface.send("PRI * HTTP/2.0\r\n").await;
+        let mut plain = world.plain().await;
+        let mut plain_head = world.plain().await;
+        plain_head.send(format!("GET /slow HTTP/1.1\r\nHost: {host}\r\nX-")).await;
+        let mut admin = silent(world.admin()).await;
+        let mut admin_head = silent(world.admin()).await;
+        admin_head.send("GET /healthz HTTP/1.1\r\nX-").await;
+        // Between two requests a connection may be idle for its own limit.
+        let mut between = world.raw(&host).await;
+        between.send(format!("GET /between HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+        between.message().await.unwrap();
+        let mut connections = [
+            ("no ClientHello", &mut mute),
+            ("half a ClientHello", &mut half),
+            ("no request", &mut idle),
+            ("half a head", &mut head),
+            ("no preface", &mut idle_two),
+            ("half a preface", &mut half_preface),
+            ("plain: no request", &mut plain),
+            ("plain: half a head", &mut plain_head),
+            ("admin: no request", &mut admin),
+            ("admin: half a head", &mut admin_head),
+            ("between two requests", &mut between),
+        ];
+        join_all(connections.iter_mut().map(|(what, wire)| ends_soon(what, wire))).await;
+        assert!(origin.requests("/slow").is_empty());
+        no_panics(&world).await;
+    }
+
+    /// A byte now and then does not keep a head alive.
+    #[tokio::test]
+    async fn heads_that_trickle_end_too() {
+        let world = hasty().await;
+        let origin = Origin::start().await;
+        let tunnel = world.tunnel(&origin.app).await;
+        let host = world.host(tunnel.name());
+        let trickle = |mut wire: Wire| async move {
+            let since = Instant::now();
+            let mut sent = String::new();
+            while wire.try_send("X").await.is_ok() {
+                assert!(since.elapsed() < SOON, "still open after {:?}", since.elapsed());
+                sent.push('X');
+                if tokio::time::timeout(Duration::from_millis(50), wire.some()).await.is_ok() {
+                    return;
+                }
+            }
+        };
+        let mut wires = [world.raw(&host).await, world.plain().await];
+        for wire in &mut wires {
+            wire.send(format!("GET /slow HTTP/1.1\r\nHost: {host}\r\nX-")).await;
+        }
+        join_all(wires.map(trickle)).await;
+        assert!(origin.requests("/slow").is_empty(), "no stream is opened before the head is whole");
+        no_panics(&world).await;
+    }
+
+    #[tokio::test]
+    async fn bodies_get_408_and_trickling_ones_the_deadline() {
+        let world = World::with(|config| {
+            config.limits.body_idle = Duration::from_millis(300);
+            config.limits.deadline = Duration::from_millis(1500);
+        })
+        .await;
+        let app = App::recording().await;
+        let tunnel = world.tunnel(&app).await;
+        let host = world.host(tunnel.name());
+        for framing in [
+            "Content-Length: 10\r\n\r\nabc",
+            "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
+            "Content-Length: 10\r\n\r\n",
+        ] {
+            let mut wire = world.raw(&host).await;
+            wire.send(format!("POST / HTTP/1.1\r\nHost: {host}\r\n{framing}")).await;
+            let answer = wire.message().await.unwrap();
+            assert_eq!((answer.status(), answer.values("relay-error")), (408, vec!["body-timeout"]));
+            assert!(wire.rest().await.unwrap_or_default().is_empty(), "the connection ends with the half-read body");
+        }
+        let mut two = world.http2(&host).await;
+        let (feed, body) = pipe();
+        let answer = two.begin(Request::post(tunnel.url()).body(body).unwrap());
+        feed.send("abc").await;
+        assert_eq!(answer.await.unwrap().code(), 408);
+
+        // A byte every 100 ms is not silence; the deadline is for the whole.
+        let mut wire = world.raw(&host).await;
+        wire.send(format!("POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: 10000\r\n\r\n")).await;
+        let answer = loop {
+            let _ = wire.try_send("x").await;
+            if let Ok(answer) = tokio::time::timeout(Duration::from_millis(100), wire.message()).await {
+                break answer.unwrap();
+            }
+        };
+        assert_eq!((answer.status(), answer.values("relay-error")), (504, vec!["deadline"]));
+        assert!(app.seen().is_empty());
+        no_panics(&world).await;
+    }
+
+    /// Readers that do not read stall themselves, are given up, and cost nobody else anything.
+    #[tokio::test]
+    async fn readers_are_reset_and_delay_nobody() {
+        let world = World::with(|config| config.limits.write_idle = Duration::from_millis(500)).await;
+        let gone = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let count = gone.clone();
+        let app = App::serve(move |request| {
+            let count = count.clone();
+            async move {
+                if request.uri().path() != "/large" {
+                    return relay_tests::app::ok("small");
+                }
+                let (feed, body) = pipe();
+                tokio::spawn(async move {
+                    let piece = relay_tests::body::noise(64 * 1024);
+                    while feed.send(piece.clone()).await {}
+                    count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                });
+                http::Response::new(body)
+            }
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        let host = world.host(tunnel.name());
+        let before = relay_tests::process::own_resident();
+        let mut readers = Vec::new();
+        for _ in 0..60 {
+            let mut wire = world.raw(&host).await;
+            wire.send(format!("GET /large HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+            readers.push(wire);
+        }
+        app.reached(60).await;
+        let since = Instant::now();
+        for _ in 0..20 {
+            assert_eq!(world.get(&format!("{}/small", tunnel.url())).await.text(), "small");
+        }
+        assert!(since.elapsed() < Duration::from_secs(5), "others waited {:?}", since.elapsed());
+        let grown = relay_tests::process::own_resident().saturating_sub(before);
+        assert!(grown < 96 << 20, "{} MiB for readers that do not read", grown >> 20);
+        within("every stalled exchange ends at the service", async {
+            while gone.load(std::sync::atomic::Ordering::Relaxed) < 60 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await;
+        // What did arrive does not look whole.
+        for mut wire in readers.into_iter().take(5) {
+            let all = wire.rest().await.unwrap_or_else(|(read, _)| read);
+            assert!(!all.ends_with(b"0\r\n\r\n"), "a body that was cut looks complete");
+        }
+        no_panics(&world).await;
+    }
+
+    /// A side that has closed and a side that waits: nobody may spin over it.
+    #[tokio::test]
+    async fn half_closed_connections_cost_no_cpu() {
+        let server = relay_tests::RelayServer::spawn([""; 0]).await;
+        let app = App::serve(|request| async move {
+            match request.uri().path() {
+                "/never" => std::future::pending().await,
+                "/stall" => {
+                    let (feed, body) = pipe();
+                    tokio::spawn(async move {
+                        feed.send("begun").await;
+                        feed.closed().await;
+                    });
+                    http::Response::new(body)
+                }
+                _ => relay_tests::app::ok("ok"),
+            }
+        })
+        .await;
+        let token = server.token("half").await;
+        let client = server.client(&token, &app.addr().to_string(), &[]).await;
+        let host = client.url().trim_start_matches("https://").to_owned();
+        let ca = server.ca_file();
+        let connect =
+            |protocols: &'static [&'static [u8]]| relay_tests::world::connect_tls(server.https, &host, &ca, protocols);
+        let mut held: Vec<Box<dyn relay_tests::wire::Transport>> = Vec::new();
+        for phase in [
+            "",
+            "GET /ok HTTP/1.1\r\nHost: HOST\r\n",
+            "POST /ok HTTP/1.1\r\nHost: HOST\r\nContent-Length: 9\r\n\r\nabc",
+            "POST /ok HTTP/1.1\r\nHost: HOST\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
+            "GET /ok HTTP/1.1\r\nHost: HOST\r\n\r\n",
+            "GET /never HTTP/1.1\r\nHost: HOST\r\n\r\n",
+            "GET /stall HTTP/1.1\r\nHost: HOST\r\n\r\n",
+            "POST /never HTTP/1.1\r\nHost: HOST\r\nContent-Length: 9\r\n\r\nabc",
+            "POST /never HTTP/1.1\r\nHost: HOST\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n",
+        ] {
+            // Both by TLS's close_notify and by TCP's FIN alone.
+            let mut tls = connect(&[b"http/1.1"]).await;
+            tls.write_all(phase.replace("HOST", &host).as_bytes()).await.unwrap();
+            tls.flush().await.unwrap();
+            tls.shutdown().await.unwrap();
+            held.push(Box::new(tls));
+            let mut tls = connect(&[b"http/1.1"]).await;
+            tls.write_all(phase.replace("HOST", &host).as_bytes()).await.unwrap();
+            tls.flush().await.unwrap();
+            tls.get_mut().0.shutdown().await.unwrap();
+            held.push(Box::new(tls));
+        }
+        let mut two = connect(&[b"h2"]).await;
+        two.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+        two.shutdown().await.unwrap();
+        held.push(Box::new(two));
+        for address in [server.https, server.http.unwrap(), server.admin.unwrap()] {
+            let mut tcp = TcpStream::connect(address).await.unwrap();
+            tcp.shutdown().await.unwrap();
+            held.push(Box::new(tcp));
+        }
+        // Let what ends at once end, then look for a second.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let before = (cpu(server.process.pid()), cpu(client.process.pid()));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let spent = (cpu(server.process.pid()) - before.0, cpu(client.process.pid()) - before.1);
+        assert!(spent.0 <= Duration::from_millis(50), "the relay is busy with nothing: {:?} of a second", spent.0);
+        assert!(spent.1 <= Duration::from_millis(50), "the client is busy with nothing: {:?} of a second", spent.1);
+        let mut one = [0; 1];
+        let _ = tokio::time::timeout(Duration::from_millis(1), held[0].read(&mut one)).await;
+    }
+}
+
+/// The CPU time of a process, user and system. Linux counts it in hundredths of a second.
+fn cpu(pid: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    Duration::from_millis(ticks * 10)
+}
+
+mod http2 {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
+    use tokio::net::TcpStream;
+    use tokio::task::JoinHandle;
+    use tokio_rustls::client::TlsStream;
+
+    use super::*;
+
+    const DATA: u8 = 0;
+    const HEADERS: u8 = 1;
+    const RST_STREAM: u8 = 3;
+    const SETTINGS: u8 = 4;
+    const PING: u8 = 6;
+    const GOAWAY: u8 = 7;
+    const WINDOW_UPDATE: u8 = 8;
+    const CONTINUATION: u8 = 9;
+    const END_STREAM: u8 = 1;
+    const END_HEADERS: u8 = 4;
+
+    /// HTTP/2 frame by frame (RFC 9113), with what the relay says read beside it.
+    struct Attacker {
+        write: WriteHalf<TlsStream<TcpStream>>,
+        read: JoinHandle<Vec<Frame>>,
+        host: String,
+    }
+
+    #[derive(Debug)]
+    struct Frame {
+        kind: u8,
+        stream: u32,
+        payload: Vec<u8>,
+    }
+
+    impl Attacker {
+        async fn connect(world: &World, tunnel: &Tunnel, settings: &[(u16, u32)]) -> Self {
+            let host = world.host(tunnel.name());
+            let (read, mut write) = tokio::io::split(world.tls(&host, &[b"h2"]).await);
+            let mut payload = Vec::new();
+            for (name, value) in settings {
+                payload.extend(name.to_be_bytes());
+                payload.extend(value.to_be_bytes());
+            }
+            write.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+            write.write_all(&frame(SETTINGS, 0, 0, &payload)).await.unwrap();
+            write.flush().await.unwrap();
+            Self { write, read: tokio::spawn(read_frames(read)), host }
+        }
+
+        /// Writes; false once the relay has had enough.
+        async fn send(&mut self, bytes: &[u8]) -> bool {
+            self.write.write_all(bytes).await.is_ok() && self.write.flush().await.is_ok()
+        }
+
+        fn get(&self, path: &str) -> Vec<u8> {
+            request("GET", path, &self.host)
+        }
+
+        /// Everything the relay has said until it closed.
+        async fn closed(self) -> Vec<Frame> {
+            within("the relay ends the connection", self.read).await.unwrap()
+        }
+    }
+
+    async fn read_frames(mut io: ReadHalf<TlsStream<TcpStream>>) -> Vec<Frame> {
+        let mut frames = Vec::new();
+        let mut header = [0; 9];
+        while io.read_exact(&mut header).await.is_ok() {
+            let length = u32::from_be_bytes([0, header[0], header[1], header[2]]) as usize;
+            let mut payload = vec![0; length];
+            if io.read_exact(&mut payload).await.is_err() {
+                break;
+            }
+            let stream = u32::from_be_bytes(header[5..9].try_into().unwrap());
+            frames.push(Frame { kind: header[3], stream, payload });
+        }
+        frames
+    }
+
+    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+        bytes.extend([kind, flags]);
+        bytes.extend(stream.to_be_bytes());
+        bytes.extend(payload);
+        bytes
+    }
+
+    /// A literal that is not indexed (RFC 7541, section 6.2.2); names and values below 127 bytes.
+    fn literal(name: &str, value: &str) -> Vec<u8> {
+        let mut bytes = vec![0, name.len() as u8];
+        bytes.extend(name.as_bytes());
+        bytes.push(value.len() as u8);
+        bytes.extend(value.as_bytes());
+        bytes
+    }
+
+    fn request(method: &str, path: &str, host: &str) -> Vec<u8> {
+        [(":method", method), (":scheme", "https"), (":authority", host), (":path", path)]
+            .iter()
+            .flat_map(|(name, value)| literal(name, value))
+            .collect()
+    }
+
+    /// A service that never answers, and says how many of its requests are still alive.
+    async fn patient() -> (App, Arc<std::sync::atomic::AtomicUsize>) {
+        struct Alive(Arc<std::sync::atomic::AtomicUsize>);
+        impl Drop for Alive {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+            }
+        }
+        let alive: Arc<std::sync::atomic::AtomicUsize> = Arc::default();
+        let count = alive.clone();
+        let app = App::serve(move |request| {
+            count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let guard = Alive(count.clone());
+            async move {
+                if request.uri().path() != "/other" {
+                    std::future::pending::<()>().await;
+                }
+                drop(guard);
+                relay_tests::app::ok("other")
+            }
+        })
+        .await;
+        (app, alive)
+    }
+
+    async fn others_are_served(world: &World, tunnel: &Tunnel) {
+        let since = std::time::Instant::now();
+        assert_eq!(world.get(&format!("{}/other", tunnel.url())).await.text(), "other");
+        assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
+    }
+
+    #[tokio::test]
+    async fn rapid_resets_end_the_connection_and_hardly_reach_the_service() {
+        let world = World::start().await;
+        let (app, alive) = patient().await;
+        let tunnel = world.tunnel(&app).await;
+        others_are_served(&world, &tunnel).await;
+        let before = relay_tests::process::own_resident();
+        let mut attacker = Attacker::connect(&world, &tunnel, &[]).await;
+        let block = attacker.get("/reset");
+        let mut sent = 0u32;
+        'attack: while sent < 100_000 {
+            let mut burst = Vec::new();
+            for _ in 0..500 {
+                let stream = 2 * sent + 1;
+                burst.extend(frame(HEADERS, END_HEADERS | END_STREAM, stream, &block));
+                burst.extend(frame(RST_STREAM, 0, stream, &8u32.to_be_bytes()));
+                sent += 1;
+            }
+            if !attacker.send(&burst).await {
+                break 'attack;
+            }
+        }
+        others_are_served(&world, &tunnel).await;
+        let frames = attacker.closed().await;
+        assert!(frames.iter().any(|frame| frame.kind == GOAWAY), "after {sent} resets: {} frames", frames.len());
+        assert!(app.requests() < 2000, "{} of {sent} reached the service", app.requests());
+        let grown = relay_tests::process::own_resident().saturating_sub(before);
+        assert!(grown < 64 << 20, "{} MiB", grown >> 20);
+        nothing_is_left(&alive).await;
+
+        // One that resets slowly enough to be let through frees what it took, each time.
+        let mut attacker = Attacker::connect(&world, &tunnel, &[]).await;
+        for i in 0..200 {
+            let already = app.requests();
+            let stream = 2 * i + 1;
+            assert!(attacker.send(&frame(HEADERS, END_HEADERS | END_STREAM, stream, &block)).await, "round {i}");
+            app.reached(already + 1).await;
+            assert!(attacker.send(&frame(RST_STREAM, 0, stream, &8u32.to_be_bytes())).await, "round {i}");
+        }
+        nothing_is_left(&alive).await;
+        no_panics(&world).await;
+    }
+
+    /// A cancelled request is cancelled at the service too.
+    async fn nothing_is_left(alive: &std::sync::atomic::AtomicUsize) {
+        within("the service's requests end with their streams", async {
+            while alive.load(std::sync::atomic::Ordering::Relaxed) > 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+    }
+
+    /// Frames that make the relay itself reset the stream, as in CVE-2025-8671.
+    #[tokio::test]
+    async fn made_resets_end_the_connection() {
+        let world = World::start().await;
+        let (app, alive) = patient().await;
+        let tunnel = world.tunnel(&app).await;
+        for (what, kind, payload) in [
+            ("a window update of zero", WINDOW_UPDATE, &[0, 0, 0, 0][..]),
+            ("a window that overflows", WINDOW_UPDATE, &[0x7f, 0xff, 0xff, 0xff][..]),
+            ("data behind the end", DATA, b"x"),
+        ] {
+            let mut attacker = Attacker::connect(&world, &tunnel, &[]).await;
+            let block = attacker.get("/reset");
+            let mut sent = 0u32;
+            while sent < 100_000 {
+                let mut burst = Vec::new();
+                for _ in 0..200 {
+                    let stream = 2 * sent + 1;
+                    burst.extend(frame(HEADERS, END_HEADERS | END_STREAM, stream, &block));
+                    burst.extend(frame(kind, 0, stream, payload));
+                    sent += 1;
+                }
+                if !attacker.send(&burst).await {
+                    break;
+                }
+            }
+            let frames = attacker.closed().await;
+            assert!(frames.iter().any(|frame| frame.kind == GOAWAY), "{what}, {sent} times");
+            assert!(app.requests() < 5000, "{what}: {} reached the service", app.requests());
+        }
+        others_are_served(&world, &tunnel).await;
+        nothing_is_left(&alive).await;
+        no_panics(&world).await;
+    }
+
+    #[tokio::test]
+    async fn heads_without_an_end_or_beyond_the_limit_reach_nobody() {
+        let world = World::start().await;
+        let (app, _) = patient().await;
+        let tunnel = world.tunnel(&app).await;
+        let before = relay_tests::process::own_resident();
+
+        let mut attacker = Attacker::connect(&world, &tunnel, &[]).await;
+        let more: Vec<u8> = (0..300).flat_map(|_| literal("x-flood", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa")).collect();
+        let mut open = frame(HEADERS, 0, 1, &attacker.get("/flood"));
+        let mut sent = 0;
+        while sent < 64 << 20 && attacker.send(&open).await {
+            sent += open.len();
+            open = frame(CONTINUATION, 0, 1, &more);
+        }
+        assert!(sent < 64 << 20, "CONTINUATION without an end was taken");
+        attacker.closed().await;
+
+        // Empty ones cost the sender nine bytes each.
+        let mut attacker = Attacker::connect(&world, &tunnel, &[]).await;
+        attacker.send(&frame(HEADERS, 0, 1, &attacker.get("/flood"))).await;
+        let empty = frame(CONTINUATION, 0, 1, b"").repeat(1000);
+        let mut sent = 0;
+        while sent < 2000 && attacker.send(&empty).await {
+            sent += 1;
+        }
+        assert!(sent < 2000, "{sent} thousand empty CONTINUATION frames were taken");
+        attacker.closed().await;
+
+        // An HPACK bomb: one entry of the table, referred to by a byte each time.
+        let mut attacker = Attacker::connect(&world, &tunnel, &[]).await;
+        let mut block = attacker.get("/bomb");
+        block.extend([0x40, 1, b'x', 0x7f, 0x81, 0x1e]);
+        block.extend([b'a'; 4000]);
+        block.extend([0x80 | 62; 10_000]);
+        attacker.send(&frame(HEADERS, END_STREAM | END_HEADERS, 1, &block)).await;
+        // Many small lines.
+        let many: Vec<u8> = (0..3000).flat_map(|_| literal("a", "b")).collect();
+        let block = [attacker.get("/many"), many].concat();
+        attacker.send(&frame(HEADERS, END_STREAM | END_HEADERS, 3, &block)).await;
+        attacker.send(&frame(PING, 0, 0, &[7; 8])).await;
+        attacker.send(&frame(GOAWAY, 0, 0, &[0; 8])).await;
+        drop(attacker);
+        others_are_served(&world, &tunnel).await;
+        assert_eq!(app.requests(), 1, "only the honest request reached the service");
+        let grown = relay_tests::process::own_resident().saturating_sub(before);
+        assert!(grown < 64 << 20, "{} MiB", grown >> 20);
+        no_panics(&world).await;
+    }
+
+    #[tokio::test]
+    async fn empty_data_frames_and_pings_cost_little() {
+        let world = World::start().await;
+        let (app, _) = patient().await;
+        let tunnel = world.tunnel(&app).await;
+        others_are_served(&world, &tunnel).await;
+        let before = relay_tests::process::own_resident();
+        for burst in [frame(DATA, 0, 1, b""), frame(PING, 0, 0, &[1; 8]), frame(SETTINGS, 0, 0, b"")] {
+            let mut attacker = Attacker::connect(&world, &tunnel, &[]).await;
+            let block = request("POST", "/flood", &attacker.host);
+            attacker.send(&frame(HEADERS, END_HEADERS, 1, &block)).await;
+            let burst = burst.repeat(1000);
+            for _ in 0..100 {
+                if !attacker.send(&burst).await {
+                    break;
+                }
+            }
+            others_are_served(&world, &tunnel).await;
+        }
+        let grown = relay_tests::process::own_resident().saturating_sub(before);
+        assert!(grown < 64 << 20, "{} MiB", grown >> 20);
+        no_panics(&world).await;
+    }
+
+    #[tokio::test]
+    async fn a_thousand_answers_that_nobody_reads_fit_into_little_memory() {
+        let world = World::start().await;
+        let app = App::serve(|request| async move {
+            if request.uri().path() == "/other" {
+                return relay_tests::app::ok("other");
+            }
+            let (feed, body) = pipe();
+            tokio::spawn(async move {
+                let piece = relay_tests::body::noise(64 * 1024);
+                while feed.send(piece.clone()).await {}
+            });
+            http::Response::new(body)
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        others_are_served(&world, &tunnel).await;
+        let before = relay_tests::process::own_resident();
+        // SETTINGS_INITIAL_WINDOW_SIZE of zero: not a byte of a body may be sent.
+        let mut attackers = Vec::new();
+        for _ in 0..8 {
+            let mut attacker = Attacker::connect(&world, &tunnel, &[(4, 0)]).await;
+            let block = attacker.get("/large");
+            for i in 0..120 {
+                attacker.send(&frame(HEADERS, END_HEADERS | END_STREAM, 2 * i + 1, &block)).await;
+            }
+            attackers.push(attacker);
+        }
+        app.reached(961).await;
+        others_are_served(&world, &tunnel).await;
+        // Relay, client and service share this process; the session's budget is 32 MiB on either side.
+        let grown = relay_tests::process::own_resident().saturating_sub(before);
+        assert!(grown < 256 << 20, "{} MiB", grown >> 20);
+        drop(attackers);
+        others_are_served(&world, &tunnel).await;
+        no_panics(&world).await;
+    }
+
+    #[tokio::test]
+    async fn streams_beyond_the_limit_are_refused() {
+        let world = World::with(|config| config.limits.http2_streams = 10).await;
+        let (app, alive) = patient().await;
+        let tunnel = world.tunnel(&app).await;
+        let mut attacker = Attacker::connect(&world, &tunnel, &[]).await;
+        let block = attacker.get("/held");
+        for i in 0..15 {
+            attacker.send(&frame(HEADERS, END_HEADERS | END_STREAM, 2 * i + 1, &block)).await;
+        }
+        app.reached(10).await;
+        others_are_served(&world, &tunnel).await;
+        assert_eq!(app.requests(), 11);
+        attacker.write.shutdown().await.unwrap();
+        let frames = attacker.closed().await;
+        // REFUSED_STREAM
+        let refused = |frame: &&Frame| frame.kind == RST_STREAM && frame.payload == 7u32.to_be_bytes();
+        let refused: Vec<u32> = frames.iter().filter(refused).map(|frame| frame.stream).collect();
+        assert_eq!(refused, [21, 23, 25, 27, 29]);
+        nothing_is_left(&alive).await;
+        no_panics(&world).await;
+    }
+
+    /// Frames that belong to no request are no half head: the connection may stay for its idle time.
+    #[tokio::test]
+    async fn idle_connections_outlive_a_ping() {
+        let world = World::with(|config| config.limits.head = Duration::from_millis(300)).await;
+        let (app, _) = patient().await;
+        let tunnel = world.tunnel(&app).await;
+        let mut attacker = Attacker::connect(&world, &tunnel, &[]).await;
+        let block = attacker.get("/other");
+        for i in 0..2 {
+            assert!(attacker.send(&frame(HEADERS, END_HEADERS | END_STREAM, 2 * i + 1, &block)).await);
+            app.reached(i as usize + 1).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            assert!(attacker.send(&frame(PING, 0, 0, &[1; 8])).await);
+            tokio::time::sleep(Duration::from_millis(900)).await;
+            assert!(!attacker.read.is_finished(), "closed as if a head were late");
+        }
+        no_panics(&world).await;
+    }
+}

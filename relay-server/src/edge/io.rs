@@ -170,6 +170,8 @@ impl AsyncWrite for Conn {
 #[derive(Debug)]
 pub(crate) struct Clock {
     accepted: Instant,
+    /// HTTP/2: bytes between two requests need not be a head, but pings, windows and settings.
+    multiplexed: bool,
     /// The end of the TLS handshake. Instants below are nanoseconds since `accepted`.
     ready: u64,
     /// The first byte since the last request ended; 0 for none yet.
@@ -182,10 +184,11 @@ pub(crate) struct Clock {
 }
 
 impl Clock {
-    pub(crate) fn new(accepted: Instant) -> Arc<Self> {
+    pub(crate) fn new(accepted: Instant, multiplexed: bool) -> Arc<Self> {
         let ready = since(accepted);
         Arc::new(Self {
             accepted,
+            multiplexed,
             ready,
             first_byte: AtomicU64::new(0),
             idle_since: AtomicU64::new(ready),
@@ -196,16 +199,15 @@ impl Clock {
 
     /// Begins a request, and returns the instant from which its sender counts: the acceptance of the connection where
     /// the first byte came within a second of the handshake, else the request's first byte, else now.
-    /// `trusted` says that a proxy in front of us opened the connection, perhaps long before. `multiplexed` says that
-    /// bytes on the connection need not belong to this request.
-    pub(crate) fn begin(self: &Arc<Self>, trusted: bool, multiplexed: bool) -> (Instant, InFlight) {
+    /// `trusted` says that a proxy in front of us opened the connection, perhaps long before.
+    pub(crate) fn begin(self: &Arc<Self>, trusted: bool) -> (Instant, InFlight) {
         self.in_flight.fetch_add(1, Relaxed);
         let first_byte = self.first_byte.swap(0, Relaxed);
         let later = self.used.swap(1, Relaxed) == 1;
         let at_once = first_byte.saturating_sub(self.ready) <= Duration::from_secs(1).as_nanos() as u64;
         let from = if !later && !trusted && at_once {
             self.accepted
-        } else if first_byte == 0 || (later && multiplexed) {
+        } else if first_byte == 0 || (later && self.multiplexed) {
             Instant::now()
         } else {
             self.accepted + Duration::from_nanos(first_byte)
@@ -227,7 +229,9 @@ impl Clock {
         }
         let after = match (self.first_byte.load(Relaxed), self.used.load(Relaxed)) {
             (0, 0) => Duration::from_nanos(self.ready) + limits.head,
-            (0, _) => Duration::from_nanos(self.idle_since.load(Relaxed)) + limits.keep_alive,
+            (first_byte, 1) if first_byte == 0 || self.multiplexed => {
+                Duration::from_nanos(self.idle_since.load(Relaxed)) + limits.keep_alive
+            }
             (first_byte, _) => Duration::from_nanos(first_byte) + limits.head,
         };
         Some(self.accepted + after)

@@ -96,13 +96,13 @@ async fn connection(shared: &Arc<Shared>, tcp: TcpStream, peer: SocketAddr, purp
         },
     };
     let http2 = matches!(&conn, Conn::Tls(tls) if tls.get_ref().1.alpn_protocol() == Some(b"h2"));
-    let clock = Clock::new(accepted);
+    let clock = Clock::new(accepted, http2);
     let limits = shared.limits.clone();
     let io = TokioIo::new(Watched::new(conn, clock.clone(), limits.clone()));
     let trusted = shared.config.trusted_proxies.iter().any(|network| network.contains(peer.ip()));
     let sender = Sender { peer: peer.ip(), trusted, encrypted: matches!(purpose, Purpose::Https(_)) };
     let service = service_fn(move |request: Request<Incoming>| {
-        let (started, in_flight) = clock.begin(trusted, http2);
+        let (started, in_flight) = clock.begin(trusted);
         let (shared, purpose) = (shared.clone(), purpose.clone());
         async move { Ok::<_, Infallible>(handle(shared, sender, &purpose, started, in_flight, request).await) }
     });
