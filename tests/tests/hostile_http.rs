@@ -1621,3 +1621,193 @@ mod http2 {
         no_panics(&world).await;
     }
 }
+
+mod limits {
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn of_connections_hold_for_one_address_and_for_all() {
+        for (all, each) in [(1000, 20), (20, 1000)] {
+            let world = World::with(|config| {
+                config.limits.connections = all;
+                config.limits.connections_per_address = each;
+                config.limits.handshake = Duration::from_secs(2);
+            })
+            .await;
+            let mut held = Vec::new();
+            for _ in 0..20 {
+                held.push(TcpStream::connect(world.https()).await.unwrap());
+            }
+            // Each of these is accepted by the kernel, and closed by the relay without a word.
+            for address in [world.https(), world.http(), world.https()] {
+                let mut more = Wire::new(TcpStream::connect(address).await.unwrap());
+                assert_eq!(more.rest().await.unwrap_or_default(), b"");
+            }
+            let metrics = world.get_admin("/metrics").await;
+            assert!(metrics.text().contains("relay_connections_refused_total 3"), "{}", metrics.text());
+            // Places come back.
+            drop(held);
+            within("a place", async {
+                loop {
+                    let mut wire = world.plain().await;
+                    let _ = wire.try_send("GET / HTTP/1.1\r\nHost: relay.test\r\nConnection: close\r\n\r\n").await;
+                    if wire.rest().await.is_ok_and(|answer| answer.starts_with(b"HTTP/1.1 308")) {
+                        break;
+                    }
+                }
+            })
+            .await;
+            no_panics(&world).await;
+        }
+    }
+
+    /// A stranger cannot make the relay keep a series, or a line of the registry, per host, path or method.
+    #[tokio::test]
+    async fn of_what_is_counted_do_not_grow_with_what_strangers_say() {
+        let world = World::start().await;
+        let app = App::echo().await;
+        let tunnel = world.tunnel(&app).await;
+        let series = || async { world.get_admin("/metrics").await.text().lines().count() };
+        let mut http = world.http2(&world.host(tunnel.name())).await;
+        let each = async |http: &mut relay_tests::Http, range: std::ops::Range<u32>| {
+            for i in range {
+                let method = http::Method::from_bytes(format!("M{i}").as_bytes()).unwrap();
+                let request = Request::builder().method(method).uri(format!("https://h{i}.relay.test/p{i}"));
+                assert_eq!(http.answer(request.body(empty()).unwrap()).await.code(), 404);
+                let own = Request::get(format!("{}/p{i}?q={i}", tunnel.url())).header("user-agent", format!("ua{i}"));
+                assert_eq!(http.answer(own.body(empty()).unwrap()).await.code(), 200);
+            }
+        };
+        each(&mut http, 0..5).await;
+        let before = series().await;
+        let resident = relay_tests::process::own_resident();
+        each(&mut http, 5..1000).await;
+        assert_eq!(series().await, before);
+        let grown = relay_tests::process::own_resident().saturating_sub(resident);
+        assert!(grown < 32 << 20, "{} MiB", grown >> 20);
+        assert!(!world.get_admin("/metrics").await.text().contains("h999"));
+        no_panics(&world).await;
+    }
+}
+
+/// What a real relay and a real client write, while strangers try to write into it.
+mod logs {
+    use relay_tests::RelayServer;
+    use rustix::process::Signal;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn have_one_line_of_json_for_each_request_and_never_a_token() {
+        let mut server = RelayServer::spawn([""; 0]).await;
+        let token = server.token("canary").await;
+        let app = App::recording().await;
+        let mut client = server.client(&token, &app.addr().to_string(), &[]).await;
+        let host = client.url().trim_start_matches("https://").to_owned();
+        let ca = server.ca_file();
+        let connect = async |host: &str| {
+            Wire::new(relay_tests::world::connect_tls(server.https, host, &ca, &[b"http/1.1"]).await)
+        };
+
+        let targets: Vec<Vec<u8>> = [
+            &b"/plain"[..],
+            b"/\xe2\x80\xaegpj.exe",
+            b"/\xc2\x9b31mred",
+            b"/%0a%1b[31m",
+            b"/quote\"back\\slash",
+            b"/{\"event\":\"exchange\"}",
+            b"/%22,%22level%22:%22ERROR%22",
+            b"/\xe2\x80\xa8line",
+            b"/\xff\xfe",
+            b"/\x1b[2J",
+            b"/\x7f",
+        ]
+        .iter()
+        .map(|target| target.to_vec())
+        .chain([format!("/{}", "long".repeat(5000)).into_bytes()])
+        .collect();
+        for target in &targets {
+            let mut wire = connect(&host).await;
+            let tail =
+                format!(" HTTP/1.1\r\nHost: {host}\r\nUser-Agent: \u{9b}31m\u{202e}\r\nConnection: close\r\n\r\n");
+            let _ = wire.try_send([b"GET ", &target[..], tail.as_bytes()].concat()).await;
+            let _ = wire.rest().await;
+        }
+        // Hosts, methods and refused clients of strangers.
+        for head in [
+            "GET / HTTP/1.1\r\nHost: \u{1b}[31m.relay.test\r\n\r\n".to_owned(),
+            format!("G\"ET'|~ /method HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"),
+            format!("G!#$%&'*+-.^_`|~ /method HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"),
+            format!(
+                "GET /_relay/connect HTTP/1.1\r\nHost: relay.test\r\nConnection: upgrade, close\r\nUpgrade: websocket\r\n\
+                     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\
+                     Sec-WebSocket-Protocol: \u{1b}[31m\r\nAuthorization: Bearer {token}\r\n\r\n"
+            ),
+            // The right token with a wrong letter, and in places where it does not belong.
+            format!(
+                "GET /_relay/connect?token={token} HTTP/1.1\r\nHost: relay.test\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
+                     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\
+                     Sec-WebSocket-Protocol: relay.v1\r\nAuthorization: Bearer {token}x\r\n\r\n"
+            ),
+        ] {
+            let mut wire = connect("relay.test").await;
+            let _ = wire.try_send(head).await;
+            let _ = tokio::time::timeout(Duration::from_secs(1), wire.rest()).await;
+        }
+        let reached = app.seen().len();
+        assert!(reached >= 6, "{reached} of them are honest enough to arrive");
+
+        let mut metrics = Wire::new(tokio::net::TcpStream::connect(server.admin.unwrap()).await.unwrap());
+        metrics.send("GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+        let metrics = String::from_utf8(metrics.rest().await.unwrap()).unwrap();
+        assert!(metrics.contains("relay_panics_total 0"));
+
+        let told = client.process.terminate().await;
+        server.process.signal(Signal::TERM);
+        let wrote = server.process.wait().await;
+        let secret = &token[4..token.len() - 8];
+        for text in [&wrote.stderr, &wrote.stdout, &told.stderr, &told.stdout, &metrics] {
+            assert!(!text.contains(secret), "the token is in {text}");
+            assert!(!text.contains(['\u{1b}', '\u{202e}', '\u{9b}', '\u{2028}', '\u{7f}']), "{text:?}");
+        }
+        let mut exchanges = 0;
+        for line in wrote.stderr.lines() {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+            exchanges += usize::from(line["event"] == "exchange");
+            assert_ne!(line["level"], "ERROR", "{line}");
+            assert!(line.to_string().len() < 12_000, "a line of {} bytes", line.to_string().len());
+        }
+        assert!(exchanges >= reached, "{exchanges} lines for {reached} exchanges");
+        for line in told.stdout.lines() {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+            assert_eq!(line["event"], "exchange");
+        }
+        // Nor does the database have it.
+        for file in std::fs::read_dir(server.data_dir()).unwrap().flatten().filter(|file| file.path().is_file()) {
+            let bytes = std::fs::read(file.path()).unwrap();
+            assert!(!bytes.windows(secret.len()).any(|window| window == secret.as_bytes()), "{:?}", file.path());
+        }
+    }
+
+    #[tokio::test]
+    async fn and_debug_output_never_have_a_token() {
+        let world = World::start().await;
+        let token = world.token().await;
+        let app = App::echo().await;
+        let client = relay_client::Client::new(world.target())
+            .token(token.clone().into())
+            .tunnel(relay_client::TunnelOptions::new(app.upstream()));
+        let secret = relay_server::store::Secret::parse(&token).unwrap();
+        let authenticated = world.store().authenticate(&secret, relay_server::store::unix_now()).await.unwrap();
+        let texts = [format!("{client:?}"), format!("{world:?}"), format!("{secret:?}"), format!("{authenticated:?}")];
+        for text in texts {
+            assert!(!text.contains(&token[4..20]), "{text}");
+        }
+        for wrong in [format!("{token}x"), token.replace("rly_", "rlx_"), token[..20].to_owned()] {
+            let error = relay_server::store::Secret::parse(&wrong).unwrap_err();
+            assert!(!format!("{error:?} {error}").contains(&token[4..20]));
+        }
+    }
+}
