@@ -44,11 +44,12 @@ const SERVER_DAYS: u64 = 90;
 /// Both begin a day ago, for containers and machines whose clocks lag.
 const BACKDATED_DAYS: u64 = 1;
 
-/// A development authority and the certificate that it issued for this start.
+/// A development authority and the certificates that it issued for this start.
 pub struct DevCa {
     directory: PathBuf,
     pem: String,
-    server: Arc<CertifiedKey>,
+    named: Arc<CertifiedKey>,
+    unnamed: Arc<CertifiedKey>,
 }
 
 /// Why there is no development authority.
@@ -79,7 +80,9 @@ pub enum DevCaError {
 impl DevCa {
     /// Takes the authority kept in `directory`, or makes one there: if there is none, if it is
     /// damaged or about to expire, or if it may not vouch for `base_domain`. Then issues a
-    /// certificate for `base_domain`, `*.base_domain`, `localhost`, 127.0.0.1 and ::1.
+    /// certificate for `base_domain`, `*.base_domain` and `localhost`, and one for 127.0.0.1 and
+    /// ::1 too. They are two because BoringSSL, and so gRPC, refuses every certificate with an
+    /// address whose authority is constrained to addresses, whatever name it is asked for.
     ///
     /// Any number of processes may do this at once; they get the same authority. Blocks on the
     /// file system.
@@ -102,8 +105,10 @@ impl DevCa {
             None => Authority::create(directory, &domain)?,
         };
         drop(lock);
-        let server = Arc::new(authority.issue(&domain)?);
-        Ok(Self { directory: directory.to_owned(), pem: authority.pem, server })
+        let named = Arc::new(authority.issue(&domain, &[])?);
+        let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        let unnamed = Arc::new(authority.issue(&domain, &loopback)?);
+        Ok(Self { directory: directory.to_owned(), pem: authority.pem, named, unnamed })
     }
 
     /// Where the authority's certificate is.
@@ -118,10 +123,10 @@ impl DevCa {
         &self.pem
     }
 
-    /// The certificate that was issued, for the edge.
+    /// The certificates that were issued, for the edge.
     #[must_use]
     pub fn certificates(&self) -> Certificates {
-        Certificates::fixed(Arc::clone(&self.server))
+        Certificates::fixed(Arc::clone(&self.named), Arc::clone(&self.unnamed))
     }
 }
 
@@ -203,7 +208,7 @@ impl Authority {
         Ok(Self { pem, issuer: Issuer::new(params, key) })
     }
 
-    fn issue(&self, domain: &str) -> Result<CertifiedKey, DevCaError> {
+    fn issue(&self, domain: &str, addresses: &[IpAddr]) -> Result<CertifiedKey, DevCaError> {
         let mut names = vec![domain.to_owned(), "localhost".to_owned(), format!("*.{domain}")];
         names.dedup();
         let mut params = valid_for_days(SERVER_DAYS);
@@ -211,9 +216,7 @@ impl Authority {
         for name in names {
             params.subject_alt_names.push(SanType::DnsName(name.try_into()?));
         }
-        for address in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
-            params.subject_alt_names.push(SanType::IpAddress(address));
-        }
+        params.subject_alt_names.extend(addresses.iter().copied().map(SanType::IpAddress));
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -318,7 +321,9 @@ mod tests {
     }
 
     fn is_trusted(ca: &DevCa, name: &str) -> bool {
-        accepts(ca.ca_pem(), &ca.certificates().current(), name).is_ok()
+        // Clients name no host where they have an address.
+        let name_sent = Some(name).filter(|name| name.parse::<IpAddr>().is_err());
+        accepts(ca.ca_pem(), &ca.certificates().shown_to(name_sent), name).is_ok()
     }
 
     #[test]
@@ -334,11 +339,24 @@ mod tests {
     }
 
     #[test]
+    fn clients_that_name_a_host_see_no_address() {
+        let directory = tempfile::tempdir().unwrap();
+        let certificates = DevCa::load_or_create(directory.path(), "relay.test").unwrap().certificates();
+        let addresses = |key: Arc<CertifiedKey>| {
+            let (_, certificate) = X509Certificate::from_der(&key.cert[0]).unwrap();
+            let names = certificate.subject_alternative_name().unwrap().unwrap();
+            names.value.general_names.iter().filter(|name| matches!(name, GeneralName::IPAddress(_))).count()
+        };
+        assert_eq!(addresses(certificates.shown_to(Some("a.relay.test"))), 0);
+        assert_eq!(addresses(certificates.shown_to(None)), 2);
+    }
+
+    #[test]
     fn a_stolen_key_vouches_for_nobody_else() {
         let directory = tempfile::tempdir().unwrap();
         let ca = DevCa::load_or_create(directory.path(), "relay.test").unwrap();
         let thief = Authority::load(directory.path(), "relay.test").unwrap().unwrap();
-        let forged = |domain: &str| accepts(ca.ca_pem(), &thief.issue(domain).unwrap(), domain);
+        let forged = |domain: &str| accepts(ca.ca_pem(), &thief.issue(domain, &[]).unwrap(), domain);
         forged("deeper.relay.test").expect("the negative control: this one it may issue");
         for domain in ["bank.example", "xrelay.test", "test"] {
             let refused = forged(domain).unwrap_err().to_string();

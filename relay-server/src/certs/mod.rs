@@ -27,6 +27,8 @@ const POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// The one certificate in use, which may be replaced while connections come in.
 pub struct Certificates {
     current: RwLock<Arc<CertifiedKey>>,
+    /// For clients that name no host, because they were given an address; else they see the same.
+    unnamed: Option<Arc<CertifiedKey>>,
     /// Where it came from, if it can change.
     files: Option<Mutex<Files>>,
 }
@@ -52,15 +54,23 @@ impl Certificates {
     /// [`CertificateError`] names the file and what is wrong with it.
     pub fn from_files(certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Result<Self, CertificateError> {
         let (files, loaded) = Files::load(certificate.into(), key.into())?;
-        Ok(Self { current: RwLock::new(Arc::new(loaded)), files: Some(Mutex::new(files)) })
+        Ok(Self { current: RwLock::new(Arc::new(loaded)), unnamed: None, files: Some(Mutex::new(files)) })
     }
 
-    /// A certificate that stays.
-    fn fixed(key: Arc<CertifiedKey>) -> Self {
-        Self { current: RwLock::new(key), files: None }
+    /// Certificates that stay: for clients that name a host, and for those that were given an address and do not
+    /// (RFC 6066, section 3).
+    fn fixed(named: Arc<CertifiedKey>, unnamed: Arc<CertifiedKey>) -> Self {
+        Self { current: RwLock::new(named), unnamed: Some(unnamed), files: None }
     }
 
-    /// The chain and key that the next handshake shows.
+    fn shown_to(&self, name: Option<&str>) -> Arc<CertifiedKey> {
+        match (name, &self.unnamed) {
+            (None, Some(key)) => Arc::clone(key),
+            _ => self.current(),
+        }
+    }
+
+    /// The chain and key that the next handshake shows, if its client names a host.
     #[must_use]
     pub fn current(&self) -> Arc<CertifiedKey> {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
@@ -104,8 +114,8 @@ impl Certificates {
 }
 
 impl ResolvesServerCert for Certificates {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.current())
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.shown_to(hello.server_name()))
     }
 }
 
