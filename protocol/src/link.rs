@@ -21,7 +21,7 @@ use futures_util::{Sink, Stream as _};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep};
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
 use crate::frame::{GoAway, MAX_MESSAGE, Reset, SessionKind};
@@ -365,7 +365,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                     return;
                 }
                 Poll::Ready(Some(Ok(Message::Close(_))) | None) => "the other end closed the connection".to_owned(),
-                Poll::Ready(Some(Err(error))) => error.to_string(),
+                Poll::Ready(Some(Err(error))) => explain(&error),
             };
             self.link.lock().mux.link_lost(lost);
             return;
@@ -457,6 +457,17 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Future for Driver<T> {
         this.yielded = false;
         let ended = ready!(this.poll_outgoing(cx));
         Poll::Ready(ended)
+    }
+}
+
+/// A link's end in few words. A peer that is killed, or whose network goes, says no goodbye: that is no error of TLS.
+fn explain(error: &WsError) -> String {
+    match error {
+        WsError::Io(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+            "the other end closed the connection without a goodbye".to_owned()
+        }
+        WsError::Io(error) => error.to_string(),
+        error => error.to_string(),
     }
 }
 

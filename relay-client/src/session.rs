@@ -88,6 +88,14 @@ pub(crate) struct Session {
     pub(crate) welcome: Welcome,
 }
 
+impl Session {
+    /// Says goodbye, so that the relay need not wonder.
+    pub(crate) async fn close(self) {
+        self.link.go_away(GoAway::Shutdown, false, "The client does not want the session.");
+        self.driver.await;
+    }
+}
+
 /// Whoever wants to know what happens. Called in the session's task, so it must not block.
 pub trait Observer: Send {
     /// Something happened.

@@ -250,11 +250,11 @@ impl Client {
                 Ok(session) => session,
                 Err(error) => return Err(Failed::to_connect(error, first)),
             };
-            match self.accept(served, &session.welcome.tunnels)? {
-                None => return Ok(session),
-                // The name of last time is in use, as when tests run side by side: any other will do.
-                Some(_) if remembered.take().is_some() => session.link.go_away(GoAway::Shutdown, false, ""),
-                Some(refusal) => return Err(Failed::to_bind(&refusal, first)),
+            let Some(refusal) = self.accept(served, &session.welcome.tunnels)? else { return Ok(session) };
+            session.close().await;
+            // The name of last time is in use, as when tests run side by side: any other will do.
+            if remembered.take().is_none() {
+                return Err(Failed::to_bind(&refusal, first));
             }
         }
     }

@@ -76,7 +76,7 @@ causes! {
     /// The token is missing or wrong.
     Unauthorized = "unauthorized", UNAUTHORIZED, None,
         "The token is missing, unknown, expired or revoked.",
-        "Ask the relay's operator for a token (`relay-server token create NAME`), then run `relay login`.";
+        "Ask the relay's operator for a token (`relay-server token create NAME`), and give it as RELAY_TOKEN or --token.";
     /// The relay shuts down.
     Draining = "draining", SERVICE_UNAVAILABLE, Some(5),
         "The relay is restarting.",
