@@ -97,11 +97,6 @@ impl World {
         drop(self.running.stop.take());
     }
 
-    /// Ends the relay at once, as SIGKILL would: nobody is told.
-    pub async fn kill(&mut self) {
-        self.running.tasks.shutdown().await;
-    }
-
     /// Starts the relay again after [`World::stop`]: the same ports, the same data.
     pub async fn start_again(&mut self) {
         let mut config = self.config.clone();
