@@ -10,10 +10,12 @@
 //! | [`exchange`] | the rules between those heads and HTTP: hop-by-hop headers, framing, validity |
 //! | [`mux`] | the multiplexer: a state machine without sockets and without a clock |
 //! | [`link`] | the only I/O: one task drives a mux over one WebSocket |
+//! | [`gather`] | fewer and larger reads below TLS |
 //! | [`splice`] | an exchange as a pipe of bytes, after an upgrade |
 
 pub mod exchange;
 pub mod frame;
+pub mod gather;
 pub mod link;
 pub mod message;
 pub mod mux;

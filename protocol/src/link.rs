@@ -21,14 +21,18 @@ use futures_util::{Sink, Stream as _};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep};
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
 use crate::frame::{GoAway, MAX_MESSAGE, Reset, SessionKind};
 use crate::mux::{Ended, Event, Item, Limits, Mux, OpenError, Side, StreamError};
 
-/// Messages taken in before anybody else may run.
-const READ_TURN: usize = 32;
+/// Bytes taken in before anybody else may run: an exchange beside bulk then waits for a fraction of a millisecond.
+const READ_TURN: usize = 128 * 1024;
+
+/// What the kernel may hold of a link's bytes before it has sent them (`TCP_NOTSENT_LOWAT`). What is handed to the
+/// kernel is out of the scheduler's reach, so that a small exchange would wait behind all of it.
+pub const UNSENT: u32 = 128 * 1024;
 
 /// How long the closing handshake may take once everything is said.
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
@@ -349,17 +353,23 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         if self.closing {
             return;
         }
-        for _ in 0..READ_TURN {
+        let mut taken = 0;
+        while taken < READ_TURN {
             let lost = match Pin::new(&mut self.socket).poll_next(cx) {
                 Poll::Pending => return,
                 Poll::Ready(Some(Ok(Message::Binary(message)))) => {
+                    taken += message.len().max(READ_TURN / 64);
                     let now = Instant::now().into_std();
                     if self.link.lock().mux.handle_message(message, now).is_err() {
                         return;
                     }
                     continue;
                 }
-                Poll::Ready(Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)))) => continue,
+                Poll::Ready(Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)))) => {
+                    // A flood of them is work too.
+                    taken += READ_TURN / 32;
+                    continue;
+                }
                 Poll::Ready(Some(Ok(Message::Text(_)))) => {
                     self.link.lock().mux.go_away(GoAway::Protocol, false, "text messages have no meaning here");
                     return;

@@ -23,6 +23,7 @@ use std::{
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use http::{HeaderValue, Uri};
 use hyper_util::client::proxy::matcher::Matcher;
+use relay_protocol::{gather::Gathered, link::UNSENT};
 use rustls::{
     CertificateError, ClientConfig, RootCertStore,
     crypto::{CryptoProvider, aws_lc_rs},
@@ -215,7 +216,7 @@ impl Target {
             None => connect(Peer::Relay, at, deadline).await?,
         };
         let Some(tls) = &self.tls else { return Ok(Stream::Plain(tcp)) };
-        match timeout_at(deadline, tls.connector.connect(tls.name.clone(), tcp)).await {
+        match timeout_at(deadline, tls.connector.connect(tls.name.clone(), Gathered::new(tcp))).await {
             Ok(Ok(stream)) => Ok(Stream::Tls(Box::new(stream))),
             Ok(Err(error)) => Err(tls.explain(at, error)),
             Err(_) => Err(DialError::Silent { peer: Peer::Relay, at: at.clone() }),
@@ -455,6 +456,8 @@ fn tune(tcp: &TcpStream) -> io::Result<()> {
     socket.set_tcp_keepalive(&KEEPALIVE)?;
     #[cfg(target_os = "linux")]
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_notsent_lowat(UNSENT)?;
     Ok(())
 }
 
@@ -462,7 +465,7 @@ fn tune(tcp: &TcpStream) -> io::Result<()> {
 #[derive(Debug)]
 pub enum Stream {
     /// Encrypted.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<Gathered<TcpStream>>>),
     /// Readable; on loopback only.
     Plain(TcpStream),
 }
@@ -471,7 +474,7 @@ impl Stream {
     /// The connection below TLS.
     pub fn tcp(&self) -> &TcpStream {
         match self {
-            Self::Tls(stream) => stream.get_ref().0,
+            Self::Tls(stream) => stream.get_ref().0.get_ref(),
             Self::Plain(stream) => stream,
         }
     }

@@ -7,12 +7,14 @@ use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
+use futures_util::task::AtomicWaker;
 use http::header::{
     AUTHORIZATION, CONNECTION, HOST, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
 };
@@ -249,6 +251,32 @@ pub(crate) struct Serve<'a> {
     observer: &'a mut dyn Observer,
     exchanges: Exchanges,
     sweep: Option<Pin<Box<Sleep>>>,
+    bell: Arc<Bell>,
+}
+
+/// Passes of [`Serve`] before it lets the runtime look at its sockets again.
+const PASSES: u32 = 4;
+
+/// Wakes the session's task, unless it is at work and will look again by itself. Most of what an exchange waits for
+/// happens in the very pass that it waits in, and waking a task that runs costs a trip through the runtime.
+#[derive(Debug, Default)]
+struct Bell {
+    task: AtomicWaker,
+    at_work: AtomicBool,
+    rung: AtomicBool,
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.rung.store(true, SeqCst);
+        if !self.at_work.load(SeqCst) {
+            self.task.wake();
+        }
+    }
 }
 
 impl<'a> Serve<'a> {
@@ -257,7 +285,8 @@ impl<'a> Serve<'a> {
         upstreams: Arc<HashMap<u32, Arc<Upstream>>>,
         observer: &'a mut dyn Observer,
     ) -> Self {
-        Self { session, upstreams, observer, exchanges: FuturesUnordered::new(), sweep: None }
+        let bell = Arc::default();
+        Self { session, upstreams, observer, exchanges: FuturesUnordered::new(), sweep: None, bell }
     }
 
     fn take_signals(&mut self, cx: &Context<'_>) -> Poll<Over> {
@@ -338,17 +367,35 @@ impl Future for Serve<'_> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Over> {
         let this = &mut *self;
+        let bell = this.bell.clone();
+        bell.task.register(cx.waker());
+        bell.at_work.store(true, SeqCst);
+        let waker = Waker::from(bell.clone());
         this.session.driver.poll_incoming(cx);
-        if let Poll::Ready(over) = this.take_signals(cx) {
-            return Poll::Ready(over);
+        for _ in 0..PASSES {
+            bell.rung.store(false, SeqCst);
+            let inner = &mut Context::from_waker(&waker);
+            if let Poll::Ready(over) = this.take_signals(inner) {
+                return Poll::Ready(over);
+            }
+            this.take_outcomes(inner);
+            if !bell.rung.load(SeqCst) {
+                break;
+            }
         }
-        this.take_outcomes(cx);
+        // The answer first, and then what is said of it.
+        let ended = this.session.driver.poll_outgoing(cx);
         let watched = this.observer.pause();
         this.sweep(cx);
-        if let Poll::Ready(ended) = this.session.driver.poll_outgoing(cx) {
-            return Poll::Ready(Over::Ended(ended));
+        bell.at_work.store(false, SeqCst);
+        if bell.rung.swap(false, SeqCst) {
+            cx.waker().wake_by_ref();
         }
-        if watched { Poll::Pending } else { Poll::Ready(Over::Unwatched) }
+        match ended {
+            Poll::Ready(ended) => Poll::Ready(Over::Ended(ended)),
+            Poll::Pending if watched => Poll::Pending,
+            Poll::Pending => Poll::Ready(Over::Unwatched),
+        }
     }
 }
 

@@ -14,7 +14,9 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use relay_protocol::exchange::upgrade_of;
+use relay_protocol::link::UNSENT;
 use relay_protocol::{CONNECT_PATH, SUBPROTOCOL};
+use socket2::SockRef;
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
@@ -152,6 +154,8 @@ fn upgrade(
         };
         // hyper's buffer is dropped here; a session lives long.
         let conn = parts.io.into_inner().into_conn();
+        // Failing to set it costs latency beside bulk, not correctness.
+        let _ = SockRef::from(conn.tcp()).set_tcp_notsent_lowat(UNSENT);
         // Boxed, so that the spawned task is small once the handshake is over.
         Box::pin(Session::new(owner, peer, token, place).run(conn, parts.read_buf)).await;
     });

@@ -10,7 +10,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -18,100 +18,15 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::server::TlsStream;
 
+use relay_protocol::gather::Gathered;
+
 use crate::config::Limits;
 
 /// A public connection, encrypted or not.
 #[derive(Debug)]
 pub(crate) enum Conn {
-    Tls(Box<TlsStream<Gathered>>),
-    Plain(Gathered),
-}
-
-/// Reads in large pieces while the peer sends much, and holds no buffer while it does not.
-///
-/// rustls asks for 4 KiB at a time, which is a system call for each quarter of a record. Once such a read comes back
-/// full there is more to come, and the next one fetches 64 KiB.
-#[derive(Debug)]
-pub(crate) struct Gathered {
-    tcp: TcpStream,
-    buffer: Vec<u8>,
-    at: usize,
-    busy: bool,
-}
-
-const GATHER: usize = 64 * 1024;
-
-impl Gathered {
-    pub(crate) const fn new(tcp: TcpStream) -> Self {
-        Self { tcp, buffer: Vec::new(), at: 0, busy: false }
-    }
-}
-
-impl AsyncRead for Gathered {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if this.at == this.buffer.len() && !this.busy {
-            let room = out.remaining();
-            let before = out.filled().len();
-            ready!(Pin::new(&mut this.tcp).poll_read(cx, out))?;
-            this.busy = room <= GATHER / 4 && out.filled().len() - before == room;
-            return Poll::Ready(Ok(()));
-        }
-        if this.at == this.buffer.len() {
-            this.buffer.resize(GATHER, 0);
-            this.at = GATHER;
-            let mut gathered = ReadBuf::new(&mut this.buffer);
-            match Pin::new(&mut this.tcp).poll_read(cx, &mut gathered) {
-                Poll::Ready(Ok(())) => {
-                    let len = gathered.filled().len();
-                    this.buffer.truncate(len);
-                    this.at = 0;
-                    this.busy = len > GATHER / 4;
-                }
-                other => {
-                    this.buffer = Vec::new();
-                    this.at = 0;
-                    this.busy = false;
-                    return other;
-                }
-            }
-        }
-        let rest = this.buffer.get(this.at..).unwrap_or_default();
-        let len = rest.len().min(out.remaining());
-        out.put_slice(rest.get(..len).unwrap_or_default());
-        this.at += len;
-        if this.at == this.buffer.len() && !this.busy {
-            this.buffer = Vec::new();
-            this.at = 0;
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Gathered {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().tcp).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().tcp).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.tcp.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().tcp).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().tcp).poll_shutdown(cx)
-    }
+    Tls(Box<TlsStream<Gathered<TcpStream>>>),
+    Plain(Gathered<TcpStream>),
 }
 
 /// Runs `$call` on whichever connection it is.
@@ -128,6 +43,16 @@ macro_rules! either {
             }
         }
     };
+}
+
+impl Conn {
+    /// The socket below.
+    pub(crate) fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Tls(tls) => tls.get_ref().0.get_ref(),
+            Self::Plain(plain) => plain.get_ref(),
+        }
+    }
 }
 
 impl AsyncRead for Conn {

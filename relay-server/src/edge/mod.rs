@@ -37,10 +37,11 @@ use self::body::EdgeBody;
 use self::cause::Cause;
 use self::forward::Sender;
 use self::gate::PublicHost;
-use self::io::{Clock, Conn, Gathered, InFlight, Watched};
+use self::io::{Clock, Conn, InFlight, Watched};
 use self::respond::{answer, explain};
 use crate::Shared;
 use crate::config::HttpMode;
+use relay_protocol::gather::Gathered;
 
 /// What a listener does with its connections.
 #[derive(Clone)]
