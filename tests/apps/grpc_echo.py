@@ -66,7 +66,8 @@ def serve():
 def call(address, ca, authority):
     options = list(LIMIT)
     if authority:
-        options += [("grpc.ssl_target_name_override", authority), ("grpc.default_authority", authority)]
+        name = authority.split(":")[0]  # certificates know no ports
+        options += [("grpc.ssl_target_name_override", name), ("grpc.default_authority", authority)]
     if ca:
         with open(ca, "rb") as pem:
             channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(pem.read()), options)

@@ -10,9 +10,10 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use relay_client::address::UpstreamAddr;
 use relay_tests::body::{self, empty, full};
-use relay_tests::tools::{self, output};
+use relay_tests::tools::{self, Tls, output};
 use relay_tests::world::connect_tls;
-use relay_tests::{Answer, App, Http, RelayServer, World, within};
+use relay_tests::{Answer, App, Http, Process, RelayClient, RelayServer, World, within};
+use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
 use tokio::sync::mpsc;
@@ -652,9 +653,278 @@ mod events {
             }
         }
         println!("the slowest of 92 events in a minute: {worst:.1?}");
-        for (pipe, mut reader) in open {
+        for (pipe, reader) in open {
             drop(pipe);
-            assert!(within("the end", reader.body.frame()).await.is_none());
+            let rest = within("the end", reader.body.collect()).await.expect("a proper end");
+            assert!(rest.to_bytes().is_empty());
+        }
+    }
+}
+
+/// Whole applications and the programs that their users call them with.
+mod applications {
+    use super::*;
+
+    #[tokio::test]
+    async fn grpc_calls_of_every_kind() {
+        let app = tools::grpc_server().await;
+        let relay = RelayServer::spawn([""; 0]).await;
+        let target = app.addr.to_string();
+        let client = relay.client(&relay.token("me").await, &target, &["--upstream-protocol", "h2c"]).await;
+        let (ca, host) = (relay.ca_file(), client.url().strip_prefix("https://").unwrap());
+        let seen = tools::grpc_calls(relay.https, Some(Tls { ca: &ca, host })).await;
+        assert_eq!(seen, tools::grpc_calls(app.addr, None).await, "as without a tunnel");
+        assert_eq!((&seen["unary_intact"], &seen["trailing_binary_intact"]), (&true.into(), &true.into()));
+        assert_eq!(seen["count"].as_array().unwrap().len(), 100);
+        assert_eq!(seen["join"], "a,b,c");
+        assert_eq!(seen["chat"], json!(["one", "two", "three"]));
+        assert_eq!(seen["failure"]["code"], "FAILED_PRECONDITION");
+        assert_eq!(seen["failure"]["details_intact"], true);
+    }
+
+    /// Vite refuses hosts that it does not know, and its client opens a WebSocket to where the page came from.
+    #[tokio::test]
+    async fn vite_reloads_what_is_edited() {
+        let vite = tools::vite().await;
+        let world = World::start().await;
+        let tunnel = world.tunnel(&vite.app).await;
+        let host = world.host(tunnel.name());
+        let tls = Tls { ca: world.ca_file(), host: &host };
+        let seen =
+            tools::hot_reload(&format!("{}/", tunnel.url()), vite.project.path(), world.https(), Some(tls)).await;
+        assert_eq!(seen["before"], "before");
+        assert_eq!(seen["after"], seen["expected"], "{seen}");
+        assert_eq!(seen["reloaded"], false, "{seen}");
+        assert_eq!(seen["sockets"], json!([format!("wss://{host}/")]), "through the tunnel, and at the first attempt");
+        assert_eq!(seen["errors"], json!([]));
+    }
+
+    /// Django refuses hosts that it does not know, and forms from another origin than it believes to be at.
+    #[tokio::test]
+    async fn django_takes_a_form_without_being_configured() {
+        let django = tools::django().await;
+        let world = World::start().await;
+        let tunnel = world.tunnel(&django.app).await;
+        let url = format!("{}/admin/login/?next=/admin/", tunnel.url());
+        let redirected = world.get(&format!("{}/admin/", tunnel.url())).await;
+        assert_eq!((redirected.code(), redirected.header("location")), (302, "/admin/login/?next=/admin/"));
+        let page = world.get(&url).await;
+        assert_eq!(page.code(), 200, "{}", page.text());
+        let cookie = page.header("set-cookie").split(';').next().unwrap().to_owned();
+        let (_, rest) = page.text().split_once("name=\"csrfmiddlewaretoken\" value=\"").expect("a form");
+        let token = rest.split('"').next().unwrap();
+        for (origin, status) in [(tunnel.url(), 200), ("https://elsewhere.example", 403)] {
+            let form = format!("csrfmiddlewaretoken={token}&username=nobody&password=wrong&next=/admin/");
+            let login = Request::post(&url)
+                .header("content-type", "application/x-www-form-urlencoded")
+                .header("cookie", &cookie)
+                .header("origin", origin)
+                .header("referer", format!("{origin}/admin/login/"))
+                .body(full(form))
+                .unwrap();
+            let answer = world.send(login).await;
+            assert_eq!(answer.code(), status, "from {origin}: {}", answer.text());
+            assert_eq!(answer.text().contains("Please enter the correct username"), status == 200);
+        }
+    }
+
+    #[tokio::test]
+    async fn h2load_with_a_hundred_streams_loses_nothing() {
+        let app = App::echo().await;
+        let relay = RelayServer::spawn([""; 0]).await;
+        let client = relay.client(&relay.token("me").await, &app.addr().to_string(), &[]).await;
+        let body = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(body.path(), body::noise(1024)).unwrap();
+        for (connections, upload) in [(1, false), (8, false), (8, true)] {
+            let mut h2load = Command::new(tools::program("h2load"));
+            h2load.args(["--requests=20000", "--max-concurrent-streams=100", "--threads=1"]);
+            h2load.arg(format!("--clients={connections}")).arg(format!("--connect-to={}", relay.https));
+            if upload {
+                h2load.arg("--data").arg(body.path());
+            }
+            let said = output(h2load.arg(format!("{}/hooks", client.url()))).await;
+            let requests = "20000 total, 20000 started, 20000 done, 20000 succeeded, 0 failed, 0 errored, 0 timeout";
+            assert!(said.contains(requests), "{said}");
+            assert!(said.contains("status codes: 20000 2xx, 0 3xx, 0 4xx, 0 5xx"), "{said}");
+            assert!(said.contains("ALPN: h2") || said.contains("Application protocol: h2"), "{said}");
+        }
+    }
+}
+
+/// `relay dev` and what people call it with: each knows names and certificates in its own way.
+mod development {
+    use super::*;
+
+    #[tokio::test]
+    async fn its_curl_line_works_as_pasted() {
+        let mut dev = Process::spawn("relay", ["dev", "--https", "0", "--data-dir", "it's here"]).await;
+        let url = dev.line().await.unwrap();
+        assert!(url.starts_with("https://app.relay.localhost:"), "{url}");
+        let line = loop {
+            let line = dev.line().await.expect("a curl line");
+            if line.trim_start().starts_with("curl ") {
+                break line;
+            }
+        };
+        let mut shell = Command::new("sh");
+        shell.current_dir(dev.home().path()).args(["-c", &format!("{line} --silent --show-error --fail")]);
+        assert!(!output(&mut shell).await.is_empty());
+        let line = within("the request's line", async {
+            loop {
+                let line = dev.line().await.expect("it runs");
+                if !line.is_empty() {
+                    break line;
+                }
+            }
+        });
+        let line = line.await;
+        assert!(line.contains("GET") && line.contains("200"), "{line}");
+    }
+
+    /// Python, Node and OpenSSL, by the name that all of them resolve.
+    #[tokio::test]
+    async fn others_trust_its_authority_at_the_local_url() {
+        let app = App::echo().await;
+        let port = app.addr().port().to_string();
+        let dev = RelayClient::spawn(["dev", &port, "--https", "0", "--output", "json"]).await;
+        let local = dev.ready["local_url"].as_str().unwrap();
+        let ca = dev.ready["ca_file"].as_str().unwrap();
+        let name = dev.url().strip_prefix("https://").unwrap().split(':').next().unwrap().to_owned();
+        let address = local.strip_prefix("https://").unwrap();
+
+        let requests = "import sys, requests; url, ca = sys.argv[1:]; \
+            answer = requests.post(url + '/a', data=b'sent by requests', verify=ca, timeout=30); \
+            answer.raise_for_status(); sys.stdout.write(answer.text)";
+        let mut python = tools::python();
+        assert_eq!(output(python.args(["-c", requests, local, ca])).await, "sent by requests");
+
+        let fetch = "fetch(process.argv[1] + '/a', { method: 'POST', body: 'sent by fetch' }) \
+            .then((answer) => answer.text()).then((text) => process.stdout.write(text))";
+        let mut node = Command::new(tools::program("node"));
+        node.env("NODE_EXTRA_CA_CERTS", ca).args(["-e", fetch, local]);
+        assert_eq!(output(&mut node).await, "sent by fetch");
+
+        for host in ["localhost", &name] {
+            for version in ["-tls1_2", "-tls1_3"] {
+                let mut openssl = Command::new(tools::program("openssl"));
+                openssl.args(["s_client", "-connect", address, "-servername", host, "-verify_hostname", host]);
+                openssl.args(["-CAfile", ca, "-verify_return_error", "-x509_strict", version, "-alpn", "h2"]);
+                let said = output(&mut openssl).await;
+                assert!(said.contains("Verify return code: 0 (ok)") || said.contains("Verification: OK"), "{said}");
+                assert!(said.contains("ALPN protocol: h2"), "{said}");
+            }
+        }
+    }
+}
+
+/// Bodies that no memory holds.
+mod bulk {
+    use super::*;
+    use aws_lc_rs::digest::{Context, SHA256};
+
+    const GIB: u64 = 1 << 30;
+    const PIECE: usize = 64 * 1024;
+
+    /// What either process may have held at most, whatever passed through.
+    const MEMORY: u64 = 64 << 20;
+
+    /// The same bytes each time, in which no two pieces nearby are equal.
+    fn pieces(length: u64) -> impl Iterator<Item = Bytes> + Send {
+        let noise = body::noise((1 << 20) + PIECE);
+        let count = length.div_ceil(PIECE as u64);
+        (0..count).map(move |number| {
+            let at = (number.wrapping_mul(7919) % (1 << 20)) as usize;
+            let left = (length - number * PIECE as u64).min(PIECE as u64) as usize;
+            noise.slice(at..at + left)
+        })
+    }
+
+    /// Of known length, given as fast as it is taken.
+    struct Large<I>(I, u64);
+
+    impl<I: Iterator<Item = Bytes> + Unpin> hyper::body::Body for Large<I> {
+        type Data = Bytes;
+        type Error = body::Error;
+
+        fn poll_frame(
+            mut self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<Option<Result<hyper::body::Frame<Bytes>, body::Error>>> {
+            let next = self.0.next();
+            self.1 -= next.as_ref().map_or(0, |bytes| bytes.len() as u64);
+            std::task::Poll::Ready(next.map(|bytes| Ok(hyper::body::Frame::data(bytes))))
+        }
+
+        fn size_hint(&self) -> hyper::body::SizeHint {
+            hyper::body::SizeHint::with_exact(self.1)
+        }
+    }
+
+    async fn hash(mut body: hyper::body::Incoming) -> (u64, String) {
+        let (mut length, mut context) = (0, Context::new(&SHA256));
+        while let Some(frame) = within("more of a body", body.frame()).await {
+            let bytes = frame.expect("a whole body").into_data().expect("no trailers");
+            length += bytes.len() as u64;
+            context.update(&bytes);
+        }
+        (length, hex(context))
+    }
+
+    fn hex(context: Context) -> String {
+        context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// `RELAY_TESTS_GIB=10` makes them as large as the design promises.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn two_gibibytes_up_and_down_in_bounded_memory() {
+        let size = std::env::var("RELAY_TESTS_GIB").map_or(2, |gib| gib.parse().expect("a number of GiB")) * GIB;
+        let app = App::serve(move |request| async move {
+            match *request.method() {
+                Method::GET => Response::new(Large(pieces(size), size).boxed_unsync()),
+                _ => {
+                    let (length, hash) = hash(request.into_body()).await;
+                    Response::new(full(format!("{length} {hash}")))
+                }
+            }
+        })
+        .await;
+        let relay = RelayServer::spawn([""; 0]).await;
+        // An upload is answered when it has arrived, and the answer has a deadline.
+        let patient = ["--timeout", "10m"];
+        let client = relay.client(&relay.token("me").await, &app.addr().to_string(), &patient).await;
+        let host = client.url().strip_prefix("https://").unwrap();
+        let mut context = Context::new(&SHA256);
+        pieces(size).for_each(|piece| context.update(&piece));
+        let expected = (size, hex(context));
+        for version in [&b"http/1.1"[..], b"h2"] {
+            let tls = connect_tls(relay.https, host, &relay.ca_file(), &[version]).await;
+            let mut http = if version == b"h2" { Http::two(tls).await } else { Http::one(tls).await };
+            let name = String::from_utf8_lossy(version);
+            // Each direction over one of the versions: what they do to a body otherwise shows with small ones.
+            let began = Instant::now();
+            let direction = if version == b"h2" {
+                let upload = Request::post(client.url()).body(Large(pieces(size), size).boxed_unsync()).unwrap();
+                let response = http.request(upload).await.unwrap();
+                let told = Answer::read(response).await;
+                assert_eq!((told.code(), told.text()), (200, &*format!("{} {}", expected.0, expected.1)));
+                "up"
+            } else {
+                let download = Request::get(client.url()).body(empty()).unwrap();
+                let response = within("a head", http.request(download)).await.unwrap();
+                assert_eq!(response.headers()["content-length"], size.to_string());
+                assert_eq!(hash(response.into_body()).await, expected);
+                "down"
+            };
+            let (of_relay, of_client) = (relay.process.peak(), client.process.peak());
+            let mib = |bytes: u64| bytes >> 20;
+            let speed = mib(size) as f64 / began.elapsed().as_secs_f64();
+            println!(
+                "{} MiB {direction} over {name}: {speed:.0} MiB/s; at most {} MiB in the relay, {} MiB in the client",
+                mib(size),
+                mib(of_relay),
+                mib(of_client)
+            );
+            assert!(of_relay < MEMORY && of_client < MEMORY);
         }
     }
 }
