@@ -129,6 +129,7 @@ mod tests {
     use super::*;
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
         fn what_was_written_is_what_is_read(
             writes in proptest::collection::vec(1_usize..100_000, 0..12),
