@@ -990,6 +990,46 @@ mod upgrades {
         assert_eq!(wire.rest().await.unwrap(), b"earlyimpatient");
     }
 
+    /// Nobody is left talking to nobody.
+    #[tokio::test]
+    async fn end_on_one_side_when_the_other_goes() {
+        let world = World::start().await;
+        let (gone, mut is_gone) = tokio::sync::mpsc::channel(1);
+        let app = App::raw(move |mut wire: Wire, number| {
+            let gone = gone.clone();
+            async move {
+                wire.head().await.unwrap();
+                wire.send(SWITCHED).await;
+                if number == 1 {
+                    return;
+                }
+                let _ = wire.rest().await;
+                gone.send(()).await.unwrap();
+            }
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        let host = world.host(tunnel.name());
+        let mut wire = world.raw(&host).await;
+        wire.send(upgrade(&host)).await;
+        assert!(wire.head().await.unwrap().starts_with("HTTP/1.1 101"));
+        drop(wire);
+        within("the service to notice", is_gone.recv()).await.unwrap();
+
+        let mut wire = world.raw(&host).await;
+        wire.send(upgrade(&host)).await;
+        assert!(wire.head().await.unwrap().starts_with("HTTP/1.1 101"));
+        let _ = wire.rest().await;
+
+        // And the tunnel itself.
+        let mut wire = world.raw(&host).await;
+        wire.send(upgrade(&host)).await;
+        assert!(wire.head().await.unwrap().starts_with("HTTP/1.1 101"));
+        drop(tunnel);
+        let _ = wire.rest().await;
+        within("the service to notice", is_gone.recv()).await.unwrap();
+    }
+
     /// They outlive every limit that is there for requests.
     #[tokio::test]
     async fn last_while_something_moves() {
@@ -1544,5 +1584,131 @@ mod deadlines {
             let request = Request::get(format!("{}/{n}", tunnel.url())).body(empty()).unwrap();
             assert_eq!(http.answer(request).await.text(), format!("/{n}"));
         }
+    }
+}
+
+mod connections {
+    use super::*;
+
+    #[tokio::test]
+    async fn carry_pipelined_requests_in_their_order() {
+        let world = World::start().await;
+        let app = App::serve(|request| async move { relay_tests::app::ok(request.uri().path().to_owned()) }).await;
+        let tunnel = world.tunnel(&app).await;
+        let host = world.host(tunnel.name());
+        let mut wire = world.raw(&host).await;
+        let all: Vec<_> = (0..10).map(|n| format!("GET /{n} HTTP/1.1\r\nHost: {host}\r\n\r\n")).collect();
+        wire.send(all.concat()).await;
+        for n in 0..10 {
+            assert_eq!(wire.message().await.unwrap().body, format!("/{n}").as_bytes());
+        }
+    }
+
+    /// A sender that knows no chunks gets none.
+    #[tokio::test]
+    async fn of_http_1_0_end_with_their_answer() {
+        let world = World::start().await;
+        let app = App::serve(|_| async {
+            let (feed, body) = pipe();
+            tokio::spawn(async move {
+                feed.send("of no ").await;
+                feed.send("known length").await;
+            });
+            Response::new(body)
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        let host = world.host(tunnel.name());
+        let mut wire = world.raw(&host).await;
+        wire.send(format!("GET / HTTP/1.0\r\nHost: {host}\r\n\r\n")).await;
+        let head = wire.head().await.unwrap();
+        assert!(head.contains(" 200 ") && !head.contains("transfer-encoding"), "{head}");
+        assert_eq!(wire.rest().await.unwrap(), b"of no known length");
+    }
+
+    #[tokio::test]
+    async fn close_when_the_sender_says_so() {
+        let world = World::start().await;
+        let app = App::echo().await;
+        let tunnel = world.tunnel(&app).await;
+        let host = world.host(tunnel.name());
+        let mut wire = world.raw(&host).await;
+        let lines = "Connection: close, X-Secret\r\nX-Secret: 1\r\nContent-Length: 2";
+        wire.send(format!("POST / HTTP/1.1\r\nHost: {host}\r\n{lines}\r\n\r\nhi")).await;
+        assert_eq!(wire.message().await.unwrap().body, b"hi");
+        assert_eq!(wire.rest().await.unwrap(), b"");
+        assert_eq!(world.post(&format!("{}/", tunnel.url()), "x").await.text(), "x");
+        assert_eq!(app.connections(), 1, "the service's connection is another matter");
+    }
+
+    /// Each answer belongs to its request, whoever gives up beside it.
+    #[tokio::test]
+    async fn never_mix_answers_up() {
+        let world = World::start().await;
+        let app = App::echo().await;
+        let h2c = App::h2c(relay_tests::app::echo).await;
+        let options = TunnelOptions { protocol: UpstreamProtocol::H2c, ..TunnelOptions::new(h2c.upstream()) };
+        for tunnel in [world.tunnel(&app).await, world.tunnel_with(options).await] {
+            let mut http = world.http2(&world.host(tunnel.name())).await;
+            let mut random = 12345_u32;
+            for round in 0..20 {
+                let mut kept = Vec::new();
+                for n in 0..40 {
+                    let body = format!("{round}-{n}-").repeat(1 + n * 20);
+                    http.ready().await;
+                    let answer = http.begin(Request::post(tunnel.url()).body(full(body.clone())).unwrap());
+                    random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    if random >> 30 == 0 {
+                        for _ in 0..(random >> 20) % 32 {
+                            tokio::task::yield_now().await;
+                        }
+                        answer.abort();
+                    } else {
+                        kept.push((body, answer));
+                    }
+                }
+                for (body, answer) in kept {
+                    let answer = within("an answer", answer).await.unwrap();
+                    assert!(answer.code() == 200 && answer.body == body.as_bytes(), "{} for {body:.20}", answer.code());
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn to_an_h2c_service_are_made_anew_when_it_restarts() {
+        let world = World::start().await;
+        let app = App::h2c(relay_tests::app::echo).await;
+        let options = TunnelOptions { protocol: UpstreamProtocol::H2c, ..TunnelOptions::new(app.upstream()) };
+        let tunnel = world.tunnel_with(options).await;
+        assert_eq!(world.post(tunnel.url(), "x").await.text(), "x");
+        drop(app);
+        // Nobody listens until the next one does; the old connection ends meanwhile.
+        let down = world.post(tunnel.url(), "x").await;
+        assert_eq!(down.code(), 502, "{down:?}");
+        let again = within("an answer that the service is gone", async {
+            loop {
+                let answer = world.post(tunnel.url(), "x").await;
+                if answer.error() == Some("upstream-refused") {
+                    return answer;
+                }
+            }
+        });
+        assert_eq!(again.await.code(), 502);
+    }
+
+    /// The deadline does not wait for a sender that is slow to send.
+    #[tokio::test]
+    async fn with_half_a_body_meet_the_deadline_too() {
+        let world = World::start().await;
+        let app = App::recording().await;
+        let timeout = Some(std::time::Duration::from_millis(200));
+        let tunnel = world.tunnel_with(TunnelOptions { timeout, ..TunnelOptions::new(app.upstream()) }).await;
+        let host = world.host(tunnel.name());
+        let mut wire = world.raw(&host).await;
+        wire.send(format!("POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: 10\r\n\r\nhalf")).await;
+        let answer = wire.message().await.unwrap();
+        assert_eq!((answer.status(), answer.values("relay-error")), (504, vec!["deadline"]));
+        assert_eq!(app.seen().len(), 0);
     }
 }
