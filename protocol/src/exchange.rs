@@ -30,6 +30,35 @@ pub fn end_to_end_trailers(trailers: &HeaderMap) -> HeaderList {
     trailers.iter().filter(|(name, _)| allowed(name)).map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
+/// Several lengths of one message that differ, or one that is no number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the Content-Length is not one number")]
+pub struct Unframed;
+
+/// Leaves a head that came from the other end one framing at most, and returns the length that it declares.
+///
+/// Whoever sent it may be anybody: with two lengths, or with a coding of its own, its body would end elsewhere for the
+/// next reader than for us (RFC 9112, section 6.3).
+///
+/// # Errors
+/// [`Unframed`]: nobody can say where the body ends.
+pub fn settle_framing(headers: &mut HeaderList) -> Result<Option<u64>, Unframed> {
+    let mut declared = None;
+    let mut is_sound = true;
+    headers.retain(|(name, value)| {
+        if *name != header::CONTENT_LENGTH {
+            return *name == header::TE || !is_hop_by_hop(name);
+        }
+        let digits = value.to_str().ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
+        let length: Option<u64> = digits.and_then(|text| text.parse().ok());
+        let is_first = declared.is_none();
+        is_sound &= length.is_some() && (is_first || declared == length);
+        declared = declared.or(length);
+        is_first
+    });
+    if is_sound { Ok(declared) } else { Err(Unframed) }
+}
+
 /// Whether a name means something to one connection only.
 pub fn is_hop_by_hop(name: &HeaderName) -> bool {
     const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -143,6 +172,24 @@ mod tests {
 
     fn shown(list: &HeaderList) -> Vec<String> {
         list.iter().map(|(name, value)| format!("{name}: {}", value.as_bytes().escape_ascii())).collect()
+    }
+
+    #[test]
+    fn a_head_keeps_one_framing() {
+        let settle = |lines: &[(&'static str, &'static str)]| {
+            let line = |(name, value): &(&'static str, &'static str)| {
+                (HeaderName::from_static(name), HeaderValue::from_static(value))
+            };
+            let mut list: HeaderList = lines.iter().map(line).collect();
+            settle_framing(&mut list).map(|length| (length, list.len()))
+        };
+        let length = "content-length";
+        assert_eq!(settle(&[("te", "trailers"), ("x-a", "1")]), Ok((None, 2)));
+        assert_eq!(settle(&[(length, "3"), ("transfer-encoding", "gzip"), (length, "3")]), Ok((Some(3), 1)));
+        for odd in ["", "+3", "3, 3", "0x3", "18446744073709551616"] {
+            assert_eq!(settle(&[(length, odd)]), Err(Unframed), "{odd}");
+        }
+        assert_eq!(settle(&[(length, "3"), (length, "4")]), Err(Unframed));
     }
 
     #[test]

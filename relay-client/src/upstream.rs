@@ -24,7 +24,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use relay_protocol::exchange::{append_all, end_to_end, end_to_end_trailers};
+use relay_protocol::exchange::{append_all, end_to_end, end_to_end_trailers, settle_framing};
 use relay_protocol::frame::Reset;
 use relay_protocol::link::Stream;
 use relay_protocol::message::{HeaderList, Payload, RequestHead, ResponseHead};
@@ -257,6 +257,7 @@ impl Upstream {
         stream: &Stream,
     ) -> Result<Request<RequestBody>, Failure> {
         let mut lines = head.headers.clone();
+        settle_framing(&mut lines).map_err(|_| Reset::Malformed)?;
         self.rewriter.request(&head.authority, &mut lines);
         forwarded(head, &mut lines);
         if attempt > 1 {

@@ -85,8 +85,15 @@ impl EdgeBody {
     }
 
     /// What `stream` brings after its head. A small body that is already there becomes one piece, which hyper writes
-    /// together with the head.
-    pub(crate) fn download(stream: Stream, upload: Option<AbortOnDropHandle<()>>) -> Self {
+    /// together with the head: but only one of the length that the head `declared`, because hyper takes a whole body's
+    /// word for it. It measures the others, and breaks off what is shorter.
+    /// A `bodyless` response, such as that to HEAD, declares a length and has none.
+    pub(crate) fn download(
+        stream: Stream,
+        upload: Option<AbortOnDropHandle<()>>,
+        declared: Option<u64>,
+        bodyless: bool,
+    ) -> Self {
         // Nobody needs to be woken for what is not there yet: hyper asks for the body in any case.
         let cx = Context::from_waker(Waker::noop());
         let next = || match stream.poll_recv(&cx) {
@@ -96,11 +103,13 @@ impl EdgeBody {
         };
         let first = next();
         let second = if matches!(first, Some(Item::Data(_))) { next() } else { None };
+        let is_whole = |bytes: &[u8], end: &Bytes| {
+            let fits = |length| length == bytes.len() as u64 || bodyless && bytes.is_empty();
+            end.is_empty() && upload.is_none() && declared.is_none_or(fits)
+        };
         let source = match (first, second) {
-            (Some(Item::End(end)), None) if end.is_empty() && upload.is_none() => Source::Whole(None),
-            (Some(Item::Data(bytes)), Some(Item::End(end))) if end.is_empty() && upload.is_none() => {
-                Source::Whole(Some(bytes))
-            }
+            (Some(Item::End(end)), None) if is_whole(&[], &end) => Source::Whole(None),
+            (Some(Item::Data(bytes)), Some(Item::End(end))) if is_whole(&bytes, &end) => Source::Whole(Some(bytes)),
             (first, second) => Source::Stream(Box::new(Download {
                 stream,
                 early: [first, second],

@@ -12,7 +12,7 @@ use http::{Method, Request, Response, StatusCode, Version, request};
 use hyper::body::Incoming;
 use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
-use relay_protocol::exchange::{append_all, end_to_end, upgrade_of};
+use relay_protocol::exchange::{append_all, end_to_end, settle_framing, upgrade_of};
 use relay_protocol::frame::Reset;
 use relay_protocol::link::Stream;
 use relay_protocol::message::{MessageError, Payload, RequestHead, ResponseHead};
@@ -176,7 +176,7 @@ async fn deliver(
         }
     };
     exchange.received(upload.received());
-    let head = ResponseHead::from_bytes(&head).map_err(|error| {
+    let mut head = ResponseHead::from_bytes(&head).map_err(|error| {
         tracing::warn!(%error, "a client sent a response head that does not decode");
         Cause::UpstreamInvalid
     })?;
@@ -190,6 +190,10 @@ async fn deliver(
         // Nothing is to come after all. A stream that is gone has nothing to be told.
         let _ = stream.finish(Bytes::new());
     }
+    // A client is not believed: its answer must not end elsewhere for a proxy in front of us than for us.
+    let declared = settle_framing(&mut head.headers).map_err(|_| Cause::UpstreamInvalid)?;
+    let is_bodyless = exchange.head.method == Method::HEAD
+        || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     // What is left of the request goes on beside the response; it must not wait for a sender that reads slowly.
     // That holds for one that was to wait for a 100, too: it may send its body without, and hyper sends none any more.
     let rest = uploading.then(|| {
@@ -199,7 +203,7 @@ async fn deliver(
             let _ = poll_fn(|cx| upload.poll(&stream, cx)).await;
         }))
     });
-    let mut response = Response::new(EdgeBody::download(stream, rest));
+    let mut response = Response::new(EdgeBody::download(stream, rest, declared, is_bodyless));
     *response.status_mut() = head.status;
     append_all(response.headers_mut(), head.headers);
     response.headers_mut().remove(RELAY_ERROR);
