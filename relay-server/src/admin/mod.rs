@@ -4,6 +4,7 @@ pub(crate) mod metrics;
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
@@ -25,10 +26,12 @@ const CONNECTIONS: usize = 64;
 pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     while let Some(accepted) = shared.closing.run_until_cancelled(listener.accept()).await {
-        let (Ok((tcp, _)), Ok(place)) = (accepted, places.clone().try_acquire_owned()) else {
-            tokio::task::yield_now().await;
+        let Ok((tcp, _)) = accepted else {
+            // Out of descriptors, most likely. Waiting lets connections end; spinning would not.
+            tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
+        let Ok(place) = places.clone().try_acquire_owned() else { continue };
         let owner = shared.clone();
         shared.spawn(async move {
             let shared = owner.clone();
