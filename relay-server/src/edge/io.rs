@@ -20,6 +20,7 @@ use tokio_rustls::server::TlsStream;
 
 use relay_protocol::gather::Gathered;
 
+use super::Place;
 use crate::config::Limits;
 
 /// A public connection, encrypted or not.
@@ -106,10 +107,13 @@ pub(crate) struct Clock {
     in_flight: AtomicU32,
     /// A request has been seen, so that the next one is a later one.
     used: AtomicU32,
+    /// Held for as long as anything of the connection lives: also what it was upgraded to, but not a session, which
+    /// leaves all this behind and has a limit of its own.
+    _place: Place,
 }
 
 impl Clock {
-    pub(crate) fn new(accepted: Instant, multiplexed: bool) -> Arc<Self> {
+    pub(crate) fn new(accepted: Instant, multiplexed: bool, place: Place) -> Arc<Self> {
         let ready = since(accepted);
         Arc::new(Self {
             accepted,
@@ -119,6 +123,7 @@ impl Clock {
             idle_since: AtomicU64::new(ready),
             in_flight: AtomicU32::new(0),
             used: AtomicU32::new(0),
+            _place: place,
         })
     }
 

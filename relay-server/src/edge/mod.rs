@@ -71,13 +71,12 @@ pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener, purpose: P
         let (shared, purpose) = (shared.clone(), purpose.clone());
         let owner = shared.clone();
         owner.spawn(async move {
-            connection(&shared, tcp, peer, purpose).await;
-            drop(place);
+            connection(&shared, tcp, peer, place, purpose).await;
         });
     }
 }
 
-async fn connection(shared: &Arc<Shared>, tcp: TcpStream, peer: SocketAddr, purpose: Purpose) {
+async fn connection(shared: &Arc<Shared>, tcp: TcpStream, peer: SocketAddr, place: Place, purpose: Purpose) {
     let accepted = Instant::now();
     // Failing to set it costs latency, not correctness.
     let _ = tcp.set_nodelay(true);
@@ -97,7 +96,7 @@ async fn connection(shared: &Arc<Shared>, tcp: TcpStream, peer: SocketAddr, purp
         },
     };
     let http2 = matches!(&conn, Conn::Tls(tls) if tls.get_ref().1.alpn_protocol() == Some(b"h2"));
-    let clock = Clock::new(accepted, http2);
+    let clock = Clock::new(accepted, http2, place);
     let limits = shared.limits.clone();
     let io = TokioIo::new(Watched::new(conn, clock.clone(), limits.clone()));
     let trusted = shared.config.trusted_proxies.iter().any(|network| network.contains(peer.ip()));
@@ -227,7 +226,7 @@ impl Places {
 
 /// One connection's place.
 #[derive(Debug)]
-struct Place {
+pub(crate) struct Place {
     address: IpAddr,
     addresses: Arc<DashMap<IpAddr, usize>>,
     _permit: tokio::sync::OwnedSemaphorePermit,
