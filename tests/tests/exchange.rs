@@ -1030,6 +1030,42 @@ mod upgrades {
         within("the service to notice", is_gone.recv()).await.unwrap();
     }
 
+    /// A stranger cannot open more of them than of other connections; sessions have a limit of their own.
+    #[tokio::test]
+    async fn count_as_connections() {
+        let world = World::with(|config| config.limits.connections_per_address = 4).await;
+        let app = App::raw(|mut wire: Wire, _| async move {
+            wire.head().await.unwrap();
+            wire.send(SWITCHED).await;
+            let _ = wire.rest().await;
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        let host = world.host(tunnel.name());
+        let mut held = Vec::new();
+        for _ in 0..4 {
+            let mut wire = world.raw(&host).await;
+            wire.send(upgrade(&host)).await;
+            assert!(wire.head().await.unwrap().starts_with("HTTP/1.1 101"));
+            held.push(wire);
+        }
+        let mut refused = Wire::new(tokio::net::TcpStream::connect(world.https()).await.unwrap());
+        assert!(refused.rest().await.unwrap_or_default().is_empty(), "closed without a word");
+        held.pop();
+        within("a place", async {
+            loop {
+                let mut wire = Wire::new(tokio::net::TcpStream::connect(world.https()).await.unwrap());
+                // Whoever has a place is listened to: this is no handshake, and is answered with an alert.
+                if wire.try_send("GET / HTTP/1.1\r\n\r\n").await.is_ok()
+                    && matches!(wire.rest().await, Ok(alert) | Err((alert, _)) if !alert.is_empty())
+                {
+                    return;
+                }
+            }
+        })
+        .await;
+    }
+
     /// They outlive every limit that is there for requests.
     #[tokio::test]
     async fn last_while_something_moves() {
