@@ -27,6 +27,9 @@ pub(crate) struct EdgeBody {
     source: Source,
     /// The record of the exchange, which ends with its body.
     exchange: Option<Box<Exchange>>,
+    /// What is left of the request. With HTTP/2 dropping it resets the stream, and a sender that is still sending would
+    /// not see the answer.
+    unread: Option<Box<Upload>>,
 }
 
 #[derive(Debug)]
@@ -76,7 +79,7 @@ impl Progress {
 impl EdgeBody {
     /// An answer of the relay's own.
     pub(crate) fn full(bytes: Bytes) -> Self {
-        Self { source: Source::Whole(Some(bytes).filter(|bytes| !bytes.is_empty())), exchange: None }
+        Self { source: Source::Whole(Some(bytes).filter(|bytes| !bytes.is_empty())), exchange: None, unread: None }
     }
 
     /// Nothing.
@@ -118,7 +121,7 @@ impl EdgeBody {
                 _upload: upload,
             })),
         };
-        Self { source, exchange: None }
+        Self { source, exchange: None, unread: None }
     }
 
     /// Lets the record of the exchange end with this body.
@@ -127,6 +130,11 @@ impl EdgeBody {
             exchange.sent(bytes.len());
         }
         self.exchange = Some(exchange);
+    }
+
+    /// Keeps what is left of the request for as long as the answer takes.
+    pub(crate) fn outlive(&mut self, upload: Upload) {
+        self.unread = Some(Box::new(upload));
     }
 
     /// What to watch, where the body does not end at once.
@@ -242,12 +250,14 @@ pub(crate) struct Upload {
     received: u64,
     ended: bool,
     idle: Option<Pin<Box<Sleep>>>,
+    /// When the last piece came, of a body that did not come with its head.
+    moved: Option<Instant>,
 }
 
 impl Upload {
     pub(crate) fn new(body: Incoming, limits: Arc<Limits>) -> Self {
         let ended = body.is_end_stream();
-        Self { body, limits, held: Bytes::new(), received: 0, ended, idle: None }
+        Self { body, limits, held: Bytes::new(), received: 0, ended, idle: None, moved: None }
     }
 
     /// Reads what is there into `held` before there is a stream; true once there is something or the body has ended.
@@ -277,6 +287,11 @@ impl Upload {
         self.ended && self.held.is_empty()
     }
 
+    /// When the last piece came, of a body that did not come with its head.
+    pub(crate) fn moved(&self) -> Option<Instant> {
+        self.moved
+    }
+
     /// Bytes received so far.
     pub(crate) fn received(&self) -> u64 {
         self.received
@@ -295,7 +310,10 @@ impl Upload {
             self.idle = None;
             match frame {
                 Some(Ok(frame)) => match frame.into_data() {
-                    Ok(bytes) => self.take(bytes)?,
+                    Ok(bytes) => {
+                        self.moved = Some(Instant::now());
+                        self.take(bytes)?;
+                    }
                     Err(frame) => {
                         let trailers = frame.into_trailers().unwrap_or_default();
                         let mut trailers = end_to_end_trailers(&trailers);

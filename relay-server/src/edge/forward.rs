@@ -1,7 +1,8 @@
 //! One exchange, from the request's head to the end of its response.
 
-use std::future::poll_fn;
+use std::future::{Future as _, poll_fn};
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use relay_protocol::frame::Reset;
 use relay_protocol::link::Stream;
 use relay_protocol::message::{MessageError, Payload, RequestHead, ResponseHead};
 use relay_protocol::mux::{Item, OpenError};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 use ulid::Ulid;
 
@@ -42,6 +43,10 @@ pub(crate) struct Sender {
     pub(crate) encrypted: bool,
 }
 
+/// A body that is still arriving after this long is an upload and not a webhook. Unless the tunnel has a deadline of its
+/// own, the service's time to answer then counts from the last byte.
+const SLOW_UPLOAD: Duration = Duration::from_secs(1);
+
 /// Passes one request to its tunnel and the answer back.
 pub(crate) async fn forward(
     shared: Arc<Shared>,
@@ -55,14 +60,14 @@ pub(crate) async fn forward(
     let on_upgrade = parts.extensions.remove::<OnUpgrade>();
     let head = request_head(&parts, sender, &host);
     let mut exchange = Box::new(Exchange::new(shared.clone(), head, parts.version, started, in_flight));
-    let upload = Upload::new(body, shared.limits.clone());
-    if !upload.is_done() {
+    let mut upload = Some(Upload::new(body, shared.limits.clone()));
+    if upload.as_ref().is_some_and(|upload| !upload.is_done()) {
         // Where a body ends and another protocol begins is read differently by different servers. RFC 9110, section
         // 7.8, lets us ignore the wish.
         exchange.head.upgrade = None;
     }
     let expects = expects_continue(&parts);
-    let result = deliver(&shared, &mut exchange, &host, upload, expects, on_upgrade).await;
+    let result = deliver(&shared, &mut exchange, &host, &mut upload, expects, on_upgrade).await;
     let mut response = match result {
         Ok(response) => response,
         Err(Failure { cause, message }) => {
@@ -75,6 +80,9 @@ pub(crate) async fn forward(
     };
     exchange.status = Some(response.status());
     response.body_mut().record(exchange);
+    if let Some(upload) = upload {
+        response.body_mut().outlive(upload);
+    }
     if let Some((progress, stream)) = response.body().watch() {
         shared.janitor.watch(progress, &stream);
     }
@@ -98,10 +106,11 @@ async fn deliver(
     shared: &Arc<Shared>,
     exchange: &mut Exchange,
     host: &PublicHost,
-    mut upload: Upload,
+    request_body: &mut Option<Upload>,
     expects: bool,
     on_upgrade: Option<OnUpgrade>,
 ) -> Result<Response<EdgeBody>, Failure> {
+    let Some(upload) = request_body else { return Err(Cause::Internal.into()) };
     if let Some(declared) = content_length(&exchange.head).filter(|n| *n > shared.limits.body_bytes) {
         let limit = shared.limits.body_bytes;
         return Err(Failure {
@@ -112,6 +121,7 @@ async fn deliver(
     let tunnel = find(shared, host, exchange.started).await?;
     let allowed = tunnel.timeout.unwrap_or(shared.limits.deadline);
     let deadline = exchange.started + allowed;
+    let slow_from = exchange.started + SLOW_UPLOAD;
     // A body that has arrived with its head travels with it. hyper hands it over one poll later.
     if !expects {
         let mut polls = 0;
@@ -142,6 +152,7 @@ async fn deliver(
     let mut uploading = !upload.is_done();
     // Its body is sent once the upstream asks for it.
     let mut paused = expects;
+    let mut timer = pin!(sleep_until(deadline));
     let answered = poll_fn(|cx| {
         loop {
             match stream.poll_recv(cx) {
@@ -165,17 +176,26 @@ async fn deliver(
                 Poll::Pending => {}
             }
         }
+        while timer.as_mut().poll(cx).is_ready() {
+            // A large body that takes its time is no fault of the service, which has not seen all of it.
+            let extended = upload.moved().filter(|moved| tunnel.timeout.is_none() && *moved > slow_from);
+            match extended.map(|moved| moved + allowed).filter(|later| *later > timer.deadline()) {
+                Some(later) => timer.as_mut().reset(later),
+                None => {
+                    let message = format!("The local service did not answer within {}.", show(allowed));
+                    return Poll::Ready(Err(Failure { cause: Cause::Deadline, message: Some(message) }));
+                }
+            }
+        }
         Poll::Pending
     });
-    let head = match timeout_at(deadline, answered).await {
-        Ok(answered) => answered?,
-        Err(_) => {
-            stream.reset(Reset::Deadline);
-            let message = format!("The local service did not answer within {}.", show(allowed));
-            return Err(Failure { cause: Cause::Deadline, message: Some(message) });
-        }
-    };
+    let answered = answered.await;
     exchange.received(upload.received());
+    let head = answered.inspect_err(|failure| {
+        if failure.cause == Cause::Deadline {
+            stream.reset(Reset::Deadline);
+        }
+    })?;
     let mut head = ResponseHead::from_bytes(&head).map_err(|error| {
         tracing::warn!(%error, "a client sent a response head that does not decode");
         Cause::UpstreamInvalid
@@ -196,7 +216,7 @@ async fn deliver(
         || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     // What is left of the request goes on beside the response; it must not wait for a sender that reads slowly.
     // That holds for one that was to wait for a 100, too: it may send its body without, and hyper sends none any more.
-    let rest = uploading.then(|| {
+    let rest = request_body.take().filter(|_| uploading).map(|mut upload| {
         let stream = stream.clone();
         AbortOnDropHandle::new(shared.spawn(async move {
             // Whatever stops it, the response goes on: its stream says what became of the exchange.
