@@ -378,7 +378,8 @@ mod clients {
         let mut socket = session(&world, "framing").await;
         let host = world.host("framing");
         let inner = "HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nsmuggled";
-        let cases: &[(&str, u16, &[(&str, &str)])] = &[
+        type Case = (&'static str, u16, &'static [(&'static str, &'static str)]);
+        let cases: &[Case] = &[
             ("a control", 200, &[]),
             ("two lengths", 200, &[("content-length", "0"), ("content-length", "50")]),
             ("a length that is too small", 200, &[("content-length", "0")]),
