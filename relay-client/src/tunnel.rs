@@ -256,6 +256,7 @@ impl Client {
             if remembered.take().is_none() {
                 return Err(Failed::to_bind(&refusal, first));
             }
+            served.beside = true;
         }
     }
 
@@ -296,7 +297,7 @@ impl Client {
             let upstream = Upstream::new(options.upstream.clone(), options.protocol, rewriter);
             Arc::make_mut(&mut served.upstreams).insert(number, Arc::new(upstream));
             served.names.insert(number, public.clone());
-            if let (0, None, Some(names)) = (i, &options.subdomain, &self.names) {
+            if let (0, None, Some(names), false) = (i, &options.subdomain, &self.names, served.beside) {
                 names.remember(&public.name);
             }
         }
@@ -358,6 +359,8 @@ impl Client {
 /// What the relay has given this run.
 #[derive(Debug, Default)]
 struct Served {
+    /// The remembered name is in use by another client, whose it stays.
+    beside: bool,
     names: HashMap<u32, PublicName>,
     upstreams: Arc<HashMap<u32, Arc<Upstream>>>,
 }

@@ -341,7 +341,7 @@ impl Config {
                 None => CertificateSource::Development { dir: data_dir.join("ca") },
             },
         };
-        let networks = args.trusted_proxy.iter().chain(&file.trusted_proxies).map(|text| Network::parse(text));
+        let networks = args.trusted_proxy.iter().chain(&file.trusted_proxies).map(|text| text.parse());
         let mut limits = file.limits.apply(Limits::default())?;
         if let Some(timeout) = args.timeout.as_deref().or(file.timeout.as_deref()) {
             limits.deadline = duration("timeout", timeout)?;
@@ -428,8 +428,10 @@ pub struct Network {
     prefix: u8,
 }
 
-impl Network {
-    fn parse(text: &str) -> Result<Self, ConfigError> {
+impl std::str::FromStr for Network {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
         let invalid = || ConfigError::Invalid {
             key: "trusted_proxies",
             value: text.to_owned(),
@@ -441,7 +443,9 @@ impl Network {
         let prefix = prefix.map_or(Ok(widest), str::parse).map_err(|_| invalid())?;
         if prefix > widest { Err(invalid()) } else { Ok(Self { address, prefix }) }
     }
+}
 
+impl Network {
     /// Whether `address` is in the network. An IPv4 address in IPv6 clothes is the IPv4 address.
     pub fn contains(&self, address: IpAddr) -> bool {
         match (self.address, address.to_canonical()) {
@@ -588,7 +592,7 @@ mod tests {
 
     #[test]
     fn networks_contain_what_they_say() {
-        let net = |text: &str| Network::parse(text).unwrap();
+        let net = |text: &str| text.parse::<Network>().unwrap();
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         assert!(net("10.0.0.0/8").contains(ip("10.255.0.1")) && !net("10.0.0.0/8").contains(ip("11.0.0.1")));
         assert!(net("10.0.0.0/8").contains(ip("::ffff:10.1.2.3")));

@@ -1545,6 +1545,42 @@ mod deadlines {
         assert_eq!((answer.code(), answer.error()), (504, Some("deadline")));
     }
 
+    /// The service cannot answer what it has not seen. The body takes twice the deadline to arrive.
+    #[tokio::test]
+    async fn count_from_the_last_byte_of_a_slow_upload() {
+        let world = World::with(|config| config.limits.deadline = Duration::from_millis(1500)).await;
+        let app = App::recording().await;
+        let tunnel = world.tunnel(&app).await;
+        let mut http = world.http1(&world.host(tunnel.name())).await;
+        let (pipe, body) = pipe();
+        let request = Request::post(format!("{}/", tunnel.url())).body(body).unwrap();
+        let answer = http.begin(request);
+        for _ in 0..10 {
+            assert!(pipe.send("piece").await, "the upload goes on");
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+        drop(pipe);
+        assert_eq!(answer.await.unwrap().code(), 200);
+        assert_eq!(app.only().body, "piece".repeat(10));
+    }
+
+    /// HTTP/2 has a way to drop the rest of a request that drops the answer too.
+    #[tokio::test]
+    async fn reach_an_http2_sender_that_is_still_sending() {
+        let world = World::start().await;
+        let (app, _is_gone) = silent().await;
+        let timeout = Some(Duration::from_millis(300));
+        let tunnel = world.tunnel_with(TunnelOptions { timeout, ..TunnelOptions::new(app.upstream()) }).await;
+        let mut http = world.http2(&world.host(tunnel.name())).await;
+        let (pipe, body) = pipe();
+        let request = Request::post(format!("{}/", tunnel.url())).body(body).unwrap();
+        let answer = http.begin(request);
+        pipe.send(noise(100_000)).await;
+        let answer = within("the answer", answer).await.unwrap();
+        assert_eq!((answer.code(), answer.error()), (504, Some("deadline")));
+        drop(pipe);
+    }
+
     /// They hold for the head; a body may take its time.
     #[tokio::test]
     async fn do_not_cut_a_body() {

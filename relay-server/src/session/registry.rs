@@ -39,6 +39,10 @@ pub struct Registry {
     generations: AtomicU64,
 }
 
+/// Names that are remembered as away, or bound. Beyond it those that are away become unknown: their requests are
+/// answered with 404 and not with 503.
+const MAX_SLOTS: usize = 100_000;
+
 #[derive(Debug, Default)]
 struct Slot {
     tunnel: Mutex<Option<Arc<Tunnel>>>,
@@ -65,7 +69,8 @@ impl Registry {
 
     /// Binds a tunnel to its name, and returns the one that it replaces.
     pub fn bind(&self, tunnel: Arc<Tunnel>) -> Option<Arc<Tunnel>> {
-        let slot = self.slots.entry(tunnel.name.as_str().into()).or_default().clone();
+        // The entry is held until the tunnel is in it, so that nobody can forget the slot in between.
+        let slot = self.slots.entry(tunnel.name.as_str().into()).or_default();
         let replaced = slot.set(Some(tunnel));
         slot.changed.notify_waiters();
         replaced
@@ -76,7 +81,7 @@ impl Registry {
     /// # Errors
     /// The tunnel that has the name now.
     pub fn bind_if_free(&self, tunnel: Arc<Tunnel>) -> Result<(), Arc<Tunnel>> {
-        let slot = self.slots.entry(tunnel.name.as_str().into()).or_default().clone();
+        let slot = self.slots.entry(tunnel.name.as_str().into()).or_default();
         {
             let mut current = slot.lock();
             match &*current {
@@ -95,6 +100,9 @@ impl Registry {
             if current.as_ref().is_some_and(|current| current.generation == tunnel.generation) {
                 *current = None;
             }
+        }
+        if self.slots.len() > MAX_SLOTS {
+            self.slots.retain(|_, slot| slot.online().is_some());
         }
     }
 
