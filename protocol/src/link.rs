@@ -336,13 +336,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         (link, driver)
     }
 
-    /// Wraps an upgraded connection, with the bytes that were read beyond its head.
+    /// Wraps an upgraded connection, with the bytes that were read beyond its head. Those are copied: whoever read them
+    /// has a buffer of 8 KiB, which would live as long as the session.
     pub async fn websocket(io: T, read: Bytes, side: Side, read_buffer: usize) -> WebSocketStream<T> {
         let role = match side {
             Side::Relay => Role::Server,
             Side::Client => Role::Client,
         };
-        WebSocketStream::from_partially_read(io, read.into(), role, Some(websocket_config(read_buffer))).await
+        let read = Vec::from(read.as_ref());
+        WebSocketStream::from_partially_read(io, read, role, Some(websocket_config(read_buffer))).await
     }
 
     /// Takes in what has arrived, and looks at the clock. Until [`Self::poll_outgoing`] is called, streams do not wake

@@ -579,8 +579,10 @@ impl Mux {
     /// gathered. Returns false when there was nothing to say.
     pub fn poll_transmit(&mut self, out: &mut BytesMut) -> bool {
         let before = out.len();
-        // Once, and not frame by frame.
-        out.reserve((self.queued + 1024).min(BATCH + 2 * MAX_DATA));
+        if self.queued > 0 {
+            // Once, and not frame by frame.
+            out.reserve((self.queued + 1024).min(BATCH + 2 * MAX_DATA));
+        }
         self.write_control(out);
         while out.len() - before < BATCH {
             let Some(id) = self.ready.pop_front() else { break };

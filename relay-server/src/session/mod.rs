@@ -153,7 +153,8 @@ impl Session {
     async fn serve(&mut self, link: &Link, hello: Hello) -> std::convert::Infallible {
         let mut bound = Vec::with_capacity(hello.tunnels.len());
         for spec in hello.tunnels {
-            bound.push(self.bind(link, spec).await);
+            // Boxed, because what binding needs would be part of every idle session.
+            bound.push(Box::pin(self.bind(link, spec)).await);
         }
         let names: Vec<&str> = self.tunnels.iter().map(|tunnel| tunnel.name.as_str()).collect();
         tracing::info!(
@@ -199,7 +200,7 @@ impl Session {
                     std::future::pending::<()>().await;
                 }
                 () = &mut daily => {
-                    self.touch().await;
+                    Box::pin(self.touch()).await;
                     daily.set(sleep(DAY));
                 }
             }
@@ -210,7 +211,7 @@ impl Session {
         match kind {
             SessionKind::Bind => match TunnelSpec::from_bytes(payload) {
                 Ok(spec) => {
-                    let bound = self.bind(link, spec).await;
+                    let bound = Box::pin(self.bind(link, spec)).await;
                     send(link, SessionKind::Bound, &bound);
                 }
                 Err(error) => link.go_away(GoAway::Protocol, false, &error.to_string()),
