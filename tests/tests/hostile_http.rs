@@ -1075,10 +1075,9 @@ mod slow {
     }
 
     #[tokio::test]
-    async fn bodies_get_408_and_trickling_ones_the_deadline() {
+    async fn bodies_get_408_and_trickling_ones_the_tunnels_deadline() {
         let world = World::with(|config| {
             config.limits.body_idle = Duration::from_millis(300);
-            config.limits.deadline = Duration::from_millis(1500);
         })
         .await;
         let app = App::recording().await;
@@ -1101,7 +1100,11 @@ mod slow {
         feed.send("abc").await;
         assert_eq!(answer.await.unwrap().code(), 408);
 
-        // A byte every 100 ms is not silence; the deadline is for the whole.
+        // A byte every 100 ms is not silence; a tunnel's own deadline is for the whole.
+        let timeout = Some(Duration::from_millis(1500));
+        let options = relay_client::TunnelOptions { timeout, ..relay_client::TunnelOptions::new(app.upstream()) };
+        let tunnel = world.tunnel_with(options).await;
+        let host = world.host(tunnel.name());
         let mut wire = world.raw(&host).await;
         wire.send(format!("POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: 10000\r\n\r\n")).await;
         let answer = loop {
