@@ -209,8 +209,14 @@ impl Client {
             let reason = match connected {
                 Ok(session) => {
                     self.announce(&served, lost.is_some(), observer);
-                    (lost, attempt) = (None, 0);
-                    match self.serve(session, &served, observer, shutdown.as_mut()).await? {
+                    lost = None;
+                    let began = Instant::now();
+                    let over = self.serve(session, &served, observer, shutdown.as_mut()).await?;
+                    // A relay that takes us and drops us at once must not be asked four times a second for ever.
+                    if began.elapsed() >= PAUSES.1 {
+                        attempt = 0;
+                    }
+                    match over {
                         Some(reason) => reason,
                         None => break,
                     }

@@ -1394,12 +1394,23 @@ mod services {
     use super::*;
     use relay_client::address::UpstreamAddr;
 
+    /// A listener on a port that nobody has in the other address family: tests beside this one take ports too.
+    async fn only_listener(address: &str) -> (tokio::net::TcpListener, u16) {
+        loop {
+            let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let other = if address.starts_with('[') { "127.0.0.1" } else { "[::1]" };
+            if tokio::net::TcpStream::connect(format!("{other}:{port}")).await.is_err() {
+                return (listener, port);
+            }
+        }
+    }
+
     #[tokio::test]
     async fn on_localhost_answer_over_either_address_family() {
         let world = World::start().await;
         for address in ["[::1]:0", "127.0.0.1:0"] {
-            let listener = tokio::net::TcpListener::bind(address).await.unwrap();
-            let port = listener.local_addr().unwrap().port();
+            let (listener, port) = only_listener(address).await;
             let app = App::recording_on(listener);
             let tunnel = world.tunnel(format!("localhost:{port}").parse::<UpstreamAddr>().unwrap()).await;
             assert_eq!(world.get(&format!("{}/", tunnel.url())).await.text(), "ok", "{address}");
@@ -1556,12 +1567,12 @@ mod deadlines {
         let request = Request::post(format!("{}/", tunnel.url())).body(body).unwrap();
         let answer = http.begin(request);
         for _ in 0..10 {
-            assert!(pipe.send("piece").await, "the upload goes on");
+            assert!(pipe.send(noise(1000)).await, "the upload goes on");
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
         drop(pipe);
         assert_eq!(answer.await.unwrap().code(), 200);
-        assert_eq!(app.only().body, "piece".repeat(10));
+        assert_eq!(app.only().body, noise(1000).repeat(10));
     }
 
     /// HTTP/2 has a way to drop the rest of a request that drops the answer too.

@@ -43,9 +43,9 @@ pub(crate) struct Sender {
     pub(crate) encrypted: bool,
 }
 
-/// A body that is still arriving after this long is an upload and not a webhook. Unless the tunnel has a deadline of its
-/// own, the service's time to answer then counts from the last byte.
-const SLOW_UPLOAD: Duration = Duration::from_secs(1);
+/// A body that is still arriving after a second is an upload and not a webhook. Unless the tunnel has a deadline of its
+/// own, the service's time to answer then counts from the last byte, as long as there come this many in each second.
+const SLOWEST_UPLOAD: u64 = 1024;
 
 /// Passes one request to its tunnel and the answer back.
 pub(crate) async fn forward(
@@ -121,7 +121,7 @@ async fn deliver(
     let tunnel = find(shared, host, exchange.started).await?;
     let allowed = tunnel.timeout.unwrap_or(shared.limits.deadline);
     let deadline = exchange.started + allowed;
-    let slow_from = exchange.started + SLOW_UPLOAD;
+    let began = exchange.started;
     // A body that has arrived with its head travels with it. hyper hands it over one poll later.
     if !expects {
         let mut polls = 0;
@@ -178,7 +178,10 @@ async fn deliver(
         }
         while timer.as_mut().poll(cx).is_ready() {
             // A large body that takes its time is no fault of the service, which has not seen all of it.
-            let extended = upload.moved().filter(|moved| tunnel.timeout.is_none() && *moved > slow_from);
+            let extended = upload.moved().filter(|moved| {
+                let waited = moved.saturating_duration_since(began).as_secs();
+                tunnel.timeout.is_none() && waited > 0 && upload.received() / waited >= SLOWEST_UPLOAD
+            });
             match extended.map(|moved| moved + allowed).filter(|later| *later > timer.deadline()) {
                 Some(later) => timer.as_mut().reset(later),
                 None => {
@@ -341,6 +344,8 @@ fn switch(
     let headers = response.headers_mut();
     append_all(headers, head.headers);
     headers.remove(RELAY_ERROR);
+    // RFC 9110, section 8.6: a 101 has no length.
+    headers.remove(header::CONTENT_LENGTH);
     if exchange.version == Version::HTTP_2 {
         headers.remove(header::UPGRADE);
         headers.remove(header::SEC_WEBSOCKET_ACCEPT);
