@@ -47,6 +47,8 @@ struct Shared {
     driver: Option<Waker>,
     /// The driver will look at the output without being woken.
     awake: bool,
+    /// The driver knows that the session has ended.
+    buried: bool,
 }
 
 impl Link {
@@ -58,8 +60,12 @@ impl Link {
     fn with<R>(&self, change: impl FnOnce(&mut Mux) -> R) -> R {
         let mut shared = self.lock();
         let result = change(&mut shared.mux);
-        let driver = if !shared.awake && (shared.mux.has_output() || shared.mux.is_finished()) {
+        let output = !shared.awake && (shared.mux.has_output() || shared.mux.is_finished());
+        // A driver whose socket is full waits for the socket, but an end it must hear of.
+        let ended = !shared.buried && shared.mux.ended().is_some();
+        let driver = if output || ended {
             shared.awake = true;
+            shared.buried |= ended;
             shared.driver.take()
         } else {
             None
@@ -264,6 +270,14 @@ impl Stream {
         self.with(|mux, id| mux.finish(id, trailers))
     }
 
+    /// Ends both directions now and lets go of the stream, though handles to it are left somewhere.
+    pub fn abandon(&self, reset: Reset) {
+        self.with(|mux, id| {
+            mux.reset(id, reset);
+            mux.release(id);
+        });
+    }
+
     /// Ends both directions now.
     pub fn reset(&self, reset: Reset) {
         self.with(|mux, id| mux.reset(id, reset));
@@ -311,6 +325,8 @@ pub struct Driver<T> {
     yielded: bool,
     /// Set once everything is said: the closing handshake runs.
     closing: bool,
+    /// Set once the session has ended: what is left to say has [`CLOSE_WAIT`] to be said.
+    dying: bool,
 }
 
 /// The WebSocket settings of a session: no default of the library is safe for a stranger's input or small enough for
@@ -331,8 +347,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         let now = Instant::now();
         let mux = Mux::new(side, limits, now.into_std());
         let timer = Box::pin(tokio::time::sleep_until(mux.timeout().map_or(now, Instant::from_std)));
-        let link = Link(Arc::new(Mutex::new(Shared { mux, driver: None, awake: true })));
-        let driver = Self { link: link.clone(), socket, out: BytesMut::new(), timer, yielded: false, closing: false };
+        let link = Link(Arc::new(Mutex::new(Shared { mux, driver: None, awake: true, buried: false })));
+        let driver = Self {
+            link: link.clone(),
+            socket,
+            out: BytesMut::new(),
+            timer,
+            yielded: false,
+            closing: false,
+            dying: false,
+        };
         (link, driver)
     }
 
@@ -386,7 +410,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>) {
-        while self.timer.as_mut().poll(cx).is_ready() {
+        while !self.dying && self.timer.as_mut().poll(cx).is_ready() {
             let mut shared = self.link.lock();
             shared.mux.handle_timeout(Instant::now().into_std());
             let Some(next) = shared.mux.timeout() else { break };
@@ -399,6 +423,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
 
     /// Sends what is queued; ready once the session has ended and has been closed.
     pub fn poll_outgoing(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+        if !self.dying && self.link.lock().mux.ended().is_some() {
+            self.dying = true;
+            self.timer.as_mut().reset(Instant::now() + CLOSE_WAIT);
+        }
+        // A peer that does not read gets no more time than that.
+        if self.dying && self.timer.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(self.epitaph());
+        }
         if !self.closing {
             match self.poll_messages(cx) {
                 Ok(false) => return Poll::Pending,
@@ -406,14 +438,19 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                 Err(error) => self.link.lock().mux.link_lost(error),
             }
             self.closing = true;
+            self.dying = true;
             self.timer.as_mut().reset(Instant::now() + CLOSE_WAIT);
         }
         // The peer may be gone, or may not answer: closing is polite and bounded.
         if Pin::new(&mut self.socket).poll_close(cx).is_pending() && self.timer.as_mut().poll(cx).is_pending() {
             return Poll::Pending;
         }
+        Poll::Ready(self.epitaph())
+    }
+
+    fn epitaph(&self) -> Ended {
         let ended = self.link.lock().mux.epitaph();
-        Poll::Ready(ended.unwrap_or_else(|| Ended::Link("closed".to_owned())))
+        ended.unwrap_or_else(|| Ended::Link("closed".to_owned()))
     }
 
     /// Whether everything is said for good.
@@ -421,7 +458,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         loop {
             // A full socket wakes us when it has room; streams need not.
             match Pin::new(&mut self.socket).poll_ready(cx) {
-                Poll::Pending => return Ok(false),
+                Poll::Pending => {
+                    note(&mut self.link.lock().driver, cx);
+                    return Ok(false);
+                }
                 Poll::Ready(ready) => ready.map_err(|error| error.to_string())?,
             }
             let mut shared = self.link.lock();

@@ -44,7 +44,7 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from
 /// How long a client that was told to stop waits for what is under way.
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// Exchanges that a [`Tunnel`] holds for its owner; older ones are dropped.
+/// Exchanges that a [`Tunnel`] holds for its owner; later ones are dropped until it takes some.
 const KEPT: usize = 1024;
 
 /// One tunnel's settings.
@@ -212,10 +212,8 @@ impl Client {
                     lost = None;
                     let began = Instant::now();
                     let over = self.serve(session, &served, observer, shutdown.as_mut()).await?;
-                    // A relay that takes us and drops us at once must not be asked four times a second for ever.
-                    if began.elapsed() >= PAUSES.1 {
-                        attempt = 0;
-                    }
+                    // A relay that takes us and drops us at once is asked once or twice a second, and not eight times.
+                    attempt = if began.elapsed() >= PAUSES.1 { 0 } else { attempt.min(2) };
                     match over {
                         Some(reason) => reason,
                         None => break,
@@ -399,7 +397,8 @@ impl Failed {
     fn to_bind(refusal: &Refusal, first: bool) -> Self {
         let text = explain(refusal);
         match refusal.code.as_str() {
-            "name-in-use" if !first => Self::ForNow(text),
+            // Our own session, which the relay still believes in, may hold what we ask for.
+            "name-in-use" | "too-many-tunnels" if !first => Self::ForNow(text),
             "name-in-use" | "name-taken" | "name-invalid" if first => Self::Final(ClientError::NameTaken(text)),
             "name-taken" => Self::Final(ClientError::NameLost(text)),
             "unauthorized" => Self::Final(ClientError::Unauthorized(text)),
@@ -483,7 +482,7 @@ impl Tunnel {
         &self.url
     }
 
-    /// The next exchange that ended; `None` once the tunnel has. Those that nobody takes are dropped after 1,024.
+    /// The next exchange that ended; `None` once the tunnel has. 1,024 wait to be taken; those that come then are dropped.
     pub async fn exchange(&mut self) -> Option<Exchange> {
         self.exchanges.recv().await
     }

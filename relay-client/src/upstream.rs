@@ -152,12 +152,16 @@ impl Upstream {
             Ok(()) => (sent, None, None),
             Err(Failure { reset, detail }) => {
                 stream.reset(reset);
-                let answer = match reset {
-                    Reset::UpstreamRefused | Reset::UpstreamInvalid => Some(StatusCode::BAD_GATEWAY),
-                    Reset::Deadline => Some(StatusCode::GATEWAY_TIMEOUT),
-                    _ => None,
+                // The relay answers for us, and this is how.
+                let (answer, code) = match reset {
+                    Reset::UpstreamRefused | Reset::UpstreamInvalid => (Some(StatusCode::BAD_GATEWAY), reset.name()),
+                    Reset::Deadline => (Some(StatusCode::GATEWAY_TIMEOUT), reset.name()),
+                    Reset::TooLarge => (Some(StatusCode::PAYLOAD_TOO_LARGE), reset.name()),
+                    Reset::Malformed => (Some(StatusCode::BAD_REQUEST), "bad-request"),
+                    Reset::Idle if sent.is_none() => (Some(StatusCode::REQUEST_TIMEOUT), "body-timeout"),
+                    _ => (None, reset.name()),
                 };
-                (sent.or(answer), Some(reset.name()), detail)
+                (sent.or(answer), Some(code), detail)
             }
         };
         Outcome { head: Some(head), arrived, status, error, detail }
@@ -206,7 +210,7 @@ impl Upstream {
                 None => self.connect(head.upgrade.is_some()).await?,
             };
             let is_fresh = connection.is_fresh;
-            let request = self.request(head, body.clone(), attempt, stream)?;
+            let request = self.request(head, body.clone(), Version::HTTP_11, attempt, stream)?;
             match self.exchange_http1(stream, head, connection, request, sent).await {
                 // The service closed a connection that it had kept open, and has not seen the request.
                 Err(Attempt::Unanswered(_)) if !is_fresh && body.rewind() => attempt += 1,
@@ -253,6 +257,7 @@ impl Upstream {
         &self,
         head: &RequestHead,
         body: RequestBody,
+        version: Version,
         attempt: u32,
         stream: &Stream,
     ) -> Result<Request<RequestBody>, Failure> {
@@ -265,7 +270,19 @@ impl Upstream {
         }
         let mut request = Request::new(body);
         let target = PathAndQuery::try_from(head.target.as_str()).map_err(|_| Reset::Malformed)?;
-        *request.uri_mut() = Uri::from(target);
+        *request.uri_mut() = match version {
+            // HTTP/2 has an authority where HTTP/1.1 has Host (RFC 9113, section 8.3.1). Taken off the list, because
+            // taking it off a map would change the order of what remains.
+            Version::HTTP_2 => {
+                let host = lines.iter().position(|(name, _)| *name == header::HOST).map(|at| lines.remove(at).1);
+                let authority =
+                    host.and_then(|host| Authority::try_from(host.as_bytes()).ok()).ok_or(Reset::Malformed)?;
+                let uri = Uri::builder().scheme(UriScheme::HTTP).authority(authority).path_and_query(target);
+                uri.build().map_err(|_| Reset::Malformed)?
+            }
+            _ => Uri::from(target),
+        };
+        *request.version_mut() = version;
         *request.method_mut() = head.method.clone();
         append_all(request.headers_mut(), lines);
         if let Some(protocol) = &head.upgrade {
@@ -325,15 +342,7 @@ impl Upstream {
         sent: &mut Option<StatusCode>,
     ) -> Result<(), Failure> {
         let mut sender = self.http2_sender().await?;
-        let mut request = self.request(head, body, 1, stream)?;
-        // HTTP/2 has an authority where HTTP/1.1 has Host (RFC 9113, section 8.3.1).
-        let host = request.headers_mut().remove(header::HOST);
-        let authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok()).ok_or(Reset::Malformed)?;
-        let mut uri = std::mem::take(request.uri_mut()).into_parts();
-        uri.scheme = Some(UriScheme::HTTP);
-        uri.authority = Some(authority);
-        *request.uri_mut() = Uri::from_parts(uri).map_err(|_| Reset::Malformed)?;
-        *request.version_mut() = Version::HTTP_2;
+        let request = self.request(head, body, Version::HTTP_2, 1, stream)?;
         let answer = with_continue(stream, expects_continue(head), sender.send_request(request));
         let mut response =
             answer.await.map_err(|error| if error.is_user() { body_failure(stream) } else { invalid(&error) })?;

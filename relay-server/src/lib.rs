@@ -44,6 +44,9 @@ use self::session::Sessions;
 use self::session::registry::Registry;
 use self::store::Store;
 
+/// How long tasks that were told to end have to do so.
+const LAST_WAIT: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// Connections that the kernel holds for us while we are busy.
 const BACKLOG: u32 = 4096;
 
@@ -80,6 +83,11 @@ impl Shared {
                 self.config.localhost_tunnel.as_deref().filter(|_| matches!(host, "localhost" | "127.0.0.1" | "[::1]"))
             }
         }
+    }
+
+    /// Whether `peer` is a proxy whose forwarded headers are believed.
+    fn trusts(&self, peer: std::net::IpAddr) -> bool {
+        self.config.trusted_proxies.iter().any(|network| network.contains(peer))
     }
 
     /// Runs a task that the relay owns. A panic in it ends nobody else's, and is counted: it is a bug.
@@ -298,7 +306,9 @@ impl Relay {
             tracing::warn!("shutting down: giving up what is still under way");
         }
         shared.closing.cancel();
-        tasks.wait().await;
+        if tokio::time::timeout(LAST_WAIT, tasks.wait()).await.is_err() {
+            tracing::error!(tasks = tasks.len(), "shutting down: some tasks do not end");
+        }
         stop.cancel();
         // It only flushes; a panic there has been reported already.
         let _ = logging.await;

@@ -2,8 +2,8 @@
 
 use std::future::Future as _;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
@@ -18,6 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::cause::Cause;
 use super::gate::imitates_ours;
+use super::io::Clock;
 use super::record::Exchange;
 use crate::config::Limits;
 
@@ -56,16 +57,47 @@ pub(crate) struct Progress {
     start: Instant,
     /// Milliseconds since `start`, times two, plus one while we wait for the tunnel and not for the receiver.
     last: AtomicU64,
+    /// The connection that the response goes to, once it is known.
+    clock: OnceLock<Weak<Clock>>,
+    /// The receiver has been found not to read.
+    unread: AtomicBool,
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if self.unread.load(Relaxed) {
+            self.with_clock(|clock| clock.note_unread(false));
+        }
+    }
 }
 
 impl Progress {
     fn new() -> Arc<Self> {
-        Arc::new(Self { start: Instant::now(), last: AtomicU64::new(0) })
+        Arc::new(Self {
+            start: Instant::now(),
+            last: AtomicU64::new(0),
+            clock: OnceLock::new(),
+            unread: AtomicBool::new(false),
+        })
     }
 
     fn note(&self, waiting: bool) {
         let millis = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX / 4);
         self.last.store(millis * 2 + u64::from(waiting), Relaxed);
+    }
+
+    fn with_clock(&self, then: impl FnOnce(&Clock)) {
+        if let Some(clock) = self.clock.get().and_then(Weak::upgrade) {
+            then(&clock);
+        }
+    }
+
+    /// Tells the connection that it does not read this response, where that is what it is stuck by.
+    pub(crate) fn accuse(&self) {
+        let waits_for_tunnel = self.last.load(Relaxed) % 2 == 1;
+        if !waits_for_tunnel && !self.unread.swap(true, Relaxed) {
+            self.with_clock(|clock| clock.note_unread(true));
+        }
     }
 
     /// Whether nothing has moved for longer than `limits` allow.
@@ -128,6 +160,10 @@ impl EdgeBody {
     pub(crate) fn record(&mut self, exchange: Box<Exchange>) {
         if let Source::Whole(Some(bytes)) = &self.source {
             exchange.sent(bytes.len());
+        }
+        if let Source::Stream(download) = &self.source {
+            // A body is recorded once.
+            let _ = download.progress.clock.set(Arc::downgrade(exchange.in_flight.clock()));
         }
         self.exchange = Some(exchange);
     }

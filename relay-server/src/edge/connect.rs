@@ -15,6 +15,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use relay_protocol::exchange::upgrade_of;
 use relay_protocol::link::UNSENT;
+use relay_protocol::mux::Limits as MuxLimits;
 use relay_protocol::{CONNECT_PATH, SUBPROTOCOL};
 use socket2::SockRef;
 use tokio::time::Instant;
@@ -23,6 +24,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use super::block_of;
 use super::body::EdgeBody;
 use super::cause::Cause;
+use super::forward::Sender;
 use super::io::Watched;
 use super::respond::{answer, explain};
 use crate::session::{Place, Session};
@@ -54,7 +56,8 @@ impl Refusals {
 }
 
 /// Answers a request to the relay's own host: the connect endpoint, and nothing else.
-pub(super) async fn own_host(shared: &Arc<Shared>, peer: IpAddr, request: Request<Incoming>) -> Response<EdgeBody> {
+pub(super) async fn own_host(shared: &Arc<Shared>, sender: Sender, request: Request<Incoming>) -> Response<EdgeBody> {
+    let peer = sender.address(request.headers());
     if request.uri().path() != CONNECT_PATH {
         return answer(Cause::NotFound, request.headers());
     }
@@ -155,7 +158,10 @@ fn upgrade(
         // hyper's buffer is dropped here; a session lives long.
         let conn = parts.io.into_inner().into_conn();
         // Failing to set it costs latency beside bulk, not correctness.
-        let _ = SockRef::from(conn.tcp()).set_tcp_notsent_lowat(UNSENT);
+        let socket = SockRef::from(conn.tcp());
+        let _ = socket.set_tcp_notsent_lowat(UNSENT);
+        // A client that is gone without a word, or does not read, is given up by the kernel too.
+        let _ = socket.set_tcp_user_timeout(Some(MuxLimits::default().silence));
         // Boxed, so that the spawned task is small once the handshake is over.
         Box::pin(Session::new(owner, peer, token, place).run(conn, parts.read_buf)).await;
     });

@@ -43,6 +43,16 @@ pub(crate) struct Sender {
     pub(crate) encrypted: bool,
 }
 
+impl Sender {
+    /// Whom a request is from: the peer, or whom the trusted proxy in front of us names.
+    pub(crate) fn address(&self, headers: &http::HeaderMap) -> IpAddr {
+        let lines = headers.get_all(super::gate::X_FORWARDED_FOR);
+        let last =
+            lines.iter().next_back().and_then(|line| line.to_str().ok()?.rsplit(',').next()?.trim().parse().ok());
+        last.filter(|_| self.trusted).unwrap_or(self.peer)
+    }
+}
+
 /// A body that is still arriving after a second is an upload and not a webhook. Unless the tunnel has a deadline of its
 /// own, the service's time to answer then counts from the last byte, as long as there come this many in each second.
 const SLOWEST_UPLOAD: u64 = 1024;
@@ -172,7 +182,10 @@ async fn deliver(
                 Poll::Ready(Ok(())) => uploading = false,
                 // The stream itself will say why.
                 Poll::Ready(Err(UploadError::Unwanted)) => uploading = false,
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(upload_failure(error))),
+                Poll::Ready(Err(error)) => {
+                    stream.reset(upload_reset(error));
+                    return Poll::Ready(Err(upload_failure(error)));
+                }
                 Poll::Pending => {}
             }
         }
@@ -209,6 +222,12 @@ async fn deliver(
     if head.status.is_informational() {
         return Err(Cause::UpstreamInvalid.into());
     }
+    if exchange.version == Version::HTTP_2 && exchange.head.upgrade.is_some() && head.status.is_success() {
+        // RFC 8441: to the sender any success would say that the WebSocket is open.
+        let message = "The local service answered the WebSocket request with something else.".to_owned();
+        return Err(Failure { cause: Cause::UpstreamInvalid, message: Some(message) });
+    }
+    head.headers.retain(|(name, _)| *name != RELAY_ERROR);
     if exchange.head.upgrade.is_some() {
         // Nothing is to come after all. A stream that is gone has nothing to be told.
         let _ = stream.finish(Bytes::new());
@@ -229,7 +248,6 @@ async fn deliver(
     let mut response = Response::new(EdgeBody::download(stream, rest, declared, is_bodyless));
     *response.status_mut() = head.status;
     append_all(response.headers_mut(), head.headers);
-    response.headers_mut().remove(RELAY_ERROR);
     Ok(response)
 }
 
@@ -242,6 +260,7 @@ async fn find(shared: &Shared, host: &PublicHost, started: Instant) -> Result<Ar
             let message = format!("No tunnel has the name {name}.");
             Err(Failure { cause: Cause::TunnelNotFound, message: Some(message) })
         }
+        Found::Away if shared.stopping.is_cancelled() => Err(Cause::Draining.into()),
         Found::Away => {
             let limits = &shared.limits;
             let until = (started + limits.deadline).min(Instant::now() + limits.client_wait);
@@ -313,6 +332,16 @@ fn expects_continue(parts: &request::Parts) -> bool {
 fn content_length(head: &RequestHead) -> Option<u64> {
     let (_, value) = head.headers.iter().find(|(name, _)| *name == header::CONTENT_LENGTH)?;
     value.to_str().ok()?.parse().ok()
+}
+
+/// What the client is told, so that it can say how the sender was answered.
+const fn upload_reset(error: UploadError) -> Reset {
+    match error {
+        UploadError::TooLarge => Reset::TooLarge,
+        UploadError::Silent => Reset::Idle,
+        UploadError::Broken => Reset::Malformed,
+        UploadError::Unwanted => Reset::Cancelled,
+    }
 }
 
 fn upload_failure(error: UploadError) -> Failure {

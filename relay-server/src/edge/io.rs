@@ -105,6 +105,8 @@ pub(crate) struct Clock {
     /// When the last request ended.
     idle_since: AtomicU64,
     in_flight: AtomicU32,
+    /// Requests in flight whose response the peer does not read.
+    unread: AtomicU32,
     /// A request has been seen, so that the next one is a later one.
     used: AtomicU32,
     /// Held for as long as anything of the connection lives: also what it was upgraded to, but not a session, which
@@ -122,6 +124,7 @@ impl Clock {
             first_byte: AtomicU64::new(0),
             idle_since: AtomicU64::new(ready),
             in_flight: AtomicU32::new(0),
+            unread: AtomicU32::new(0),
             used: AtomicU32::new(0),
             _place: place,
         })
@@ -145,6 +148,15 @@ impl Clock {
         (from, InFlight(self.clone()))
     }
 
+    /// One more response that the peer does not read, or one less.
+    pub(crate) fn note_unread(&self, one_more: bool) {
+        if one_more {
+            self.unread.fetch_add(1, Relaxed)
+        } else {
+            self.unread.fetch_sub(1, Relaxed)
+        };
+    }
+
     fn note_bytes(&self) {
         // Most reads belong to a request that has begun or to a busy connection; only the first one reads the clock.
         if self.first_byte.load(Relaxed) == 0 {
@@ -154,8 +166,10 @@ impl Clock {
 
     /// When the connection is to be given up if nothing happens on it.
     fn give_up(&self, limits: &Limits) -> Option<Instant> {
-        if self.in_flight.load(Relaxed) > 0 {
-            return None;
+        let in_flight = self.in_flight.load(Relaxed);
+        if in_flight > 0 {
+            // A peer that reads none of its responses holds them for ever, which HTTP/2 has no other end for.
+            return (self.unread.load(Relaxed) >= in_flight).then_some(self.accepted);
         }
         let after = match (self.first_byte.load(Relaxed), self.used.load(Relaxed)) {
             (0, 0) => Duration::from_nanos(self.ready) + limits.head,
@@ -177,6 +191,11 @@ fn since(instant: Instant) -> u64 {
 pub(crate) struct InFlight(Arc<Clock>);
 
 impl InFlight {
+    /// The clock of the request's connection.
+    pub(crate) const fn clock(&self) -> &Arc<Clock> {
+        &self.0
+    }
+
     /// The same for what the request has become: an upgraded connection has limits of its own.
     pub(crate) fn another(&self) -> Self {
         self.0.in_flight.fetch_add(1, Relaxed);

@@ -42,10 +42,12 @@ impl Janitor {
             let Some(stream) = stream.upgrade() else { return false };
             let is_stuck = progress.is_stuck(limits);
             if is_stuck {
+                progress.accuse();
                 stuck.push(stream);
             }
             !is_stuck
         });
-        stuck.into_iter().for_each(|stream| stream.reset(Reset::Idle));
+        // hyper holds on to a body that its receiver does not read; the tunnel has its place back all the same.
+        stuck.into_iter().for_each(|stream| stream.abandon(Reset::Idle));
     }
 }

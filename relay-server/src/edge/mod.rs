@@ -64,7 +64,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener, purpose: P
                 continue;
             }
         };
-        let Some(place) = shared.places.enter(peer.ip()) else {
+        let Some(place) = shared.places.enter(peer.ip(), shared.trusts(peer.ip())) else {
             shared.metrics.connections_refused.inc();
             continue;
         };
@@ -99,7 +99,7 @@ async fn connection(shared: &Arc<Shared>, tcp: TcpStream, peer: SocketAddr, plac
     let clock = Clock::new(accepted, http2, place);
     let limits = shared.limits.clone();
     let io = TokioIo::new(Watched::new(conn, clock.clone(), limits.clone()));
-    let trusted = shared.config.trusted_proxies.iter().any(|network| network.contains(peer.ip()));
+    let trusted = shared.trusts(peer.ip());
     let sender = Sender { peer: peer.ip(), trusted, encrypted: matches!(purpose, Purpose::Https(_)) };
     let service = service_fn(move |request: Request<Incoming>| {
         let (started, in_flight) = clock.begin(trusted);
@@ -166,7 +166,7 @@ async fn handle(
         return redirect(&shared, &host, &request);
     }
     if host.host == shared.config.domain {
-        return connect::own_host(&shared, sender.peer, request).await;
+        return connect::own_host(&shared, sender, request).await;
     }
     forward::forward(shared, sender, host, started, in_flight, request).await
 }
@@ -212,11 +212,12 @@ impl Places {
         self.addresses.iter().map(|entry| *entry.value()).sum()
     }
 
-    fn enter(&self, peer: IpAddr) -> Option<Place> {
+    /// A place for a connection from `peer`. A trusted proxy speaks for many senders, so it is not counted as one.
+    fn enter(&self, peer: IpAddr, trusted: bool) -> Option<Place> {
         let permit = self.all.clone().try_acquire_owned().ok()?;
         let address = block_of(peer);
         let mut count = self.addresses.entry(address).or_insert(0);
-        if *count >= self.each {
+        if *count >= self.each && !trusted {
             return None;
         }
         *count += 1;

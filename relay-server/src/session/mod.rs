@@ -9,6 +9,7 @@ pub mod registry;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::pin::pin;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -172,6 +173,7 @@ impl Session {
             extra: Vec::new(),
         };
         send(link, SessionKind::Welcome, &welcome);
+        self.tunnels.iter().for_each(|tunnel| self.shared.registry.announce(tunnel));
         let expiry = self.expiry();
         let mut expired = pin!(async move {
             match expiry {
@@ -213,6 +215,7 @@ impl Session {
                 Ok(spec) => {
                     let bound = Box::pin(self.bind(link, spec)).await;
                     send(link, SessionKind::Bound, &bound);
+                    self.tunnels.iter().for_each(|tunnel| self.shared.registry.announce(tunnel));
                 }
                 Err(error) => link.go_away(GoAway::Protocol, false, &error.to_string()),
             },
@@ -244,8 +247,10 @@ impl Session {
             return Err(refusal("bad-request", "The session has a tunnel of that number.", "Choose another number."));
         }
         let most = self.token.limits.max_tunnels;
+        // A name that is bound is the same token's, and the tunnel that has it goes when this one comes.
+        let replaces = spec.name.as_deref().is_some_and(|name| self.shared.registry.is_bound(name));
         let full = self.tunnels.len() >= self.shared.limits.session_tunnels
-            || self.shared.sessions.used(self.token.id, |used| used.tunnels >= most);
+            || self.shared.sessions.used(self.token.id, |used| used.tunnels >= most && !replaces);
         if full {
             let message = format!("The token has {most} tunnels open, as many as it may.");
             return Err(refusal("too-many-tunnels", &message, "Close one, or ask the relay's operator for more."));
@@ -258,14 +263,20 @@ impl Session {
             link: link.clone(),
             token: self.token.id,
             generation: self.shared.registry.next_generation(),
+            announced: AtomicBool::new(false),
         });
-        if let Err(other) = self.shared.registry.bind_if_free(tunnel.clone()) {
+        while let Err(other) = self.shared.registry.bind_if_free(tunnel.clone()) {
             if !spec.takeover && other.link.probe(PROBE).await {
                 let message = format!("The name {name} is in use by another client with the same token.");
                 let hint = "Stop the other client, choose another --subdomain, or take the name over with --takeover.";
                 return Err(refusal("name-in-use", &message, hint));
             }
-            self.evict(&tunnel);
+            // Only that very binding: a third session may have been faster.
+            if self.shared.registry.replace(&other, tunnel.clone()) {
+                tracing::info!(session = %self.id, %name, "a name was taken over");
+                send(&other.link, SessionKind::Unbind, &other.number);
+                break;
+            }
         }
         self.shared.sessions.used(self.token.id, |used| used.tunnels += 1);
         self.tunnels.push(tunnel.clone());
@@ -302,14 +313,6 @@ impl Session {
             };
             refusal(code, &sentence(&error), "")
         })
-    }
-
-    /// Takes a name over, and tells whoever had it. A link that is dead hears nothing and ends by its own silence.
-    fn evict(&self, tunnel: &Arc<Tunnel>) {
-        if let Some(evicted) = self.shared.registry.bind(tunnel.clone()) {
-            tracing::info!(session = %self.id, name = %tunnel.name, "a name was taken over");
-            send(&evicted.link, SessionKind::Unbind, &evicted.number);
-        }
     }
 
     fn unbind(&mut self, number: u32) {

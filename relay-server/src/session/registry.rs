@@ -4,7 +4,7 @@
 //! Every binding has a generation, and only the binding that is there can be removed: a session that ends late never
 //! removes the one that took its place.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -30,6 +30,8 @@ pub struct Tunnel {
     pub token: TokenId,
     /// Tells this binding from every other one that this process has made.
     pub generation: u64,
+    /// The client has been told that it has the tunnel, so that requests may follow.
+    pub announced: AtomicBool,
 }
 
 /// All names, by their label in lower case.
@@ -67,13 +69,29 @@ impl Registry {
         self.generations.fetch_add(1, Relaxed) + 1
     }
 
-    /// Binds a tunnel to its name, and returns the one that it replaces.
-    pub fn bind(&self, tunnel: Arc<Tunnel>) -> Option<Arc<Tunnel>> {
+    /// Binds a tunnel to its name in the place of this very binding; false when another one has it by now.
+    pub fn replace(&self, old: &Tunnel, tunnel: Arc<Tunnel>) -> bool {
         // The entry is held until the tunnel is in it, so that nobody can forget the slot in between.
         let slot = self.slots.entry(tunnel.name.as_str().into()).or_default();
-        let replaced = slot.set(Some(tunnel));
-        slot.changed.notify_waiters();
-        replaced
+        let mut current = slot.lock();
+        let is_old = current.as_ref().is_some_and(|current| current.generation == old.generation);
+        if is_old {
+            *current = Some(tunnel);
+        }
+        is_old
+    }
+
+    /// Lets requests reach a tunnel, whose client knows of it now.
+    pub fn announce(&self, tunnel: &Tunnel) {
+        tunnel.announced.store(true, Release);
+        if let Some(slot) = self.slot(&tunnel.name) {
+            slot.changed.notify_waiters();
+        }
+    }
+
+    /// Whether some session, alive or not, has the name.
+    pub fn is_bound(&self, name: &str) -> bool {
+        self.slot(name).is_some_and(|slot| slot.lock().is_some())
     }
 
     /// Whether `tunnel` could be bound without replacing a live one, and binds it if so.
@@ -89,7 +107,6 @@ impl Registry {
                 _ => *current = Some(tunnel),
             }
         }
-        slot.changed.notify_waiters();
         Ok(())
     }
 
@@ -161,13 +178,9 @@ impl Slot {
         self.tunnel.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn set(&self, tunnel: Option<Arc<Tunnel>>) -> Option<Arc<Tunnel>> {
-        std::mem::replace(&mut *self.lock(), tunnel)
-    }
-
     /// The tunnel, unless its session takes no more requests.
     fn online(&self) -> Option<Arc<Tunnel>> {
-        self.lock().clone().filter(|tunnel| tunnel.link.is_accepting())
+        self.lock().clone().filter(|tunnel| tunnel.announced.load(Acquire) && tunnel.link.is_accepting())
     }
 }
 

@@ -29,7 +29,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use crate::Result;
 use crate::world::{DOMAIN, Front, Process, Relay, World};
 
-/// A body as large as the webhooks of the issue.
+/// A webhook's usual size in bytes.
 const HOOK: usize = 1024;
 
 /// What wrk saw.
