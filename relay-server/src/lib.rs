@@ -260,11 +260,13 @@ impl Relay {
     }
 
     /// Serves until `shutdown` ends, then drains: no new work is taken, clients are told, what is under way may finish
-    /// within [`Limits::drain`], and the rest is given up.
+    /// within [`Limits::drain`], and the rest is given up. Dropping the future gives everything up at once.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let Self { shared, certificates, control, https, http, admin, .. } = self;
         let tasks = shared.tasks.clone();
-        let ended = shared.closing.clone();
+        let (ended, stop) = (shared.closing.clone(), CancellationToken::new());
+        // The tasks are nobody's children: whoever drops this future, as `select!` does, ends them too.
+        let _end = [&shared.stopping, &ended, &stop].map(|token| token.clone().drop_guard());
         if let Some((listener, acceptor)) = https {
             tasks.spawn(edge::serve(shared.clone(), listener, Purpose::Https(acceptor)));
         }
@@ -284,12 +286,11 @@ impl Relay {
                 listener.serve(owner.store.clone(), revoked, closing).await;
             });
         }
-        let (watch, stop) = (certificates, ended.clone());
-        tasks.spawn(async move { watch.watch(stop).await });
-        let (janitor, stop) = (shared.clone(), ended.clone());
-        tasks.spawn(async move { janitor.janitor.run(&janitor.limits, stop).await });
-        let (access, stop) = (shared.access.clone(), CancellationToken::new());
-        let last = stop.clone();
+        let (watch, closing) = (certificates, ended.clone());
+        tasks.spawn(async move { watch.watch(closing).await });
+        let (janitor, closing) = (shared.clone(), ended.clone());
+        tasks.spawn(async move { janitor.janitor.run(&janitor.limits, closing).await });
+        let (access, last) = (shared.access.clone(), stop.clone());
         let logging = tokio::spawn(async move { access.run(last).await });
 
         shutdown.await;
@@ -346,4 +347,67 @@ fn tls(certificates: Arc<Certificates>) -> Result<Arc<ServerConfig>, rustls::Err
     config.ticketer = aws_lc_rs::Ticketer::new()?;
     config.send_tls13_tickets = 1;
     Ok(Arc::new(config))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+    use std::time::Duration;
+
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::TcpStream;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// A relay on free ports of loopback, whose data is gone with it.
+    async fn relay(ca: &std::path::Path) -> Relay {
+        let free = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
+        let config = Config {
+            domain: "relay.test".to_owned(),
+            https: free,
+            http: free,
+            http_mode: config::HttpMode::Redirect,
+            admin: free,
+            public_port: None,
+            data_dir: None,
+            certificate: CertificateSource::Development { dir: ca.to_owned() },
+            trusted_proxies: Vec::new(),
+            localhost_tunnel: None,
+            limits: Limits::default(),
+        };
+        Relay::bind(config, AccessLog::off()).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_relay_whose_run_is_dropped_leaves_nothing_behind() {
+        let ca = tempfile::tempdir().unwrap();
+        let relay = relay(ca.path()).await;
+        let addresses = [relay.https_addr().unwrap(), relay.http_addr().unwrap(), relay.admin_addr().unwrap()];
+        let tasks = relay.shared.tasks.clone();
+        let running = tokio::spawn(relay.run(std::future::pending()));
+        let mut connections = Vec::new();
+        for address in addresses {
+            // One that says nothing: it waits in the TLS handshake, or for a request.
+            connections.push(TcpStream::connect(address).await.unwrap());
+        }
+        timeout(Duration::from_secs(5), async {
+            // Three listeners, the janitor, and a task for each connection.
+            while tasks.len() < 7 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .unwrap();
+        running.abort();
+        assert!(running.await.unwrap_err().is_cancelled());
+        tasks.close();
+        timeout(Duration::from_secs(5), tasks.wait()).await.expect("the relay's tasks end");
+        for (mut connection, address) in connections.into_iter().zip(addresses) {
+            let mut rest = Vec::new();
+            let _ = timeout(Duration::from_secs(5), connection.read_to_end(&mut rest)).await.expect("it is closed");
+            assert!(TcpStream::connect(address).await.is_err(), "nobody listens at {address}");
+        }
+    }
 }

@@ -82,18 +82,22 @@ async fn connection(shared: &Arc<Shared>, tcp: TcpStream, peer: SocketAddr, plac
     let _ = tcp.set_nodelay(true);
     let conn = match &purpose {
         Purpose::Http(_) => Conn::Plain(Gathered::new(tcp)),
-        Purpose::Https(acceptor) => match timeout(shared.limits.handshake, acceptor.accept(Gathered::new(tcp))).await {
-            Ok(Ok(tls)) => Conn::Tls(Box::new(tls)),
-            Ok(Err(error)) => {
-                tracing::debug!(%peer, %error, "a TLS handshake failed");
-                shared.metrics.handshakes_failed.inc();
-                return;
+        Purpose::Https(acceptor) => {
+            let handshake = timeout(shared.limits.handshake, acceptor.accept(Gathered::new(tcp)));
+            match shared.closing.run_until_cancelled(handshake).await {
+                Some(Ok(Ok(tls))) => Conn::Tls(Box::new(tls)),
+                Some(Ok(Err(error))) => {
+                    tracing::debug!(%peer, %error, "a TLS handshake failed");
+                    shared.metrics.handshakes_failed.inc();
+                    return;
+                }
+                Some(Err(_)) => {
+                    shared.metrics.handshakes_failed.inc();
+                    return;
+                }
+                None => return,
             }
-            Err(_) => {
-                shared.metrics.handshakes_failed.inc();
-                return;
-            }
-        },
+        }
     };
     let http2 = matches!(&conn, Conn::Tls(tls) if tls.get_ref().1.alpn_protocol() == Some(b"h2"));
     let clock = Clock::new(accepted, http2, place);
