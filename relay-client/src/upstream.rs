@@ -8,6 +8,7 @@
 //! ```
 
 use std::collections::VecDeque;
+use std::error::Error as _;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
@@ -68,7 +69,7 @@ pub(crate) struct Upstream {
     /// Which of several addresses answered last.
     preferred: AtomicUsize,
     idle: Mutex<VecDeque<Idle>>,
-    http2: Mutex<Option<http2::SendRequest<RequestBody>>>,
+    http2: Mutex<Option<Arc<Multiplexed>>>,
     tasks: TaskTracker,
     closing: CancellationToken,
 }
@@ -76,6 +77,24 @@ pub(crate) struct Upstream {
 struct Idle {
     connection: Connection,
     since: Instant,
+}
+
+/// The HTTP/2 connection of all exchanges.
+#[derive(Debug)]
+struct Multiplexed {
+    sender: http2::SendRequest<RequestBody>,
+    /// When the last exchange let go of it.
+    left: Mutex<Instant>,
+}
+
+/// An exchange's hold on the HTTP/2 connection.
+#[derive(Debug)]
+struct Share(Arc<Multiplexed>);
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        *self.0.left.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
 }
 
 impl std::fmt::Debug for Idle {
@@ -173,13 +192,16 @@ impl Upstream {
         while idle.front().is_some_and(|oldest| now.saturating_duration_since(oldest.since) >= POOL_IDLE) {
             idle.pop_front();
         }
-        idle.front().map(|oldest| oldest.since + POOL_IDLE)
+        let next = idle.front().map(|oldest| oldest.since + POOL_IDLE);
+        let mut http2 = self.http2();
+        http2.take_if(|known| known.is_stale(now));
+        next.into_iter().chain(http2.as_ref().and_then(Multiplexed::idle_until)).min()
     }
 
     /// Ends what runs beside the exchanges.
     pub(crate) async fn close(&self) {
         self.idle().clear();
-        self.http2.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.http2().take();
         self.closing.cancel();
         self.tasks.close();
         self.tasks.wait().await;
@@ -189,13 +211,17 @@ impl Upstream {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn http2(&self) -> MutexGuard<'_, Option<Arc<Multiplexed>>> {
+        self.http2.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn exchange(
         &self,
         stream: &Stream,
         head: &RequestHead,
         sent: &mut Option<StatusCode>,
     ) -> Result<(), Failure> {
-        let body = match &head.upgrade {
+        let mut body = match &head.upgrade {
             Some(_) => RequestBody::none(stream),
             None => RequestBody::of(stream, expects_continue(head)),
         };
@@ -338,23 +364,43 @@ impl Upstream {
         &self,
         stream: &Stream,
         head: &RequestHead,
-        body: RequestBody,
+        mut body: RequestBody,
         sent: &mut Option<StatusCode>,
     ) -> Result<(), Failure> {
-        let mut sender = self.http2_sender().await?;
-        let request = self.request(head, body, Version::HTTP_2, 1, stream)?;
-        let answer = with_continue(stream, expects_continue(head), sender.send_request(request));
-        let mut response =
-            answer.await.map_err(|error| if error.is_user() { body_failure(stream) } else { invalid(&error) })?;
-        self.send_head(stream, &response, None, sent)?;
-        pump(response.body_mut(), stream).await
+        let mut attempt = 1;
+        loop {
+            let reused = self.share_http2();
+            let is_fresh = reused.is_none();
+            let share = match reused {
+                Some(share) => share,
+                None => self.connect_http2().await?,
+            };
+            let request = self.request(head, body.clone(), Version::HTTP_2, attempt, stream)?;
+            let answer = share.0.sender.clone().send_request(request);
+            let mut response = match with_continue(stream, expects_continue(head), answer).await {
+                Ok(response) => response,
+                Err(error) if attempt == 1 && !is_fresh && is_closed(&error) && body.rewind() => {
+                    // Another exchange may have noticed before, and have a new one already.
+                    self.http2().take_if(|known| Arc::ptr_eq(known, &share.0));
+                    attempt += 1;
+                    continue;
+                }
+                Err(error) if error.is_user() => return Err(body_failure(stream)),
+                Err(error) => return Err(invalid(&error)),
+            };
+            self.send_head(stream, &response, None, sent)?;
+            return pump(response.body_mut(), stream).await;
+        }
     }
 
-    async fn http2_sender(&self) -> Result<http2::SendRequest<RequestBody>, Failure> {
-        let known = || self.http2.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(sender) = known().as_ref().filter(|sender| !sender.is_closed()) {
-            return Ok(sender.clone());
-        }
+    /// A share in the HTTP/2 connection, if there is one that has not been idle for too long, and is still open.
+    fn share_http2(&self) -> Option<Share> {
+        let mut known = self.http2();
+        known.take_if(|known| known.sender.is_closed() || known.is_stale(Instant::now()));
+        known.clone().map(Share)
+    }
+
+    async fn connect_http2(&self) -> Result<Share, Failure> {
         let socket = self.socket().await?;
         let executor = Owned { tasks: self.tasks.clone(), closing: self.closing.clone() };
         let mut builder = http2::Builder::new(executor.clone());
@@ -368,8 +414,9 @@ impl Upstream {
                 tracing::debug!(%error, "the HTTP/2 connection to the upstream ended");
             }
         });
-        *known() = Some(sender.clone());
-        Ok(sender)
+        let connection = Arc::new(Multiplexed { sender, left: Mutex::new(Instant::now()) });
+        *self.http2() = Some(connection.clone());
+        Ok(Share(connection))
     }
 
     /// Sends a response's head into the stream.
@@ -412,6 +459,18 @@ impl Upstream {
         // Whichever side ends it, both have been told.
         let _ = splice(TokioIo::new(upgraded), stream.clone(), UPGRADE_IDLE).await;
         Ok(())
+    }
+}
+
+impl Multiplexed {
+    /// How long it is kept; `None` while an exchange uses it, which has a share of it then.
+    fn idle_until(self: &Arc<Self>) -> Option<Instant> {
+        let is_used = Arc::strong_count(self) > 1;
+        (!is_used).then(|| *self.left.lock().unwrap_or_else(PoisonError::into_inner) + POOL_IDLE)
+    }
+
+    fn is_stale(self: &Arc<Self>, now: Instant) -> bool {
+        self.idle_until().is_some_and(|until| until <= now)
     }
 }
 
@@ -558,11 +617,17 @@ where
 
 /// A request's body as the service gets it. Clones share it, so that it can be sent once more.
 #[derive(Clone, Debug)]
-pub(crate) struct RequestBody(Arc<Mutex<Sending>>);
+pub(crate) struct RequestBody {
+    sending: Arc<Mutex<Sending>>,
+    /// Which attempt this clone is for.
+    attempt: u32,
+}
 
 #[derive(Debug)]
 struct Sending {
     stream: Stream,
+    /// The one attempt that may go on. HTTP/2 sends a body in a task of its own, which can outlive its attempt.
+    attempt: u32,
     /// Taken off the stream and kept, while that is not too much.
     kept: Vec<Bytes>,
     kept_len: usize,
@@ -578,7 +643,7 @@ struct Sending {
 impl RequestBody {
     /// No body: what comes on the stream of an upgrade belongs to the new protocol.
     fn none(stream: &Stream) -> Self {
-        Self(Arc::new(Mutex::new(Sending { end: Some(Bytes::new()), ..Sending::new(stream) })))
+        Self::new(Sending { end: Some(Bytes::new()), ..Sending::new(stream) })
     }
 
     /// The body of a stream whose head was taken. What has arrived with the head is taken too, so that its length is
@@ -595,19 +660,27 @@ impl RequestBody {
             }
         }
         sending.replayable = sending.kept_len <= REPLAY;
-        Self(Arc::new(Mutex::new(sending)))
+        Self::new(sending)
+    }
+
+    fn new(sending: Sending) -> Self {
+        Self { attempt: sending.attempt, sending: Arc::new(Mutex::new(sending)) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Sending> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.sending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts again from the beginning; false when that is not held any more.
-    fn rewind(&self) -> bool {
+    /// Starts again from the beginning, in this clone and those made of it; false when that is not held any more.
+    fn rewind(&mut self) -> bool {
         let mut sending = self.lock();
         sending.next = 0;
         sending.ended = false;
-        sending.replayable
+        sending.attempt += 1;
+        let (attempt, replayable) = (sending.attempt, sending.replayable);
+        drop(sending);
+        self.attempt = attempt;
+        replayable
     }
 }
 
@@ -615,6 +688,7 @@ impl Sending {
     fn new(stream: &Stream) -> Self {
         Self {
             stream: stream.clone(),
+            attempt: 1,
             kept: Vec::new(),
             kept_len: 0,
             next: 0,
@@ -675,7 +749,11 @@ impl Body for RequestBody {
     type Error = StreamError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
-        self.lock().poll_frame(cx)
+        let mut sending = self.lock();
+        if sending.attempt != self.attempt {
+            return Poll::Ready(Some(Err(StreamError::Closed)));
+        }
+        sending.poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -785,7 +863,46 @@ fn invalid(error: &dyn std::error::Error) -> Failure {
     Failure { reset: Reset::UpstreamInvalid, detail: Some(detail) }
 }
 
+/// Whether HTTP/2 failed because the connection ends, or because the service says that it has not looked at the request
+/// (RFC 9113, section 8.7). There is no answer yet, or this would be an error of its body.
+fn is_closed(error: &hyper::Error) -> bool {
+    let sources = std::iter::successors(error.source(), |error| (*error).source());
+    error.is_canceled()
+        || sources.into_iter().any(|source| {
+            let refused = |error: &h2::Error| {
+                error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
+            };
+            source.is::<io::Error>() || source.downcast_ref().is_some_and(refused)
+        })
+}
+
 /// The request's body could not be sent on: its stream knows why.
 fn body_failure(stream: &Stream) -> Failure {
     stream.check().err().map_or(Reset::Cancelled.into(), Failure::from)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+    use relay_protocol::link::Driver;
+    use relay_protocol::mux::{Limits, Side};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_attempt_that_was_given_up_takes_nothing_from_the_next() {
+        let (io, _peer) = tokio::io::duplex(1024);
+        let socket = Driver::websocket(io, Bytes::new(), Side::Relay, 1024).await;
+        let (link, _driver) = Driver::new(Side::Relay, Limits::default(), socket);
+        let stream = link.open(Bytes::from_static(b"head"), &mut Bytes::new(), false).unwrap();
+        let mut sending = Sending::new(&stream);
+        sending.keep(&Bytes::from_static(b"body"));
+        sending.end = Some(Bytes::new());
+        let mut body = RequestBody::new(sending);
+        let mut given_up = body.clone();
+        assert!(body.rewind());
+        assert!(given_up.frame().await.unwrap().is_err());
+        assert_eq!(body.collect().await.unwrap().to_bytes(), "body");
+    }
 }

@@ -1,0 +1,326 @@
+//! How the client treats the services behind it: which connections it keeps, and what it says when one breaks off.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use http::{Request, Response};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use relay_client::config::UpstreamProtocol;
+use relay_client::{Tunnel, TunnelOptions};
+use relay_tests::app::{listener, ok};
+use relay_tests::body::{full, noise, pipe};
+use relay_tests::{Body, World, within};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+/// A service that speaks HTTP/2 without TLS, and closes a connection just when a request comes on it, as servers do
+/// that restart or that let no connection grow old.
+mod h2c_connections {
+    use super::*;
+
+    /// A frame's kind and flags (RFC 9113, section 6).
+    const DATA: (u8, u8) = (0, 0);
+    const HEADERS: u8 = 1;
+    const ANSWER: (u8, u8) = (HEADERS, 5);
+    const RST_STREAM: (u8, u8) = (3, 0);
+    const SETTINGS: (u8, u8) = (4, 0);
+    const GOAWAY: (u8, u8) = (7, 0);
+    const WINDOW_UPDATE: (u8, u8) = (8, 0);
+
+    /// The server's end of a connection, frame by frame.
+    struct Frames(TcpStream);
+
+    impl Frames {
+        /// Lets the client send 1 GiB, so that it never has to ask.
+        async fn new(mut tcp: TcpStream) -> Self {
+            let mut preface = [0; 24];
+            tcp.read_exact(&mut preface).await.unwrap();
+            assert_eq!(&preface, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+            let mut frames = Self(tcp);
+            let window = 0x4000_0000_u32.to_be_bytes();
+            frames.send(SETTINGS, 0, &[&[0, 4], &window[..]].concat()).await;
+            frames.send(WINDOW_UPDATE, 0, &window).await;
+            frames
+        }
+
+        async fn send(&mut self, (kind, flags): (u8, u8), stream: u32, payload: &[u8]) {
+            let len = (payload.len() as u32).to_be_bytes();
+            let frame = [&len[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat();
+            self.0.write_all(&frame).await.unwrap();
+        }
+
+        /// The next frame: its kind, its stream and its payload; `None` at the end.
+        async fn next(&mut self) -> Option<(u8, u32, Vec<u8>)> {
+            let mut head = [0; 9];
+            self.0.read_exact(&mut head).await.ok()?;
+            let [_, a, b, c, ..] = [0, head[0], head[1], head[2]];
+            let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+            self.0.read_exact(&mut payload).await.ok()?;
+            Some((head[3], u32::from_be_bytes([head[5], head[6], head[7], head[8]]), payload))
+        }
+
+        /// The stream of the next request.
+        async fn request(&mut self) -> u32 {
+            loop {
+                let (kind, stream, _) = self.next().await.expect("the connection is up");
+                if kind == HEADERS {
+                    return stream;
+                }
+            }
+        }
+
+        /// Waits until so many bytes of bodies have come.
+        async fn body(&mut self, bytes: usize) {
+            let mut seen = 0;
+            while seen < bytes {
+                let (kind, _, payload) = self.next().await.expect("the connection is up");
+                seen += if kind == DATA.0 { payload.len() } else { 0 };
+            }
+        }
+
+        /// Answers a request with 200 and no body.
+        async fn answer(&mut self, stream: u32) {
+            self.send(ANSWER, stream, &[0x88]).await;
+        }
+    }
+
+    struct Service {
+        addr: SocketAddr,
+        connections: Arc<AtomicUsize>,
+        _tasks: JoinSet<()>,
+    }
+
+    impl Service {
+        /// Hands its first connections, of which there are `odd`, to `serve`. Later ones answer each request with what
+        /// it was told of the attempt, and its body.
+        async fn start<F, R>(odd: usize, serve: F) -> Self
+        where
+            F: Fn(Frames) -> R + Send + 'static,
+            R: Future<Output = ()> + Send + 'static,
+        {
+            let listener = listener().await;
+            let (addr, connections) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+            let (mut tasks, count) = (JoinSet::new(), connections.clone());
+            tasks.spawn(async move {
+                let mut each = JoinSet::new();
+                while let Ok((tcp, _)) = listener.accept().await {
+                    if count.fetch_add(1, Relaxed) < odd {
+                        let frames = Frames::new(tcp).await;
+                        each.spawn(serve(frames));
+                    } else {
+                        let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                        let serving = builder.serve_connection(TokioIo::new(tcp), service_fn(attempt));
+                        each.spawn(async move { drop(serving.await) });
+                    }
+                }
+            });
+            Self { addr, connections, _tasks: tasks }
+        }
+
+        async fn tunnel(&self, world: &World) -> Tunnel {
+            let upstream = self.addr.to_string().parse().unwrap();
+            world.tunnel_with(TunnelOptions { protocol: UpstreamProtocol::H2c, ..TunnelOptions::new(upstream) }).await
+        }
+
+        fn connections(&self) -> usize {
+            self.connections.load(Relaxed)
+        }
+    }
+
+    async fn attempt(request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+        let attempt = request.headers().get("relay-attempt").cloned();
+        let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+        let attempt = attempt.as_ref().map_or("1", |attempt| attempt.to_str().unwrap());
+        Ok(ok([attempt.as_bytes(), b":", &body].concat()))
+    }
+
+    /// Answers one request, and does this when the next one comes.
+    async fn then(mut frames: Frames, kind: (u8, u8), payload: &[u8]) {
+        let first = frames.request().await;
+        frames.answer(first).await;
+        let second = frames.request().await;
+        frames.send(kind, if kind == RST_STREAM { second } else { 0 }, payload).await;
+        // Until the client has gone, where this does not close it.
+        while kind != SETTINGS && frames.next().await.is_some() {}
+    }
+
+    #[tokio::test]
+    async fn that_close_cost_one_more_attempt_and_no_webhook() {
+        let world = World::start().await;
+        const REFUSED_STREAM: [u8; 4] = [0, 0, 0, 7];
+        // The last stream that the service has looked at is the first; the reason is none.
+        const LAST: [u8; 8] = [0, 0, 0, 1, 0, 0, 0, 0];
+        for (how, kind, payload) in [
+            ("it closes", SETTINGS, &[][..]),
+            ("it says goodbye", GOAWAY, &LAST),
+            ("it refuses the stream", RST_STREAM, &REFUSED_STREAM),
+        ] {
+            let service = Service::start(1, move |frames| then(frames, kind, payload)).await;
+            let mut tunnel = service.tunnel(&world).await;
+            assert_eq!(world.post(tunnel.url(), "").await.text(), "", "{how}: the first answer");
+            let again = world.post(tunnel.url(), "second").await;
+            assert_eq!((again.code(), again.text()), (200, "2:second"), "{how}");
+            assert_eq!(service.connections(), 2, "{how}");
+            for _ in 0..2 {
+                let exchange = tunnel.exchange().await.unwrap();
+                assert_eq!((exchange.status, exchange.error), (Some(200), None), "{how}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn are_replaced_once_and_not_for_ever() {
+        let world = World::start().await;
+        let fresh = AtomicUsize::new(0);
+        let service = Service::start(usize::MAX, move |mut frames| {
+            let first = fresh.fetch_add(1, Relaxed) == 0;
+            async move {
+                let stream = frames.request().await;
+                if first {
+                    frames.answer(stream).await;
+                    frames.request().await;
+                }
+            }
+        })
+        .await;
+        let tunnel = service.tunnel(&world).await;
+        assert_eq!(world.post(tunnel.url(), "").await.code(), 200);
+        for connections in [2, 3] {
+            let answer = world.post(tunnel.url(), "").await;
+            assert_eq!((answer.code(), answer.error()), (502, Some("upstream-invalid")));
+            assert_eq!(service.connections(), connections, "one extra attempt, and none where it was fresh already");
+        }
+    }
+
+    /// What the service does wrong it would do wrong again.
+    #[tokio::test]
+    async fn are_not_replaced_where_the_service_has_seen_the_request() {
+        let world = World::start().await;
+        const INTERNAL_ERROR: [u8; 4] = [0, 0, 0, 2];
+        let service = Service::start(1, |frames| then(frames, RST_STREAM, &INTERNAL_ERROR)).await;
+        let tunnel = service.tunnel(&world).await;
+        assert_eq!(world.post(tunnel.url(), "").await.code(), 200);
+        let answer = world.post(tunnel.url(), "x").await;
+        assert_eq!((answer.code(), answer.error()), (502, Some("upstream-invalid")));
+        assert_eq!(service.connections(), 1);
+    }
+
+    /// A body is held up to 64 KiB, and one that is not held cannot be sent again.
+    #[tokio::test]
+    async fn are_replaced_for_bodies_up_to_64_kib() {
+        let world = World::start().await;
+        for (size, is_held) in [(64 << 10, true), (200 << 10, false)] {
+            let service = Service::start(1, move |mut frames| async move {
+                let first = frames.request().await;
+                frames.answer(first).await;
+                frames.request().await;
+                frames.body(size).await;
+            })
+            .await;
+            let tunnel = service.tunnel(&world).await;
+            assert_eq!(world.post(tunnel.url(), "").await.code(), 200);
+            let body = noise(size);
+            let answer = world.post(tunnel.url(), body.clone()).await;
+            if is_held {
+                assert!(answer.code() == 200 && answer.body == [b"2:", &body[..]].concat(), "{}", answer.code());
+            } else {
+                assert_eq!((answer.code(), answer.error()), (502, Some("upstream-invalid")));
+            }
+            assert_eq!(service.connections(), if is_held { 2 } else { 1 });
+        }
+    }
+
+    /// The first attempt reads the body in a task of its own, which must not take what the second one is to send.
+    #[tokio::test]
+    async fn that_close_in_the_middle_of_a_body_cost_none_of_it() {
+        let world = World::start().await;
+        for _ in 0..20 {
+            let service = Service::start(1, |mut frames| async move {
+                let first = frames.request().await;
+                frames.answer(first).await;
+                frames.request().await;
+                frames.body(4).await;
+            })
+            .await;
+            let tunnel = service.tunnel(&world).await;
+            assert_eq!(world.post(tunnel.url(), "").await.code(), 200);
+            let mut http = world.http1(&world.host(tunnel.name())).await;
+            let (feed, body) = pipe();
+            let answer = http.begin(Request::post(tunnel.url()).body(body).unwrap());
+            for piece in ["half", "-and-", "half"] {
+                assert!(feed.send(piece).await);
+                within("the next attempt", async {
+                    while service.connections() < 2 {
+                        tokio::task::yield_now().await;
+                    }
+                })
+                .await;
+            }
+            drop(feed);
+            assert_eq!(within("an answer", answer).await.unwrap().text(), "2:half-and-half");
+        }
+    }
+
+    /// All exchanges of the connection that closed get their answers, and soon share one again.
+    #[tokio::test]
+    async fn that_close_on_many_requests_cost_none_of_them() {
+        let world = World::start().await;
+        let service = Service::start(1, |mut frames| async move {
+            let first = frames.request().await;
+            frames.answer(first).await;
+            for _ in 0..30 {
+                frames.request().await;
+            }
+        })
+        .await;
+        let tunnel = service.tunnel(&world).await;
+        assert_eq!(world.post(tunnel.url(), "").await.code(), 200);
+        let mut http = world.http2(&world.host(tunnel.name())).await;
+        let answers: Vec<_> =
+            (0..30).map(|n| http.begin(Request::post(tunnel.url()).body(full(n.to_string())).unwrap())).collect();
+        for (n, answer) in answers.into_iter().enumerate() {
+            assert_eq!(within("an answer", answer).await.unwrap().text(), format!("2:{n}"));
+        }
+        let connections = service.connections();
+        assert_eq!(world.post(tunnel.url(), "x").await.text(), "1:x");
+        assert_eq!(service.connections(), connections);
+    }
+
+    /// Before the service closes it, as with HTTP/1.1.
+    #[tokio::test]
+    async fn are_closed_after_a_second_without_a_request() {
+        let world = World::start().await;
+        let (closed, mut is_closed) = tokio::sync::mpsc::channel(1);
+        let service = Service::start(1, move |mut frames| {
+            let closed = closed.clone();
+            async move {
+                let first = frames.request().await;
+                frames.answer(first).await;
+                let second = frames.request().await;
+                // Longer than the limit, which is not for a connection in use.
+                tokio::time::sleep(Duration::from_millis(1500)).await;
+                frames.answer(second).await;
+                let answered = Instant::now();
+                while frames.next().await.is_some() {}
+                closed.send(answered.elapsed()).await.unwrap();
+            }
+        })
+        .await;
+        let tunnel = service.tunnel(&world).await;
+        for _ in 0..2 {
+            assert_eq!(world.post(tunnel.url(), "").await.code(), 200);
+        }
+        let after = within("the client to close", is_closed.recv()).await.unwrap();
+        assert!(after > Duration::from_millis(900) && after < Duration::from_secs(10), "{after:?}");
+        assert_eq!(world.post(tunnel.url(), "x").await.text(), "1:x");
+        assert_eq!(service.connections(), 2);
+    }
+}
