@@ -402,6 +402,48 @@ mod trailers {
         assert_eq!((answer.text(), &answer.trailers), ("message", &Some(trailers())));
     }
 
+    /// A stream that was opened and closed without a message: trailers follow the head at once.
+    #[tokio::test]
+    async fn pass_behind_an_empty_body() {
+        let world = World::start().await;
+        let app = App::h2c(|request| async move {
+            let collected = request.into_body().collect().await.unwrap();
+            assert_eq!(collected.trailers(), Some(&trailers()));
+            relay_tests::app::ok(collected.to_bytes())
+        })
+        .await;
+        let options = TunnelOptions { protocol: UpstreamProtocol::H2c, ..TunnelOptions::new(app.upstream()) };
+        let tunnel = world.tunnel_with(options).await;
+        let mut http = world.http2(&world.host(tunnel.name())).await;
+        for early in [true, false] {
+            let (feed, body) = pipe();
+            // A body is polled with its head: what is in it by then travels with it.
+            let feeding = tokio::spawn(async move {
+                if !early {
+                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                }
+                feed.trailers(trailers()).await;
+            });
+            let request = Request::post(format!("{}/svc/Call", tunnel.url())).header("te", "trailers");
+            let answer = http.answer(request.body(body).unwrap()).await;
+            assert_eq!((answer.code(), answer.text()), (200, ""), "with the head: {early}");
+            feeding.await.unwrap();
+        }
+
+        let app = App::raw(|mut wire: Wire, _| async move {
+            let request = wire.message().await.unwrap();
+            let back = format!("{}{:?}", request.trailers.trim(), request.body);
+            wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{back}", back.len())).await;
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        let host = world.host(tunnel.name());
+        let mut wire = world.raw(&host).await;
+        wire.send(format!("POST / HTTP/1.1\r\nHost: {host}\r\nTE: trailers\r\nTrailer: X-Sum\r\n")).await;
+        wire.send("Transfer-Encoding: chunked\r\n\r\n0\r\nX-Sum: 42\r\n\r\n").await;
+        assert_eq!(wire.message().await.unwrap().body, b"x-sum: 42[]");
+    }
+
     #[tokio::test]
     async fn pass_over_http1_in_both_directions() {
         let world = World::start().await;

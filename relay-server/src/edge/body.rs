@@ -263,6 +263,15 @@ fn trailers_frame(trailers: &Bytes) -> Option<Result<Frame<Bytes>, StreamError>>
     Some(Ok(Frame::trailers(allowed)))
 }
 
+/// A request's trailers as they cross the wire.
+fn passed_trailers(frame: Frame<Bytes>) -> Bytes {
+    let trailers = frame.into_trailers().unwrap_or_default();
+    let mut trailers = end_to_end_trailers(&trailers);
+    // Some services read trailers as if they were headers.
+    trailers.retain(|(name, _)| !imitates_ours(name));
+    trailers.to_bytes().unwrap_or_default()
+}
+
 /// Why a request's body did not arrive whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum UploadError {
@@ -283,6 +292,8 @@ pub(crate) struct Upload {
     limits: Arc<Limits>,
     /// Read, and not yet covered by the client's credit.
     held: Bytes,
+    /// Read, and to be passed on behind `held`.
+    trailers: Option<Bytes>,
     received: u64,
     ended: bool,
     idle: Option<Pin<Box<Sleep>>>,
@@ -293,18 +304,20 @@ pub(crate) struct Upload {
 impl Upload {
     pub(crate) fn new(body: Incoming, limits: Arc<Limits>) -> Self {
         let ended = body.is_end_stream();
-        Self { body, limits, held: Bytes::new(), received: 0, ended, idle: None, moved: None }
+        Self { body, limits, held: Bytes::new(), trailers: None, received: 0, ended, idle: None, moved: None }
     }
 
-    /// Reads what is there into `held` before there is a stream; true once there is something or the body has ended.
+    /// Reads what is there before there is a stream; ready once there is something or the body has ended.
     pub(crate) fn poll_first(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UploadError>> {
         while !self.ended && self.held.is_empty() {
             match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
-                Some(Ok(frame)) => {
-                    if let Ok(bytes) = frame.into_data() {
-                        self.take(bytes)?;
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(bytes) => self.take(bytes)?,
+                    Err(frame) => {
+                        self.trailers = Some(passed_trailers(frame));
+                        return Poll::Ready(Ok(()));
                     }
-                }
+                },
                 Some(Err(_)) => return Poll::Ready(Err(UploadError::Broken)),
                 None => self.ended = true,
             }
@@ -339,6 +352,9 @@ impl Upload {
             if !self.held.is_empty() {
                 ready!(stream.poll_send(&mut self.held, cx)).map_err(|_| UploadError::Unwanted)?;
             }
+            if let Some(trailers) = self.trailers.take() {
+                return Poll::Ready(stream.finish(trailers).map_err(|_| UploadError::Unwanted));
+            }
             let frame = match Pin::new(&mut self.body).poll_frame(cx) {
                 Poll::Ready(frame) => frame,
                 Poll::Pending => return self.poll_idle(cx),
@@ -350,14 +366,7 @@ impl Upload {
                         self.moved = Some(Instant::now());
                         self.take(bytes)?;
                     }
-                    Err(frame) => {
-                        let trailers = frame.into_trailers().unwrap_or_default();
-                        let mut trailers = end_to_end_trailers(&trailers);
-                        // Some services read trailers as if they were headers.
-                        trailers.retain(|(name, _)| !imitates_ours(name));
-                        let trailers = trailers.to_bytes().unwrap_or_default();
-                        return Poll::Ready(stream.finish(trailers).map_err(|_| UploadError::Unwanted));
-                    }
+                    Err(frame) => self.trailers = Some(passed_trailers(frame)),
                 },
                 Some(Err(_)) => {
                     stream.reset(Reset::Cancelled);
