@@ -113,14 +113,26 @@ pub fn is_forbidden_trailer(name: &HeaderName) -> bool {
 }
 
 /// The protocol that a request asks to upgrade to: `Connection: upgrade` with one `Upgrade` line.
+///
+/// A wish for HTTP or TLS is none, as RFC 9110, section 7.8, allows: whoever carried their bytes would carry requests
+/// that no rule of his sees.
 pub fn upgrade_of(headers: &HeaderMap) -> Option<&str> {
     let asked = headers
         .get_all(header::CONNECTION)
         .iter()
         .any(|value| tokens(value).any(|t| t.eq_ignore_ascii_case("upgrade")));
     let mut lines = headers.get_all(header::UPGRADE).iter();
-    let protocol = lines.next()?.to_str().ok()?;
-    (asked && lines.next().is_none()).then_some(protocol)
+    let line = lines.next()?;
+    let is_sound = asked && lines.next().is_none() && !tokens(line).any(carries_requests);
+    line.to_str().ok().filter(|_| is_sound)
+}
+
+/// Whether a protocol, with or without a version, is HTTP or TLS: `h2c`, `HTTP/2.0`, `TLS/1.0`.
+fn carries_requests(protocol: &str) -> bool {
+    let name = protocol.split('/').next().unwrap_or_default().trim_end();
+    // Drafts of HTTP/2 had names such as h2c-14.
+    ["http", "https", "tls"].iter().any(|known| name.eq_ignore_ascii_case(known))
+        || name.get(..2).is_some_and(|start| start.eq_ignore_ascii_case("h2") || start.eq_ignore_ascii_case("h3"))
 }
 
 /// Adds `list` to `headers`, keeping repeats.
@@ -239,5 +251,21 @@ mod tests {
         );
         assert_eq!(upgrade_of(&map(&[("upgrade", "websocket")])), None);
         assert_eq!(upgrade_of(&map(&[("connection", "upgrade"), ("upgrade", "a"), ("upgrade", "b")])), None);
+    }
+
+    #[test]
+    fn http_and_tls_are_no_protocols_to_upgrade_to() {
+        let asked = |protocol: &'static str| {
+            let headers = map(&[("connection", "upgrade, http2-settings"), ("upgrade", protocol)]);
+            upgrade_of(&headers).is_some()
+        };
+        for protocol in
+            ["h2c", "H2C", "h2", "h2c-14", "h3", "HTTP/2.0", "http", "TLS/1.2", "tls", "websocket, h2c", "TLS /1.0"]
+        {
+            assert!(!asked(protocol), "{protocol}");
+        }
+        for protocol in ["websocket", "WebSocket", "foo/1", "h", "https-like", "SHTTP/1.3", "docker,tcp"] {
+            assert!(asked(protocol), "{protocol}");
+        }
     }
 }

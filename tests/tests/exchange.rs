@@ -1141,6 +1141,45 @@ mod upgrades {
         }
     }
 
+    /// What would carry requests past every rule for them is no protocol to switch to: RFC 9110, section 7.8, lets a
+    /// server ignore the wish.
+    #[tokio::test]
+    async fn to_http_or_tls_are_plain_requests() {
+        let world = World::start().await;
+        let app = App::raw(|mut wire: Wire, _| async move {
+            while let Some(head) = wire.head().await {
+                let head = head.to_lowercase();
+                let asked =
+                    ["upgrade:", "connection: upgrade", "http2-settings"].iter().any(|line| head.contains(line));
+                let answer = if asked {
+                    format!("{SWITCHED}raw")
+                } else {
+                    "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nplain".to_owned()
+                };
+                wire.send(answer).await;
+            }
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        let host = world.host(tunnel.name());
+        for protocol in ["h2c", "H2C", "h2c-14", "HTTP/2.0", "http/1.1", "TLS/1.0", "tls", "websocket, h2c", "h2c,raw"]
+        {
+            let mut wire = world.raw(&host).await;
+            for _ in 0..2 {
+                wire.send(format!(
+                    "GET / HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: {protocol}\r\n\
+                     HTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n"
+                ))
+                .await;
+                let answer = wire.message().await.unwrap_or_else(|| panic!("{protocol}: closed"));
+                assert_eq!((answer.status(), &answer.body[..]), (200, &b"plain"[..]), "{protocol}: {}", answer.head);
+            }
+        }
+        let mut wire = world.raw(&host).await;
+        wire.send(upgrade(&host)).await;
+        assert!(wire.head().await.unwrap().starts_with("HTTP/1.1 101"), "as a control");
+    }
+
     #[tokio::test]
     async fn that_nobody_asked_for_are_an_error() {
         let world = World::start().await;

@@ -867,17 +867,17 @@ mod answers {
     #[tokio::test]
     async fn of_a_refused_upgrade_leave_what_follows_a_request_of_its_own() {
         let world = hasty().await;
-        let (early, mut heard) = tokio::sync::mpsc::channel::<Vec<u8>>(16);
+        let (early, mut heard) = tokio::sync::mpsc::channel::<(bool, Vec<u8>)>(16);
         let app = App::raw(move |mut wire: Wire, _| {
             let early = early.clone();
             async move {
                 while let Some(head) = wire.head().await {
-                    if head.contains("upgrade: ") {
+                    let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
+                    if path == "/up" {
                         // Whatever comes before our answer came too early.
                         let more = tokio::time::timeout(Duration::from_millis(150), wire.some()).await;
-                        early.send(more.unwrap_or_default()).await.unwrap();
+                        early.send((head.contains("upgrade: "), more.unwrap_or_default())).await.unwrap();
                     }
-                    let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
                     let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{path}", path.len());
                     if wire.try_send(answer).await.is_err() {
                         return;
@@ -889,7 +889,7 @@ mod answers {
         let tunnel = world.tunnel(&app).await;
         let host = world.host(tunnel.name());
         let key = "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n";
-        for protocol in ["websocket", "h2c", "foo/1", "TLS/1.0"] {
+        for (protocol, passed) in [("websocket", true), ("h2c", false), ("foo/1", true), ("TLS/1.0", false)] {
             let mut wire = world.raw(&host).await;
             wire.send(format!(
                 "GET /up HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n{key}\r\n\
@@ -898,8 +898,12 @@ mod answers {
             .await;
             let answer = wire.message().await.unwrap();
             assert_eq!((answer.status(), &answer.body[..]), (200, &b"/up"[..]), "{protocol}");
-            assert_eq!(heard.recv().await.unwrap(), b"", "{protocol}: bytes arrived before the service had agreed");
-            if let Some(answer) = wire.message().await {
+            let (asked, early) = within("the request at the service", heard.recv()).await.unwrap();
+            assert_eq!(early, b"", "{protocol}: bytes arrived before the service had agreed");
+            assert_eq!(asked, passed, "{protocol}");
+            let answer = wire.message().await;
+            assert!(passed || answer.is_some(), "{protocol}: a wish that is ignored ended the connection");
+            if let Some(answer) = answer {
                 assert_eq!((answer.status(), &answer.body[..]), (200, &b"/inner"[..]), "{protocol}");
             }
         }
