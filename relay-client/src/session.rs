@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
@@ -252,6 +252,8 @@ pub(crate) struct Serve<'a> {
     exchanges: Exchanges,
     sweep: Option<Pin<Box<Sleep>>>,
     bell: Arc<Bell>,
+    /// How often what was queued has been sent.
+    turns: Arc<AtomicU64>,
 }
 
 /// Passes of [`Serve`] before it lets the runtime look at its sockets again.
@@ -285,8 +287,8 @@ impl<'a> Serve<'a> {
         upstreams: Arc<HashMap<u32, Arc<Upstream>>>,
         observer: &'a mut dyn Observer,
     ) -> Self {
-        let bell = Arc::default();
-        Self { session, upstreams, observer, exchanges: FuturesUnordered::new(), sweep: None, bell }
+        let (bell, turns) = Default::default();
+        Self { session, upstreams, observer, exchanges: FuturesUnordered::new(), sweep: None, bell, turns }
     }
 
     fn take_signals(&mut self, cx: &Context<'_>) -> Poll<Over> {
@@ -309,7 +311,7 @@ impl<'a> Serve<'a> {
     }
 
     fn start(&mut self, stream: Stream) {
-        let upstreams = self.upstreams.clone();
+        let (upstreams, turns) = (self.upstreams.clone(), self.turns.clone());
         self.exchanges.push(Box::pin(async move {
             let arrived = Instant::now();
             let fail = |reset: Reset, detail: String| Outcome {
@@ -325,7 +327,7 @@ impl<'a> Serve<'a> {
                 Err(error) => Err(error.to_string()),
             };
             match head.map(|head| (upstreams.get(&head.tunnel).cloned(), head)) {
-                Ok((Some(upstream), head)) => upstream.forward(stream, head).await,
+                Ok((Some(upstream), head)) => upstream.forward(stream, head, &turns).await,
                 Ok((None, _)) => {
                     stream.reset(Reset::Refused);
                     fail(Reset::Refused, "the relay named a tunnel that this client does not have".to_owned())
@@ -385,6 +387,7 @@ impl Future for Serve<'_> {
         }
         // The answer first, and then what is said of it.
         let ended = this.session.driver.poll_outgoing(cx);
+        this.turns.fetch_add(1, Relaxed);
         let watched = this.observer.pause();
         this.sweep(cx);
         bell.at_work.store(false, SeqCst);

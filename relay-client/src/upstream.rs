@@ -12,7 +12,7 @@ use std::error::Error as _;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
@@ -117,6 +117,28 @@ pub(crate) struct Outcome {
     pub(crate) detail: Option<String>,
 }
 
+/// What an exchange has said of its answer.
+#[derive(Debug)]
+struct Sent<'a> {
+    status: Option<StatusCode>,
+    /// The session's turn in which the head was queued, and the present one. At the end of a turn what is queued is
+    /// sent.
+    turn: u64,
+    turns: &'a AtomicU64,
+}
+
+impl Sent<'_> {
+    fn head(&mut self, status: StatusCode) {
+        self.status = Some(status);
+        self.turn = self.turns.load(Relaxed);
+    }
+
+    /// The status that the relay has been told, as well as we can know it: a link that is stuck holds it back for longer.
+    fn on_the_way(&self) -> Option<StatusCode> {
+        self.status.filter(|_| self.turn != self.turns.load(Relaxed))
+    }
+}
+
 /// Why an exchange failed, and what the relay is told.
 #[derive(Debug)]
 struct Failure {
@@ -154,10 +176,11 @@ impl Upstream {
         }
     }
 
-    /// Forwards the request of a stream whose head has been taken off it.
-    pub(crate) async fn forward(&self, stream: Stream, head: RequestHead) -> Outcome {
+    /// Forwards the request of a stream whose head has been taken off it. `turns` counts how often the session has sent
+    /// what was queued.
+    pub(crate) async fn forward(&self, stream: Stream, head: RequestHead, turns: &AtomicU64) -> Outcome {
         let arrived = Instant::now();
-        let mut sent = None;
+        let mut sent = Sent { status: None, turn: 0, turns };
         // Dropping the exchange aborts the call to the service, so it must be dropped when the stream is reset.
         let result = {
             let mut exchange = pin!(self.exchange(&stream, &head, &mut sent));
@@ -168,19 +191,23 @@ impl Upstream {
             .await
         };
         let (status, error, detail) = match result {
-            Ok(()) => (sent, None, None),
+            Ok(()) => (sent.status, None, None),
             Err(Failure { reset, detail }) => {
+                // This takes back what is still queued, the head too. The relay then answers for us, and this is how.
                 stream.reset(reset);
-                // The relay answers for us, and this is how.
-                let (answer, code) = match reset {
-                    Reset::UpstreamRefused | Reset::UpstreamInvalid => (Some(StatusCode::BAD_GATEWAY), reset.name()),
+                let ours = sent.on_the_way();
+                let (status, code) = match reset {
+                    Reset::UpstreamRefused | Reset::UpstreamInvalid => {
+                        (ours.or(Some(StatusCode::BAD_GATEWAY)), reset.name())
+                    }
+                    // These are said only before a head is passed on: ours came too late.
                     Reset::Deadline => (Some(StatusCode::GATEWAY_TIMEOUT), reset.name()),
                     Reset::TooLarge => (Some(StatusCode::PAYLOAD_TOO_LARGE), reset.name()),
                     Reset::Malformed => (Some(StatusCode::BAD_REQUEST), "bad-request"),
-                    Reset::Idle if sent.is_none() => (Some(StatusCode::REQUEST_TIMEOUT), "body-timeout"),
-                    _ => (None, reset.name()),
+                    Reset::Idle if ours.is_none() => (Some(StatusCode::REQUEST_TIMEOUT), "body-timeout"),
+                    _ => (ours, reset.name()),
                 };
-                (sent.or(answer), Some(code), detail)
+                (status, Some(code), detail)
             }
         };
         Outcome { head: Some(head), arrived, status, error, detail }
@@ -215,12 +242,7 @@ impl Upstream {
         self.http2.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn exchange(
-        &self,
-        stream: &Stream,
-        head: &RequestHead,
-        sent: &mut Option<StatusCode>,
-    ) -> Result<(), Failure> {
+    async fn exchange(&self, stream: &Stream, head: &RequestHead, sent: &mut Sent<'_>) -> Result<(), Failure> {
         let mut body = match &head.upgrade {
             Some(_) => RequestBody::none(stream),
             None => RequestBody::of(stream, expects_continue(head)),
@@ -333,7 +355,7 @@ impl Upstream {
         head: &RequestHead,
         mut connection: Connection,
         request: Request<RequestBody>,
-        sent: &mut Option<StatusCode>,
+        sent: &mut Sent<'_>,
     ) -> Result<(), Attempt> {
         let answer = connection.sender.send_request(request);
         let waits = expects_continue(head);
@@ -365,7 +387,7 @@ impl Upstream {
         stream: &Stream,
         head: &RequestHead,
         mut body: RequestBody,
-        sent: &mut Option<StatusCode>,
+        sent: &mut Sent<'_>,
     ) -> Result<(), Failure> {
         let mut attempt = 1;
         loop {
@@ -425,7 +447,7 @@ impl Upstream {
         stream: &Stream,
         response: &Response<Incoming>,
         upgrade: Option<HeaderValue>,
-        sent: &mut Option<StatusCode>,
+        sent: &mut Sent<'_>,
     ) -> Result<(), Failure> {
         let mut headers = end_to_end(response.headers());
         self.rewriter.response(&mut headers);
@@ -436,7 +458,7 @@ impl Upstream {
             detail: Some(format!("the response's head cannot be passed on: {error}")),
         })?;
         stream.send_head(head, false)?;
-        *sent = Some(status);
+        sent.head(status);
         Ok(())
     }
 
@@ -447,7 +469,7 @@ impl Upstream {
         head: &RequestHead,
         mut connection: Connection,
         response: Response<Incoming>,
-        sent: &mut Option<StatusCode>,
+        sent: &mut Sent<'_>,
     ) -> Result<(), Failure> {
         if head.upgrade.is_none() {
             let detail = "the service switched protocols without being asked".to_owned();

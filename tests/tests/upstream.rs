@@ -16,7 +16,7 @@ use relay_client::config::UpstreamProtocol;
 use relay_client::{Tunnel, TunnelOptions};
 use relay_tests::app::{listener, ok};
 use relay_tests::body::{full, noise, pipe};
-use relay_tests::{Body, World, within};
+use relay_tests::{App, Body, Wire, World, within};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -322,5 +322,51 @@ mod h2c_connections {
         assert!(after > Duration::from_millis(900) && after < Duration::from_secs(10), "{after:?}");
         assert_eq!(world.post(tunnel.url(), "x").await.text(), "1:x");
         assert_eq!(service.connections(), 2);
+    }
+}
+
+/// A service that breaks off in the middle of an answer. What the sender saw and what the client says must agree, and
+/// half an answer is never a whole one.
+mod broken_answers {
+    use super::*;
+
+    /// Sends this to each request and closes, at once or after a moment.
+    async fn breaking(answer: &'static str) -> App {
+        let requests = Arc::new(AtomicUsize::new(0));
+        App::raw(move |mut wire: Wire, _| {
+            let number = requests.fetch_add(1, Relaxed);
+            async move {
+                wire.message().await;
+                wire.send(answer).await;
+                for _ in 0..number % 8 {
+                    tokio::task::yield_now().await;
+                }
+            }
+        })
+        .await
+    }
+
+    #[tokio::test]
+    async fn are_reported_with_the_status_that_the_sender_saw() {
+        let world = World::start().await;
+        for answer in [
+            "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nno chunk\r\n",
+        ] {
+            let app = breaking(answer).await;
+            let mut tunnel = world.tunnel(&app).await;
+            let host = world.host(tunnel.name());
+            for _ in 0..40 {
+                let mut wire = world.raw(&host).await;
+                wire.send(format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")).await;
+                let head = wire.head().await.unwrap_or_default();
+                let seen = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+                let exchange = within("the exchange's record", tunnel.exchange()).await.unwrap();
+                assert_eq!(exchange.error.as_deref(), Some("upstream-invalid"), "{answer:?}: {head}");
+                assert_eq!(exchange.status, seen, "{answer:?}: {head}");
+            }
+        }
     }
 }
