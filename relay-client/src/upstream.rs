@@ -182,6 +182,10 @@ impl Upstream {
         let arrived = Instant::now();
         let mut sent = Sent { status: None, turn: 0, turns };
         // Dropping the exchange aborts the call to the service, so it must be dropped when the stream is reset.
+        //
+        // That is how a deadline ends it. The relay's clock alone decides, and may give a slow upload more time than
+        // `head.deadline_ms` said; its reset comes when a clock of ours would strike, at the time that the head came
+        // plus what it left. Where the link is dead, the session ends within 15 s and every exchange with it.
         let result = {
             let mut exchange = pin!(self.exchange(&stream, &head, &mut sent));
             poll_fn(|cx| match exchange.as_mut().poll(cx) {

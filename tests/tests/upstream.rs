@@ -294,6 +294,38 @@ mod h2c_connections {
         assert_eq!(service.connections(), connections);
     }
 
+    /// The relay's clock decides, and the service hears of it. The connection is for the others too.
+    #[tokio::test]
+    async fn outlive_a_deadline_that_ends_a_request_on_them() {
+        let world = World::start().await;
+        let (reset, mut is_reset) = tokio::sync::mpsc::channel(1);
+        let service = Service::start(1, move |mut frames| {
+            let reset = reset.clone();
+            async move {
+                frames.request().await;
+                while frames.next().await.expect("the connection is up").0 != RST_STREAM.0 {}
+                reset.send(()).await.unwrap();
+                let second = frames.request().await;
+                frames.answer(second).await;
+            }
+        })
+        .await;
+        let options = TunnelOptions {
+            timeout: Some(Duration::from_millis(300)),
+            protocol: UpstreamProtocol::H2c,
+            ..TunnelOptions::new(service.addr.to_string().parse().unwrap())
+        };
+        let mut tunnel = world.tunnel_with(options).await;
+        let answer = world.post(tunnel.url(), "x").await;
+        assert_eq!((answer.code(), answer.error()), (504, Some("deadline")));
+        within("the reset at the service", is_reset.recv()).await.unwrap();
+        let exchange = tunnel.exchange().await.unwrap();
+        assert_eq!((exchange.status, exchange.error.as_deref()), (Some(504), Some("deadline")));
+        assert!(exchange.duration >= Duration::from_millis(250), "{exchange:?}");
+        assert_eq!(world.post(tunnel.url(), "x").await.code(), 200);
+        assert_eq!(service.connections(), 1);
+    }
+
     /// Before the service closes it, as with HTTP/1.1.
     #[tokio::test]
     async fn are_closed_after_a_second_without_a_request() {
