@@ -14,17 +14,37 @@ use crate::frame::{MAX_DATA, Reset};
 use crate::link::Stream;
 use crate::mux::{Item, StreamError};
 
+/// How many bytes a splice has carried so far. Whoever gives one up in the middle still has them.
+#[derive(Debug, Default)]
+pub struct Carried {
+    /// Taken from the connection for the stream.
+    pub to_stream: AtomicU64,
+    /// Taken from the stream for the connection.
+    pub from_stream: AtomicU64,
+}
+
 /// Carries bytes between `io` and `stream` until both directions have ended, one of them breaks, or nothing has moved
 /// for `idle`. An end in one direction is passed on as an end; anything else that stops it resets the stream.
 ///
 /// # Errors
 /// What broke, or [`io::ErrorKind::TimedOut`].
-pub async fn splice<T>(mut io: T, stream: Stream, idle: Duration) -> io::Result<()>
+pub async fn splice<T>(io: T, stream: Stream, idle: Duration) -> io::Result<()>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    splice_counted(io, stream, idle, &Carried::default()).await
+}
+
+/// As [`splice`], for whoever wants to know how much it was.
+///
+/// # Errors
+/// As there.
+pub async fn splice_counted<T>(mut io: T, stream: Stream, idle: Duration, carried: &Carried) -> io::Result<()>
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
     let moved = Moved { start: Instant::now(), last: AtomicU64::new(0) };
-    let mut pipe = Pipe { stream: &stream, unread: Bytes::new(), unsent: Bytes::new(), moved: &moved };
+    let mut pipe = Pipe { stream: &stream, unread: Bytes::new(), unsent: Bytes::new(), moved: &moved, carried };
     let result = tokio::select! {
         result = copy_bidirectional_with_sizes(&mut io, &mut pipe, MAX_DATA, MAX_DATA) => result.map(|_| ()),
         () = stillness(&moved, idle) => Err(io::ErrorKind::TimedOut.into()),
@@ -68,6 +88,7 @@ struct Pipe<'a> {
     /// Not yet covered by the peer's credit. Bounded by one write.
     unsent: Bytes,
     moved: &'a Moved,
+    carried: &'a Carried,
 }
 
 impl Pipe<'_> {
@@ -91,6 +112,7 @@ impl AsyncRead for Pipe<'_> {
         let len = self.unread.len().min(out.remaining());
         out.put_slice(self.unread.get(..len).unwrap_or_default());
         self.unread.advance(len);
+        self.carried.from_stream.fetch_add(len as u64, Relaxed);
         self.moved.note();
         Poll::Ready(Ok(()))
     }
@@ -100,6 +122,7 @@ impl AsyncWrite for Pipe<'_> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.poll_unsent(cx))?;
         self.unsent = Bytes::copy_from_slice(bytes);
+        self.carried.to_stream.fetch_add(bytes.len() as u64, Relaxed);
         self.moved.note();
         // Whatever is left is sent before the next write; this one has been taken.
         match self.poll_unsent(cx) {

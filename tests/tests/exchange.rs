@@ -1876,3 +1876,87 @@ mod connections {
         assert_eq!(app.seen().len(), 0);
     }
 }
+
+/// What the access log says of an exchange once it is over.
+mod records {
+    use std::time::Duration;
+
+    use relay_tests::{RelayServer, process::RelayClient};
+    use serde_json::Value;
+
+    use super::*;
+
+    async fn line(server: &mut RelayServer, path: &str) -> Value {
+        let line = server.process.error_line(&format!("\"target\":\"{path}\"")).await;
+        serde_json::from_str(&line).unwrap()
+    }
+
+    async fn start(app: &App) -> (RelayServer, RelayClient, String) {
+        let server = RelayServer::spawn([""; 0]).await;
+        let token = server.token("records").await;
+        let client = server.client(&token, &app.addr().to_string(), &[]).await;
+        let host = client.url().trim_start_matches("https://").to_owned();
+        (server, client, host)
+    }
+
+    async fn connect(server: &RelayServer, host: &str) -> Wire {
+        let tls = relay_tests::world::connect_tls(server.https, host, &server.ca_file(), &[b"http/1.1"]).await;
+        Wire::new(tls)
+    }
+
+    #[tokio::test]
+    async fn count_what_is_received_after_the_answer_has_begun() {
+        const LENGTH: usize = 3 << 20;
+        let app = App::raw(|mut wire: Wire, _| async move {
+            wire.head().await.unwrap();
+            wire.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n5\r\nearly\r\n").await;
+            wire.exactly(LENGTH).await;
+            wire.send("4\r\nlate\r\n0\r\n\r\n").await;
+        })
+        .await;
+        let (mut server, _client, host) = start(&app).await;
+        let mut wire = connect(&server, &host).await;
+        wire.send(format!("POST /up HTTP/1.1\r\nHost: {host}\r\nContent-Length: {LENGTH}\r\n\r\n")).await;
+        assert!(wire.head().await.unwrap().starts_with("HTTP/1.1 200"));
+        wire.send(noise(LENGTH)).await;
+        while wire.line().await.unwrap() != "0" {}
+        let line = line(&mut server, "/up").await;
+        assert_eq!((&line["received"], &line["sent"]), (&LENGTH.into(), &9.into()), "{line}");
+    }
+
+    /// An upgraded connection is one exchange, which lasts until both directions have ended.
+    #[tokio::test]
+    async fn of_upgraded_connections_are_written_at_their_end() {
+        let app = App::raw(|mut wire: Wire, _| async move {
+            wire.head().await.unwrap();
+            wire.send("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: raw\r\n\r\n").await;
+            wire.exactly(100_000).await;
+            wire.send(noise(200_000)).await;
+            let _ = wire.rest().await;
+        })
+        .await;
+        let (mut server, _client, host) = start(&app).await;
+        let up =
+            |path: &str| format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: raw\r\n\r\n");
+        // One sender says that it has finished, the other is gone without a word.
+        let mut wires = Vec::new();
+        for path in ["/first", "/second"] {
+            let mut wire = connect(&server, &host).await;
+            wire.send(up(path)).await;
+            assert!(wire.head().await.unwrap().starts_with("HTTP/1.1 101"));
+            wire.send(noise(100_000)).await;
+            wire.exactly(200_000).await;
+            wires.push(wire);
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        wires.remove(0).finish().await;
+        let first = line(&mut server, "/first").await;
+        drop(wires);
+        let second = line(&mut server, "/second").await;
+        for line in [first, second] {
+            assert_eq!((&line["status"], &line["error"]), (&101.into(), &Value::Null), "{line}");
+            assert_eq!((&line["received"], &line["sent"]), (&100_000.into(), &200_000.into()), "{line}");
+            assert!(line["duration_ms"].as_f64().unwrap() >= 500.0, "{line}");
+        }
+    }
+}

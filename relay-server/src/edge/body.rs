@@ -159,7 +159,7 @@ impl EdgeBody {
     /// Lets the record of the exchange end with this body.
     pub(crate) fn record(&mut self, exchange: Box<Exchange>) {
         if let Source::Whole(Some(bytes)) = &self.source {
-            exchange.sent(bytes.len());
+            exchange.sent(bytes.len() as u64);
         }
         if let Source::Stream(download) = &self.source {
             // A body is recorded once.
@@ -194,7 +194,7 @@ impl Body for EdgeBody {
                 let frame = ready!(download.poll_frame(cx));
                 if let Some(exchange) = &this.exchange {
                     match &frame {
-                        Some(Ok(frame)) => exchange.sent(frame.data_ref().map_or(0, Bytes::len)),
+                        Some(Ok(frame)) => exchange.sent(frame.data_ref().map_or(0, |bytes| bytes.len() as u64)),
                         Some(Err(error)) => exchange.failed(Cause::from(*error)),
                         None => {}
                     }
@@ -295,6 +295,8 @@ pub(crate) struct Upload {
     /// Read, and to be passed on behind `held`.
     trailers: Option<Bytes>,
     received: u64,
+    /// The same for the exchange's record, once the response has begun.
+    counted: Option<Arc<AtomicU64>>,
     ended: bool,
     idle: Option<Pin<Box<Sleep>>>,
     /// When the last piece came, of a body that did not come with its head.
@@ -304,7 +306,17 @@ pub(crate) struct Upload {
 impl Upload {
     pub(crate) fn new(body: Incoming, limits: Arc<Limits>) -> Self {
         let ended = body.is_end_stream();
-        Self { body, limits, held: Bytes::new(), trailers: None, received: 0, ended, idle: None, moved: None }
+        Self {
+            body,
+            limits,
+            held: Bytes::new(),
+            trailers: None,
+            received: 0,
+            counted: None,
+            ended,
+            idle: None,
+            moved: None,
+        }
     }
 
     /// Reads what is there before there is a stream; ready once there is something or the body has ended.
@@ -344,6 +356,11 @@ impl Upload {
     /// Bytes received so far.
     pub(crate) fn received(&self) -> u64 {
         self.received
+    }
+
+    /// A count of bytes received that goes on with the body.
+    pub(crate) fn count(&mut self) -> Arc<AtomicU64> {
+        self.counted.insert(Arc::new(AtomicU64::new(self.received))).clone()
     }
 
     /// Moves the body into the stream until its end.
@@ -386,6 +403,9 @@ impl Upload {
 
     fn take(&mut self, bytes: Bytes) -> Result<(), UploadError> {
         self.received += bytes.len() as u64;
+        if let Some(count) = &self.counted {
+            count.store(self.received, Relaxed);
+        }
         if self.received > self.limits.body_bytes {
             return Err(UploadError::TooLarge);
         }

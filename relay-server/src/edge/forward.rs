@@ -79,7 +79,13 @@ pub(crate) async fn forward(
     let expects = expects_continue(&parts);
     let result = deliver(&shared, &mut exchange, &host, &mut upload, expects, on_upgrade).await;
     let mut response = match result {
-        Ok(response) => response,
+        Ok(Delivered { response, switched: None }) => response,
+        Ok(Delivered { response, switched: Some((stream, on_upgrade)) }) => {
+            exchange.status = Some(response.status());
+            let (idle, closing) = (shared.limits.upgrade_idle, shared.closing.clone());
+            shared.spawn(upgrade::run(on_upgrade, stream, exchange, idle, closing));
+            return response;
+        }
         Err(Failure { cause, message }) => {
             exchange.failed(cause);
             match message {
@@ -97,6 +103,13 @@ pub(crate) async fn forward(
         shared.janitor.watch(progress, &stream);
     }
     response
+}
+
+/// What came back through the tunnel.
+struct Delivered {
+    response: Response<EdgeBody>,
+    /// After a 101: what is to be carried between the sender and the tunnel.
+    switched: Option<(Stream, OnUpgrade)>,
 }
 
 /// Why an exchange is answered by the relay itself.
@@ -119,7 +132,7 @@ async fn deliver(
     request_body: &mut Option<Upload>,
     expects: bool,
     on_upgrade: Option<OnUpgrade>,
-) -> Result<Response<EdgeBody>, Failure> {
+) -> Result<Delivered, Failure> {
     let Some(upload) = request_body else { return Err(Cause::Internal.into()) };
     if let Some(declared) = content_length(&exchange.head).filter(|n| *n > shared.limits.body_bytes) {
         let limit = shared.limits.body_bytes;
@@ -217,7 +230,7 @@ async fn deliver(
         Cause::UpstreamInvalid
     })?;
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
-        return switch(shared, exchange, head, stream, on_upgrade);
+        return switch(exchange, head, stream, on_upgrade);
     }
     if head.status.is_informational() {
         return Err(Cause::UpstreamInvalid.into());
@@ -239,6 +252,7 @@ async fn deliver(
     // What is left of the request goes on beside the response; it must not wait for a sender that reads slowly.
     // That holds for one that was to wait for a 100, too: it may send its body without, and hyper sends none any more.
     let rest = request_body.take().filter(|_| uploading).map(|mut upload| {
+        exchange.receiving(upload.count());
         let stream = stream.clone();
         AbortOnDropHandle::new(shared.spawn(async move {
             // Whatever stops it, the response goes on: its stream says what became of the exchange.
@@ -248,7 +262,7 @@ async fn deliver(
     let mut response = Response::new(EdgeBody::download(stream, rest, declared, is_bodyless));
     *response.status_mut() = head.status;
     append_all(response.headers_mut(), head.headers);
-    Ok(response)
+    Ok(Delivered { response, switched: None })
 }
 
 /// The tunnel that serves `host`, waiting for its client where that is away.
@@ -360,12 +374,11 @@ fn head_failure(error: MessageError) -> Failure {
 
 /// The two sides speak another protocol from here on.
 fn switch(
-    shared: &Arc<Shared>,
     exchange: &Exchange,
     head: ResponseHead,
     stream: Stream,
     on_upgrade: Option<OnUpgrade>,
-) -> Result<Response<EdgeBody>, Failure> {
+) -> Result<Delivered, Failure> {
     let (Some(protocol), Some(on_upgrade)) = (&exchange.head.upgrade, on_upgrade) else {
         return Err(Cause::UpstreamInvalid.into());
     };
@@ -387,13 +400,7 @@ fn switch(
         }
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     }
-    let idle = shared.limits.upgrade_idle;
-    let (in_flight, closing) = (exchange.in_flight.another(), shared.closing.clone());
-    shared.spawn(async move {
-        upgrade::run(on_upgrade, stream, idle, closing).await;
-        drop(in_flight);
-    });
-    Ok(response)
+    Ok(Delivered { response, switched: Some((stream, on_upgrade)) })
 }
 
 fn millis(duration: Duration) -> u32 {

@@ -186,7 +186,7 @@ fn since(instant: Instant) -> u64 {
     u64::try_from(instant.elapsed().as_nanos()).unwrap_or(u64::MAX).max(1)
 }
 
-/// A request that is under way; dropped at its end.
+/// A request that is under way, or what it has become: an upgraded connection has limits of its own. Dropped at its end.
 #[derive(Debug)]
 pub(crate) struct InFlight(Arc<Clock>);
 
@@ -194,12 +194,6 @@ impl InFlight {
     /// The clock of the request's connection.
     pub(crate) const fn clock(&self) -> &Arc<Clock> {
         &self.0
-    }
-
-    /// The same for what the request has become: an upgraded connection has limits of its own.
-    pub(crate) fn another(&self) -> Self {
-        self.0.in_flight.fetch_add(1, Relaxed);
-        Self(self.0.clone())
     }
 }
 

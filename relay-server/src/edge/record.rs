@@ -11,7 +11,8 @@ use super::cause::Cause;
 use super::io::InFlight;
 use crate::Shared;
 
-/// The record of an exchange. It is written when it is dropped, with the response's body.
+/// The record of an exchange. It is written when it is dropped, with the response's body or with what the exchange was
+/// upgraded to.
 #[derive(Debug)]
 pub(crate) struct Exchange {
     pub(crate) head: RequestHead,
@@ -23,6 +24,8 @@ pub(crate) struct Exchange {
     error: OnceLock<Cause>,
     sent: AtomicU64,
     received: AtomicU64,
+    /// The count of a request's body that goes on beside its response.
+    receiving: OnceLock<Arc<AtomicU64>>,
     pub(crate) in_flight: InFlight,
 }
 
@@ -43,18 +46,25 @@ impl Exchange {
             error: OnceLock::new(),
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
+            receiving: OnceLock::new(),
             in_flight,
         }
     }
 
-    /// Counts bytes of the response's body.
-    pub(crate) fn sent(&self, bytes: usize) {
-        self.sent.fetch_add(bytes as u64, Relaxed);
+    /// Counts bytes that went to the sender.
+    pub(crate) fn sent(&self, bytes: u64) {
+        self.sent.fetch_add(bytes, Relaxed);
     }
 
-    /// Says how much of the request's body has come.
+    /// Says how much has come from the sender.
     pub(crate) fn received(&self, bytes: u64) {
         self.received.store(bytes, Relaxed);
+    }
+
+    /// Says where to read at the end how much has come.
+    pub(crate) fn receiving(&self, count: Arc<AtomicU64>) {
+        // A body goes on once.
+        let _ = self.receiving.set(count);
     }
 
     /// Notes why the exchange failed; the first cause is the one.
@@ -67,7 +77,8 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         let error = self.error.get().map(|cause| cause.code());
-        let (sent, received) = (self.sent.load(Relaxed), self.received.load(Relaxed));
+        let received = self.receiving.get().map_or(&self.received, |count| &**count);
+        let (sent, received) = (self.sent.load(Relaxed), received.load(Relaxed));
         self.shared.metrics.exchange(self.status, error, self.started.elapsed(), sent, received);
         self.shared.access.exchange(&crate::log::AccessLine {
             id: &self.head.id,
