@@ -14,10 +14,10 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     address::{HostPort, UpstreamAddr},
-    config::{Secret, UpstreamProtocol, duration, subdomain},
     dial::RelayUrl,
     rewrite::HostHeader,
     terminal::Output,
+    value::{Secret, UpstreamProtocol, duration, subdomain},
 };
 
 /// A public HTTPS URL for a service on this machine.

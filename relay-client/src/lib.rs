@@ -22,6 +22,7 @@ mod socket;
 pub mod terminal;
 mod tunnel;
 mod upstream;
+pub mod value;
 
 pub use self::session::{ConnectError, Observer};
 pub use self::tunnel::{Client, ClientError, Exchange, Tunnel, TunnelOptions};

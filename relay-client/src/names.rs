@@ -20,8 +20,9 @@ use std::{
 use aws_lc_rs::digest::{Context, SHA256};
 
 use crate::{
-    config::{Secret, base_directory, is_label},
+    config::base_directory,
     dial::RelayUrl,
+    value::{Secret, is_label},
 };
 
 /// The relay keeps a name for its token for 30 days after the last use. Long after that a file is

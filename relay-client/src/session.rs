@@ -31,10 +31,10 @@ use relay_protocol::{CONNECT_PATH, SUBPROTOCOL};
 use tokio::time::{Instant, Sleep, timeout};
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 
-use crate::config::Secret;
 use crate::dial::{DialError, Stream as Wire, Target};
 use crate::terminal::Event;
 use crate::upstream::{Outcome, Upstream};
+use crate::value::Secret;
 
 /// How long the relay has to answer the upgrade and the Hello. It may probe another session for a second meanwhile.
 const ANSWER: Duration = Duration::from_secs(10);

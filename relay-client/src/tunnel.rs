@@ -29,13 +29,13 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::address::UpstreamAddr;
-use crate::config::{Secret, UpstreamProtocol};
 use crate::dial::Target;
 use crate::names::Names;
 use crate::rewrite::{HostHeader, Rewriter};
 use crate::session::{ConnectError, Observer, Over, Serve, Session, connect, explain, is_final};
 use crate::terminal::Event;
 use crate::upstream::Upstream;
+use crate::value::{Secret, UpstreamProtocol};
 
 /// The first and the longest pause between two attempts to come back. Each is drawn anew below a bound that doubles,
 /// so that the clients of a relay that restarts do not come all at once.

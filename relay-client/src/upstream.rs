@@ -36,9 +36,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::address::UpstreamAddr;
-use crate::config::UpstreamProtocol;
 use crate::rewrite::Rewriter;
 use crate::socket::{Refused, Socket, connect};
+use crate::value::UpstreamProtocol;
 
 /// A pooled connection that is older is not used again: Node closes after 5 s of silence, gunicorn after 2, and a
 /// request that meets the close is lost.
