@@ -45,6 +45,14 @@ const MAX_REFUSAL: usize = 16 * 1024;
 /// One session has one buffer, so it may be large enough for an upload's messages.
 const READ_BUFFER: usize = 16 * 1024;
 
+/// Exchanges at once. A relay that opens more streams is told of each that it is refused, and answers 429.
+const MOST_EXCHANGES: usize = 4096;
+
+/// Streams of the session. `Welcome` says how many the relay allows itself, but they are counted from before it comes,
+/// and a relay that keeps its word is not accused. So there is room for as many again as are being refused. Together
+/// they hold at most 144 MiB of bodies: 16 KiB each, and 16 MiB that they share.
+const MOST_STREAMS: u32 = 2 * MOST_EXCHANGES as u32;
+
 /// Why there is no session.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
@@ -154,7 +162,8 @@ async fn open(
         return Err(ConnectError::Broken("the connection changed its kind".to_owned()));
     };
     let socket = Driver::websocket(parts.io.into_inner(), parts.read_buf, Side::Client, READ_BUFFER).await;
-    let (link, mut driver) = Driver::new(Side::Client, Limits::default(), socket);
+    let limits = Limits { max_streams: MOST_STREAMS, ..Limits::default() };
+    let (link, mut driver) = Driver::new(Side::Client, limits, socket);
     let hello = Hello {
         client: "relay".to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -312,6 +321,7 @@ impl<'a> Serve<'a> {
 
     fn start(&mut self, stream: Stream) {
         let (upstreams, turns) = (self.upstreams.clone(), self.turns.clone());
+        let is_full = self.exchanges.len() >= MOST_EXCHANGES;
         self.exchanges.push(Box::pin(async move {
             let arrived = Instant::now();
             let fail = |reset: Reset, detail: String| Outcome {
@@ -327,6 +337,12 @@ impl<'a> Serve<'a> {
                 Err(error) => Err(error.to_string()),
             };
             match head.map(|head| (upstreams.get(&head.tunnel).cloned(), head)) {
+                Ok((_, head)) if is_full => {
+                    stream.reset(Reset::Refused);
+                    let status = Some(StatusCode::TOO_MANY_REQUESTS);
+                    let detail = Some(format!("{MOST_EXCHANGES} exchanges are under way, which is the most"));
+                    Outcome { head: Some(head), arrived, status, error: Some("too-many-requests"), detail }
+                }
                 Ok((Some(upstream), head)) => upstream.forward(stream, head, &turns).await,
                 Ok((None, _)) => {
                     stream.reset(Reset::Refused);

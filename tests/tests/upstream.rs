@@ -402,3 +402,57 @@ mod broken_answers {
         }
     }
 }
+
+/// More exchanges at once than a relay opens by default. Its owner may have allowed more.
+mod many_exchanges {
+    use super::*;
+
+    /// The most that a client takes.
+    const MOST: usize = 4096;
+
+    #[tokio::test]
+    async fn are_taken_and_those_beyond_are_refused_one_by_one() {
+        let world = World::with(|config| {
+            config.limits.session_streams = 8000;
+            config.limits.http2_streams = 8000;
+            config.limits.deadline = Duration::from_secs(120);
+        })
+        .await;
+        let release = Arc::new(tokio::sync::Semaphore::new(0));
+        let wait = release.clone();
+        // One connection carries all, and a descriptor each would be too many.
+        let app = App::h2c(move |request| {
+            let wait = wait.clone();
+            async move {
+                if request.uri().path() != "/now" {
+                    wait.acquire().await.unwrap().forget();
+                }
+                ok("done")
+            }
+        })
+        .await;
+        let options = TunnelOptions { protocol: UpstreamProtocol::H2c, ..TunnelOptions::new(app.upstream()) };
+        let mut tunnel = world.tunnel_with(options).await;
+        let url = tunnel.url().to_owned();
+        assert_eq!(world.get(&format!("{url}/now")).await.text(), "done");
+        assert_eq!(tunnel.exchange().await.unwrap().status, Some(200));
+
+        const BEYOND: usize = 50;
+        let mut http = world.http2(&world.host(tunnel.name())).await;
+        let mut answers = JoinSet::new();
+        for _ in 0..MOST + BEYOND {
+            let answer = http.begin(Request::get(&url).body(relay_tests::body::empty()).unwrap());
+            answers.spawn(async move { answer.await.unwrap() });
+        }
+        for _ in 0..BEYOND {
+            let answer = within("a refusal", answers.join_next()).await.unwrap().unwrap();
+            assert_eq!((answer.code(), answer.error()), (429, Some("too-many-requests")));
+            let exchange = within("its record", tunnel.exchange()).await.unwrap();
+            assert_eq!((exchange.status, exchange.error.as_deref()), (Some(429), Some("too-many-requests")));
+        }
+        release.add_permits(MOST);
+        while let Some(answer) = within("an answer", answers.join_next()).await {
+            assert_eq!(answer.unwrap().text(), "done");
+        }
+    }
+}
