@@ -362,7 +362,7 @@ mod tests {
     use super::*;
 
     /// A relay on free ports of loopback, whose data is gone with it.
-    async fn relay(ca: &std::path::Path) -> Relay {
+    pub(crate) async fn relay(ca: &std::path::Path) -> Relay {
         let free = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
         let config = Config {
             domain: "relay.test".to_owned(),

@@ -1863,3 +1863,69 @@ mod logs {
         }
     }
 }
+
+/// Clients that have their 101 and say no more: they count, and they end, as any other session.
+mod silent_clients {
+    use super::*;
+
+    async fn connect(world: &World, token: &str) -> Wire {
+        let mut wire = world.raw("relay.test").await;
+        wire.send(format!(
+            "GET /_relay/connect HTTP/1.1\r\nHost: relay.test\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\
+             Sec-WebSocket-Protocol: relay.v1\r\nAuthorization: Bearer {token}\r\n\r\n"
+        ))
+        .await;
+        wire
+    }
+
+    #[tokio::test]
+    async fn end_with_their_token() {
+        let world = World::with(|config| config.limits.hello = Duration::from_secs(300)).await;
+        let (token, name) = world.token_with(|_| {}).await;
+        let mut wire = connect(&world, &token).await;
+        assert!(wire.head().await.unwrap().starts_with("HTTP/1.1 101"));
+        let data = world.data_dir().display().to_string();
+        let revoked = relay_tests::process::run("relay-server", ["token", "--data-dir", &data, "revoke", &name]).await;
+        assert!(revoked.status.success(), "{revoked:?}");
+        let since = std::time::Instant::now();
+        let said = wire.rest().await.unwrap_or_else(|(said, _)| said);
+        assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
+        assert!(said.windows(7).any(|text| text == b"revoked"), "{}", said.escape_ascii());
+        no_panics(&world).await;
+    }
+
+    #[tokio::test]
+    async fn count_among_the_sessions() {
+        let world = World::with(|config| config.limits.sessions = 2).await;
+        let token = world.token().await;
+        let mut held = Vec::new();
+        for _ in 0..2 {
+            let mut wire = connect(&world, &token).await;
+            assert!(wire.head().await.unwrap().starts_with("HTTP/1.1 101"));
+            held.push(wire);
+        }
+        assert!(world.get_admin("/metrics").await.text().contains("relay_sessions 2\n"));
+        let refused = connect(&world, &token).await.message().await.unwrap();
+        assert_eq!((refused.status(), refused.values("relay-error")), (429, vec!["too-many-requests"]));
+        drop(held);
+        within("a place", async {
+            while !connect(&world, &token).await.head().await.unwrap().starts_with("HTTP/1.1 101") {}
+        })
+        .await;
+        no_panics(&world).await;
+    }
+
+    #[tokio::test]
+    async fn are_told_when_the_relay_shuts_down() {
+        let mut world = World::start().await;
+        let mut wire = connect(&world, &world.token().await).await;
+        assert!(wire.head().await.unwrap().starts_with("HTTP/1.1 101"));
+        let since = std::time::Instant::now();
+        world.begin_shutdown();
+        let said = wire.rest().await.unwrap_or_else(|(said, _)| said);
+        assert!(said.windows(5).any(|text| text == b"shuts"), "{}", said.escape_ascii());
+        world.shutdown().await;
+        assert!(since.elapsed() < Duration::from_secs(4), "{:?}", since.elapsed());
+    }
+}

@@ -116,13 +116,7 @@ async fn admit(
         }
         Err(error) => return Err(unauthorized(sentence(&error))),
     };
-    if shared.sessions.count() >= shared.limits.sessions {
-        return Err((Cause::TooManyRequests, "The relay has as many sessions as it takes.".into()));
-    }
-    let place = Place::enter(shared, &token).ok_or_else(|| {
-        let most = token.limits.max_sessions;
-        (Cause::TooManyRequests, format!("The token has {most} sessions, as many as it may."))
-    })?;
+    let place = Place::enter(shared, &token).map_err(|full| (Cause::TooManyRequests, sentence(&full)))?;
     Ok((token, place))
 }
 

@@ -1,7 +1,7 @@
 //! Sessions: what a client asks for, and how long it lasts. Nothing here knows of HTTP.
 //!
 //! ```text
-//!   Hello ─▶ bind names ─▶ Welcome ─▶ serve ─▶ names are away
+//!   place ─▶ live ─▶ Hello ─▶ bind names ─▶ Welcome ─▶ serve ─▶ names are away
 //! ```
 
 pub mod registry;
@@ -9,7 +9,7 @@ pub mod registry;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::pin::pin;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ use ulid::Ulid;
 use self::registry::Tunnel;
 use crate::Shared;
 use crate::sentence;
-use crate::store::{ClaimError, Name, Token, TokenId, unix_now};
+use crate::store::{AuthError, ClaimError, Name, Token, TokenId, unix_now};
 
 /// tungstenite zero-fills this much at each read; more would be the greater part of an idle session's memory.
 const READ_BUFFER: usize = 4 * 1024;
@@ -41,6 +41,8 @@ const TIMEOUTS: (Duration, Duration) = (Duration::from_millis(100), Duration::fr
 /// The live sessions, and what each token has of them.
 #[derive(Debug, Default)]
 pub struct Sessions {
+    /// Places taken, by sessions that are live and by upgrades on their way to be.
+    all: AtomicUsize,
     live: DashMap<Ulid, (TokenId, Link)>,
     used: Mutex<HashMap<TokenId, Used>>,
 }
@@ -52,9 +54,9 @@ struct Used {
 }
 
 impl Sessions {
-    /// Sessions that are live.
+    /// Sessions that are live, or about to be.
     pub fn count(&self) -> usize {
-        self.live.len()
+        self.all.load(Relaxed)
     }
 
     /// Ends every session of a token, at once.
@@ -71,7 +73,18 @@ impl Sessions {
     }
 }
 
-/// A place among the sessions of a token, given back when dropped.
+/// Why there is no place for another session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Full {
+    /// The relay has no more.
+    #[error("the relay has as many sessions as it takes")]
+    Relay,
+    /// The token has no more.
+    #[error("the token has {0} sessions, as many as it may")]
+    Token(u32),
+}
+
+/// A place among the sessions of the relay and of a token, given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Place {
     shared: Arc<Shared>,
@@ -79,19 +92,24 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    pub(crate) fn enter(shared: &Arc<Shared>, token: &Token) -> Option<Self> {
-        let entered = shared.sessions.used(token.id, |used| {
-            let free = used.sessions < token.limits.max_sessions;
-            used.sessions += u32::from(free);
-            free
-        });
-        entered.then(|| Self { shared: shared.clone(), token: token.id })
+    pub(crate) fn enter(shared: &Arc<Shared>, token: &Token) -> Result<Self, Full> {
+        let (most, of_token) = (shared.limits.sessions, token.limits.max_sessions);
+        shared.sessions.used(token.id, |used| {
+            if used.sessions >= of_token {
+                return Err(Full::Token(of_token));
+            }
+            let one_more = |all| (all < most).then_some(all + 1);
+            shared.sessions.all.fetch_update(Relaxed, Relaxed, one_more).map_err(|_| Full::Relay)?;
+            used.sessions += 1;
+            Ok(Self { shared: shared.clone(), token: token.id })
+        })
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         self.shared.sessions.used(self.token, |used| used.sessions -= 1);
+        self.shared.sessions.all.fetch_sub(1, Relaxed);
     }
 }
 
@@ -118,27 +136,14 @@ impl Session {
         let limits = MuxLimits { max_streams: self.shared.limits.session_streams, ..MuxLimits::default() };
         let socket = Driver::websocket(conn, read, Side::Relay, READ_BUFFER).await;
         let (link, driver) = Driver::new(Side::Relay, limits, socket);
+        // From here on it is found by whoever ends the sessions of its token.
+        self.shared.sessions.live.insert(self.id, (self.token.id, link.clone()));
         // A task of its own: an exchange then wakes nothing but the driver.
         let mut driver = AbortOnDropHandle::new(self.shared.tasks.spawn(driver));
-        let hello = tokio::select! {
-            _ = &mut driver => return,
-            hello = timeout(self.shared.limits.hello, hello(&link)) => {
-                hello.unwrap_or_else(|_| Err("no Hello came in time".into()))
-            }
-        };
         let since = Instant::now();
-        let ended = match hello {
-            Ok(hello) => {
-                self.shared.sessions.live.insert(self.id, (self.token.id, link.clone()));
-                tokio::select! {
-                    ended = &mut driver => ended,
-                    never = Box::pin(self.serve(&link, hello)) => match never {},
-                }
-            }
-            Err(error) => {
-                link.go_away(GoAway::Protocol, false, &error);
-                driver.await
-            }
+        let ended = tokio::select! {
+            ended = &mut driver => ended,
+            never = self.attend(&link) => match never {},
         };
         match ended {
             Ok(ended) => self.log_end(&ended, since),
@@ -148,6 +153,37 @@ impl Session {
             }
         }
         self.leave().await;
+    }
+
+    /// Hears the client out, and does what it asks for. The driver ends it.
+    async fn attend(&mut self, link: &Link) -> std::convert::Infallible {
+        // Boxed, because what either needs would be part of every idle session.
+        match Box::pin(self.hello(link)).await {
+            Ok(hello) => Box::pin(self.serve(link, hello)).await,
+            Err((reason, text)) => {
+                link.go_away(reason, false, &text);
+                std::future::pending().await
+            }
+        }
+    }
+
+    /// The client's first message, or why the session ends without it.
+    async fn hello(&self, link: &Link) -> Result<Hello, (GoAway, String)> {
+        // A token that ended after it was presented and before the session was live: nobody else would notice.
+        self.shared.store.check_token(self.token.id, unix_now()).await.map_err(|error| {
+            let reason = match &error {
+                AuthError::Expired { .. } => GoAway::Expired,
+                AuthError::Revoked | AuthError::Unknown => GoAway::Revoked,
+                AuthError::Store(_) => GoAway::Internal,
+            };
+            (reason, sentence(&error))
+        })?;
+        tokio::select! {
+            hello = timeout(self.shared.limits.hello, hello(link)) => {
+                hello.unwrap_or_else(|_| Err("no Hello came in time".into())).map_err(|text| (GoAway::Protocol, text))
+            }
+            () = self.shared.stopping.cancelled() => Err((GoAway::Shutdown, "The relay shuts down.".into())),
+        }
     }
 
     /// Binds what the Hello asks for, and then does what the client and the clock ask for. The driver ends it.
@@ -397,4 +433,39 @@ fn random_key() -> [u8; 32] {
 
 fn millis(duration: Duration) -> u32 {
     u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+    use super::*;
+    use crate::store::{NewToken, TokenLimits};
+
+    #[tokio::test]
+    async fn a_token_revoked_between_its_check_and_the_sessions_start_ends_the_session() {
+        let ca = tempfile::tempdir().unwrap();
+        let relay = crate::tests::relay(ca.path()).await;
+        let shared = relay.shared.clone();
+        let limits = TokenLimits { max_sessions: 1, ..TokenLimits::default() };
+        let new = NewToken { name: "late".to_owned(), reserve: Vec::new(), expires_at: None, limits };
+        let (_, token) = shared.store.create_token(new, unix_now()).await.unwrap();
+
+        let place = Place::enter(&shared, &token).unwrap();
+        assert_eq!(Place::enter(&shared, &token).unwrap_err(), Full::Token(1));
+        assert_eq!(shared.sessions.count(), 1, "an upgrade on its way counts");
+        shared.store.revoke_token("late", unix_now()).await.unwrap();
+        shared.sessions.end(token.id, GoAway::Revoked, "This reaches nobody: there is no session yet.");
+
+        let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        let peer = IpAddr::from([127, 0, 0, 1]);
+        let session = tokio::spawn(Session::new(shared.clone(), peer, token, place).run(ours, Bytes::new()));
+        let socket = Driver::websocket(theirs, Bytes::new(), Side::Client, READ_BUFFER).await;
+        let (link, driver) = Driver::new(Side::Client, MuxLimits::default(), socket);
+        let _driver = AbortOnDropHandle::new(tokio::spawn(driver));
+        let signal = timeout(Duration::from_secs(5), link.signal()).await.expect("the client is told");
+        assert!(matches!(signal, Signal::GoAway { reason: GoAway::Revoked, drain: false, .. }), "{signal:?}");
+        timeout(Duration::from_secs(5), session).await.expect("the session ends").unwrap();
+        assert_eq!((shared.sessions.count(), shared.sessions.live.len()), (0, 0));
+    }
 }

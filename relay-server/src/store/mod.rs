@@ -440,6 +440,15 @@ impl Store {
         self.read(move |db| authenticate(db, &hash, now)).await
     }
 
+    /// Whether a token that was in force when it was presented is so still.
+    ///
+    /// # Errors
+    ///
+    /// [`AuthError`].
+    pub async fn check_token(&self, token: TokenId, now: i64) -> Result<(), AuthError> {
+        self.read(move |db| check_token(db, token, now)).await
+    }
+
     /// Makes tunnel names a token's own for good; all of them or none.
     ///
     /// # Errors
@@ -659,12 +668,22 @@ fn authenticate(db: &Connection, hash: &[u8; 32], now: i64) -> Outcome<Token, Au
     // The index finds by the hash of what was presented, whose prefixes nobody can choose; the last
     // word is a comparison that takes the same time for any hash.
     let known = found.filter(|(_, stored)| constant_time::verify_slices_are_equal(stored, hash).is_ok());
-    Ok(match known {
+    Ok(in_force(known.map(|(token, _)| token), now))
+}
+
+fn check_token(db: &Connection, token: TokenId, now: i64) -> Outcome<(), AuthError> {
+    let sql = format!("SELECT {TOKEN_COLUMNS} FROM tokens WHERE id = ?1");
+    let found = db.prepare_cached(&sql)?.query_row([token.0], token_from).optional()?;
+    Ok(in_force(found, now).map(drop))
+}
+
+fn in_force(token: Option<Token>, now: i64) -> Result<Token, AuthError> {
+    match token {
         None => Err(AuthError::Unknown),
-        Some((Token { revoked_at: Some(_), .. }, _)) => Err(AuthError::Revoked),
-        Some((Token { expires_at: Some(at), .. }, _)) if at <= now => Err(AuthError::Expired { at }),
-        Some((token, _)) => Ok(token),
-    })
+        Some(Token { revoked_at: Some(_), .. }) => Err(AuthError::Revoked),
+        Some(Token { expires_at: Some(at), .. }) if at <= now => Err(AuthError::Expired { at }),
+        Some(token) => Ok(token),
+    }
 }
 
 // ---- names, on the writer's thread -----------------------------------------------------------------
@@ -886,10 +905,13 @@ mod tests {
         assert_eq!(store.authenticate(&secret, NOW + DAY - 1).await.as_ref(), Ok(&token));
         let expired = Err(AuthError::Expired { at: NOW + DAY });
         assert_eq!(store.authenticate(&secret, NOW + DAY).await, expired);
+        assert_eq!(store.check_token(token.id, NOW + DAY - 1).await, Ok(()));
+        assert_eq!(store.check_token(token.id, NOW + DAY).await, expired.map(drop));
         assert_eq!(store.authenticate(&Secret::generate(), NOW).await, Err(AuthError::Unknown));
 
         assert_eq!(store.revoke_token("alice", NOW).await, Ok(token.id));
         assert_eq!(store.authenticate(&secret, NOW).await, Err(AuthError::Revoked));
+        assert_eq!(store.check_token(token.id, NOW).await, Err(AuthError::Revoked));
         assert_eq!(store.revoke_token("alice", NOW + 5).await, Ok(token.id), "again is no error");
         let listed = store.list_tokens(NOW).await.unwrap();
         assert_eq!(listed[0].token.revoked_at, Some(NOW), "the first time counts");
