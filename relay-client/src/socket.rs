@@ -1,31 +1,26 @@
 //! Connections to the local service: TCP, TLS over TCP, and Unix sockets.
 
 use std::fmt;
-use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
 use crate::address::{Candidates, Scheme, UpstreamAddr};
 
-/// A connection to the local service.
-#[derive(Debug)]
-pub(crate) enum Socket {
-    Tcp(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
-    Unix(UnixStream),
-}
+/// A connection to the local service, whatever it is made of.
+pub(crate) type Socket = Box<dyn Transport>;
+
+/// What can be read and written.
+pub(crate) trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
 
 /// Nothing accepted a connection.
 #[derive(Debug)]
@@ -57,8 +52,8 @@ impl fmt::Display for Refused {
 pub(crate) async fn connect(addr: &UpstreamAddr, preferred: &AtomicUsize) -> Result<Socket, Refused> {
     let tcp = match addr.candidates() {
         Candidates::Socket(path) => {
-            let connected = UnixStream::connect(path).await;
-            return connected.map(Socket::Unix).map_err(|error| Refused::one(&addr, error));
+            let unix = UnixStream::connect(path).await.map_err(|error| Refused::one(&addr, error))?;
+            return Ok(Box::new(unix));
         }
         Candidates::Addresses(addresses) => first_of(addresses, preferred).await?,
         Candidates::Name(name, port) => {
@@ -69,14 +64,14 @@ pub(crate) async fn connect(addr: &UpstreamAddr, preferred: &AtomicUsize) -> Res
     // Failing to set it costs latency, not correctness.
     let _ = tcp.set_nodelay(true);
     if addr.scheme() != Scheme::Https {
-        return Ok(Socket::Tcp(tcp));
+        return Ok(Box::new(tcp));
     }
     let refused = |error: &dyn fmt::Display| Refused::one(&addr, format!("TLS failed: {error}"));
     let host = addr.host_port().map(|at| at.host.to_string()).unwrap_or_default();
     let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned()).map_err(|error| refused(&error))?;
     let config = tls_config(addr.is_loopback()).map_err(|error| refused(&error))?;
     match TlsConnector::from(config).connect(name, tcp).await {
-        Ok(tls) => Ok(Socket::Tls(Box::new(tls))),
+        Ok(tls) => Ok(Box::new(tls)),
         Err(error) => Err(refused(&error)),
     }
 }
@@ -157,58 +152,24 @@ impl ServerCertVerifier for AnyCertificate {
     }
 }
 
-/// Runs `$call` on whichever socket it is.
-macro_rules! either {
-    ($socket:expr, $io:ident => $call:expr) => {
-        match $socket {
-            Socket::Tcp(tcp) => {
-                let $io = Pin::new(tcp);
-                $call
-            }
-            Socket::Tls(tls) => {
-                let $io = Pin::new(&mut **tls);
-                $call
-            }
-            Socket::Unix(unix) => {
-                let $io = Pin::new(unix);
-                $call
-            }
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+    use tokio::net::{TcpListener, UnixListener};
+
+    use super::*;
+
+    /// A head and a body are then one system call.
+    #[tokio::test]
+    async fn several_slices_are_written_at_once() {
+        let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("app.sock");
+        let _unix = UnixListener::bind(&path).unwrap();
+        for addr in [tcp.local_addr().unwrap().to_string(), format!("unix:{}", path.display())] {
+            let socket = connect(&addr.parse().unwrap(), &AtomicUsize::new(0)).await.unwrap();
+            assert!(socket.is_write_vectored(), "{addr}");
         }
-    };
-}
-
-impl AsyncRead for Socket {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        either!(&mut *self, io => io.poll_read(cx, out))
-    }
-}
-
-impl AsyncWrite for Socket {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        either!(&mut *self, io => io.poll_write(cx, bytes))
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        either!(&mut *self, io => io.poll_write_vectored(cx, slices))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Tcp(tcp) => tcp.is_write_vectored(),
-            Self::Tls(tls) => tls.is_write_vectored(),
-            Self::Unix(unix) => unix.is_write_vectored(),
-        }
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        either!(&mut *self, io => io.poll_flush(cx))
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        either!(&mut *self, io => io.poll_shutdown(cx))
     }
 }
