@@ -65,6 +65,10 @@ pub enum HttpMode {
     Serve,
 }
 
+/// Bytes of a request's body that an HTTP/2 stream holds for a tunnel which does not take them. An upload reaches this
+/// much per round trip at most: 2.6 MB/s at 50 ms.
+pub const HTTP2_WINDOW: u32 = 128 * 1024;
+
 /// A limit for everything that a stranger can grow or hold, in one place.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -92,7 +96,11 @@ pub struct Limits {
     pub response_idle: Duration,
     /// An upgraded connection on which nothing moves.
     pub upgrade_idle: Duration,
-    /// Streams of one HTTP/2 connection.
+    /// Streams of one HTTP/2 connection. Each may hold [`HTTP2_WINDOW`] of a request's body that its tunnel has not taken
+    /// yet, and the connection as much as all of them together (16 MiB), so that uploads which stall leave the others
+    /// room. All connections together hold no more than [`Self::connections`] times that; in practice less, because a
+    /// body is held only until its request is answered, and a session has at most [`Self::session_streams`] requests
+    /// under way (128 MiB).
     pub http2_streams: u32,
     /// The deadline for a response's head where the tunnel has none of its own.
     pub deadline: Duration,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use http::{Request, Version};
 use relay_client::Tunnel;
-use relay_tests::body::{empty, pipe};
+use relay_tests::body::{empty, full, pipe};
 use relay_tests::wire::Message;
 use relay_tests::{App, Wire, World, within};
 
@@ -1583,6 +1583,53 @@ mod http2 {
         assert!(grown < 256 << 20, "{} MiB", grown >> 20);
         drop(attackers);
         others_are_served(&world, &tunnel).await;
+        no_panics(&world).await;
+    }
+
+    /// A service that does not read its uploads stalls these, and nothing else on their connection.
+    #[tokio::test]
+    async fn stalled_uploads_leave_their_connection_to_others() {
+        let world = World::with(|config| config.limits.deadline = Duration::from_secs(300)).await;
+        let app = App::serve(|request| async move {
+            if request.uri().path() == "/stalled" {
+                // The body stays in the request, unread.
+                std::future::pending::<()>().await;
+            }
+            relay_tests::app::echo(request).await
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        let mut http = world.http2(&world.host(tunnel.name())).await;
+        let sent: Arc<std::sync::atomic::AtomicUsize> = Arc::default();
+        let mut stalled = tokio::task::JoinSet::new();
+        for i in 0..100 {
+            let (feed, body) = pipe();
+            http.ready().await;
+            stalled.spawn(http.request(Request::post(format!("{}/stalled", tunnel.url())).body(body).unwrap()));
+            app.reached(i + 1).await;
+            let count = sent.clone();
+            tokio::spawn(async move {
+                while feed.send(vec![0; 64 * 1024]).await {
+                    count.fetch_add(64 * 1024, std::sync::atomic::Ordering::Relaxed);
+                }
+            });
+        }
+        // They have come to rest once nothing moves beside fifty exchanges.
+        let mut others = world.http1(&world.host(tunnel.name())).await;
+        let (mut before, mut still) = (0, 0);
+        while still < 50 {
+            let other = Request::post(format!("{}/other", tunnel.url())).body(full("other")).unwrap();
+            assert_eq!(others.answer(other).await.text(), "other");
+            let now = sent.load(std::sync::atomic::Ordering::Relaxed);
+            still = if now == before { still + 1 } else { 0 };
+            before = now;
+        }
+        for _ in 0..10 {
+            let small = Request::post(format!("{}/small", tunnel.url())).body(full("small")).unwrap();
+            assert_eq!(within("a small upload beside stalled ones", http.answer(small)).await.text(), "small");
+        }
+        let large = Request::post(format!("{}/large", tunnel.url())).body(full(vec![1; 4 << 20])).unwrap();
+        assert_eq!(within("a large one", http.answer(large)).await.body.len(), 4 << 20);
         no_panics(&world).await;
     }
 

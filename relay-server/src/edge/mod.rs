@@ -40,8 +40,11 @@ use self::gate::PublicHost;
 use self::io::{Clock, Conn, InFlight, Watched};
 use self::respond::{answer, explain};
 use crate::Shared;
-use crate::config::HttpMode;
+use crate::config::{HTTP2_WINDOW, HttpMode};
 use relay_protocol::gather::Gathered;
+
+/// The largest window that there is (RFC 9113, section 6.9.1).
+const MAX_WINDOW: u32 = (1 << 31) - 1;
 
 /// What a listener does with its connections.
 #[derive(Clone)]
@@ -117,8 +120,8 @@ async fn connection(shared: &Arc<Shared>, tcp: TcpStream, peer: SocketAddr, plac
             .enable_connect_protocol()
             .max_concurrent_streams(limits.http2_streams)
             .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
-            .initial_stream_window_size(256 * 1024)
-            .initial_connection_window_size(1024 * 1024)
+            .initial_stream_window_size(HTTP2_WINDOW)
+            .initial_connection_window_size(limits.http2_streams.saturating_mul(HTTP2_WINDOW).min(MAX_WINDOW))
             .max_send_buf_size(64 * 1024);
         let connection = builder.serve_connection(io, service);
         tokio::pin!(connection);
