@@ -69,10 +69,6 @@ causes! {
     BodyTimeout = "body-timeout", REQUEST_TIMEOUT, None,
         "The request's body stopped arriving.",
         "Send the body without long pauses, or have the relay's operator raise `limits.body_idle`.";
-    /// The sender may not do this.
-    NotAllowed = "not-allowed", FORBIDDEN, None,
-        "This is not allowed.",
-        "Ask the tunnel's owner or the relay's operator.";
     /// The token is missing or wrong.
     Unauthorized = "unauthorized", UNAUTHORIZED, None,
         "The token is missing, unknown, expired or revoked.",
@@ -136,6 +132,23 @@ mod tests {
         }
         let listed = page.lines().filter(|line| line.starts_with("| `")).count();
         assert_eq!(listed, Cause::ALL.len(), "docs/errors.md lists a code that does not exist");
+    }
+
+    #[test]
+    fn every_cause_is_the_cause_of_something() {
+        let (conversions, _) = include_str!("cause.rs").split_once("mod tests").unwrap_or_default();
+        let sources = [
+            conversions,
+            include_str!("body.rs"),
+            include_str!("connect.rs"),
+            include_str!("forward.rs"),
+            include_str!("mod.rs"),
+        ]
+        .concat();
+        for cause in Cause::ALL {
+            let given = [format!("Cause::{cause:?}"), format!("Self::{cause:?}")];
+            assert!(given.iter().any(|given| sources.contains(given)), "nothing is answered with {cause:?}");
+        }
     }
 
     #[test]
