@@ -690,6 +690,41 @@ mod headers {
     }
 }
 
+/// What is no HTTP/1.1 at all gets the bare answers that `docs/errors.md` promises, and nothing else.
+mod garbage {
+    use super::*;
+
+    #[tokio::test]
+    async fn gets_a_bare_status_and_ends_the_connection() {
+        let world = World::start().await;
+        let origin = Origin::start().await;
+        let tunnel = world.tunnel(&origin.app).await;
+        let host = world.host(tunnel.name());
+        let many: String = (0..101).map(|i| format!("X-{i}: a\r\n")).collect();
+        let long = "a".repeat(70_000);
+        for (status, head) in [
+            (400, "no HTTP at all\r\n\r\n".to_owned()),
+            (400, format!("GET / HTTP/3.0\r\nHost: {host}\r\n\r\n")),
+            (400, format!("GET / HTTP/1.1\r\nHost: {host}\r\nNo colon\r\n\r\n")),
+            (400, format!("GET / HTTP/1.1\r\nHost: {host}\r\nContent-Length: a\r\n\r\n")),
+            (431, format!("GET / HTTP/1.1\r\nHost: {host}\r\n{many}\r\n")),
+            (431, format!("GET / HTTP/1.1\r\nHost: {host}\r\nX-Long: {long}\r\n\r\n")),
+            (431, format!("GET /{long} HTTP/1.1\r\nHost: {host}\r\n\r\n")),
+        ] {
+            let shown = head.get(..head.len().min(200)).unwrap().to_owned();
+            let mut wire = world.raw(&host).await;
+            let _ = wire.try_send(format!("{head}GET /behind HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+            let answer = wire.message().await.unwrap_or_else(|| panic!("no answer to {shown}"));
+            assert_eq!((answer.status(), &answer.body[..]), (status, &b""[..]), "{shown}: {}", answer.head);
+            assert_eq!(answer.values("relay-error"), [""; 0], "{shown}: documented as bare");
+            assert_eq!(answer.values("connection"), ["close"], "{shown}: {}", answer.head);
+            assert_eq!(wire.rest().await.unwrap_or_else(|(more, _)| more), b"", "{shown}");
+        }
+        assert_eq!(origin.requests("/").len(), 0);
+        no_panics(&world).await;
+    }
+}
+
 mod hosts {
     use super::*;
 
