@@ -660,15 +660,18 @@ fn revoke_token(db: &Connection, name: String, now: i64) -> Outcome<TokenId, Rev
 }
 
 fn authenticate(db: &Connection, hash: &[u8; 32], now: i64) -> Outcome<Token, AuthError> {
-    let sql = format!("SELECT {TOKEN_COLUMNS}, secret_sha256 FROM tokens WHERE secret_sha256 = ?1");
     let found = db
-        .prepare_cached(&sql)?
+        .prepare_cached(&by_secret())?
         .query_row([hash], |row| Ok((token_from(row)?, row.get::<_, [u8; 32]>("secret_sha256")?)))
         .optional()?;
     // The index finds by the hash of what was presented, whose prefixes nobody can choose; the last
     // word is a comparison that takes the same time for any hash.
     let known = found.filter(|(_, stored)| constant_time::verify_slices_are_equal(stored, hash).is_ok());
     Ok(in_force(known.map(|(token, _)| token), now))
+}
+
+fn by_secret() -> String {
+    format!("SELECT {TOKEN_COLUMNS}, secret_sha256 FROM tokens WHERE secret_sha256 = ?1")
 }
 
 fn check_token(db: &Connection, token: TokenId, now: i64) -> Outcome<(), AuthError> {
@@ -871,6 +874,7 @@ mod tests {
 
     use futures_util::future::join_all;
     use proptest::prelude::*;
+    use rusqlite::StatementStatus;
 
     use super::*;
 
@@ -895,6 +899,39 @@ mod tests {
 
     async fn claim(store: &Store, token: &Token, label: &str, now: i64) -> Result<(), ClaimError> {
         store.claim_names(token.id, &[name(label)], now).await.unwrap().remove(0)
+    }
+
+    /// There is no public half of a token that could be right while the secret is wrong: a guess is hashed whole and
+    /// looked up. The steps that SQLite takes for it depend neither on how near it is to a token, nor on how many
+    /// there are.
+    #[test]
+    fn a_wrong_secret_costs_the_same_however_near_it_is() {
+        let guess = Secret::generate().sha256();
+        let steps = |hashes: &[[u8; 32]]| {
+            let mut db = Connection::open_in_memory().unwrap();
+            schema::migrate(&mut db).unwrap();
+            for (i, hash) in hashes.iter().enumerate() {
+                create_token(&db, new_token(&format!("t{i}"), &[]), hash, NOW).unwrap().unwrap();
+            }
+            let seen = authenticate(&db, &guess, NOW).unwrap().map(|token| token.name);
+            (seen, db.prepare_cached(&by_secret()).unwrap().get_status(StatementStatus::VmStep))
+        };
+        let near = |equal: usize| {
+            let mut hash = guess;
+            hash[equal..].iter_mut().for_each(|byte| *byte = !*byte);
+            hash
+        };
+        let far = steps(&[near(0)]);
+        assert!(far.0 == Err(AuthError::Unknown) && far.1 > 0, "{far:?}");
+        assert_eq!(steps(&[near(31)]), far, "31 of 32 bytes are right");
+        let many: Vec<_> = (0..32).map(near).chain((0..1000).map(|_| Secret::generate().sha256())).collect();
+        assert_eq!(steps(&many), far, "a thousand tokens");
+        assert_eq!(steps(&[guess]).0, Ok("t0".to_owned()), "as a control");
+
+        // What cannot be counted is read: the last word is not that of `==`.
+        let (_, rest) = include_str!("mod.rs").split_once("\nfn authenticate(").unwrap();
+        let (body, _) = rest.split_once("\n}\n").unwrap();
+        assert!(body.contains("constant_time::verify_slices_are_equal") && !body.contains("=="), "{body}");
     }
 
     #[tokio::test]

@@ -20,7 +20,13 @@ const SECRET_BYTES: usize = PREFIX.len() + BODY_SYMBOLS + CHECKSUM_SYMBOLS;
 /// of those digits as 6 more.
 ///
 /// It prints as `rly_[redacted]` everywhere; [`Secret::expose`] is the one way to the text. The
-/// relay stores only [`Secret::sha256`]: 256 random bits need no slow hash.
+/// relay stores only [`Secret::sha256`]: 256 random bits need no slow hash. Two of them cannot be compared, because `==`
+/// takes the longer the more of them is equal:
+///
+/// ```compile_fail,E0369
+/// let [one, other] = [(); 2].map(|()| relay_server::store::Secret::generate());
+/// assert!(one == other);
+/// ```
 #[derive(Clone)]
 pub struct Secret(String);
 
