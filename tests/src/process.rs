@@ -7,15 +7,18 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 
+use http::Request;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
+use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::sync::{OnceCell, mpsc};
 use tokio::task::JoinSet;
 
-use crate::within;
+use crate::world::{Answer, Http};
+use crate::{body, within};
 
 /// A program with a home directory of its own. It is killed when this is dropped.
 #[derive(Debug)]
@@ -261,6 +264,13 @@ impl RelayServer {
     /// The data directory.
     pub fn data_dir(&self) -> &Path {
         &self.data
+    }
+
+    /// GET from the admin listener: `/healthz`, `/readyz` or `/metrics`.
+    pub async fn get_admin(&self, path: &str) -> Answer {
+        let addr = self.admin.expect("it has an admin listener");
+        let mut http = Http::one(TcpStream::connect(addr).await.expect("the relay listens")).await;
+        http.answer(Request::get(format!("http://{addr}{path}")).body(body::empty()).expect("a request")).await
     }
 
     /// `relay-server token …` on its data directory.

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use relay_protocol::frame::{Frame, GoAway, Reset, SessionKind, StreamId};
-use relay_protocol::message::{Bound, Hello, Payload, PublicName, RequestHead, ResponseHead, TunnelSpec, Welcome};
+use relay_protocol::message::{
+    Bound, Hello, Payload, PublicName, Refusal, RequestHead, ResponseHead, TunnelSpec, Welcome,
+};
 use relay_tests::{App, Wire, World, within};
 
 const BINARY: u8 = 0x82;
@@ -79,6 +81,22 @@ impl Socket {
                 frame => return Some(frame),
             }
         }
+    }
+
+    /// The next message of this kind about the session itself; what else is said is skipped.
+    async fn next_message<M: Payload>(&mut self, kind: SessionKind) -> M {
+        loop {
+            match self.next_said().await.expect("the session is up") {
+                Frame::Session(other, payload) if other == kind => return M::from_bytes(&payload).unwrap(),
+                _ => {}
+            }
+        }
+    }
+
+    /// As a client: asks for tunnels, and hears which it has.
+    async fn hello(&mut self, tunnels: Vec<TunnelSpec>) -> Vec<Bound> {
+        self.send(&[hello(tunnels)]).await;
+        self.next_message::<Welcome>(SessionKind::Welcome).await.tunnels
     }
 
     /// Why the other end ends the session; `None` where it closes without a word.
@@ -168,10 +186,27 @@ fn data(stream: u32, last: bool, bytes: impl Into<Bytes>) -> Frame {
 }
 
 mod clients {
+    use std::time::Instant;
+
+    use futures_util::future::join_all;
+    use http::Request;
+    use relay_client::{Client, ClientError, Tunnel, TunnelOptions};
+    use relay_server::store::TokenLimits;
+    use relay_tests::body::empty;
+    use relay_tests::{Http, RelayServer};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::sync::{mpsc, watch};
+    use tokio::task::JoinSet;
+
     use super::*;
 
+    const V1: &str = "Sec-WebSocket-Protocol: relay.v1\r\n";
+
     async fn upgrade(world: &World, authorization: &str, protocol: &str) -> (Wire, String) {
-        let mut wire = world.raw("relay.test").await;
+        upgrade_on(world.raw("relay.test").await, authorization, protocol).await
+    }
+
+    async fn upgrade_on(mut wire: Wire, authorization: &str, protocol: &str) -> (Wire, String) {
         wire.send(format!(
             "GET /_relay/connect HTTP/1.1\r\nHost: relay.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n{protocol}{authorization}\r\n"
@@ -182,10 +217,32 @@ mod clients {
     }
 
     async fn connect(world: &World) -> Socket {
-        let authorization = format!("Authorization: Bearer {}\r\n", world.token().await);
-        let (wire, head) = upgrade(world, &authorization, "Sec-WebSocket-Protocol: relay.v1\r\n").await;
+        connect_on(world.raw("relay.test").await, &world.token().await).await
+    }
+
+    async fn connect_on(wire: Wire, token: &str) -> Socket {
+        let (wire, head) = upgrade_on(wire, &format!("Authorization: Bearer {token}\r\n"), V1).await;
         assert!(head.starts_with("HTTP/1.1 101"), "{head}");
         Socket { wire, masks: true, read: BytesMut::new(), frames: Bytes::new() }
+    }
+
+    /// A session of this token with these tunnels.
+    async fn session_of(world: &World, token: &str, tunnels: Vec<TunnelSpec>) -> Socket {
+        let mut socket = connect_on(world.raw("relay.test").await, token).await;
+        let bound = socket.hello(tunnels).await;
+        assert!(bound.iter().all(|bound| bound.result.is_ok()), "{bound:?}");
+        socket
+    }
+
+    /// Waits until the relay has so many sessions.
+    async fn sessions(world: &World, count: usize) {
+        within(format!("{count} sessions"), async {
+            let line = format!("relay_sessions {count}\n");
+            while !world.get_admin("/metrics").await.text().contains(&line) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
     }
 
     /// A session with the tunnel `evil`.
@@ -588,7 +645,7 @@ mod clients {
         let (expired, _) = world.token_with(|new| new.expires_at = Some(relay_server::store::unix_now() - 10)).await;
         let (revoked, name) = world.token_with(|_| {}).await;
         world.store().revoke_token(&name, relay_server::store::unix_now()).await.unwrap();
-        let v1 = "Sec-WebSocket-Protocol: relay.v1\r\n";
+        let v1 = V1;
         let last = if good.ends_with('a') { "b" } else { "a" };
         let bearer = |token: &str| format!("Authorization: Bearer {token}\r\n");
         for (what, authorization) in [
@@ -644,12 +701,317 @@ mod clients {
     #[tokio::test]
     async fn that_guess_tokens_have_to_wait() {
         let world = World::with(|config| config.limits.refusals_per_minute = 5).await;
-        let v1 = "Sec-WebSocket-Protocol: relay.v1\r\n";
         for i in 0..8 {
-            let (_, head) = upgrade(&world, "Authorization: Bearer rly_guess\r\n", v1).await;
+            let (_, head) = upgrade(&world, "Authorization: Bearer rly_guess\r\n", V1).await;
             let expected = if i < 5 { "HTTP/1.1 401" } else { "HTTP/1.1 429" };
             assert!(head.starts_with(expected), "attempt {i}: {head}");
         }
+    }
+
+    /// Requests to a client that reads nothing, until nothing more fits on the way to it. Each is given up at the
+    /// tunnel's deadline: by then the relay has tried to write them all.
+    async fn stuff(public: &mut Http, url: &str) {
+        let padding = "x".repeat(24 * 1024);
+        let mut answers = Vec::new();
+        for _ in 0..100 {
+            public.ready().await;
+            answers.push(public.begin(Request::get(url).header("x-padding", &padding).body(empty()).unwrap()));
+        }
+        for answer in answers {
+            let answer = within("an answer", answer).await.unwrap();
+            assert_eq!((answer.code(), answer.error()), (504, Some("deadline")));
+        }
+    }
+
+    /// What the relay has to say to them cannot be said; it ends their sessions all the same.
+    #[tokio::test]
+    async fn that_never_read_hold_up_neither_a_revocation_nor_a_shutdown() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("relay-server.toml");
+        std::fs::write(&file, "[limits]\ndrain = \"1s\"\nclient_wait = \"100ms\"\n").unwrap();
+        let mut server = RelayServer::spawn(["--config", &file.display().to_string()]).await;
+        let tls = async |host: &str, protocol: &[u8]| {
+            relay_tests::world::connect_tls(server.https, host, &server.ca_file(), &[protocol]).await
+        };
+        let mut stuck = Vec::new();
+        for name in ["revoked", "shut-down"] {
+            let mut socket =
+                connect_on(Wire::new(tls("relay.test", b"http/1.1").await), &server.token(name).await).await;
+            let bound = socket.hello(vec![TunnelSpec { timeout_ms: Some(300), ..spec(1, name) }]).await;
+            let url = bound[0].result.as_ref().unwrap().url.clone();
+            let host = url.trim_start_matches("https://");
+            let mut public = Http::two(tls(host, b"h2").await).await;
+            stuff(&mut public, &url).await;
+            stuck.push(socket);
+            if name == "revoked" {
+                assert!(server.token_command(&["revoke", name]).await.status.success());
+                let revoked = Instant::now();
+                within("the session's end", async {
+                    while !server.get_admin("/metrics").await.text().contains("relay_sessions 0\n") {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                })
+                .await;
+                // The kernel gives a peer up that does not read after 15 s.
+                assert!(revoked.elapsed() < Duration::from_secs(8), "{:?}", revoked.elapsed());
+                let away = public.answer(Request::get(&url).body(empty()).unwrap()).await;
+                assert_eq!((away.code(), away.error()), (503, Some("client-offline")));
+            }
+        }
+        let ended = server.process.terminate().await;
+        assert_eq!(ended.code(), 0, "{}", ended.stderr);
+        assert!(!ended.stderr.contains("do not end"), "{}", ended.stderr);
+    }
+
+    /// It gives signs of life, and yet nothing can be told to it.
+    #[tokio::test]
+    async fn that_ping_and_never_read_are_given_up() {
+        let world = World::start().await;
+        let token = world.token().await;
+        let mut socket =
+            session_of(&world, &token, vec![TunnelSpec { timeout_ms: Some(300), ..spec(1, "deaf") }]).await;
+        stuff(&mut world.http2(&world.host("deaf")).await, &world.url("deaf", "/")).await;
+        let pings = async {
+            let mut second = tokio::time::interval(Duration::from_secs(1));
+            loop {
+                second.tick().await;
+                socket.send(&[Frame::Ping(1)]).await;
+            }
+        };
+        tokio::select! {
+            () = sessions(&world, 0) => {}
+            never = pings => never,
+        }
+    }
+
+    /// Answers every request with `says`, until the session or the tunnel is taken away.
+    async fn serve(mut socket: Socket, says: String) {
+        while let Some(frame) = socket.next_said().await {
+            match frame {
+                Frame::Open { stream, .. } => {
+                    let head = Frame::Head { stream, interim: false, last: false, head: head(200, &[]) };
+                    socket.send(&[head, data(stream.get(), true, says.clone())]).await;
+                }
+                Frame::Session(SessionKind::Unbind, _) => return,
+                _ => {}
+            }
+        }
+    }
+
+    /// The first thing that a client hears about the tunnel of this number: true for a request, false for its name.
+    async fn hears_a_request_first(socket: &mut Socket, tunnel: u32) -> bool {
+        loop {
+            match socket.next_said().await.expect("the session is up") {
+                Frame::Open { head, .. } if RequestHead::from_bytes(&head).unwrap().tunnel == tunnel => return true,
+                Frame::Session(SessionKind::Welcome, payload) => {
+                    let welcome = Welcome::from_bytes(&payload).unwrap();
+                    assert!(welcome.tunnels.iter().any(|bound| bound.tunnel == tunnel && bound.result.is_ok()));
+                    return false;
+                }
+                Frame::Session(SessionKind::Bound, payload) => {
+                    let bound = Bound::from_bytes(&payload).unwrap();
+                    assert_eq!((bound.tunnel, bound.result.is_ok()), (tunnel, true));
+                    return false;
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// A name's requests may be waiting when its client comes.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn hear_of_a_tunnel_before_its_first_request() {
+        let world = World::start().await;
+        let token = world.token().await;
+        // The first of them is had for as long as the others take.
+        let all = |round: u32| -> Vec<TunnelSpec> {
+            (0..50).map(|i| TunnelSpec { takeover: true, ..spec(round * 100 + i, &format!("name{i}")) }).collect()
+        };
+        let later = |round: u32| TunnelSpec { takeover: true, ..spec(round * 100 + 99, "later") };
+        let mut known = all(0);
+        known.push(later(0));
+        drop(session_of(&world, &token, known).await);
+        sessions(&world, 0).await;
+
+        let mut tasks = JoinSet::new();
+        for name in ["name0", "later"].repeat(3) {
+            let (url, mut public) = (world.url(name, "/"), world.http2(&world.host(name)).await);
+            tasks.spawn(async move {
+                loop {
+                    // Whatever becomes of it: the next one comes at once.
+                    public.answer(Request::get(&url).body(empty()).unwrap()).await;
+                }
+            });
+        }
+        for round in 1..20 {
+            let mut socket = connect_on(world.raw("relay.test").await, &token).await;
+            socket.send(&[hello(all(round))]).await;
+            assert!(!hears_a_request_first(&mut socket, round * 100).await, "round {round}: a request before Welcome");
+            assert!(hears_a_request_first(&mut socket, round * 100).await);
+            let bind = later(round).to_bytes().unwrap();
+            socket.send(&[Frame::Session(SessionKind::Bind, bind)]).await;
+            assert!(
+                !hears_a_request_first(&mut socket, round * 100 + 99).await,
+                "round {round}: a request before Bound"
+            );
+            assert!(hears_a_request_first(&mut socket, round * 100 + 99).await);
+            tasks.spawn(serve(socket, String::new()));
+        }
+    }
+
+    /// What became of one of several that wanted a name.
+    #[derive(Debug)]
+    enum Fate {
+        Has,
+        Refused(Refusal),
+        Evicted,
+    }
+
+    /// Asks for a name, and serves it for as long as it is let.
+    async fn rival(mut socket: Socket, spec: TunnelSpec, fate: mpsc::Sender<Fate>) {
+        let says = spec.tunnel.to_string();
+        match socket.hello(vec![spec]).await.remove(0).result {
+            Ok(_) => fate.send(Fate::Has).await.unwrap(),
+            Err(refusal) => return fate.send(Fate::Refused(refusal)).await.unwrap(),
+        }
+        serve(socket, says).await;
+        fate.send(Fate::Evicted).await.unwrap();
+        // The session goes on without the name.
+        std::future::pending().await
+    }
+
+    /// Several sessions of one token want the name of one that is silent: with `takeover` each may take it from whoever
+    /// has it, and without it only from the dead.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn that_want_a_name_at_once_leave_it_to_one_of_them() {
+        const RIVALS: u32 = 6;
+        const MOST: u32 = RIVALS + 1;
+        let world = World::start().await;
+        let limits = TokenLimits { max_tunnels: MOST, max_names: 100, max_sessions: 100 };
+        let (token, _) = world.token_with(|new| new.limits = limits).await;
+        // The token's use is forgotten with its last session.
+        let mut witness = session_of(&world, &token, Vec::new()).await;
+        for takeover in [false, true] {
+            let name = if takeover { "taken" } else { "left" };
+            let silent = session_of(&world, &token, vec![spec(0, name)]).await;
+            let sockets = join_all((0..RIVALS).map(async |_| connect_on(world.raw("relay.test").await, &token).await));
+            let (fate, mut fates) = mpsc::channel(16);
+            let mut rivals = JoinSet::new();
+            for (socket, number) in sockets.await.into_iter().zip(1..) {
+                rivals.spawn(rival(socket, TunnelSpec { takeover, ..spec(number, name) }, fate.clone()));
+            }
+            let (mut have, mut refused, mut evicted) = (0, 0, 0);
+            let expected = if takeover { (RIVALS, 0, RIVALS - 1) } else { (1, RIVALS - 1, 0) };
+            while have + refused < RIVALS || evicted < expected.2 {
+                match within(format!("a fate after {:?}", (have, refused, evicted)), fates.recv()).await.unwrap() {
+                    Fate::Has => have += 1,
+                    Fate::Evicted => evicted += 1,
+                    Fate::Refused(refusal) => {
+                        assert_eq!(refusal.code, "name-in-use");
+                        refused += 1;
+                    }
+                }
+            }
+            assert_eq!((have, refused, evicted), expected, "takeover: {takeover}");
+            let winner = world.get(&world.url(name, "/")).await;
+            assert!((1..=RIVALS).contains(&winner.text().parse().unwrap()), "{winner:?}");
+            for _ in 0..5 {
+                assert_eq!(world.get(&world.url(name, "/")).await.text(), winner.text());
+            }
+            assert!(fates.try_recv().is_err(), "nobody else has lost it");
+            drop((rivals, silent));
+            sessions(&world, 1).await;
+        }
+        for number in 0..=MOST {
+            let bind = TunnelSpec { name: None, ..spec(number, "") }.to_bytes().unwrap();
+            witness.send(&[Frame::Session(SessionKind::Bind, bind)]).await;
+            match witness.next_message::<Bound>(SessionKind::Bound).await.result {
+                Ok(_) => assert!(number < MOST, "more tunnels than the token may have"),
+                Err(refusal) => assert_eq!((number, refusal.code.as_str()), (MOST, "too-many-tunnels")),
+            }
+        }
+    }
+
+    /// A laptop wakes up in another network: its old connection is as good as dead, and nobody has closed it.
+    #[tokio::test]
+    async fn that_fall_silent_do_not_keep_their_tokens_only_tunnel_from_it() {
+        let world = World::start().await;
+        let limits = TokenLimits { max_tunnels: 1, max_names: 10, max_sessions: 10 };
+        let (token, _) = world.token_with(|new| new.limits = limits).await;
+        let app = App::recording().await;
+        let start = async |name: &str| {
+            let client = Client::new(world.target()).token(token.clone().into());
+            Tunnel::start(client, TunnelOptions::new(app.upstream()).subdomain(name)).await
+        };
+        let too_many = |result: Result<Tunnel, ClientError>| match result {
+            Err(ClientError::Refused(text)) => assert!(text.contains("1 tunnels"), "{text}"),
+            other => panic!("{other:?}"),
+        };
+        let silent = session_of(&world, &token, vec![spec(0, "hooks")]).await;
+        too_many(start("another").await);
+        let tunnel = start("hooks").await.unwrap();
+        assert_eq!(world.get(tunnel.url()).await.code(), 200);
+        too_many(start("another").await);
+        drop(silent);
+        sessions(&world, 1).await;
+        too_many(start("another").await);
+        assert_eq!(world.get(tunnel.url()).await.code(), 200, "the old session takes nothing with it");
+        tunnel.close().await.unwrap();
+        sessions(&world, 0).await;
+        start("another").await.unwrap();
+    }
+
+    /// A public HTTP/2 connection whose sender learns of nothing while the gate is shut.
+    async fn gated(world: &World, host: &str, mut gate: watch::Receiver<bool>, tasks: &mut JoinSet<()>) -> Http {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let (mut from_relay, mut to_relay) = tokio::io::split(world.tls(host, &[b"h2"]).await);
+        let (mut from_sender, mut to_sender) = tokio::io::split(far);
+        tasks.spawn(async move { drop(tokio::io::copy(&mut from_sender, &mut to_relay).await) });
+        tasks.spawn(async move {
+            let mut bytes = vec![0; 16 * 1024];
+            while let Ok(n @ 1..) = from_relay.read(&mut bytes).await {
+                gate.wait_for(|open| *open).await.unwrap();
+                to_sender.write_all(&bytes[..n]).await.unwrap();
+            }
+        });
+        Http::two(near).await
+    }
+
+    /// A relay that drains finishes what it has; what comes meanwhile is told to come again. That is a request of a
+    /// sender who has not heard yet that the relay goes.
+    #[tokio::test]
+    async fn of_a_relay_that_drains_finish_and_get_nothing_new() {
+        let mut world = World::start().await;
+        let mut socket = session(&world, "drained").await;
+        let (gate, gated_by) = watch::channel(true);
+        let mut tasks = JoinSet::new();
+        let mut public = gated(&world, &world.host("drained"), gated_by, &mut tasks).await;
+        let get = |name| Request::get(world.url(name, "/")).body(empty()).unwrap();
+        assert_eq!(public.answer(get("unknown")).await.code(), 404);
+        let (stream, answer) = opened(&world, &mut socket, "drained").await;
+        gate.send_replace(false);
+        let late = get("drained");
+        world.begin_shutdown();
+        assert_eq!(socket.farewell().await, Some(GoAway::Shutdown));
+        let late = public.begin(late);
+        within("the relay's answer", async {
+            let line = "relay_exchanges_total{class=\"5xx\"} 1\n";
+            while !world.get_admin("/metrics").await.text().contains(line) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+        gate.send_replace(true);
+        let late = within("an answer", late).await.unwrap();
+        assert_eq!((late.code(), late.error()), (503, Some("draining")));
+        assert!(late.header("retry-after").parse::<u32>().unwrap() > 0);
+
+        socket.send(&[Frame::Head { stream: id(stream), interim: false, last: false, head: head(200, &[]) }]).await;
+        socket.send(&[data(stream, true, "finished")]).await;
+        let answer = within("an answer", answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("finished"), "{answer}");
+        drop(socket);
+        world.stop().await;
     }
 }
 
@@ -725,6 +1087,10 @@ mod relays {
     }
 
     fn welcome(tunnel: u32, name: &str, url: &str) -> Frame {
+        welcomes(vec![Bound { tunnel, result: Ok(PublicName { name: name.into(), url: url.into() }) }])
+    }
+
+    fn welcomes(tunnels: Vec<Bound>) -> Frame {
         let welcome = Welcome {
             session: "evil".into(),
             version: "0".into(),
@@ -732,7 +1098,7 @@ mod relays {
             resumed: false,
             heartbeat_ms: 10_000,
             max_streams: 1024,
-            tunnels: vec![Bound { tunnel, result: Ok(PublicName { name: name.into(), url: url.into() }) }],
+            tunnels,
             extra: Vec::new(),
         };
         Frame::Session(SessionKind::Welcome, welcome.to_bytes().unwrap())
@@ -959,16 +1325,6 @@ mod relays {
                 };
                 encode(&[open, credit.clone(), credit])
             }),
-            ("streams beyond the limit", Some(GoAway::Limit), {
-                let opens = (1..=1025).map(|i| Frame::Open {
-                    stream: id(i),
-                    request_credit: 16 * 1024,
-                    response_credit: 0,
-                    last: false,
-                    head: honest.clone(),
-                });
-                encode(&opens.collect::<Vec<_>>())
-            }),
             ("an unknown frame", Some(GoAway::Protocol), odd(0x7e, 0, 0, b"")),
             ("a message that is cut short", Some(GoAway::Protocol), vec![1, 2, 3]),
             ("an empty message", Some(GoAway::Protocol), Vec::new()),
@@ -1000,6 +1356,28 @@ mod relays {
         }
         socket.send(&[open(1, honest)]).await;
         assert_eq!(outcome(&mut socket, 1).await, Ok(200));
+    }
+
+    /// The relay may still believe in a session of ours that is dead, and count it.
+    #[tokio::test]
+    async fn that_have_no_place_for_a_client_that_comes_back_are_asked_again() {
+        let evil = Evil::start().await;
+        let app = App::recording().await;
+        let starting = evil.client(&app);
+        let first = evil.session().await;
+        let tunnel = starting.await.unwrap().unwrap();
+        drop(first);
+        for code in ["too-many-tunnels", "name-in-use", "internal"] {
+            let mut socket = evil.upgraded().await;
+            socket.next_said().await;
+            let refusal = Refusal { code: code.into(), message: "Not now.".into(), hint: String::new() };
+            socket.send(&[welcomes(vec![Bound { tunnel: 0, result: Err(refusal) }])]).await;
+            within(code, socket.farewell()).await;
+        }
+        let mut socket = evil.session().await;
+        socket.send(&[open(1, request("/").to_bytes().unwrap())]).await;
+        assert_eq!(outcome(&mut socket, 1).await, Ok(200));
+        drop(tunnel);
     }
 
     #[tokio::test]

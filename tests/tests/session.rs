@@ -5,15 +5,19 @@ use std::time::Duration;
 
 use http::Request;
 use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use relay_client::config::UpstreamProtocol;
 use relay_client::terminal::Event;
 use relay_client::{Client, ClientError, Observer, Tunnel, TunnelOptions};
+use relay_server::config::HttpMode;
 use relay_server::store::{TokenLimits, unix_now};
 use relay_tests::app::ok;
 use relay_tests::body::{empty, full, pipe};
 use relay_tests::process::run;
-use relay_tests::{App, Process, Wire, World, within};
+use relay_tests::{App, Body, Http, Process, Wire, World, within};
 use rustix::process::Signal;
-use tokio::sync::{Notify, mpsc, oneshot};
+use serde_json::json;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 /// A client of this token.
 fn client(world: &World, token: &str) -> Client {
@@ -129,6 +133,51 @@ mod connecting {
         for path in ["/", "/_relay", "/_relay/connect/x", "/metrics"] {
             let answer = world.get(&format!("{}{path}", world.relay_url())).await;
             assert_eq!((answer.code(), answer.error()), (404, Some("not-found")), "{path}");
+        }
+    }
+
+    /// Those who come through one proxy are many, and each is counted for itself.
+    #[tokio::test]
+    async fn through_a_trusted_proxy_is_counted_by_the_address_that_it_names() {
+        for trusted in [true, false] {
+            let world = World::with(|config| {
+                config.trusted_proxies = Vec::from_iter(trusted.then(|| "127.0.0.0/8".parse().unwrap()));
+                config.limits.refusals_per_minute = 2;
+            })
+            .await;
+            let mut statuses = Vec::new();
+            // What stands before the last address may be made up by the sender.
+            for from in ["203.0.113.7", "203.0.113.7", "203.0.113.7", "203.0.113.7, 203.0.113.8"] {
+                let mut wire = world.raw("relay.test").await;
+                let lines = format!(
+                    "Sec-WebSocket-Protocol: relay.v1\r\nAuthorization: Bearer rly_guess\r\nX-Forwarded-For: {from}\r\n"
+                );
+                wire.send(upgrade("relay.test", &lines)).await;
+                statuses.push(wire.message().await.unwrap().status());
+            }
+            assert_eq!(statuses, [401, 401, 429, if trusted { 401 } else { 429 }], "trusted: {trusted}");
+        }
+    }
+
+    /// A proxy's own connections are those of everybody behind it.
+    #[tokio::test]
+    async fn of_one_address_are_limited_unless_it_is_a_trusted_proxys() {
+        for trusted in [true, false] {
+            let world = World::with(|config| {
+                config.trusted_proxies = Vec::from_iter(trusted.then(|| "127.0.0.1".parse().unwrap()));
+                config.http_mode = HttpMode::Serve;
+                config.limits.connections_per_address = 2;
+            })
+            .await;
+            let mut held = Vec::new();
+            let mut answered = 0;
+            for _ in 0..5 {
+                let mut wire = world.plain().await;
+                let _ = wire.try_send("GET / HTTP/1.1\r\nHost: relay.test\r\n\r\n").await;
+                answered += usize::from(wire.message().await.is_some());
+                held.push(wire);
+            }
+            assert_eq!(answered, if trusted { 5 } else { 2 }, "trusted: {trusted}");
         }
     }
 
@@ -354,6 +403,58 @@ mod takeover {
     }
 }
 
+mod requests {
+    use super::*;
+
+    /// RFC 8441 has no 101: to the sender any success would say that the WebSocket is open.
+    #[tokio::test]
+    async fn for_a_websocket_that_are_answered_with_a_page_fail_over_http2() {
+        let world = World::start().await;
+        let app = App::serve(|_| async { ok("a page") }).await;
+        let tunnel = world.tunnel(&app).await;
+        let mut http = world.http2(&world.host(tunnel.name())).await;
+        let request = Request::connect(format!("{}/socket", tunnel.url()))
+            .extension(hyper::ext::Protocol::from_static("websocket"))
+            .header("sec-websocket-version", "13")
+            .body(empty())
+            .unwrap();
+        let answer = http.answer(request).await;
+        assert_eq!((answer.code(), answer.error()), (502, Some("upstream-invalid")));
+        let plain = http.answer(Request::get(tunnel.url()).body(empty()).unwrap()).await;
+        assert_eq!((plain.code(), plain.text()), (200, "a page"), "the connection goes on");
+    }
+
+    /// HTTP/2 has an authority in the place of Host, and all else stays where it was.
+    #[tokio::test]
+    async fn have_their_headers_in_one_order_whatever_the_service_speaks() {
+        let world = World::start().await;
+        let (names, mut seen) = mpsc::channel(1);
+        let answer = move |request: Request<Incoming>| {
+            let names = names.clone();
+            async move {
+                let all = request.headers().keys().map(|name| name.to_string());
+                names.send(all.filter(|name| name != "host").collect::<Vec<_>>()).await.unwrap();
+                ok("seen")
+            }
+        };
+        let (one, two) = (App::serve(answer.clone()).await, App::h2c(answer).await);
+        let mut orders = Vec::new();
+        for (app, protocol) in [(&one, UpstreamProtocol::Http1), (&two, UpstreamProtocol::H2c)] {
+            let tunnel = world.tunnel_with(TunnelOptions { protocol, ..TunnelOptions::new(app.upstream()) }).await;
+            let host = world.host(tunnel.name());
+            let mut wire = world.raw(&host).await;
+            wire.send(format!(
+                "GET / HTTP/1.1\r\nX-Z: 1\r\nAccept: */*\r\nHost: {host}\r\nX-A: 2\r\nCookie: c=d\r\n\r\n"
+            ))
+            .await;
+            assert_eq!(wire.message().await.unwrap().status(), 200);
+            orders.push(seen.recv().await.unwrap());
+        }
+        assert_eq!(orders[0][..4], ["x-z", "accept", "x-a", "cookie"]);
+        assert_eq!(orders[0], orders[1]);
+    }
+}
+
 mod sessions {
     use super::*;
 
@@ -500,6 +601,124 @@ mod sessions {
             assert_eq!((answer.code(), answer.error()), (502, Some("link-lost")));
             assert!(answer.headers.contains_key("retry-after"));
             within("the body's end", half.into_body().collect()).await.expect_err("half a body is no body");
+        }
+    }
+}
+
+/// What one sender holds is not lost to the others.
+mod places {
+    use super::*;
+
+    const PLACES: usize = 17;
+
+    /// HTTP/2 has a window for each response: a sender that reads none holds them all open and loses nothing by it.
+    #[tokio::test]
+    async fn that_responses_hold_which_nobody_reads_come_back() {
+        let world = World::with(|config| {
+            config.limits.write_idle = Duration::from_millis(500);
+            // A connection is looked at as often as its shortest limit asks for, and first after this one.
+            config.limits.head = Duration::from_secs(2);
+            config.limits.session_streams = PLACES as u32;
+        })
+        .await;
+        let (go, gate) = watch::channel(false);
+        let app = App::serve(move |request| {
+            let mut gate = gate.clone();
+            async move {
+                match request.uri().path() {
+                    "/large" => {
+                        let (feed, body) = pipe();
+                        tokio::spawn(async move { while feed.send(vec![b'x'; 64 * 1024]).await {} });
+                        http::Response::new(body)
+                    }
+                    "/slow" => {
+                        gate.wait_for(|open| *open).await.unwrap();
+                        // A body would wait for the window that the unread ones have taken.
+                        http::Response::new(empty())
+                    }
+                    _ => ok("small"),
+                }
+            }
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        let get = |path: &str| Request::get(world.url(tunnel.name(), path)).body(empty()).unwrap();
+        let host = world.host(tunnel.name());
+        let mut http = world.http2(&host).await;
+        let waiting = http.begin(get("/slow"));
+        app.reached(1).await;
+        let mut unread = Vec::new();
+        // What is left of a response that was given up is no place either.
+        for round in 1..=2 {
+            while unread.len() < round * (PLACES - 1) {
+                unread.extend(begin_large(&mut http, get("/large")).await);
+            }
+            let full = world.get(&world.url(tunnel.name(), "/")).await;
+            assert_eq!((full.code(), full.error()), (429, Some("too-many-requests")));
+        }
+        within("a place", async { while world.get(&world.url(tunnel.name(), "/")).await.code() != 200 {} }).await;
+
+        // A connection that has nothing else is ended.
+        let mut other = world.http2(&host).await;
+        unread.extend(begin_large(&mut other, get("/large")).await);
+        assert_eq!(unread.len(), 2 * (PLACES - 1) + 1);
+        within("the end of the connection whose only response nobody reads", async {
+            while !other.is_closed() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+        go.send_replace(true);
+        assert_eq!(within("an answer", waiting).await.unwrap().code(), 200, "the first connection goes on");
+        for response in unread {
+            within("the body's end", response.into_body().collect()).await.expect_err("half a body is no body");
+        }
+    }
+
+    /// A response that has begun, if there was a place for it.
+    async fn begin_large(http: &mut Http, request: Request<Body>) -> Option<http::Response<Incoming>> {
+        http.ready().await;
+        let response = within("a head", http.request(request)).await.unwrap();
+        (response.status() == 200).then_some(response)
+    }
+}
+
+/// What the client's JSON lines say of exchanges that the relay has answered in the service's place.
+mod lines {
+    use super::*;
+
+    async fn read_all(request: Request<Incoming>) -> http::Response<Body> {
+        match request.into_body().collect().await {
+            Ok(_) => ok("whole"),
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    #[tokio::test]
+    async fn tell_of_bodies_that_the_relay_has_refused() {
+        let world = World::with(|config| {
+            config.limits.body_bytes = 100_000;
+            config.limits.body_idle = Duration::from_millis(300);
+        })
+        .await;
+        let app = App::serve(read_all).await;
+        let mut client = process(&world, &world.token().await, &app, &["--subdomain", "hooks"]).await;
+        let host = world.host("hooks");
+        for (path, body, status, code) in [
+            ("/large", format!("{:x}\r\n{}\r\n", 90_000, "x".repeat(90_000)).repeat(2), 413, "body-too-large"),
+            ("/silent", "5\r\nhello\r\n".to_owned(), 408, "body-timeout"),
+        ] {
+            let requests = app.requests();
+            let mut wire = world.raw(&host).await;
+            wire.send(format!("POST {path} HTTP/1.1\r\nHost: {host}\r\nTransfer-Encoding: chunked\r\n\r\n")).await;
+            // So that the client has the request before its body fails.
+            app.reached(requests + 1).await;
+            let _ = wire.try_send(body).await;
+            let answer = wire.message().await.unwrap_or_else(|| panic!("{path} gets no answer"));
+            assert_eq!((answer.status(), answer.values("relay-error")), (status, vec![code]), "{path}");
+            let line = client.event("exchange").await;
+            let said = (&line["path"], &line["status"], &line["error"]);
+            assert_eq!(said, (&json!(path), &json!(status), &json!(code)));
         }
     }
 }
