@@ -411,7 +411,11 @@ impl Future for Serve<'_> {
             cx.waker().wake_by_ref();
         }
         match ended {
-            Poll::Ready(ended) => Poll::Ready(Over::Ended(ended)),
+            Poll::Ready(ended) => {
+                // Every exchange hears of the end, and is reported.
+                this.take_outcomes(&mut Context::from_waker(&waker));
+                Poll::Ready(Over::Ended(ended))
+            }
             Poll::Pending if watched => Poll::Pending,
             Poll::Pending => Poll::Ready(Over::Unwatched),
         }

@@ -107,6 +107,56 @@ mod relay_http {
         assert!(exchange["error"].is_string(), "{exchange}");
     }
 
+    /// However the session ends: while it reads, or while it writes what the services say.
+    #[tokio::test]
+    async fn tells_of_every_exchange_that_the_relays_end_cuts_off() {
+        const EXCHANGES: usize = 8;
+        let app = App::raw(|mut wire: Wire, _| async move {
+            let request = wire.head().await.unwrap();
+            if request.starts_with("GET /silent") {
+                let _ = wire.rest().await;
+                return;
+            }
+            wire.send("HTTP/1.1 200 OK\r\nContent-Length: 1000000000000\r\n\r\n").await;
+            while wire.try_send([b'x'; 16 * 1024]).await.is_ok() {}
+        })
+        .await;
+        for _ in 0..5 {
+            let mut relay = RelayServer::spawn(DEFAULTS).await;
+            let token = relay.token("me").await;
+            let before = app.connections();
+            let mut client = relay.client(&token, &app.addr().to_string(), &[]).await;
+            let mut reading = tokio::task::JoinSet::new();
+            let begun = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
+            for n in 0..EXCHANGES {
+                let path = if n % 2 == 0 { "silent" } else { "endless" };
+                let mut http = public(&relay, client.url()).await;
+                let request = Request::get(format!("{}/{path}", client.url())).body(empty()).unwrap();
+                let begun = begun.clone();
+                reading.spawn(async move {
+                    let mut body = http.request(request).await?.into_body();
+                    begun.add_permits(1);
+                    while body.frame().await.transpose()?.is_some() {}
+                    Ok::<_, hyper::Error>(())
+                });
+            }
+            within("the requests at the service", async {
+                while app.connections() < before + EXCHANGES {
+                    tokio::task::yield_now().await;
+                }
+            })
+            .await;
+            let half = u32::try_from(EXCHANGES / 2).unwrap();
+            drop(within("the answers that have begun", begun.acquire_many(half)).await.unwrap());
+            relay.process.kill().await;
+            for _ in 0..EXCHANGES {
+                let exchange = within("a line for each exchange", client.exchange()).await;
+                let status = if exchange["path"] == "/silent" { Value::Null } else { 200.into() };
+                assert_eq!((&exchange["status"], &exchange["error"]), (&status, &"link-lost".into()), "{exchange}");
+            }
+        }
+    }
+
     #[tokio::test]
     async fn shows_people_the_url_first_and_alone() {
         let relay = RelayServer::spawn(DEFAULTS).await;
