@@ -118,7 +118,8 @@ mod relay_http {
                 return;
             }
             wire.send("HTTP/1.1 200 OK\r\nContent-Length: 1000000000000\r\n\r\n").await;
-            while wire.try_send([b'x'; 16 * 1024]).await.is_ok() {}
+            let piece = vec![b'x'; 16 * 1024];
+            while wire.try_send(&piece).await.is_ok() {}
         })
         .await;
         for _ in 0..5 {
