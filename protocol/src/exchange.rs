@@ -35,28 +35,35 @@ pub fn end_to_end_trailers(trailers: &HeaderMap) -> HeaderList {
 #[error("the Content-Length is not one number")]
 pub struct Unframed;
 
-/// Leaves a head that came from the other end one framing at most, and returns the length that it declares.
+/// Adds the lines of a head that came from the other end to `headers`, with one framing at most, and returns the length
+/// that it declares.
 ///
 /// Whoever sent it may be anybody: with two lengths, or with a coding of its own, its body would end elsewhere for the
 /// next reader than for us (RFC 9112, section 6.3).
 ///
 /// # Errors
 /// [`Unframed`]: nobody can say where the body ends.
-pub fn settle_framing(headers: &mut HeaderList) -> Result<Option<u64>, Unframed> {
+pub fn append_framed(
+    headers: &mut HeaderMap,
+    list: impl ExactSizeIterator<Item = (HeaderName, HeaderValue)>,
+) -> Result<Option<u64>, Unframed> {
+    headers.reserve(list.len());
     let mut declared = None;
-    let mut is_sound = true;
-    headers.retain(|(name, value)| {
-        if *name != header::CONTENT_LENGTH {
-            return *name == header::TE || !is_hop_by_hop(name);
+    for (name, value) in list {
+        if name == header::CONTENT_LENGTH {
+            let digits = value.to_str().ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
+            let length: u64 = digits.and_then(|text| text.parse().ok()).ok_or(Unframed)?;
+            match declared.replace(length) {
+                None => {}
+                Some(other) if other == length => continue,
+                Some(_) => return Err(Unframed),
+            }
+        } else if is_hop_by_hop(&name) && name != header::TE {
+            continue;
         }
-        let digits = value.to_str().ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
-        let length: Option<u64> = digits.and_then(|text| text.parse().ok());
-        let is_first = declared.is_none();
-        is_sound &= length.is_some() && (is_first || declared == length);
-        declared = declared.or(length);
-        is_first
-    });
-    if is_sound { Ok(declared) } else { Err(Unframed) }
+        headers.append(name, value);
+    }
+    Ok(declared)
 }
 
 /// Whether a name means something to one connection only.
@@ -192,8 +199,8 @@ mod tests {
             let line = |(name, value): &(&'static str, &'static str)| {
                 (HeaderName::from_static(name), HeaderValue::from_static(value))
             };
-            let mut list: HeaderList = lines.iter().map(line).collect();
-            settle_framing(&mut list).map(|length| (length, list.len()))
+            let mut headers = HeaderMap::new();
+            append_framed(&mut headers, lines.iter().map(line)).map(|length| (length, headers.len()))
         };
         let length = "content-length";
         assert_eq!(settle(&[("te", "trailers"), ("x-a", "1")]), Ok((None, 2)));

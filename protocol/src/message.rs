@@ -12,7 +12,8 @@ use bincode::de::{BorrowDecode, BorrowDecoder};
 use bincode::enc::{Encode, Encoder};
 use bincode::error::{DecodeError, EncodeError};
 use bytes::Bytes;
-use http::uri::Authority;
+use bytestring::ByteString;
+use http::uri::{Authority, PathAndQuery};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 
 use crate::frame::MAX_HEAD;
@@ -148,7 +149,7 @@ pub struct RequestHead {
     /// The client's number of the tunnel that it is for.
     pub tunnel: u32,
     /// The exchange's id: what `Relay-Request-Id` says.
-    pub id: String,
+    pub id: ByteString,
     /// Milliseconds until the response head must have been sent.
     pub deadline_ms: u32,
     /// Milliseconds of the allowed time that had passed when the head was sent on.
@@ -156,13 +157,13 @@ pub struct RequestHead {
     /// The request's method.
     pub method: Method,
     /// Path and query, byte for byte as they came.
-    pub target: String,
+    pub target: PathAndQuery,
     /// The public authority that the sender called.
-    pub authority: String,
+    pub authority: ByteString,
     /// The sender's address, as it stands in `X-Forwarded-For`.
-    pub remote: String,
+    pub remote: ByteString,
     /// The protocol asked for by an upgrade, such as `websocket`.
-    pub upgrade: Option<String>,
+    pub upgrade: Option<ByteString>,
     /// The header lines, without hop-by-hop ones and without `Host`.
     pub headers: HeaderList,
 }
@@ -358,10 +359,10 @@ impl Encode for Wire<&RequestHead> {
         head.deadline_ms.encode(encoder)?;
         head.elapsed_ms.encode(encoder)?;
         head.method.as_str().encode(encoder)?;
-        head.target.encode(encoder)?;
+        head.target.as_str().encode(encoder)?;
         head.authority.encode(encoder)?;
         head.remote.encode(encoder)?;
-        head.upgrade.encode(encoder)?;
+        head.upgrade.as_deref().encode(encoder)?;
         Wire(&head.headers).encode(encoder)
     }
 }
@@ -369,27 +370,22 @@ impl Encode for Wire<&RequestHead> {
 impl<'de> BorrowDecode<'de, Bytes> for Wire<RequestHead> {
     fn borrow_decode<D: BorrowDecoder<'de, Context = Bytes>>(decoder: &mut D) -> Result<Self, DecodeError> {
         let tunnel = u32::borrow_decode(decoder)?;
-        let id = String::borrow_decode(decoder)?;
+        let id = plain(decoder, "id")?;
         let deadline_ms = u32::borrow_decode(decoder)?;
         let elapsed_ms = u32::borrow_decode(decoder)?;
-        let method = <&str>::borrow_decode(decoder)?;
-        let method = Method::from_bytes(method.as_bytes()).map_err(|_| invalid("method", method.as_bytes()))?;
-        let target = String::borrow_decode(decoder)?;
-        if !is_target(&target) {
-            return Err(invalid("target", target.as_bytes()));
-        }
-        let authority = String::borrow_decode(decoder)?;
-        if authority.parse::<Authority>().is_err() {
+        let method = <&[u8]>::borrow_decode(decoder)?;
+        let method = Method::from_bytes(method).map_err(|_| invalid("method", method))?;
+        let target = text(decoder)?;
+        let target = Some(&target)
+            .filter(|target| is_target(target))
+            .and_then(|target| PathAndQuery::from_maybe_shared(target.as_bytes().clone()).ok())
+            .ok_or_else(|| invalid("target", target.as_bytes()))?;
+        let authority = plain(decoder, "authority")?;
+        if Authority::from_maybe_shared(authority.as_bytes().clone()).is_err() {
             return Err(invalid("authority", authority.as_bytes()));
         }
-        let remote = String::borrow_decode(decoder)?;
-        if HeaderValue::from_str(&remote).is_err() {
-            return Err(invalid("remote address", remote.as_bytes()));
-        }
-        let upgrade = Option::<String>::borrow_decode(decoder)?;
-        if let Some(protocol) = upgrade.as_deref().filter(|p| HeaderValue::from_str(p).is_err()) {
-            return Err(invalid("upgrade", protocol.as_bytes()));
-        }
+        let remote = plain(decoder, "remote address")?;
+        let upgrade = bool::borrow_decode(decoder)?.then(|| plain(decoder, "upgrade")).transpose()?;
         let headers = Wire::<HeaderList>::borrow_decode(decoder)?.0;
         Ok(Self(RequestHead {
             tunnel,
@@ -421,6 +417,19 @@ impl<'de> BorrowDecode<'de, Bytes> for Wire<ResponseHead> {
     }
 }
 
+/// Text as a slice of the payload.
+fn text<'de, D: BorrowDecoder<'de, Context = Bytes>>(decoder: &mut D) -> Result<ByteString, DecodeError> {
+    let bytes = <&[u8]>::borrow_decode(decoder)?;
+    ByteString::try_from(decoder.context().slice_ref(bytes)).map_err(|_| invalid("text", bytes))
+}
+
+/// Text that can stand in any header.
+fn plain<'de, D: BorrowDecoder<'de, Context = Bytes>>(decoder: &mut D, what: &str) -> Result<ByteString, DecodeError> {
+    let text = text(decoder)?;
+    let is_plain = text.bytes().all(|b| b == b' ' || b.is_ascii_graphic());
+    if is_plain { Ok(text) } else { Err(invalid(what, text.as_bytes())) }
+}
+
 /// Origin-form (RFC 9112, section 3.2.1), with any byte that hyper's own parser lets through, or `*` for `OPTIONS *`.
 fn is_target(target: &str) -> bool {
     (target.starts_with('/') || target == "*") && target.bytes().all(|b| b > b' ' && b != 0x7f && b != b'#')
@@ -444,7 +453,7 @@ mod tests {
             deadline_ms: 30_000,
             elapsed_ms: 3,
             method: Method::POST,
-            target: "/hook?a=%2F".into(),
+            target: PathAndQuery::from_static("/hook?a=%2F"),
             authority: "web.relay.example.com".into(),
             remote: "192.0.2.7".into(),
             upgrade: None,

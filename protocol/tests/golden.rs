@@ -63,7 +63,7 @@ fn meant() -> BTreeMap<&'static str, Frame> {
         deadline_ms: 30_000,
         elapsed_ms: 3,
         method: Method::POST,
-        target: "/hook?a=%2F".into(),
+        target: "/hook?a=%2F".parse().unwrap(),
         authority: "web.relay.example.com".into(),
         remote: "192.0.2.7".into(),
         upgrade: None,

@@ -87,7 +87,7 @@ fn request() -> RequestHead {
         deadline_ms: 30_000,
         elapsed_ms: 0,
         method: Method::POST,
-        target: "/".into(),
+        target: "/".parse().unwrap(),
         authority: "web.relay.example.com".into(),
         remote: "192.0.2.7".into(),
         upgrade: None,

@@ -431,7 +431,7 @@ fn report(observer: &mut dyn Observer, outcome: &Outcome) {
     observer.observe(&Event::Exchange {
         id: &head.id,
         method: head.method.as_str(),
-        path: &head.target,
+        path: head.target.as_str(),
         status: outcome.status.map(|status| status.as_u16()),
         duration_ms: duration.as_secs_f64() * 1e3,
         error: outcome.error,

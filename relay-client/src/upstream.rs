@@ -18,14 +18,15 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use bytestring::ByteString;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::uri::{Authority, PathAndQuery, Scheme as UriScheme};
+use http::uri::{Authority, Scheme as UriScheme};
 use http::{Request, Response, StatusCode, Uri, Version};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use relay_protocol::exchange::{append_all, end_to_end, end_to_end_trailers, settle_framing};
+use relay_protocol::exchange::{append_all, append_framed, end_to_end, end_to_end_trailers};
 use relay_protocol::frame::Reset;
 use relay_protocol::link::Stream;
 use relay_protocol::message::{HeaderList, Payload, RequestHead, ResponseHead};
@@ -313,34 +314,33 @@ impl Upstream {
         attempt: u32,
         stream: &Stream,
     ) -> Result<Request<RequestBody>, Failure> {
-        let mut lines = head.headers.clone();
-        settle_framing(&mut lines).map_err(|_| Reset::Malformed)?;
-        self.rewriter.request(&head.authority, &mut lines);
-        forwarded(head, &mut lines);
-        if attempt > 1 {
-            lines.push((RELAY_ATTEMPT, HeaderValue::from(attempt)));
-        }
         let mut request = Request::new(body);
-        let target = PathAndQuery::try_from(head.target.as_str()).map_err(|_| Reset::Malformed)?;
-        *request.uri_mut() = match version {
-            // HTTP/2 has an authority where HTTP/1.1 has Host (RFC 9113, section 8.3.1). Taken off the list, because
-            // taking it off a map would change the order of what remains.
-            Version::HTTP_2 => {
-                let host = lines.iter().position(|(name, _)| *name == header::HOST).map(|at| lines.remove(at).1);
-                let authority =
-                    host.and_then(|host| Authority::try_from(host.as_bytes()).ok()).ok_or(Reset::Malformed)?;
-                let uri = Uri::builder().scheme(UriScheme::HTTP).authority(authority).path_and_query(target);
-                uri.build().map_err(|_| Reset::Malformed)?
-            }
-            _ => Uri::from(target),
-        };
-        *request.version_mut() = version;
         *request.method_mut() = head.method.clone();
-        append_all(request.headers_mut(), lines);
+        *request.version_mut() = version;
+        let host = self.rewriter.host(&head.authority);
+        if version == Version::HTTP_2 {
+            // HTTP/2 has an authority where HTTP/1.1 has Host (RFC 9113, section 8.3.1).
+            let authority = Authority::try_from(host.as_bytes()).map_err(|_| Reset::Malformed)?;
+            let uri = Uri::builder().scheme(UriScheme::HTTP).authority(authority).path_and_query(head.target.clone());
+            *request.uri_mut() = uri.build().map_err(|_| Reset::Malformed)?;
+        } else {
+            *request.uri_mut() = Uri::from(head.target.clone());
+        }
+        let headers = request.headers_mut();
+        headers.reserve(head.headers.len() + OWN_LINES);
+        if version != Version::HTTP_2 {
+            // First, as RFC 9110, section 7.2 asks.
+            headers.insert(header::HOST, host);
+        }
+        append_framed(headers, head.headers.iter().cloned()).map_err(|_| Reset::Malformed)?;
+        self.rewriter.request(headers);
+        forwarded(head, headers);
+        if attempt > 1 {
+            headers.insert(RELAY_ATTEMPT, HeaderValue::from(attempt));
+        }
         if let Some(protocol) = &head.upgrade {
-            let protocol = HeaderValue::from_str(protocol).map_err(|_| Reset::Malformed)?;
-            request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-            request.headers_mut().insert(header::UPGRADE, protocol);
+            headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            headers.insert(header::UPGRADE, line(protocol.clone()));
         }
         if expects_continue(head) {
             let stream = stream.clone();
@@ -853,29 +853,33 @@ const RELAY_REQUEST_ID: HeaderName = HeaderName::from_static("relay-request-id")
 /// On a request that is sent once more, because the service had closed the connection it was sent on first.
 const RELAY_ATTEMPT: HeaderName = HeaderName::from_static("relay-attempt");
 
+/// Lines that a request has beyond its sender's.
+const OWN_LINES: usize = 9;
+
 /// Adds the public truth: who asked, by which name and scheme. The relay has removed every line of these names that
 /// the sender wrote; what is there now is the relay's own.
-fn forwarded(head: &RequestHead, lines: &mut HeaderList) {
-    let has = |lines: &HeaderList, name: &HeaderName| lines.iter().any(|(other, _)| other == name);
-    let add = |lines: &mut HeaderList, name: HeaderName, value: Result<HeaderValue, _>| {
-        if let (false, Ok(value)) = (has(lines, &name), value) {
-            lines.push((name, value));
-        }
-    };
-    let proto = lines.iter().find(|(name, _)| *name == X_FORWARDED_PROTO).map(|(_, value)| value.clone());
-    let proto = proto.unwrap_or(HeaderValue::from_static("https"));
-    let remote = || HeaderValue::from_str(&head.remote);
-    // RFC 7239, section 6: an IPv6 address is quoted and bracketed.
-    let node = if head.remote.contains(':') { format!("\"[{}]\"", head.remote) } else { head.remote.clone() };
+fn forwarded(head: &RequestHead, headers: &mut HeaderMap) {
+    let proto = headers.entry(X_FORWARDED_PROTO).or_insert(HeaderValue::from_static("https"));
     let scheme = proto.to_str().unwrap_or("https");
-    let elements = format!("for={node};host=\"{}\";proto={scheme}", head.authority);
-    add(lines, FORWARDED, HeaderValue::from_str(&elements));
-    add(lines, X_FORWARDED_FOR, remote());
-    add(lines, X_FORWARDED_HOST, HeaderValue::from_str(&head.authority));
-    add(lines, X_FORWARDED_PROTO, Ok(proto));
-    add(lines, X_REAL_IP, remote());
-    add(lines, RELAY_REQUEST_ID, HeaderValue::from_str(&head.id));
-    add(lines, X_REQUEST_ID, HeaderValue::from_str(&head.id));
+    let (remote, host) = (&head.remote, &head.authority);
+    // RFC 7239, section 6: an IPv6 address is quoted and bracketed.
+    let elements = match remote.contains(':') {
+        true => format!("for=\"[{remote}]\";host=\"{host}\";proto={scheme}"),
+        false => format!("for={remote};host=\"{host}\";proto={scheme}"),
+    };
+    let remote = line(remote.clone());
+    headers.entry(FORWARDED).or_insert_with(|| line(elements.into()));
+    headers.entry(X_FORWARDED_FOR).or_insert_with(|| remote.clone());
+    headers.entry(X_FORWARDED_HOST).or_insert_with(|| line(host.clone()));
+    headers.entry(X_REAL_IP).or_insert(remote);
+    let id = line(head.id.clone());
+    headers.entry(RELAY_REQUEST_ID).or_insert_with(|| id.clone());
+    headers.entry(X_REQUEST_ID).or_insert(id);
+}
+
+/// Text that was checked when its head was decoded, as a header's value. Nothing is copied.
+fn line(text: ByteString) -> HeaderValue {
+    HeaderValue::from_maybe_shared(text.into_bytes()).unwrap_or(HeaderValue::from_static(""))
 }
 
 /// The service said something that is not a complete HTTP response.

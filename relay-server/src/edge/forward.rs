@@ -8,12 +8,14 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{self, HeaderValue};
+use bytestring::ByteString;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode, Version, request};
 use hyper::body::Incoming;
 use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
-use relay_protocol::exchange::{append_all, end_to_end, settle_framing, upgrade_of};
+use relay_protocol::exchange::{append_all, append_framed, end_to_end, upgrade_of};
 use relay_protocol::frame::Reset;
 use relay_protocol::link::Stream;
 use relay_protocol::message::{MessageError, Payload, RequestHead, ResponseHead};
@@ -225,7 +227,7 @@ async fn deliver(
             stream.reset(Reset::Deadline);
         }
     })?;
-    let mut head = ResponseHead::from_bytes(&head).map_err(|error| {
+    let head = ResponseHead::from_bytes(&head).map_err(|error| {
         tracing::warn!(%error, "a client sent a response head that does not decode");
         Cause::UpstreamInvalid
     })?;
@@ -240,13 +242,14 @@ async fn deliver(
         let message = "The local service answered the WebSocket request with something else.".to_owned();
         return Err(Failure { cause: Cause::UpstreamInvalid, message: Some(message) });
     }
-    head.headers.retain(|(name, _)| *name != RELAY_ERROR);
     if exchange.head.upgrade.is_some() {
         // Nothing is to come after all. A stream that is gone has nothing to be told.
         let _ = stream.finish(Bytes::new());
     }
     // A client is not believed: its answer must not end elsewhere for a proxy in front of us than for us.
-    let declared = settle_framing(&mut head.headers).map_err(|_| Cause::UpstreamInvalid)?;
+    let mut headers = HeaderMap::new();
+    let declared = append_framed(&mut headers, head.headers.into_iter()).map_err(|_| Cause::UpstreamInvalid)?;
+    headers.remove(RELAY_ERROR);
     let is_bodyless = exchange.head.method == Method::HEAD
         || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     // What is left of the request goes on beside the response; it must not wait for a sender that reads slowly.
@@ -261,7 +264,7 @@ async fn deliver(
     });
     let mut response = Response::new(EdgeBody::download(stream, rest, declared, is_bodyless));
     *response.status_mut() = head.status;
-    append_all(response.headers_mut(), head.headers);
+    *response.headers_mut() = headers;
     Ok(Delivered { response, switched: None })
 }
 
@@ -310,21 +313,21 @@ fn request_head(parts: &request::Parts, sender: Sender, host: &PublicHost) -> Re
         Some(protocol) => {
             headers.retain(|(name, _)| *name != header::SEC_WEBSOCKET_KEY);
             headers.push((header::SEC_WEBSOCKET_KEY, upgrade::websocket_key()));
-            Some(protocol.as_str().to_owned())
+            Some(protocol.as_str().into())
         }
-        None if parts.version == Version::HTTP_11 => upgrade_of(&parts.headers).map(str::to_owned),
+        None if parts.version == Version::HTTP_11 => upgrade_of(&parts.headers).map(ByteString::from),
         None => None,
     };
     let method = if parts.method == Method::CONNECT { Method::GET } else { parts.method.clone() };
     RequestHead {
         tunnel: 0,
-        id: Ulid::generate().to_string(),
+        id: Ulid::generate().to_string().into(),
         deadline_ms: 0,
         elapsed_ms: 0,
         method,
-        target: parts.uri.path_and_query().map_or("/", |target| target.as_str()).to_owned(),
+        target: parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/")),
         authority: host.authority.clone(),
-        remote,
+        remote: remote.into(),
         upgrade,
         headers,
     }

@@ -4,6 +4,7 @@
 //! absolute target that disagrees with `Host`, `CONNECT` and `*` targets, framing that is odd where it is still
 //! visible, look-alikes of headers that we own, and forbidden trailers.
 
+use bytestring::ByteString;
 use http::header::{self, HeaderName, HeaderValue};
 use http::uri::Authority;
 use http::{Method, Version, request};
@@ -14,7 +15,7 @@ use relay_protocol::exchange::{is_forbidden_trailer, is_hop_by_hop};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PublicHost {
     /// As the sender wrote it, for `X-Forwarded-Host`.
-    pub(crate) authority: String,
+    pub(crate) authority: ByteString,
     /// In lower case, without port and trailing dot: what routing and authorisation use.
     pub(crate) host: String,
 }
@@ -139,7 +140,7 @@ fn public_host(parts: &request::Parts) -> Result<PublicHost, Refusal> {
     if host.is_empty() || host.len() > 253 || parsed.host().ends_with("..") {
         return Err("the Host header is not a host");
     }
-    Ok(PublicHost { authority: authority.to_owned(), host })
+    Ok(PublicHost { authority: authority.into(), host })
 }
 
 #[cfg(test)]
@@ -162,7 +163,7 @@ mod tests {
     fn a_host_is_found_whatever_its_clothes() {
         for host in ["a.example", "A.EXAMPLE", "a.example.", "a.example:443", "a.example.:443", "a.example:"] {
             let found = request("/", &[("host", host)]).unwrap();
-            assert_eq!((found.host.as_str(), found.authority.as_str()), ("a.example", host));
+            assert_eq!((found.host.as_str(), &*found.authority), ("a.example", host));
         }
         assert_eq!(request("http://a.example/", &[("host", "A.example")]).unwrap().host, "a.example");
     }

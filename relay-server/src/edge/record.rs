@@ -86,7 +86,7 @@ impl Drop for Exchange {
             version: self.version,
             method: &self.head.method,
             host: &self.head.authority,
-            target: &self.head.target,
+            target: self.head.target.as_str(),
             status: self.status,
             received,
             sent,
