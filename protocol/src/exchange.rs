@@ -45,9 +45,9 @@ pub struct Unframed;
 /// [`Unframed`]: nobody can say where the body ends.
 pub fn append_framed(
     headers: &mut HeaderMap,
-    list: impl ExactSizeIterator<Item = (HeaderName, HeaderValue)>,
+    list: impl Iterator<Item = (HeaderName, HeaderValue)>,
 ) -> Result<Option<u64>, Unframed> {
-    headers.reserve(list.len());
+    headers.reserve(list.size_hint().0);
     let mut declared = None;
     for (name, value) in list {
         if name == header::CONTENT_LENGTH {

@@ -332,7 +332,8 @@ impl Upstream {
             // First, as RFC 9110, section 7.2 asks.
             headers.insert(header::HOST, host);
         }
-        append_framed(headers, head.headers.iter().cloned()).map_err(|_| Reset::Malformed)?;
+        let theirs = head.headers.iter().filter(|(name, _)| *name != header::HOST).cloned();
+        append_framed(headers, theirs).map_err(|_| Reset::Malformed)?;
         self.rewriter.request(headers);
         forwarded(head, headers);
         if attempt > 1 {

@@ -1111,12 +1111,19 @@ mod relays {
             deadline_ms: 10_000,
             elapsed_ms: 0,
             method: http::Method::GET,
-            target: target.into(),
+            target: target.parse().unwrap(),
             authority: "evil.relay.test".into(),
             remote: "192.0.2.1".into(),
             upgrade: None,
             headers: Vec::new(),
         }
+    }
+
+    /// The bytes of a request for a target that no honest relay could write.
+    fn aimed_at(target: &str) -> Bytes {
+        let bytes = request("/placeholder").to_bytes().unwrap();
+        let at = bytes.windows(12).position(|window| window == b"/placeholder").unwrap();
+        [&bytes[..at - 1], &[target.len() as u8], target.as_bytes(), &bytes[at + 12..]].concat().into()
     }
 
     fn open(stream: u32, head: impl Into<Bytes>) -> Frame {
@@ -1166,7 +1173,7 @@ mod relays {
             String::new(),
             "a".to_owned(),
         ] {
-            bodies.push((format!("target {target:?}"), request(&target).to_bytes().unwrap()));
+            bodies.push((format!("target {target:?}"), aimed_at(&target)));
         }
         for authority in ["evil\r\nX-Injected: a", "a b", "", "a/b", "a\0"] {
             let head = RequestHead { authority: authority.into(), ..request("/authority") };

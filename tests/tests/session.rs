@@ -707,6 +707,7 @@ mod lines {
         for (path, body, status, code) in [
             ("/large", format!("{:x}\r\n{}\r\n", 90_000, "x".repeat(90_000)).repeat(2), 413, "body-too-large"),
             ("/silent", "5\r\nhello\r\n".to_owned(), 408, "body-timeout"),
+            ("/broken", "5\r\nhello\r\nnonsense\r\n".to_owned(), 400, "bad-request"),
         ] {
             let requests = app.requests();
             let mut wire = world.raw(&host).await;

@@ -1,6 +1,7 @@
 //! The two bodies of an exchange as they pass the edge.
 
 use std::future::Future as _;
+use std::io::ErrorKind;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock, Weak};
@@ -279,10 +280,33 @@ pub(crate) enum UploadError {
     TooLarge,
     /// It stopped coming.
     Silent,
-    /// The sender went away or sent something that is not a body.
-    Broken,
+    /// The sender sent something that is not a body.
+    Malformed,
+    /// The sender went away.
+    Gone,
     /// The tunnel wants no more of it. The response says why, or the stream does.
     Unwanted,
+}
+
+impl UploadError {
+    /// hyper calls a body that it cannot read invalid; all else means that there is no more of it.
+    fn of(error: &hyper::Error) -> Self {
+        let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
+        match source.map(std::io::Error::kind) {
+            Some(ErrorKind::InvalidInput | ErrorKind::InvalidData) => Self::Malformed,
+            _ => Self::Gone,
+        }
+    }
+
+    /// What the client is told, so that it can say how the sender was answered.
+    pub(crate) const fn reset(self) -> Reset {
+        match self {
+            Self::TooLarge => Reset::TooLarge,
+            Self::Silent => Reset::Idle,
+            Self::Malformed => Reset::Malformed,
+            Self::Gone | Self::Unwanted => Reset::Cancelled,
+        }
+    }
 }
 
 /// A request's body on its way into the tunnel.
@@ -330,7 +354,7 @@ impl Upload {
                         return Poll::Ready(Ok(()));
                     }
                 },
-                Some(Err(_)) => return Poll::Ready(Err(UploadError::Broken)),
+                Some(Err(error)) => return Poll::Ready(Err(UploadError::of(&error))),
                 None => self.ended = true,
             }
             self.ended |= self.body.is_end_stream();
@@ -385,10 +409,7 @@ impl Upload {
                     }
                     Err(frame) => self.trailers = Some(passed_trailers(frame)),
                 },
-                Some(Err(_)) => {
-                    stream.reset(Reset::Cancelled);
-                    return Poll::Ready(Err(UploadError::Broken));
-                }
+                Some(Err(error)) => return Poll::Ready(Err(UploadError::of(&error))),
                 None => return Poll::Ready(stream.finish(Bytes::new()).map_err(|_| UploadError::Unwanted)),
             }
         }

@@ -198,7 +198,7 @@ async fn deliver(
                 // The stream itself will say why.
                 Poll::Ready(Err(UploadError::Unwanted)) => uploading = false,
                 Poll::Ready(Err(error)) => {
-                    stream.reset(upload_reset(error));
+                    stream.reset(error.reset());
                     return Poll::Ready(Err(upload_failure(error)));
                 }
                 Poll::Pending => {}
@@ -240,6 +240,7 @@ async fn deliver(
     if exchange.version == Version::HTTP_2 && exchange.head.upgrade.is_some() && head.status.is_success() {
         // RFC 8441: to the sender any success would say that the WebSocket is open.
         let message = "The local service answered the WebSocket request with something else.".to_owned();
+        stream.reset(Reset::UpstreamInvalid);
         return Err(Failure { cause: Cause::UpstreamInvalid, message: Some(message) });
     }
     if exchange.head.upgrade.is_some() {
@@ -258,8 +259,11 @@ async fn deliver(
         exchange.receiving(upload.count());
         let stream = stream.clone();
         AbortOnDropHandle::new(shared.spawn(async move {
-            // Whatever stops it, the response goes on: its stream says what became of the exchange.
-            let _ = poll_fn(|cx| upload.poll(&stream, cx)).await;
+            let stopped = poll_fn(|cx| upload.poll(&stream, cx)).await;
+            // Whatever else stops it, the response goes on: its stream says what became of the exchange.
+            if let Err(error @ (UploadError::Malformed | UploadError::Gone)) = stopped {
+                stream.reset(error.reset());
+            }
         }))
     });
     let mut response = Response::new(EdgeBody::download(stream, rest, declared, is_bodyless));
@@ -351,21 +355,11 @@ fn content_length(head: &RequestHead) -> Option<u64> {
     value.to_str().ok()?.parse().ok()
 }
 
-/// What the client is told, so that it can say how the sender was answered.
-const fn upload_reset(error: UploadError) -> Reset {
-    match error {
-        UploadError::TooLarge => Reset::TooLarge,
-        UploadError::Silent => Reset::Idle,
-        UploadError::Broken => Reset::Malformed,
-        UploadError::Unwanted => Reset::Cancelled,
-    }
-}
-
 fn upload_failure(error: UploadError) -> Failure {
     match error {
         UploadError::TooLarge => Cause::BodyTooLarge,
         UploadError::Silent => Cause::BodyTimeout,
-        UploadError::Broken => Cause::BadRequest,
+        UploadError::Malformed | UploadError::Gone => Cause::BadRequest,
         UploadError::Unwanted => Cause::UpstreamInvalid,
     }
     .into()
