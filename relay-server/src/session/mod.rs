@@ -209,7 +209,7 @@ impl Session {
             extra: Vec::new(),
         };
         send(link, SessionKind::Welcome, &welcome);
-        self.tunnels.iter().for_each(|tunnel| self.shared.registry.announce(tunnel));
+        self.announce(link);
         let expiry = self.expiry();
         let mut expired = pin!(async move {
             match expiry {
@@ -251,7 +251,7 @@ impl Session {
                 Ok(spec) => {
                     let bound = Box::pin(self.bind(link, spec)).await;
                     send(link, SessionKind::Bound, &bound);
-                    self.tunnels.iter().for_each(|tunnel| self.shared.registry.announce(tunnel));
+                    self.announce(link);
                 }
                 Err(error) => link.go_away(GoAway::Protocol, false, &error.to_string()),
             },
@@ -261,6 +261,15 @@ impl Session {
             },
             SessionKind::Hello | SessionKind::Welcome | SessionKind::Bound => {
                 link.go_away(GoAway::Protocol, false, "a session message out of turn");
+            }
+        }
+    }
+
+    /// Lets requests come, now that the client has been told of its tunnels.
+    fn announce(&self, link: &Link) {
+        for tunnel in self.tunnels.iter().filter(|tunnel| !tunnel.announced.load(Relaxed)) {
+            if !self.shared.registry.announce(tunnel) {
+                send(link, SessionKind::Unbind, &tunnel.number);
             }
         }
     }
@@ -308,9 +317,12 @@ impl Session {
                 return Err(refusal("name-in-use", &message, hint));
             }
             // Only that very binding: a third session may have been faster.
-            if self.shared.registry.replace(&other, tunnel.clone()) {
+            if let Some(told) = self.shared.registry.replace(&other, tunnel.clone()) {
                 tracing::info!(session = %self.id, %name, "a name was taken over");
-                send(&other.link, SessionKind::Unbind, &other.number);
+                // Whose client does not know of it yet tells it once it does.
+                if told {
+                    send(&other.link, SessionKind::Unbind, &other.number);
+                }
                 break;
             }
         }

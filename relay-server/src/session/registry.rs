@@ -69,24 +69,30 @@ impl Registry {
         self.generations.fetch_add(1, Relaxed) + 1
     }
 
-    /// Binds a tunnel to its name in the place of this very binding; false when another one has it by now.
-    pub fn replace(&self, old: &Tunnel, tunnel: Arc<Tunnel>) -> bool {
+    /// Binds a tunnel to its name in the place of this very binding, and returns whether the old one's client has been
+    /// told that it has the name, and so must be told that it has lost it. None when another binding is there by now.
+    pub fn replace(&self, old: &Tunnel, tunnel: Arc<Tunnel>) -> Option<bool> {
         // The entry is held until the tunnel is in it, so that nobody can forget the slot in between.
         let slot = self.slots.entry(tunnel.name.as_str().into()).or_default();
         let mut current = slot.lock();
-        let is_old = current.as_ref().is_some_and(|current| current.generation == old.generation);
-        if is_old {
-            *current = Some(tunnel);
+        if current.as_ref().is_none_or(|current| current.generation != old.generation) {
+            return None;
         }
-        is_old
+        *current = Some(tunnel);
+        Some(old.announced.load(Acquire))
     }
 
-    /// Lets requests reach a tunnel, whose client knows of it now.
-    pub fn announce(&self, tunnel: &Tunnel) {
+    /// Lets requests reach a tunnel, whose client knows of it now. False when another binding has taken its place before
+    /// that: its client must be told.
+    pub fn announce(&self, tunnel: &Tunnel) -> bool {
+        let Some(slot) = self.slot(&tunnel.name) else { return false };
+        let current = slot.lock();
+        // Under the lock, so that whoever replaces it and whoever announces it agree on who tells the client.
         tunnel.announced.store(true, Release);
-        if let Some(slot) = self.slot(&tunnel.name) {
-            slot.changed.notify_waiters();
-        }
+        let is_current = current.as_ref().is_some_and(|current| current.generation == tunnel.generation);
+        drop(current);
+        slot.changed.notify_waiters();
+        is_current
     }
 
     /// Whether some session, alive or not, has the name.
