@@ -169,6 +169,11 @@ impl Link {
         self.lock().mux.open_streams()
     }
 
+    /// Why the session has ended, once it has.
+    pub fn ended(&self) -> Option<Ended> {
+        self.lock().mux.ended().cloned()
+    }
+
     /// Whether streams can be opened.
     pub fn is_accepting(&self) -> bool {
         let shared = self.lock();

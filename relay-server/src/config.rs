@@ -116,6 +116,10 @@ pub struct Limits {
     pub sessions: usize,
     /// Tunnels of one session.
     pub session_tunnels: usize,
+    /// How long after its end a session can be resumed.
+    pub resume: Duration,
+    /// Ended sessions that can be resumed; beyond it the earliest cannot. Each costs about 150 bytes.
+    pub resume_keys: usize,
     /// Refused connect attempts from one address in a minute, before it has to wait.
     pub refusals_per_minute: u32,
     /// How long a shutdown waits for exchanges to end.
@@ -145,6 +149,8 @@ impl Default for Limits {
             hello: Duration::from_secs(10),
             sessions: 10_000,
             session_tunnels: relay_protocol::message::MAX_TUNNELS,
+            resume: Duration::from_secs(600),
+            resume_keys: 20_000,
             refusals_per_minute: 60,
             drain: Duration::from_secs(30),
         }

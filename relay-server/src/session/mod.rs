@@ -2,14 +2,17 @@
 //!
 //! ```text
 //!   place ─▶ live ─▶ Hello ─▶ bind names ─▶ Welcome ─▶ serve ─▶ names are away
+//!                      │                       │
+//!                      └── resumes with ◀── a key for the next time
 //! ```
 
 pub mod registry;
+mod resume;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,14 +20,15 @@ use bytes::Bytes;
 use dashmap::DashMap;
 use relay_protocol::frame::{GoAway, SessionKind};
 use relay_protocol::link::{Driver, Link, Signal};
-use relay_protocol::message::{Bound, Hello, Payload, PublicName, Refusal, TunnelSpec, Welcome};
+use relay_protocol::message::{Bound, Hello, Payload, PublicName, Refusal, Resume, TunnelSpec, Welcome};
 use relay_protocol::mux::{Ended, Limits as MuxLimits, Side};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use ulid::Ulid;
 
-use self::registry::Tunnel;
+use self::registry::{Resumed, Tunnel};
+use self::resume::{Hash, Keys};
 use crate::Shared;
 use crate::sentence;
 use crate::store::{AuthError, ClaimError, Name, Token, TokenId, unix_now};
@@ -38,19 +42,42 @@ const PROBE: Duration = Duration::from_secs(1);
 /// The shortest and the longest deadline that a client may ask for.
 const TIMEOUTS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3600));
 
-/// The live sessions, and what each token has of them.
+/// The live sessions, what each token has of them, and what lets a client come back to one.
 #[derive(Debug, Default)]
 pub struct Sessions {
     /// Places taken, by sessions that are live and by upgrades on their way to be.
     all: AtomicUsize,
-    live: DashMap<Ulid, (TokenId, Link)>,
+    live: DashMap<Ulid, Live>,
     used: Mutex<HashMap<TokenId, Used>>,
+    keys: Keys,
 }
 
+/// What others need of a live session.
+#[derive(Clone, Debug)]
+struct Live {
+    token: TokenId,
+    link: Link,
+    seat: Arc<Seat>,
+}
+
+/// What the sessions of a token take of its limits.
 #[derive(Debug, Default)]
 struct Used {
     sessions: u32,
+    /// Those beyond the limit; see [`Seat::spare`].
+    spares: u32,
     tunnels: u32,
+}
+
+/// What one session takes of its token's limits. Changed only under the lock of [`Sessions::used`].
+#[derive(Debug)]
+struct Seat {
+    /// It is one more than the token may have: a session that resumes another has that one's seat, but says so only in
+    /// its Hello.
+    spare: AtomicBool,
+    tunnels: AtomicU32,
+    /// It takes nothing any more: the session has ended, or another has resumed it and will end it.
+    vacant: AtomicBool,
 }
 
 impl Sessions {
@@ -59,16 +86,18 @@ impl Sessions {
         self.all.load(Relaxed)
     }
 
-    /// Ends every session of a token, at once.
+    /// Ends every session of a token, at once and for good.
     pub fn end(&self, token: TokenId, reason: GoAway, text: &str) {
-        let links: Vec<Link> = self.live.iter().filter(|entry| entry.0 == token).map(|entry| entry.1.clone()).collect();
+        self.keys.revoke(token);
+        let links: Vec<Link> =
+            self.live.iter().filter(|live| live.token == token).map(|live| live.link.clone()).collect();
         links.iter().for_each(|link| link.go_away(reason, false, text));
     }
 
     fn used<R>(&self, token: TokenId, change: impl FnOnce(&mut Used) -> R) -> R {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         let result = change(used.entry(token).or_default());
-        used.retain(|_, used| used.sessions > 0);
+        used.retain(|_, used| used.sessions + used.spares > 0);
         result
     }
 }
@@ -89,26 +118,80 @@ pub(crate) enum Full {
 pub(crate) struct Place {
     shared: Arc<Shared>,
     token: TokenId,
+    seat: Arc<Seat>,
 }
 
 impl Place {
+    /// A place for a session of which nothing is known but its token. Beyond the token's limit it is a spare one, of
+    /// which there are as many again, so that each session can be resumed while the relay still believes in it.
     pub(crate) fn enter(shared: &Arc<Shared>, token: &Token) -> Result<Self, Full> {
         let (most, of_token) = (shared.limits.sessions, token.limits.max_sessions);
         shared.sessions.used(token.id, |used| {
-            if used.sessions >= of_token {
+            let spare = used.sessions >= of_token;
+            if spare && used.spares >= of_token {
                 return Err(Full::Token(of_token));
             }
             let one_more = |all| (all < most).then_some(all + 1);
             shared.sessions.all.fetch_update(Relaxed, Relaxed, one_more).map_err(|_| Full::Relay)?;
-            used.sessions += 1;
-            Ok(Self { shared: shared.clone(), token: token.id })
+            *if spare { &mut used.spares } else { &mut used.sessions } += 1;
+            let seat = Seat { spare: spare.into(), tunnels: AtomicU32::new(0), vacant: AtomicBool::new(false) };
+            Ok(Self { shared: shared.clone(), token: token.id, seat: Arc::new(seat) })
         })
+    }
+
+    /// Sees to it that the place is not a spare one, now that it is known what the session is for.
+    fn settle(&self, of_token: u32) -> Result<(), Full> {
+        self.shared.sessions.used(self.token, |used| {
+            if !self.seat.spare.load(Relaxed) {
+                return Ok(());
+            }
+            if used.sessions >= of_token {
+                return Err(Full::Token(of_token));
+            }
+            used.spares -= 1;
+            used.sessions += 1;
+            self.seat.spare.store(false, Relaxed);
+            Ok(())
+        })
+    }
+
+    /// Whether the token's sessions have so many tunnels.
+    fn has_tunnels(&self, most: u32) -> bool {
+        self.shared.sessions.used(self.token, |used| used.tunnels >= most)
+    }
+
+    fn count_tunnel(&self) {
+        self.shared.sessions.used(self.token, |used| {
+            if !self.seat.vacant.load(Relaxed) {
+                self.seat.tunnels.fetch_add(1, Relaxed);
+                used.tunnels += 1;
+            }
+        });
+    }
+
+    fn discount_tunnel(&self) {
+        self.shared.sessions.used(self.token, |used| {
+            if !self.seat.vacant.load(Relaxed) {
+                self.seat.tunnels.fetch_sub(1, Relaxed);
+                used.tunnels -= 1;
+            }
+        });
+    }
+
+    /// Gives a seat of the same token back: this place's own, or that of the session that this one resumes.
+    fn vacate(&self, seat: &Seat) {
+        self.shared.sessions.used(self.token, |used| {
+            if !seat.vacant.swap(true, Relaxed) {
+                used.tunnels -= seat.tunnels.swap(0, Relaxed);
+                *if seat.spare.load(Relaxed) { &mut used.spares } else { &mut used.sessions } -= 1;
+            }
+        });
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.shared.sessions.used(self.token, |used| used.sessions -= 1);
+        self.vacate(&self.seat);
         self.shared.sessions.all.fetch_sub(1, Relaxed);
     }
 }
@@ -120,12 +203,16 @@ pub(crate) struct Session {
     peer: IpAddr,
     token: Token,
     tunnels: Vec<Arc<Tunnel>>,
-    _place: Place,
+    /// The session that this one goes on with.
+    resumed: Option<Resumed>,
+    /// Of the key that resumes this one.
+    key: Option<Hash>,
+    place: Place,
 }
 
 impl Session {
     pub(crate) fn new(shared: Arc<Shared>, peer: IpAddr, token: Token, place: Place) -> Self {
-        Self { shared, id: Ulid::generate(), peer, token, tunnels: Vec::new(), _place: place }
+        Self { shared, id: Ulid::generate(), peer, token, tunnels: Vec::new(), resumed: None, key: None, place }
     }
 
     /// Serves a client on an upgraded connection, of which `read` has been read already.
@@ -137,7 +224,8 @@ impl Session {
         let socket = Driver::websocket(conn, read, Side::Relay, READ_BUFFER).await;
         let (link, driver) = Driver::new(Side::Relay, limits, socket);
         // From here on it is found by whoever ends the sessions of its token.
-        self.shared.sessions.live.insert(self.id, (self.token.id, link.clone()));
+        let live = Live { token: self.token.id, link: link.clone(), seat: self.place.seat.clone() };
+        self.shared.sessions.live.insert(self.id, live);
         // A task of its own: an exchange then wakes nothing but the driver.
         let mut driver = AbortOnDropHandle::new(self.shared.tasks.spawn(driver));
         let since = Instant::now();
@@ -188,21 +276,30 @@ impl Session {
 
     /// Binds what the Hello asks for, and then does what the client and the clock ask for. The driver ends it.
     async fn serve(&mut self, link: &Link, hello: Hello) -> std::convert::Infallible {
+        let old = hello.resume.and_then(|resume| self.resume(&resume));
+        if let Err(full) = self.place.settle(self.token.limits.max_sessions) {
+            link.go_away(GoAway::Limit, false, &sentence(&full));
+            return std::future::pending().await;
+        }
         let mut bound = Vec::with_capacity(hello.tunnels.len());
         for spec in hello.tunnels {
             // Boxed, because what binding needs would be part of every idle session.
             bound.push(Box::pin(self.bind(link, spec)).await);
         }
+        // Not before its names are ours. Its requests that its client has not seen follow them, and the others end.
+        drop(old);
         let names: Vec<&str> = self.tunnels.iter().map(|tunnel| tunnel.name.as_str()).collect();
         tracing::info!(
             session = %self.id, peer = %self.peer, token = %self.token.name, client = %show(&hello.client),
-            version = %show(&hello.version), tunnels = ?names, "a client connected"
+            version = %show(&hello.version), tunnels = ?names, resumed = self.resumed.is_some(), "a client connected"
         );
+        let (resume_key, hash) = self.shared.sessions.keys.issue(self.token.id, self.id);
+        self.key = Some(hash);
         let welcome = Welcome {
             session: self.id.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            resume_key: random_key(),
-            resumed: false,
+            resume_key,
+            resumed: self.resumed.is_some(),
             heartbeat_ms: millis(MuxLimits::default().heartbeat),
             max_streams: self.shared.limits.session_streams,
             tunnels: bound,
@@ -243,6 +340,16 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// Uses a resume key. Returns the session that it resumes, where that is still live.
+    fn resume(&mut self, resume: &Resume) -> Option<Replaced> {
+        let sessions = &self.shared.sessions;
+        let from = sessions.keys.take(&resume.key, self.token.id, Instant::now())?;
+        self.resumed = Some(Resumed { from, last_stream: resume.last_stream });
+        let old = sessions.live.get(&from).map(|live| live.clone())?;
+        self.place.vacate(&old.seat);
+        Some(Replaced(old.link))
     }
 
     async fn message(&mut self, link: &Link, kind: SessionKind, payload: &Bytes) {
@@ -293,9 +400,10 @@ impl Session {
         }
         let most = self.token.limits.max_tunnels;
         // A name that is bound is the same token's, and the tunnel that has it goes when this one comes.
-        let replaces = spec.name.as_deref().is_some_and(|name| self.shared.registry.is_bound(name));
-        let full = self.tunnels.len() >= self.shared.limits.session_tunnels
-            || self.shared.sessions.used(self.token.id, |used| used.tunnels >= most && !replaces);
+        let replaces =
+            spec.name.as_deref().is_some_and(|name| self.shared.registry.is_bound(&name.to_ascii_lowercase()));
+        let full =
+            self.tunnels.len() >= self.shared.limits.session_tunnels || self.place.has_tunnels(most) && !replaces;
         if full {
             let message = format!("The token has {most} tunnels open, as many as it may.");
             return Err(refusal("too-many-tunnels", &message, "Close one, or ask the relay's operator for more."));
@@ -307,26 +415,32 @@ impl Session {
             timeout: spec.timeout_ms.map(|ms| Duration::from_millis(ms.into()).clamp(TIMEOUTS.0, TIMEOUTS.1)),
             link: link.clone(),
             token: self.token.id,
+            session: self.id,
+            resumed: self.resumed,
             generation: self.shared.registry.next_generation(),
             announced: AtomicBool::new(false),
         });
         while let Err(other) = self.shared.registry.bind_if_free(tunnel.clone()) {
-            if !spec.takeover && other.link.probe(PROBE).await {
+            // Whoever resumes the session that has the name is the client that has it.
+            let ours = self.resumed.is_some_and(|resumed| resumed.from == other.session);
+            if !ours && !spec.takeover && other.link.probe(PROBE).await {
                 let message = format!("The name {name} is in use by another client with the same token.");
                 let hint = "Stop the other client, choose another --subdomain, or take the name over with --takeover.";
                 return Err(refusal("name-in-use", &message, hint));
             }
             // Only that very binding: a third session may have been faster.
             if let Some(told) = self.shared.registry.replace(&other, tunnel.clone()) {
-                tracing::info!(session = %self.id, %name, "a name was taken over");
+                if !ours {
+                    tracing::info!(session = %self.id, %name, "a name was taken over");
+                }
                 // Whose client does not know of it yet tells it once it does.
-                if told {
+                if told && !ours {
                     send(&other.link, SessionKind::Unbind, &other.number);
                 }
                 break;
             }
         }
-        self.shared.sessions.used(self.token.id, |used| used.tunnels += 1);
+        self.place.count_tunnel();
         self.tunnels.push(tunnel.clone());
         Ok(tunnel)
     }
@@ -366,18 +480,24 @@ impl Session {
     fn unbind(&mut self, number: u32) {
         let gone: Vec<_> = self.tunnels.extract_if(.., |tunnel| tunnel.number == number).collect();
         for tunnel in gone {
+            // First, so that whoever asks for the name once it is free finds room for it, too.
+            self.place.discount_tunnel();
             self.shared.registry.forget(&tunnel.name, Some(tunnel.generation));
-            self.shared.sessions.used(self.token.id, |used| used.tunnels -= 1);
         }
     }
 
     /// The client is away now.
     async fn leave(mut self) {
+        // At once, because the client may be back before the store has answered. In this order: whoever does not find the
+        // session among the live ones finds its seat vacant.
+        self.place.vacate(&self.place.seat);
         self.shared.sessions.live.remove(&self.id);
+        if let Some(key) = self.key {
+            self.shared.sessions.keys.end(key, &self.shared.limits, Instant::now());
+        }
         self.touch().await;
         for tunnel in std::mem::take(&mut self.tunnels) {
             self.shared.registry.unbind(&tunnel);
-            self.shared.sessions.used(self.token.id, |used| used.tunnels -= 1);
         }
     }
 
@@ -409,6 +529,15 @@ impl Session {
     }
 }
 
+/// A session that another has resumed. It ends when this is dropped, whatever becomes of the other.
+struct Replaced(Link);
+
+impl Drop for Replaced {
+    fn drop(&mut self) {
+        self.0.go_away(GoAway::Replaced, false, "The client goes on with another session.");
+    }
+}
+
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 async fn hello(link: &Link) -> Result<Hello, String> {
@@ -436,13 +565,6 @@ fn show(text: &str) -> String {
     text.chars().take(40).flat_map(char::escape_default).collect()
 }
 
-fn random_key() -> [u8; 32] {
-    let mut key = [0; 32];
-    // Without randomness there is no TLS either.
-    let _ = aws_lc_rs::rand::fill(&mut key);
-    key
-}
-
 fn millis(duration: Duration) -> u32 {
     u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
 }
@@ -464,8 +586,11 @@ mod tests {
         let (_, token) = shared.store.create_token(new, unix_now()).await.unwrap();
 
         let place = Place::enter(&shared, &token).unwrap();
+        let spare = Place::enter(&shared, &token).unwrap();
+        assert_eq!(spare.settle(1).unwrap_err(), Full::Token(1), "a spare place is for who resumes");
         assert_eq!(Place::enter(&shared, &token).unwrap_err(), Full::Token(1));
-        assert_eq!(shared.sessions.count(), 1, "an upgrade on its way counts");
+        assert_eq!(shared.sessions.count(), 2, "an upgrade on its way counts");
+        drop(spare);
         shared.store.revoke_token("late", unix_now()).await.unwrap();
         shared.sessions.end(token.id, GoAway::Revoked, "This reaches nobody: there is no session yet.");
 

@@ -12,6 +12,7 @@ use dashmap::DashMap;
 use relay_protocol::link::Link;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
+use ulid::Ulid;
 
 use crate::store::TokenId;
 
@@ -28,10 +29,23 @@ pub struct Tunnel {
     pub link: Link,
     /// Whose it is.
     pub token: TokenId,
+    /// The session that it belongs to.
+    pub session: Ulid,
+    /// What that session goes on with.
+    pub resumed: Option<Resumed>,
     /// Tells this binding from every other one that this process has made.
     pub generation: u64,
     /// The client has been told that it has the tunnel, so that requests may follow.
     pub announced: AtomicBool,
+}
+
+/// The dropped session that a session goes on with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resumed {
+    /// Which one.
+    pub from: Ulid,
+    /// The highest stream number that the client has seen on it, by its own account.
+    pub last_stream: u32,
 }
 
 /// All names, by their label in lower case.
