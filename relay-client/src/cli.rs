@@ -11,13 +11,14 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand};
+use http::{HeaderName, HeaderValue, StatusCode};
 
 use crate::{
     address::{HostPort, UpstreamAddr},
     dial::RelayUrl,
     rewrite::HostHeader,
     terminal::Output,
-    value::{Secret, UpstreamProtocol, duration, subdomain},
+    value::{Secret, UpstreamProtocol, duration, final_status, header, size, subdomain},
 };
 
 /// A public HTTPS URL for a service on this machine.
@@ -26,7 +27,8 @@ use crate::{
 #[command(after_help = "Examples:\n  \
     relay dev                       try it: a relay, a tunnel and a demo app on this machine\n  \
     relay dev 3000                  the same for your service on port 3000\n  \
-    relay http 3000                 a public URL for it, on your relay\n\n\
+    relay http 3000                 a public URL for it, on your relay\n  \
+    relay listen                    a public URL without a service, to see what is sent\n\n\
     Exit codes: 0 done, 1 failed, 2 usage, 3 unauthorized, 4 name taken, 5 relay unreachable at start,\n\
     6 gave up reconnecting, 7 name lost, 130 and 143 ended by a signal")]
 pub struct Cli {
@@ -60,6 +62,14 @@ pub enum Command {
         relay http unix:/run/app.sock --output json | jq -r '.url // empty'\n\n\
         The public URL stands first and alone on its line; then each request as it is answered.")]
     Http(HttpArgs),
+    /// Show what is sent to a public URL, without any service: a private request bin
+    #[command(after_help = "Examples:\n  \
+        relay listen\n  \
+        relay listen --respond 503 --header 'Retry-After: 60'\n  \
+        relay listen --body @answer.json --delay 2s\n  \
+        relay listen --output json | jq 'select(.event == \"request\").body'\n\n\
+        Each request is shown with its headers and its body, and answered by this program.")]
+    Listen(ListenArgs),
     /// Run a relay and a tunnel on this machine, to develop and test without any server
     #[cfg(feature = "embedded")]
     #[command(after_help = "Examples:\n  \
@@ -78,6 +88,46 @@ pub struct HttpArgs {
     #[arg(value_name = "TARGET")]
     pub upstream: UpstreamAddr,
 
+    /// How the service is spoken to.
+    #[command(flatten)]
+    pub service: ServiceArgs,
+
+    /// How the tunnel is opened.
+    #[command(flatten)]
+    pub open: OpenArgs,
+}
+
+/// `relay listen`.
+#[derive(Args, Debug)]
+pub struct ListenArgs {
+    /// The status of each answer, from 200 to 599
+    #[arg(long, value_name = "STATUS", value_parser = final_status, default_value = "200")]
+    pub respond: StatusCode,
+
+    /// The body of each answer: this text, or what stands in a file; none if not given
+    #[arg(long, value_name = "TEXT|@FILE")]
+    pub body: Option<String>,
+
+    /// A header of each answer, as in 'Retry-After: 60'; can be given several times
+    #[arg(long = "header", value_name = "NAME: VALUE", value_parser = header)]
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+
+    /// Wait this long before each answer, as in 2s
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub delay: Option<Duration>,
+
+    /// Keep this much of a request's body, as in 1MiB, and count the rest
+    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "16MiB")]
+    pub max_body: usize,
+
+    /// How the tunnel is opened.
+    #[command(flatten)]
+    pub open: OpenArgs,
+}
+
+/// How a tunnel is opened, whatever is behind it.
+#[derive(Args, Debug, Default)]
+pub struct OpenArgs {
     /// A tunnel's own settings.
     #[command(flatten)]
     pub tunnel: TunnelArgs,
@@ -94,9 +144,21 @@ pub struct HttpArgs {
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub max_reconnect_time: Option<Duration>,
 
+    /// What is printed.
+    #[command(flatten)]
+    pub show: ShowArgs,
+
     /// The way to the relay.
     #[command(flatten)]
     pub connection: ConnectionArgs,
+}
+
+/// What is printed.
+#[derive(Args, Debug, Default)]
+pub struct ShowArgs {
+    /// Lines for people, or one JSON object per line
+    #[arg(long, value_name = "FORM", value_enum)]
+    pub output: Option<Output>,
 }
 
 /// The way to the relay.
@@ -131,7 +193,11 @@ pub struct TunnelArgs {
     /// Answer the sender with 504 after this long, as in 10s; 30s if the relay has no other rule
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub timeout: Option<Duration>,
+}
 
+/// How the service behind a tunnel is spoken to.
+#[derive(Args, Debug, Default)]
+pub struct ServiceArgs {
     /// What the service sees as Host: "rewrite" (the default) for its own address, so that
     /// development servers answer; "preserve" for the public name; or any host
     #[arg(long, value_name = "rewrite|preserve|HOST")]
@@ -140,10 +206,6 @@ pub struct TunnelArgs {
     /// How to speak to the service; h2c is HTTP/2 without TLS, as for gRPC
     #[arg(long, value_name = "PROTOCOL", value_enum)]
     pub upstream_protocol: Option<UpstreamProtocol>,
-
-    /// Lines for people, or one JSON object per line
-    #[arg(long, value_name = "FORM", value_enum)]
-    pub output: Option<Output>,
 }
 
 /// `relay dev`.
@@ -156,6 +218,14 @@ pub struct DevArgs {
     /// A tunnel's own settings.
     #[command(flatten)]
     pub tunnel: TunnelArgs,
+
+    /// How the service is spoken to.
+    #[command(flatten)]
+    pub service: ServiceArgs,
+
+    /// What is printed.
+    #[command(flatten)]
+    pub show: ShowArgs,
 
     /// Where the relay listens: ADDRESS:PORT, or only a port of 127.0.0.1; 8443 if not given, and 0
     /// for any free one
@@ -240,15 +310,31 @@ mod tests {
         );
         let Command::Http(args) = cli.unwrap().command else { panic!("another command") };
         assert_eq!(args.upstream, UpstreamAddr::localhost(3000));
-        assert_eq!(args.tunnel.subdomain.as_deref(), Some("hooks"));
-        assert_eq!(args.tunnel.timeout, Some(Duration::from_secs(10)));
-        assert_eq!(args.tunnel.host_header, Some(HostHeader::Preserve));
-        assert_eq!(args.tunnel.upstream_protocol, Some(UpstreamProtocol::H2c));
-        assert_eq!(args.tunnel.output, Some(Output::Json));
-        assert!(args.takeover && !args.random);
-        assert_eq!(args.max_reconnect_time, Some(Duration::from_secs(300)));
-        assert_eq!(args.connection.relay.unwrap().to_string(), "https://relay.example");
-        assert_eq!(args.connection.relay_addr.unwrap().to_string(), "127.0.0.1:8443");
+        assert_eq!(args.service.host_header, Some(HostHeader::Preserve));
+        assert_eq!(args.service.upstream_protocol, Some(UpstreamProtocol::H2c));
+        let open = args.open;
+        assert_eq!(open.tunnel.subdomain.as_deref(), Some("hooks"));
+        assert_eq!(open.tunnel.timeout, Some(Duration::from_secs(10)));
+        assert_eq!(open.show.output, Some(Output::Json));
+        assert!(open.takeover && !open.random);
+        assert_eq!(open.max_reconnect_time, Some(Duration::from_secs(300)));
+        assert_eq!(open.connection.relay.unwrap().to_string(), "https://relay.example");
+        assert_eq!(open.connection.relay_addr.unwrap().to_string(), "127.0.0.1:8443");
+    }
+
+    #[test]
+    fn listen_needs_nothing_and_takes_an_answer() {
+        let Command::Listen(args) = parse("relay listen").unwrap().command else { panic!("another command") };
+        assert_eq!((args.respond, args.max_body), (StatusCode::OK, 16 << 20));
+        let words = ["relay", "listen", "--header", "Retry-After:  60", "--header", "x-a: b: c", "--respond", "503"];
+        let more = ["--body", "@a.json", "--delay", "2s", "--max-body", "64KiB", "--subdomain", "bin"];
+        let Command::Listen(args) = Cli::from_arguments(words.into_iter().chain(more)).unwrap().command else {
+            panic!("another command")
+        };
+        let shown: Vec<_> = args.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+        assert_eq!(shown, [("retry-after", &b"60"[..]), ("x-a", b"b: c")]);
+        assert_eq!((args.respond.as_u16(), args.body.as_deref()), (503, Some("@a.json")));
+        assert_eq!((args.delay, args.max_body), (Some(Duration::from_secs(2)), 64 << 10));
     }
 
     #[cfg(feature = "embedded")]
@@ -269,6 +355,18 @@ mod tests {
         }
     }
 
+    /// As a shell splits a line that quotes with `'` only.
+    fn shell_words(line: &str) -> Vec<String> {
+        let mut words = vec![String::new()];
+        for (index, part) in line.split('\'').enumerate() {
+            let mut pieces = if index % 2 == 0 { part.split(' ').collect() } else { vec![part] }.into_iter();
+            words.last_mut().unwrap().push_str(pieces.next().unwrap());
+            words.extend(pieces.map(str::to_owned));
+        }
+        words.retain(|word| !word.is_empty());
+        words
+    }
+
     #[test]
     fn the_documented_commands_are_understood() {
         let pages = [
@@ -283,7 +381,7 @@ mod tests {
             for line in blocks.flat_map(str::lines).filter(|line| line.starts_with("relay ")) {
                 let command = line.split(" | ").next().unwrap();
                 seen += 1;
-                assert!(parse(command).is_ok(), "{line}");
+                assert!(Cli::from_arguments(shell_words(command)).is_ok(), "{line}");
             }
             for inline in page.split('`').filter(|text| text.starts_with("relay http ") && !text.contains("PORT")) {
                 seen += 1;
@@ -291,6 +389,24 @@ mod tests {
             }
         }
         assert!(seen >= 6, "only {seen} commands were found");
+    }
+
+    #[test]
+    fn every_command_and_flag_is_documented() {
+        let page = include_str!("../../docs/commands.md");
+        let mut command = Cli::command();
+        command.build();
+        for command in
+            command.get_subcommands().filter(|command| !command.is_hide_set() && command.get_name() != "help")
+        {
+            let name = command.get_name();
+            let heading = format!("\n## relay {name}\n");
+            assert!(page.contains(&heading), "no section of `relay {name}`");
+            let flags = command.get_arguments().filter_map(clap::Arg::get_long).filter(|flag| *flag != "help");
+            for flag in flags {
+                assert!(page.contains(&format!("`--{flag}")), "no word of `relay {name} --{flag}`");
+            }
+        }
     }
 
     #[test]
@@ -308,6 +424,10 @@ mod tests {
             ("relay http 3000 --upstream-protocol h3", "h2c"),
             ("relay dev --https x", "127.0.0.1:8443"),
             ("relay htpp 3000", "http"),
+            ("relay listen --respond 101", "200"),
+            ("relay listen --header x", "Name: value"),
+            ("relay listen --header Content-Length:3", "by itself"),
+            ("relay listen --max-body 1GB", "MiB"),
         ] {
             let error = parse(line).expect_err(line);
             assert_eq!(error.exit_code(), i32::from(Exit::Usage as u8), "{line}");
@@ -317,7 +437,8 @@ mod tests {
 
     #[test]
     fn help_is_no_error_and_tells_no_secret() {
-        for line in ["relay --help", "relay http --help", "relay dev --help", "relay --version"] {
+        for line in ["relay --help", "relay http --help", "relay listen --help", "relay dev --help", "relay --version"]
+        {
             assert_eq!(parse(line).expect_err(line).exit_code(), 0);
         }
         let cli = parse("relay http 3000 --token rly_secret").unwrap();

@@ -33,7 +33,7 @@ use serde::{Deserialize, Deserializer, de};
 
 use crate::{
     address::{HostPort, UpstreamAddr},
-    cli::{DevArgs, HttpArgs, TunnelArgs},
+    cli::{DevArgs, OpenArgs, ServiceArgs, ShowArgs, TunnelArgs},
     dial::RelayUrl,
     rewrite::HostHeader,
     terminal::Output,
@@ -42,7 +42,7 @@ use crate::{
 
 pub use crate::value::{Secret, UpstreamProtocol};
 
-/// Everything that `relay http` needs to know.
+/// What every command that opens a tunnel on a relay elsewhere needs to know.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The relay.
@@ -53,10 +53,10 @@ pub struct Settings {
     pub relay_ca: Option<PathBuf>,
     /// Dialled instead of what the relay's URL names.
     pub relay_addr: Option<HostPort>,
-    /// The local service.
-    pub upstream: UpstreamAddr,
-    /// What both commands know about a tunnel.
+    /// The tunnel.
     pub tunnel: TunnelSettings,
+    /// What is printed.
+    pub show: ShowSettings,
     /// A fresh random name even if one is remembered.
     pub random: bool,
     /// Take the name over from a live session of the same token.
@@ -70,8 +70,10 @@ pub struct Settings {
 pub struct DevSettings {
     /// The local service; none for the demo app.
     pub upstream: Option<UpstreamAddr>,
-    /// What both commands know about a tunnel.
+    /// The tunnel.
     pub tunnel: TunnelSettings,
+    /// What is printed.
+    pub show: ShowSettings,
     /// Where the embedded relay listens for HTTPS; none for its default.
     pub https: Option<SocketAddr>,
     /// Where the embedded relay keeps its CA and its database; none for its default.
@@ -89,16 +91,21 @@ pub struct TunnelSettings {
     pub timeout: Option<Duration>,
     /// How the service is spoken to.
     pub upstream_protocol: UpstreamProtocol,
-    /// What is printed.
+}
+
+/// What is printed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ShowSettings {
+    /// For people or for programs.
     pub output: Output,
 }
 
 impl Settings {
-    /// Decides what holds for `relay http`. Things worth knowing are added to `files.warnings`.
+    /// Decides what holds. Things worth knowing are added to `files.warnings`.
     ///
     /// # Errors
     /// Where no relay is named, or the token cannot be one.
-    pub fn new(args: HttpArgs, files: &mut Files) -> Result<Self, ConfigError> {
+    pub fn new(args: OpenArgs, service: ServiceArgs, files: &mut Files) -> Result<Self, ConfigError> {
         let typed = args.connection;
         if let Some(relay) = &typed.relay {
             files.keep_to(relay);
@@ -110,7 +117,7 @@ impl Settings {
             Some(_) => {}
             None => files.warnings.extend(files.withheld.take()),
         }
-        let mut tunnel = TunnelSettings::new(args.tunnel, file);
+        let mut tunnel = TunnelSettings::new(args.tunnel, service, file);
         if args.random {
             tunnel.subdomain = None;
         }
@@ -119,8 +126,8 @@ impl Settings {
             token,
             relay_ca: typed.relay_ca.or_else(|| file.relay_ca.clone()),
             relay_addr: typed.relay_addr.or_else(|| file.relay_addr.clone()),
-            upstream: args.upstream,
             tunnel,
+            show: ShowSettings::new(args.show, file),
             random: args.random,
             takeover: args.takeover,
             max_reconnect_time: args.max_reconnect_time,
@@ -134,7 +141,8 @@ impl DevSettings {
     pub fn new(args: DevArgs, files: &Files) -> Self {
         Self {
             upstream: args.upstream,
-            tunnel: TunnelSettings::new(args.tunnel, &files.file),
+            tunnel: TunnelSettings::new(args.tunnel, args.service, &files.file),
+            show: ShowSettings::new(args.show, &files.file),
             https: args.https,
             data_dir: args.data_dir,
         }
@@ -142,14 +150,19 @@ impl DevSettings {
 }
 
 impl TunnelSettings {
-    fn new(typed: TunnelArgs, file: &File) -> Self {
+    fn new(typed: TunnelArgs, service: ServiceArgs, file: &File) -> Self {
         Self {
             subdomain: typed.subdomain.or_else(|| file.subdomain.clone()),
-            host_header: typed.host_header.or_else(|| file.host_header.clone()).unwrap_or_default(),
+            host_header: service.host_header.or_else(|| file.host_header.clone()).unwrap_or_default(),
             timeout: typed.timeout.or(file.timeout),
-            upstream_protocol: typed.upstream_protocol.or(file.upstream_protocol).unwrap_or_default(),
-            output: typed.output.or(file.output).unwrap_or_default(),
+            upstream_protocol: service.upstream_protocol.or(file.upstream_protocol).unwrap_or_default(),
         }
+    }
+}
+
+impl ShowSettings {
+    fn new(typed: ShowArgs, file: &File) -> Self {
+        Self { output: typed.output.or(file.output).unwrap_or_default() }
     }
 }
 
@@ -388,22 +401,27 @@ mod tests {
         std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
     }
 
-    fn args(flags: &[&str]) -> HttpArgs {
+    fn args(flags: &[&str]) -> (OpenArgs, ServiceArgs) {
         let cli = Cli::from_arguments(["relay", "http", "3000"].iter().chain(flags)).unwrap();
         let Command::Http(mut args) = cli.command else { panic!("another command") };
         // What the environment of the test says does not count.
         let typed = |flag: &str| flags.contains(&flag);
-        let ConnectionArgs { relay, token, relay_ca, .. } = &mut args.connection;
+        let ConnectionArgs { relay, token, relay_ca, .. } = &mut args.open.connection;
         relay.take_if(|_| !typed("--relay"));
         token.take_if(|_| !typed("--token"));
         relay_ca.take_if(|_| !typed("--relay-ca"));
-        args
+        (args.open, args.service)
+    }
+
+    fn decide(flags: &[&str], files: &mut Files) -> Result<Settings, ConfigError> {
+        let (open, service) = args(flags);
+        Settings::new(open, service, files)
     }
 
     fn settle(project: &str, user: &str, flags: &[&str]) -> (Settings, Vec<String>) {
         let (_directory, places) = places(project, user);
         let mut files = Files::load(&places).unwrap();
-        let settings = Settings::new(args(flags), &mut files).unwrap();
+        let settings = decide(flags, &mut files).unwrap();
         (settings, files.warnings)
     }
 
@@ -422,7 +440,7 @@ mod tests {
         "#;
         let (directory, places) = places(text, "");
         let mut files = Files::load(&places).unwrap();
-        let settings = Settings::new(args(&[]), &mut files).unwrap();
+        let settings = decide(&[], &mut files).unwrap();
         assert_eq!(settings.relay.to_string(), "https://relay.example.com");
         assert_eq!(settings.token.unwrap().expose(), "rly_abc");
         assert_eq!(settings.relay_ca, Some(directory.path().join("ca.pem")));
@@ -432,9 +450,8 @@ mod tests {
             host_header: "app.test".parse().unwrap(),
             timeout: Some(Duration::from_secs(90)),
             upstream_protocol: UpstreamProtocol::H2c,
-            output: Output::Json,
         };
-        assert_eq!(settings.tunnel, expected);
+        assert_eq!((settings.tunnel, settings.show.output), (expected, Output::Json));
         assert_eq!(files.warnings, [""; 0]);
     }
 
@@ -447,7 +464,7 @@ mod tests {
         assert_eq!(settings.token.unwrap().expose(), "user");
         assert_eq!(settings.tunnel.subdomain.as_deref(), Some("project"));
         assert_eq!(settings.tunnel.timeout, Some(Duration::from_secs(3)));
-        assert_eq!(settings.tunnel.output, Output::Json);
+        assert_eq!(settings.show.output, Output::Json);
         assert_eq!(warnings, [""; 0]);
         let (settings, _) = settle(project, user, &["--random"]);
         assert_eq!(settings.tunnel.subdomain, None);
@@ -508,7 +525,7 @@ mod tests {
         let (directory, mut places) = places("subdomain = 'project'", "relay = 'a.example'");
         places.only = places.user.clone();
         let mut files = Files::load(&places).unwrap();
-        assert_eq!(Settings::new(args(&[]), &mut files).unwrap().tunnel.subdomain, None);
+        assert_eq!(decide(&[], &mut files).unwrap().tunnel.subdomain, None);
         places.only = Some(directory.path().join("missing.toml"));
         assert!(Files::load(&places).expect_err("missing").to_string().contains("missing.toml"));
         (places.only, places.project) = (None, Some(directory.path().join("missing.toml")));
@@ -528,14 +545,14 @@ mod tests {
     fn a_token_is_one_word() {
         for bad in ["", " ", "a b", "a\r\nx: y", "ü"] {
             let mut files = Files::default();
-            let error = Settings::new(args(&["--relay", "a.example", "--token", bad]), &mut files);
+            let error = decide(&["--relay", "a.example", "--token", bad], &mut files);
             assert!(matches!(error, Err(ConfigError::Token)), "{bad:?}");
         }
     }
 
     #[test]
     fn a_relay_must_be_named() {
-        let error = Settings::new(args(&[]), &mut Files::default()).expect_err("no relay");
+        let error = decide(&[], &mut Files::default()).expect_err("no relay");
         assert!(error.to_string().contains("RELAY_URL"), "{error}");
     }
 }

@@ -1,7 +1,7 @@
 //! The demo app of `relay dev` without a port: answers every request by telling what arrived, so
 //! that a tunnel can be seen working before there is a service to put behind it.
 
-use std::{fmt, io, net::SocketAddr, time::Duration};
+use std::{fmt, io, net::SocketAddr};
 
 use bytes::Bytes;
 use http::{
@@ -10,29 +10,18 @@ use http::{
     request::Parts,
 };
 use http_body_util::{BodyExt, Full};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{
-    net::{TcpListener, TcpStream},
-    task::JoinSet,
-};
+use hyper::body::Incoming;
+
+use crate::local::LocalServer;
 
 /// Bytes of a body that are kept to be shown; the rest is read and counted.
 const KEPT: usize = 1024 * 1024;
 /// Characters of the kept bytes that are shown.
 const PREVIEW: usize = 2000;
-/// Connections at once. The tunnel's own pool is far smaller; this bounds everybody else on this
-/// machine, who wait in the listener's backlog.
-const CONNECTIONS: usize = 256;
-/// A silent connection ends after this: nothing but a stalled peer takes longer on loopback.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A small HTTP/1.1 server on a free port of 127.0.0.1.
 #[derive(Debug)]
-pub struct Demo {
-    listener: TcpListener,
-    addr: SocketAddr,
-}
+pub struct Demo(LocalServer);
 
 impl Demo {
     /// Takes a free port; connections wait until [`Demo::run`].
@@ -40,48 +29,18 @@ impl Demo {
     /// # Errors
     /// Where loopback gives none.
     pub async fn bind() -> io::Result<Self> {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
-        let addr = listener.local_addr()?;
-        Ok(Self { listener, addr })
+        LocalServer::bind().await.map(Self)
     }
 
     /// Where it listens.
     pub fn addr(&self) -> SocketAddr {
-        self.addr
+        self.0.addr()
     }
 
     /// Serves until `shutdown` is done. Open connections end with it: by then the tunnel in front
     /// has been drained.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let mut connections = JoinSet::new();
-        let mut shutdown = std::pin::pin!(shutdown);
-        loop {
-            tokio::select! {
-                () = &mut shutdown => return,
-                Some(_) = connections.join_next() => {}
-                accepted = self.listener.accept(), if connections.len() < CONNECTIONS => match accepted {
-                    Ok((tcp, _)) => {
-                        connections.spawn(serve(tcp));
-                    }
-                    // Out of descriptors, mostly: give others time to close some.
-                    Err(error) => {
-                        tracing::warn!(%error, "the demo app cannot accept a connection");
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                    }
-                },
-            }
-        }
-    }
-}
-
-async fn serve(tcp: TcpStream) {
-    let _ = tcp.set_nodelay(true);
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .serve_connection(TokioIo::new(tcp), service_fn(answer));
-    if let Err(error) = connection.await {
-        tracing::debug!(%error, "the demo app lost a connection");
+        self.0.run(answer, shutdown).await;
     }
 }
 
@@ -207,6 +166,7 @@ mod tests {
 
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
         sync::oneshot,
     };
 

@@ -15,8 +15,12 @@ pub mod demo;
 #[cfg(feature = "embedded")]
 pub mod dev;
 pub mod dial;
+pub mod listen;
+mod local;
 pub mod names;
+pub mod open;
 pub mod rewrite;
+pub mod screen;
 mod session;
 mod socket;
 pub mod terminal;

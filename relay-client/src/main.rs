@@ -2,12 +2,11 @@
 
 use std::process::ExitCode;
 
-use relay_client::cli::{Cli, Command, Exit};
+use relay_client::cli::{Cli, Command, Exit, ServiceArgs};
 use relay_client::config::{Files, Places, Settings};
-use relay_client::dial::{Target, Trust};
-use relay_client::names::Names;
-use relay_client::terminal::{Event, Output, Printer};
-use relay_client::{Client, ClientError, Observer, TunnelOptions};
+use relay_client::listen::{Answer, ListenError};
+use relay_client::screen::Screen;
+use relay_client::{ClientError, listen, open};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -43,12 +42,12 @@ async fn run(command: Command) -> ExitCode {
     let mut by = Exit::Done;
     let result = match command {
         Command::Http(args) => {
-            let settings = match Settings::new(args, &mut files) {
+            let settings = match Settings::new(args.open, args.service, &mut files) {
                 Ok(settings) => settings,
                 Err(error) => return fail(Exit::Usage, &error),
             };
-            let mut screen = Screen::new(settings.tunnel.output, &files);
-            let client = match client(settings) {
+            let mut screen = Screen::new(&settings.show, &files);
+            let client = match open::client(args.upstream, settings) {
                 Ok(client) => client,
                 Err(error) => return fail(Exit::Usage, &error),
             };
@@ -57,11 +56,28 @@ async fn run(command: Command) -> ExitCode {
                 .await
                 .map_err(|error| (exit_of(&error), error.to_string()))
         }
+        Command::Listen(args) => {
+            let answer = match Answer::new(&args) {
+                Ok(answer) => answer,
+                Err(error) => return fail(Exit::Usage, &error),
+            };
+            let settings = match Settings::new(args.open, ServiceArgs::default(), &mut files) {
+                Ok(settings) => settings,
+                Err(error) => return fail(Exit::Usage, &error),
+            };
+            let screen = Screen::answering(&settings.show, &files, answer.describe());
+            let shutdown = async { by = signals.next().await };
+            listen::run(settings, answer, screen, shutdown).await.map_err(|error| match &error {
+                ListenError::Client(client) => (exit_of(client), error.to_string()),
+                ListenError::Target(_) => (Exit::Usage, error.to_string()),
+                _ => (Exit::Failed, error.to_string()),
+            })
+        }
         #[cfg(feature = "embedded")]
         Command::Dev(args) => {
             use relay_client::{config::DevSettings, dev};
             let settings = DevSettings::new(args, &files);
-            let mut screen = Screen::new(settings.tunnel.output, &files);
+            let mut screen = Screen::new(&settings.show, &files);
             dev::run(settings, &mut screen, async { by = signals.next().await }).await.map_err(|error| match &error {
                 dev::DevError::Client(client) => (exit_of(client), error.to_string()),
                 _ => (Exit::Failed, error.to_string()),
@@ -72,34 +88,6 @@ async fn run(command: Command) -> ExitCode {
         Ok(()) => by.into(),
         Err((exit, message)) => fail(exit, &message),
     }
-}
-
-fn client(settings: Settings) -> Result<Client, relay_client::dial::TargetError> {
-    let trust = settings.relay_ca.as_deref().map_or(Ok(Trust::System), Trust::only)?;
-    let names = Names::here(&settings.relay, settings.token.as_ref());
-    let target = Target::new(settings.relay, &trust)?.dialling(settings.relay_addr);
-    let mut client = Client::new(target).tunnel(TunnelOptions {
-        upstream: settings.upstream,
-        subdomain: settings.tunnel.subdomain,
-        timeout: settings.tunnel.timeout,
-        host_header: settings.tunnel.host_header,
-        protocol: settings.tunnel.upstream_protocol,
-        takeover: settings.takeover,
-    });
-    if !settings.random {
-        client = client.remember(names);
-    }
-    if let Some(token) = settings.token {
-        client = client.token(token);
-    }
-    if let Some(limit) = settings.max_reconnect_time {
-        client = client.max_reconnect_time(limit);
-    }
-    if let Some(ca) = settings.relay_ca {
-        let ca = std::path::absolute(&ca).unwrap_or(ca);
-        client = client.ca_file(ca.display().to_string());
-    }
-    Ok(client)
 }
 
 fn exit_of(error: &ClientError) -> Exit {
@@ -116,27 +104,6 @@ fn exit_of(error: &ClientError) -> Exit {
 fn fail(exit: Exit, error: &dyn std::fmt::Display) -> ExitCode {
     eprintln!("relay: {error}");
     exit.into()
-}
-
-/// The printer as it observes a client.
-struct Screen(Printer);
-
-impl Screen {
-    fn new(output: Output, files: &Files) -> Self {
-        let mut printer = Printer::stdio(output);
-        files.warnings.iter().for_each(|warning| printer.push(&Event::Notice(warning)));
-        Self(printer)
-    }
-}
-
-impl Observer for Screen {
-    fn observe(&mut self, event: &Event<'_>) {
-        self.0.push(event);
-    }
-
-    fn pause(&mut self) -> bool {
-        self.0.pending() == 0 || self.0.flush_stdio().is_ok()
-    }
 }
 
 /// Ctrl-C and SIGTERM.

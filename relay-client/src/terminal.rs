@@ -13,6 +13,7 @@
 //! ```json
 //! {"event":"tunnel.ready","name":"hooks","url":"https://hooks.relay.example","upstream":"http://localhost:3000","relay":"https://relay.example","ca_file":null,"local_url":null}
 //! {"event":"exchange","id":"01J…","method":"POST","path":"/hooks?a=1","status":200,"duration_ms":12.25,"error":null}
+//! {"event":"request","id":"01J…","method":"POST","path":"/hooks","status":200,"headers":[["host","hooks.relay.example"]],"body":"hello","body_size":5,"body_truncated":false}
 //! {"event":"session.disconnected","reason":"the connection was reset","retry_in_ms":250}
 //! {"event":"session.reconnected","relay":"https://relay.example"}
 //! ```
@@ -37,8 +38,9 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use base64::{display::Base64Display, engine::general_purpose::STANDARD};
 use jiff::{Timestamp, tz::TimeZone};
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer, de::IgnoredAny};
 
 /// The choice of `--output`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
@@ -88,6 +90,27 @@ pub enum Event<'a> {
         /// The error's stable code, such as `upstream-refused`.
         error: Option<&'a str>,
     },
+    /// A request that the client has answered itself, as `relay listen` does.
+    #[serde(rename = "request")]
+    Request {
+        /// The exchange's id, as in `Relay-Request-Id`.
+        id: &'a str,
+        /// The request's method.
+        method: &'a str,
+        /// The raw target with its query.
+        path: &'a str,
+        /// What it is answered with; none where it did not arrive whole.
+        status: Option<u16>,
+        /// Name and value of each header.
+        headers: &'a [(String, String)],
+        /// The body, as far as it was kept.
+        #[serde(flatten)]
+        body: Body<'a>,
+        /// Bytes of the body that arrived.
+        body_size: u64,
+        /// Whether `body` is not all of it.
+        body_truncated: bool,
+    },
     /// The client starts to connect. People are told; in JSON the first line is a tunnel's.
     #[serde(rename = "session.connecting")]
     Connecting {
@@ -111,6 +134,42 @@ pub enum Event<'a> {
     /// Something a person should know, such as a warning. Goes to standard error in both forms.
     #[serde(skip)]
     Notice(&'a str),
+}
+
+/// A body as it can be shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum Body<'a> {
+    /// It is UTF-8.
+    #[serde(rename = "body")]
+    Text(&'a str),
+    /// It is not.
+    #[serde(rename = "body_base64", serialize_with = "base64")]
+    Bytes(&'a [u8]),
+}
+
+impl<'a> Body<'a> {
+    /// Of these bytes. Where they are the beginning of more, half a character at the end is left out.
+    pub fn new(bytes: &'a [u8], truncated: bool) -> Self {
+        match std::str::from_utf8(bytes) {
+            Ok(text) => Self::Text(text),
+            Err(error) if truncated && error.error_len().is_none() => {
+                let whole = bytes.get(..error.valid_up_to()).unwrap_or_default();
+                std::str::from_utf8(whole).map_or(Self::Bytes(bytes), Self::Text)
+            }
+            Err(_) => Self::Bytes(bytes),
+        }
+    }
+
+    fn as_bytes(&self) -> &'a [u8] {
+        match self {
+            Self::Text(text) => text.as_bytes(),
+            Self::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+fn base64<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&Base64Display::new(bytes, &STANDARD))
 }
 
 /// Rounded to whole microseconds: more digits would be noise. JSON has no infinity.
@@ -158,6 +217,7 @@ pub struct Printer<O = Stdout, E = Stderr> {
     err_buffer: Vec<u8>,
     clock: Clock,
     ready: bool,
+    answers: Option<String>,
 }
 
 impl Printer {
@@ -191,7 +251,15 @@ impl<O: Write, E: Write> Printer<O, E> {
             err_buffer: Vec::new(),
             clock: Clock { zone, second: i64::MIN, text: String::new() },
             ready: false,
+            answers: None,
         }
+    }
+
+    /// Says to people what a tunnel answers, instead of where it forwards to.
+    #[must_use]
+    pub fn answering(mut self, what: String) -> Self {
+        self.answers = Some(what);
+        self
     }
 
     /// Formats an event as of now; nothing is written before [`Printer::flush`].
@@ -217,7 +285,11 @@ impl<O: Write, E: Write> Printer<O, E> {
                 self.ready(url, upstream, *ca_file, *local_url);
             }
             (Output::Text, Event::Exchange { method, path, status, duration_ms, error, .. }) => {
-                self.exchange(second, method, path, *status, *duration_ms, *error);
+                self.line(second, method, path, *status, |out| duration(out, *duration_ms), *error);
+            }
+            (Output::Text, Event::Request { method, path, status, headers, body, body_size, body_truncated, .. }) => {
+                self.line(second, method, path, *status, |out| size(out, *body_size), None);
+                self.request(headers, *body, *body_size, *body_truncated);
             }
             (Output::Text, _) => self.aside(second, event),
         }
@@ -244,6 +316,8 @@ impl<O: Write, E: Write> Printer<O, E> {
         }
         let result = self.out.write_all(&self.out_buffer).and_then(|()| self.out.flush());
         self.out_buffer.clear();
+        // One large body is no reason to keep its room for ever.
+        self.out_buffer.shrink_to(BUFFER_KEPT);
         result
     }
 
@@ -251,7 +325,10 @@ impl<O: Write, E: Write> Printer<O, E> {
         let out = &mut Text(&mut self.out_buffer);
         let (bold, plain) = if self.style.colour { ("\x1b[1m", RESET) } else { ("", "") };
         let _ = writeln!(out, "{bold}{}{plain}", Shown(url));
-        let _ = writeln!(out, "  forwards to {}", Shown(upstream));
+        let _ = match &self.answers {
+            Some(what) => writeln!(out, "  {}", Shown(what)),
+            None => writeln!(out, "  forwards to {}", Shown(upstream)),
+        };
         if let Some(ca) = ca {
             // The local URL, because not every resolver knows names below `.localhost`.
             let url = local_url.unwrap_or(url);
@@ -260,13 +337,14 @@ impl<O: Write, E: Write> Printer<O, E> {
         let _ = writeln!(out);
     }
 
-    fn exchange(
+    /// A line about an exchange, whose `figure` fills ten columns.
+    fn line(
         &mut self,
         second: i64,
         method: &str,
         path: &str,
         status: Option<u16>,
-        duration_ms: f64,
+        figure: impl FnOnce(&mut Text<'_>),
         error: Option<&str>,
     ) {
         let out = &mut Text(&mut self.out_buffer);
@@ -295,10 +373,44 @@ impl<O: Write, E: Write> Printer<O, E> {
             Some(status) => write!(out, " {colour}{status:>3}{plain} "),
             None => write!(out, " {colour}---{plain} "),
         };
-        duration(out, duration_ms);
+        figure(out);
         if let Some(code) = error {
             let (colour, plain) = if self.style.colour { (RED, RESET) } else { ("", "") };
             let _ = write!(out, "  {colour}{}{plain}", Shown(code));
+        }
+        out.push('\n');
+    }
+
+    /// What follows the line of a request: its headers, and the beginning of its body.
+    fn request(&mut self, headers: &[(String, String)], body: Body<'_>, size: u64, truncated: bool) {
+        let out = &mut Text(&mut self.out_buffer);
+        let (dim, plain) = if self.style.colour { (DIM, RESET) } else { ("", "") };
+        for (name, value) in headers {
+            let _ = writeln!(out, "  {dim}{}:{plain} {}", Shown(name), Shown(value));
+        }
+        if size > 0 {
+            out.push('\n');
+        }
+        let shown = match body {
+            Body::Text(text) if text.len() <= TEXT_SHOWN && !truncated && is_json(text) => {
+                pretty(out, text);
+                text.len()
+            }
+            Body::Text(text) => {
+                let shown = text.get(..text.floor_char_boundary(TEXT_SHOWN)).unwrap_or_default();
+                shown.lines().for_each(|line| body_line(out, line));
+                shown.len()
+            }
+            Body::Bytes(bytes) => {
+                let shown = bytes.get(..BYTES_SHOWN).unwrap_or(bytes);
+                hex(out, shown);
+                shown.len()
+            }
+        };
+        let more = size.saturating_sub(shown as u64);
+        if more > 0 {
+            let kept = if truncated && shown == body.as_bytes().len() { "were not kept" } else { "are not shown" };
+            let _ = writeln!(out, "  {dim}… {more} more bytes {kept}{plain}");
         }
         out.push('\n');
     }
@@ -316,7 +428,7 @@ impl<O: Write, E: Write> Printer<O, E> {
             }
             Event::Reconnected { relay } => writeln!(out, "{time} connected again to {}", Shown(relay)),
             // Before its tunnel is ready there is no exchange to tell of.
-            Event::Ready { .. } | Event::Exchange { .. } => Ok(()),
+            Event::Ready { .. } | Event::Exchange { .. } | Event::Request { .. } => Ok(()),
         };
     }
 }
@@ -325,7 +437,15 @@ const RED: &str = "\x1b[31m";
 const GREEN: &str = "\x1b[32m";
 const YELLOW: &str = "\x1b[33m";
 const CYAN: &str = "\x1b[36m";
+const DIM: &str = "\x1b[2m";
 const RESET: &str = "\x1b[0m";
+
+/// Bytes of a textual body that people are shown: some thousand lines. Programs get all of it.
+const TEXT_SHOWN: usize = 64 * 1024;
+/// Bytes of any other body that people are shown.
+const BYTES_SHOWN: usize = 256;
+/// Room for lines that is kept between two writes.
+const BUFFER_KEPT: usize = 1024 * 1024;
 
 /// Everything of a line but its path: time 8, method 7, status 3, duration 10, and five spaces. The
 /// last column stays free, because some terminals wrap as soon as it is filled.
@@ -455,6 +575,123 @@ fn duration(out: &mut Text<'_>, milliseconds: f64) {
             write!(out, "{:>3} min {:>02}", seconds / 60, seconds % 60)
         }
     };
+}
+
+/// Ten columns for everything below a million gibibytes.
+fn size(out: &mut Text<'_>, bytes: u64) {
+    let scaled = bytes as f64;
+    let _ = match scaled {
+        ..1024.0 => write!(out, "{bytes:>8} B"),
+        // Half a step below each limit, so that nothing is rounded up to it.
+        ..1_048_524.8 => write!(out, "{:>6.1} KiB", scaled / 1024.0),
+        ..1_073_689_395.2 => write!(out, "{:>6.1} MiB", scaled / f64::from(1 << 20)),
+        _ => write!(out, "{:>6.1} GiB", scaled / f64::from(1 << 30)),
+    };
+}
+
+/// A line of a body. A tab does no harm, and neither does the end of a line of DOS.
+fn body_line(out: &mut Text<'_>, line: &str) {
+    out.push(' ');
+    for (index, part) in line.split('\t').enumerate() {
+        let _ = write!(out, "{}{}", if index == 0 { " " } else { "\t" }, Shown(part));
+    }
+    out.push('\n');
+}
+
+/// An object or an array; a bare number or word reads no better than as text.
+fn is_json(text: &str) -> bool {
+    text.trim_start().starts_with(['{', '[']) && serde_json::from_str::<IgnoredAny>(text).is_ok()
+}
+
+/// Valid JSON with a line for each member. Only the space between tokens changes: numbers, escapes and the order of
+/// members stay what the sender wrote.
+fn pretty(out: &mut Text<'_>, json: &str) {
+    let mut lines = Lines { out, depth: 0 };
+    let (mut string, mut escaped) = (false, false);
+    let mut all = json.chars().peekable();
+    lines.begin();
+    while let Some(character) = all.next() {
+        if string {
+            string = escaped || character != '"';
+            escaped = !escaped && character == '\\';
+            lines.put(character);
+            continue;
+        }
+        match character {
+            '{' | '[' => {
+                lines.put(character);
+                while all.next_if(char::is_ascii_whitespace).is_some() {}
+                if let Some(close) = all.next_if(|next| matches!(next, '}' | ']')) {
+                    lines.put(close);
+                } else {
+                    lines.depth += 1;
+                    lines.end();
+                }
+            }
+            '}' | ']' => {
+                lines.depth = lines.depth.saturating_sub(1);
+                lines.end();
+                lines.put(character);
+            }
+            ',' => {
+                lines.put(character);
+                lines.end();
+            }
+            ':' => {
+                lines.put(character);
+                lines.put(' ');
+            }
+            _ if character.is_ascii_whitespace() => {}
+            _ => {
+                string = character == '"';
+                lines.put(character);
+            }
+        }
+    }
+    lines.out.push('\n');
+}
+
+struct Lines<'a, 'b> {
+    out: &'a mut Text<'b>,
+    depth: usize,
+}
+
+impl Lines<'_, '_> {
+    fn begin(&mut self) {
+        // What is nested deeper than anybody reads must not multiply its size.
+        let _ = write!(self.out, "{:1$}", "", 2 + 2 * self.depth.min(DEPTH_SHOWN));
+    }
+
+    fn end(&mut self) {
+        self.out.push('\n');
+        self.begin();
+    }
+
+    fn put(&mut self, character: char) {
+        let piece = if hazardous(character) { Piece::Escape(character) } else { Piece::Plain(character) };
+        let _ = write!(self.out, "{piece}");
+    }
+}
+
+/// JSON is indented by this many levels and no more.
+const DEPTH_SHOWN: usize = 24;
+
+/// Sixteen bytes a line: where they are, what they are, and what they would be as ASCII.
+fn hex(out: &mut Text<'_>, bytes: &[u8]) {
+    for (index, row) in bytes.chunks(16).enumerate() {
+        let _ = write!(out, "  {:08x} ", index * 16);
+        for column in 0..16 {
+            let gap = if column == 8 { " " } else { "" };
+            let _ = match row.get(column) {
+                Some(byte) => write!(out, "{gap} {byte:02x}"),
+                None => write!(out, "{gap}   "),
+            };
+        }
+        out.push(' ');
+        out.push(' ');
+        row.iter().for_each(|byte| out.push(if matches!(byte, b' '..=b'~') { char::from(*byte) } else { '.' }));
+        out.push('\n');
+    }
 }
 
 /// In single quotes for a POSIX shell, where it needs them. What is pasted must be what is meant,
@@ -724,6 +961,101 @@ mod tests {
             let mut bytes = Vec::new();
             duration(&mut Text(&mut bytes), milliseconds);
             assert_eq!(String::from_utf8(bytes).unwrap(), expected);
+        }
+    }
+
+    fn request<'a>(headers: &'a [(String, String)], bytes: &'a [u8], size: usize) -> Event<'a> {
+        let body_truncated = size > bytes.len();
+        Event::Request {
+            id: "01J",
+            method: "POST",
+            path: "/hooks",
+            status: Some(200),
+            headers,
+            body: Body::new(bytes, body_truncated),
+            body_size: size as u64,
+            body_truncated,
+        }
+    }
+
+    /// What follows the first line, as people see it.
+    fn shown(bytes: &[u8], size: usize) -> String {
+        let (out, _) = print(Output::Text, Style::default(), &[request(&[], bytes, size)]);
+        let (first, rest) = out.split_once('\n').unwrap();
+        assert!(first.starts_with("14:03:11 POST    /hooks "), "{first}");
+        assert!(!rest.chars().any(|c| hazardous(c) && !matches!(c, '\n' | '\t')), "{rest:?}");
+        rest.to_owned()
+    }
+
+    #[test]
+    fn a_request_in_json_has_its_headers_and_its_body() {
+        let headers = [("host".to_owned(), "a".to_owned()), ("x".to_owned(), "\u{1b}".to_owned())];
+        let (out, _) = print(Output::Json, Style::default(), &[READY, request(&headers, "é\n".as_bytes(), 3)]);
+        let expected = r#"{"event":"request","id":"01J","method":"POST","path":"/hooks","status":200,"headers":[["host","a"],["x","\u001b"]],"body":"é\n","body_size":3,"body_truncated":false}"#;
+        assert_eq!(out.lines().nth(1), Some(expected));
+        let (out, _) = print(Output::Json, Style::default(), &[READY, request(&[], b"\xff\x00a", 9)]);
+        assert!(out.contains(r#""body_base64":"/wBh","body_size":9,"body_truncated":true"#), "{out}");
+        let half = "aé".as_bytes().get(..2).unwrap();
+        assert_eq!(Body::new(half, true), Body::Text("a"), "the other half was cut off");
+        assert_eq!(Body::new(half, false), Body::Bytes(half));
+    }
+
+    #[test]
+    fn json_is_shown_as_its_sender_wrote_it_and_readable() {
+        let json = br#" {"b" : [1.0,  12345678901234567890123, {}, [ ]],"a":"x, {y}: \"\\","c":{"d":null}} "#;
+        let expected = r#"
+  {
+    "b": [
+      1.0,
+      12345678901234567890123,
+      {},
+      []
+    ],
+    "a": "x, {y}: \"\\",
+    "c": {
+      "d": null
+    }
+  }
+
+"#;
+        assert_eq!(shown(json, json.len()), expected);
+        assert_eq!(shown("{\"\u{202e}\":1}".as_bytes(), 9), "\n  {\n    \"\\u{202e}\": 1\n  }\n\n");
+        assert_eq!(shown(b"{\"a\":", 5), "\n  {\"a\":\n\n", "broken JSON is text");
+        let deep = ["[".repeat(100), "]".repeat(100)].concat();
+        assert!(shown(deep.as_bytes(), 200).len() < 20_000);
+    }
+
+    #[test]
+    fn other_bodies_are_shown_as_far_as_they_can_be_read() {
+        assert_eq!(shown(b"", 0), "\n");
+        assert_eq!(shown(b"a=1\r\n\tb\x1b[2J\n", 12), "\n  a=1\n  \tb\\u{1b}[2J\n\n");
+        assert_eq!(shown(b"a\xff", 2), "\n  00000000  61 ff                                             a.\n\n");
+        let all: Vec<u8> = (0..=255).cycle().take(1000).collect();
+        let hex = shown(&all, 1000);
+        assert!(
+            hex.contains("  00000060  60 61 62 63 64 65 66 67  68 69 6a 6b 6c 6d 6e 6f  `abcdefghijklmno\n"),
+            "{hex}"
+        );
+        assert!(hex.ends_with("  … 744 more bytes are not shown\n\n"), "{hex}");
+        assert!(shown(b"abc", 1000).ends_with("  abc\n  … 997 more bytes were not kept\n\n"));
+        let long = "é".repeat(TEXT_SHOWN);
+        assert!(shown(long.as_bytes(), long.len()).ends_with("… 65536 more bytes are not shown\n\n"));
+    }
+
+    #[test]
+    fn sizes_keep_their_column() {
+        for (bytes, expected) in [
+            (0, "       0 B"),
+            (1023, "    1023 B"),
+            (1024, "   1.0 KiB"),
+            (1_048_524, "1023.9 KiB"),
+            (1_048_525, "   1.0 MiB"),
+            (16 << 20, "  16.0 MiB"),
+            (1_073_689_396, "   1.0 GiB"),
+        ] {
+            let mut text = Vec::new();
+            size(&mut Text(&mut text), bytes);
+            assert_eq!(String::from_utf8(text).unwrap(), expected);
         }
     }
 

@@ -3,6 +3,7 @@
 use std::{fmt, time::Duration};
 
 use aws_lc_rs::digest::{SHA256, digest};
+use http::{HeaderName, HeaderValue, StatusCode};
 use jiff::SignedDuration;
 use serde::Deserialize;
 
@@ -76,6 +77,81 @@ pub struct DurationError {
     input: String,
 }
 
+/// The most bytes of a request's body that can be kept.
+const SIZE_MAX: usize = 256 << 20;
+
+/// Reads a number of bytes: `4096`, `64KiB`, `16MiB`, at most 256 MiB.
+///
+/// # Errors
+/// Everything else, with a hint.
+pub fn size(text: &str) -> Result<usize, SizeError> {
+    let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let unit = match unit {
+        "" => Some(1),
+        "KiB" => Some(1 << 10),
+        "MiB" => Some(1 << 20),
+        _ => None,
+    };
+    let size = digits.parse::<usize>().ok().zip(unit).and_then(|(number, unit)| number.checked_mul(unit));
+    size.filter(|size| *size <= SIZE_MAX).ok_or_else(|| SizeError { input: text.to_owned() })
+}
+
+/// A size that was not understood.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{input:?} is not a size up to 256MiB; write a number of bytes, or one with a unit, as in 64KiB or 16MiB")]
+pub struct SizeError {
+    input: String,
+}
+
+/// Reads the status of a final answer: 200 to 599.
+///
+/// # Errors
+/// Everything else, with a hint.
+pub fn final_status(text: &str) -> Result<StatusCode, StatusError> {
+    let status = text.parse::<u16>().ok().filter(|status| matches!(status, 200..=599));
+    status.and_then(|status| StatusCode::from_u16(status).ok()).ok_or_else(|| StatusError { input: text.to_owned() })
+}
+
+/// A status that no answer can have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{input:?} is not the status of an answer; write a number from 200 to 599")]
+pub struct StatusError {
+    input: String,
+}
+
+/// Reads one line of a header section: `Name: value`.
+///
+/// # Errors
+/// What is no header, and what belongs to a connection or says how long a body is.
+pub fn header(text: &str) -> Result<(HeaderName, HeaderValue), HeaderError> {
+    let error = || HeaderError::Syntax { input: text.to_owned() };
+    let (name, value) = text.split_once(':').ok_or_else(error)?;
+    let name: HeaderName = name.trim().parse().map_err(|_| error())?;
+    let value = HeaderValue::from_str(value.trim_matches([' ', '\t'])).map_err(|_| error())?;
+    let own = ["connection", "content-length", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"];
+    if own.contains(&name.as_str()) || name.as_str().starts_with("proxy-") {
+        return Err(HeaderError::Own { name });
+    }
+    Ok((name, value))
+}
+
+/// A header that cannot be sent.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HeaderError {
+    /// It is none.
+    #[error("{input:?} is not a header; write 'Name: value'")]
+    Syntax {
+        /// What was typed.
+        input: String,
+    },
+    /// It is about the connection or the length of the body (RFC 9110, section 7.6.1).
+    #[error("{name} is said by itself, where it is due; leave it out")]
+    Own {
+        /// The header's name.
+        name: HeaderName,
+    },
+}
+
 /// Reads a tunnel's name in any case: one DNS label (RFC 1123, section 2.1).
 ///
 /// # Errors
@@ -117,16 +193,38 @@ mod tests {
     }
 
     #[test]
-    fn durations_and_names() {
+    fn durations_sizes_and_names() {
         for (text, milliseconds) in [("10s", 10_000), ("500ms", 500), ("1m30s", 90_000), ("24h", 86_400_000)] {
             assert_eq!(duration(text), Ok(Duration::from_millis(milliseconds)));
         }
         for bad in ["", "10", "0s", "-1s", "25h", "1us", "10 parsecs", "99999999999999999999s"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
+        for (text, bytes) in [("0", 0), ("4096", 4096), ("64KiB", 65536), ("256MiB", 256 << 20)] {
+            assert_eq!(size(text), Ok(bytes));
+        }
+        for bad in ["", "MiB", "-1", "1 MiB", "1kb", "257MiB", "99999999999999999999"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
         assert_eq!(subdomain("My-App2"), Ok("my-app2".to_owned()));
         for bad in ["", "-a", "a-", "a.b", "a_b", "ü", &"a".repeat(64)] {
             assert!(subdomain(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn answers_are_final_and_their_headers_safe() {
+        for good in [200, 204, 302, 451, 599] {
+            assert_eq!(final_status(&good.to_string()).unwrap().as_u16(), good);
+        }
+        for bad in ["", "0", "101", "199", "600", "2000", "OK"] {
+            assert!(final_status(bad).is_err(), "{bad}");
+        }
+        let (name, value) = header("X-Any:\t a: b ").unwrap();
+        assert_eq!((name.as_str(), value.as_bytes()), ("x-any", &b"a: b"[..]));
+        assert_eq!(header("x-empty:").unwrap().1, "");
+        for bad in ["", "x", ": a", "a b: c", "a: b\r\nc: d", "a\nb: c", "Content-Length: 1", "Connection: close"] {
+            assert!(header(bad).is_err(), "{bad:?}");
         }
     }
 }

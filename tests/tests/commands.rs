@@ -1,0 +1,131 @@
+//! The commands of `relay` beside `http` and `dev`, as a user runs them.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+use http::Request;
+use relay_tests::body::{empty, full};
+use relay_tests::process::run;
+use relay_tests::world::connect_tls;
+use relay_tests::{Answer, Body, Http, Process, RelayClient, RelayServer};
+use serde_json::{Value, json};
+
+const DEFAULTS: [&str; 0] = [];
+
+async fn send(relay: &RelayServer, request: Request<Body>) -> Answer {
+    let host = request.uri().authority().unwrap().to_string();
+    let mut http = Http::one(connect_tls(relay.https, &host, &relay.ca_file(), &[b"http/1.1"]).await).await;
+    http.answer(request).await
+}
+
+/// The flags that lead to this relay.
+fn way(relay: &RelayServer) -> Vec<String> {
+    let (addr, ca) = (relay.https.to_string(), relay.ca_file().display().to_string());
+    ["--relay", &relay.url, "--relay-addr", &addr, "--relay-ca", &ca].map(str::to_owned).to_vec()
+}
+
+fn words<'a>(words: &[&'a str], more: &'a [String]) -> Vec<&'a str> {
+    words.iter().copied().chain(more.iter().map(String::as_str)).collect()
+}
+
+mod relay_listen {
+    use super::*;
+
+    async fn listen(relay: &RelayServer, arguments: &[&str]) -> RelayClient {
+        let mut way = way(relay);
+        way.extend(["--token".to_owned(), relay.token("me").await]);
+        let first = [&["listen", "--output", "json"], arguments].concat();
+        RelayClient::spawn(words(&first, &way)).await
+    }
+
+    fn header<'a>(request: &'a Value, name: &str) -> Vec<&'a str> {
+        let headers = request["headers"].as_array().unwrap().iter();
+        headers.filter(|pair| pair[0] == name).map(|pair| pair[1].as_str().unwrap()).collect()
+    }
+
+    #[tokio::test]
+    async fn shows_each_request_to_programs_and_answers_it() {
+        let relay = RelayServer::spawn(DEFAULTS).await;
+        let flags = ["--respond", "202", "--body", "{\"ok\":true}", "--header", "X-Bin: a", "--header", "X-Bin: b"];
+        let mut bin = listen(&relay, &[&flags[..], &["--subdomain", "bin", "--max-body", "1KiB"]].concat()).await;
+        assert_eq!((&bin.ready["name"], &bin.ready["upstream"]), (&"bin".into(), &"listen".into()));
+        let url = bin.url().to_owned();
+        let target = "//a/../b?x=%2F";
+        let request = Request::post(format!("{url}{target}")).header("x-two", "1").header("x-two", "2");
+        let answer = send(&relay, request.body(full("{\"a\":\"é\"}")).unwrap()).await;
+        assert_eq!((answer.code(), answer.text()), (202, "{\"ok\":true}"));
+        assert_eq!(answer.header("content-type"), "application/json");
+        assert_eq!(answer.headers.get_all("x-bin").iter().collect::<Vec<_>>(), ["a", "b"]);
+
+        let shown = bin.process.json().await;
+        let fields =
+            json!(["body", "body_size", "body_truncated", "event", "headers", "id", "method", "path", "status"]);
+        let mut keys: Vec<_> = shown.as_object().unwrap().keys().collect();
+        keys.sort();
+        assert_eq!(json!(keys), fields);
+        assert_eq!((&shown["event"], &shown["method"]), (&"request".into(), &"POST".into()));
+        assert_eq!((&shown["path"], &shown["status"]), (&target.into(), &202.into()));
+        assert_eq!((&shown["body"], &shown["body_size"]), (&"{\"a\":\"é\"}".into(), &10.into()));
+        assert_eq!(shown["body_truncated"], false);
+        assert_eq!(header(&shown, "host"), [url.strip_prefix("https://").unwrap()], "as it was sent");
+        assert_eq!(header(&shown, "x-two"), ["1", "2"]);
+        assert_eq!(header(&shown, "relay-request-id"), [shown["id"].as_str().unwrap()]);
+
+        send(&relay, Request::put(&url).body(full(&b"\xff\xfe\x00"[..])).unwrap()).await;
+        let binary = bin.process.json().await;
+        assert_eq!((&binary["body"], &binary["body_base64"]), (&Value::Null, &"//4A".into()));
+        send(&relay, Request::put(&url).body(full("x".repeat(5000))).unwrap()).await;
+        let large = bin.process.json().await;
+        assert_eq!((large["body"].as_str().unwrap().len(), &large["body_size"]), (1024, &5000.into()));
+        assert_eq!(large["body_truncated"], true);
+        send(&relay, Request::get(&url).body(empty()).unwrap()).await;
+        let empty = bin.process.json().await;
+        assert_eq!((&empty["body"], &empty["body_size"], &empty["path"]), (&"".into(), &0.into(), &"/".into()));
+        assert_eq!(bin.process.terminate().await.code(), 143);
+    }
+
+    #[tokio::test]
+    async fn tells_of_senders_that_did_not_get_the_answer() {
+        let relay = RelayServer::spawn(DEFAULTS).await;
+        let mut bin = listen(&relay, &["--delay", "1h", "--timeout", "200ms"]).await;
+        let answer = send(&relay, Request::get(format!("{}/late", bin.url())).body(empty()).unwrap()).await;
+        assert_eq!((answer.code(), answer.error()), (504, Some("deadline")));
+        assert_eq!(bin.process.json().await["event"], "request");
+        let exchange = bin.process.json().await;
+        assert_eq!((&exchange["path"], &exchange["error"]), (&"/late".into(), &"deadline".into()));
+    }
+
+    #[tokio::test]
+    async fn shows_people_what_was_sent() {
+        let relay = RelayServer::spawn(DEFAULTS).await;
+        let mut way = way(&relay);
+        way.extend(["--token".to_owned(), relay.token("me").await]);
+        let mut bin = Process::spawn("relay", words(&["listen", "--respond", "404"], &way)).await;
+        let url = bin.line().await.unwrap();
+        assert!(bin.line().await.unwrap().contains("answers 404"));
+        let hostile = Request::post(format!("{url}/a")).header("x-odd", "\u{9b}31m");
+        let body = full("{\"b\": [1], \"a\": \"\u{202e}\"}");
+        assert_eq!(send(&relay, hostile.body(body).unwrap()).await.code(), 404);
+        let mut lines = Vec::new();
+        while lines.last().is_none_or(|line| line != "  }") {
+            lines.push(bin.line().await.unwrap());
+        }
+        let text = lines.join("\n");
+        assert!(lines.iter().any(|line| line.contains("POST    /a") && line.contains(" 404 ")), "{text}");
+        assert!(lines.iter().any(|line| line == "  x-odd: \\u{9b}31m"), "{text}");
+        assert!(text.ends_with("\n  {\n    \"b\": [\n      1\n    ],\n    \"a\": \"\\u{202e}\"\n  }"), "{text}");
+        assert_eq!(bin.terminate().await.code(), 143);
+    }
+
+    #[tokio::test]
+    async fn says_what_is_wrong_with_an_answer() {
+        for (arguments, hint) in [
+            (&["--body", "@/nowhere"][..], "/nowhere"),
+            (&["--respond", "204", "--body", "x"], "204"),
+            (&["--respond", "99"], "200"),
+            (&["--header", "x"], "Name: value"),
+        ] {
+            let ended = run("relay", [&["listen"], arguments].concat()).await;
+            assert_eq!(ended.code(), 2, "{ended:?}");
+            assert!(ended.stderr.contains(hint) && ended.stdout.is_empty(), "{ended:?}");
+        }
+    }
+}
