@@ -23,13 +23,12 @@ use std::{
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use http::{HeaderValue, Uri};
 use hyper_util::client::proxy::matcher::Matcher;
-use relay_protocol::{gather::Gathered, link::UNSENT};
+use relay_protocol::gather::Gathered;
 use rustls::{
     CertificateError, ClientConfig, RootCertStore,
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{CertificateDer, InvalidDnsNameError, ServerName, pem::PemObject},
 };
-use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::TcpStream,
@@ -37,23 +36,16 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use crate::address::{AddressError, Host, HostPort};
+use crate::{
+    address::{AddressError, Host, HostPort},
+    platform::tune,
+};
 
 /// Resolving, connecting, the proxy's answer and the TLS handshake together.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// When the next address is tried while one is still silent (RFC 8305, section 5).
 const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
-
-/// When a silent connection is probed, and how often. The session's own heartbeat notices a dead
-/// relay first; this keeps the entry of a NAT alive while the process is stopped.
-const KEEPALIVE: TcpKeepalive =
-    TcpKeepalive::new().with_time(Duration::from_secs(15)).with_interval(Duration::from_secs(5));
-
-/// How long sent bytes may stay unacknowledged: a dead link is noticed within 15 s even while we
-/// write to it.
-#[cfg(target_os = "linux")]
-const USER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The longest answer of a proxy to CONNECT that is read.
 const PROXY_HEAD_MAX: usize = 16 * 1024;
@@ -448,17 +440,6 @@ async fn race(addresses: &[SocketAddr], deadline: Instant) -> Result<TcpStream, 
             }
         }
     }
-}
-
-fn tune(tcp: &TcpStream) -> io::Result<()> {
-    tcp.set_nodelay(true)?;
-    let socket = SockRef::from(tcp);
-    socket.set_tcp_keepalive(&KEEPALIVE)?;
-    #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
-    #[cfg(target_os = "linux")]
-    socket.set_tcp_notsent_lowat(UNSENT)?;
-    Ok(())
 }
 
 /// A connection to the relay.

@@ -18,6 +18,7 @@ pub mod dial;
 pub mod listen;
 mod local;
 pub mod names;
+mod platform;
 pub mod open;
 pub mod rewrite;
 pub mod screen;
@@ -27,6 +28,7 @@ pub mod terminal;
 mod tunnel;
 mod upstream;
 pub mod value;
+mod watch;
 
 pub use self::session::{ConnectError, Observer};
 pub use self::tunnel::{Client, ClientError, Exchange, Tunnel, TunnelOptions};

@@ -22,6 +22,7 @@ use aws_lc_rs::digest::{Context, SHA256};
 use crate::{
     config::base_directory,
     dial::RelayUrl,
+    platform::{create_private_directory, create_private_file},
     value::{Secret, is_label},
 };
 
@@ -83,20 +84,10 @@ impl Names {
 fn write(file: &Path, name: &str) -> io::Result<()> {
     let directory = file.parent().ok_or(io::ErrorKind::InvalidInput)?;
     let beside = file.with_extension(format!("new-{}", std::process::id()));
-    let (mut make, mut open) = (fs::DirBuilder::new(), fs::OpenOptions::new());
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-        make.mode(0o700);
-        open.mode(0o600);
-    }
-    make.recursive(true).create(directory)?;
+    create_private_directory(directory)?;
     // Left behind by a process of the same number that was killed in the middle.
     let _ = fs::remove_file(&beside);
-    let written = open
-        .write(true)
-        .create_new(true)
-        .open(&beside)
+    let written = create_private_file(&beside)
         .and_then(|mut new| writeln!(new, "{name}"))
         .and_then(|()| fs::rename(&beside, file));
     if written.is_err() {

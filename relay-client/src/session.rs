@@ -1,10 +1,12 @@
-//! One session: connect, say what is wanted, and serve until it ends.
+//! Sessions: connect, say what is wanted, and serve until they end.
 //!
-//! Everything of a session runs in one task. A pass of it takes in what has arrived, moves every exchange that can
-//! move, prints what ended, and sends what is queued as one message.
+//! Everything runs in one task. A pass of it takes in what has arrived, moves every exchange that can move, prints what
+//! ended, and sends what is queued as one message. Mostly there is one session; while a relay drains, or a lost link is
+//! being closed, there is an old one beside it, which ends what it has begun.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
@@ -25,7 +27,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use relay_protocol::frame::{GoAway, Reset, SessionKind};
 use relay_protocol::link::{Driver, Link, Signal, Stream};
-use relay_protocol::message::{Hello, Payload, Refusal, RequestHead, TunnelSpec, Welcome};
+use relay_protocol::message::{Hello, Payload, Refusal, RequestHead, Resume, TunnelSpec, Welcome};
 use relay_protocol::mux::{Ended, Item, Limits, Side};
 use relay_protocol::{CONNECT_PATH, SUBPROTOCOL};
 use tokio::time::{Instant, Sleep, timeout};
@@ -79,6 +81,9 @@ pub enum ConnectError {
         /// What it did.
         reason: String,
     },
+    /// The relay let the token in and took that back before there was a session.
+    #[error("{0}")]
+    Revoked(String),
     /// The connection broke before there was a session.
     #[error("the connection broke while the session was set up: {0}")]
     Broken(String),
@@ -96,6 +101,8 @@ pub(crate) struct Session {
     pub(crate) link: Link,
     driver: Driver<Wire>,
     pub(crate) welcome: Welcome,
+    /// Whom the connection leads to: the relay, or a proxy before it.
+    pub(crate) peer: Option<SocketAddr>,
 }
 
 impl Session {
@@ -118,7 +125,7 @@ pub trait Observer: Send {
     }
 }
 
-/// Connects, and asks for tunnels.
+/// Connects, and asks for tunnels; with `resume`, as the session that was lost.
 ///
 /// # Errors
 /// [`ConnectError`] says why there is no session. Tunnels that are refused are in the [`Welcome`].
@@ -126,9 +133,10 @@ pub(crate) async fn connect(
     target: &Target,
     token: Option<&Secret>,
     tunnels: Vec<TunnelSpec>,
+    resume: Option<Resume>,
 ) -> Result<Session, ConnectError> {
     let wire = target.dial().await?;
-    timeout(ANSWER, open(wire, target, token, tunnels)).await.unwrap_or(Err(ConnectError::Silent))
+    timeout(ANSWER, open(wire, target, token, tunnels, resume)).await.unwrap_or(Err(ConnectError::Silent))
 }
 
 async fn open(
@@ -136,7 +144,9 @@ async fn open(
     target: &Target,
     token: Option<&Secret>,
     tunnels: Vec<TunnelSpec>,
+    resume: Option<Resume>,
 ) -> Result<Session, ConnectError> {
+    let peer = wire.tcp().peer_addr().ok();
     let broken = |error: &dyn std::fmt::Display| ConnectError::Broken(error.to_string());
     let request = upgrade_request(target, token)?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(wire)).await.map_err(|error| broken(&error))?;
@@ -169,7 +179,7 @@ async fn open(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         features: Vec::new(),
         tunnels,
-        resume: None,
+        resume,
         extra: Vec::new(),
     };
     let hello = hello.to_bytes().map_err(|error| broken(&error))?;
@@ -182,10 +192,15 @@ async fn open(
     match signal {
         Signal::Message(SessionKind::Welcome, payload) => {
             let welcome = Welcome::from_bytes(&payload).map_err(|error| broken(&error))?;
-            Ok(Session { link, driver, welcome })
+            tracing::debug!(session = welcome.session, resumed = welcome.resumed, "a session");
+            Ok(Session { link, driver, welcome, peer })
+        }
+        Signal::GoAway { reason: GoAway::Revoked | GoAway::Expired, text, .. }
+        | Signal::Ended(Ended::Remote { reason: GoAway::Revoked | GoAway::Expired, text }) => {
+            Err(ConnectError::Revoked(text))
         }
         Signal::GoAway { text, .. } => Err(ConnectError::Broken(text)),
-        Signal::Ended(ended) => Err(broken(&ended)),
+        Signal::Ended(ended) => Err(ConnectError::Broken(because(&ended))),
         Signal::Message(..) | Signal::Opened(_) => {
             let reason = "its first message is not a Welcome".to_owned();
             Err(ConnectError::NotRelay { relay: target.url().to_string(), reason })
@@ -240,29 +255,42 @@ async fn refusal(target: &Target, response: Response<Incoming>) -> ConnectError 
     }
 }
 
-/// Why serving ended.
+/// What happens to the session that counts: the last one that was added.
 #[derive(Debug)]
-pub(crate) enum Over {
-    /// The session ended.
+pub(crate) enum News {
+    /// The relay ends it once its streams have ended. It is served until then.
+    Drains(String),
+    /// It has ended. What has to be said is still being said.
     Ended(Ended),
-    /// The relay gave one of our names to another session.
-    Replaced,
+    /// The relay gave this tunnel's name to another session.
+    Unbound(u32),
     /// The observer has seen enough.
     Unwatched,
 }
 
 type Exchanges = FuturesUnordered<Pin<Box<dyn Future<Output = Outcome> + Send>>>;
 
-/// Serves a session until it ends. With `draining`, the relay has been told that we go.
-pub(crate) struct Serve<'a> {
-    session: Session,
+/// Serves sessions. It must be polled, by [`Serve::next`], for as long as any of them is to go on.
+pub(crate) struct Serve {
+    /// The last one is the one that counts, unless it is over; those before it end what they have.
+    sessions: Vec<Live>,
     upstreams: Arc<HashMap<u32, Arc<Upstream>>>,
-    observer: &'a mut dyn Observer,
     exchanges: Exchanges,
+    news: VecDeque<News>,
+    /// What resumes the session that counts, or the last one that did.
+    resume: Option<Resume>,
     sweep: Option<Pin<Box<Sleep>>>,
     bell: Arc<Bell>,
     /// How often what was queued has been sent.
     turns: Arc<AtomicU64>,
+}
+
+/// A session that is served.
+struct Live {
+    link: Link,
+    driver: Driver<Wire>,
+    /// Nothing that happens to it matters any more, but the exchanges that it still has.
+    old: bool,
 }
 
 /// Passes of [`Serve`] before it lets the runtime look at its sockets again.
@@ -290,36 +318,175 @@ impl Wake for Bell {
     }
 }
 
-impl<'a> Serve<'a> {
-    pub(crate) fn new(
-        session: Session,
-        upstreams: Arc<HashMap<u32, Arc<Upstream>>>,
-        observer: &'a mut dyn Observer,
-    ) -> Self {
-        let (bell, turns) = Default::default();
-        Self { session, upstreams, observer, exchanges: FuturesUnordered::new(), sweep: None, bell, turns }
+impl Serve {
+    pub(crate) fn new() -> Self {
+        Self {
+            sessions: Vec::new(),
+            upstreams: Arc::default(),
+            exchanges: FuturesUnordered::new(),
+            news: VecDeque::new(),
+            resume: None,
+            sweep: None,
+            bell: Arc::default(),
+            turns: Arc::default(),
+        }
     }
 
-    fn take_signals(&mut self, cx: &Context<'_>) -> Poll<Over> {
-        loop {
-            match self.session.link.poll_signal(cx) {
-                Poll::Ready(Signal::Opened(stream)) => self.start(stream),
-                Poll::Ready(Signal::Message(SessionKind::Unbind, payload)) => {
-                    if u32::from_bytes(&payload).is_ok() {
-                        return Poll::Ready(Over::Replaced);
+    /// Serves this session from now on, and any other only until its streams have ended.
+    pub(crate) fn add(&mut self, session: Session, upstreams: Arc<HashMap<u32, Arc<Upstream>>>) {
+        self.sessions.iter_mut().for_each(|live| live.old = true);
+        // What happened to the others is of no interest now.
+        self.news.clear();
+        self.resume = Some(Resume { key: session.welcome.resume_key, last_stream: 0 });
+        self.upstreams = upstreams;
+        self.sessions.push(Live { link: session.link, driver: session.driver, old: false });
+    }
+
+    /// Where requests go from now on.
+    pub(crate) fn set_upstreams(&mut self, upstreams: Arc<HashMap<u32, Arc<Upstream>>>) {
+        self.upstreams = upstreams;
+    }
+
+    /// The link of the session that counts, while there is one.
+    pub(crate) fn link(&self) -> Option<&Link> {
+        self.sessions.last().filter(|live| !live.old).map(|live| &live.link)
+    }
+
+    /// What resumes the last session that counted, once it has ended.
+    pub(crate) fn resume(&self) -> Option<&Resume> {
+        self.resume.as_ref()
+    }
+
+    /// Takes the session that counts for dead: nothing is said to it, and no [`News`] comes of it.
+    pub(crate) fn give_up(&mut self) {
+        self.sessions.retain(|live| live.old);
+        self.news.clear();
+    }
+
+    /// Waits for the next news.
+    pub(crate) async fn next(&mut self, observer: &mut dyn Observer) -> News {
+        poll_fn(|cx| self.poll(observer, cx)).await
+    }
+
+    /// Tells the relay that we go, and serves until all that is under way has ended.
+    pub(crate) async fn finish(&mut self, observer: &mut dyn Observer) {
+        for live in &self.sessions {
+            live.link.go_away(GoAway::Shutdown, true, "The client stops.");
+        }
+        poll_fn(|cx| {
+            while let Poll::Ready(news) = self.poll(observer, cx) {
+                if matches!(news, News::Unwatched) {
+                    return Poll::Ready(());
+                }
+            }
+            if self.sessions.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
+    fn poll(&mut self, observer: &mut dyn Observer, cx: &mut Context<'_>) -> Poll<News> {
+        if let Some(news) = self.news.pop_front() {
+            return Poll::Ready(news);
+        }
+        let bell = self.bell.clone();
+        bell.task.register(cx.waker());
+        bell.at_work.store(true, SeqCst);
+        let waker = Waker::from(bell.clone());
+        for live in &mut self.sessions {
+            live.driver.poll_incoming(cx);
+        }
+        for _ in 0..PASSES {
+            bell.rung.store(false, SeqCst);
+            let inner = &mut Context::from_waker(&waker);
+            self.take_signals(inner);
+            self.take_outcomes(observer, inner);
+            if !bell.rung.load(SeqCst) {
+                break;
+            }
+        }
+        // The answer first, and then what is said of it.
+        if self.send(cx) {
+            // An exchange hears of its session's end, and is reported.
+            self.take_outcomes(observer, &mut Context::from_waker(&waker));
+        }
+        if !observer.pause() {
+            self.news.push_back(News::Unwatched);
+        }
+        self.sweep(cx);
+        bell.at_work.store(false, SeqCst);
+        if bell.rung.swap(false, SeqCst) {
+            cx.waker().wake_by_ref();
+        }
+        self.news.pop_front().map_or(Poll::Pending, Poll::Ready)
+    }
+
+    fn take_signals(&mut self, cx: &Context<'_>) {
+        for at in 0..self.sessions.len() {
+            let Some(live) = self.sessions.get_mut(at) else { break };
+            let link = live.link.clone();
+            loop {
+                match link.poll_signal(cx) {
+                    Poll::Ready(Signal::Opened(stream)) => self.start(at, stream),
+                    Poll::Ready(Signal::Message(SessionKind::Unbind, payload)) => {
+                        if let Ok(tunnel) = u32::from_bytes(&payload) {
+                            self.tell(at, News::Unbound(tunnel));
+                        }
                     }
+                    Poll::Ready(Signal::Message(kind, _)) => tracing::debug!(?kind, "an unexpected session message"),
+                    Poll::Ready(Signal::GoAway { reason, drain, text }) => {
+                        tracing::debug!(%reason, drain, text, "the relay says goodbye");
+                        if drain {
+                            self.tell(at, News::Drains(because(&Ended::Remote { reason, text })));
+                        }
+                    }
+                    // The driver goes on for a moment, until it has said everything. Nobody has to wait for that.
+                    Poll::Ready(Signal::Ended(ended)) => {
+                        self.bury(at, ended);
+                        break;
+                    }
+                    Poll::Pending => break,
                 }
-                Poll::Ready(Signal::Message(kind, _)) => tracing::debug!(?kind, "an unexpected session message"),
-                Poll::Ready(Signal::GoAway { reason, drain, text }) => {
-                    tracing::debug!(%reason, drain, text, "the relay says goodbye");
-                }
-                // The driver ends in a moment, once it has said everything.
-                Poll::Ready(Signal::Ended(_)) | Poll::Pending => return Poll::Pending,
             }
         }
     }
 
-    fn start(&mut self, stream: Stream) {
+    /// Sends what is queued, and lets go of sessions that are closed. Whether there were such.
+    fn send(&mut self, cx: &mut Context<'_>) -> bool {
+        let (mut at, before) = (0, self.sessions.len());
+        while let Some(live) = self.sessions.get_mut(at) {
+            match live.driver.poll_outgoing(cx) {
+                Poll::Pending => at += 1,
+                Poll::Ready(ended) => {
+                    self.bury(at, ended);
+                    self.sessions.remove(at);
+                }
+            }
+        }
+        self.turns.fetch_add(1, Relaxed);
+        self.sessions.len() < before
+    }
+
+    /// News of the session that counts are passed on.
+    fn tell(&mut self, at: usize, news: News) {
+        if self.sessions.get(at).is_some_and(|live| !live.old) {
+            self.news.push_back(news);
+        }
+    }
+
+    fn bury(&mut self, at: usize, ended: Ended) {
+        self.tell(at, News::Ended(ended));
+        if let Some(live) = self.sessions.get_mut(at) {
+            live.old = true;
+        }
+    }
+
+    fn start(&mut self, at: usize, stream: Stream) {
+        // Handed over from here on: if the link is lost, the relay must not send this request again.
+        if self.sessions.get(at).is_some_and(|live| !live.old)
+            && let Some(resume) = &mut self.resume
+        {
+            resume.last_stream = resume.last_stream.max(stream.id().get());
+        }
         let (upstreams, turns) = (self.upstreams.clone(), self.turns.clone());
         let is_full = self.exchanges.len() >= MOST_EXCHANGES;
         self.exchanges.push(Box::pin(async move {
@@ -356,9 +523,9 @@ impl<'a> Serve<'a> {
         }));
     }
 
-    fn take_outcomes(&mut self, cx: &mut Context<'_>) {
+    fn take_outcomes(&mut self, observer: &mut dyn Observer, cx: &mut Context<'_>) {
         while let Poll::Ready(Some(outcome)) = self.exchanges.poll_next_unpin(cx) {
-            report(self.observer, &outcome);
+            report(observer, &outcome);
         }
     }
 
@@ -376,48 +543,6 @@ impl<'a> Serve<'a> {
             // Polled once, so that it wakes us.
             let _ = sleep.as_mut().poll(cx);
             self.sweep = Some(sleep);
-        }
-    }
-}
-
-impl Future for Serve<'_> {
-    type Output = Over;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Over> {
-        let this = &mut *self;
-        let bell = this.bell.clone();
-        bell.task.register(cx.waker());
-        bell.at_work.store(true, SeqCst);
-        let waker = Waker::from(bell.clone());
-        this.session.driver.poll_incoming(cx);
-        for _ in 0..PASSES {
-            bell.rung.store(false, SeqCst);
-            let inner = &mut Context::from_waker(&waker);
-            if let Poll::Ready(over) = this.take_signals(inner) {
-                return Poll::Ready(over);
-            }
-            this.take_outcomes(inner);
-            if !bell.rung.load(SeqCst) {
-                break;
-            }
-        }
-        // The answer first, and then what is said of it.
-        let ended = this.session.driver.poll_outgoing(cx);
-        this.turns.fetch_add(1, Relaxed);
-        let watched = this.observer.pause();
-        this.sweep(cx);
-        bell.at_work.store(false, SeqCst);
-        if bell.rung.swap(false, SeqCst) {
-            cx.waker().wake_by_ref();
-        }
-        match ended {
-            Poll::Ready(ended) => {
-                // Every exchange hears of the end, and is reported.
-                this.take_outcomes(&mut Context::from_waker(&waker));
-                Poll::Ready(Over::Ended(ended))
-            }
-            Poll::Pending if watched => Poll::Pending,
-            Poll::Pending => Poll::Ready(Over::Unwatched),
         }
     }
 }
@@ -446,7 +571,18 @@ pub(crate) fn explain(refusal: &Refusal) -> String {
     if refusal.hint.is_empty() { refusal.message.clone() } else { format!("{} {}", refusal.message, refusal.hint) }
 }
 
-/// Whether the relay says that coming back is no use.
-pub(crate) fn is_final(ended: &Ended) -> bool {
-    matches!(ended, Ended::Remote { reason: GoAway::Revoked | GoAway::Expired | GoAway::Replaced, .. })
+/// Why a session ended, as a sentence's part, in words that are true.
+pub(crate) fn because(ended: &Ended) -> String {
+    match ended {
+        Ended::Silent(time) => format!("nothing was heard from the relay for {} s", time.as_secs()),
+        Ended::Remote { reason: GoAway::Shutdown, .. } => "the relay shuts down".to_owned(),
+        Ended::Remote { reason: GoAway::Silent, .. } => {
+            "the relay heard nothing from this client for too long".to_owned()
+        }
+        Ended::Remote { reason, text } if text.is_empty() => format!("the relay ended the session ({reason})"),
+        Ended::Remote { text, .. } => format!("the relay ended the session: {}", text.trim_end_matches('.')),
+        Ended::Link(why) => format!("the connection to the relay broke: {why}"),
+        Ended::Violation { reason, detail } => format!("the relay broke the protocol ({reason}): {detail}"),
+        Ended::Local(_) => "this client ended the session".to_owned(),
+    }
 }

@@ -1,0 +1,108 @@
+//! What differs between Linux, macOS and Windows, and nothing else.
+//!
+//! Linux is what the tests run on. Everything here has an arm for the other two that needs nothing but what Rust's own
+//! library and the sockets' promise there.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::path::Path;
+use std::time::Duration;
+
+#[cfg(target_os = "linux")]
+use relay_protocol::link::UNSENT;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpStream;
+
+/// When a silent connection is probed, and how often. The session's own heartbeat notices a dead relay first; this
+/// keeps the entry of a NAT alive while the process is stopped.
+const KEEPALIVE: TcpKeepalive =
+    TcpKeepalive::new().with_time(Duration::from_secs(15)).with_interval(Duration::from_secs(5));
+
+/// How long sent bytes may stay unacknowledged: a dead link is noticed within 15 s even while we write to it.
+#[cfg(target_os = "linux")]
+const USER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Time that goes on while the machine sleeps, from any fixed point on. On Linux that is `CLOCK_BOOTTIME`; elsewhere it
+/// is the time of day, which a person may set, and whoever uses this must bear that.
+pub(crate) fn time_with_sleep() -> Duration {
+    #[cfg(target_os = "linux")]
+    {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        Duration::try_from(time).unwrap_or_default()
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
+    }
+}
+
+/// The address of this machine from which the system would reach `peer`; `None` where there is no way. Connecting a UDP
+/// socket looks the route up and sends nothing.
+pub(crate) fn address_towards(peer: SocketAddr) -> Option<IpAddr> {
+    let any = match peer {
+        SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    socket.connect(peer).ok()?;
+    socket.local_addr().ok().map(|address| address.ip()).filter(|address| !address.is_unspecified())
+}
+
+/// Makes a connection to the relay quick, and quick to notice that it is dead.
+///
+/// # Errors
+/// Where an option is refused. The connection works all the same.
+pub(crate) fn tune(tcp: &TcpStream) -> io::Result<()> {
+    tcp.set_nodelay(true)?;
+    let socket = SockRef::from(tcp);
+    socket.set_tcp_keepalive(&KEEPALIVE)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_notsent_lowat(UNSENT)?;
+    Ok(())
+}
+
+/// Makes a directory, and those above it, for this user alone. On Windows a user's own directories are that already.
+///
+/// # Errors
+/// As [`DirBuilder::create`].
+pub(crate) fn create_private_directory(directory: &Path) -> io::Result<()> {
+    let mut builder = DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.recursive(true).create(directory)
+}
+
+/// Makes a file for this user alone, and opens it for writing.
+///
+/// # Errors
+/// As [`OpenOptions::open`]; also where the file is there already.
+pub(crate) fn create_private_file(file: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.write(true).create_new(true).open(file)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+    use super::*;
+
+    #[test]
+    fn the_way_to_this_machine_starts_on_it() {
+        assert_eq!(address_towards("127.0.0.1:9".parse().unwrap()), Some(Ipv4Addr::LOCALHOST.into()));
+        assert_eq!(address_towards("127.0.0.1:9".parse().unwrap()), Some(Ipv4Addr::LOCALHOST.into()), "and stays");
+    }
+
+    #[test]
+    fn time_with_sleep_goes_forward() {
+        let before = time_with_sleep();
+        std::thread::sleep(Duration::from_millis(2));
+        let passed = time_with_sleep() - before;
+        assert!(passed >= Duration::from_millis(2) && passed < Duration::from_secs(60), "{passed:?}");
+    }
+}
