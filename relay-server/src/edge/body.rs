@@ -316,15 +316,77 @@ pub(crate) struct Upload {
     limits: Arc<Limits>,
     /// Read, and not yet covered by the client's credit.
     held: Bytes,
-    /// Read, and to be passed on behind `held`.
-    trailers: Option<Bytes>,
+    /// All that was read, while that is little: should the link be lost, it is sent again on another.
+    kept: Kept,
     received: u64,
     /// The same for the exchange's record, once the response has begun.
     counted: Option<Arc<AtomicU64>>,
+    /// The body was read to its end.
     ended: bool,
+    /// What stood behind it, as it crosses the wire.
+    trailers: Bytes,
     idle: Option<Pin<Box<Sleep>>>,
     /// When the last piece came, of a body that did not come with its head.
     moved: Option<Instant>,
+}
+
+/// The pieces of a body, as they came: nothing is copied, and one piece needs no allocation.
+#[derive(Debug, Default)]
+struct Kept {
+    first: Bytes,
+    more: Vec<Bytes>,
+    /// Of all pieces that came; none is kept once this is beyond [`MAX_KEPT`].
+    size: usize,
+    /// Pieces that the stream has, or that are held for it.
+    taken: usize,
+}
+
+/// Bytes of a body that are kept until its request is answered.
+const MAX_KEPT: usize = 64 * 1024;
+
+/// What a piece counts for at least, because it may keep a buffer alive that is larger than itself.
+const MIN_PIECE: usize = 1024;
+
+impl Kept {
+    /// Notes a piece that goes to the stream.
+    fn push(&mut self, piece: &Bytes) {
+        if piece.is_empty() || !self.is_whole() {
+            return;
+        }
+        self.size += piece.len().max(MIN_PIECE);
+        if !self.is_whole() {
+            return self.forget();
+        }
+        if self.first.is_empty() {
+            self.first = piece.clone()
+        } else {
+            self.more.push(piece.clone())
+        }
+        self.taken += 1;
+    }
+
+    /// The next piece that the stream has not had yet.
+    fn next(&mut self) -> Option<Bytes> {
+        let piece = match self.taken.checked_sub(1) {
+            None => Some(&self.first).filter(|first| !first.is_empty()),
+            Some(behind_first) => self.more.get(behind_first),
+        };
+        let piece = piece?.clone();
+        self.taken += 1;
+        Some(piece)
+    }
+
+    fn count(&self) -> usize {
+        usize::from(!self.first.is_empty()) + self.more.len()
+    }
+
+    const fn is_whole(&self) -> bool {
+        self.size <= MAX_KEPT
+    }
+
+    fn forget(&mut self) {
+        *self = Self { size: usize::MAX, ..Self::default() };
+    }
 }
 
 impl Upload {
@@ -334,10 +396,11 @@ impl Upload {
             body,
             limits,
             held: Bytes::new(),
-            trailers: None,
+            kept: Kept::default(),
             received: 0,
             counted: None,
             ended,
+            trailers: Bytes::new(),
             idle: None,
             moved: None,
         }
@@ -347,13 +410,7 @@ impl Upload {
     pub(crate) fn poll_first(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UploadError>> {
         while !self.ended && self.held.is_empty() {
             match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(bytes) => self.take(bytes)?,
-                    Err(frame) => {
-                        self.trailers = Some(passed_trailers(frame));
-                        return Poll::Ready(Ok(()));
-                    }
-                },
+                Some(Ok(frame)) => self.take(frame)?,
                 Some(Err(error)) => return Poll::Ready(Err(UploadError::of(&error))),
                 None => self.ended = true,
             }
@@ -362,14 +419,33 @@ impl Upload {
         Poll::Ready(Ok(()))
     }
 
-    /// What [`Self::poll_first`] read, and whether it is all.
+    /// What a stream is opened with, and whether it is all.
     pub(crate) fn first(&mut self) -> (&mut Bytes, bool) {
-        (&mut self.held, self.ended)
+        let is_all = self.ended && self.trailers.is_empty() && self.kept.taken == self.kept.count();
+        (&mut self.held, is_all)
     }
 
     /// Whether everything is in the stream after it was opened with [`Self::first`].
-    pub(crate) fn is_done(&self) -> bool {
-        self.ended && self.held.is_empty()
+    pub(crate) fn is_done(&mut self) -> bool {
+        let (held, is_all) = self.first();
+        is_all && held.is_empty()
+    }
+
+    /// Begins again for another stream, which is to be opened with [`Self::first`]. False where what was sent is not kept
+    /// any more.
+    pub(crate) fn rewind(&mut self) -> bool {
+        if !self.kept.is_whole() {
+            return false;
+        }
+        self.kept.taken = 0;
+        self.held = self.kept.next().unwrap_or_default();
+        self.idle = None;
+        true
+    }
+
+    /// Keeps nothing any more: the request has been answered.
+    pub(crate) fn forget(&mut self) {
+        self.kept.forget();
     }
 
     /// When the last piece came, of a body that did not come with its head.
@@ -393,8 +469,12 @@ impl Upload {
             if !self.held.is_empty() {
                 ready!(stream.poll_send(&mut self.held, cx)).map_err(|_| UploadError::Unwanted)?;
             }
-            if let Some(trailers) = self.trailers.take() {
-                return Poll::Ready(stream.finish(trailers).map_err(|_| UploadError::Unwanted));
+            if let Some(piece) = self.kept.next() {
+                self.held = piece;
+                continue;
+            }
+            if self.ended {
+                return Poll::Ready(stream.finish(self.trailers.clone()).map_err(|_| UploadError::Unwanted));
             }
             let frame = match Pin::new(&mut self.body).poll_frame(cx) {
                 Poll::Ready(frame) => frame,
@@ -402,15 +482,14 @@ impl Upload {
             };
             self.idle = None;
             match frame {
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(bytes) => {
+                Some(Ok(frame)) => {
+                    if frame.is_data() {
                         self.moved = Some(Instant::now());
-                        self.take(bytes)?;
                     }
-                    Err(frame) => self.trailers = Some(passed_trailers(frame)),
-                },
+                    self.take(frame)?;
+                }
                 Some(Err(error)) => return Poll::Ready(Err(UploadError::of(&error))),
-                None => return Poll::Ready(stream.finish(Bytes::new()).map_err(|_| UploadError::Unwanted)),
+                None => self.ended = true,
             }
         }
     }
@@ -422,7 +501,15 @@ impl Upload {
         Poll::Ready(Err(UploadError::Silent))
     }
 
-    fn take(&mut self, bytes: Bytes) -> Result<(), UploadError> {
+    fn take(&mut self, frame: Frame<Bytes>) -> Result<(), UploadError> {
+        let bytes = match frame.into_data() {
+            Ok(bytes) => bytes,
+            Err(frame) => {
+                self.trailers = passed_trailers(frame);
+                self.ended = true;
+                return Ok(());
+            }
+        };
         self.received += bytes.len() as u64;
         if let Some(count) = &self.counted {
             count.store(self.received, Relaxed);
@@ -430,7 +517,44 @@ impl Upload {
         if self.received > self.limits.body_bytes {
             return Err(UploadError::TooLarge);
         }
+        self.kept.push(&bytes);
         self.held = bytes;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all(kept: &mut Kept) -> Vec<Bytes> {
+        kept.taken = 0;
+        std::iter::from_fn(|| kept.next()).collect()
+    }
+
+    #[test]
+    fn what_was_sent_is_kept_piece_by_piece_until_it_is_much() {
+        let mut kept = Kept::default();
+        assert!(all(&mut kept).is_empty() && kept.is_whole());
+        let pieces = ["one", "", "two", "three"].map(Bytes::from_static);
+        pieces.iter().for_each(|piece| kept.push(piece));
+        assert_eq!(kept.next(), None, "the stream has had them all");
+        assert_eq!(all(&mut kept), ["one", "two", "three"]);
+        assert_eq!(all(&mut kept).first().map(Bytes::as_ptr), pieces.first().map(Bytes::as_ptr), "nothing was copied");
+        kept.push(&Bytes::from(vec![0; MAX_KEPT - 3 * MIN_PIECE]));
+        assert_eq!(all(&mut kept).len(), 4);
+        kept.push(&Bytes::from_static(b"x"));
+        assert!(all(&mut kept).is_empty() && !kept.is_whole());
+    }
+
+    #[test]
+    fn tiny_pieces_are_bounded_by_their_number() {
+        let mut kept = Kept::default();
+        (0..MAX_KEPT / MIN_PIECE).for_each(|_| kept.push(&Bytes::from_static(b"x")));
+        assert_eq!(all(&mut kept).len(), 64);
+        kept.push(&Bytes::from_static(b"x"));
+        assert!(!kept.is_whole() && kept.more.capacity() == 0);
+        kept.push(&Bytes::from_static(b"x"));
+        assert!(all(&mut kept).is_empty());
     }
 }

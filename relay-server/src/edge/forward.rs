@@ -16,10 +16,10 @@ use hyper::body::Incoming;
 use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
 use relay_protocol::exchange::{append_all, append_framed, end_to_end, upgrade_of};
-use relay_protocol::frame::Reset;
+use relay_protocol::frame::{GoAway, Reset, StreamId};
 use relay_protocol::link::Stream;
 use relay_protocol::message::{MessageError, Payload, RequestHead, ResponseHead};
-use relay_protocol::mux::{Item, OpenError};
+use relay_protocol::mux::{Ended, Item, OpenError, StreamError};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 use ulid::Ulid;
@@ -73,7 +73,7 @@ pub(crate) async fn forward(
     let head = request_head(&parts, sender, &host);
     let mut exchange = Box::new(Exchange::new(shared.clone(), head, parts.version, started, in_flight));
     let mut upload = Some(Upload::new(body, shared.limits.clone()));
-    if upload.as_ref().is_some_and(|upload| !upload.is_done()) {
+    if upload.as_mut().is_some_and(|upload| !upload.is_done()) {
         // Where a body ends and another protocol begins is read differently by different servers. RFC 9110, section
         // 7.8, lets us ignore the wish.
         exchange.head.upgrade = None;
@@ -127,6 +127,14 @@ impl From<Cause> for Failure {
     }
 }
 
+/// Why there is no response head.
+enum Stopped {
+    /// For a reason that the sender is told.
+    Failed(Failure),
+    /// The session ended under the request.
+    Lost,
+}
+
 async fn deliver(
     shared: &Arc<Shared>,
     exchange: &mut Exchange,
@@ -143,10 +151,7 @@ async fn deliver(
             message: Some(format!("The request's body has {declared} bytes; this relay allows {limit}.")),
         });
     }
-    let tunnel = find(shared, host, exchange.started).await?;
-    let allowed = tunnel.timeout.unwrap_or(shared.limits.deadline);
-    let deadline = exchange.started + allowed;
-    let began = exchange.started;
+    let mut tunnel = find(shared, host, exchange.started).await?;
     // A body that has arrived with its head travels with it. hyper hands it over one poll later.
     if !expects {
         let mut polls = 0;
@@ -161,72 +166,98 @@ async fn deliver(
         });
         first.await.map_err(upload_failure)?;
     }
-    let now = Instant::now();
-    exchange.head.tunnel = tunnel.number;
-    exchange.head.elapsed_ms = millis(now - exchange.started);
-    exchange.head.deadline_ms = millis(deadline.saturating_duration_since(now));
-    let head = exchange.head.to_bytes().map_err(head_failure)?;
-    let (held, ended) = upload.first();
-    // With an upgrade, what the sender says after the 101 is still to come.
-    let last = ended && exchange.head.upgrade.is_none();
-    let stream = tunnel.link.open(head, held, last).map_err(|error| match error {
-        OpenError::Ending => Cause::LinkLost,
-        OpenError::TooMany(_) => Cause::TooManyRequests,
-    })?;
-
-    let mut uploading = !upload.is_done();
-    // Its body is sent once the upstream asks for it.
-    let mut paused = expects;
-    let mut timer = pin!(sleep_until(deadline));
-    let answered = poll_fn(|cx| {
-        loop {
-            match stream.poll_recv(cx) {
-                Poll::Ready(Ok(Some(Item::Head { head, interim }))) => {
-                    if !interim {
-                        return Poll::Ready(Ok(head));
+    // Where the link is lost, the request moves to the one that its client comes back on.
+    let mut latest = exchange.started;
+    let (stream, head, uploading) = loop {
+        let allowed = tunnel.timeout.unwrap_or(shared.limits.deadline);
+        let deadline = latest.max(exchange.started + allowed);
+        let began = exchange.started;
+        let now = Instant::now();
+        exchange.head.tunnel = tunnel.number;
+        exchange.head.elapsed_ms = millis(now - began);
+        exchange.head.deadline_ms = millis(deadline.saturating_duration_since(now));
+        let head = exchange.head.to_bytes().map_err(head_failure)?;
+        let (held, ended) = upload.first();
+        // With an upgrade, what the sender says after the 101 is still to come.
+        let last = ended && exchange.head.upgrade.is_none();
+        let stream = match tunnel.link.open(head, held, last) {
+            Ok(stream) => stream,
+            Err(OpenError::TooMany(_)) => return Err(Cause::TooManyRequests.into()),
+            // It ended just now, and its client knows nothing of the request.
+            Err(OpenError::Ending) => {
+                tunnel = find(shared, host, exchange.started).await?;
+                continue;
+            }
+        };
+        let mut uploading = !upload.is_done();
+        // Its body is sent once the upstream asks for it.
+        let mut paused = expects;
+        let mut seen = false;
+        let mut timer = pin!(sleep_until(deadline));
+        let answered = poll_fn(|cx| {
+            loop {
+                match stream.poll_recv(cx) {
+                    Poll::Ready(Ok(Some(Item::Head { head, interim }))) => {
+                        if !interim {
+                            return Poll::Ready(Ok(head));
+                        }
+                        seen = true;
+                        paused = false;
                     }
-                    paused = false;
-                }
-                Poll::Ready(Ok(_)) => return Poll::Ready(Err(Failure::from(Cause::UpstreamInvalid))),
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(Cause::from(error).into())),
-                Poll::Pending => break,
-            }
-        }
-        if uploading && !paused {
-            match upload.poll(&stream, cx) {
-                Poll::Ready(Ok(())) => uploading = false,
-                // The stream itself will say why.
-                Poll::Ready(Err(UploadError::Unwanted)) => uploading = false,
-                Poll::Ready(Err(error)) => {
-                    stream.reset(error.reset());
-                    return Poll::Ready(Err(upload_failure(error)));
-                }
-                Poll::Pending => {}
-            }
-        }
-        while timer.as_mut().poll(cx).is_ready() {
-            // A large body that takes its time is no fault of the service, which has not seen all of it.
-            let extended = upload.moved().filter(|moved| {
-                let waited = moved.saturating_duration_since(began).as_secs();
-                tunnel.timeout.is_none() && waited > 0 && upload.received() / waited >= SLOWEST_UPLOAD
-            });
-            match extended.map(|moved| moved + allowed).filter(|later| *later > timer.deadline()) {
-                Some(later) => timer.as_mut().reset(later),
-                None => {
-                    let message = format!("The local service did not answer within {}.", show(allowed));
-                    return Poll::Ready(Err(Failure { cause: Cause::Deadline, message: Some(message) }));
+                    Poll::Ready(Ok(_)) => return Poll::Ready(Err(Stopped::Failed(Cause::UpstreamInvalid.into()))),
+                    Poll::Ready(Err(StreamError::SessionEnded)) => return Poll::Ready(Err(Stopped::Lost)),
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(Stopped::Failed(Cause::from(error).into()))),
+                    Poll::Pending => break,
                 }
             }
+            if uploading && !paused {
+                match upload.poll(&stream, cx) {
+                    Poll::Ready(Ok(())) => uploading = false,
+                    // The stream itself will say why.
+                    Poll::Ready(Err(UploadError::Unwanted)) => uploading = false,
+                    Poll::Ready(Err(error)) => {
+                        stream.reset(error.reset());
+                        return Poll::Ready(Err(Stopped::Failed(upload_failure(error))));
+                    }
+                    Poll::Pending => {}
+                }
+            }
+            while timer.as_mut().poll(cx).is_ready() {
+                // A large body that takes its time is no fault of the service, which has not seen all of it.
+                let extended = upload.moved().filter(|moved| {
+                    let waited = moved.saturating_duration_since(began).as_secs();
+                    tunnel.timeout.is_none() && waited > 0 && upload.received() / waited >= SLOWEST_UPLOAD
+                });
+                match extended.map(|moved| moved + allowed).filter(|later| *later > timer.deadline()) {
+                    Some(later) => timer.as_mut().reset(later),
+                    None => {
+                        stream.reset(Reset::Deadline);
+                        let message = format!("The local service did not answer within {}.", show(allowed));
+                        let failure = Failure { cause: Cause::Deadline, message: Some(message) };
+                        return Poll::Ready(Err(Stopped::Failed(failure)));
+                    }
+                }
+            }
+            Poll::Pending
+        });
+        let answered = answered.await;
+        exchange.received(upload.received());
+        match answered {
+            Ok(head) => break (stream, head, uploading),
+            Err(Stopped::Failed(failure)) => return Err(failure),
+            Err(Stopped::Lost) => {
+                latest = timer.deadline();
+                let id = stream.id();
+                drop(stream);
+                // What its client has seen must not be sent twice.
+                if seen || !upload.rewind() {
+                    return Err(Cause::LinkLost.into());
+                }
+                tunnel = come_back(shared, &tunnel, id, latest).await.ok_or(Cause::LinkLost)?;
+            }
         }
-        Poll::Pending
-    });
-    let answered = answered.await;
-    exchange.received(upload.received());
-    let head = answered.inspect_err(|failure| {
-        if failure.cause == Cause::Deadline {
-            stream.reset(Reset::Deadline);
-        }
-    })?;
+    };
+    upload.forget();
     let head = ResponseHead::from_bytes(&head).map_err(|error| {
         tracing::warn!(%error, "a client sent a response head that does not decode");
         Cause::UpstreamInvalid
@@ -289,6 +320,23 @@ async fn find(shared: &Shared, host: &PublicHost, started: Instant) -> Result<Ar
             found.ok_or_else(|| Cause::ClientOffline.into())
         }
     }
+}
+
+/// The tunnel on which the client of a lost one is back, if it has not seen the request that was stream `id` there.
+async fn come_back(shared: &Shared, lost: &Tunnel, id: StreamId, deadline: Instant) -> Option<Arc<Tunnel>> {
+    // Whoever has said goodbye, or was sent away, does not resume.
+    let comes_back = match lost.link.ended()? {
+        Ended::Silent(_) | Ended::Link(_) | Ended::Local(GoAway::Replaced) => true,
+        Ended::Remote { reason, .. } => reason != GoAway::Shutdown,
+        Ended::Local(_) | Ended::Violation { .. } => false,
+    };
+    if !comes_back || shared.stopping.is_cancelled() {
+        return None;
+    }
+    let until = deadline.min(Instant::now() + shared.limits.client_wait);
+    let tunnel = shared.registry.wait(&lost.name, until, shared.limits.client_waiters as u64).await?;
+    let unseen = tunnel.resumed.is_some_and(|resumed| resumed.from == lost.session && resumed.last_stream < id.get());
+    unseen.then_some(tunnel)
 }
 
 /// The head as it crosses the wire. The tunnel's number and the times are filled in when it is sent.
