@@ -24,6 +24,7 @@
 
 pub mod app;
 pub mod body;
+pub mod peer;
 pub mod process;
 pub mod tools;
 pub mod wire;
