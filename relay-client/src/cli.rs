@@ -79,6 +79,27 @@ pub enum Command {
         Tunnels live at https://NAME.relay.localhost:8443, with a certificate of a CA that is made on \
         first use and kept; the curl line that is printed trusts it.")]
     Dev(DevArgs),
+    /// Store a relay and your token, so that no command needs them any more
+    #[command(after_help = "Examples:\n  \
+        relay login https://relay.example.com\n  \
+        relay login https://relay.example.com < token.txt\n\n\
+        Without --token and RELAY_TOKEN it is read from standard input; a terminal does not show it. The relay \
+        is asked whether it takes the token before anything is stored.")]
+    Login(LoginArgs),
+    /// Forget what `relay login` has stored
+    Logout,
+}
+
+/// `relay login`.
+#[derive(Args, Debug)]
+pub struct LoginArgs {
+    /// The relay's URL, or only its host
+    #[arg(value_name = "URL")]
+    pub relay: RelayUrl,
+
+    /// Who we are there, and how it is reached.
+    #[command(flatten)]
+    pub way: WayArgs,
 }
 
 /// `relay http`.
@@ -169,8 +190,17 @@ pub struct ConnectionArgs {
     #[arg(long, value_name = "URL", env = "RELAY_URL")]
     pub relay: Option<RelayUrl>,
 
-    /// The token that the relay's operator gave you; better in RELAY_TOKEN or relay.toml, because
-    /// others on this machine can see command lines
+    /// Who we are there, and how it is reached.
+    #[command(flatten)]
+    pub way: WayArgs,
+}
+
+/// Who we are to a relay, and how it is reached.
+#[derive(Args, Debug, Default)]
+#[command(next_help_heading = "Connection")]
+pub struct WayArgs {
+    /// The token that the relay's operator gave you; better stored by `relay login`, or in
+    /// RELAY_TOKEN, because others on this machine can see command lines
     #[arg(long, value_name = "TOKEN", env = "RELAY_TOKEN", hide_env_values = true)]
     pub token: Option<Secret>,
 
@@ -319,7 +349,7 @@ mod tests {
         assert!(open.takeover && !open.random);
         assert_eq!(open.max_reconnect_time, Some(Duration::from_secs(300)));
         assert_eq!(open.connection.relay.unwrap().to_string(), "https://relay.example");
-        assert_eq!(open.connection.relay_addr.unwrap().to_string(), "127.0.0.1:8443");
+        assert_eq!(open.connection.way.relay_addr.unwrap().to_string(), "127.0.0.1:8443");
     }
 
     #[test]
@@ -379,7 +409,7 @@ mod tests {
         for page in pages {
             let blocks = page.split("```").skip(1).step_by(2);
             for line in blocks.flat_map(str::lines).filter(|line| line.starts_with("relay ")) {
-                let command = line.split(" | ").next().unwrap();
+                let command = line.split(" | ").next().and_then(|line| line.split(" < ").next()).unwrap();
                 seen += 1;
                 assert!(Cli::from_arguments(shell_words(command)).is_ok(), "{line}");
             }

@@ -2,7 +2,8 @@
 //!
 //! First everything that was said is read as it stands: flags and environment by [`crate::cli`] (a
 //! flag beats its variable), files by [`Files::load`]. Then [`Settings`] decides what holds: flag
-//! before environment before file before default. Nothing after that parses or defaults.
+//! before environment before `./relay.toml` before `~/.config/relay/relay.toml` before what
+//! [`crate::login`] has stored before default. Nothing after that parses or defaults.
 //!
 //! ```toml
 //! # relay.toml
@@ -22,6 +23,7 @@
 //! relay, CA or address, the token of the user's own file stays at home.
 
 use std::{
+    collections::BTreeMap,
     fmt, io,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -111,7 +113,8 @@ impl Settings {
             files.keep_to(relay);
         }
         let file = &files.file;
-        let token = typed.token.or_else(|| file.token.clone());
+        let way = typed.way;
+        let token = way.token.or_else(|| file.token.clone());
         match &token {
             Some(token) if !token.is_one_word() => return Err(ConfigError::Token),
             Some(_) => {}
@@ -124,8 +127,8 @@ impl Settings {
         Ok(Self {
             relay: typed.relay.or_else(|| file.relay.clone()).ok_or(ConfigError::NoRelay)?,
             token,
-            relay_ca: typed.relay_ca.or_else(|| file.relay_ca.clone()),
-            relay_addr: typed.relay_addr.or_else(|| file.relay_addr.clone()),
+            relay_ca: way.relay_ca.or_else(|| file.relay_ca.clone()),
+            relay_addr: way.relay_addr.or_else(|| file.relay_addr.clone()),
             tunnel,
             show: ShowSettings::new(args.show, file),
             random: args.random,
@@ -169,21 +172,37 @@ impl ShowSettings {
 /// A configuration file as it was written. Each key is explained where [`Settings`] holds it.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct File {
+pub(crate) struct File {
     #[serde(default, deserialize_with = "parsed")]
-    relay: Option<RelayUrl>,
-    token: Option<Secret>,
-    relay_ca: Option<PathBuf>,
+    pub(crate) relay: Option<RelayUrl>,
+    pub(crate) token: Option<Secret>,
+    pub(crate) relay_ca: Option<PathBuf>,
     #[serde(default, deserialize_with = "parsed")]
-    relay_addr: Option<HostPort>,
+    pub(crate) relay_addr: Option<HostPort>,
     #[serde(default, deserialize_with = "name")]
-    subdomain: Option<String>,
+    pub(crate) subdomain: Option<String>,
     #[serde(default, deserialize_with = "parsed")]
-    host_header: Option<HostHeader>,
+    pub(crate) host_header: Option<HostHeader>,
     #[serde(default, deserialize_with = "time")]
-    timeout: Option<Duration>,
-    upstream_protocol: Option<UpstreamProtocol>,
-    output: Option<Output>,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) upstream_protocol: Option<UpstreamProtocol>,
+    pub(crate) output: Option<Output>,
+    /// Where each key stands.
+    #[serde(skip)]
+    pub(crate) places: BTreeMap<String, Place>,
+}
+
+/// A line of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    file: PathBuf,
+    line: usize,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file.display(), self.line)
+    }
 }
 
 fn parsed<'de, D: Deserializer<'de>, T: FromStr<Err: fmt::Display>>(from: D) -> Result<Option<T>, D::Error> {
@@ -207,6 +226,8 @@ pub struct Places {
     pub project: Option<PathBuf>,
     /// The user's own: `~/.config/relay/relay.toml`.
     pub user: Option<PathBuf>,
+    /// What `relay login` has stored: `~/.config/relay/login.toml`.
+    pub login: Option<PathBuf>,
 }
 
 impl Places {
@@ -216,7 +237,8 @@ impl Places {
         Self {
             only: std::env::var_os("RELAY_CONFIG").filter(|value| !value.is_empty()).map(PathBuf::from),
             project: Some(PathBuf::from("relay.toml")),
-            user: config_home.map(|home| home.join("relay/relay.toml")),
+            user: config_home.as_ref().map(|home| home.join("relay/relay.toml")),
+            login: config_home.map(|home| home.join("relay/login.toml")),
         }
     }
 }
@@ -232,9 +254,9 @@ pub(crate) fn base_directory(variable: &str, below_home: &str) -> Option<PathBuf
 /// What the configuration files say together.
 #[derive(Debug, Default)]
 pub struct Files {
-    file: File,
+    pub(crate) file: File,
     /// Why a token that a file holds is not used; of interest where there is no other.
-    withheld: Option<String>,
+    pub(crate) withheld: Option<String>,
     /// What the user should know: a sentence each.
     pub warnings: Vec<String>,
 }
@@ -245,18 +267,25 @@ impl Files {
     /// # Errors
     /// Where a file cannot be read, or says something that is not understood.
     pub fn load(places: &Places) -> Result<Self, ConfigError> {
-        let mut files = Self::default();
-        if let Some(only) = &places.only {
-            files.file = files.read(only, true)?.unwrap_or_default();
-            return Ok(files);
-        }
-        let mut read = |place: &Option<PathBuf>| match place {
-            Some(path) => files.read(path, false).map(Option::unwrap_or_default),
-            None => Ok(File::default()),
+        let (files, errors) = Self::load_all(places);
+        errors.into_iter().next().map_or(Ok(files), Err)
+    }
+
+    /// As [`Files::load`], with what could be read, and everything that is wrong.
+    pub(crate) fn load_all(places: &Places) -> (Self, Vec<ConfigError>) {
+        let (mut files, mut errors) = (Self::default(), Vec::new());
+        let mut read = |files: &mut Self, path: &Path, must_exist| {
+            files.read(path, must_exist).map_err(|error| errors.push(error)).ok().flatten().unwrap_or_default()
         };
-        let (project, user) = (read(&places.project)?, read(&places.user)?);
-        files.merge(project, user);
-        Ok(files)
+        if let Some(only) = &places.only {
+            files.file = read(&mut files, only, true);
+            return (files, errors);
+        }
+        for path in [&places.login, &places.user, &places.project].into_iter().flatten() {
+            let upper = read(&mut files, path, false);
+            files.put_over(upper);
+        }
+        (files, errors)
     }
 
     fn read(&mut self, path: &Path, must_exist: bool) -> Result<Option<File>, ConfigError> {
@@ -276,6 +305,7 @@ impl Files {
                 message: error.message().to_owned(),
             }
         })?;
+        file.places = places(path, &text);
         if let (Some(ca), Some(directory)) = (&mut file.relay_ca, path.parent()) {
             *ca = directory.join(&*ca);
         }
@@ -288,45 +318,78 @@ impl Files {
         Ok(Some(file))
     }
 
-    /// The project's file before the user's, key by key, but the connection as a whole.
-    fn merge(&mut self, project: File, user: File) {
-        fn agrees<T: PartialEq>(project: &Option<T>, user: &Option<T>) -> bool {
-            project.is_none() || project == user
+    /// Puts a file over what holds so far: key by key, but the connection as a whole.
+    fn put_over(&mut self, upper: File) {
+        fn agrees<T: PartialEq>(upper: &Option<T>, lower: &Option<T>) -> bool {
+            upper.is_none() || upper == lower
         }
-        let same_relay = agrees(&project.relay, &user.relay)
-            && agrees(&project.relay_ca, &user.relay_ca)
-            && agrees(&project.relay_addr, &user.relay_addr);
-        if !same_relay && user.token.is_some() && project.token.is_none() {
-            self.withheld = Some(
-                "the token of your own relay.toml is not used, because the one in this directory names another relay, \
-                 CA or address; set RELAY_TOKEN if you trust it, or name the same ones beside your token"
-                    .to_owned(),
-            );
+        let mut lower = std::mem::take(&mut self.file);
+        let same_relay = agrees(&upper.relay, &lower.relay)
+            && agrees(&upper.relay_ca, &lower.relay_ca)
+            && agrees(&upper.relay_addr, &lower.relay_addr);
+        if !same_relay {
+            let place =
+                |file: &File, keys: &[&str]| keys.iter().find_map(|key| file.places.get(*key)).map(Place::to_string);
+            if lower.token.is_some() && upper.token.is_none() {
+                self.withheld = Some(format!(
+                    "the token of {} is not used, because {} names another relay, CA or address; set RELAY_TOKEN if you \
+                     trust it, or name the same ones beside your token",
+                    place(&lower, &["token"]).unwrap_or_default(),
+                    place(&upper, &CONNECTION).unwrap_or_default(),
+                ));
+            }
+            lower.forget_connection();
         }
-        let connection = if same_relay { user.clone() } else { project.clone() };
+        if upper.token.is_some() {
+            self.withheld = None;
+        }
+        let mut places = lower.places;
+        places.extend(upper.places);
         self.file = File {
-            relay: connection.relay,
-            token: project.token.or(connection.token),
-            relay_ca: connection.relay_ca,
-            relay_addr: connection.relay_addr,
-            subdomain: project.subdomain.or(user.subdomain),
-            host_header: project.host_header.or(user.host_header),
-            timeout: project.timeout.or(user.timeout),
-            upstream_protocol: project.upstream_protocol.or(user.upstream_protocol),
-            output: project.output.or(user.output),
+            relay: upper.relay.or(lower.relay),
+            token: upper.token.or(lower.token),
+            relay_ca: upper.relay_ca.or(lower.relay_ca),
+            relay_addr: upper.relay_addr.or(lower.relay_addr),
+            subdomain: upper.subdomain.or(lower.subdomain),
+            host_header: upper.host_header.or(lower.host_header),
+            timeout: upper.timeout.or(lower.timeout),
+            upstream_protocol: upper.upstream_protocol.or(lower.upstream_protocol),
+            output: upper.output.or(lower.output),
+            places,
         };
     }
 
     /// Forgets what the files say of another relay than this one.
-    fn keep_to(&mut self, relay: &RelayUrl) {
-        let Some(other) = self.file.relay.take_if(|other| other != relay) else { return };
-        (self.file.relay_ca, self.file.relay_addr) = (None, None);
-        if self.file.token.take().is_some() {
+    pub(crate) fn keep_to(&mut self, relay: &RelayUrl) {
+        let Some(other) = self.file.relay.clone().filter(|other| other != relay) else { return };
+        if self.file.token.is_some() {
+            let place = self.file.places.get("token").map(Place::to_string).unwrap_or_default();
             self.withheld = Some(format!(
-                "the token of relay.toml belongs to {other} and is not sent to {relay}; give one with RELAY_TOKEN"
+                "the token of {place} belongs to {other} and is not sent to {relay}; give one with RELAY_TOKEN"
             ));
         }
+        self.file.forget_connection();
     }
+}
+
+/// The keys that lead to a relay, and belong together.
+const CONNECTION: [&str; 3] = ["relay", "relay_ca", "relay_addr"];
+
+impl File {
+    fn forget_connection(&mut self) {
+        (self.relay, self.token, self.relay_ca, self.relay_addr) = (None, None, None, None);
+        self.places.retain(|key, _| key != "token" && !CONNECTION.contains(&key.as_str()));
+    }
+}
+
+/// The line of each key of a file that has been understood.
+fn places(file: &Path, text: &str) -> BTreeMap<String, Place> {
+    let keys: BTreeMap<toml::Spanned<String>, de::IgnoredAny> = toml::from_str(text).unwrap_or_default();
+    let place = |key: toml::Spanned<String>| {
+        let line = text.get(..key.span().start).unwrap_or_default().matches('\n').count() + 1;
+        (key.into_inner(), Place { file: file.to_owned(), line })
+    };
+    keys.into_keys().map(place).collect()
 }
 
 #[cfg(unix)]
@@ -365,12 +428,14 @@ pub enum ConfigError {
     },
     /// Nobody said which relay.
     #[error(
-        "no relay is named; use --relay https://relay.example.com, or set RELAY_URL, or write \
-         relay = \"https://relay.example.com\" into ~/.config/relay/relay.toml (relay dev needs none)"
+        "no relay is named; run relay login https://relay.example.com once, or use --relay, or set RELAY_URL (relay dev \
+         needs none)"
     )]
     NoRelay,
     /// The token is empty or not one word. It is not shown.
-    #[error("the token is not one word of letters, digits and _; look at --token, RELAY_TOKEN or relay.toml")]
+    #[error(
+        "the token is not one word of letters, digits and _; look at --token, RELAY_TOKEN, relay.toml or relay login"
+    )]
     Token,
 }
 
@@ -381,7 +446,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::cli::{Cli, Command, ConnectionArgs};
+    use crate::cli::{Cli, Command, ConnectionArgs, WayArgs};
 
     /// A directory with these two files.
     fn places(project: &str, user: &str) -> (TempDir, Places) {
@@ -392,7 +457,8 @@ mod tests {
             set_mode(&path, 0o600);
             Some(path)
         };
-        let places = Places { only: None, project: write("relay.toml", project), user: write("user.toml", user) };
+        let places =
+            Places { only: None, project: write("relay.toml", project), user: write("user.toml", user), login: None };
         (directory, places)
     }
 
@@ -406,7 +472,7 @@ mod tests {
         let Command::Http(mut args) = cli.command else { panic!("another command") };
         // What the environment of the test says does not count.
         let typed = |flag: &str| flags.contains(&flag);
-        let ConnectionArgs { relay, token, relay_ca, .. } = &mut args.open.connection;
+        let ConnectionArgs { relay, way: WayArgs { token, relay_ca, .. } } = &mut args.open.connection;
         relay.take_if(|_| !typed("--relay"));
         token.take_if(|_| !typed("--token"));
         relay_ca.take_if(|_| !typed("--relay-ca"));
@@ -493,6 +559,30 @@ mod tests {
         {
             let (settings, warnings) = settle(project, user, flags);
             assert_eq!((settings.token.unwrap().expose(), warnings.len()), ("own", 0));
+        }
+    }
+
+    #[test]
+    fn what_was_stored_comes_last_and_stays_with_its_relay() {
+        let stored = "relay = 'a.example'\ntoken = 'stored'";
+        for (project, user, token) in [
+            ("", "", Some("stored")),
+            ("subdomain = 'x'", "timeout = '1s'", Some("stored")),
+            ("", "relay = 'a.example'", Some("stored")),
+            ("", "relay = 'b.example'\ntoken = 'user'", Some("user")),
+            ("", "relay = 'b.example'", None),
+            ("relay = 'b.example'", "", None),
+            ("relay = 'b.example'", "token = 'user'", None),
+        ] {
+            let (directory, mut places) = places(project, user);
+            let login = directory.path().join("login.toml");
+            std::fs::write(&login, stored).unwrap();
+            set_mode(&login, 0o600);
+            places.login = Some(login);
+            let mut files = Files::load(&places).unwrap();
+            let settings = decide(&[], &mut files).unwrap();
+            assert_eq!(settings.token.as_ref().map(Secret::expose), token, "{project} {user}");
+            assert_eq!(files.warnings.len(), usize::from(token.is_none()), "{:?}", files.warnings);
         }
     }
 

@@ -9,6 +9,7 @@
 //! Programs embed [`Tunnel`] or [`Client`]; the `relay` command is a thin shell around them.
 
 pub mod address;
+mod atomic;
 pub mod cli;
 pub mod config;
 pub mod demo;
@@ -17,9 +18,11 @@ pub mod dev;
 pub mod dial;
 pub mod listen;
 mod local;
+pub mod login;
 pub mod names;
-mod platform;
 pub mod open;
+mod platform;
+mod prompt;
 pub mod rewrite;
 pub mod screen;
 mod session;

@@ -5,14 +5,15 @@ use std::process::ExitCode;
 use relay_client::cli::{Cli, Command, Exit, ServiceArgs};
 use relay_client::config::{Files, Places, Settings};
 use relay_client::listen::{Answer, ListenError};
+use relay_client::login::LoginError;
 use relay_client::screen::Screen;
-use relay_client::{ClientError, listen, open};
+use relay_client::{ClientError, ConnectError, listen, login, open};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    let cli = match Cli::from_arguments(std::env::args_os()) {
+    let mut cli = match Cli::from_arguments(std::env::args_os()) {
         Ok(cli) => cli,
         Err(usage) => {
             // A closed pipe is no reason to fail differently.
@@ -22,6 +23,16 @@ fn main() -> ExitCode {
     };
     let filter = EnvFilter::try_from_env("RELAY_LOG").unwrap_or_else(|_| EnvFilter::new("warn,hyper=error,h2=error"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    // What neither waits nor listens needs no runtime, and Ctrl-C ends it as it ends everything.
+    match &mut cli.command {
+        Command::Login(args) => {
+            if let Err(error) = login::ask(args) {
+                return fail(exit_of_login(&error), &error);
+            }
+        }
+        Command::Logout => return say(login::logout(&Places::of_process())),
+        _ => {}
+    }
     // One thread: an exchange then costs no switch, and the local service has the other cores.
     let runtime = match Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -35,7 +46,17 @@ async fn run(command: Command) -> ExitCode {
         Ok(signals) => signals,
         Err(error) => return fail(Exit::Failed, &error),
     };
-    let mut files = match Files::load(&Places::of_process()) {
+    let places = Places::of_process();
+    let command = match command {
+        Command::Login(args) => {
+            let interrupted = async {
+                signals.next().await;
+            };
+            return say(login::login(args, &places, interrupted).await);
+        }
+        command => command,
+    };
+    let mut files = match Files::load(&places) {
         Ok(files) => files,
         Err(error) => return fail(Exit::Usage, &error),
     };
@@ -83,10 +104,33 @@ async fn run(command: Command) -> ExitCode {
                 _ => (Exit::Failed, error.to_string()),
             })
         }
+        Command::Login(_) | Command::Logout => Ok(()),
     };
     match result {
         Ok(()) => by.into(),
         Err((exit, message)) => fail(exit, &message),
+    }
+}
+
+/// What a command has done is told to people: standard output is for data.
+fn say(done: Result<String, LoginError>) -> ExitCode {
+    match done {
+        Ok(text) => {
+            eprintln!("relay: {text}");
+            Exit::Done.into()
+        }
+        Err(error) => fail(exit_of_login(&error), &error),
+    }
+}
+
+fn exit_of_login(error: &LoginError) -> Exit {
+    match error {
+        LoginError::Connect(ConnectError::Refused { code, .. }) if code == "unauthorized" => Exit::Unauthorized,
+        LoginError::Connect(ConnectError::Revoked(_)) => Exit::Unauthorized,
+        LoginError::Connect(_) => Exit::Unreachable,
+        LoginError::Token { .. } | LoginError::Target(_) => Exit::Usage,
+        LoginError::Interrupted => Exit::Interrupted,
+        LoginError::Ask(_) | LoginError::NoHome | LoginError::File { .. } => Exit::Failed,
     }
 }
 

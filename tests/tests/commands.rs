@@ -1,12 +1,16 @@
 //! The commands of `relay` beside `http` and `dev`, as a user runs them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+use std::path::PathBuf;
+use std::sync::Arc;
+
 use http::Request;
 use relay_tests::body::{empty, full};
-use relay_tests::process::run;
+use relay_tests::process::{Ended, run};
 use relay_tests::world::connect_tls;
 use relay_tests::{Answer, Body, Http, Process, RelayClient, RelayServer};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 const DEFAULTS: [&str; 0] = [];
 
@@ -126,6 +130,79 @@ mod relay_listen {
             let ended = run("relay", [&["listen"], arguments].concat()).await;
             assert_eq!(ended.code(), 2, "{ended:?}");
             assert!(ended.stderr.contains(hint) && ended.stdout.is_empty(), "{ended:?}");
+        }
+    }
+}
+
+mod relay_login {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    /// `relay …` in this home, with `input` on standard input.
+    async fn relay(home: &Arc<TempDir>, input: &str, arguments: &[&str]) -> Ended {
+        // The binary stands beside the directory of the tests.
+        let test = std::env::current_exe().unwrap();
+        let binary = test.ancestors().nth(2).unwrap().join("relay").display().to_string();
+        let variables = [("BINARY", binary.as_str()), ("INPUT", input)];
+        let line = ["-c", "printf %s \"$INPUT\" | \"$BINARY\" \"$@\"", "sh"];
+        let all = [&line[..], arguments].concat();
+        Process::spawn_in(home.clone(), "/bin/sh", all, &variables).await.wait().await
+    }
+
+    fn home() -> Arc<TempDir> {
+        Arc::new(tempfile::tempdir().unwrap())
+    }
+
+    fn stored(home: &Arc<TempDir>) -> PathBuf {
+        home.path().join(".config/relay/login.toml")
+    }
+
+    #[tokio::test]
+    async fn makes_the_flags_of_the_way_unnecessary() {
+        let server = RelayServer::spawn(DEFAULTS).await;
+        let token = server.token("me").await;
+        let (home, way) = (home(), way(&server));
+        let arguments = words(&["login", way[1].as_str()], &way[2..]);
+        let ended = relay(&home, &format!("{token}\n"), &arguments).await;
+        assert_eq!((ended.code(), ended.stdout.as_str()), (0, ""), "{ended:?}");
+        assert!(ended.stderr.contains(&stored(&home).display().to_string()), "{ended:?}");
+        assert!(!ended.stderr.contains("rly_"), "{ended:?}");
+        let mode = std::fs::metadata(stored(&home)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+
+        let mut bin = Process::spawn_in(home.clone(), "relay", ["listen", "--output", "json"], &[]).await;
+        assert_eq!(bin.json().await["relay"], server.url);
+        bin.terminate().await;
+
+        for said in ["Removed", "nothing"] {
+            let ended = relay(&home, "", &["logout"]).await;
+            assert_eq!(ended.code(), 0, "{ended:?}");
+            assert!(ended.stderr.contains(said), "{ended:?}");
+        }
+        assert!(!stored(&home).exists());
+        assert_eq!(relay(&home, "", &["listen"]).await.code(), 2, "no relay is named");
+    }
+
+    #[tokio::test]
+    async fn stores_nothing_that_the_relay_does_not_take() {
+        let server = RelayServer::spawn(DEFAULTS).await;
+        let (home, way) = (home(), way(&server));
+        let closed = relay_tests::app::listener().await.local_addr().unwrap().to_string();
+        let login = words(&["login", way[1].as_str()], &way[2..]);
+        let nobody = ["login", way[1].as_str(), "--relay-addr", &closed];
+        for (input, arguments, code) in [
+            ("rly_wrong\n", &login[..], 3),
+            ("", &login, 2),
+            ("two words\n", &login, 2),
+            ("rly_x", &nobody, 5),
+            ("rly_x", &["login"], 2),
+            ("rly_x", &["login", "http://relay.example"], 2),
+        ] {
+            let ended = relay(&home, input, arguments).await;
+            assert_eq!(ended.code(), code, "{input} {arguments:?}: {ended:?}");
+            assert!(!ended.stderr.contains("rly_") && !ended.stderr.contains("two words"), "{ended:?}");
+            assert!(!stored(&home).exists());
         }
     }
 }
