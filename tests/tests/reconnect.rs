@@ -1,0 +1,706 @@
+//! How a client holds on: links cut in silence, sleep, another network, relays that are killed, drain, or refuse.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use relay_client::dial::{Target, Trust};
+use relay_client::terminal::Event;
+use relay_client::{Client, ClientError, Observer, Tunnel, TunnelOptions};
+use relay_protocol::frame::{Frame, GoAway, SessionKind};
+use relay_protocol::message::{Bound, Hello, Payload, PublicName, RequestHead, Welcome};
+use relay_tests::peer::{Socket, id};
+use relay_tests::{App, Process, RelayClient, RelayServer, Wire, within};
+use rustix::process::Signal;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+/// The way to a relay, which a test can take away: bytes vanish, and neither end is told.
+struct Cable {
+    addr: SocketAddr,
+    to: watch::Sender<SocketAddr>,
+    lost: watch::Sender<Lost>,
+    accepted: Arc<AtomicU64>,
+    _task: JoinSet<()>,
+}
+
+/// Connections whose number is below this lose what is sent in this direction.
+#[derive(Clone, Copy, Default)]
+struct Lost {
+    up: u64,
+    down: u64,
+}
+
+impl Cable {
+    async fn new(to: SocketAddr) -> Self {
+        Self::at("127.0.0.1:0", to).await
+    }
+
+    async fn at(here: &str, to: SocketAddr) -> Self {
+        let listener = TcpListener::bind(here).await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (to, target) = watch::channel(to);
+        let (lost, losses) = watch::channel(Lost::default());
+        let accepted = Arc::new(AtomicU64::new(0));
+        let numbers = accepted.clone();
+        let mut task = JoinSet::new();
+        task.spawn(async move {
+            let mut pumps = JoinSet::new();
+            loop {
+                let (near, _) = listener.accept().await.unwrap();
+                let number = numbers.fetch_add(1, SeqCst);
+                let (target, losses) = (*target.borrow(), losses.clone());
+                pumps.spawn(async move {
+                    let Ok(far) = TcpStream::connect(target).await else { return };
+                    let ((near_read, near_write), (far_read, far_write)) = (near.into_split(), far.into_split());
+                    let (up, down) = (losses.clone(), losses);
+                    tokio::join!(
+                        pump(near_read, far_write, || number < up.borrow().up),
+                        pump(far_read, near_write, || number < down.borrow().down),
+                    );
+                });
+            }
+        });
+        Self { addr, to, lost, accepted, _task: task }
+    }
+
+    /// What is sent on the connections that there are vanishes from now on; later ones work.
+    fn cut(&self, up: bool, down: bool) {
+        let now = self.accepted.load(SeqCst);
+        self.lost.send_modify(|lost| {
+            lost.up = if up { now } else { lost.up };
+            lost.down = if down { now } else { lost.down };
+        });
+    }
+
+    /// Later connections lead there.
+    fn lead_to(&self, relay: SocketAddr) {
+        self.to.send_replace(relay);
+    }
+}
+
+async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, is_lost: impl Fn() -> bool) {
+    let mut buffer = vec![0; 64 * 1024];
+    while let Ok(n @ 1..) = from.read(&mut buffer).await {
+        if !is_lost() && to.write_all(&buffer[..n]).await.is_err() {
+            break;
+        }
+    }
+    if is_lost() {
+        // A goodbye is lost as well.
+        std::future::pending::<()>().await;
+    }
+    let _ = to.shutdown().await;
+}
+
+/// The arguments of `relay http TARGET` as a client of this relay, at this address.
+fn arguments(server: &RelayServer, at: SocketAddr, token: &str, target: &str, more: &[&str]) -> Vec<String> {
+    let (at, ca) = (at.to_string(), server.ca_file().display().to_string());
+    let mut all = vec!["http", target, "--relay", &server.url, "--relay-ca", &ca, "--relay-addr", &at];
+    all.extend(["--token", token, "--output", "json"]);
+    all.extend(more);
+    all.into_iter().map(str::to_owned).collect()
+}
+
+async fn client(server: &RelayServer, at: SocketAddr, token: &str, app: &App, more: &[&str]) -> RelayClient {
+    RelayClient::spawn(arguments(server, at, token, &app.addr().to_string(), more)).await
+}
+
+fn host(client: &RelayClient) -> String {
+    client.url().trim_start_matches("https://").to_owned()
+}
+
+/// A request on a connection of its own, sent.
+async fn begin(server: &RelayServer, host: &str, path: &str) -> Wire {
+    let tls = relay_tests::world::connect_tls(server.https, host, &server.ca_file(), &[b"http/1.1"]).await;
+    let mut wire = Wire::new(tls);
+    wire.send(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")).await;
+    wire
+}
+
+async fn get(server: &RelayServer, host: &str) -> u16 {
+    begin(server, host, "/").await.message().await.map_or(0, |answer| answer.status())
+}
+
+async fn service() -> App {
+    App::serve(|_| async { relay_tests::app::ok("ok") }).await
+}
+
+mod a_link {
+    use super::*;
+
+    #[tokio::test]
+    async fn that_is_cut_in_silence_is_replaced_within_17_seconds() {
+        let server = RelayServer::spawn([""; 0]).await;
+        let token = server.token("cut").await;
+        let app = service().await;
+        let cut = async |what: &str, up: bool, down: bool| {
+            let cable = Cable::new(server.https).await;
+            let mut client = client(&server, cable.addr, &token, &app, &[]).await;
+            let host = host(&client);
+            assert_eq!(get(&server, &host).await, 200);
+            cable.cut(up, down);
+            let since = Instant::now();
+            // Neither end has been told, so this one is sent into the cut, and from there to the new link.
+            let in_the_gap = async { if down && !up { get(&server, &host).await } else { 200 } };
+            let back = async {
+                let lost = client.process.event("session.disconnected").await;
+                let noticed = since.elapsed();
+                client.process.event("session.reconnected").await;
+                (lost["reason"].as_str().unwrap().to_owned(), noticed, since.elapsed())
+            };
+            let (status, (reason, noticed, back)) = tokio::join!(in_the_gap, back);
+            println!("cut {what}: noticed after {noticed:.2?}, back after {back:.2?}: {reason}");
+            assert!(back < Duration::from_secs(17), "{what}: {back:?}");
+            assert!(reason.contains("heard nothing") || reason.contains("nothing was heard"), "{what}: {reason}");
+            assert_eq!(status, 200, "{what}: the request in the gap");
+            assert_eq!(get(&server, &host).await, 200, "{what}");
+        };
+        tokio::join!(cut("both ways", true, true), cut("towards the relay", true, false), cut("back", false, true));
+    }
+
+    /// A stopped program is as good as a laptop that sleeps: its clocks jump, and the relay has given it up.
+    #[tokio::test]
+    async fn is_back_soon_after_a_sleep() {
+        let server = RelayServer::spawn([""; 0]).await;
+        let token = server.token("sleep").await;
+        let app = service().await;
+        let long = async {
+            let mut client = client(&server, server.https, &token, &app, &[]).await;
+            let host = host(&client);
+            client.process.signal(Signal::STOP);
+            sleep(Duration::from_secs(17)).await;
+            client.process.signal(Signal::CONT);
+            let woken = Instant::now();
+            let lost = client.process.event("session.disconnected").await;
+            client.process.event("session.reconnected").await;
+            let back = woken.elapsed();
+            println!("back {back:.2?} after a wake: {}", lost["reason"]);
+            assert!(back < Duration::from_secs(2), "{back:?}");
+            assert!(lost["reason"].as_str().unwrap().contains("did not run for 1"), "{lost}");
+            assert_eq!(get(&server, &host).await, 200);
+        };
+        // A nap that the link survives is nobody's business.
+        let short = async {
+            let mut client = client(&server, server.https, &token, &app, &[]).await;
+            let host = host(&client);
+            client.process.signal(Signal::STOP);
+            sleep(Duration::from_secs(8)).await;
+            client.process.signal(Signal::CONT);
+            assert_eq!(get(&server, &host).await, 200);
+            assert_eq!(client.process.json().await["event"], "exchange");
+            // Longer than the relay has for its answer to the probe.
+            sleep(Duration::from_secs(2)).await;
+            assert_eq!(get(&server, &host).await, 200);
+            assert_eq!(client.process.json().await["event"], "exchange");
+        };
+        tokio::join!(long, short);
+    }
+
+    /// A network of the client's own, in which its address can change.
+    struct Network {
+        name: String,
+        subnet: String,
+    }
+
+    impl Network {
+        /// Needs root, as network namespaces do.
+        fn new() -> Self {
+            let pid = std::process::id();
+            let network = Self { name: format!("relay{pid}"), subnet: format!("10.219.{}", pid % 250) };
+            let Self { name, subnet } = &network;
+            network.ip(&format!("netns add {name}"));
+            network.ip(&format!("link add rh{pid} type veth peer name rc{pid} netns {name}"));
+            network.ip(&format!("addr add {subnet}.1/24 dev rh{pid}"));
+            network.ip(&format!("link set rh{pid} up"));
+            network.inside(&format!("link set rc{pid} up"));
+            network
+        }
+
+        fn ip(&self, arguments: &str) {
+            assert!(self.try_ip(arguments), "ip {arguments}; this test needs root");
+        }
+
+        fn try_ip(&self, arguments: &str) -> bool {
+            let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+            let mut command = std::process::Command::new("/bin/sh");
+            command.args(["-c", &format!("exec ip {arguments}")]).env("PATH", path);
+            command.status().is_ok_and(|status| status.success())
+        }
+
+        fn inside(&self, arguments: &str) {
+            self.ip(&format!("-n {} {arguments}", self.name));
+        }
+
+        /// The client's address is this and no other.
+        fn move_to(&self, last: u8) {
+            let (pid, subnet) = (std::process::id(), &self.subnet);
+            self.inside(&format!("addr flush dev rc{pid}"));
+            self.inside(&format!("addr add {subnet}.{last}/24 dev rc{pid}"));
+        }
+    }
+
+    impl Drop for Network {
+        fn drop(&mut self) {
+            // The pair of devices goes with it.
+            self.try_ip(&format!("netns del {}", self.name));
+        }
+    }
+
+    #[tokio::test]
+    async fn follows_the_machine_to_another_network() {
+        let server = RelayServer::spawn([""; 0]).await;
+        let token = server.token("moved").await;
+        let network = Network::new();
+        network.move_to(2);
+        let cable = Cable::at(&format!("{}.1:0", network.subnet), server.https).await;
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("app.sock");
+        let _app = App::unix(&socket, |_| async { relay_tests::app::ok("ok") });
+        let target = format!("unix:{}", socket.display());
+        let relay = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("relay");
+        let script = "PATH=$PATH:/usr/sbin:/sbin; exec ip netns exec \"$@\"";
+        let mut all = vec!["-c".to_owned(), script.to_owned(), "sh".to_owned(), network.name.clone()];
+        all.push(relay.display().to_string());
+        all.extend(arguments(&server, cable.addr, &token, &target, &[]));
+        let mut process = Process::spawn("/bin/sh", all).await;
+        let ready = process.json().await;
+        let host = ready["url"].as_str().unwrap().trim_start_matches("https://").to_owned();
+        assert_eq!(get(&server, &host).await, 200);
+
+        for address in [3, 4] {
+            network.move_to(address);
+            let moved = Instant::now();
+            let lost = process.event("session.disconnected").await;
+            process.event("session.reconnected").await;
+            let back = moved.elapsed();
+            println!("back {back:.2?} after a change of the network: {}", lost["reason"]);
+            assert_eq!(lost["reason"], "the network changed");
+            assert!(back < Duration::from_secs(5), "{back:?}");
+            assert_eq!(get(&server, &host).await, 200);
+        }
+    }
+}
+
+mod a_relay {
+    use super::*;
+
+    #[tokio::test]
+    async fn that_is_killed_has_its_client_back_under_the_same_name() {
+        let mut server = RelayServer::spawn([""; 0]).await;
+        let token = server.token("killed").await;
+        let app = service().await;
+        let mut client = client(&server, server.https, &token, &app, &[]).await;
+        let host = host(&client);
+        for _ in 0..3 {
+            let (home, https) = (server.process.home().clone(), server.https.to_string());
+            server.process.kill().await;
+            let lost = client.process.event("session.disconnected").await;
+            server = RelayServer::spawn_in(home, ["--https", https.as_str()]).await;
+            let listens = Instant::now();
+            client.process.event("session.reconnected").await;
+            let back = listens.elapsed();
+            println!("back {back:.2?} after the relay listens again: {}", lost["reason"]);
+            assert!(back < Duration::from_secs(5), "{back:?}");
+            assert_eq!(get(&server, &host).await, 200);
+        }
+    }
+
+    /// An upgrade: the new relay takes over while the old one still answers what it has.
+    #[tokio::test]
+    async fn that_drains_is_left_for_its_successor_before_it_is_gone() {
+        let mut old = RelayServer::spawn(["--public-port", "443"]).await;
+        let token = old.token("drains").await;
+        let (open, gate) = watch::channel(false);
+        let app = App::serve(move |request| {
+            let mut gate = gate.clone();
+            async move {
+                if request.uri().path() == "/slow" {
+                    gate.wait_for(|open| *open).await.unwrap();
+                }
+                relay_tests::app::ok("ok")
+            }
+        })
+        .await;
+        let cable = Cable::new(old.https).await;
+        let mut client = client(&old, cable.addr, &token, &app, &["--subdomain", "hooks"]).await;
+        let host = host(&client);
+        let mut slow = begin(&old, &host, "/slow").await;
+        app.reached(1).await;
+
+        // The successor has the same tokens, names and CA.
+        let home = Arc::new(tempfile::tempdir().unwrap());
+        copy(old.data_dir(), &home.path().join("data"));
+        let new = RelayServer::spawn_in(home, ["--public-port", "443"]).await;
+        cable.lead_to(new.https);
+        old.process.signal(Signal::TERM);
+        let since = Instant::now();
+        assert_eq!(get(&new, &host).await, 200);
+        println!("the successor's first answer comes {:.2?} after the old relay began to drain", since.elapsed());
+        assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
+
+        open.send_replace(true);
+        let answer = slow.message().await.expect("the old relay answers what it has");
+        assert_eq!((answer.status(), &answer.body[..]), (200, &b"ok"[..]));
+        assert_eq!(old.process.wait().await.code(), 0);
+        assert_eq!(get(&new, &host).await, 200);
+        // And nobody has noticed.
+        for _ in 0..3 {
+            assert_eq!(client.process.json().await["event"], "exchange");
+        }
+    }
+
+    fn copy(from: &std::path::Path, to: &std::path::Path) {
+        std::fs::create_dir_all(to).unwrap();
+        for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+            let (kind, to) = (entry.file_type().unwrap(), to.join(entry.file_name()));
+            if kind.is_dir() {
+                copy(&entry.path(), &to);
+            } else if kind.is_file() {
+                std::fs::copy(entry.path(), to).unwrap();
+            }
+        }
+    }
+
+    /// Also while an attempt hangs on a network that swallows everything.
+    #[tokio::test]
+    async fn that_stays_away_is_given_up_when_the_user_says_so() {
+        let mut server = RelayServer::spawn([""; 0]).await;
+        let token = server.token("away").await;
+        let app = service().await;
+        let cable = Cable::new(server.https).await;
+        let mut client = client(&server, cable.addr, &token, &app, &["--max-reconnect-time", "2s"]).await;
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        cable.lead_to(silent.local_addr().unwrap());
+        server.process.kill().await;
+        client.process.event("session.disconnected").await;
+        let lost = Instant::now();
+        let ended = client.process.wait().await;
+        assert_eq!(ended.code(), 6, "{}", ended.stderr);
+        println!("given up {:.2?} after the loss: {}", lost.elapsed(), ended.stderr.trim());
+        assert!(lost.elapsed() < Duration::from_secs(5), "{:?}", lost.elapsed());
+    }
+}
+
+/// Relays that do as the test tells them.
+mod a_relay_by_hand {
+    use super::*;
+
+    struct Relay {
+        listener: TcpListener,
+    }
+
+    /// What a client was told, as lines.
+    struct Told(mpsc::Sender<String>);
+
+    impl Observer for Told {
+        fn observe(&mut self, event: &Event<'_>) {
+            let line = match event {
+                Event::Ready { name, .. } => format!("ready {name}"),
+                Event::Disconnected { reason, .. } => format!("disconnected: {reason}"),
+                Event::Reconnected { .. } => "reconnected".to_owned(),
+                Event::Notice(text) => format!("notice: {text}"),
+                _ => return,
+            };
+            let _ = self.0.try_send(line);
+        }
+    }
+
+    impl Relay {
+        async fn start() -> Self {
+            Self { listener: TcpListener::bind("127.0.0.1:0").await.unwrap() }
+        }
+
+        fn url(&self) -> String {
+            format!("http://{}", self.listener.local_addr().unwrap())
+        }
+
+        /// A client of it that runs in a task of its own, and what it is told.
+        fn client(
+            &self,
+            app: &App,
+            names: &[&str],
+        ) -> (tokio::task::JoinHandle<Result<(), ClientError>>, mpsc::Receiver<String>) {
+            let target = Target::new(self.url().parse().unwrap(), &Trust::System).unwrap();
+            let mut client = Client::new(target).token("rly_canary".to_owned().into());
+            for name in names {
+                client = client.tunnel(TunnelOptions::new(app.upstream()).subdomain(*name));
+            }
+            let (told, lines) = mpsc::channel(1000);
+            let running = async move { client.run(&mut Told(told), std::future::pending()).await };
+            (tokio::spawn(running), lines)
+        }
+
+        /// The client's next connection, after its request.
+        async fn asked(&self) -> Wire {
+            let (tcp, _) = within("a connection of the client", self.listener.accept()).await.unwrap();
+            let mut wire = Wire::new(tcp);
+            wire.head().await.unwrap();
+            wire
+        }
+
+        /// The client's next session, up to its Hello.
+        async fn hello(&self) -> (Socket, Hello) {
+            let mut wire = self.asked().await;
+            wire.send(
+                "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
+                 Sec-WebSocket-Protocol: relay.v1\r\nSec-WebSocket-Accept: x\r\n\r\n",
+            )
+            .await;
+            let mut socket = Socket::new(wire, false);
+            let hello = socket.next_message(SessionKind::Hello).await;
+            (socket, hello)
+        }
+
+        /// The client's next session, with all that it asks for, and this key.
+        async fn session(&self, key: u8) -> (Socket, Hello) {
+            let (mut socket, hello) = self.hello().await;
+            let bound = |spec: &relay_protocol::message::TunnelSpec| {
+                let name = spec.name.clone().unwrap();
+                let url = format!("https://{name}.relay.test");
+                Bound { tunnel: spec.tunnel, result: Ok(PublicName { name, url }) }
+            };
+            let welcome = Welcome {
+                session: "by hand".into(),
+                version: "99.0".into(),
+                resume_key: [key; 32],
+                resumed: false,
+                heartbeat_ms: 10_000,
+                max_streams: 1024,
+                tunnels: hello.tunnels.iter().map(bound).collect(),
+                // Of a later version.
+                extra: vec![relay_protocol::message::Extra { tag: 999, value: vec![1, 2, 3] }],
+            };
+            socket.send(&[Frame::Session(SessionKind::Welcome, welcome.to_bytes().unwrap())]).await;
+            (socket, hello)
+        }
+    }
+
+    fn open(stream: u32, tunnel: u32) -> Frame {
+        let head = RequestHead {
+            tunnel,
+            id: "01J0000000000000000000000".into(),
+            deadline_ms: 30_000,
+            elapsed_ms: 0,
+            method: http::Method::GET,
+            target: http::uri::PathAndQuery::from_static("/"),
+            authority: "hooks.relay.test".into(),
+            remote: "192.0.2.1".into(),
+            upgrade: None,
+            headers: Vec::new(),
+        };
+        let head = head.to_bytes().unwrap();
+        Frame::Open { stream: id(stream), request_credit: 65_536, response_credit: 65_536, last: true, head }
+    }
+
+    /// The status of a stream's answer.
+    async fn status(socket: &mut Socket, stream: u32) -> u16 {
+        loop {
+            match socket.next_said().await.expect("the session is up") {
+                Frame::Head { stream: of, head, .. } if of.get() == stream => {
+                    return relay_protocol::message::ResponseHead::from_bytes(&head).unwrap().status.as_u16();
+                }
+                Frame::Reset { stream: of, reset } if of.get() == stream => panic!("a reset: {reset}"),
+                _ => {}
+            }
+        }
+    }
+
+    fn unbind(tunnel: u32) -> Frame {
+        Frame::Session(SessionKind::Unbind, tunnel.to_bytes().unwrap())
+    }
+
+    fn go_away(reason: GoAway, drain: bool, text: &str) -> Frame {
+        Frame::GoAway { reason, drain, text: text.to_owned() }
+    }
+
+    async fn line(lines: &mut mpsc::Receiver<String>) -> String {
+        within("a line", lines.recv()).await.expect("the client runs")
+    }
+
+    #[tokio::test]
+    async fn gets_the_last_key_and_the_last_request_that_was_handed_over() {
+        let relay = Relay::start().await;
+        let app = service().await;
+        let (running, mut lines) = relay.client(&app, &["hooks"]);
+        let (mut first, hello) = relay.session(1).await;
+        assert_eq!(hello.resume, None);
+        first.send(&[open(1, 0), open(2, 0), open(7, 0)]).await;
+        assert_eq!(status(&mut first, 7).await, 200);
+        drop(first);
+        let (second, hello) = relay.session(2).await;
+        let resume = hello.resume.expect("the session is resumed");
+        assert_eq!((resume.key, resume.last_stream), ([1; 32], 7));
+        assert_eq!(hello.tunnels[0].name.as_deref(), Some("hooks"));
+        assert_eq!(line(&mut lines).await, "ready hooks");
+        let reason = line(&mut lines).await;
+        assert!(reason.starts_with("disconnected: the connection to the relay broke"), "{reason}");
+        assert_eq!(line(&mut lines).await, "reconnected");
+        drop(second);
+        // This one does not even come to a Welcome, and so uses no key up that the client knows of.
+        drop(relay.hello().await);
+        let (_third, hello) = relay.session(3).await;
+        let resume = hello.resume.expect("the session is resumed");
+        assert_eq!((resume.key, resume.last_stream), ([2; 32], 0), "each session has its own");
+        running.abort();
+    }
+
+    #[tokio::test]
+    async fn that_drains_is_served_to_the_end_beside_its_successor() {
+        let relay = Relay::start().await;
+        let (open_gate, gate) = watch::channel(false);
+        let app = App::serve(move |_| {
+            let mut gate = gate.clone();
+            async move {
+                gate.wait_for(|open| *open).await.unwrap();
+                relay_tests::app::ok("ok")
+            }
+        })
+        .await;
+        let (running, mut lines) = relay.client(&app, &["hooks"]);
+        let (mut old, _) = relay.session(1).await;
+        old.send(&[open(1, 0)]).await;
+        app.reached(1).await;
+        old.send(&[go_away(GoAway::Shutdown, true, "The relay shuts down.")]).await;
+        // The old session would end with its streams if it were resumed.
+        let (mut new, hello) = relay.session(2).await;
+        assert_eq!(hello.resume, None);
+        new.send(&[open(1, 0)]).await;
+        app.reached(2).await;
+        open_gate.send_replace(true);
+        assert_eq!(status(&mut old, 1).await, 200);
+        assert_eq!(status(&mut new, 1).await, 200);
+        // The end of the old one is nothing to speak of.
+        while within("the old session's end", old.next_said()).await.is_some() {}
+        new.send(&[open(2, 0)]).await;
+        assert_eq!(status(&mut new, 2).await, 200);
+        assert_eq!(line(&mut lines).await, "ready hooks");
+        assert!(lines.try_recv().is_err(), "there was no gap");
+        // From now on that one counts.
+        drop(new);
+        let (_third, hello) = relay.session(3).await;
+        assert_eq!(hello.resume.map(|resume| (resume.key, resume.last_stream)), Some(([2; 32], 2)));
+        running.abort();
+    }
+
+    #[tokio::test]
+    async fn that_gives_one_of_several_names_away_ends_that_tunnel_only() {
+        let relay = Relay::start().await;
+        let app = service().await;
+        let (running, mut lines) = relay.client(&app, &["one", "two"]);
+        let (mut socket, _) = relay.session(1).await;
+        assert_eq!((line(&mut lines).await, line(&mut lines).await), ("ready one".into(), "ready two".into()));
+        socket.send(&[unbind(0), open(1, 1)]).await;
+        assert_eq!(status(&mut socket, 1).await, 200, "the other goes on");
+        let notice = line(&mut lines).await;
+        assert!(notice.starts_with("notice: https://one.relay.test has ended"), "{notice}");
+        drop(socket);
+        let (mut socket, hello) = relay.session(2).await;
+        let asked: Vec<_> = hello.tunnels.iter().map(|spec| (spec.tunnel, spec.name.as_deref())).collect();
+        assert_eq!(asked, [(1, Some("two"))], "what is lost is not asked for again");
+        socket.send(&[unbind(1)]).await;
+        let ended = within("the client's end", running).await.unwrap();
+        assert!(matches!(ended, Err(ClientError::NameLost(_))), "{ended:?}");
+    }
+
+    /// A token that ends between the upgrade and the Welcome is no transient failure.
+    #[tokio::test]
+    async fn that_revokes_the_token_before_its_welcome_is_not_asked_again() {
+        for (reason, is_back) in [(GoAway::Revoked, false), (GoAway::Expired, true)] {
+            let relay = Relay::start().await;
+            let app = service().await;
+            let (running, mut lines) = relay.client(&app, &["hooks"]);
+            if is_back {
+                let _first = relay.session(1).await;
+                assert_eq!(line(&mut lines).await, "ready hooks");
+            }
+            let (mut socket, _) = relay.hello().await;
+            socket.send(&[go_away(reason, false, "The token has ended.")]).await;
+            let ended = within("the client's end", running).await.unwrap();
+            let Err(ClientError::Unauthorized(text)) = ended else { panic!("{reason}: {ended:?}") };
+            assert_eq!(text, "The token has ended.");
+            let again = tokio::time::timeout(Duration::from_millis(500), relay.listener.accept()).await;
+            assert!(again.is_err(), "{reason}: the relay is hammered");
+        }
+    }
+
+    /// At the start the user is told; later the other version may be an upgrade that is taken back.
+    #[tokio::test]
+    async fn of_another_version_refuses_in_words_and_is_asked_again_only_by_who_was_connected() {
+        let body = r#"{"error":{"code":"upgrade-required","message":"This relay speaks relay.v7.","hint":"Update."}}"#;
+        let refusal = format!(
+            "HTTP/1.1 426 Upgrade Required\r\nRelay-Error: upgrade-required\r\nSec-WebSocket-Protocol: relay.v7\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            body.len()
+        );
+        let relay = Relay::start().await;
+        let app = service().await;
+        let url = relay.url();
+        let target = app.addr().to_string();
+        let mut process = Process::spawn("relay", ["http", &target, "--relay", &url, "--token", "rly_canary"]).await;
+        relay.asked().await.send(&refusal).await;
+        let ended = process.wait().await;
+        assert_eq!(ended.code(), 5, "{}", ended.stderr);
+        assert!(ended.stderr.contains("This relay speaks relay.v7. Update."), "{}", ended.stderr);
+
+        let (running, mut lines) = relay.client(&app, &["hooks"]);
+        let (first, _) = relay.session(1).await;
+        assert_eq!(line(&mut lines).await, "ready hooks");
+        drop(first);
+        relay.asked().await.send(&refusal).await;
+        let (mut socket, _) = relay.session(2).await;
+        // Frames of a later version that may be skipped.
+        socket.send(&[Frame::Skipped, open(1, 0)]).await;
+        assert_eq!(status(&mut socket, 1).await, 200);
+        assert!(line(&mut lines).await.starts_with("disconnected: the connection"));
+        assert_eq!(line(&mut lines).await, "disconnected: This relay speaks relay.v7. Update.");
+        assert_eq!(line(&mut lines).await, "reconnected");
+        running.abort();
+    }
+
+    #[tokio::test]
+    async fn ends_a_session_for_a_reason_that_is_passed_on_in_words() {
+        let relay = Relay::start().await;
+        let app = service().await;
+        let (running, mut lines) = relay.client(&app, &["hooks"]);
+        let (mut socket, _) = relay.session(1).await;
+        assert_eq!(line(&mut lines).await, "ready hooks");
+        for (reason, text, told) in [
+            (GoAway::Shutdown, "The relay shuts down.", "the relay shuts down"),
+            (GoAway::Silent, "nothing was heard", "the relay heard nothing from this client for too long"),
+            (GoAway::Internal, "A disk broke.", "the relay ended the session: A disk broke"),
+            (GoAway::Other(4711), "Of a later version.", "the relay ended the session: Of a later version"),
+        ] {
+            socket.send(&[go_away(reason, false, text)]).await;
+            (socket, _) = relay.session(1).await;
+            assert_eq!(line(&mut lines).await, format!("disconnected: {told}"));
+            assert_eq!(line(&mut lines).await, "reconnected");
+            assert!(line(&mut lines).await.starts_with("notice: the session was away for "));
+        }
+        running.abort();
+    }
+
+    /// A tunnel in a program's hands holds on as the command does.
+    #[tokio::test]
+    async fn that_is_lost_is_found_again_by_a_tunnel() {
+        let relay = Relay::start().await;
+        let app = service().await;
+        let target = Target::new(relay.url().parse().unwrap(), &Trust::System).unwrap();
+        let client = Client::new(target).token("rly_canary".to_owned().into());
+        let starting = tokio::spawn(Tunnel::start(client, TunnelOptions::new(app.upstream()).subdomain("hooks")));
+        let (first, _) = relay.session(1).await;
+        let mut tunnel = within("a tunnel", starting).await.unwrap().unwrap();
+        drop(first);
+        let (mut socket, _) = relay.session(2).await;
+        socket.send(&[open(1, 0)]).await;
+        assert_eq!(status(&mut socket, 1).await, 200);
+        let exchange = within("an exchange", tunnel.exchange()).await.unwrap();
+        assert_eq!((exchange.status, exchange.path.as_str()), (Some(200), "/"));
+    }
+}
