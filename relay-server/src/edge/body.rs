@@ -170,7 +170,8 @@ impl EdgeBody {
     }
 
     /// Keeps what is left of the request for as long as the answer takes.
-    pub(crate) fn outlive(&mut self, upload: Upload) {
+    pub(crate) fn outlive(&mut self, mut upload: Upload) {
+        upload.forget();
         self.unread = Some(Box::new(upload));
     }
 

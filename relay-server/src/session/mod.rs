@@ -293,7 +293,7 @@ impl Session {
             session = %self.id, peer = %self.peer, token = %self.token.name, client = %show(&hello.client),
             version = %show(&hello.version), tunnels = ?names, resumed = self.resumed.is_some(), "a client connected"
         );
-        let (resume_key, hash) = self.shared.sessions.keys.issue(self.token.id, self.id);
+        let (resume_key, hash) = self.shared.sessions.keys.issue(self.token.id, self.id, Instant::now());
         self.key = Some(hash);
         let welcome = Welcome {
             session: self.id.to_string(),

@@ -40,13 +40,15 @@ struct Key {
 
 impl Keys {
     /// A fresh key for a live session, and its hash for [`Self::end`].
-    pub(super) fn issue(&self, token: TokenId, session: Ulid) -> ([u8; 32], Hash) {
+    pub(super) fn issue(&self, token: TokenId, session: Ulid, now: Instant) -> ([u8; 32], Hash) {
         let mut key = [0; 32];
         // Without randomness there is no TLS either, and such a key resumes nothing.
         let is_random = rand::fill(&mut key).is_ok();
         let hash = hash(&key);
+        let mut inner = self.lock();
+        inner.purge(now, usize::MAX);
         if is_random {
-            self.lock().keys.insert(hash, Key { token, session });
+            inner.keys.insert(hash, Key { token, session });
         }
         (key, hash)
     }
@@ -120,7 +122,7 @@ mod tests {
         let (keys, now) = (Keys::default(), Instant::now());
         let (mine, theirs) = (token(1), token(2));
         let session = Ulid::generate();
-        let (key, hash) = keys.issue(mine, session);
+        let (key, hash) = keys.issue(mine, session, now);
         assert_ne!(key, hash, "what is kept is not the key");
         assert_eq!(keys.take(&key, theirs, now), None);
         assert_eq!(keys.take(&hash, mine, now), None);
@@ -135,13 +137,16 @@ mod tests {
         let limits = Limits { resume: Duration::from_secs(600), ..Limits::default() };
         let (keys, start, mine) = (Keys::default(), Instant::now(), token(1));
         let at = |seconds| start + Duration::from_secs(seconds);
-        let [early, late, live] = [(); 3].map(|()| keys.issue(mine, Ulid::generate()));
+        let [early, late, live] = [(); 3].map(|()| keys.issue(mine, Ulid::generate(), start));
         keys.end(early.1, &limits, at(0));
         keys.end(late.1, &limits, at(10));
         assert!(keys.take(&early.0, mine, at(599)).is_some());
         assert_eq!(keys.take(&late.0, mine, at(610)), None);
         assert!(keys.take(&live.0, mine, at(1_000_000)).is_some(), "a live session's key does not expire");
         assert_eq!(held(&keys), (0, 0));
+        keys.end(keys.issue(mine, Ulid::generate(), at(0)).1, &limits, at(0));
+        keys.issue(mine, Ulid::generate(), at(600));
+        assert_eq!(held(&keys), (1, 0), "a new one makes those go whose time is over");
     }
 
     #[test]
@@ -149,11 +154,11 @@ mod tests {
         let limits = Limits { resume_keys: 3, ..Limits::default() };
         let (keys, now) = (Keys::default(), Instant::now());
         let (mine, other) = (token(1), token(2));
-        let issued: Vec<_> = (0..10).map(|_| keys.issue(mine, Ulid::generate())).collect();
+        let issued: Vec<_> = (0..10).map(|_| keys.issue(mine, Ulid::generate(), now)).collect();
         issued.iter().for_each(|(_, hash)| keys.end(*hash, &limits, now));
         assert_eq!(held(&keys), (3, 3));
         assert_eq!(keys.take(&issued[6].0, mine, now), None, "the earliest have gone");
-        let (theirs, _) = keys.issue(other, Ulid::generate());
+        let (theirs, _) = keys.issue(other, Ulid::generate(), now);
         keys.revoke(mine);
         assert_eq!(keys.take(&issued[9].0, mine, now), None);
         assert!(keys.take(&theirs, other, now).is_some());
