@@ -509,6 +509,7 @@ impl<'a> Hold<'a> {
 
     fn drains(&mut self, reason: String) {
         if self.lost.is_none() {
+            self.probe = None;
             self.begin_lost(reason, true);
             self.dial();
         }

@@ -362,7 +362,7 @@ mod a_name {
         let token = world.token().await;
         let service = |name: &'static str| App::serve(move |_| async move { relay_tests::app::ok(name) });
         let (a, b) = (service("a").await, service("b").await);
-        for round in 0..40 {
+        let race = async |round: usize| {
             let name = format!("race{round}");
             let start = |app: &App| {
                 let client = relay_client::Client::new(world.target()).token(token.clone().into());
@@ -370,17 +370,21 @@ mod a_name {
             };
             let (of_a, of_b) = within("a race", async { tokio::join!(start(&a), start(&b)) }).await;
             let (winner, loser) = match (of_a, of_b) {
-                (Ok(_tunnel), Err(loser)) => (("a", _tunnel), loser),
-                (Err(loser), Ok(_tunnel)) => (("b", _tunnel), loser),
+                (Ok(tunnel), Err(loser)) => (("a", tunnel), loser),
+                (Err(loser), Ok(tunnel)) => (("b", tunnel), loser),
                 (Ok(_), Ok(_)) => panic!("round {round}: both have {name}"),
                 (Err(a), Err(b)) => panic!("round {round}: nobody has {name}: {a}; {b}"),
             };
             assert!(matches!(loser, ClientError::NameTaken(_)), "{loser:?}");
             let mut http = world.http2(&world.host(&name)).await;
-            for _ in 0..5 {
+            for _ in 0..3 {
                 let request = http::Request::get(winner.1.url()).body(relay_tests::body::empty()).unwrap();
                 assert_eq!(http.answer(request).await.text(), winner.0, "round {round}");
             }
+        };
+        // Several at once, so that names do not only meet their own rivals.
+        for ten in 0..100 {
+            join_all((ten * 10..ten * 10 + 10).map(&race)).await;
         }
         // Whose it was, it stays: also while nobody is connected.
         let options = TunnelOptions::new(a.upstream()).subdomain("race0");

@@ -203,6 +203,27 @@ mod a_link {
         tokio::join!(long, short);
     }
 
+    /// Looking at two clocks and an address once a second is nothing that a battery feels.
+    #[tokio::test]
+    async fn on_which_nothing_happens_costs_nothing() {
+        let server = RelayServer::spawn([""; 0]).await;
+        let token = server.token("idle").await;
+        let app = service().await;
+        let client = client(&server, server.https, &token, &app, &[]).await;
+        let spent = || {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", client.process.pid())).unwrap();
+            // utime and stime, in hundredths of a second.
+            let fields = stat.rsplit_once(')').unwrap().1.split_whitespace().skip(11).take(2);
+            Duration::from_millis(fields.map(|field| field.parse::<u64>().unwrap() * 10).sum())
+        };
+        let before = spent();
+        sleep(Duration::from_secs(10)).await;
+        let (spent, resident) = (spent() - before, client.process.resident() >> 10);
+        println!("idle for 10 s: {spent:?} of CPU, {resident} KiB resident");
+        assert!(spent <= Duration::from_millis(50), "{spent:?}");
+        assert!(resident < 30 << 10, "{resident} KiB, as built for debugging");
+    }
+
     /// A network of the client's own, in which its address can change.
     struct Network {
         name: String,
