@@ -88,6 +88,36 @@ pub enum Command {
     Login(LoginArgs),
     /// Forget what `relay login` has stored
     Logout,
+    /// Look at the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print the completion script of a shell
+    #[command(after_help = "Examples:\n  \
+        relay completions bash > ~/.local/share/bash-completion/completions/relay\n  \
+        relay completions zsh > ~/.zfunc/_relay\n  \
+        relay completions fish > ~/.config/fish/completions/relay.fish")]
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages into a directory
+    #[command(hide = true)]
+    Man {
+        /// Where to
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
+}
+
+/// `relay config …`.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Say what holds and where it comes from; exit 2 where something is wrong
+    Check {
+        /// Lines for people, or one JSON object per line
+        #[arg(long, value_name = "FORM", value_enum, default_value = "text")]
+        output: Output,
+    },
 }
 
 /// `relay login`.
@@ -409,7 +439,7 @@ mod tests {
         for page in pages {
             let blocks = page.split("```").skip(1).step_by(2);
             for line in blocks.flat_map(str::lines).filter(|line| line.starts_with("relay ")) {
-                let command = line.split(" | ").next().and_then(|line| line.split(" < ").next()).unwrap();
+                let command = line.split(" | ").next().and_then(|line| line.split(['<', '>']).next()).unwrap();
                 seen += 1;
                 assert!(Cli::from_arguments(shell_words(command)).is_ok(), "{line}");
             }
@@ -426,15 +456,20 @@ mod tests {
         let page = include_str!("../../docs/commands.md");
         let mut command = Cli::command();
         command.build();
-        for command in
-            command.get_subcommands().filter(|command| !command.is_hide_set() && command.get_name() != "help")
-        {
-            let name = command.get_name();
-            let heading = format!("\n## relay {name}\n");
-            assert!(page.contains(&heading), "no section of `relay {name}`");
+        let mut commands: Vec<_> = command.get_subcommands().collect();
+        while let Some(command) = commands.pop() {
+            if command.is_hide_set() || command.get_name() == "help" {
+                continue;
+            }
+            if command.has_subcommands() {
+                commands.extend(command.get_subcommands());
+                continue;
+            }
+            let name = command.get_bin_name().unwrap();
+            assert!(page.contains(&format!("\n## {name}\n")), "no section of `{name}`");
             let flags = command.get_arguments().filter_map(clap::Arg::get_long).filter(|flag| *flag != "help");
             for flag in flags {
-                assert!(page.contains(&format!("`--{flag}")), "no word of `relay {name} --{flag}`");
+                assert!(page.contains(&format!("`--{flag}")), "no word of `{name} --{flag}`");
             }
         }
     }

@@ -10,6 +10,7 @@
 
 pub mod address;
 mod atomic;
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod demo;
@@ -21,6 +22,7 @@ mod local;
 pub mod login;
 pub mod names;
 pub mod open;
+pub mod pages;
 mod platform;
 mod prompt;
 pub mod rewrite;

@@ -1,13 +1,16 @@
 //! `relay`: see `relay --help`.
 
+use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
 
-use relay_client::cli::{Cli, Command, Exit, ServiceArgs};
+use relay_client::check::Report;
+use relay_client::cli::{Cli, Command, ConfigCommand, Exit, ServiceArgs};
 use relay_client::config::{Files, Places, Settings};
 use relay_client::listen::{Answer, ListenError};
 use relay_client::login::LoginError;
 use relay_client::screen::Screen;
-use relay_client::{ClientError, ConnectError, listen, login, open};
+use relay_client::terminal::Output;
+use relay_client::{ClientError, ConnectError, listen, login, open, pages};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -31,6 +34,14 @@ fn main() -> ExitCode {
             }
         }
         Command::Logout => return say(login::logout(&Places::of_process())),
+        Command::Config(ConfigCommand::Check { output }) => return check(*output),
+        Command::Completions { shell } => return print(&pages::completions(*shell)),
+        Command::Man { directory } => {
+            return match pages::manual(directory) {
+                Ok(()) => Exit::Done.into(),
+                Err(error) => fail(Exit::Failed, &format_args!("{}: {error}", directory.display())),
+            };
+        }
         _ => {}
     }
     // One thread: an exchange then costs no switch, and the local service has the other cores.
@@ -104,11 +115,33 @@ async fn run(command: Command) -> ExitCode {
                 _ => (Exit::Failed, error.to_string()),
             })
         }
-        Command::Login(_) | Command::Logout => Ok(()),
+        Command::Login(_)
+        | Command::Logout
+        | Command::Config(_)
+        | Command::Completions { .. }
+        | Command::Man { .. } => Ok(()),
     };
     match result {
         Ok(()) => by.into(),
         Err((exit, message)) => fail(exit, &message),
+    }
+}
+
+fn check(output: Output) -> ExitCode {
+    let report = Report::new(&Places::of_process(), |name| std::env::var_os(name));
+    let shown = print(report.show(output).as_bytes());
+    for line in report.warnings.iter().chain(&report.problems) {
+        eprintln!("relay: {line}");
+    }
+    if report.problems.is_empty() { shown } else { Exit::Usage.into() }
+}
+
+fn print(data: &[u8]) -> ExitCode {
+    match std::io::stdout().write_all(data) {
+        // Whoever reads has seen enough.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Exit::Done.into(),
+        Err(error) => fail(Exit::Failed, &error),
+        Ok(()) => Exit::Done.into(),
     }
 }
 

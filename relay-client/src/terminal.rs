@@ -478,7 +478,7 @@ impl fmt::Write for Text<'_> {
 }
 
 /// A string of a stranger's, with the characters escaped that could do more than stand there.
-struct Shown<'a>(&'a str);
+pub(crate) struct Shown<'a>(pub(crate) &'a str);
 
 impl Shown<'_> {
     fn pieces(&self) -> impl Iterator<Item = Piece> {
@@ -492,7 +492,7 @@ impl Shown<'_> {
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
-            return f.write_str(self.0);
+            return f.pad(self.0);
         }
         self.pieces().try_for_each(|piece| piece.fmt(f))
     }

@@ -206,3 +206,42 @@ mod relay_login {
         }
     }
 }
+
+mod relay_config {
+    use super::*;
+
+    #[tokio::test]
+    async fn check_names_the_line_that_is_wrong() {
+        let home = Arc::new(tempfile::tempdir().unwrap());
+        let file = home.path().join("relay.toml");
+        std::fs::write(&file, "relay = \"relay.example\"\ntoken = \"rly_secret\"\n").unwrap();
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        let check = |variables: &'static [(&str, &str)]| {
+            let home = home.clone();
+            async move {
+                let arguments = ["config", "check", "--output", "json"];
+                Process::spawn_in(home, "relay", arguments, variables).await.wait().await
+            }
+        };
+        let sound = check(&[("RELAY_TOKEN", "rly_other")]).await;
+        assert_eq!((sound.code(), sound.stderr.as_str()), (0, ""), "{sound:?}");
+        let settings: Vec<Value> = sound.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let relay = json!({"setting": "relay", "value": "https://relay.example", "from": "relay.toml:1"});
+        let token = json!({"setting": "token", "value": "(not shown)", "from": "RELAY_TOKEN"});
+        assert_eq!(settings[..2], [relay, token]);
+        std::fs::write(&file, "relay = \"relay.example\"\n\ntimeout = \"soon\"\n").unwrap();
+        let broken = check(&[("RELAY_URL", "gopher://x")]).await;
+        assert_eq!(broken.code(), 2, "{broken:?}");
+        assert!(broken.stderr.contains("relay.toml:3:11: ") && broken.stderr.contains("RELAY_URL: "), "{broken:?}");
+    }
+}
+
+#[tokio::test]
+async fn completions_and_manual_pages_are_made() {
+    let script = run("relay", ["completions", "bash"]).await;
+    assert!(script.code() == 0 && script.stdout.contains("listen"), "{script:?}");
+    let directory = tempfile::tempdir().unwrap();
+    let made = run("relay", ["man", &directory.path().display().to_string()]).await;
+    assert_eq!(made.code(), 0, "{made:?}");
+    assert!(std::fs::read_to_string(directory.path().join("relay-listen.1")).unwrap().contains("respond"));
+}
