@@ -156,6 +156,8 @@ mod keys {
     async fn die_with_their_token() {
         let world = World::start().await;
         let (token, name) = world.token_with(|_| {}).await;
+        // The program may have to be built first, for longer than a session may be silent.
+        run("relay-server", ["--version"]).await;
         let (old, first) = begin(&world, &token, None, &["hooks"]).await;
         let old = live(old);
         let data = world.data_dir().display().to_string();
