@@ -426,7 +426,7 @@ fn text<'de, D: BorrowDecoder<'de, Context = Bytes>>(decoder: &mut D) -> Result<
 /// Text that can stand in any header.
 fn plain<'de, D: BorrowDecoder<'de, Context = Bytes>>(decoder: &mut D, what: &str) -> Result<ByteString, DecodeError> {
     let text = text(decoder)?;
-    let is_plain = text.bytes().all(|b| b == b' ' || b.is_ascii_graphic());
+    let is_plain = text.bytes().all(|b| matches!(b, b' ' | b'\t') || b.is_ascii_graphic());
     if is_plain { Ok(text) } else { Err(invalid(what, text.as_bytes())) }
 }
 

@@ -52,7 +52,7 @@ const MOST_EXCHANGES: usize = 4096;
 
 /// Streams of the session. `Welcome` says how many the relay allows itself, but they are counted from before it comes,
 /// and a relay that keeps its word is not accused. So there is room for as many again as are being refused. Together
-/// they hold at most 144 MiB of bodies: 16 KiB each, and 16 MiB that they share.
+/// they hold at most 144 MiB of unread bodies: 16 KiB each, and 16 MiB that they share.
 const MOST_STREAMS: u32 = 2 * MOST_EXCHANGES as u32;
 
 /// Why there is no session.

@@ -12,7 +12,7 @@ use std::error::Error as _;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
@@ -55,8 +55,11 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// 10.1.1 lets a client decide).
 const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 
-/// A request body up to this many bytes is kept, so that it can be sent once more.
+/// A request body of about this many bytes is kept, so that it can be sent once more.
 const REPLAY: usize = 64 * 1024;
+
+/// What all exchanges with one service keep for that. Beyond it a body passes through and is gone.
+const KEPT: usize = 8 * 1024 * 1024;
 
 /// An upgraded connection on which nothing moves; the relay has its own limit and usually comes first.
 const UPGRADE_IDLE: Duration = Duration::from_secs(2 * 3600);
@@ -71,6 +74,8 @@ pub(crate) struct Upstream {
     preferred: AtomicUsize,
     idle: Mutex<VecDeque<Idle>>,
     http2: Mutex<Option<Arc<Multiplexed>>>,
+    /// Bytes of request bodies that are kept at the moment.
+    kept: Arc<AtomicUsize>,
     tasks: TaskTracker,
     closing: CancellationToken,
 }
@@ -84,6 +89,8 @@ struct Idle {
 #[derive(Debug)]
 struct Multiplexed {
     sender: http2::SendRequest<RequestBody>,
+    /// Bytes read from it.
+    read: Arc<AtomicU64>,
     /// When the last exchange let go of it.
     left: Mutex<Instant>,
 }
@@ -172,6 +179,7 @@ impl Upstream {
             preferred: AtomicUsize::new(0),
             idle: Mutex::default(),
             http2: Mutex::default(),
+            kept: Arc::default(),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
         }
@@ -190,7 +198,12 @@ impl Upstream {
         let result = {
             let mut exchange = pin!(self.exchange(&stream, &head, &mut sent));
             poll_fn(|cx| match exchange.as_mut().poll(cx) {
-                Poll::Ready(result) => Poll::Ready(result),
+                Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
+                // What looks like the service's failure may be ours, made of a request that ended before its time.
+                Poll::Ready(Err(failure)) => Poll::Ready(Err(match stream.check() {
+                    Err(StreamError::Reset(reset)) => reset.into(),
+                    _ => failure,
+                })),
                 Poll::Pending => stream.poll_reset(cx).map(|error| Err(error.into())),
             })
             .await
@@ -249,8 +262,8 @@ impl Upstream {
 
     async fn exchange(&self, stream: &Stream, head: &RequestHead, sent: &mut Sent<'_>) -> Result<(), Failure> {
         let mut body = match &head.upgrade {
-            Some(_) => RequestBody::none(stream),
-            None => RequestBody::of(stream, expects_continue(head)),
+            Some(_) => RequestBody::none(stream, &self.kept),
+            None => RequestBody::of(stream, &self.kept, expects_continue(head)),
         };
         if self.protocol == UpstreamProtocol::H2c && head.upgrade.is_none() {
             return self.exchange_http2(stream, head, body, sent).await;
@@ -403,10 +416,12 @@ impl Upstream {
                 None => self.connect_http2().await?,
             };
             let request = self.request(head, body.clone(), Version::HTTP_2, attempt, stream)?;
+            let read = || share.0.read.load(Relaxed);
+            let before = read();
             let answer = share.0.sender.clone().send_request(request);
             let mut response = match with_continue(stream, expects_continue(head), answer).await {
                 Ok(response) => response,
-                Err(error) if attempt == 1 && !is_fresh && is_closed(&error) && body.rewind() => {
+                Err(error) if attempt == 1 && !is_fresh && is_unseen(&error, read() == before) && body.rewind() => {
                     // Another exchange may have noticed before, and have a new one already.
                     self.http2().take_if(|known| Arc::ptr_eq(known, &share.0));
                     attempt += 1;
@@ -435,13 +450,15 @@ impl Upstream {
             .timer(TokioTimer::new())
             .initial_stream_window_size(1024 * 1024)
             .initial_connection_window_size(4 * 1024 * 1024);
-        let (sender, connection) = builder.handshake(TokioIo::new(socket)).await.map_err(|error| invalid(&error))?;
+        let read = Arc::new(AtomicU64::new(0));
+        let io = TokioIo::new(Noted { socket, read: read.clone() });
+        let (sender, connection) = builder.handshake(io).await.map_err(|error| invalid(&error))?;
         hyper::rt::Executor::execute(&executor, async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "the HTTP/2 connection to the upstream ended");
             }
         });
-        let connection = Arc::new(Multiplexed { sender, left: Mutex::new(Instant::now()) });
+        let connection = Arc::new(Multiplexed { sender, read, left: Mutex::new(Instant::now()) });
         *self.http2() = Some(connection.clone());
         Ok(Share(connection))
     }
@@ -518,14 +535,15 @@ struct Connection {
 /// The connection's own future, which moves its bytes.
 struct Wire {
     connection: Option<Moving>,
-    read: Arc<AtomicBool>,
+    /// Bytes read since the last exchange began.
+    read: Arc<AtomicU64>,
 }
 
 type Moving = Pin<Box<dyn Future<Output = Result<(), hyper::Error>> + Send>>;
 
 impl Connection {
     async fn new(socket: Socket, upgrades: bool) -> Result<Self, hyper::Error> {
-        let read = Arc::new(AtomicBool::new(false));
+        let read = Arc::new(AtomicU64::new(0));
         let io = TokioIo::new(Noted { socket, read: read.clone() });
         let mut builder = http1::Builder::new();
         builder.max_buf_size(256 * 1024);
@@ -537,7 +555,7 @@ impl Connection {
     /// Whether the service has kept it open. Nothing is asked of it now, so nobody needs to be woken.
     fn is_open(&mut self) -> bool {
         let cx = &mut Context::from_waker(Waker::noop());
-        self.wire.read.store(false, Relaxed);
+        self.wire.read.store(0, Relaxed);
         self.wire.poll(cx);
         self.wire.connection.is_some() && self.sender.is_ready() && !self.wire.has_read()
     }
@@ -560,7 +578,7 @@ impl Wire {
     }
 
     fn has_read(&self) -> bool {
-        self.read.load(Relaxed)
+        self.read.load(Relaxed) > 0
     }
 
     /// Runs `future`, and the connection beside it: first the future, which may have something to send, then the
@@ -578,10 +596,10 @@ impl Wire {
     }
 }
 
-/// A socket that notes whether anything was read from it.
+/// A socket that counts what is read from it.
 struct Noted {
     socket: Socket,
-    read: Arc<AtomicBool>,
+    read: Arc<AtomicU64>,
 }
 
 impl tokio::io::AsyncRead for Noted {
@@ -592,9 +610,7 @@ impl tokio::io::AsyncRead for Noted {
     ) -> Poll<io::Result<()>> {
         let before = out.filled().len();
         ready!(Pin::new(&mut self.socket).poll_read(cx, out))?;
-        if out.filled().len() > before {
-            self.read.store(true, Relaxed);
-        }
+        self.read.fetch_add((out.filled().len() - before) as u64, Relaxed);
         Poll::Ready(Ok(()))
     }
 }
@@ -657,6 +673,8 @@ struct Sending {
     attempt: u32,
     /// Taken off the stream and kept, while that is not too much.
     kept: Vec<Bytes>,
+    /// What all exchanges keep.
+    all: Arc<AtomicUsize>,
     kept_len: usize,
     /// How many of the kept pieces this attempt has sent.
     next: usize,
@@ -669,16 +687,18 @@ struct Sending {
 
 impl RequestBody {
     /// No body: what comes on the stream of an upgrade belongs to the new protocol.
-    fn none(stream: &Stream) -> Self {
-        Self::new(Sending { end: Some(Bytes::new()), ..Sending::new(stream) })
+    fn none(stream: &Stream, kept: &Arc<AtomicUsize>) -> Self {
+        let mut sending = Sending::new(stream, kept);
+        sending.end = Some(Bytes::new());
+        Self::new(sending)
     }
 
     /// The body of a stream whose head was taken. What has arrived with the head is taken too, so that its length is
     /// known where it is all.
-    fn of(stream: &Stream, held_back: bool) -> Self {
-        let mut sending = Sending::new(stream);
+    fn of(stream: &Stream, kept: &Arc<AtomicUsize>, held_back: bool) -> Self {
+        let mut sending = Sending::new(stream, kept);
         let cx = Context::from_waker(Waker::noop());
-        while !held_back && sending.end.is_none() && sending.kept_len < REPLAY {
+        while !held_back && sending.end.is_none() && sending.may_keep() {
             match stream.poll_recv(&cx) {
                 Poll::Ready(Ok(Some(Item::Data(bytes)))) => sending.keep(&bytes),
                 Poll::Ready(Ok(Some(Item::End(trailers)))) => sending.end = Some(trailers),
@@ -686,7 +706,6 @@ impl RequestBody {
                 _ => break,
             }
         }
-        sending.replayable = sending.kept_len <= REPLAY;
         Self::new(sending)
     }
 
@@ -712,10 +731,11 @@ impl RequestBody {
 }
 
 impl Sending {
-    fn new(stream: &Stream) -> Self {
+    fn new(stream: &Stream, all: &Arc<AtomicUsize>) -> Self {
         Self {
             stream: stream.clone(),
             attempt: 1,
+            all: all.clone(),
             kept: Vec::new(),
             kept_len: 0,
             next: 0,
@@ -726,9 +746,19 @@ impl Sending {
         }
     }
 
+    fn may_keep(&self) -> bool {
+        self.replayable && self.kept_len < REPLAY && self.all.load(Relaxed) < KEPT
+    }
+
     fn keep(&mut self, bytes: &Bytes) {
         self.kept_len += bytes.len();
+        self.all.fetch_add(bytes.len(), Relaxed);
         self.kept.push(bytes.clone());
+    }
+
+    fn forget(&mut self) {
+        self.all.fetch_sub(std::mem::take(&mut self.kept_len), Relaxed);
+        self.kept = Vec::new();
     }
 
     fn poll_frame(&mut self, cx: &Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
@@ -739,12 +769,12 @@ impl Sending {
         if self.end.is_none() {
             match ready!(self.stream.poll_recv(cx)) {
                 Ok(Some(Item::Data(bytes))) => {
-                    if self.replayable && self.kept_len + bytes.len() <= REPLAY {
+                    if self.may_keep() {
                         self.keep(&bytes);
                         self.next += 1;
                     } else {
                         self.replayable = false;
-                        self.kept = Vec::new();
+                        self.forget();
                         self.next = 0;
                     }
                     return Poll::Ready(Some(Ok(Frame::data(bytes))));
@@ -768,6 +798,12 @@ impl Sending {
         let mut map = HeaderMap::new();
         append_all(&mut map, trailers);
         Poll::Ready(Some(Ok(Frame::trailers(map))))
+    }
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        self.forget();
     }
 }
 
@@ -894,16 +930,16 @@ fn invalid(error: &dyn std::error::Error) -> Failure {
     Failure { reset: Reset::UpstreamInvalid, detail: Some(detail) }
 }
 
-/// Whether HTTP/2 failed because the connection ends, or because the service says that it has not looked at the request
-/// (RFC 9113, section 8.7). There is no answer yet, or this would be an error of its body.
-fn is_closed(error: &hyper::Error) -> bool {
+/// Whether HTTP/2 failed before the service looked at the request: it was never sent, the service says so (RFC 9113,
+/// section 8.7), or the connection broke without a byte from the service since, as one does that was closed before.
+fn is_unseen(error: &hyper::Error, is_silent: bool) -> bool {
     let sources = std::iter::successors(error.source(), |error| (*error).source());
     error.is_canceled()
         || sources.into_iter().any(|source| {
             let refused = |error: &h2::Error| {
                 error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
             };
-            source.is::<io::Error>() || source.downcast_ref().is_some_and(refused)
+            (is_silent && source.is::<io::Error>()) || source.downcast_ref().is_some_and(refused)
         })
 }
 
@@ -927,7 +963,7 @@ mod tests {
         let socket = Driver::websocket(io, Bytes::new(), Side::Relay, 1024).await;
         let (link, _driver) = Driver::new(Side::Relay, Limits::default(), socket);
         let stream = link.open(Bytes::from_static(b"head"), &mut Bytes::new(), false).unwrap();
-        let mut sending = Sending::new(&stream);
+        let mut sending = Sending::new(&stream, &Arc::default());
         sending.keep(&Bytes::from_static(b"body"));
         sending.end = Some(Bytes::new());
         let mut body = RequestBody::new(sending);

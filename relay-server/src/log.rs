@@ -124,6 +124,13 @@ impl Output {
     }
 }
 
+/// Lines of exchanges that end after the last look, as when a relay is dropped.
+impl Drop for Output {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
 fn write_out(gathered: &mut Vec<u8>) {
     // A closed standard error is no reason to stop serving.
     let _ = io::stderr().write_all(gathered);

@@ -1924,6 +1924,56 @@ mod records {
         assert_eq!((&line["received"], &line["sent"]), (&LENGTH.into(), &9.into()), "{line}");
     }
 
+    /// The usual end of a webhook that takes too long: its sender has said everything, waits, and goes away.
+    #[tokio::test]
+    async fn count_what_came_of_a_request_that_was_given_up() {
+        const LENGTH: usize = 100_000;
+        let (read, mut has_read) = tokio::sync::mpsc::channel(1);
+        let app = App::raw(move |mut wire: Wire, _| {
+            let read = read.clone();
+            async move {
+                wire.head().await.unwrap();
+                wire.exactly(LENGTH).await;
+                read.send(()).await.unwrap();
+                let _ = wire.rest().await;
+            }
+        })
+        .await;
+        let (mut server, _client, host) = start(&app).await;
+        let mut wire = connect(&server, &host).await;
+        wire.send(format!("POST /slow HTTP/1.1\r\nHost: {host}\r\nContent-Length: {LENGTH}\r\n\r\n")).await;
+        wire.send(noise(LENGTH)).await;
+        has_read.recv().await.unwrap();
+        drop(wire);
+        let line = line(&mut server, "/slow").await;
+        assert_eq!(
+            (&line["received"], &line["sent"], &line["status"]),
+            (&LENGTH.into(), &0.into(), &0.into()),
+            "{line}"
+        );
+    }
+
+    /// The sender has seen a 200, and has only itself to blame for what follows.
+    #[tokio::test]
+    async fn of_bodies_that_break_after_the_answer_has_begun_blame_the_sender() {
+        let app = App::raw(|mut wire: Wire, _| async move {
+            wire.head().await.unwrap();
+            wire.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n5\r\nearly\r\n").await;
+            let _ = wire.rest().await;
+        })
+        .await;
+        let (mut server, mut client, host) = start(&app).await;
+        let mut wire = connect(&server, &host).await;
+        wire.send(format!("POST /up HTTP/1.1\r\nHost: {host}\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"))
+            .await;
+        assert!(wire.head().await.unwrap().starts_with("HTTP/1.1 200"));
+        wire.send("nonsense\r\n").await;
+        let line = line(&mut server, "/up").await;
+        assert_eq!((&line["received"], &line["error"]), (&5.into(), &"bad-request".into()), "{line}");
+        let line = client.event("exchange").await;
+        assert_eq!((&line["status"], &line["error"]), (&200.into(), &"cancelled".into()), "{line}");
+    }
+
     /// An upgraded connection is one exchange, which lasts until both directions have ended.
     #[tokio::test]
     async fn of_upgraded_connections_are_written_at_their_end() {

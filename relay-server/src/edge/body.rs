@@ -20,7 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::cause::Cause;
 use super::gate::imitates_ours;
 use super::io::Clock;
-use super::record::Exchange;
+use super::record::{Exchange, Receiving};
 use crate::config::Limits;
 
 /// A response's body: the relay's own answer, or what comes back through the tunnel.
@@ -299,6 +299,16 @@ impl UploadError {
         }
     }
 
+    /// What the sender is answered, if it still can be.
+    pub(crate) const fn cause(self) -> Cause {
+        match self {
+            Self::TooLarge => Cause::BodyTooLarge,
+            Self::Silent => Cause::BodyTimeout,
+            Self::Malformed | Self::Gone => Cause::BadRequest,
+            Self::Unwanted => Cause::UpstreamInvalid,
+        }
+    }
+
     /// What the client is told, so that it can say how the sender was answered.
     pub(crate) const fn reset(self) -> Reset {
         match self {
@@ -321,7 +331,7 @@ pub(crate) struct Upload {
     kept: Kept,
     received: u64,
     /// The same for the exchange's record, once the response has begun.
-    counted: Option<Arc<AtomicU64>>,
+    counted: Option<Arc<Receiving>>,
     /// The body was read to its end.
     ended: bool,
     /// What stood behind it, as it crosses the wire.
@@ -459,9 +469,10 @@ impl Upload {
         self.received
     }
 
-    /// A count of bytes received that goes on with the body.
-    pub(crate) fn count(&mut self) -> Arc<AtomicU64> {
-        self.counted.insert(Arc::new(AtomicU64::new(self.received))).clone()
+    /// What says, while the body goes on, how far it has come.
+    pub(crate) fn follow(&mut self) -> Arc<Receiving> {
+        let receiving = Receiving { bytes: AtomicU64::new(self.received), ..Receiving::default() };
+        self.counted.insert(Arc::new(receiving)).clone()
     }
 
     /// Moves the body into the stream until its end.
@@ -513,7 +524,7 @@ impl Upload {
         };
         self.received += bytes.len() as u64;
         if let Some(count) = &self.counted {
-            count.store(self.received, Relaxed);
+            count.bytes.store(self.received, Relaxed);
         }
         if self.received > self.limits.body_bytes {
             return Err(UploadError::TooLarge);

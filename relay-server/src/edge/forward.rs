@@ -164,7 +164,9 @@ async fn deliver(
             }
             ready => ready,
         });
-        first.await.map_err(upload_failure)?;
+        let first = first.await;
+        exchange.received(upload.received());
+        first.map_err(UploadError::cause)?;
     }
     // Where the link is lost, the request moves to the one that its client comes back on.
     let mut latest = exchange.started;
@@ -211,13 +213,16 @@ async fn deliver(
                 }
             }
             if uploading && !paused {
-                match upload.poll(&stream, cx) {
+                let polled = upload.poll(&stream, cx);
+                // At once, because a sender that goes away takes this future with it.
+                exchange.received(upload.received());
+                match polled {
                     Poll::Ready(Ok(())) => uploading = false,
                     // The stream itself will say why.
                     Poll::Ready(Err(UploadError::Unwanted)) => uploading = false,
                     Poll::Ready(Err(error)) => {
                         stream.reset(error.reset());
-                        return Poll::Ready(Err(Stopped::Failed(upload_failure(error))));
+                        return Poll::Ready(Err(Stopped::Failed(error.cause().into())));
                     }
                     Poll::Pending => {}
                 }
@@ -240,9 +245,7 @@ async fn deliver(
             }
             Poll::Pending
         });
-        let answered = answered.await;
-        exchange.received(upload.received());
-        match answered {
+        match answered.await {
             Ok(head) => break (stream, head, uploading),
             Err(Stopped::Failed(failure)) => return Err(failure),
             Err(Stopped::Lost) => {
@@ -279,21 +282,29 @@ async fn deliver(
         let _ = stream.finish(Bytes::new());
     }
     // A client is not believed: its answer must not end elsewhere for a proxy in front of us than for us.
-    let mut headers = HeaderMap::new();
-    let declared = append_framed(&mut headers, head.headers.into_iter()).map_err(|_| Cause::UpstreamInvalid)?;
-    headers.remove(RELAY_ERROR);
+    let mut headers = HeaderMap::with_capacity(head.headers.len());
+    // Taken off the list, because taking it off the map would change the order of what remains.
+    let theirs = head.headers.into_iter().filter(|(name, _)| *name != RELAY_ERROR);
+    let declared = append_framed(&mut headers, theirs).map_err(|_| Cause::UpstreamInvalid)?;
     let is_bodyless = exchange.head.method == Method::HEAD
         || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     // What is left of the request goes on beside the response; it must not wait for a sender that reads slowly.
     // That holds for one that was to wait for a 100, too: it may send its body without, and hyper sends none any more.
     let rest = request_body.take().filter(|_| uploading).map(|mut upload| {
-        exchange.receiving(upload.count());
+        let receiving = upload.follow();
+        exchange.receiving(receiving.clone());
         let stream = stream.clone();
         AbortOnDropHandle::new(shared.spawn(async move {
-            let stopped = poll_fn(|cx| upload.poll(&stream, cx)).await;
-            // Whatever else stops it, the response goes on: its stream says what became of the exchange.
-            if let Err(error @ (UploadError::Malformed | UploadError::Gone)) = stopped {
-                stream.reset(error.reset());
+            match poll_fn(|cx| upload.poll(&stream, cx)).await {
+                // The response goes on: its stream says what became of the exchange.
+                Ok(()) | Err(UploadError::Unwanted | UploadError::Silent) => {}
+                // There is no whole request for the service to answer. The sender has the head of an answer already,
+                // so that the client is not told of another one.
+                Err(error) => {
+                    // The task ends once.
+                    let _ = receiving.stopped.set(error.cause());
+                    stream.reset(Reset::Cancelled);
+                }
             }
         }))
     });
@@ -377,12 +388,21 @@ fn request_head(parts: &request::Parts, sender: Sender, host: &PublicHost) -> Re
         deadline_ms: 0,
         elapsed_ms: 0,
         method,
-        target: parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/")),
+        target: target(parts),
         authority: host.authority.clone(),
         remote: remote.into(),
         upgrade,
         headers,
     }
+}
+
+/// Path and query as they came. An absolute form may leave out its path, which is then `/` (RFC 9112, section 3.2.1).
+fn target(parts: &request::Parts) -> PathAndQuery {
+    let target = parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
+    if !target.as_str().starts_with('?') {
+        return target;
+    }
+    PathAndQuery::try_from(format!("/{target}")).unwrap_or(target)
 }
 
 /// What a trusted proxy says of those before it, on one line.
@@ -403,16 +423,6 @@ fn content_length(head: &RequestHead) -> Option<u64> {
     value.to_str().ok()?.parse().ok()
 }
 
-fn upload_failure(error: UploadError) -> Failure {
-    match error {
-        UploadError::TooLarge => Cause::BodyTooLarge,
-        UploadError::Silent => Cause::BodyTimeout,
-        UploadError::Malformed | UploadError::Gone => Cause::BadRequest,
-        UploadError::Unwanted => Cause::UpstreamInvalid,
-    }
-    .into()
-}
-
 fn head_failure(error: MessageError) -> Failure {
     Failure { cause: Cause::BadRequest, message: Some(format!("The request's head cannot be passed on: {error}.")) }
 }
@@ -429,14 +439,16 @@ fn switch(
     };
     let mut response = Response::new(EdgeBody::empty());
     let headers = response.headers_mut();
-    append_all(headers, head.headers);
-    headers.remove(RELAY_ERROR);
-    // RFC 9110, section 8.6: a 101 has no length.
-    headers.remove(header::CONTENT_LENGTH);
-    if exchange.version == Version::HTTP_2 {
-        headers.remove(header::UPGRADE);
-        headers.remove(header::SEC_WEBSOCKET_ACCEPT);
-    } else {
+    let is_http2 = exchange.version == Version::HTTP_2;
+    let mut list = head.headers;
+    list.retain(|(name, _)| match *name {
+        // RFC 9110, section 8.6: a 101 has no length.
+        header::CONTENT_LENGTH => false,
+        header::UPGRADE | header::SEC_WEBSOCKET_ACCEPT => !is_http2,
+        _ => *name != RELAY_ERROR,
+    });
+    append_all(headers, list);
+    if !is_http2 {
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         if !headers.contains_key(header::UPGRADE)
             && let Ok(protocol) = HeaderValue::from_str(protocol)

@@ -24,9 +24,18 @@ pub(crate) struct Exchange {
     error: OnceLock<Cause>,
     sent: AtomicU64,
     received: AtomicU64,
-    /// The count of a request's body that goes on beside its response.
-    receiving: OnceLock<Arc<AtomicU64>>,
+    /// A request's body that goes on beside its response.
+    receiving: OnceLock<Arc<Receiving>>,
     pub(crate) in_flight: InFlight,
+}
+
+/// What became of a request's body that was still arriving when its response began.
+#[derive(Debug, Default)]
+pub(crate) struct Receiving {
+    /// All bytes so far.
+    pub(crate) bytes: AtomicU64,
+    /// Why there came no more of them.
+    pub(crate) stopped: OnceLock<Cause>,
 }
 
 impl Exchange {
@@ -61,10 +70,10 @@ impl Exchange {
         self.received.store(bytes, Relaxed);
     }
 
-    /// Says where to read at the end how much has come.
-    pub(crate) fn receiving(&self, count: Arc<AtomicU64>) {
+    /// Follows a body that goes on.
+    pub(crate) fn receiving(&self, body: Arc<Receiving>) {
         // A body goes on once.
-        let _ = self.receiving.set(count);
+        let _ = self.receiving.set(body);
     }
 
     /// Notes why the exchange failed; the first cause is the one.
@@ -76,8 +85,11 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        let error = self.error.get().map(|cause| cause.code());
-        let received = self.receiving.get().map_or(&self.received, |count| &**count);
+        let receiving = self.receiving.get();
+        // What stopped the body is the reason for what became of the response.
+        let stopped = receiving.and_then(|body| body.stopped.get());
+        let error = stopped.or(self.error.get()).map(|cause| cause.code());
+        let received = receiving.map_or(&self.received, |body| &body.bytes);
         let (sent, received) = (self.sent.load(Relaxed), received.load(Relaxed));
         self.shared.metrics.exchange(self.status, error, self.started.elapsed(), sent, received);
         self.shared.access.exchange(&crate::log::AccessLine {

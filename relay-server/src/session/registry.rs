@@ -139,7 +139,8 @@ impl Registry {
             }
         }
         if self.slots.len() > MAX_SLOTS {
-            self.slots.retain(|_, slot| slot.online().is_some());
+            // One that is bound and not yet announced stays, too.
+            self.slots.retain(|_, slot| slot.lock().is_some());
         }
     }
 
