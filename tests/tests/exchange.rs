@@ -187,7 +187,7 @@ mod heads {
             let heard = heard.clone();
             async move {
                 heard.send(wire.message().await.unwrap()).await.unwrap();
-                wire.send(b"HTTP/1.1 299 Odd\r\nZ-Last: 1\r\nSet-Cookie: a=1\r\nA-First: caf\xe9\r\n").await;
+                wire.send(b"HTTP/1.1 299 Odd\r\nRelay-Error: mine\r\nZ-Last: 1\r\nSet-Cookie: a=1\r\nA-First: caf\xe9\r\n").await;
                 wire.send(b"Set-Cookie: b=2; Path=/\r\nX-Empty:\r\nContent-Length: 0\r\n\r\n").await;
             }
         })
@@ -1970,7 +1970,7 @@ mod records {
         wire.send("nonsense\r\n").await;
         let line = line(&mut server, "/up").await;
         assert_eq!((&line["received"], &line["error"]), (&5.into(), &"bad-request".into()), "{line}");
-        let line = client.event("exchange").await;
+        let line = client.process.event("exchange").await;
         assert_eq!((&line["status"], &line["error"]), (&200.into(), &"cancelled".into()), "{line}");
     }
 
