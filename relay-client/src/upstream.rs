@@ -55,7 +55,7 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// 10.1.1 lets a client decide).
 const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 
-/// A request body of about this many bytes is kept, so that it can be sent once more.
+/// A request body up to this many bytes is kept, so that it can be sent once more.
 const REPLAY: usize = 64 * 1024;
 
 /// What all exchanges with one service keep for that. Beyond it a body passes through and is gone.
@@ -698,7 +698,7 @@ impl RequestBody {
     fn of(stream: &Stream, kept: &Arc<AtomicUsize>, held_back: bool) -> Self {
         let mut sending = Sending::new(stream, kept);
         let cx = Context::from_waker(Waker::noop());
-        while !held_back && sending.end.is_none() && sending.may_keep() {
+        while !held_back && sending.end.is_none() && sending.may_keep(1) {
             match stream.poll_recv(&cx) {
                 Poll::Ready(Ok(Some(Item::Data(bytes)))) => sending.keep(&bytes),
                 Poll::Ready(Ok(Some(Item::End(trailers)))) => sending.end = Some(trailers),
@@ -706,6 +706,7 @@ impl RequestBody {
                 _ => break,
             }
         }
+        sending.replayable = sending.kept_len <= REPLAY;
         Self::new(sending)
     }
 
@@ -746,8 +747,8 @@ impl Sending {
         }
     }
 
-    fn may_keep(&self) -> bool {
-        self.replayable && self.kept_len < REPLAY && self.all.load(Relaxed) < KEPT
+    fn may_keep(&self, len: usize) -> bool {
+        self.replayable && self.kept_len + len <= REPLAY && self.all.load(Relaxed) < KEPT
     }
 
     fn keep(&mut self, bytes: &Bytes) {
@@ -769,7 +770,7 @@ impl Sending {
         if self.end.is_none() {
             match ready!(self.stream.poll_recv(cx)) {
                 Ok(Some(Item::Data(bytes))) => {
-                    if self.may_keep() {
+                    if self.may_keep(bytes.len()) {
                         self.keep(&bytes);
                         self.next += 1;
                     } else {

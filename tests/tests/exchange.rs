@@ -187,7 +187,10 @@ mod heads {
             let heard = heard.clone();
             async move {
                 heard.send(wire.message().await.unwrap()).await.unwrap();
-                wire.send(b"HTTP/1.1 299 Odd\r\nRelay-Error: mine\r\nZ-Last: 1\r\nSet-Cookie: a=1\r\nA-First: caf\xe9\r\n").await;
+                wire.send(
+                    b"HTTP/1.1 299 Odd\r\nRelay-Error: mine\r\nZ-Last: 1\r\nSet-Cookie: a=1\r\nA-First: caf\xe9\r\n",
+                )
+                .await;
                 wire.send(b"Set-Cookie: b=2; Path=/\r\nX-Empty:\r\nContent-Length: 0\r\n\r\n").await;
             }
         })
