@@ -210,6 +210,15 @@ pub struct ShowArgs {
     /// Lines for people, or one JSON object per line
     #[arg(long, value_name = "FORM", value_enum)]
     pub output: Option<Output>,
+
+    /// Print the public URL and nothing else on standard output; the lines for people go to
+    /// standard error
+    #[arg(long, conflicts_with = "output")]
+    pub url_only: bool,
+
+    /// Write the tunnel as JSON into this file once it is up, and remove the file at the end
+    #[arg(long, value_name = "FILE")]
+    pub ready_file: Option<PathBuf>,
 }
 
 /// The way to the relay.
@@ -489,6 +498,7 @@ mod tests {
             ("relay http 3000 --upstream-protocol h3", "h2c"),
             ("relay dev --https x", "127.0.0.1:8443"),
             ("relay htpp 3000", "http"),
+            ("relay listen --url-only --output json", "cannot be used with"),
             ("relay listen --respond 101", "200"),
             ("relay listen --header x", "Name: value"),
             ("relay listen --header Content-Length:3", "by itself"),

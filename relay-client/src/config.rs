@@ -100,6 +100,10 @@ pub struct TunnelSettings {
 pub struct ShowSettings {
     /// For people or for programs.
     pub output: Output,
+    /// Only the URL on standard output, whatever a file says of `output`.
+    pub url_only: bool,
+    /// Says as JSON that the tunnel is up, as long as it is.
+    pub ready_file: Option<PathBuf>,
 }
 
 impl Settings {
@@ -165,7 +169,8 @@ impl TunnelSettings {
 
 impl ShowSettings {
     fn new(typed: ShowArgs, file: &File) -> Self {
-        Self { output: typed.output.or(file.output).unwrap_or_default() }
+        let output = if typed.url_only { Output::Text } else { typed.output.or(file.output).unwrap_or_default() };
+        Self { output, url_only: typed.url_only, ready_file: typed.ready_file }
     }
 }
 

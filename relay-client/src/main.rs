@@ -72,7 +72,7 @@ async fn run(command: Command) -> ExitCode {
         Err(error) => return fail(Exit::Usage, &error),
     };
     let mut by = Exit::Done;
-    let result = match command {
+    let (screen, result) = match command {
         Command::Http(args) => {
             let settings = match Settings::new(args.open, args.service, &mut files) {
                 Ok(settings) => settings,
@@ -83,10 +83,9 @@ async fn run(command: Command) -> ExitCode {
                 Ok(client) => client,
                 Err(error) => return fail(Exit::Usage, &error),
             };
-            client
-                .run(&mut screen, async { by = signals.next().await })
-                .await
-                .map_err(|error| (exit_of(&error), error.to_string()))
+            let shown = screen.clone();
+            let result = client.run(&mut screen, async { by = signals.or(&shown).await }).await;
+            (shown, result.map_err(|error| (exit_of(&error), error.to_string())))
         }
         Command::Listen(args) => {
             let answer = match Answer::new(&args) {
@@ -98,30 +97,36 @@ async fn run(command: Command) -> ExitCode {
                 Err(error) => return fail(Exit::Usage, &error),
             };
             let screen = Screen::answering(&settings.show, &files, answer.describe());
-            let shutdown = async { by = signals.next().await };
-            listen::run(settings, answer, screen, shutdown).await.map_err(|error| match &error {
+            let shutdown = async { by = signals.or(&screen).await };
+            let result = listen::run(settings, answer, screen.clone(), shutdown).await;
+            let result = result.map_err(|error| match &error {
                 ListenError::Client(client) => (exit_of(client), error.to_string()),
                 ListenError::Target(_) => (Exit::Usage, error.to_string()),
                 _ => (Exit::Failed, error.to_string()),
-            })
+            });
+            (screen, result)
         }
         #[cfg(feature = "embedded")]
         Command::Dev(args) => {
             use relay_client::{config::DevSettings, dev};
             let settings = DevSettings::new(args, &files);
             let mut screen = Screen::new(&settings.show, &files);
-            dev::run(settings, &mut screen, async { by = signals.next().await }).await.map_err(|error| match &error {
+            let shown = screen.clone();
+            let result = dev::run(settings, &mut screen, async { by = signals.or(&shown).await }).await;
+            let result = result.map_err(|error| match &error {
                 dev::DevError::Client(client) => (exit_of(client), error.to_string()),
                 _ => (Exit::Failed, error.to_string()),
-            })
+            });
+            (shown, result)
         }
         Command::Login(_)
         | Command::Logout
         | Command::Config(_)
         | Command::Completions { .. }
-        | Command::Man { .. } => Ok(()),
+        | Command::Man { .. } => return Exit::Done.into(),
     };
-    match result {
+    let failed = screen.close();
+    match result.and_then(|()| failed.map_or(Ok(()), |message| Err((Exit::Failed, message)))) {
         Ok(()) => by.into(),
         Err((exit, message)) => fail(exit, &message),
     }
@@ -198,6 +203,13 @@ impl Signals {
         tokio::select! {
             _ = self.interrupt.recv() => Exit::Interrupted,
             _ = self.terminate.recv() => Exit::Terminated,
+        }
+    }
+    /// A signal, or the end of whatever the screen is for.
+    async fn or(&mut self, screen: &Screen) -> Exit {
+        tokio::select! {
+            by = self.next() => by,
+            () = screen.over() => Exit::Done,
         }
     }
 }

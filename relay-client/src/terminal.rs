@@ -136,6 +136,22 @@ pub enum Event<'a> {
     Notice(&'a str),
 }
 
+impl Event<'_> {
+    /// The event's line in the JSON form.
+    pub(crate) fn to_json(&self) -> Vec<u8> {
+        let mut line = Vec::new();
+        self.write_json(&mut line);
+        line
+    }
+
+    fn write_json(&self, out: &mut Vec<u8>) {
+        let mut json = serde_json::Serializer::with_formatter(&mut *out, Harmless);
+        // A buffer takes everything, and every field has a JSON form.
+        let _ = self.serialize(&mut json);
+        out.push(b'\n');
+    }
+}
+
 /// A body as it can be shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum Body<'a> {
@@ -218,6 +234,7 @@ pub struct Printer<O = Stdout, E = Stderr> {
     clock: Clock,
     ready: bool,
     answers: Option<String>,
+    url_only: bool,
 }
 
 impl Printer {
@@ -252,7 +269,15 @@ impl<O: Write, E: Write> Printer<O, E> {
             clock: Clock { zone, second: i64::MIN, text: String::new() },
             ready: false,
             answers: None,
+            url_only: false,
         }
+    }
+
+    /// Leaves standard output to the URL alone: the other lines for people go to standard error.
+    #[must_use]
+    pub fn url_only(mut self, only: bool) -> Self {
+        self.url_only = only;
+        self
     }
 
     /// Says to people what a tunnel answers, instead of where it forwards to.
@@ -275,12 +300,7 @@ impl<O: Write, E: Write> Printer<O, E> {
             // A program's first line is `tunnel.ready`. What comes before is for people.
             (Output::Json, Event::Notice(_) | Event::Connecting { .. }) => self.aside(second, event),
             (Output::Json, _) if !self.ready => self.aside(second, event),
-            (Output::Json, _) => {
-                let mut json = serde_json::Serializer::with_formatter(&mut self.out_buffer, Harmless);
-                // A buffer takes everything, and every field has a JSON form.
-                let _ = event.serialize(&mut json);
-                self.out_buffer.push(b'\n');
-            }
+            (Output::Json, _) => event.write_json(&mut self.out_buffer),
             (Output::Text, Event::Ready { url, upstream, ca_file, local_url, .. }) => {
                 self.ready(url, upstream, *ca_file, *local_url);
             }
@@ -310,6 +330,7 @@ impl<O: Write, E: Write> Printer<O, E> {
         if !self.err_buffer.is_empty() {
             let _ = self.err.write_all(&self.err_buffer).and_then(|()| self.err.flush());
             self.err_buffer.clear();
+            self.err_buffer.shrink_to(BUFFER_KEPT);
         }
         if self.out_buffer.is_empty() {
             return Ok(());
@@ -322,9 +343,9 @@ impl<O: Write, E: Write> Printer<O, E> {
     }
 
     fn ready(&mut self, url: &str, upstream: &str, ca: Option<&str>, local_url: Option<&str>) {
-        let out = &mut Text(&mut self.out_buffer);
         let (bold, plain) = if self.style.colour { ("\x1b[1m", RESET) } else { ("", "") };
-        let _ = writeln!(out, "{bold}{}{plain}", Shown(url));
+        let _ = writeln!(Text(&mut self.out_buffer), "{bold}{}{plain}", Shown(url));
+        let out = &mut Text(if self.url_only { &mut self.err_buffer } else { &mut self.out_buffer });
         let _ = match &self.answers {
             Some(what) => writeln!(out, "  {}", Shown(what)),
             None => writeln!(out, "  forwards to {}", Shown(upstream)),
@@ -347,7 +368,7 @@ impl<O: Write, E: Write> Printer<O, E> {
         figure: impl FnOnce(&mut Text<'_>),
         error: Option<&str>,
     ) {
-        let out = &mut Text(&mut self.out_buffer);
+        let out = &mut Text(if self.url_only { &mut self.err_buffer } else { &mut self.out_buffer });
         // Either every line has the same width, or nothing is cut.
         let error_columns = error.map_or(0, |code| code.len() + 2);
         let (width, cut) = match self.style.columns {
@@ -383,7 +404,7 @@ impl<O: Write, E: Write> Printer<O, E> {
 
     /// What follows the line of a request: its headers, and the beginning of its body.
     fn request(&mut self, headers: &[(String, String)], body: Body<'_>, size: u64, truncated: bool) {
-        let out = &mut Text(&mut self.out_buffer);
+        let out = &mut Text(if self.url_only { &mut self.err_buffer } else { &mut self.out_buffer });
         let (dim, plain) = if self.style.colour { (DIM, RESET) } else { ("", "") };
         for (name, value) in headers {
             let _ = writeln!(out, "  {dim}{}:{plain} {}", Shown(name), Shown(value));
@@ -874,6 +895,19 @@ mod tests {
         assert!(lines.next().unwrap().contains(" --- "));
         assert_eq!(lines.next(), None);
         assert_eq!(err, "14:03:11 connected again to https://relay.example\n");
+    }
+
+    #[test]
+    fn the_url_can_stand_alone_on_standard_output() {
+        let mut printer = Printer::new(Output::Text, Style::default(), Some(TimeZone::UTC), Vec::new(), Vec::new());
+        printer = printer.url_only(true);
+        for event in [READY, exchange("GET", "/a", Some(200)), request(&[], b"hello", 5)] {
+            printer.push_at(0, &event);
+        }
+        printer.flush().unwrap();
+        assert_eq!(printer.out, b"https://hooks.relay.example\n");
+        let err = String::from_utf8(printer.err).unwrap();
+        assert!(err.contains("forwards to") && err.contains(" /a ") && err.contains("  hello\n"), "{err}");
     }
 
     #[test]

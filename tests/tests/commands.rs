@@ -245,3 +245,32 @@ async fn completions_and_manual_pages_are_made() {
     assert_eq!(made.code(), 0, "{made:?}");
     assert!(std::fs::read_to_string(directory.path().join("relay-listen.1")).unwrap().contains("respond"));
 }
+
+mod readiness {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_url_stands_alone_and_the_file_is_there_as_long_as_the_tunnel() {
+        let relay = RelayServer::spawn(DEFAULTS).await;
+        let mut way = way(&relay);
+        way.extend(["--token".to_owned(), relay.token("me").await]);
+        let home = Arc::new(tempfile::tempdir().unwrap());
+        let file = home.path().join("ready.json");
+        std::fs::write(&file, "of an earlier run").unwrap();
+        let first = ["listen", "--url-only", "--ready-file", "ready.json"];
+        let mut bin = Process::spawn_in(home.clone(), "relay", words(&first, &way), &[]).await;
+        let url = bin.line().await.unwrap();
+        let ready: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        assert_eq!((&ready["event"], &ready["url"]), (&"tunnel.ready".into(), &url.as_str().into()));
+        send(&relay, Request::get(format!("{url}/seen")).body(empty()).unwrap()).await;
+        assert!(bin.error_line("/seen").await.contains("GET"));
+        let ended = bin.terminate().await;
+        assert_eq!((ended.code(), ended.stdout.as_str()), (143, ""));
+        assert!(!file.exists(), "it goes with the tunnel");
+
+        let first = ["http", "3000", "--ready-file", "no/such/directory"];
+        let ended = Process::spawn_in(home.clone(), "relay", words(&first, &way), &[]).await.wait().await;
+        assert_eq!(ended.code(), 1, "{ended:?}");
+        assert!(ended.stderr.contains("no/such/directory"), "{ended:?}");
+    }
+}
