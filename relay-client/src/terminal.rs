@@ -307,9 +307,9 @@ impl<O: Write, E: Write> Printer<O, E> {
             (Output::Text, Event::Exchange { method, path, status, duration_ms, error, .. }) => {
                 self.line(second, method, path, *status, |out| duration(out, *duration_ms), *error);
             }
-            (Output::Text, Event::Request { method, path, status, headers, body, body_size, body_truncated, .. }) => {
+            (Output::Text, Event::Request { id, method, path, status, headers, body, body_size, body_truncated }) => {
                 self.line(second, method, path, *status, |out| size(out, *body_size), None);
-                self.request(headers, *body, *body_size, *body_truncated);
+                self.request(id, headers, *body, *body_size, *body_truncated);
             }
             (Output::Text, _) => self.aside(second, event),
         }
@@ -403,10 +403,10 @@ impl<O: Write, E: Write> Printer<O, E> {
     }
 
     /// What follows the line of a request: its headers, and the beginning of its body.
-    fn request(&mut self, headers: &[(String, String)], body: Body<'_>, size: u64, truncated: bool) {
+    fn request(&mut self, id: &str, headers: &[(String, String)], body: Body<'_>, size: u64, truncated: bool) {
         let out = &mut Text(if self.url_only { &mut self.err_buffer } else { &mut self.out_buffer });
         let (dim, plain) = if self.style.colour { (DIM, RESET) } else { ("", "") };
-        for (name, value) in headers {
+        for (name, value) in headers.iter().filter(|(name, value)| !is_added(name, value, id)) {
             let _ = writeln!(out, "  {dim}{}:{plain} {}", Shown(name), Shown(value));
         }
         if size > 0 {
@@ -608,6 +608,16 @@ fn size(out: &mut Text<'_>, bytes: u64) {
         ..1_073_689_395.2 => write!(out, "{:>6.1} MiB", scaled / f64::from(1 << 20)),
         _ => write!(out, "{:>6.1} GiB", scaled / f64::from(1 << 30)),
     };
+}
+
+/// Whether a header says what the relay has added to every request, rather than what the sender wrote. The address of
+/// the sender is worth a line.
+fn is_added(name: &str, value: &str, id: &str) -> bool {
+    match name {
+        "forwarded" | "relay-request-id" | "x-forwarded-host" | "x-forwarded-proto" | "x-real-ip" => true,
+        "x-request-id" => value == id,
+        _ => false,
+    }
 }
 
 /// A line of a body. A tab does no harm, and neither does the end of a line of DOS.
@@ -1032,6 +1042,16 @@ mod tests {
         let half = "aé".as_bytes().get(..2).unwrap();
         assert_eq!(Body::new(half, true), Body::Text("a"), "the other half was cut off");
         assert_eq!(Body::new(half, false), Body::Bytes(half));
+    }
+
+    #[test]
+    fn people_see_the_headers_of_the_sender() {
+        let pairs = [("host", "a"), ("x-forwarded-for", "1.2.3.4"), ("x-real-ip", "1.2.3.4"), ("x-request-id", "01J")];
+        let own = [("relay-request-id", "01J"), ("x-request-id", "mine")];
+        let headers: Vec<_> = pairs.iter().chain(&own).map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+        let (out, _) = print(Output::Text, Style::default(), &[request(&headers, b"", 0)]);
+        let (_, shown) = out.split_once('\n').unwrap();
+        assert_eq!(shown, "  host: a\n  x-forwarded-for: 1.2.3.4\n  x-request-id: mine\n\n");
     }
 
     #[test]
