@@ -725,6 +725,24 @@ mod clients {
         }
     }
 
+    /// What a token may have is counted before the store is asked, which takes its time.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn that_come_at_once_have_no_more_tunnels_than_their_token_may() {
+        let world = World::start().await;
+        let limits = TokenLimits { max_tunnels: 2, max_names: 100, max_sessions: 100 };
+        let (token, _) = world.token_with(|new| new.limits = limits).await;
+        let sockets = join_all((0..12).map(async |_| connect_on(world.raw("relay.test").await, &token).await)).await;
+        let asked = join_all(sockets.into_iter().zip(1..).map(async |(mut socket, number)| {
+            let bound = socket.hello(vec![spec(number, &format!("name-{number}"))]).await.remove(0);
+            (socket, bound.result)
+        }));
+        let asked = asked.await;
+        assert_eq!(asked.iter().filter(|(_, result)| result.is_ok()).count(), 2);
+        for (_, refusal) in asked.iter().filter_map(|(socket, result)| Some((socket, result.as_ref().err()?))) {
+            assert_eq!(refusal.code, "too-many-tunnels");
+        }
+    }
+
     /// A laptop wakes up in another network: its old connection is as good as dead, and nobody has closed it.
     #[tokio::test]
     async fn that_fall_silent_do_not_keep_their_tokens_only_tunnel_from_it() {

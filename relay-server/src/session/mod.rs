@@ -155,18 +155,19 @@ impl Place {
         })
     }
 
-    /// Whether the token's sessions have so many tunnels.
-    fn has_tunnels(&self, most: u32) -> bool {
-        self.shared.sessions.used(self.token, |used| used.tunnels >= most)
-    }
-
-    fn count_tunnel(&self) {
+    /// Counts one more tunnel; false when the token's sessions have `most` already. Looked at and counted at once, because
+    /// binding takes its time, and others bind meanwhile.
+    fn count_tunnel(&self, most: u32) -> bool {
         self.shared.sessions.used(self.token, |used| {
+            if used.tunnels >= most {
+                return false;
+            }
             if !self.seat.vacant.load(Relaxed) {
                 self.seat.tunnels.fetch_add(1, Relaxed);
                 used.tunnels += 1;
             }
-        });
+            true
+        })
     }
 
     fn discount_tunnel(&self) {
@@ -402,12 +403,20 @@ impl Session {
         // A name that is bound is the same token's, and the tunnel that has it goes when this one comes.
         let replaces =
             spec.name.as_deref().is_some_and(|name| self.shared.registry.is_bound(&name.to_ascii_lowercase()));
-        let full =
-            self.tunnels.len() >= self.shared.limits.session_tunnels || self.place.has_tunnels(most) && !replaces;
-        if full {
+        let is_full = self.tunnels.len() >= self.shared.limits.session_tunnels;
+        if is_full || !self.place.count_tunnel(if replaces { u32::MAX } else { most }) {
             let message = format!("The token has {most} tunnels open, as many as it may.");
             return Err(refusal("too-many-tunnels", &message, "Close one, or ask the relay's operator for more."));
         }
+        let bound = self.bind_counted(link, spec).await;
+        match &bound {
+            Ok(tunnel) => self.tunnels.push(tunnel.clone()),
+            Err(_) => self.place.discount_tunnel(),
+        }
+        bound
+    }
+
+    async fn bind_counted(&self, link: &Link, spec: TunnelSpec) -> Result<Arc<Tunnel>, Refusal> {
         let name = self.claim(spec.name.as_deref()).await?;
         let tunnel = Arc::new(Tunnel {
             name: name.as_str().to_owned(),
@@ -440,8 +449,6 @@ impl Session {
                 break;
             }
         }
-        self.place.count_tunnel();
-        self.tunnels.push(tunnel.clone());
         Ok(tunnel)
     }
 
