@@ -28,7 +28,8 @@ use crate::{
     relay dev                       try it: a relay, a tunnel and a demo app on this machine\n  \
     relay dev 3000                  the same for your service on port 3000\n  \
     relay http 3000                 a public URL for it, on your relay\n  \
-    relay listen                    a public URL without a service, to see what is sent\n\n\
+    relay listen                    a public URL without a service, to see what is sent\n  \
+    relay run 3000 -- pytest        a public URL for as long as a command runs\n\n\
     Exit codes: 0 done, 1 failed, 2 usage, 3 unauthorized, 4 name taken, 5 relay unreachable at start,\n\
     6 gave up reconnecting, 7 name lost, 130 and 143 ended by a signal")]
 pub struct Cli {
@@ -62,6 +63,14 @@ pub enum Command {
         relay http unix:/run/app.sock --output json | jq -r '.url // empty'\n\n\
         The public URL stands first and alone on its line; then each request as it is answered.")]
     Http(HttpArgs),
+    /// Run a command with a tunnel around it, as for tests; its exit code is returned
+    #[command(after_help = "Examples:\n  \
+        relay run 3000 -- pytest\n  \
+        relay run 3000 --events relay.log -- npm test\n  \
+        relay run 3000 -- sh -c 'curl $RELAY_PUBLIC_URL/health'\n\n\
+        The command starts once the public URL has answered. It finds the URL in RELAY_PUBLIC_URL, and in RELAY_CA_FILE the \
+        CA to trust where that is no public one. Standard output is the command's alone.")]
+    Run(RunArgs),
     /// Show what is sent to a public URL, without any service: a private request bin
     #[command(after_help = "Examples:\n  \
         relay listen\n  \
@@ -146,6 +155,30 @@ pub struct HttpArgs {
     /// How the tunnel is opened.
     #[command(flatten)]
     pub open: OpenArgs,
+}
+
+/// `relay run`.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// Where the service is or will be, as for `relay http`
+    #[arg(value_name = "TARGET")]
+    pub upstream: UpstreamAddr,
+
+    /// How the service is spoken to.
+    #[command(flatten)]
+    pub service: ServiceArgs,
+
+    /// Write what happens as JSON into this file instead of telling it on standard error
+    #[arg(long, value_name = "FILE")]
+    pub events: Option<PathBuf>,
+
+    /// How the tunnel is opened.
+    #[command(flatten)]
+    pub open: OpenArgs,
+
+    /// What to run, with its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
 }
 
 /// `relay listen`.

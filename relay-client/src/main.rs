@@ -8,9 +8,10 @@ use relay_client::cli::{Cli, Command, ConfigCommand, Exit, ServiceArgs};
 use relay_client::config::{Files, Places, Settings};
 use relay_client::listen::{Answer, ListenError};
 use relay_client::login::LoginError;
+use relay_client::run::RunError;
 use relay_client::screen::Screen;
 use relay_client::terminal::Output;
-use relay_client::{ClientError, ConnectError, listen, login, open, pages};
+use relay_client::{ClientError, ConnectError, listen, login, open, pages, run};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -104,6 +105,32 @@ async fn run(command: Command) -> ExitCode {
                 ListenError::Target(_) => (Exit::Usage, error.to_string()),
                 _ => (Exit::Failed, error.to_string()),
             });
+            (screen, result)
+        }
+        Command::Run(args) => {
+            let settings = match Settings::new(args.open, args.service, &mut files) {
+                Ok(settings) => settings,
+                Err(error) => return fail(Exit::Usage, &error),
+            };
+            let screen = match Screen::aside(&settings.show, &files, args.events.as_deref()) {
+                Ok(screen) => screen,
+                Err(error) => return fail(Exit::Failed, &format_args!("--events: {error}")),
+            };
+            let (mut observer, mut code) = (screen.clone(), 0);
+            let next = async || signals.next().await;
+            let ended = run::run(settings, args.upstream, &args.command, &mut observer, next).await;
+            let result = match ended {
+                Ok(its) => {
+                    code = its;
+                    Ok(())
+                }
+                Err(RunError::Client(error)) => Err((exit_of(&error), error.to_string())),
+                Err(error) => Err((Exit::Failed, error.to_string())),
+            };
+            if result.is_ok() && code != 0 {
+                screen.close();
+                return ExitCode::from(code);
+            }
             (screen, result)
         }
         #[cfg(feature = "embedded")]

@@ -5,14 +5,18 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
+#[cfg(unix)]
+use std::io::IsTerminal as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::Path;
+use std::process::ExitStatus;
 use std::time::Duration;
 
 #[cfg(target_os = "linux")]
 use relay_protocol::link::UNSENT;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
+use tokio::process::Child;
 
 /// When a silent connection is probed, and how often. The session's own heartbeat notices a dead relay first; this
 /// keeps the entry of a NAT alive while the process is stopped.
@@ -62,6 +66,35 @@ pub(crate) fn tune(tcp: &TcpStream) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     socket.set_tcp_notsent_lowat(UNSENT)?;
     Ok(())
+}
+
+/// Sends a command what this process was sent: an interrupt, or the wish that it ends. Ctrl-C on a terminal has reached
+/// it already.
+pub(crate) fn pass_on(child: &Child, interrupt: bool) {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Pid, Signal, kill_process};
+        let signal = match interrupt {
+            true if std::io::stdin().is_terminal() => return,
+            true => Signal::INT,
+            false => Signal::TERM,
+        };
+        let pid = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+        // One that has ended meanwhile is about to be noticed.
+        let _ = pid.map(|pid| kill_process(pid, signal));
+    }
+    #[cfg(not(unix))]
+    let _ = (child, interrupt);
+}
+
+/// A command's exit code as a shell would report it: 128 and the signal's number where one ended it.
+pub(crate) fn code_of(status: ExitStatus) -> u8 {
+    #[cfg(unix)]
+    let signalled = std::os::unix::process::ExitStatusExt::signal(&status).map(|signal| 128 + signal);
+    #[cfg(not(unix))]
+    let signalled = None;
+    let code = status.code().or(signalled).unwrap_or(1);
+    u8::try_from(code).unwrap_or(u8::MAX)
 }
 
 /// Makes a directory, and those above it, for this user alone. On Windows a user's own directories are that already.

@@ -1,7 +1,9 @@
 //! The printer of a running command: it observes a client, and whatever else has something to show.
 
 use std::{
-    path::PathBuf,
+    fs::File,
+    io,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -40,6 +42,18 @@ impl Screen {
     /// As [`Screen::new`], for a tunnel that answers by itself: `what`.
     pub fn answering(show: &ShowSettings, files: &Files, what: String) -> Self {
         Self::with(Printer::stdio(show.output).answering(what), show, files)
+    }
+
+    /// For a command that has standard output to itself: JSON into a file, or lines on standard error.
+    ///
+    /// # Errors
+    /// Where the file cannot be written.
+    pub fn aside(show: &ShowSettings, files: &Files, events: Option<&Path>) -> io::Result<Self> {
+        let printer = match events {
+            Some(file) => Printer::file(File::create(file)?),
+            None => Printer::stderr(show.output),
+        };
+        Ok(Self::with(printer, show, files))
     }
 
     fn with(printer: Printer, show: &ShowSettings, files: &Files) -> Self {

@@ -34,6 +34,7 @@ use tokio::time::{Instant, Sleep, timeout};
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 
 use crate::dial::{DialError, Stream as Wire, Target};
+use crate::probe::Probe;
 use crate::terminal::Event;
 use crate::upstream::{Outcome, Upstream};
 use crate::value::Secret;
@@ -268,7 +269,7 @@ pub(crate) enum News {
     Unwatched,
 }
 
-type Exchanges = FuturesUnordered<Pin<Box<dyn Future<Output = Outcome> + Send>>>;
+type Exchanges = FuturesUnordered<Pin<Box<dyn Future<Output = Option<Outcome>> + Send>>>;
 
 /// Serves sessions. It must be polled, by [`Serve::next`], for as long as any of them is to go on.
 pub(crate) struct Serve {
@@ -283,6 +284,8 @@ pub(crate) struct Serve {
     bell: Arc<Bell>,
     /// How often what was queued has been sent.
     turns: Arc<AtomicU64>,
+    /// A request that is ours to answer.
+    own: Option<Probe>,
 }
 
 /// A session that is served.
@@ -319,7 +322,8 @@ impl Wake for Bell {
 }
 
 impl Serve {
-    pub(crate) fn new() -> Self {
+    /// Serves nothing yet. Whoever asks for `own` is answered here, and no service hears of it.
+    pub(crate) fn new(own: Option<Probe>) -> Self {
         Self {
             sessions: Vec::new(),
             upstreams: Arc::default(),
@@ -329,6 +333,7 @@ impl Serve {
             sweep: None,
             bell: Arc::default(),
             turns: Arc::default(),
+            own,
         }
     }
 
@@ -487,7 +492,7 @@ impl Serve {
         {
             resume.last_stream = resume.last_stream.max(stream.id().get());
         }
-        let (upstreams, turns) = (self.upstreams.clone(), self.turns.clone());
+        let (upstreams, turns, own) = (self.upstreams.clone(), self.turns.clone(), self.own.clone());
         let is_full = self.exchanges.len() >= MOST_EXCHANGES;
         self.exchanges.push(Box::pin(async move {
             let arrived = Instant::now();
@@ -503,7 +508,13 @@ impl Serve {
                 Ok(_) => Err("the stream did not begin with a head".to_owned()),
                 Err(error) => Err(error.to_string()),
             };
-            match head.map(|head| (upstreams.get(&head.tunnel).cloned(), head)) {
+            if let (Ok(head), Some(own)) = (&head, &own)
+                && own.is(head.target.as_str())
+            {
+                own.answer(&stream);
+                return None;
+            }
+            Some(match head.map(|head| (upstreams.get(&head.tunnel).cloned(), head)) {
                 Ok((_, head)) if is_full => {
                     stream.reset(Reset::Refused);
                     let status = Some(StatusCode::TOO_MANY_REQUESTS);
@@ -519,13 +530,15 @@ impl Serve {
                     stream.reset(Reset::Malformed);
                     fail(Reset::Malformed, detail)
                 }
-            }
+            })
         }));
     }
 
     fn take_outcomes(&mut self, observer: &mut dyn Observer, cx: &mut Context<'_>) {
         while let Poll::Ready(Some(outcome)) = self.exchanges.poll_next_unpin(cx) {
-            report(observer, &outcome);
+            if let Some(outcome) = outcome {
+                report(observer, &outcome);
+            }
         }
     }
 

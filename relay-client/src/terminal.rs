@@ -34,6 +34,7 @@
 
 use std::{
     fmt::{self, Write as _},
+    fs::File,
     io::{self, IsTerminal, Stderr, Stdout, Write},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -222,9 +223,38 @@ fn columns() -> Option<usize> {
     terminal_size::terminal_size_of(io::stdout()).map(|(width, _)| usize::from(width.0))
 }
 
+/// Where a process's printer writes what was asked for.
+#[derive(Debug)]
+pub enum Destination {
+    /// Standard output.
+    Stdout(Stdout),
+    /// Standard error.
+    Stderr(Stderr),
+    /// A file.
+    File(File),
+}
+
+impl Write for Destination {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Stdout(out) => out.write(bytes),
+            Self::Stderr(out) => out.write(bytes),
+            Self::File(out) => out.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Stdout(out) => out.flush(),
+            Self::Stderr(out) => out.flush(),
+            Self::File(out) => out.flush(),
+        }
+    }
+}
+
 /// Formats events for `out` (what was asked for) and `err` (what is said besides).
 #[derive(Debug)]
-pub struct Printer<O = Stdout, E = Stderr> {
+pub struct Printer<O = Destination, E = Stderr> {
     output: Output,
     style: Style,
     out: O,
@@ -241,7 +271,17 @@ impl Printer {
     /// A printer on this process's standard output and error.
     pub fn stdio(output: Output) -> Self {
         let style = Style::of_stdout();
-        Self::new(output, style, None, io::stdout(), io::stderr())
+        Self::new(output, style, None, Destination::Stdout(io::stdout()), io::stderr())
+    }
+
+    /// A printer that leaves standard output to somebody else: it writes to standard error.
+    pub fn stderr(output: Output) -> Self {
+        Self::new(output, Style::default(), None, Destination::Stderr(io::stderr()), io::stderr())
+    }
+
+    /// A printer that writes JSON to a file, and what is said besides to standard error.
+    pub fn file(file: File) -> Self {
+        Self::new(Output::Json, Style::default(), None, Destination::File(file), io::stderr())
     }
 
     /// As [`Printer::flush`], and learns the terminal's width anew, should it have changed.

@@ -33,6 +33,7 @@ use crate::address::UpstreamAddr;
 use crate::dial::Target;
 use crate::names::Names;
 use crate::platform::{address_towards, time_with_sleep};
+use crate::probe::Probe;
 use crate::rewrite::{HostHeader, Rewriter};
 use crate::session::{ConnectError, News, Observer, Serve, Session, because, connect, explain};
 use crate::terminal::Event;
@@ -134,6 +135,7 @@ pub struct Client {
     max_reconnect_time: Option<Duration>,
     ca_file: Option<String>,
     local_url: Option<String>,
+    own: Option<Probe>,
 }
 
 impl Client {
@@ -147,6 +149,7 @@ impl Client {
             max_reconnect_time: None,
             ca_file: None,
             local_url: None,
+            own: None,
         }
     }
 
@@ -175,6 +178,13 @@ impl Client {
     #[must_use]
     pub fn max_reconnect_time(mut self, limit: Duration) -> Self {
         self.max_reconnect_time = Some(limit);
+        self
+    }
+
+    /// Answers this probe itself: no service hears of it, and no observer.
+    #[must_use]
+    pub fn probe(mut self, probe: Probe) -> Self {
+        self.own = Some(probe);
         self
     }
 
@@ -305,7 +315,7 @@ struct Hold<'a> {
     /// Sessions one after the other that did not last.
     short: u32,
     watch: Option<Watching>,
-    probe: Option<Probe>,
+    probe: Option<Probing>,
 }
 
 /// A session with all tunnels, and whether that took another name than the one remembered.
@@ -366,7 +376,7 @@ fn reading(peer: SocketAddr) -> Reading {
 }
 
 /// A question to the relay whether the link is alive.
-struct Probe {
+struct Probing {
     why: Sign,
     answer: Pin<Box<dyn Future<Output = bool> + Send>>,
 }
@@ -383,7 +393,16 @@ impl<'a> Hold<'a> {
         let served = Served::default();
         let first = Box::pin(client.connect(Ask::first()));
         let way = Way::Connecting(first);
-        Self { client, served, serve: Serve::new(), way, lost: None, short: 0, watch: None, probe: None }
+        Self {
+            client,
+            served,
+            serve: Serve::new(client.own.clone()),
+            way,
+            lost: None,
+            short: 0,
+            watch: None,
+            probe: None,
+        }
     }
 
     async fn run(
@@ -535,7 +554,7 @@ impl<'a> Hold<'a> {
             (None, Some(why)) if self.probe.is_none() => {
                 if let Some(link) = self.serve.link().cloned() {
                     let patience = link.rtt().map_or(PROBE.1, |rtt| (rtt * 4).clamp(PROBE.0, PROBE.1));
-                    self.probe = Some(Probe { why, answer: Box::pin(async move { link.probe(patience).await }) });
+                    self.probe = Some(Probing { why, answer: Box::pin(async move { link.probe(patience).await }) });
                 }
             }
             (None, _) => {}

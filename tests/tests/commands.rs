@@ -274,3 +274,74 @@ mod readiness {
         assert!(ended.stderr.contains("no/such/directory"), "{ended:?}");
     }
 }
+
+mod relay_run {
+    use relay_tests::App;
+    use relay_tests::app::ok;
+
+    use super::*;
+
+    fn arguments(relay: &RelayServer, token: &str, app: &App, more: &[&str]) -> Vec<String> {
+        let target = app.addr().to_string();
+        let way = way(relay);
+        let first = words(&["run", &target, "--token", token], &way);
+        first.iter().chain(more).map(|word| (*word).to_owned()).collect()
+    }
+
+    #[tokio::test]
+    async fn gives_a_command_a_tunnel_that_answers_and_returns_its_code() {
+        let relay = RelayServer::spawn(DEFAULTS).await;
+        let token = relay.token("me").await;
+        let app = App::serve(|request| async move { ok(request.uri().path().to_owned()) }).await;
+        let script = "curl -sS --cacert $RELAY_CA_FILE --connect-to ::$ADDR $RELAY_PUBLIC_URL/from-inside; exit 7";
+        let script = script.replace("$ADDR", &relay.https.to_string());
+        let ended = run("relay", arguments(&relay, &token, &app, &["--", "sh", "-c", &script])).await;
+        assert_eq!((ended.code(), ended.stdout.as_str()), (7, "/from-inside\n"), "{}", ended.stderr);
+        assert!(ended.stderr.contains("https://"), "{}", ended.stderr);
+        assert_eq!(app.requests(), 1, "the service hears nothing of the probe");
+        assert!(!ended.stderr.contains("probe"), "{}", ended.stderr);
+    }
+
+    #[tokio::test]
+    async fn writes_what_happens_into_a_file_when_asked() {
+        let relay = RelayServer::spawn(DEFAULTS).await;
+        let token = relay.token("me").await;
+        let app = App::serve(|_| async { ok("here") }).await;
+        let dir = TempDir::new().unwrap();
+        let file = dir.path().join("events").display().to_string();
+        let ended = run("relay", arguments(&relay, &token, &app, &["--events", &file, "--", "true"])).await;
+        assert_eq!((ended.code(), ended.stdout.as_str()), (0, ""), "{}", ended.stderr);
+        assert!(!ended.stderr.contains("forwards to"), "{}", ended.stderr);
+        let events = std::fs::read_to_string(&file).unwrap();
+        let ready: Value = serde_json::from_str(events.lines().next().unwrap()).unwrap();
+        assert_eq!(ready["event"], "tunnel.ready");
+        assert_eq!(events.lines().count(), 1, "{events}");
+    }
+
+    #[tokio::test]
+    async fn passes_signals_on_and_lets_the_command_decide() {
+        let relay = RelayServer::spawn(DEFAULTS).await;
+        let token = relay.token("me").await;
+        let app = App::serve(|_| async { ok("here") }).await;
+        let script = "trap 'echo bye; exit 3' TERM; echo started; while :; do sleep 0.05; done";
+        let arguments = arguments(&relay, &token, &app, &["--", "sh", "-c", script]);
+        let mut process = Process::spawn("relay", arguments).await;
+        assert_eq!(process.line().await.as_deref(), Some("started"));
+        let ended = process.terminate().await;
+        assert_eq!((ended.code(), ended.stdout.contains("bye")), (3, true), "{} {}", ended.stdout, ended.stderr);
+    }
+
+    #[tokio::test]
+    async fn says_why_it_runs_nothing() {
+        let relay = RelayServer::spawn(DEFAULTS).await;
+        let token = relay.token("me").await;
+        let app = App::serve(|_| async { ok("here") }).await;
+        let ended = run("relay", arguments(&relay, &token, &app, &["--", "./no-such-command"])).await;
+        assert_eq!(ended.code(), 1);
+        assert!(ended.stderr.contains("cannot run ./no-such-command"), "{}", ended.stderr);
+        relay.token_command(&["revoke", "me"]).await;
+        let ended = run("relay", arguments(&relay, &token, &app, &["--", "true"])).await;
+        assert_eq!(ended.code(), 3, "{}", ended.stderr);
+        assert_eq!(run("relay", arguments(&relay, &token, &app, &[])).await.code(), 2);
+    }
+}
