@@ -260,6 +260,8 @@ pub(crate) fn base_directory(variable: &str, below_home: &str) -> Option<PathBuf
 #[derive(Debug, Default)]
 pub struct Files {
     pub(crate) file: File,
+    /// The project's file, which may be a stranger's.
+    project: Option<PathBuf>,
     /// Why a token that a file holds is not used; of interest where there is no other.
     pub(crate) withheld: Option<String>,
     /// What the user should know: a sentence each.
@@ -286,6 +288,7 @@ impl Files {
             files.file = read(&mut files, only, true);
             return (files, errors);
         }
+        files.project.clone_from(&places.project);
         for path in [&places.login, &places.user, &places.project].into_iter().flatten() {
             let upper = read(&mut files, path, false);
             files.put_over(upper);
@@ -364,8 +367,19 @@ impl Files {
         };
     }
 
-    /// Forgets what the files say of another relay than this one.
+    /// Forgets what the files say of another relay than this one, and where a project's file says that it is: whoever
+    /// names a relay and a token himself means that relay, and not one that a stranger's file puts in its place.
     pub(crate) fn keep_to(&mut self, relay: &RelayUrl) {
+        let is_projects = |key: &str| {
+            self.project.is_some() && self.file.places.get(key).map(|place| &place.file) == self.project.as_ref()
+        };
+        let (ca, addr) = (is_projects("relay_ca"), is_projects("relay_addr"));
+        if ca {
+            self.file.relay_ca = None;
+        }
+        if addr {
+            self.file.relay_addr = None;
+        }
         let Some(other) = self.file.relay.clone().filter(|other| other != relay) else { return };
         if self.file.token.is_some() {
             let place = self.file.places.get("token").map(Place::to_string).unwrap_or_default();
@@ -564,6 +578,12 @@ mod tests {
         {
             let (settings, warnings) = settle(project, user, flags);
             assert_eq!((settings.token.unwrap().expose(), warnings.len()), ("own", 0));
+        }
+        // Who names relay and token is not led elsewhere under that name.
+        let astray = "relay = 'a.example'\nrelay_ca = 'evil.pem'\nrelay_addr = 'evil.example:443'";
+        for project in [astray, "relay_ca = 'evil.pem'\nrelay_addr = 'evil.example:443'"] {
+            let (settings, _) = settle(project, "", &["--relay", "a.example", "--token", "own"]);
+            assert!(settings.relay_ca.is_none() && settings.relay_addr.is_none(), "{project}");
         }
     }
 

@@ -116,21 +116,17 @@ async fn run(command: Command) -> ExitCode {
                 Ok(screen) => screen,
                 Err(error) => return fail(Exit::Failed, &format_args!("--events: {error}")),
             };
-            let (mut observer, mut code) = (screen.clone(), 0);
+            let mut observer = screen.clone();
             let next = async || signals.next().await;
-            let ended = run::run(settings, args.upstream, &args.command, &mut observer, next).await;
-            let result = match ended {
-                Ok(its) => {
-                    code = its;
-                    Ok(())
+            let result = match run::run(settings, args.upstream, &args.command, &mut observer, next).await {
+                Ok(0) => Ok(()),
+                Ok(code) => {
+                    screen.close();
+                    return ExitCode::from(code);
                 }
                 Err(RunError::Client(error)) => Err((exit_of(&error), error.to_string())),
                 Err(error) => Err((Exit::Failed, error.to_string())),
             };
-            if result.is_ok() && code != 0 {
-                screen.close();
-                return ExitCode::from(code);
-            }
             (screen, result)
         }
         #[cfg(feature = "embedded")]

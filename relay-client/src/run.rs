@@ -62,7 +62,6 @@ pub enum RunError {
 struct Ready {
     url: String,
     ca_file: Option<String>,
-    local_url: Option<String>,
 }
 
 /// Runs `words` as a command while a tunnel to `upstream` is up, and returns its exit code. `signals` yields each signal
@@ -135,12 +134,10 @@ fn start(words: &[OsString], ready: &Ready) -> Result<Child, RunError> {
     let (program, arguments) = words.split_first().ok_or_else(|| io::Error::other("there is no command"))?;
     let mut command = Command::new(program);
     command.args(arguments).env("RELAY_PUBLIC_URL", &ready.url).kill_on_drop(true);
-    for (name, value) in [("RELAY_CA_FILE", &ready.ca_file), ("RELAY_LOCAL_URL", &ready.local_url)] {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
+    match &ready.ca_file {
+        Some(file) => command.env("RELAY_CA_FILE", file),
+        None => command.env_remove("RELAY_CA_FILE"),
+    };
     let program = program.to_string_lossy().into_owned();
     command.spawn().map_err(|error| RunError::Start { program, error })
 }
@@ -163,16 +160,11 @@ struct Watcher<'a> {
 
 impl Observer for Watcher<'_> {
     fn observe(&mut self, event: &Event<'_>) {
-        if let Event::Ready { url, ca_file, local_url, .. } = event
+        if let Event::Ready { url, ca_file, .. } = event
             && let Some(ready) = self.ready.take()
         {
-            let ready_now = Ready {
-                url: (*url).to_owned(),
-                ca_file: ca_file.map(str::to_owned),
-                local_url: local_url.map(str::to_owned),
-            };
             // Whoever waited may have given up.
-            let _ = ready.send(ready_now);
+            let _ = ready.send(Ready { url: (*url).to_owned(), ca_file: ca_file.map(str::to_owned) });
         }
         self.observer.observe(event);
     }

@@ -342,7 +342,7 @@ pub(crate) struct Upload {
 }
 
 /// The pieces of a body, as they came: nothing is copied, and one piece needs no allocation.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Kept {
     first: Bytes,
     more: Vec<Bytes>,
@@ -395,8 +395,10 @@ impl Kept {
         self.size <= MAX_KEPT
     }
 
+    /// Keeps nothing but what the stream has still to get.
     fn forget(&mut self) {
-        *self = Self { size: usize::MAX, ..Self::default() };
+        let more = std::iter::from_fn(|| self.next()).collect();
+        *self = Self { first: Bytes::new(), more, size: usize::MAX, taken: 1 };
     }
 }
 
@@ -454,7 +456,7 @@ impl Upload {
         true
     }
 
-    /// Keeps nothing any more: the request has been answered.
+    /// Keeps nothing any more that has been sent: the request has been answered.
     pub(crate) fn forget(&mut self) {
         self.kept.forget();
     }
@@ -552,6 +554,11 @@ mod tests {
         pieces.iter().for_each(|piece| kept.push(piece));
         assert_eq!(kept.next(), None, "the stream has had them all");
         assert_eq!(all(&mut kept), ["one", "two", "three"]);
+        // An answer that comes while the body is sent again makes no hole in it.
+        let mut answered = Kept { taken: 1, ..kept.clone() };
+        answered.forget();
+        answered.push(&Bytes::from_static(b"four"));
+        assert_eq!(std::iter::from_fn(|| answered.next()).collect::<Vec<_>>(), ["two", "three"]);
         let at = |pieces: &[Bytes]| pieces.first().map(|piece| piece.as_ptr());
         assert_eq!(at(&all(&mut kept)), at(&pieces), "nothing was copied");
         kept.push(&Bytes::from(vec![0; MAX_KEPT - 3 * MIN_PIECE]));
