@@ -105,8 +105,14 @@ impl Report {
     /// What holds, for standard output.
     pub fn show(&self, output: Output) -> String {
         let mut out = String::new();
-        let width =
-            self.settings.iter().filter_map(|setting| setting.value.as_deref()).map(str::len).max().unwrap_or(0);
+        let width = self
+            .settings
+            .iter()
+            .filter_map(|setting| setting.value.as_deref())
+            .map(str::len)
+            .max()
+            .unwrap_or(0)
+            .min(60);
         for setting in &self.settings {
             let _ = match output {
                 Output::Json => writeln!(out, "{}", serde_json::json!(setting)),

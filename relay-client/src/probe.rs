@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::HOST;
-use http::{HeaderValue, Request, StatusCode};
+use http::{HeaderName, HeaderValue, Request, StatusCode};
 use http_body_util::Empty;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -24,10 +24,15 @@ use crate::dial::{DialError, Target};
 /// Between two attempts: a name that was bound this very moment may need one more.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// Where the answer's secret stands.
+const ANSWER: HeaderName = HeaderName::from_static("probe-answer");
+
 /// A path that this client answers by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Probe {
     path: String,
+    /// What the answer says, and nobody else can know.
+    answer: HeaderValue,
 }
 
 /// Why a probe did not come back.
@@ -54,9 +59,13 @@ pub enum ProbeError {
 impl Probe {
     /// A probe with a nonce of its own; `None` where the system has no randomness.
     pub fn new() -> Option<Self> {
-        let mut nonce = [0; 16];
-        aws_lc_rs::rand::fill(&mut nonce).ok()?;
-        Some(Self { path: format!("/.relay/probe/{:032x}", u128::from_be_bytes(nonce)) })
+        let nonce = || {
+            let mut nonce = [0; 16];
+            aws_lc_rs::rand::fill(&mut nonce).ok()?;
+            Some(format!("{:032x}", u128::from_be_bytes(nonce)))
+        };
+        let answer = HeaderValue::try_from(nonce()?).ok()?;
+        Some(Self { path: format!("/.relay/probe/{}", nonce()?), answer })
     }
 
     /// Whether this request is the probe.
@@ -66,7 +75,7 @@ impl Probe {
 
     /// Answers the probe.
     pub(crate) fn answer(&self, stream: &Stream) {
-        let head = ResponseHead { status: StatusCode::NO_CONTENT, headers: Vec::new() };
+        let head = ResponseHead { status: StatusCode::NO_CONTENT, headers: vec![(ANSWER, self.answer.clone())] };
         // Where the stream is gone, whoever asked has gone, too.
         if let Ok(head) = head.to_bytes() {
             let _ = stream.send_head(head, false).and_then(|()| stream.finish(Bytes::new()));
@@ -109,9 +118,9 @@ impl Probe {
                 Ok(()) => elsewhere(public, "the connection was closed".to_owned()),
             }),
         };
-        match response.status() {
-            StatusCode::NO_CONTENT => Ok(()),
-            status => Err(elsewhere(public, format!("status {status}"))),
+        match response.headers().get(ANSWER) {
+            Some(answer) if *answer == self.answer => Ok(()),
+            _ => Err(elsewhere(public, format!("status {}", response.status()))),
         }
     }
 }

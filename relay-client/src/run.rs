@@ -8,11 +8,13 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::pin::pin;
 use std::process::ExitStatus;
 use std::time::Duration;
 
 use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::address::UpstreamAddr;
@@ -28,6 +30,9 @@ use crate::tunnel::ClientError;
 
 /// How long the public URL has to answer once the relay has given it.
 const PROBE: Duration = Duration::from_secs(15);
+
+/// How long the tunnel may finish what is under way once the command has ended.
+const LEAVE: Duration = Duration::from_millis(500);
 
 /// Why a command was not run, or not to its end.
 #[derive(Debug, thiserror::Error)]
@@ -85,7 +90,7 @@ pub async fn run(
     let client = open::client(upstream, settings)?;
     let probe = Probe::new().ok_or_else(|| io::Error::other("the system has no randomness"))?;
     let (ready, is_ready) = oneshot::channel();
-    let stop = CancellationToken::new();
+    let (stop, gone) = (CancellationToken::new(), CancellationToken::new());
     let mut watcher = Watcher { observer, ready: Some(ready) };
     let tunnel = async {
         let ended = client.probe(probe.clone()).run(&mut watcher, stop.cancelled()).await;
@@ -95,6 +100,7 @@ pub async fn run(
             watcher.observe(&Event::Notice(&error.to_string()));
             watcher.pause();
         }
+        gone.cancel();
         ended
     };
     let job = async {
@@ -113,6 +119,7 @@ pub async fn run(
             let public = public(&ready.url)?;
             tokio::select! {
                 answered = probe.come_back(&public, PROBE) => answered?,
+                () = gone.cancelled() => return Ok(None),
                 signal = signals() => return Ok(Some(signal as u8)),
             }
             let status = supervise(start(words, &ready)?, signals).await?;
@@ -122,7 +129,12 @@ pub async fn run(
         stop.cancel();
         ended
     };
-    let (tunnel, job) = tokio::join!(tunnel, job);
+    let (mut tunnel, mut job) = (pin!(tunnel), pin!(job));
+    let (tunnel, job) = tokio::select! {
+        // What the command has left behind, as an event stream that nobody reads any more, holds nobody up.
+        job = &mut job => (timeout(LEAVE, tunnel).await.unwrap_or(Ok(())), job),
+        ended = &mut tunnel => (ended, job.await),
+    };
     match (job?, tunnel) {
         (Some(code), _) => Ok(code),
         (None, Err(error)) => Err(error.into()),

@@ -31,6 +31,8 @@ struct State {
     ready_file: Option<PathBuf>,
     /// Why the client cannot go on.
     failed: Option<String>,
+    /// What is shown is not what the command is for: it goes on when nobody reads.
+    aside: bool,
 }
 
 impl Screen {
@@ -53,7 +55,9 @@ impl Screen {
             Some(file) => Printer::file(File::create(file)?),
             None => Printer::stderr(show.output),
         };
-        Ok(Self::with(printer, show, files))
+        let screen = Self::with(printer, show, files);
+        screen.state().aside = true;
+        Ok(screen)
     }
 
     fn with(printer: Printer, show: &ShowSettings, files: &Files) -> Self {
@@ -64,7 +68,7 @@ impl Screen {
             // One that an earlier run has left behind would tell of a tunnel that is gone.
             let _ = std::fs::remove_file(file);
         }
-        let state = State { printer, ready_file, failed: None };
+        let state = State { printer, ready_file, failed: None, aside: false };
         Self { state: Arc::new(Mutex::new(state)), over: CancellationToken::new() }
     }
 
@@ -90,7 +94,7 @@ impl Screen {
     }
 
     fn flush(&self, state: &mut State) {
-        if state.printer.pending() > 0 && state.printer.flush_stdio().is_err() {
+        if state.printer.pending() > 0 && state.printer.flush_stdio().is_err() && !state.aside {
             self.over.cancel();
         }
     }

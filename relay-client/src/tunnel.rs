@@ -244,7 +244,8 @@ impl Client {
                 name: known.or_else(|| options.subdomain.clone()).or(remembered),
                 domain: None,
                 timeout_ms: options.timeout.map(|timeout| u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX)),
-                takeover: options.takeover,
+                // Once: whoever takes the name over from us later means it, too.
+                takeover: options.takeover && ask.first,
                 extra: Vec::new(),
             }
         };
