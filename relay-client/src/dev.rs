@@ -10,11 +10,11 @@ use relay_server::store::{NewToken, TokenLimits, unix_now};
 use tokio_util::sync::CancellationToken;
 
 use crate::address::UpstreamAddr;
+use crate::client::{Client, ClientError, TunnelOptions};
 use crate::config::DevSettings;
 use crate::demo::Demo;
 use crate::dial::{Target, Trust};
 use crate::session::Observer;
-use crate::tunnel::{Client, ClientError, TunnelOptions};
 
 /// The base domain: every name below `localhost` is this machine (RFC 6761, section 6.3).
 pub const DOMAIN: &str = "relay.localhost";

@@ -12,6 +12,7 @@ pub mod address;
 mod atomic;
 pub mod check;
 pub mod cli;
+mod client;
 pub mod config;
 pub mod demo;
 #[cfg(feature = "embedded")]
@@ -37,5 +38,6 @@ mod upstream;
 pub mod value;
 mod watch;
 
+pub use self::client::{Client, ClientError, TunnelOptions};
 pub use self::session::{ConnectError, Observer};
-pub use self::tunnel::{Client, ClientError, Exchange, Tunnel, TunnelOptions};
+pub use self::tunnel::{Exchange, Tunnel};

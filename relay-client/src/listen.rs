@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     cli::ListenArgs,
+    client::ClientError,
     config::{Settings, UpstreamProtocol},
     local::LocalServer,
     open::client,
@@ -32,7 +33,6 @@ use crate::{
     screen::Screen,
     session::Observer,
     terminal::{Body, Event},
-    tunnel::ClientError,
 };
 
 /// Bytes of bodies that are kept at once; what arrives beyond is counted, and its request marked.

@@ -2,10 +2,10 @@
 
 use crate::{
     address::UpstreamAddr,
+    client::{Client, TunnelOptions},
     config::Settings,
     dial::{Target, TargetError, Trust},
     names::Names,
-    tunnel::{Client, TunnelOptions},
 };
 
 /// The client that these settings describe, with one tunnel to `upstream`.

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::address::UpstreamAddr;
 use crate::cli::Exit;
+use crate::client::ClientError;
 use crate::config::Settings;
 use crate::dial::{RelayUrlError, Target, TargetError, Trust};
 use crate::open;
@@ -26,7 +27,6 @@ use crate::platform;
 use crate::probe::{Probe, ProbeError};
 use crate::session::Observer;
 use crate::terminal::Event;
-use crate::tunnel::ClientError;
 
 /// How long the public URL has to answer once the relay has given it.
 const PROBE: Duration = Duration::from_secs(15);

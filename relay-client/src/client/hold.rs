@@ -1,0 +1,390 @@
+//! Holds on to a session: connects, watches it, and comes back.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use relay_protocol::frame::GoAway;
+use relay_protocol::mux::Ended;
+use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval, sleep, timeout};
+
+use super::{Ask, Client, ClientError, Failed, Served};
+use crate::platform::{address_towards, time_with_sleep};
+use crate::session::{ConnectError, News, Observer, Serve, Session, because};
+use crate::terminal::Event;
+use crate::watch::{PERIOD, Reading, Sign, Watch};
+
+/// The least and the greatest bound of the pauses between attempts to come back. Each pause is drawn anew below a bound
+/// that grows with the time that the session has been lost, so that the clients of a relay that restarts do not come all
+/// at once, and yet are back in about the time that the restart took.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
+
+/// How long the relay has to answer where it is to be found out whether a link is alive: four of its round trips, but
+/// no less and no more than this.
+const PROBE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(1));
+
+/// How long a client that was told to stop waits for what is under way.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Holds on to a session for a [`Client`].
+///
+/// ```text
+///              a session                     lost, drained, or taken for dead
+///   Connecting ─────────▶ Up ──────────────────────────────────────────────────┐
+///     ▲   │                                                                     │
+///     │   └── none ──▶ Waiting ◀────────────────────────────────────────────────┤ lost: after a pause
+///     └────────────────────┘ ◀──────────────────────────────────────────────────┘ otherwise at once
+/// ```
+///
+/// Whatever is under way on an old session goes on meanwhile.
+pub(super) struct Hold<'a> {
+    client: &'a Client,
+    pub(super) served: Served,
+    serve: Serve,
+    way: Way<'a>,
+    /// Since there is no session, or only one that drains.
+    lost: Option<Lost>,
+    /// Sessions one after the other that did not last.
+    short: u32,
+    watch: Option<Watching>,
+    probe: Option<Probing>,
+}
+
+/// A session with all tunnels, and whether that took another name than the one remembered.
+pub(super) type Tried = Result<(Box<Session>, bool), Failed>;
+
+enum Way<'a> {
+    Up { since: Instant },
+    Waiting(Pin<Box<Sleep>>),
+    Connecting(Pin<Box<dyn Future<Output = Tried> + Send + 'a>>),
+}
+
+impl Way<'_> {
+    /// `None` when it is time to try again.
+    async fn next(&mut self) -> Option<Tried> {
+        match self {
+            Way::Up { .. } => std::future::pending().await,
+            Way::Waiting(pause) => {
+                pause.await;
+                None
+            }
+            Way::Connecting(attempt) => Some(attempt.await),
+        }
+    }
+}
+
+struct Lost {
+    since: Instant,
+    /// From when the pauses grow: since then nothing has spoken for trying harder.
+    hopeless: Instant,
+    /// Why, or why the last attempt failed.
+    reason: String,
+    /// The old session still serves what it has.
+    drains: bool,
+    /// The observer knows. Where a new session is up in no time, there is nothing to say.
+    told: bool,
+}
+
+struct Watching {
+    watch: Watch,
+    tick: Interval,
+    peer: SocketAddr,
+}
+
+impl Watching {
+    fn new(peer: SocketAddr) -> Self {
+        let mut tick = interval(PERIOD);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self { watch: Watch::new(reading(peer)), tick, peer }
+    }
+
+    fn look(&mut self) -> Option<Sign> {
+        self.watch.tick(reading(self.peer))
+    }
+}
+
+fn reading(peer: SocketAddr) -> Reading {
+    Reading { awake: std::time::Instant::now(), passed: time_with_sleep(), address: address_towards(peer) }
+}
+
+/// A question to the relay whether the link is alive.
+struct Probing {
+    why: Sign,
+    answer: Pin<Box<dyn Future<Output = bool> + Send>>,
+}
+
+enum Step {
+    News(News),
+    Way(Option<Tried>),
+    Tick,
+    Probed(bool),
+}
+
+impl<'a> Hold<'a> {
+    pub(super) fn new(client: &'a Client) -> Self {
+        let served = Served::default();
+        let first = Box::pin(client.connect(Ask::first()));
+        let way = Way::Connecting(first);
+        Self {
+            client,
+            served,
+            serve: Serve::new(client.own.clone()),
+            way,
+            lost: None,
+            short: 0,
+            watch: None,
+            probe: None,
+        }
+    }
+
+    pub(super) async fn run(
+        &mut self,
+        observer: &mut dyn Observer,
+        mut shutdown: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<(), ClientError> {
+        observer.observe(&Event::Connecting { relay: &self.client.target.url().to_string() });
+        observer.pause();
+        loop {
+            let (watch, probe) = (&mut self.watch, &mut self.probe);
+            let tick = async {
+                match watch {
+                    Some(watch) => drop(watch.tick.tick().await),
+                    None => std::future::pending().await,
+                }
+            };
+            let probed = async {
+                match probe {
+                    Some(probe) => probe.answer.as_mut().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let step = tokio::select! {
+                () = &mut shutdown => {
+                    // What does not end in time is given up; the relay answers for it.
+                    let _ = timeout(DRAIN, self.serve.finish(observer)).await;
+                    return Ok(());
+                }
+                news = self.serve.next(observer) => Step::News(news),
+                tried = self.way.next() => Step::Way(tried),
+                () = tick => Step::Tick,
+                alive = probed => Step::Probed(alive),
+            };
+            match step {
+                Step::News(News::Unwatched) => return Ok(()),
+                Step::News(News::Ended(ended)) => self.ended(&ended, observer)?,
+                Step::News(News::Drains(reason)) => self.drains(reason),
+                Step::News(News::Unbound(tunnel)) => self.unbound(tunnel, observer)?,
+                Step::Way(None) => self.dial(),
+                Step::Way(Some(Ok((session, beside)))) => self.up(session, beside, observer)?,
+                Step::Way(Some(Err(Failed::Final(error)))) => return Err(error),
+                Step::Way(Some(Err(Failed::ForNow(reason)))) => self.wait(reason, observer)?,
+                Step::Tick => self.look_around(observer)?,
+                Step::Probed(true) => self.probe = None,
+                Step::Probed(false) => {
+                    let why = self.probe.take().map_or(Sign::Moved, |probe| probe.why);
+                    self.serve.give_up();
+                    self.lost(why.to_string(), observer)?;
+                    self.dial();
+                }
+            }
+            observer.pause();
+        }
+    }
+
+    fn dial(&mut self) {
+        // A relay that drains is gone when somebody answers in its place, and the streams that it still has must not be
+        // ended by our coming back.
+        let drains = self.lost.as_ref().is_some_and(|lost| lost.drains);
+        let resume = self.serve.resume().filter(|_| !drains).cloned();
+        let (names, gone) = (self.served.names.clone(), self.served.gone.clone());
+        let ask = Ask { names, gone, resume, first: self.watch.is_none() };
+        self.way = Way::Connecting(Box::pin(self.client.connect(ask)));
+    }
+
+    fn up(&mut self, session: Box<Session>, beside: bool, observer: &mut dyn Observer) -> Result<(), ClientError> {
+        let first = self.watch.is_none();
+        self.served.beside |= beside;
+        match self.client.accept(&mut self.served, &session.welcome.tunnels) {
+            Ok(()) => {}
+            Err(Failed::Final(error)) => return Err(error),
+            Err(Failed::ForNow(reason)) if first => {
+                return Err(ClientError::Unreachable(ConnectError::Broken(reason)));
+            }
+            Err(Failed::ForNow(reason)) => return self.wait(reason, observer),
+        }
+        // Without an address the clocks are watched all the same.
+        let nobody = SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, 9));
+        self.watch = Some(Watching::new(session.peer.unwrap_or(nobody)));
+        self.probe = None;
+        self.serve.add(*session, self.served.upstreams.clone());
+        self.way = Way::Up { since: Instant::now() };
+        let lost = self.lost.take();
+        if first {
+            self.client.announce(&self.served, observer);
+        } else if let Some(lost) = lost.filter(|lost| lost.told) {
+            observer.observe(&Event::Reconnected { relay: &self.client.target.url().to_string() });
+            let away = lost.since.elapsed().as_secs_f64();
+            observer.observe(&Event::Notice(&format!("the session was away for {away:.1} s")));
+        }
+        Ok(())
+    }
+
+    fn ended(&mut self, ended: &Ended, observer: &mut dyn Observer) -> Result<(), ClientError> {
+        match ended {
+            Ended::Remote { reason: GoAway::Replaced, text } => return Err(ClientError::NameLost(text.clone())),
+            Ended::Remote { reason: GoAway::Revoked | GoAway::Expired, text } => {
+                return Err(ClientError::Unauthorized(text.clone()));
+            }
+            _ => {}
+        }
+        if let Some(lost) = &mut self.lost {
+            // It had said that it would end, and the next one is on its way.
+            lost.drains = false;
+            return Ok(());
+        }
+        // A machine that wakes finds its session ended by the silence of its own sleep.
+        let sign = self.probe.take().map(|probe| probe.why);
+        let sign = sign.or_else(|| self.watch.as_mut().and_then(Watching::look));
+        match sign {
+            Some(sign) => {
+                self.lost(sign.to_string(), observer)?;
+                self.dial();
+                Ok(())
+            }
+            None => {
+                self.begin_lost(because(ended), false);
+                self.wait(because(ended), observer)
+            }
+        }
+    }
+
+    fn drains(&mut self, reason: String) {
+        if self.lost.is_none() {
+            self.probe = None;
+            self.begin_lost(reason, true);
+            self.dial();
+        }
+    }
+
+    fn unbound(&mut self, tunnel: u32, observer: &mut dyn Observer) -> Result<(), ClientError> {
+        let text = "Another client with the same token has taken the name over.";
+        let Some(public) = self.served.names.remove(&tunnel) else { return Ok(()) };
+        if self.served.names.is_empty() {
+            return Err(ClientError::NameLost(text.to_owned()));
+        }
+        self.served.gone.insert(tunnel);
+        Arc::make_mut(&mut self.served.upstreams).remove(&tunnel);
+        self.serve.set_upstreams(self.served.upstreams.clone());
+        observer.observe(&Event::Notice(&format!("{} has ended: {text} The other tunnels go on.", public.url)));
+        Ok(())
+    }
+
+    /// Once a second.
+    fn look_around(&mut self, observer: &mut dyn Observer) -> Result<(), ClientError> {
+        let sign = self.watch.as_mut().and_then(Watching::look);
+        match (&mut self.lost, sign) {
+            (None, Some(why)) if self.probe.is_none() => {
+                if let Some(link) = self.serve.link().cloned() {
+                    let patience = link.rtt().map_or(PROBE.1, |rtt| (rtt * 4).clamp(PROBE.0, PROBE.1));
+                    self.probe = Some(Probing { why, answer: Box::pin(async move { link.probe(patience).await }) });
+                }
+            }
+            (None, _) => {}
+            (Some(lost), sign) => {
+                if !lost.told && self.serve.link().is_none() {
+                    lost.told = true;
+                    observer.observe(&Event::Disconnected { reason: &lost.reason, retry_in_ms: 0 });
+                }
+                self.give_up_in_time()?;
+                if let (Some(lost), Some(_)) = (&mut self.lost, sign) {
+                    // What kept us from the relay may have gone; an attempt from before hangs on the old way.
+                    lost.hopeless = Instant::now();
+                    self.dial();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn begin_lost(&mut self, reason: String, drains: bool) {
+        if let Way::Up { since } = &self.way {
+            self.short = if since.elapsed() >= PAUSES.1 { 0 } else { self.short + 1 };
+        }
+        let now = Instant::now();
+        self.lost.get_or_insert(Lost { since: now, hopeless: now, reason, drains, told: false });
+    }
+
+    /// The session is lost, and the caller dials at once.
+    fn lost(&mut self, reason: String, observer: &mut dyn Observer) -> Result<(), ClientError> {
+        observer.observe(&Event::Disconnected { reason: &reason, retry_in_ms: 0 });
+        self.begin_lost(reason, false);
+        if let Some(lost) = &mut self.lost {
+            lost.told = true;
+        }
+        self.give_up_in_time()
+    }
+
+    /// There is no session, for this reason: tries again after a pause.
+    fn wait(&mut self, reason: String, observer: &mut dyn Observer) -> Result<(), ClientError> {
+        let Some(lost) = &mut self.lost else { return Ok(()) };
+        let pause = backoff(lost.hopeless.elapsed(), self.short);
+        // What began it is said once, and then why it goes on.
+        let reason = if lost.told { reason } else { lost.reason.clone() };
+        lost.told = true;
+        lost.reason.clone_from(&reason);
+        self.give_up_in_time()?;
+        let retry_in_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+        observer.observe(&Event::Disconnected { reason: &reason, retry_in_ms });
+        self.way = Way::Waiting(Box::pin(sleep(pause)));
+        Ok(())
+    }
+
+    fn give_up_in_time(&self) -> Result<(), ClientError> {
+        match (self.client.max_reconnect_time, &self.lost) {
+            (Some(after), Some(lost)) if lost.since.elapsed() >= after => {
+                Err(ClientError::GaveUp { after, last: lost.reason.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A pause drawn at random below a bound: half the time that nothing has worked, so that attempts come ever more rarely.
+/// A relay that takes us and drops us at once is asked once or twice a second, and not eight times.
+fn backoff(hopeless: Duration, short: u32) -> Duration {
+    let bound = (hopeless / 2).clamp(PAUSES.0 * (1 << short.min(2)), PAUSES.1);
+    let mut random = [0; 4];
+    // Without randomness all clients wait as long as they may, which does no harm.
+    let drawn = aws_lc_rs::rand::fill(&mut random)
+        .map_or(1.0, |()| f64::from(u32::from_be_bytes(random)) / f64::from(u32::MAX));
+    bound.mul_f64(drawn).max(Duration::from_millis(10))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_their_bound_and_no_further() {
+        let drawn = |hopeless: u64, short| (0..200).map(move |_| backoff(Duration::from_millis(hopeless), short));
+        for hopeless in [0, 1, 500, 10_000, 30_000, 86_400_000] {
+            assert!((0..40).all(|short| drawn(hopeless, short).all(|pause| pause <= PAUSES.1)), "{hopeless}");
+        }
+        assert!(drawn(0, 0).all(|pause| pause <= PAUSES.0));
+        assert!(drawn(2000, 0).all(|pause| pause <= Duration::from_secs(1)), "back in the time that a restart takes");
+        assert!(drawn(3_600_000, 0).any(|pause| pause > Duration::from_secs(10)), "they do grow");
+        assert!(drawn(0, 9).any(|pause| pause > PAUSES.0), "a session that does not last is asked for less often");
+    }
+
+    /// A day without a relay costs attempts that can be counted.
+    #[test]
+    fn an_outage_is_not_hammered() {
+        let (mut gone, mut attempts) = (Duration::ZERO, 0);
+        while gone < Duration::from_secs(60) {
+            gone += backoff(gone, 0);
+            attempts += 1;
+        }
+        assert!((8..80).contains(&attempts), "{attempts} attempts in the first minute");
+    }
+}
