@@ -2,9 +2,9 @@
 
 use std::future::{Future as _, poll_fn};
 use std::net::IpAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,7 +20,7 @@ use relay_protocol::frame::{GoAway, Reset, StreamId};
 use relay_protocol::link::Stream;
 use relay_protocol::message::{MessageError, Payload, RequestHead, ResponseHead};
 use relay_protocol::mux::{Ended, Item, OpenError, StreamError};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 use ulid::Ulid;
 
@@ -151,115 +151,7 @@ async fn deliver(
             message: Some(format!("The request's body has {declared} bytes; this relay allows {limit}.")),
         });
     }
-    let mut tunnel = find(shared, host, exchange.started).await?;
-    // A body that has arrived with its head travels with it. hyper hands it over one poll later.
-    if !expects {
-        let mut polls = 0;
-        let first = poll_fn(|cx| match upload.poll_first(cx) {
-            Poll::Pending if polls > 0 => Poll::Ready(Ok(())),
-            Poll::Pending => {
-                polls += 1;
-                cx.waker().wake_by_ref();
-                Poll::Pending
-            }
-            ready => ready,
-        });
-        let first = first.await;
-        exchange.received(upload.received());
-        first.map_err(UploadError::cause)?;
-    }
-    // Where the link is lost, the request moves to the one that its client comes back on.
-    let mut latest = exchange.started;
-    let (stream, head, uploading) = loop {
-        let allowed = tunnel.timeout.unwrap_or(shared.limits.deadline);
-        let deadline = latest.max(exchange.started + allowed);
-        let began = exchange.started;
-        let now = Instant::now();
-        exchange.head.tunnel = tunnel.number;
-        exchange.head.elapsed_ms = millis(now - began);
-        exchange.head.deadline_ms = millis(deadline.saturating_duration_since(now));
-        let head = exchange.head.to_bytes().map_err(head_failure)?;
-        let (held, ended) = upload.first();
-        // With an upgrade, what the sender says after the 101 is still to come.
-        let last = ended && exchange.head.upgrade.is_none();
-        let stream = match tunnel.link.open(head, held, last) {
-            Ok(stream) => stream,
-            Err(OpenError::TooMany(_)) => return Err(Cause::TooManyRequests.into()),
-            // It ended just now, and its client knows nothing of the request.
-            Err(OpenError::Ending) => {
-                tunnel = find(shared, host, exchange.started).await?;
-                continue;
-            }
-        };
-        let mut uploading = !upload.is_done();
-        // Its body is sent once the upstream asks for it.
-        let mut paused = expects;
-        let mut seen = false;
-        let mut timer = pin!(sleep_until(deadline));
-        let answered = poll_fn(|cx| {
-            loop {
-                match stream.poll_recv(cx) {
-                    Poll::Ready(Ok(Some(Item::Head { head, interim }))) => {
-                        if !interim {
-                            return Poll::Ready(Ok(head));
-                        }
-                        seen = true;
-                        paused = false;
-                    }
-                    Poll::Ready(Ok(_)) => return Poll::Ready(Err(Stopped::Failed(Cause::UpstreamInvalid.into()))),
-                    Poll::Ready(Err(StreamError::SessionEnded)) => return Poll::Ready(Err(Stopped::Lost)),
-                    Poll::Ready(Err(error)) => return Poll::Ready(Err(Stopped::Failed(Cause::from(error).into()))),
-                    Poll::Pending => break,
-                }
-            }
-            if uploading && !paused {
-                let polled = upload.poll(&stream, cx);
-                // At once, because a sender that goes away takes this future with it.
-                exchange.received(upload.received());
-                match polled {
-                    Poll::Ready(Ok(())) => uploading = false,
-                    // The stream itself will say why.
-                    Poll::Ready(Err(UploadError::Unwanted)) => uploading = false,
-                    Poll::Ready(Err(error)) => {
-                        stream.reset(error.reset());
-                        return Poll::Ready(Err(Stopped::Failed(error.cause().into())));
-                    }
-                    Poll::Pending => {}
-                }
-            }
-            while timer.as_mut().poll(cx).is_ready() {
-                // A large body that takes its time is no fault of the service, which has not seen all of it.
-                let extended = upload.moved().filter(|moved| {
-                    let waited = moved.saturating_duration_since(began).as_secs();
-                    tunnel.timeout.is_none() && waited > 0 && upload.received() / waited >= SLOWEST_UPLOAD
-                });
-                match extended.map(|moved| moved + allowed).filter(|later| *later > timer.deadline()) {
-                    Some(later) => timer.as_mut().reset(later),
-                    None => {
-                        stream.reset(Reset::Deadline);
-                        let message = format!("The local service did not answer within {}.", show(allowed));
-                        let failure = Failure { cause: Cause::Deadline, message: Some(message) };
-                        return Poll::Ready(Err(Stopped::Failed(failure)));
-                    }
-                }
-            }
-            Poll::Pending
-        });
-        match answered.await {
-            Ok(head) => break (stream, head, uploading),
-            Err(Stopped::Failed(failure)) => return Err(failure),
-            Err(Stopped::Lost) => {
-                latest = timer.deadline();
-                let id = stream.id();
-                drop(stream);
-                // What its client has seen must not be sent twice.
-                if seen || !upload.rewind() {
-                    return Err(Cause::LinkLost.into());
-                }
-                tunnel = come_back(shared, &tunnel, id, latest).await.ok_or(Cause::LinkLost)?;
-            }
-        }
-    };
+    let (stream, head, uploading) = request(shared, exchange, host, upload, expects).await?;
     upload.forget();
     let head = ResponseHead::from_bytes(&head).map_err(|error| {
         tracing::warn!(%error, "a client sent a response head that does not decode");
@@ -312,6 +204,162 @@ async fn deliver(
     *response.status_mut() = head.status;
     *response.headers_mut() = headers;
     Ok(Delivered { response, switched: None })
+}
+
+/// Sends the request, and waits for the head of its answer. Where the link is lost, the request moves to the one that its
+/// client comes back on. The stream, the head, and whether the rest of the body is still to be sent.
+async fn request(
+    shared: &Shared,
+    exchange: &mut Exchange,
+    host: &PublicHost,
+    upload: &mut Upload,
+    expects: bool,
+) -> Result<(Stream, Bytes, bool), Failure> {
+    let mut tunnel = find(shared, host, exchange.started).await?;
+    if !expects {
+        let first = first_part(upload).await;
+        exchange.received(upload.received());
+        first.map_err(UploadError::cause)?;
+    }
+    let mut latest = exchange.started;
+    loop {
+        let allowed = tunnel.timeout.unwrap_or(shared.limits.deadline);
+        let deadline = latest.max(exchange.started + allowed);
+        let now = Instant::now();
+        exchange.head.tunnel = tunnel.number;
+        exchange.head.elapsed_ms = millis(now - exchange.started);
+        exchange.head.deadline_ms = millis(deadline.saturating_duration_since(now));
+        let head = exchange.head.to_bytes().map_err(head_failure)?;
+        let (held, ended) = upload.first();
+        // With an upgrade, what the sender says after the 101 is still to come.
+        let last = ended && exchange.head.upgrade.is_none();
+        let stream = match tunnel.link.open(head, held, last) {
+            Ok(stream) => stream,
+            Err(OpenError::TooMany(_)) => return Err(Cause::TooManyRequests.into()),
+            // It ended just now, and its client knows nothing of the request.
+            Err(OpenError::Ending) => {
+                tunnel = find(shared, host, exchange.started).await?;
+                continue;
+            }
+        };
+        let mut attempt = Attempt {
+            stream,
+            uploading: !upload.is_done(),
+            paused: expects,
+            seen: false,
+            timer: pin!(sleep_until(deadline)),
+            allowed,
+            extends: tunnel.timeout.is_none(),
+        };
+        match poll_fn(|cx| attempt.poll(exchange, upload, cx)).await {
+            Ok(head) => return Ok((attempt.stream, head, attempt.uploading)),
+            Err(Stopped::Failed(failure)) => return Err(failure),
+            Err(Stopped::Lost) => {
+                latest = attempt.timer.deadline();
+                let (id, seen) = (attempt.stream.id(), attempt.seen);
+                drop(attempt.stream);
+                // What its client has seen must not be sent twice.
+                if seen || !upload.rewind() {
+                    return Err(Cause::LinkLost.into());
+                }
+                tunnel = come_back(shared, &tunnel, id, latest).await.ok_or(Cause::LinkLost)?;
+            }
+        }
+    }
+}
+
+/// A body that has arrived with its head travels with it. hyper hands it over one poll later.
+async fn first_part(upload: &mut Upload) -> Result<(), UploadError> {
+    let mut polls = 0;
+    poll_fn(|cx| match upload.poll_first(cx) {
+        Poll::Pending if polls > 0 => Poll::Ready(Ok(())),
+        Poll::Pending => {
+            polls += 1;
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        }
+        ready => ready,
+    })
+    .await
+}
+
+/// A request on one stream, until the head of its answer is there.
+struct Attempt<'a> {
+    stream: Stream,
+    /// The rest of the body is still to be sent.
+    uploading: bool,
+    /// It is sent once the upstream asks for it.
+    paused: bool,
+    /// The client has spoken of the request, so it has seen it.
+    seen: bool,
+    timer: Pin<&'a mut Sleep>,
+    /// How long an answer may take.
+    allowed: Duration,
+    /// The time counts from the end of an upload that takes its own.
+    extends: bool,
+}
+
+impl Attempt<'_> {
+    /// The head of the answer.
+    fn poll(&mut self, exchange: &Exchange, upload: &mut Upload, cx: &mut Context<'_>) -> Poll<Result<Bytes, Stopped>> {
+        loop {
+            match self.stream.poll_recv(cx) {
+                Poll::Ready(Ok(Some(Item::Head { head, interim: false }))) => return Poll::Ready(Ok(head)),
+                Poll::Ready(Ok(Some(Item::Head { interim: true, .. }))) => {
+                    self.seen = true;
+                    self.paused = false;
+                }
+                Poll::Ready(Ok(_)) => return Poll::Ready(Err(Stopped::Failed(Cause::UpstreamInvalid.into()))),
+                Poll::Ready(Err(StreamError::SessionEnded)) => return Poll::Ready(Err(Stopped::Lost)),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(Stopped::Failed(Cause::from(error).into()))),
+                Poll::Pending => break,
+            }
+        }
+        let stopped = match self.send(exchange, upload, cx) {
+            Ok(()) => ready!(self.poll_deadline(exchange, upload, cx)),
+            Err(failure) => failure,
+        };
+        Poll::Ready(Err(Stopped::Failed(stopped)))
+    }
+
+    /// Sends of the body what there is and what the client takes.
+    fn send(&mut self, exchange: &Exchange, upload: &mut Upload, cx: &mut Context<'_>) -> Result<(), Failure> {
+        if !self.uploading || self.paused {
+            return Ok(());
+        }
+        let polled = upload.poll(&self.stream, cx);
+        // At once, because a sender that goes away takes this future with it.
+        exchange.received(upload.received());
+        match polled {
+            // The stream itself says why it wants no more.
+            Poll::Ready(Ok(()) | Err(UploadError::Unwanted)) => self.uploading = false,
+            Poll::Ready(Err(error)) => {
+                self.stream.reset(error.reset());
+                return Err(error.cause().into());
+            }
+            Poll::Pending => {}
+        }
+        Ok(())
+    }
+
+    fn poll_deadline(&mut self, exchange: &Exchange, upload: &Upload, cx: &mut Context<'_>) -> Poll<Failure> {
+        loop {
+            ready!(self.timer.as_mut().poll(cx));
+            // A large body that takes its time is no fault of the service, which has not seen all of it.
+            let extended = upload.moved().filter(|moved| {
+                let waited = moved.saturating_duration_since(exchange.started).as_secs();
+                self.extends && waited > 0 && upload.received() / waited >= SLOWEST_UPLOAD
+            });
+            match extended.map(|moved| moved + self.allowed).filter(|later| *later > self.timer.deadline()) {
+                Some(later) => self.timer.as_mut().reset(later),
+                None => {
+                    self.stream.reset(Reset::Deadline);
+                    let message = format!("The local service did not answer within {}.", show(self.allowed));
+                    return Poll::Ready(Failure { cause: Cause::Deadline, message: Some(message) });
+                }
+            }
+        }
+    }
 }
 
 /// The tunnel that serves `host`, waiting for its client where that is away.
