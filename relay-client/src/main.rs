@@ -1,7 +1,9 @@
 //! `relay`: see `relay --help`.
 
 use std::io::{ErrorKind, Write as _};
+use std::pin::pin;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use relay_client::check::Report;
 use relay_client::cli::{Cli, Command, ConfigCommand, Exit, ServiceArgs};
@@ -10,10 +12,12 @@ use relay_client::listen::{Answer, ListenError};
 use relay_client::login::LoginError;
 use relay_client::run::RunError;
 use relay_client::screen::Screen;
-use relay_client::terminal::Output;
+use relay_client::terminal::{Event, Output, tell};
 use relay_client::{ClientError, ConnectError, listen, login, open, pages, run};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -26,7 +30,9 @@ fn main() -> ExitCode {
         }
     };
     let filter = EnvFilter::try_from_env("RELAY_LOG").unwrap_or_else(|_| EnvFilter::new("warn,hyper=error,h2=error"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    // It would complain on standard error that nobody reads standard error, and panic.
+    log.log_internal_errors(false).init();
     // What neither waits nor listens needs no runtime, and Ctrl-C ends it as it ends everything.
     match &mut cli.command {
         Command::Login(args) => {
@@ -61,10 +67,11 @@ async fn run(command: Command) -> ExitCode {
     let places = Places::of_process();
     let command = match command {
         Command::Login(args) => {
-            let interrupted = async {
-                signals.next().await;
+            let mut by = Exit::Interrupted;
+            return match login::login(args, &places, async { by = signals.next().await }).await {
+                Err(error @ LoginError::Interrupted) => fail(by, &error),
+                done => say(done),
             };
-            return say(login::login(args, &places, interrupted).await);
         }
         command => command,
     };
@@ -72,7 +79,7 @@ async fn run(command: Command) -> ExitCode {
         Ok(files) => files,
         Err(error) => return fail(Exit::Usage, &error),
     };
-    let mut by = Exit::Done;
+    let (mut by, stop) = (Exit::Done, CancellationToken::new());
     let (screen, result) = match command {
         Command::Http(args) => {
             let settings = match Settings::new(args.open, args.service, &mut files) {
@@ -85,7 +92,8 @@ async fn run(command: Command) -> ExitCode {
                 Err(error) => return fail(Exit::Usage, &error),
             };
             let shown = screen.clone();
-            let result = client.run(&mut screen, async { by = signals.or(&shown).await }).await;
+            let (ended_by, result) = signals.attend(client.run(&mut screen, stop.cancelled()), &stop, &shown).await;
+            by = ended_by;
             (shown, result.map_err(|error| (exit_of(&error), error.to_string())))
         }
         Command::Listen(args) => {
@@ -98,8 +106,9 @@ async fn run(command: Command) -> ExitCode {
                 Err(error) => return fail(Exit::Usage, &error),
             };
             let screen = Screen::answering(&settings.show, &files, answer.describe());
-            let shutdown = async { by = signals.or(&screen).await };
-            let result = listen::run(settings, answer, screen.clone(), shutdown).await;
+            let running = listen::run(settings, answer, screen.clone(), stop.cancelled());
+            let (ended_by, result) = signals.attend(running, &stop, &screen).await;
+            by = ended_by;
             let result = result.map_err(|error| match &error {
                 ListenError::Client(client) => (exit_of(client), error.to_string()),
                 ListenError::Target(_) => (Exit::Usage, error.to_string()),
@@ -135,7 +144,9 @@ async fn run(command: Command) -> ExitCode {
             let settings = DevSettings::new(args, &files);
             let mut screen = Screen::new(&settings.show, &files);
             let shown = screen.clone();
-            let result = dev::run(settings, &mut screen, async { by = signals.or(&shown).await }).await;
+            let (ended_by, result) =
+                signals.attend(dev::run(settings, &mut screen, stop.cancelled()), &stop, &shown).await;
+            by = ended_by;
             let result = result.map_err(|error| match &error {
                 dev::DevError::Client(client) => (exit_of(client), error.to_string()),
                 _ => (Exit::Failed, error.to_string()),
@@ -159,7 +170,7 @@ fn check(output: Output) -> ExitCode {
     let report = Report::new(&Places::of_process(), |name| std::env::var_os(name));
     let shown = print(report.show(output).as_bytes());
     for line in report.warnings.iter().chain(&report.problems) {
-        eprintln!("relay: {line}");
+        tell(line);
     }
     if report.problems.is_empty() { shown } else { Exit::Usage.into() }
 }
@@ -177,7 +188,7 @@ fn print(data: &[u8]) -> ExitCode {
 fn say(done: Result<String, LoginError>) -> ExitCode {
     match done {
         Ok(text) => {
-            eprintln!("relay: {text}");
+            tell(&text);
             Exit::Done.into()
         }
         Err(error) => fail(exit_of_login(&error), &error),
@@ -207,7 +218,7 @@ fn exit_of(error: &ClientError) -> Exit {
 }
 
 fn fail(exit: Exit, error: &dyn std::fmt::Display) -> ExitCode {
-    eprintln!("relay: {error}");
+    tell(error);
     exit.into()
 }
 
@@ -228,11 +239,40 @@ impl Signals {
             _ = self.terminate.recv() => Exit::Terminated,
         }
     }
-    /// A signal, or the end of whatever the screen is for.
-    async fn or(&mut self, screen: &Screen) -> Exit {
-        tokio::select! {
-            by = self.next() => by,
-            () = screen.over() => Exit::Done,
+
+    /// Runs a tunnel, and says what ended it. A signal, or the end of whatever the screen is for, lets it finish what is
+    /// under way; a second signal does not.
+    async fn attend<E>(
+        &mut self,
+        tunnel: impl Future<Output = Result<(), E>>,
+        stop: &CancellationToken,
+        screen: &Screen,
+    ) -> (Exit, Result<(), E>) {
+        let (mut tunnel, mut by) = (pin!(tunnel), Exit::Done);
+        let mut long = pin!(async {
+            stop.cancelled().await;
+            sleep(QUIETLY).await;
+        });
+        let mut told = false;
+        loop {
+            tokio::select! {
+                ended = &mut tunnel => return (by, ended),
+                signal = self.next() => {
+                    by = signal;
+                    if stop.is_cancelled() {
+                        return (by, Ok(()));
+                    }
+                    stop.cancel();
+                }
+                () = screen.over(), if !stop.is_cancelled() => stop.cancel(),
+                () = &mut long, if !told => {
+                    told = true;
+                    screen.show(&Event::Notice("finishing what is under way; a second Ctrl-C ends it at once"));
+                }
+            }
         }
     }
 }
+
+/// How long a tunnel may take to end before anything is said of it.
+const QUIETLY: Duration = Duration::from_millis(500);

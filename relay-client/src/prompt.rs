@@ -1,6 +1,6 @@
 //! A secret from standard input: typed on a terminal without being shown, or piped.
 
-use std::io::{self, IsTerminal, Read};
+use std::io::{self, BufRead, IsTerminal, Read, Write};
 
 use crate::value::Secret;
 
@@ -15,16 +15,22 @@ pub(crate) fn secret(question: &str) -> io::Result<Secret> {
     let stdin = io::stdin();
     let line = if stdin.is_terminal() {
         let _quiet = quiet::Terminal::new()?;
-        eprint!("{question}");
+        // Who has closed standard error knows what is asked.
+        let _ = write!(io::stderr(), "{question}");
         let line = typed(stdin.lock().bytes());
-        eprintln!();
+        let _ = writeln!(io::stderr());
         line?
     } else {
-        let mut text = String::new();
-        stdin.lock().take(LONGEST).read_to_string(&mut text)?;
-        text.lines().next().unwrap_or_default().to_owned()
+        piped(stdin.lock())?
     };
     Ok(line.into())
+}
+
+/// The first line. Whoever writes it may keep the pipe open.
+fn piped(input: impl BufRead) -> io::Result<String> {
+    let mut text = String::new();
+    input.take(LONGEST).read_line(&mut text)?;
+    Ok(text.lines().next().unwrap_or_default().to_owned())
 }
 
 /// What was typed until Enter, where the terminal edits no line and signals nothing.
@@ -41,7 +47,7 @@ fn typed(keys: impl Iterator<Item = io::Result<u8>>) -> io::Result<String> {
             CTRL_C => return Err(io::ErrorKind::Interrupted.into()),
             CTRL_U => line.clear(),
             BACKSPACE | DELETE => drop(line.pop()),
-            key if line.len() < 4096 => line.push(key),
+            key if (line.len() as u64) < LONGEST => line.push(key),
             _ => {}
         }
     }

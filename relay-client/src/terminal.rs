@@ -43,6 +43,14 @@ use base64::{display::Base64Display, engine::general_purpose::STANDARD};
 use jiff::{Timestamp, tz::TimeZone};
 use serde::{Deserialize, Serialize, Serializer, de::IgnoredAny};
 
+/// Says something to people on standard error, where no [`Printer`] is at hand. It may have several lines, and strangers'
+/// words in them. That nobody reads it is no reason to fail.
+pub fn tell(what: &(impl fmt::Display + ?Sized)) {
+    let mut said = b"relay: ".to_vec();
+    what.to_string().lines().for_each(|line| tabbed_line(&mut Text(&mut said), line));
+    let _ = io::stderr().write_all(&said);
+}
+
 /// The choice of `--output`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -459,7 +467,10 @@ impl<O: Write, E: Write> Printer<O, E> {
             }
             Body::Text(text) => {
                 let shown = text.get(..text.floor_char_boundary(TEXT_SHOWN)).unwrap_or_default();
-                shown.lines().for_each(|line| body_line(out, line));
+                shown.lines().for_each(|line| {
+                    let _ = out.write_str("  ");
+                    tabbed_line(out, line);
+                });
                 shown.len()
             }
             Body::Bytes(bytes) => {
@@ -660,11 +671,10 @@ fn is_added(name: &str, value: &str, id: &str) -> bool {
     }
 }
 
-/// A line of a body. A tab does no harm, and neither does the end of a line of DOS.
-fn body_line(out: &mut Text<'_>, line: &str) {
-    out.push(' ');
+/// A line of a text of several. A tab does no harm, and neither does the end of a line of DOS.
+fn tabbed_line(out: &mut Text<'_>, line: &str) {
     for (index, part) in line.split('\t').enumerate() {
-        let _ = write!(out, "{}{}", if index == 0 { " " } else { "\t" }, Shown(part));
+        let _ = write!(out, "{}{}", if index == 0 { "" } else { "\t" }, Shown(part));
     }
     out.push('\n');
 }

@@ -184,6 +184,28 @@ mod relay_login {
         assert_eq!(relay(&home, "", &["listen"]).await.code(), 2, "no relay is named");
     }
 
+    /// What writes the token need not end before the relay is asked.
+    #[tokio::test]
+    async fn reads_one_line_of_a_pipe_that_stays_open() {
+        let server = RelayServer::spawn(DEFAULTS).await;
+        let token = server.token("me").await;
+        let (home, way) = (home(), way(&server));
+        let binary = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("relay");
+        let mut login = tokio::process::Command::new(binary);
+        login.args(words(&["login", way[1].as_str()], &way[2..])).env_clear().env("HOME", home.path());
+        let mut login = login
+            .stdin(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut pipe = login.stdin.take().unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut pipe, format!("{token}\n").as_bytes()).await.unwrap();
+        let status = relay_tests::within("the login", login.wait()).await.unwrap();
+        assert!(status.success() && stored(&home).exists(), "{status}");
+        drop(pipe);
+    }
+
     #[tokio::test]
     async fn stores_nothing_that_the_relay_does_not_take() {
         let server = RelayServer::spawn(DEFAULTS).await;

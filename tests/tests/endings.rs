@@ -1,0 +1,97 @@
+//! How `relay` is told to end, and what it says when it cannot go on.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use relay_tests::process::run;
+use relay_tests::world::connect_tls;
+use relay_tests::{App, Process, RelayServer, Wire, within};
+use rustix::process::Signal;
+use tokio::net::TcpListener;
+
+mod a_signal {
+    use super::*;
+
+    /// Whoever presses Ctrl-C twice does not want to wait.
+    #[tokio::test]
+    async fn that_comes_twice_waits_for_nothing() {
+        let relay = RelayServer::spawn([""; 0]).await;
+        let token = relay.token("me").await;
+        let app = App::serve(|_| std::future::pending()).await;
+        let mut client = relay.client(&token, &app.addr().to_string(), &[]).await;
+        let host = client.url().trim_start_matches("https://").to_owned();
+        let mut sender = Wire::new(connect_tls(relay.https, &host, &relay.ca_file(), &[b"http/1.1"]).await);
+        sender.send(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+        app.reached(1).await;
+        client.process.signal(Signal::INT);
+        client.process.error_line("a second Ctrl-C ends it at once").await;
+        let second = Instant::now();
+        assert_eq!(client.process.terminate().await.code(), 143, "the code of the signal that ended it");
+        assert!(second.elapsed() < Duration::from_secs(5), "{:?}", second.elapsed());
+    }
+
+    #[tokio::test]
+    async fn ends_a_login_whose_relay_does_not_answer() {
+        let relay = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", relay.local_addr().unwrap());
+        for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+            let mut login = Process::spawn("relay", ["login", &url, "--token", "rly_x"]).await;
+            let _silent = within("its connection", relay.accept()).await.unwrap();
+            login.signal(signal);
+            let ended = login.wait().await;
+            assert_eq!((ended.code(), ended.stderr.as_str()), (code, "relay: nothing was stored\n"));
+        }
+    }
+}
+
+mod what_is_said {
+    use super::*;
+
+    /// A relay is a stranger, too.
+    #[tokio::test]
+    async fn by_a_relay_cannot_write_on_the_terminal() {
+        let relay = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", relay.local_addr().unwrap());
+        let mut client = Process::spawn("relay", ["http", "3000", "--relay", &url, "--token", "rly_x"]).await;
+        let (tcp, _) = within("its connection", relay.accept()).await.unwrap();
+        let mut wire = Wire::new(tcp);
+        wire.head().await.unwrap();
+        let body = r#"{"error":{"code":"no","message":"No.\u001b[2J\nrelay:\u009b31m","hint":"\u202egnp"}}"#;
+        let length = body.len();
+        wire.send(format!("HTTP/1.1 403 No\r\nRelay-Error: no\r\nContent-Length: {length}\r\n\r\n{body}")).await;
+        let ended = client.wait().await;
+        assert_eq!(ended.code(), 5);
+        let last: Vec<_> = ended.stderr.lines().rev().take(2).collect();
+        assert_eq!(last, [r"relay:\u{9b}31m \u{202e}gnp", r"relay: No.\u{1b}[2J"], "{}", ended.stderr);
+    }
+
+    /// A file that came with somebody's repository.
+    #[tokio::test]
+    async fn of_a_file_cannot_write_on_the_terminal() {
+        let home = std::sync::Arc::new(tempfile::tempdir().unwrap());
+        std::fs::write(home.path().join("relay.toml"), "\"\\u001b[2J\" = 1\n").unwrap();
+        for arguments in [&["http", "3000"][..], &["config", "check"], &["login", "relay.test", "--token", "x"]] {
+            let ended = Process::spawn_in(home.clone(), "relay", arguments, &[]).await.wait().await;
+            assert!(ended.code() != 0 && !ended.stderr.contains('\u{1b}'), "{arguments:?}: {}", ended.stderr);
+        }
+    }
+
+    /// A closed terminal is no reason to fail differently.
+    #[tokio::test]
+    async fn can_go_nowhere() {
+        // Builds the binary where that has to be done first.
+        run("relay", ["--version"]).await;
+        let binary = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("relay");
+        for (arguments, code) in [(&["http", "3000"][..], 2), (&["logout"], 0), (&["login", "x", "--token", "a b"], 2)]
+        {
+            let (reader, writer) = std::io::pipe().unwrap();
+            drop(reader);
+            let home = tempfile::tempdir().unwrap();
+            let mut relay = Command::new(&binary);
+            relay.args(arguments).env_clear().env("HOME", home.path()).current_dir(home.path());
+            let status = relay.stdin(Stdio::null()).stderr(writer).status().unwrap();
+            assert_eq!(status.code(), Some(code), "{arguments:?}");
+        }
+    }
+}
