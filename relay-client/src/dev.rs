@@ -80,17 +80,18 @@ pub async fn run(
     let address = relay.https_addr().filter(|address| !address.ip().is_unspecified());
     let target = target.dialling(address.and_then(|address| address.to_string().parse().ok()));
     let options = TunnelOptions {
+        label: None,
         upstream,
         subdomain: Some(name),
         timeout: settings.tunnel.timeout,
         host_header: settings.tunnel.host_header,
         protocol: settings.tunnel.upstream_protocol,
         takeover: false,
+        local_url: Some(format!("https://localhost:{port}")),
     };
     let client = Client::new(target)
         .token(token.expose().to_owned().into())
         .ca_file(ca_file.display().to_string())
-        .local_url(format!("https://localhost:{port}"))
         .tunnel(options);
 
     let stop = CancellationToken::new();

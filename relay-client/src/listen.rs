@@ -265,7 +265,8 @@ impl Observer for Failures {
     fn observe(&mut self, event: &Event<'_>) {
         match event {
             Event::Exchange { error: None, .. } => {}
-            Event::Ready { name, url, relay, ca_file, local_url, .. } => self.0.observe(&Event::Ready {
+            Event::Ready { tunnel, name, url, relay, ca_file, local_url, .. } => self.0.observe(&Event::Ready {
+                tunnel,
                 name,
                 url,
                 upstream: UPSTREAM,

@@ -1,6 +1,6 @@
 //! The random name of last time, so that a webhook's URL stays the same from day to day.
 //!
-//! A name is remembered per relay, token and working directory: a project keeps its URL, and nobody
+//! A name is remembered per relay, token, working directory and, of several tunnels, label: a project keeps its URL, and nobody
 //! else's token brings it back. Each such place is one small file that holds nothing but the name,
 //! written beside itself and renamed, so that no lock is needed and two clients at once cannot
 //! spoil it. Remembering is a kindness: whatever fails here is logged and never fatal.
@@ -55,11 +55,17 @@ impl Names {
         hash.update(b"\0");
         hash.update(&token.map(Secret::sha256).unwrap_or_default());
         hash.update(directory.as_os_str().as_encoded_bytes());
-        let mut key = String::with_capacity(64);
-        for byte in hash.finish().as_ref() {
-            let _ = write!(key, "{byte:02x}");
-        }
-        Self { file: Some(state.join("names").join(key)) }
+        Self { file: Some(state.join("names").join(hex(hash))) }
+    }
+
+    /// What is remembered for one of several tunnels.
+    pub fn of_tunnel(&self, label: Option<&str>) -> Self {
+        let (Some(file), Some(label)) = (&self.file, label) else { return self.clone() };
+        let mut hash = Context::new(&SHA256);
+        // Of fixed length, so that no label can stand in for another place.
+        hash.update(file.file_name().unwrap_or_default().as_encoded_bytes());
+        hash.update(label.as_bytes());
+        Self { file: Some(file.with_file_name(hex(hash))) }
     }
 
     /// The name of last time. What could not be one, as in a damaged file, is none.
@@ -78,6 +84,14 @@ impl Names {
             tracing::debug!(%error, file = %file.display(), "the tunnel's name is not remembered");
         }
     }
+}
+
+fn hex(hash: Context) -> String {
+    let mut text = String::with_capacity(64);
+    for byte in hash.finish().as_ref() {
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
 }
 
 /// Readers see the old name or the new one, and never a part.
@@ -136,6 +150,11 @@ mod tests {
         {
             assert_eq!(names(state.path(), relay, token, directory).remembered(), None);
         }
+        let (web, api) = (again.of_tunnel(Some("web")), again.of_tunnel(Some("api")));
+        web.remember("other");
+        assert_eq!((web.remembered().as_deref(), api.remembered()), (Some("other"), None));
+        assert_eq!(again.of_tunnel(None).remembered().as_deref(), Some("second"));
+        fs::remove_file(web.file.unwrap()).unwrap();
         let files: Vec<_> = fs::read_dir(state.path().join("names")).unwrap().flatten().collect();
         assert_eq!(files.len(), 1, "nothing is left beside it");
         assert_eq!(files[0].metadata().unwrap().permissions().mode() & 0o777, 0o600);

@@ -17,12 +17,14 @@ pub fn client(upstream: UpstreamAddr, settings: Settings) -> Result<Client, Targ
     let names = Names::here(&settings.relay, settings.token.as_ref());
     let target = Target::new(settings.relay, &trust)?.dialling(settings.relay_addr);
     let mut client = Client::new(target).tunnel(TunnelOptions {
+        label: None,
         upstream,
         subdomain: settings.tunnel.subdomain,
         timeout: settings.tunnel.timeout,
         host_header: settings.tunnel.host_header,
         protocol: settings.tunnel.upstream_protocol,
         takeover: settings.takeover,
+        local_url: None,
     });
     if !settings.random {
         client = client.remember(names);

@@ -27,7 +27,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use relay_protocol::frame::{GoAway, Reset, SessionKind};
 use relay_protocol::link::{Driver, Link, Signal, Stream};
-use relay_protocol::message::{Hello, Payload, Refusal, RequestHead, Resume, TunnelSpec, Welcome};
+use relay_protocol::message::{Bound, Hello, Payload, Refusal, RequestHead, Resume, TunnelSpec, Welcome};
 use relay_protocol::mux::{Ended, Item, Limits, Side};
 use relay_protocol::{CONNECT_PATH, SUBPROTOCOL};
 use tokio::time::{Instant, Sleep, timeout};
@@ -265,6 +265,8 @@ pub(crate) enum News {
     Ended(Ended),
     /// The relay gave this tunnel's name to another session.
     Unbound(u32),
+    /// What became of a tunnel that was asked for.
+    Bound(Bound),
     /// The observer has seen enough.
     Unwatched,
 }
@@ -437,6 +439,10 @@ impl Serve {
                             self.tell(at, News::Unbound(tunnel));
                         }
                     }
+                    Poll::Ready(Signal::Message(SessionKind::Bound, payload)) => match Bound::from_bytes(&payload) {
+                        Ok(bound) => self.tell(at, News::Bound(bound)),
+                        Err(error) => link.go_away(GoAway::Protocol, false, &error.to_string()),
+                    },
                     Poll::Ready(Signal::Message(kind, _)) => tracing::debug!(?kind, "an unexpected session message"),
                     Poll::Ready(Signal::GoAway { reason, drain, text }) => {
                         tracing::debug!(%reason, drain, text, "the relay says goodbye");
@@ -497,6 +503,7 @@ impl Serve {
         self.exchanges.push(Box::pin(async move {
             let arrived = Instant::now();
             let fail = |reset: Reset, detail: String| Outcome {
+                tunnel: None,
                 head: None,
                 arrived,
                 status: None,
@@ -514,12 +521,16 @@ impl Serve {
                 own.answer(&stream);
                 return None;
             }
-            Some(match head.map(|head| (upstreams.get(&head.tunnel).cloned(), head)) {
-                Ok((_, head)) if is_full => {
+            let found = head.map(|head| (upstreams.get(&head.tunnel).cloned(), head));
+            // An exchange that takes long keeps its own service, and not those of other tunnels.
+            drop(upstreams);
+            Some(match found {
+                Ok((upstream, head)) if is_full => {
                     stream.reset(Reset::Refused);
                     let status = Some(StatusCode::TOO_MANY_REQUESTS);
                     let detail = Some(format!("{MOST_EXCHANGES} exchanges are under way, which is the most"));
-                    Outcome { head: Some(head), arrived, status, error: Some("too-many-requests"), detail }
+                    let tunnel = upstream.map(|upstream| upstream.name());
+                    Outcome { tunnel, head: Some(head), arrived, status, error: Some("too-many-requests"), detail }
                 }
                 Ok((Some(upstream), head)) => upstream.forward(stream, head, &turns).await,
                 Ok((None, _)) => {
@@ -567,6 +578,7 @@ fn report(observer: &mut dyn Observer, outcome: &Outcome) {
     };
     let duration = Duration::from_millis(head.elapsed_ms.into()) + outcome.arrived.elapsed();
     observer.observe(&Event::Exchange {
+        tunnel: outcome.tunnel.as_deref().unwrap_or_default(),
         id: &head.id,
         method: head.method.as_str(),
         path: head.target.as_str(),

@@ -11,8 +11,8 @@
 //! fields are a contract and never change:
 //!
 //! ```json
-//! {"event":"tunnel.ready","name":"hooks","url":"https://hooks.relay.example","upstream":"http://localhost:3000","relay":"https://relay.example","ca_file":null,"local_url":null}
-//! {"event":"exchange","id":"01J…","method":"POST","path":"/hooks?a=1","status":200,"duration_ms":12.25,"error":null}
+//! {"event":"tunnel.ready","tunnel":"hooks","name":"hooks","url":"https://hooks.relay.example","upstream":"http://localhost:3000","relay":"https://relay.example","ca_file":null,"local_url":null}
+//! {"event":"exchange","tunnel":"hooks","id":"01J…","method":"POST","path":"/hooks?a=1","status":200,"duration_ms":12.25,"error":null}
 //! {"event":"request","id":"01J…","method":"POST","path":"/hooks","status":200,"headers":[["host","hooks.relay.example"]],"body":"hello","body_size":5,"body_truncated":false}
 //! {"event":"session.disconnected","reason":"the connection was reset","retry_in_ms":250}
 //! {"event":"session.reconnected","relay":"https://relay.example"}
@@ -69,6 +69,8 @@ pub enum Event<'a> {
     /// A tunnel answers on its public URL.
     #[serde(rename = "tunnel.ready")]
     Ready {
+        /// What the tunnel is called on this machine: its table in `relay.toml`, or else its name.
+        tunnel: &'a str,
         /// The name below the relay's base domain.
         name: &'a str,
         /// The public URL, without a path.
@@ -82,9 +84,37 @@ pub enum Event<'a> {
         /// Another URL of the tunnel that works on this machine only, without resolving its name.
         local_url: Option<&'a str>,
     },
+    /// A tunnel has ended, and the session goes on.
+    #[serde(rename = "tunnel.closed")]
+    Closed {
+        /// The tunnel, as in `tunnel.ready`.
+        tunnel: &'a str,
+        /// Its name below the relay's base domain.
+        name: &'a str,
+        /// The public URL that it had.
+        url: &'a str,
+        /// Why, as a sentence or a part of one.
+        reason: &'a str,
+    },
+    /// The relay refuses a tunnel that was asked for while the session is up.
+    #[serde(rename = "tunnel.refused")]
+    Refused {
+        /// What the tunnel is called on this machine.
+        tunnel: &'a str,
+        /// Why, and what to do.
+        reason: &'a str,
+    },
+    /// The configuration file has changed, and what it says now does not hold.
+    #[serde(rename = "config.rejected")]
+    Rejected {
+        /// What is wrong, and where.
+        reason: &'a str,
+    },
     /// A request was answered, or was not.
     #[serde(rename = "exchange")]
     Exchange {
+        /// The tunnel, as in `tunnel.ready`.
+        tunnel: &'a str,
         /// The exchange's id, as in `Relay-Request-Id`.
         id: &'a str,
         /// The request's method.
@@ -499,6 +529,17 @@ impl<O: Write, E: Write> Printer<O, E> {
                 writeln!(out, "{time} disconnected: {}; next attempt in {wait:.1} s", Shown(reason))
             }
             Event::Reconnected { relay } => writeln!(out, "{time} connected again to {}", Shown(relay)),
+            Event::Closed { url, reason, .. } => writeln!(out, "{time} {} has ended: {}", Shown(url), Shown(reason)),
+            Event::Refused { tunnel, reason } => {
+                writeln!(out, "{time} the tunnel {} is refused: {}", Shown(tunnel), Shown(reason))
+            }
+            Event::Rejected { reason } => {
+                writeln!(
+                    out,
+                    "{time} the configuration has changed and is wrong, so nothing changes: {}",
+                    Shown(reason)
+                )
+            }
             // Before its tunnel is ready there is no exchange to tell of.
             Event::Ready { .. } | Event::Exchange { .. } | Event::Request { .. } => Ok(()),
         };
@@ -858,6 +899,7 @@ mod tests {
     use super::*;
 
     const READY: Event<'_> = Event::Ready {
+        tunnel: "hooks",
         name: "hooks",
         url: "https://hooks.relay.example",
         upstream: "http://localhost:3000",
@@ -867,7 +909,7 @@ mod tests {
     };
 
     fn exchange<'a>(method: &'a str, path: &'a str, status: Option<u16>) -> Event<'a> {
-        Event::Exchange { id: "01J", method, path, status, duration_ms: 12.25, error: None }
+        Event::Exchange { tunnel: "hooks", id: "01J", method, path, status, duration_ms: 12.25, error: None }
     }
 
     /// What stands on both outputs after these events, at 14:03:11 UTC.
@@ -891,6 +933,7 @@ mod tests {
     #[test]
     fn the_json_contract() {
         let failed = Event::Exchange {
+            tunnel: "hooks",
             id: "7",
             method: "GET",
             path: "/",
@@ -899,6 +942,7 @@ mod tests {
             error: Some("deadline"),
         };
         let local = Event::Ready {
+            tunnel: "web",
             name: "a",
             url: "https://a.relay.localhost:8443",
             upstream: "unix:/run/a",
@@ -918,10 +962,10 @@ mod tests {
         ];
         let (out, err) = print(Output::Json, Style::default(), &events);
         let expected = [
-            r#"{"event":"tunnel.ready","name":"hooks","url":"https://hooks.relay.example","upstream":"http://localhost:3000","relay":"https://relay.example","ca_file":null,"local_url":null}"#,
-            r#"{"event":"tunnel.ready","name":"a","url":"https://a.relay.localhost:8443","upstream":"unix:/run/a","relay":"https://relay.localhost:8443","ca_file":"/ca.pem","local_url":"https://localhost:8443"}"#,
-            r#"{"event":"exchange","id":"01J","method":"POST","path":"/hooks?a=1&b=\"","status":200,"duration_ms":12.25,"error":null}"#,
-            r#"{"event":"exchange","id":"7","method":"GET","path":"/","status":null,"duration_ms":30000.0,"error":"deadline"}"#,
+            r#"{"event":"tunnel.ready","tunnel":"hooks","name":"hooks","url":"https://hooks.relay.example","upstream":"http://localhost:3000","relay":"https://relay.example","ca_file":null,"local_url":null}"#,
+            r#"{"event":"tunnel.ready","tunnel":"web","name":"a","url":"https://a.relay.localhost:8443","upstream":"unix:/run/a","relay":"https://relay.localhost:8443","ca_file":"/ca.pem","local_url":"https://localhost:8443"}"#,
+            r#"{"event":"exchange","tunnel":"hooks","id":"01J","method":"POST","path":"/hooks?a=1&b=\"","status":200,"duration_ms":12.25,"error":null}"#,
+            r#"{"event":"exchange","tunnel":"hooks","id":"7","method":"GET","path":"/","status":null,"duration_ms":30000.0,"error":"deadline"}"#,
             r#"{"event":"session.disconnected","reason":"reset","retry_in_ms":250}"#,
             r#"{"event":"session.reconnected","relay":"https://relay.example"}"#,
         ];
@@ -973,6 +1017,7 @@ mod tests {
     #[test]
     fn a_private_ca_comes_with_a_line_to_paste() {
         let event = Event::Ready {
+            tunnel: "web",
             name: "a",
             url: "https://a.relay.localhost:8443",
             upstream: "http://localhost:3000",
@@ -1166,7 +1211,15 @@ mod tests {
     #[test]
     fn odd_durations_are_still_json() {
         for odd in [f64::NAN, f64::INFINITY] {
-            let event = Event::Exchange { id: "", method: "", path: "", status: None, duration_ms: odd, error: None };
+            let event = Event::Exchange {
+                tunnel: "",
+                id: "",
+                method: "",
+                path: "",
+                status: None,
+                duration_ms: odd,
+                error: None,
+            };
             let (out, _) = print(Output::Json, Style::default(), &[READY, event]);
             assert!(out.contains(r#""duration_ms":0.0"#), "{out}");
         }

@@ -124,7 +124,7 @@ impl Observer for Watcher {
                     let _ = ready.send(((*name).to_owned(), (*url).to_owned()));
                 }
             }
-            Event::Exchange { id, method, path, status, duration_ms, error } => {
+            Event::Exchange { id, method, path, status, duration_ms, error, .. } => {
                 let exchange = Exchange {
                     id: (*id).to_owned(),
                     method: (*method).to_owned(),

@@ -67,6 +67,8 @@ const UPGRADE_IDLE: Duration = Duration::from_secs(2 * 3600);
 /// The local service behind one tunnel.
 #[derive(Debug)]
 pub(crate) struct Upstream {
+    /// What the tunnel is called on this machine.
+    name: Arc<str>,
     addr: UpstreamAddr,
     protocol: UpstreamProtocol,
     rewriter: Rewriter,
@@ -114,6 +116,8 @@ impl std::fmt::Debug for Idle {
 /// How an exchange ended, for whoever reports it.
 #[derive(Debug)]
 pub(crate) struct Outcome {
+    /// What the tunnel is called on this machine, where there is one.
+    pub(crate) tunnel: Option<Arc<str>>,
     pub(crate) head: Option<RequestHead>,
     /// When the head arrived here.
     pub(crate) arrived: Instant,
@@ -171,8 +175,9 @@ impl From<StreamError> for Failure {
 }
 
 impl Upstream {
-    pub(crate) fn new(addr: UpstreamAddr, protocol: UpstreamProtocol, rewriter: Rewriter) -> Self {
+    pub(crate) fn new(name: &str, addr: UpstreamAddr, protocol: UpstreamProtocol, rewriter: Rewriter) -> Self {
         Self {
+            name: name.into(),
             addr,
             protocol,
             rewriter,
@@ -228,7 +233,12 @@ impl Upstream {
                 (status, Some(code), detail)
             }
         };
-        Outcome { head: Some(head), arrived, status, error, detail }
+        Outcome { tunnel: Some(self.name()), head: Some(head), arrived, status, error, detail }
+    }
+
+    /// What the tunnel is called on this machine.
+    pub(crate) fn name(&self) -> Arc<str> {
+        self.name.clone()
     }
 
     /// Closes connections that have been idle for too long. Returns when to ask again.

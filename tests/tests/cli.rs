@@ -52,7 +52,10 @@ mod relay_http {
         let app = App::recording().await;
         let mut client = relay.client(&token, &app.addr().to_string(), &["--subdomain", "hooks"]).await;
         let ready = client.ready.clone();
-        assert_eq!(keys(&ready), BTreeSet::from(["event", "name", "url", "upstream", "relay", "ca_file", "local_url"]));
+        assert_eq!(
+            keys(&ready),
+            BTreeSet::from(["event", "tunnel", "name", "url", "upstream", "relay", "ca_file", "local_url"])
+        );
         assert_eq!(ready["name"], "hooks");
         assert_eq!(ready["url"], format!("https://hooks.relay.test:{}", relay.https.port()));
         assert_eq!(ready["upstream"], format!("http://{}", app.addr()));
@@ -64,9 +67,9 @@ mod relay_http {
         let url = format!("{}{target}", client.url());
         assert_eq!(send(&relay, Request::post(url).body(full("x")).unwrap()).await.code(), 200);
         let exchange = client.process.json().await;
-        let fields = BTreeSet::from(["event", "id", "method", "path", "status", "duration_ms", "error"]);
+        let fields = BTreeSet::from(["event", "tunnel", "id", "method", "path", "status", "duration_ms", "error"]);
         assert_eq!(keys(&exchange), fields);
-        assert_eq!(exchange["event"], "exchange");
+        assert_eq!((&exchange["event"], &exchange["tunnel"]), (&"exchange".into(), &client.ready["tunnel"]));
         assert_eq!(exchange["id"], app.only().header("relay-request-id"));
         assert_eq!((&exchange["method"], &exchange["path"]), (&"POST".into(), &target.into()));
         assert_eq!((&exchange["status"], &exchange["error"]), (&200.into(), &Value::Null));

@@ -426,6 +426,7 @@ mod a_relay_by_hand {
                 Event::Ready { name, .. } => format!("ready {name}"),
                 Event::Disconnected { reason, .. } => format!("disconnected: {reason}"),
                 Event::Reconnected { .. } => "reconnected".to_owned(),
+                Event::Closed { url, .. } => format!("closed {url}"),
                 Event::Notice(text) => format!("notice: {text}"),
                 _ => return,
             };
@@ -620,7 +621,7 @@ mod a_relay_by_hand {
         socket.send(&[unbind(0), open(1, 1)]).await;
         assert_eq!(status(&mut socket, 1).await, 200, "the other goes on");
         let notice = line(&mut lines).await;
-        assert!(notice.starts_with("notice: https://one.relay.test has ended"), "{notice}");
+        assert_eq!(notice, "closed https://one.relay.test");
         drop(socket);
         let (mut socket, hello) = relay.session(2).await;
         let asked: Vec<_> = hello.tunnels.iter().map(|spec| (spec.tunnel, spec.name.as_deref())).collect();

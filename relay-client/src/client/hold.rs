@@ -2,14 +2,15 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use relay_protocol::frame::GoAway;
 use relay_protocol::mux::Ended;
+use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval, sleep, timeout};
 
-use super::{Ask, Client, ClientError, Failed, Served};
+use super::tunnels::{Asked, Tunnels};
+use super::{Client, ClientError, Failed, TunnelOptions};
 use crate::platform::{address_towards, time_with_sleep};
 use crate::session::{ConnectError, News, Observer, Serve, Session, because};
 use crate::terminal::Event;
@@ -27,6 +28,8 @@ const PROBE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 /// How long a client that was told to stop waits for what is under way.
 const DRAIN: Duration = Duration::from_secs(10);
 
+const TAKEN_OVER: &str = "Another client with the same token has taken the name over.";
+
 /// Holds on to a session for a [`Client`].
 ///
 /// ```text
@@ -40,7 +43,9 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// Whatever is under way on an old session goes on meanwhile.
 pub(super) struct Hold<'a> {
     client: &'a Client,
-    pub(super) served: Served,
+    pub(super) tunnels: Tunnels,
+    /// What the tunnels shall be.
+    wanted: watch::Receiver<Vec<TunnelOptions>>,
     serve: Serve,
     way: Way<'a>,
     /// Since there is no session, or only one that drains.
@@ -51,8 +56,8 @@ pub(super) struct Hold<'a> {
     probe: Option<Probing>,
 }
 
-/// A session with all tunnels, and whether that took another name than the one remembered.
-pub(super) type Tried = Result<(Box<Session>, bool), Failed>;
+/// A session, and what it was asked for.
+pub(super) type Tried = Result<(Box<Session>, Vec<Asked>), Failed>;
 
 enum Way<'a> {
     Up { since: Instant },
@@ -119,16 +124,19 @@ enum Step {
     Way(Option<Tried>),
     Tick,
     Probed(bool),
+    Wanted,
 }
 
 impl<'a> Hold<'a> {
     pub(super) fn new(client: &'a Client) -> Self {
-        let served = Served::default();
-        let first = Box::pin(client.connect(Ask::first()));
+        let mut wanted = client.tunnels.subscribe();
+        let mut tunnels = Tunnels::new(&wanted.borrow_and_update());
+        let first = Box::pin(client.connect(tunnels.hello(client, true), None, true));
         let way = Way::Connecting(first);
         Self {
             client,
-            served,
+            tunnels,
+            wanted,
             serve: Serve::new(client.own.clone()),
             way,
             lost: None,
@@ -169,16 +177,30 @@ impl<'a> Hold<'a> {
                 tried = self.way.next() => Step::Way(tried),
                 () = tick => Step::Tick,
                 alive = probed => Step::Probed(alive),
+                // The client holds the other end for as long.
+                Ok(()) = self.wanted.changed() => Step::Wanted,
             };
             match step {
                 Step::News(News::Unwatched) => return Ok(()),
                 Step::News(News::Ended(ended)) => self.ended(&ended, observer)?,
                 Step::News(News::Drains(reason)) => self.drains(reason),
-                Step::News(News::Unbound(tunnel)) => self.unbound(tunnel, observer)?,
+                Step::News(News::Unbound(tunnel)) => self.lose(tunnel, TAKEN_OVER, observer)?,
+                Step::News(News::Bound(bound)) => {
+                    self.tunnels.bound(bound, self.client, self.serve.link(), observer)?;
+                    self.settle(observer)?;
+                }
+                Step::Wanted => {
+                    let wanted = self.wanted.borrow_and_update().clone();
+                    self.tunnels.want(&wanted, self.serve.link(), observer);
+                    self.settle(observer)?;
+                }
                 Step::Way(None) => self.dial(),
-                Step::Way(Some(Ok((session, beside)))) => self.up(session, beside, observer)?,
+                Step::Way(Some(Ok((session, asked)))) => self.up(session, asked, observer)?,
                 Step::Way(Some(Err(Failed::Final(error)))) => return Err(error),
                 Step::Way(Some(Err(Failed::ForNow(reason)))) => self.wait(reason, observer)?,
+                Step::Way(Some(Err(Failed::Refused { number, code, text }))) => {
+                    self.refused(number, &code, text, observer)?
+                }
                 Step::Tick => self.look_around(observer)?,
                 Step::Probed(true) => self.probe = None,
                 Step::Probed(false) => {
@@ -197,32 +219,35 @@ impl<'a> Hold<'a> {
         // ended by our coming back.
         let drains = self.lost.as_ref().is_some_and(|lost| lost.drains);
         let resume = self.serve.resume().filter(|_| !drains).cloned();
-        let (names, gone) = (self.served.names.clone(), self.served.gone.clone());
-        let ask = Ask { names, gone, resume, first: self.watch.is_none() };
-        self.way = Way::Connecting(Box::pin(self.client.connect(ask)));
+        let first = self.watch.is_none();
+        let asked = self.tunnels.hello(self.client, first);
+        self.way = Way::Connecting(Box::pin(self.client.connect(asked, resume, first)));
     }
 
-    fn up(&mut self, session: Box<Session>, beside: bool, observer: &mut dyn Observer) -> Result<(), ClientError> {
+    fn up(
+        &mut self,
+        mut session: Box<Session>,
+        asked: Vec<Asked>,
+        observer: &mut dyn Observer,
+    ) -> Result<(), ClientError> {
         let first = self.watch.is_none();
-        self.served.beside |= beside;
-        match self.client.accept(&mut self.served, &session.welcome.tunnels) {
-            Ok(()) => {}
-            Err(Failed::Final(error)) => return Err(error),
-            Err(Failed::ForNow(reason)) if first => {
+        let bound = std::mem::take(&mut session.welcome.tunnels);
+        if !Tunnels::are_answered(&asked, &bound) {
+            let reason = "the relay did not say what became of a tunnel".to_owned();
+            if first {
                 return Err(ClientError::Unreachable(ConnectError::Broken(reason)));
             }
-            Err(Failed::ForNow(reason)) => return self.wait(reason, observer),
+            return self.wait(reason, observer);
         }
         // Without an address the clocks are watched all the same.
         let nobody = SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, 9));
         self.watch = Some(Watching::new(session.peer.unwrap_or(nobody)));
         self.probe = None;
-        self.serve.add(*session, self.served.upstreams.clone());
+        self.serve.add(*session, self.tunnels.routes());
         self.way = Way::Up { since: Instant::now() };
-        let lost = self.lost.take();
-        if first {
-            self.client.announce(&self.served, observer);
-        } else if let Some(lost) = lost.filter(|lost| lost.told) {
+        self.tunnels.welcome(asked, bound, self.client, self.serve.link(), observer)?;
+        self.settle(observer)?;
+        if let Some(lost) = self.lost.take().filter(|lost| lost.told) {
             observer.observe(&Event::Reconnected { relay: &self.client.target.url().to_string() });
             let away = lost.since.elapsed().as_secs_f64();
             observer.observe(&Event::Notice(&format!("the session was away for {away:.1} s")));
@@ -267,21 +292,42 @@ impl<'a> Hold<'a> {
         }
     }
 
-    fn unbound(&mut self, tunnel: u32, observer: &mut dyn Observer) -> Result<(), ClientError> {
-        let text = "Another client with the same token has taken the name over.";
-        let Some(public) = self.served.names.remove(&tunnel) else { return Ok(()) };
-        if self.served.names.is_empty() {
-            return Err(ClientError::NameLost(text.to_owned()));
-        }
-        self.served.gone.insert(tunnel);
-        Arc::make_mut(&mut self.served.upstreams).remove(&tunnel);
-        self.serve.set_upstreams(self.served.upstreams.clone());
-        observer.observe(&Event::Notice(&format!("{} has ended: {text} The other tunnels go on.", public.url)));
+    /// Asks the relay for what is wanted and is not there.
+    fn settle(&mut self, observer: &mut dyn Observer) -> Result<(), ClientError> {
+        self.tunnels.settle(self.client, self.serve.link(), observer)?;
+        self.serve.set_upstreams(self.tunnels.routes());
         Ok(())
+    }
+
+    /// A tunnel's name is another's. The others go on, if there are any.
+    fn lose(&mut self, number: u32, text: &str, observer: &mut dyn Observer) -> Result<(), ClientError> {
+        self.tunnels.lose(number, text, observer)?;
+        self.settle(observer)
+    }
+
+    /// The relay would have given a session, but without this tunnel.
+    fn refused(
+        &mut self,
+        number: u32,
+        code: &str,
+        text: String,
+        observer: &mut dyn Observer,
+    ) -> Result<(), ClientError> {
+        match Failed::to_bind(code, text, self.watch.is_none()) {
+            Failed::Final(ClientError::NameLost(text)) => {
+                self.tunnels.lose(number, &text, observer)?;
+                self.dial();
+                Ok(())
+            }
+            Failed::Final(error) => Err(error),
+            Failed::ForNow(reason) | Failed::Refused { text: reason, .. } => self.wait(reason, observer),
+        }
     }
 
     /// Once a second.
     fn look_around(&mut self, observer: &mut dyn Observer) -> Result<(), ClientError> {
+        self.tunnels.tidy();
+        self.serve.set_upstreams(self.tunnels.routes());
         let sign = self.watch.as_mut().and_then(Watching::look);
         match (&mut self.lost, sign) {
             (None, Some(why)) if self.probe.is_none() => {

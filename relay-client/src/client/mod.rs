@@ -4,28 +4,31 @@
 //! [`Tunnel`](crate::Tunnel) is the short form: one tunnel in a task of its own.
 
 mod hold;
+mod tunnels;
 
-use std::collections::{HashMap, HashSet};
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
-use relay_protocol::message::{Bound, PublicName, Refusal, Resume, TunnelSpec};
+use relay_protocol::message::{PublicName, Resume};
+use tokio::sync::watch;
 
 use self::hold::{Hold, Tried};
+use self::tunnels::Asked;
 use crate::address::UpstreamAddr;
 use crate::dial::Target;
 use crate::names::Names;
 use crate::probe::Probe;
-use crate::rewrite::{HostHeader, Rewriter};
+use crate::rewrite::HostHeader;
 use crate::session::{ConnectError, Observer, connect, explain};
 use crate::terminal::Event;
-use crate::upstream::Upstream;
 use crate::value::{Secret, UpstreamProtocol};
 
 /// One tunnel's settings.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TunnelOptions {
+    /// What the tunnel is called on this machine, which tells it from the client's others. A random name is remembered for
+    /// it. `None` for the only one.
+    pub label: Option<String>,
     /// Where requests go.
     pub upstream: UpstreamAddr,
     /// The name asked for; `None` for a random one.
@@ -38,18 +41,22 @@ pub struct TunnelOptions {
     pub protocol: UpstreamProtocol,
     /// Take the name over from a live session of the same token.
     pub takeover: bool,
+    /// Where the tunnel also answers on this machine, for [`Event::Ready`].
+    pub local_url: Option<String>,
 }
 
 impl TunnelOptions {
     /// A tunnel with a random name, and otherwise the defaults of `relay http`.
     pub fn new(upstream: UpstreamAddr) -> Self {
         Self {
+            label: None,
             upstream,
             subdomain: None,
             timeout: None,
             host_header: HostHeader::default(),
             protocol: UpstreamProtocol::default(),
             takeover: false,
+            local_url: None,
         }
     }
 
@@ -97,11 +104,10 @@ pub enum ClientError {
 pub struct Client {
     target: Target,
     token: Option<Secret>,
-    tunnels: Vec<TunnelOptions>,
+    tunnels: watch::Sender<Vec<TunnelOptions>>,
     names: Option<Names>,
     max_reconnect_time: Option<Duration>,
     ca_file: Option<String>,
-    local_url: Option<String>,
     own: Option<Probe>,
 }
 
@@ -111,11 +117,10 @@ impl Client {
         Self {
             target,
             token: None,
-            tunnels: Vec::new(),
+            tunnels: watch::Sender::default(),
             names: None,
             max_reconnect_time: None,
             ca_file: None,
-            local_url: None,
             own: None,
         }
     }
@@ -129,12 +134,19 @@ impl Client {
 
     /// Adds a tunnel.
     #[must_use]
-    pub fn tunnel(mut self, options: TunnelOptions) -> Self {
-        self.tunnels.push(options);
+    pub fn tunnel(self, options: TunnelOptions) -> Self {
+        self.tunnels.send_modify(|tunnels| tunnels.push(options));
         self
     }
 
-    /// Remembers the random name of the first tunnel, and asks for it again.
+    /// The tunnels, to be changed while the client runs. It compares them by their labels: what is new is bound on the
+    /// session that there is, what is gone is given back once its requests have ended, and what is changed keeps its name
+    /// where it can.
+    pub fn tunnels(&self) -> watch::Sender<Vec<TunnelOptions>> {
+        self.tunnels.clone()
+    }
+
+    /// Remembers the random names of tunnels, and asks for them again.
     #[must_use]
     pub fn remember(mut self, names: Names) -> Self {
         self.names = Some(names);
@@ -162,13 +174,6 @@ impl Client {
         self
     }
 
-    /// Says in [`Event::Ready`] where the first tunnel also answers on this machine.
-    #[must_use]
-    pub fn local_url(mut self, url: String) -> Self {
-        self.local_url = Some(url);
-        self
-    }
-
     /// Connects and serves, coming back whenever the session is lost, until `shutdown` ends; then what is under way may
     /// finish within 10 s.
     ///
@@ -177,124 +182,46 @@ impl Client {
     pub async fn run(self, observer: &mut dyn Observer, shutdown: impl Future<Output = ()>) -> Result<(), ClientError> {
         let mut hold = Hold::new(&self);
         let result = hold.run(observer, pin!(shutdown)).await;
-        hold.served.close().await;
+        hold.tunnels.close().await;
         result
     }
 
-    /// One attempt.
-    async fn connect(&self, ask: Ask) -> Tried {
-        let mut remembered = if ask.names.is_empty() { self.names.as_ref().and_then(Names::remembered) } else { None };
-        let mut beside = false;
+    /// One attempt to have a session with these tunnels.
+    async fn connect(&self, mut asked: Vec<Asked>, resume: Option<Resume>, first: bool) -> Tried {
         loop {
-            let specs = self.specs(&ask, remembered.as_deref());
-            let session = connect(&self.target, self.token.as_ref(), specs, ask.resume.clone()).await;
-            let session = session.map_err(|error| Failed::to_connect(error, ask.first))?;
-            let refusal = session.welcome.tunnels.iter().find_map(|bound| bound.result.as_ref().err());
-            let Some(refusal) = refusal.cloned() else { return Ok((Box::new(session), beside)) };
+            let specs = asked.iter().map(Asked::spec).collect();
+            let session = connect(&self.target, self.token.as_ref(), specs, resume.clone()).await;
+            let session = session.map_err(|error| Failed::to_connect(error, first))?;
+            let mut is_whole = true;
+            for bound in &session.welcome.tunnels {
+                let Err(refusal) = &bound.result else { continue };
+                is_whole = false;
+                let mut asked = asked.iter_mut().find(|asked| asked.number == bound.tunnel);
+                if !asked.as_mut().is_some_and(|asked| asked.forget_name()) {
+                    let label = asked.and_then(|asked| asked.label());
+                    let text = label.map_or(explain(refusal), |label| format!("{label}: {}", explain(refusal)));
+                    let failed = Failed::Refused { number: bound.tunnel, code: refusal.code.clone(), text };
+                    session.close().await;
+                    return Err(failed);
+                }
+            }
+            if is_whole {
+                return Ok((Box::new(session), asked));
+            }
             session.close().await;
-            // The name of last time is in use, as when tests run side by side: any other will do.
-            if remembered.take().is_none() {
-                return Err(Failed::to_bind(&refusal, ask.first));
-            }
-            beside = true;
         }
     }
 
-    /// What is asked for: the names of this run, the one remembered, or what was given.
-    fn specs(&self, ask: &Ask, remembered: Option<&str>) -> Vec<TunnelSpec> {
-        let spec = |(i, options): (usize, &TunnelOptions)| {
-            let number = number(i);
-            let known = ask.names.get(&number).map(|public| public.name.clone());
-            let remembered = remembered.filter(|_| i == 0).map(str::to_owned);
-            TunnelSpec {
-                tunnel: number,
-                name: known.or_else(|| options.subdomain.clone()).or(remembered),
-                domain: None,
-                timeout_ms: options.timeout.map(|timeout| u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX)),
-                // Once: whoever takes the name over from us later means it, too.
-                takeover: options.takeover && ask.first,
-                extra: Vec::new(),
-            }
-        };
-        let kept = self.tunnels.iter().enumerate().filter(|(i, _)| !ask.gone.contains(&number(*i)));
-        kept.map(spec).collect()
-    }
-
-    /// Takes in what the relay gave.
-    fn accept(&self, served: &mut Served, bound: &[Bound]) -> Result<(), Failed> {
-        for (i, options) in self.tunnels.iter().enumerate() {
-            let number = number(i);
-            if served.gone.contains(&number) {
-                continue;
-            }
-            let Some(Ok(public)) = bound.iter().find(|bound| bound.tunnel == number).map(|bound| &bound.result) else {
-                let reason = "the relay did not say what became of a tunnel".to_owned();
-                return Err(Failed::ForNow(reason));
-            };
-            if served.names.get(&number) == Some(public) {
-                continue;
-            }
-            let rewriter = Rewriter::new(&options.host_header, &options.upstream, &public.url)
-                .map_err(|error| Failed::Final(error.into()))?;
-            let upstream = Upstream::new(options.upstream.clone(), options.protocol, rewriter);
-            Arc::make_mut(&mut served.upstreams).insert(number, Arc::new(upstream));
-            served.names.insert(number, public.clone());
-            if let (0, None, Some(names), false) = (i, &options.subdomain, &self.names, served.beside) {
-                names.remember(&public.name);
-            }
-        }
-        Ok(())
-    }
-
-    fn announce(&self, served: &Served, observer: &mut dyn Observer) {
-        let relay = self.target.url().to_string();
-        for (i, options) in self.tunnels.iter().enumerate() {
-            let Some(public) = served.names.get(&number(i)) else { continue };
-            observer.observe(&Event::Ready {
-                name: &public.name,
-                url: &public.url,
-                upstream: &options.upstream.to_string(),
-                relay: &relay,
-                ca_file: self.ca_file.as_deref(),
-                local_url: self.local_url.as_deref().filter(|_| i == 0),
-            });
-        }
-    }
-}
-
-/// What an attempt to connect asks for.
-struct Ask {
-    /// The names of this run.
-    names: HashMap<u32, PublicName>,
-    /// The tunnels that it has lost.
-    gone: HashSet<u32>,
-    resume: Option<Resume>,
-    /// Nothing has been reached yet: what fails now is the caller's to know.
-    first: bool,
-}
-
-impl Ask {
-    fn first() -> Self {
-        Self { names: HashMap::new(), gone: HashSet::new(), resume: None, first: true }
-    }
-}
-
-/// What the relay has given this run.
-#[derive(Debug, Default)]
-struct Served {
-    /// The remembered name is in use by another client, whose it stays.
-    beside: bool,
-    names: HashMap<u32, PublicName>,
-    /// Tunnels whose names went to other sessions.
-    gone: HashSet<u32>,
-    upstreams: Arc<HashMap<u32, Arc<Upstream>>>,
-}
-
-impl Served {
-    async fn close(&self) {
-        for upstream in self.upstreams.values() {
-            upstream.close().await;
-        }
+    fn announce(&self, options: &TunnelOptions, public: &PublicName, observer: &mut dyn Observer) {
+        observer.observe(&Event::Ready {
+            tunnel: options.label.as_deref().unwrap_or(&public.name),
+            name: &public.name,
+            url: &public.url,
+            upstream: &options.upstream.to_string(),
+            relay: &self.target.url().to_string(),
+            ca_file: self.ca_file.as_deref(),
+            local_url: options.local_url.as_deref(),
+        });
     }
 }
 
@@ -302,6 +229,12 @@ impl Served {
 enum Failed {
     Final(ClientError),
     ForNow(String),
+    /// The relay refuses one of the tunnels.
+    Refused {
+        number: u32,
+        code: String,
+        text: String,
+    },
 }
 
 impl Failed {
@@ -316,9 +249,8 @@ impl Failed {
         }
     }
 
-    fn to_bind(refusal: &Refusal, first: bool) -> Self {
-        let text = explain(refusal);
-        match refusal.code.as_str() {
+    fn to_bind(code: &str, text: String, first: bool) -> Self {
+        match code {
             // Our own session, which the relay still believes in, may hold what we ask for.
             "name-in-use" | "too-many-tunnels" if !first => Self::ForNow(text),
             "name-in-use" | "name-taken" | "name-invalid" if first => Self::Final(ClientError::NameTaken(text)),
@@ -328,8 +260,4 @@ impl Failed {
             _ => Self::Final(ClientError::Refused(text)),
         }
     }
-}
-
-fn number(i: usize) -> u32 {
-    u32::try_from(i).unwrap_or(u32::MAX)
 }
