@@ -9,12 +9,14 @@ use hyper::body::Incoming;
 use relay_client::config::UpstreamProtocol;
 use relay_client::terminal::Event;
 use relay_client::{Client, ClientError, Observer, Tunnel, TunnelOptions};
+use relay_protocol::frame::{Frame, SessionKind};
+use relay_protocol::message::{Bound, Payload as _, TunnelSpec};
 use relay_server::config::HttpMode;
 use relay_server::store::{TokenLimits, unix_now};
 use relay_tests::app::ok;
 use relay_tests::body::{empty, full, pipe};
 use relay_tests::process::run;
-use relay_tests::{App, Body, Http, Process, Wire, World, within};
+use relay_tests::{App, Body, Http, Process, Wire, World, peer, within};
 use rustix::process::Signal;
 use serde_json::json;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -363,6 +365,34 @@ mod takeover {
         assert_eq!(evicted.code(), 7, "{evicted:?}");
         assert!(evicted.stderr.contains("taken"), "{evicted:?}");
         assert_eq!(world.get(&url).await.text(), "second", "the first one's end takes nothing with it");
+    }
+
+    /// A session that goes on with its other tunnels has room again for the one that it lost.
+    #[tokio::test]
+    async fn takes_the_tunnel_off_what_its_loser_counts_for() {
+        let world = World::start().await;
+        let limits = TokenLimits { max_tunnels: 3, max_names: 10, max_sessions: 10 };
+        let (token, _) = world.token_with(|new| new.limits = limits).await;
+        let mut loser = peer::session_of(&world, &token, vec![peer::spec(1, "one"), peer::spec(2, "two")]).await;
+        let take = TunnelSpec { takeover: true, ..peer::spec(1, "one") };
+        let mut winner = peer::session_of(&world, &token, vec![take]).await;
+        let lost: u32 = within("the loss", loser.next_message(SessionKind::Unbind)).await;
+        assert_eq!(lost, 1);
+        // Two are open; also under the number of the lost one there is room for a third.
+        assert_eq!(bind(&mut loser, &peer::spec(1, "three")).await, Ok(()));
+        assert_eq!(bind(&mut winner, &peer::spec(2, "four")).await, Err("too-many-tunnels".to_owned()));
+        // It counts neither twice nor for less than nothing: a late word of the loser changes nothing.
+        drop(winner);
+        peer::sessions(&world, 1).await;
+        assert_eq!(bind(&mut loser, &peer::spec(3, "four")).await, Ok(()));
+        assert_eq!(bind(&mut loser, &peer::spec(4, "five")).await, Err("too-many-tunnels".to_owned()));
+    }
+
+    /// Asks for one more tunnel, and hears whether there is one, or the code of the refusal.
+    async fn bind(socket: &mut peer::Socket, spec: &TunnelSpec) -> Result<(), String> {
+        socket.send(&[Frame::Session(SessionKind::Bind, spec.to_bytes().unwrap())]).await;
+        let bound: Bound = within("a Bound", socket.next_message(SessionKind::Bound)).await;
+        bound.result.map(drop).map_err(|refusal| refusal.code)
     }
 
     /// Whoever is gone late must not pull down who came after him.

@@ -116,7 +116,7 @@ async fn admit(
         }
         Err(error) => return Err(unauthorized(sentence(&error))),
     };
-    let place = Place::enter(shared, &token).map_err(|full| (Cause::TooManyRequests, sentence(&full)))?;
+    let place = Session::place(shared, &token).map_err(|full| (Cause::TooManyRequests, sentence(&full)))?;
     Ok((token, place))
 }
 

@@ -8,12 +8,12 @@
 
 pub mod registry;
 mod resume;
+mod seats;
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -29,6 +29,8 @@ use ulid::Ulid;
 
 use self::registry::{Resumed, Tunnel};
 use self::resume::{Hash, Keys};
+use self::seats::{Counted, Seat, Seats};
+pub(crate) use self::seats::{Full, Place};
 use crate::Shared;
 use crate::sentence;
 use crate::store::{AuthError, ClaimError, Name, Token, TokenId, unix_now};
@@ -45,10 +47,8 @@ const TIMEOUTS: (Duration, Duration) = (Duration::from_millis(100), Duration::fr
 /// The live sessions, what each token has of them, and what lets a client come back to one.
 #[derive(Debug, Default)]
 pub struct Sessions {
-    /// Places taken, by sessions that are live and by upgrades on their way to be.
-    all: AtomicUsize,
     live: DashMap<Ulid, Live>,
-    used: Mutex<HashMap<TokenId, Used>>,
+    seats: Arc<Seats>,
     keys: Keys,
 }
 
@@ -60,30 +60,10 @@ struct Live {
     seat: Arc<Seat>,
 }
 
-/// What the sessions of a token take of its limits.
-#[derive(Debug, Default)]
-struct Used {
-    sessions: u32,
-    /// Those beyond the limit; see [`Seat::spare`].
-    spares: u32,
-    tunnels: u32,
-}
-
-/// What one session takes of its token's limits. Changed only under the lock of [`Sessions::used`].
-#[derive(Debug)]
-struct Seat {
-    /// It is one more than the token may have: a session that resumes another has that one's seat, but says so only in
-    /// its Hello.
-    spare: AtomicBool,
-    tunnels: AtomicU32,
-    /// It takes nothing any more: the session has ended, or another has resumed it and will end it.
-    vacant: AtomicBool,
-}
-
 impl Sessions {
     /// Sessions that are live, or about to be.
     pub fn count(&self) -> usize {
-        self.all.load(Relaxed)
+        self.seats.all()
     }
 
     /// Ends every session of a token, at once and for good.
@@ -92,108 +72,6 @@ impl Sessions {
         let links: Vec<Link> =
             self.live.iter().filter(|live| live.token == token).map(|live| live.link.clone()).collect();
         links.iter().for_each(|link| link.go_away(reason, false, text));
-    }
-
-    fn used<R>(&self, token: TokenId, change: impl FnOnce(&mut Used) -> R) -> R {
-        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        let result = change(used.entry(token).or_default());
-        used.retain(|_, used| used.sessions + used.spares > 0);
-        result
-    }
-}
-
-/// Why there is no place for another session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Full {
-    /// The relay has no more.
-    #[error("the relay has as many sessions as it takes")]
-    Relay,
-    /// The token has no more.
-    #[error("the token has {0} sessions, as many as it may")]
-    Token(u32),
-}
-
-/// A place among the sessions of the relay and of a token, given back when dropped.
-#[derive(Debug)]
-pub(crate) struct Place {
-    shared: Arc<Shared>,
-    token: TokenId,
-    seat: Arc<Seat>,
-}
-
-impl Place {
-    /// A place for a session of which nothing is known but its token. Beyond the token's limit it is a spare one, of
-    /// which there are as many again, so that each session can be resumed while the relay still believes in it.
-    pub(crate) fn enter(shared: &Arc<Shared>, token: &Token) -> Result<Self, Full> {
-        let (most, of_token) = (shared.limits.sessions, token.limits.max_sessions);
-        shared.sessions.used(token.id, |used| {
-            let spare = used.sessions >= of_token;
-            if spare && used.spares >= of_token {
-                return Err(Full::Token(of_token));
-            }
-            let one_more = |all| (all < most).then_some(all + 1);
-            shared.sessions.all.fetch_update(Relaxed, Relaxed, one_more).map_err(|_| Full::Relay)?;
-            *if spare { &mut used.spares } else { &mut used.sessions } += 1;
-            let seat = Seat { spare: spare.into(), tunnels: AtomicU32::new(0), vacant: AtomicBool::new(false) };
-            Ok(Self { shared: shared.clone(), token: token.id, seat: Arc::new(seat) })
-        })
-    }
-
-    /// Sees to it that the place is not a spare one, now that it is known what the session is for.
-    fn settle(&self, of_token: u32) -> Result<(), Full> {
-        self.shared.sessions.used(self.token, |used| {
-            if !self.seat.spare.load(Relaxed) {
-                return Ok(());
-            }
-            if used.sessions >= of_token {
-                return Err(Full::Token(of_token));
-            }
-            used.spares -= 1;
-            used.sessions += 1;
-            self.seat.spare.store(false, Relaxed);
-            Ok(())
-        })
-    }
-
-    /// Counts one more tunnel; false when the token's sessions have `most` already. Looked at and counted at once, because
-    /// binding takes its time, and others bind meanwhile.
-    fn count_tunnel(&self, most: u32) -> bool {
-        self.shared.sessions.used(self.token, |used| {
-            if used.tunnels >= most {
-                return false;
-            }
-            if !self.seat.vacant.load(Relaxed) {
-                self.seat.tunnels.fetch_add(1, Relaxed);
-                used.tunnels += 1;
-            }
-            true
-        })
-    }
-
-    fn discount_tunnel(&self) {
-        self.shared.sessions.used(self.token, |used| {
-            if !self.seat.vacant.load(Relaxed) {
-                self.seat.tunnels.fetch_sub(1, Relaxed);
-                used.tunnels -= 1;
-            }
-        });
-    }
-
-    /// Gives a seat of the same token back: this place's own, or that of the session that this one resumes.
-    fn vacate(&self, seat: &Seat) {
-        self.shared.sessions.used(self.token, |used| {
-            if !seat.vacant.swap(true, Relaxed) {
-                used.tunnels -= seat.tunnels.swap(0, Relaxed);
-                *if seat.spare.load(Relaxed) { &mut used.spares } else { &mut used.sessions } -= 1;
-            }
-        });
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.vacate(&self.seat);
-        self.shared.sessions.all.fetch_sub(1, Relaxed);
     }
 }
 
@@ -212,6 +90,11 @@ pub(crate) struct Session {
 }
 
 impl Session {
+    /// A place for a session of this token, before anything else is known of it.
+    pub(crate) fn place(shared: &Shared, token: &Token) -> Result<Place, Full> {
+        shared.sessions.seats.enter(token.id, token.limits.max_sessions, shared.limits.sessions)
+    }
+
     pub(crate) fn new(shared: Arc<Shared>, peer: IpAddr, token: Token, place: Place) -> Self {
         Self { shared, id: Ulid::generate(), peer, token, tunnels: Vec::new(), resumed: None, key: None, place }
     }
@@ -225,7 +108,7 @@ impl Session {
         let socket = Driver::websocket(conn, read, Side::Relay, READ_BUFFER).await;
         let (link, driver) = Driver::new(Side::Relay, limits, socket);
         // From here on it is found by whoever ends the sessions of its token.
-        let live = Live { token: self.token.id, link: link.clone(), seat: self.place.seat.clone() };
+        let live = Live { token: self.token.id, link: link.clone(), seat: self.place.seat() };
         self.shared.sessions.live.insert(self.id, live);
         // A task of its own: an exchange then wakes nothing but the driver.
         let mut driver = AbortOnDropHandle::new(self.shared.tasks.spawn(driver));
@@ -278,7 +161,8 @@ impl Session {
     /// Binds what the Hello asks for, and then does what the client and the clock ask for. The driver ends it.
     async fn serve(&mut self, link: &Link, hello: Hello) -> std::convert::Infallible {
         let old = hello.resume.and_then(|resume| self.resume(&resume));
-        if let Err(full) = self.place.settle(self.token.limits.max_sessions) {
+        let seat = old.as_ref().map(|old| &*old.seat);
+        if let Err(full) = self.place.settle(self.token.limits.max_sessions, seat) {
             link.go_away(GoAway::Limit, false, &sentence(&full));
             return std::future::pending().await;
         }
@@ -348,9 +232,7 @@ impl Session {
         let sessions = &self.shared.sessions;
         let from = sessions.keys.take(&resume.key, self.token.id, Instant::now())?;
         self.resumed = Some(Resumed { from, last_stream: resume.last_stream });
-        let old = sessions.live.get(&from).map(|live| live.clone())?;
-        self.place.vacate(&old.seat);
-        Some(Replaced(old.link))
+        sessions.live.get(&from).map(|live| Replaced { link: live.link.clone(), seat: live.seat.clone() })
     }
 
     async fn message(&mut self, link: &Link, kind: SessionKind, payload: &Bytes) {
@@ -396,6 +278,8 @@ impl Session {
         if spec.domain.is_some() {
             return Err(refusal("not-allowed", "This relay does not serve custom domains.", "Use --subdomain NAME."));
         }
+        // Those that another session has taken over, and whose client has been told or will be.
+        self.tunnels.retain(|tunnel| !tunnel.announced.load(Relaxed) || !tunnel.counted.has_ended());
         if self.tunnels.iter().any(|tunnel| tunnel.number == spec.tunnel) {
             return Err(refusal("bad-request", "The session has a tunnel of that number.", "Choose another number."));
         }
@@ -404,19 +288,17 @@ impl Session {
         let replaces =
             spec.name.as_deref().is_some_and(|name| self.shared.registry.is_bound(&name.to_ascii_lowercase()));
         let is_full = self.tunnels.len() >= self.shared.limits.session_tunnels;
-        if is_full || !self.place.count_tunnel(if replaces { u32::MAX } else { most }) {
+        let counted = self.place.count_tunnel(if replaces { u32::MAX } else { most }).filter(|_| !is_full);
+        let Some(counted) = counted else {
             let message = format!("The token has {most} tunnels open, as many as it may.");
             return Err(refusal("too-many-tunnels", &message, "Close one, or ask the relay's operator for more."));
-        }
-        let bound = self.bind_counted(link, spec).await;
-        match &bound {
-            Ok(tunnel) => self.tunnels.push(tunnel.clone()),
-            Err(_) => self.place.discount_tunnel(),
-        }
-        bound
+        };
+        let tunnel = self.bind_counted(link, spec, counted).await?;
+        self.tunnels.push(tunnel.clone());
+        Ok(tunnel)
     }
 
-    async fn bind_counted(&self, link: &Link, spec: TunnelSpec) -> Result<Arc<Tunnel>, Refusal> {
+    async fn bind_counted(&self, link: &Link, spec: TunnelSpec, counted: Counted) -> Result<Arc<Tunnel>, Refusal> {
         let name = self.claim(spec.name.as_deref()).await?;
         let tunnel = Arc::new(Tunnel {
             name: name.as_str().to_owned(),
@@ -428,6 +310,7 @@ impl Session {
             resumed: self.resumed,
             generation: self.shared.registry.next_generation(),
             announced: AtomicBool::new(false),
+            counted,
         });
         while let Err(other) = self.shared.registry.bind_if_free(tunnel.clone()) {
             // Whoever resumes the session that has the name is the client that has it.
@@ -439,6 +322,8 @@ impl Session {
             }
             // Only that very binding: a third session may have been faster.
             if let Some(told) = self.shared.registry.replace(&other, tunnel.clone()) {
+                // Its session may have others, and live on with them.
+                other.counted.end();
                 if !ours {
                     tracing::info!(session = %self.id, %name, "a name was taken over");
                 }
@@ -488,7 +373,7 @@ impl Session {
         let gone: Vec<_> = self.tunnels.extract_if(.., |tunnel| tunnel.number == number).collect();
         for tunnel in gone {
             // First, so that whoever asks for the name once it is free finds room for it, too.
-            self.place.discount_tunnel();
+            tunnel.counted.end();
             self.shared.registry.forget(&tunnel.name, Some(tunnel.generation));
         }
     }
@@ -497,7 +382,7 @@ impl Session {
     async fn leave(mut self) {
         // At once, because the client may be back before the store has answered. In this order: whoever does not find the
         // session among the live ones finds its seat vacant.
-        self.place.vacate(&self.place.seat);
+        self.place.vacate();
         self.shared.sessions.live.remove(&self.id);
         if let Some(key) = self.key {
             self.shared.sessions.keys.end(key, &self.shared.limits, Instant::now());
@@ -537,11 +422,14 @@ impl Session {
 }
 
 /// A session that another has resumed. It ends when this is dropped, whatever becomes of the other.
-struct Replaced(Link);
+struct Replaced {
+    link: Link,
+    seat: Arc<Seat>,
+}
 
 impl Drop for Replaced {
     fn drop(&mut self) {
-        self.0.go_away(GoAway::Replaced, false, "The client goes on with another session.");
+        self.link.go_away(GoAway::Replaced, false, "The client goes on with another session.");
     }
 }
 
@@ -592,12 +480,7 @@ mod tests {
         let new = NewToken { name: "late".to_owned(), reserve: Vec::new(), expires_at: None, limits };
         let (_, token) = shared.store.create_token(new, unix_now()).await.unwrap();
 
-        let place = Place::enter(&shared, &token).unwrap();
-        let spare = Place::enter(&shared, &token).unwrap();
-        assert_eq!(spare.settle(1).unwrap_err(), Full::Token(1), "a spare place is for who resumes");
-        assert_eq!(Place::enter(&shared, &token).unwrap_err(), Full::Token(1));
-        assert_eq!(shared.sessions.count(), 2, "an upgrade on its way counts");
-        drop(spare);
+        let place = Session::place(&shared, &token).unwrap();
         shared.store.revoke_token("late", unix_now()).await.unwrap();
         shared.sessions.end(token.id, GoAway::Revoked, "This reaches nobody: there is no session yet.");
 

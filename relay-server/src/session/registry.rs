@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 use ulid::Ulid;
 
+use super::seats::Counted;
 use crate::store::TokenId;
 
 /// A public name that is bound to a session.
@@ -37,6 +38,8 @@ pub struct Tunnel {
     pub generation: u64,
     /// The client has been told that it has the tunnel, so that requests may follow.
     pub announced: AtomicBool,
+    /// Its place among the tunnels of its token.
+    pub(super) counted: Counted,
 }
 
 /// The dropped session that a session goes on with.
