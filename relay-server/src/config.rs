@@ -276,10 +276,26 @@ pub struct FileLimits {
     pub response_idle: Option<String>,
     /// [`Limits::upgrade_idle`].
     pub upgrade_idle: Option<String>,
+    /// [`Limits::http2_streams`].
+    pub http2_streams: Option<u32>,
     /// [`Limits::client_wait`].
     pub client_wait: Option<String>,
+    /// [`Limits::client_waiters`].
+    pub client_waiters: Option<usize>,
+    /// [`Limits::session_streams`].
+    pub session_streams: Option<u32>,
+    /// [`Limits::hello`].
+    pub hello: Option<String>,
     /// [`Limits::sessions`].
     pub sessions: Option<usize>,
+    /// [`Limits::session_tunnels`].
+    pub session_tunnels: Option<usize>,
+    /// [`Limits::resume`].
+    pub resume: Option<String>,
+    /// [`Limits::resume_keys`].
+    pub resume_keys: Option<usize>,
+    /// [`Limits::refusals_per_minute`].
+    pub refusals_per_minute: Option<u32>,
     /// [`Limits::drain`].
     pub drain: Option<String>,
 }
@@ -424,13 +440,23 @@ impl FileLimits {
         set(&mut limits.response_idle, "limits.response_idle", self.response_idle)?;
         set(&mut limits.upgrade_idle, "limits.upgrade_idle", self.upgrade_idle)?;
         set(&mut limits.client_wait, "limits.client_wait", self.client_wait)?;
+        set(&mut limits.hello, "limits.hello", self.hello)?;
+        set(&mut limits.resume, "limits.resume", self.resume)?;
         set(&mut limits.drain, "limits.drain", self.drain)?;
         limits.connections = self.connections.unwrap_or(limits.connections);
         limits.connections_per_address = self.connections_per_address.unwrap_or(limits.connections_per_address);
         limits.head_bytes = self.head_bytes.unwrap_or(limits.head_bytes).clamp(1024, 48 * 1024);
         limits.headers = self.headers.unwrap_or(limits.headers).clamp(10, relay_protocol::message::MAX_HEADERS - 16);
         limits.body_bytes = self.body_bytes.unwrap_or(limits.body_bytes);
+        limits.http2_streams = self.http2_streams.unwrap_or(limits.http2_streams).max(1);
+        limits.client_waiters = self.client_waiters.unwrap_or(limits.client_waiters);
+        // The most that a session's budget has room for; see `relay_protocol::mux::Limits`.
+        limits.session_streams = self.session_streams.unwrap_or(limits.session_streams).clamp(1, 1024);
         limits.sessions = self.sessions.unwrap_or(limits.sessions);
+        limits.session_tunnels =
+            self.session_tunnels.unwrap_or(limits.session_tunnels).clamp(1, relay_protocol::message::MAX_TUNNELS);
+        limits.resume_keys = self.resume_keys.unwrap_or(limits.resume_keys);
+        limits.refusals_per_minute = self.refusals_per_minute.unwrap_or(limits.refusals_per_minute).max(1);
         Ok(limits)
     }
 }
@@ -596,6 +622,38 @@ mod tests {
         let config = Config::resolve(&ServeArgs { config: Some(path), ..ServeArgs::default() }).unwrap();
         assert_eq!(format!("{:?}", config.limits), format!("{:?}", Limits::default()));
         assert_eq!((config.https.unwrap().port(), config.http.unwrap().port()), (443, 80));
+    }
+
+    /// Every limit can be set, and none of them sets another.
+    #[test]
+    fn the_file_changes_each_limit() {
+        let page = include_str!("../../docs/configuration.md");
+        let (_, page) = page.split_once("[limits]\n").unwrap();
+        let (documented, _) = page.split_once("```").unwrap();
+        let fields = |limits: &Limits| -> Vec<(String, String)> {
+            let shown = format!("{limits:#?}");
+            let lines = shown.lines().filter_map(|line| line.trim().trim_end_matches(',').split_once(": "));
+            lines.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+        };
+        let default = fields(&Limits::default());
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("relay-server.toml");
+        let mut set = Vec::new();
+        for line in documented.lines() {
+            let (key, value) = line.split_once(" = ").unwrap();
+            let value = if value.starts_with('"') { "\"7s\"" } else { "77" };
+            // 77 bytes are no head.
+            let value = if key == "head_bytes" { "2048" } else { value };
+            std::fs::write(&path, format!("[limits]\n{key} = {value}\n")).unwrap();
+            let limits = Config::resolve(&ServeArgs { config: Some(path.clone()), ..args() }).unwrap().limits;
+            let changed: Vec<_> = fields(&limits).into_iter().zip(&default).filter(|(now, was)| now != *was).collect();
+            let [((name, now), _)] = &changed[..] else { panic!("{key}: {changed:?}") };
+            assert_eq!((name.as_str(), now.as_str()), (key, value.trim_matches('"')));
+            set.push(name.clone());
+        }
+        // The deadline has a key and a flag of its own.
+        let all: Vec<_> = default.into_iter().map(|(name, _)| name).filter(|name| name != "deadline").collect();
+        assert_eq!(set, all, "documented in the order of the code, each once");
     }
 
     #[test]
