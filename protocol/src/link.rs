@@ -310,6 +310,17 @@ impl Stream {
         self.with(|mux, id| mux.poll_reset(id, cx))
     }
 
+    /// Asks the peer for a sign that it has got the stream, where it has given none yet.
+    pub fn ask(&self) {
+        let now = Instant::now().into_std();
+        self.with(|mux, id| mux.ask_for(id, now));
+    }
+
+    /// Whether the peer is known to have got the stream, also after the session's end.
+    pub fn is_seen(&self) -> bool {
+        self.with(|mux, id| mux.has_seen(id))
+    }
+
     /// Whether the stream is still alive, for a sender that has nothing to send just now.
     ///
     /// # Errors

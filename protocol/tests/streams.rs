@@ -294,6 +294,48 @@ fn a_client_that_only_listens_still_shows_that_it_is_alive() {
     }
 }
 
+/// A relay that asks the peer, as often as it wants, and hears of it in time.
+#[test]
+fn the_relay_knows_what_its_client_has_got() {
+    let mut pair = pair(16);
+    let ids: Vec<_> = (0..6).map(|_| open(&mut pair)).collect();
+    let seen = |pair: &Pair| ids.iter().filter(|id| pair.relay.has_seen(**id)).count();
+    assert!(pair.transmit(Side::Relay) && pair.deliver(Side::Client));
+    assert!(!pair.transmit(Side::Client), "what was got is not acknowledged by itself");
+    assert_eq!(seen(&pair), 0);
+    // Whoever speaks of a stream has got those before it, too.
+    pair.client.reset(ids[1], Reset::Refused);
+    pair.settle();
+    assert_eq!(seen(&pair), 2);
+    // Nor does it cost anything to ask for what is known.
+    let now = pair.now;
+    pair.relay.ask_for(ids[1], now);
+    assert!(!pair.relay.has_output());
+    pair.relay.ask_for(ids[3], now);
+    pair.relay.ask_for(ids[2], now);
+    assert!(pair.transmit(Side::Relay) && !pair.transmit(Side::Relay), "one question for all");
+    pair.settle();
+    assert_eq!(seen(&pair), 6);
+
+    // A question that overtakes an opening says nothing of it, so that it is asked again.
+    let late = open(&mut pair);
+    pair.relay.ask_for(late, now);
+    assert!(pair.transmit(Side::Relay) && pair.deliver(Side::Client));
+    assert!(pair.transmit(Side::Client) && pair.deliver(Side::Relay));
+    assert!(!pair.relay.has_seen(late) && pair.relay.has_output());
+    pair.settle();
+    assert!(pair.relay.has_seen(late) && !pair.relay.has_output());
+
+    // What is on its way when the link is lost may never have come.
+    let lost = open(&mut pair);
+    pair.relay.ask_for(lost, now);
+    assert!(pair.transmit(Side::Relay));
+    pair.relay.link_lost("cut".into());
+    assert!(pair.relay.has_seen(late) && !pair.relay.has_seen(lost));
+    pair.relay.ask_for(lost, now);
+    assert!(!pair.relay.has_output());
+}
+
 #[test]
 fn both_ends_notice_silence_in_time() {
     let mut pair = Pair::new(limits(4));

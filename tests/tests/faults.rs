@@ -80,9 +80,12 @@ mod a_client {
         }
         app.reached(3).await;
         client.process.kill().await;
+        let killed = Instant::now();
 
+        // It had begun to answer later ones, so that this one is not kept for its return.
         let answer = waiting.message().await.unwrap();
         assert_eq!((answer.status(), answer.values("relay-error")), (502, vec!["link-lost"]));
+        assert!(killed.elapsed() < Duration::from_secs(3), "{:?}", killed.elapsed());
         assert_eq!(answer.values("retry-after").len(), 1, "{}", answer.head);
         let [length, chunks] = begun;
         for (what, mut wire) in [("a length", length), ("chunks", chunks)] {

@@ -71,6 +71,12 @@ async fn posted(world: &World, old: &mut Socket, body: impl Into<Bytes>) -> (Ope
     (within("the request", old.opened()).await, answer)
 }
 
+/// The relay has taken in what it was sent on this session.
+async fn taken_in(session: &mut Socket) {
+    session.send(&[Frame::Ping(99)]).await;
+    within("a Pong", async { while session.next().await.unwrap() != Frame::Pong(99) {} }).await;
+}
+
 async fn answered(answer: JoinHandle<Answer>) -> Answer {
     within("an answer", answer).await.unwrap()
 }
@@ -245,8 +251,10 @@ mod requests {
         // All of it that was sent has come, so that it is lost now.
         let mut seen = 0;
         while seen < sent.len() {
-            match within("its body", old.next_said()).await.unwrap() {
+            // Without an answer to the relay's question whether it has been seen.
+            match within("its body", old.next()).await.unwrap() {
                 Frame::Data { bytes, .. } => seen += bytes.len(),
+                Frame::Ping(_) => {}
                 other => panic!("{other:?}"),
             }
         }
@@ -327,9 +335,7 @@ mod requests {
             });
             let head = Frame::Head { stream: id(lost.stream), interim, last: false, head: head(status, &[]) };
             old.send(&[head]).await;
-            old.send(&[Frame::Ping(99)]).await;
-            // What came before it has been taken in.
-            within("a Pong", async { while old.next().await.unwrap() != Frame::Pong(99) {} }).await;
+            taken_in(&mut old).await;
             let (mut new, _) = resume(&world, &token, &first, 0, &["hooks"]).await;
             match within("an end", answer).await.unwrap() {
                 Some(answer) => is_lost(&answer),
@@ -340,6 +346,30 @@ mod requests {
             sessions(&world, 0).await;
         }
         assert!(world.get_admin("/metrics").await.text().contains("relay_panics_total 0"));
+    }
+
+    /// A program that was killed does not come back, and what it has got would not be sent again if it did.
+    #[tokio::test]
+    async fn that_the_client_is_known_to_have_seen_fail_at_once() {
+        let world = patient().await;
+        let token = world.token().await;
+        let (mut old, _) = begin(&world, &token, None, &["hooks"]).await;
+        let (_, answer) = posted(&world, &mut old, "hello").await;
+        // The relay asks by itself.
+        let question = async {
+            loop {
+                if let Frame::Ping(nonce) = old.next().await.unwrap() {
+                    return nonce;
+                }
+            }
+        };
+        let nonce = within("a question", question).await;
+        old.send(&[Frame::Pong(nonce)]).await;
+        taken_in(&mut old).await;
+        let since = Instant::now();
+        drop(old);
+        is_lost(&answered(answer).await);
+        assert!(since.elapsed() < AT_ONCE, "{:?}", since.elapsed());
     }
 
     #[tokio::test]

@@ -173,6 +173,11 @@ pub struct Mux {
     open: u32,
     /// The last stream that was opened, from either end's point of view.
     last: Option<StreamId>,
+    /// The last stream whose opening is written, the last one that the peer is known to have got, and the last one of
+    /// which somebody wants to know that. Used by the relay only.
+    told: Option<StreamId>,
+    seen: Option<StreamId>,
+    asked: Option<StreamId>,
     /// What we may receive.
     budget: Budget,
     /// What the client lets the relay send as initial credit. Used by the relay only.
@@ -215,6 +220,8 @@ struct Control {
 struct Ping {
     nonce: u64,
     sent: Instant,
+    /// [`Mux::told`] when it was written: whoever answers has got those.
+    told: Option<StreamId>,
 }
 
 #[derive(Debug)]
@@ -252,6 +259,9 @@ impl Mux {
             streams: HashMap::default(),
             open: 0,
             last: None,
+            told: None,
+            seen: None,
+            asked: None,
             budget: Budget::new(),
             peer_budget: Budget::new(),
             queued: 0,
@@ -311,6 +321,14 @@ impl Mux {
     }
 
     fn handle_frame(&mut self, frame: Frame, message_len: usize, now: Instant) -> Result<(), Violation> {
+        if let Frame::Head { stream, .. }
+        | Frame::Data { stream, .. }
+        | Frame::End { stream, .. }
+        | Frame::Reset { stream, .. }
+        | Frame::Credit { stream, .. } = frame
+        {
+            self.seen = self.seen.max(Some(stream));
+        }
         match frame {
             Frame::Open { stream, request_credit, response_credit, last, head } => {
                 let credits = Credits { request: request_credit, response: response_credit };
@@ -353,6 +371,8 @@ impl Mux {
                 if let Some(ping) = self.pinged.take_if(|ping| ping.nonce == nonce) {
                     let rtt = now.saturating_duration_since(ping.sent);
                     self.rtt = Some(self.rtt.map_or(rtt, |best| best.min(rtt)));
+                    self.seen = self.seen.max(ping.told);
+                    self.ask(now);
                 }
                 Ok(())
             }
@@ -617,6 +637,9 @@ impl Mux {
         }
         if let Some(nonce) = self.control.ping.take() {
             Frame::Ping(nonce).encode(out);
+            if let Some(ping) = &mut self.pinged {
+                ping.told = self.told;
+            }
         }
         while out.len() < most
             && let Some((stream, reset)) = self.control.resets.pop_front()
@@ -647,7 +670,11 @@ impl Mux {
     fn write_stream(&mut self, id: StreamId, out: &mut BytesMut) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         let before = stream.send.queued();
+        let opens = stream.send.opening.is_some();
         let turn = stream.send.write(id, out);
+        if opens {
+            self.told = Some(id);
+        }
         let sent = before - stream.send.queued();
         self.queued -= sent;
         if sent > 0 {
@@ -702,9 +729,28 @@ impl Mux {
     /// Asks the peer for a sign of life now.
     pub fn ping(&mut self, now: Instant) {
         self.ping_count += 1;
-        self.pinged = Some(Ping { nonce: self.ping_count, sent: now });
+        self.pinged = Some(Ping { nonce: self.ping_count, sent: now, told: None });
         self.last_ping = now;
         self.control.ping = Some(self.ping_count);
+    }
+
+    /// Asks the peer for a sign that it has got a stream, where it has given none yet: see [`Self::has_seen`].
+    pub fn ask_for(&mut self, id: StreamId, now: Instant) {
+        self.asked = self.asked.max(Some(id));
+        self.ask(now);
+    }
+
+    /// One question at a time, because only the latest is answered: a newer one would make this one worthless.
+    fn ask(&mut self, now: Instant) {
+        if self.asked > self.seen && self.pinged.is_none() && self.ended.is_none() {
+            self.ping(now);
+        }
+    }
+
+    /// Whether the peer is known to have got a stream that we opened, also after the session's end: it has said something
+    /// of this stream or a later one, or has answered a ping that came behind it.
+    pub fn has_seen(&self, id: StreamId) -> bool {
+        self.seen >= Some(id)
     }
 
     /// When the peer was last heard.

@@ -59,6 +59,10 @@ impl Sender {
 /// own, the service's time to answer then counts from the last byte, as long as there come this many in each second.
 const SLOWEST_UPLOAD: u64 = 1024;
 
+/// A client that has not said anything of a request for so long is asked whether it has got it, because what it has got
+/// is answered at once when its link is lost. Most requests are answered sooner, and cost no question.
+const SEEN: Duration = Duration::from_millis(200);
+
 /// Passes one request to its tunnel and the answer back.
 pub(crate) async fn forward(
     shared: Arc<Shared>,
@@ -246,8 +250,8 @@ async fn request(
             stream,
             uploading: !upload.is_done(),
             paused: expects,
-            seen: false,
-            timer: pin!(sleep_until(deadline)),
+            timer: pin!(sleep_until(deadline.min(now + SEEN))),
+            deadline,
             allowed,
             extends: tunnel.timeout.is_none(),
         };
@@ -255,8 +259,8 @@ async fn request(
             Ok(head) => return Ok((attempt.stream, head, attempt.uploading)),
             Err(Stopped::Failed(failure)) => return Err(failure),
             Err(Stopped::Lost) => {
-                latest = attempt.timer.deadline();
-                let (id, seen) = (attempt.stream.id(), attempt.seen);
+                latest = attempt.deadline;
+                let (id, seen) = (attempt.stream.id(), attempt.stream.is_seen());
                 drop(attempt.stream);
                 // What its client has seen must not be sent twice.
                 if seen || !upload.rewind() {
@@ -290,9 +294,9 @@ struct Attempt<'a> {
     uploading: bool,
     /// It is sent once the upstream asks for it.
     paused: bool,
-    /// The client has spoken of the request, so it has seen it.
-    seen: bool,
+    /// Goes off when the client is to be asked whether it has seen the request, and then at the deadline.
     timer: Pin<&'a mut Sleep>,
+    deadline: Instant,
     /// How long an answer may take.
     allowed: Duration,
     /// The time counts from the end of an upload that takes its own.
@@ -305,10 +309,7 @@ impl Attempt<'_> {
         loop {
             match self.stream.poll_recv(cx) {
                 Poll::Ready(Ok(Some(Item::Head { head, interim: false }))) => return Poll::Ready(Ok(head)),
-                Poll::Ready(Ok(Some(Item::Head { interim: true, .. }))) => {
-                    self.seen = true;
-                    self.paused = false;
-                }
+                Poll::Ready(Ok(Some(Item::Head { interim: true, .. }))) => self.paused = false,
                 Poll::Ready(Ok(_)) => return Poll::Ready(Err(Stopped::Failed(Cause::UpstreamInvalid.into()))),
                 Poll::Ready(Err(StreamError::SessionEnded)) => return Poll::Ready(Err(Stopped::Lost)),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(Stopped::Failed(Cause::from(error).into()))),
@@ -345,13 +346,21 @@ impl Attempt<'_> {
     fn poll_deadline(&mut self, exchange: &Exchange, upload: &Upload, cx: &mut Context<'_>) -> Poll<Failure> {
         loop {
             ready!(self.timer.as_mut().poll(cx));
+            if self.timer.deadline() < self.deadline {
+                self.stream.ask();
+                self.timer.as_mut().reset(self.deadline);
+                continue;
+            }
             // A large body that takes its time is no fault of the service, which has not seen all of it.
             let extended = upload.moved().filter(|moved| {
                 let waited = moved.saturating_duration_since(exchange.started).as_secs();
                 self.extends && waited > 0 && upload.received() / waited >= SLOWEST_UPLOAD
             });
-            match extended.map(|moved| moved + self.allowed).filter(|later| *later > self.timer.deadline()) {
-                Some(later) => self.timer.as_mut().reset(later),
+            match extended.map(|moved| moved + self.allowed).filter(|later| *later > self.deadline) {
+                Some(later) => {
+                    self.deadline = later;
+                    self.timer.as_mut().reset(later);
+                }
                 None => {
                     self.stream.reset(Reset::Deadline);
                     let message = format!("The local service did not answer within {}.", show(self.allowed));
