@@ -17,6 +17,7 @@ use relay_protocol::link::UNSENT;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::process::Child;
+use tokio::time::MissedTickBehavior;
 
 /// When a silent connection is probed, and how often. The session's own heartbeat notices a dead relay first; this
 /// keeps the entry of a NAT alive while the process is stopped.
@@ -95,6 +96,35 @@ pub(crate) fn code_of(status: ExitStatus) -> u8 {
     let signalled = None;
     let code = status.code().or(signalled).unwrap_or(1);
     u8::try_from(code).unwrap_or(u8::MAX)
+}
+
+/// How often is looked whether standard output can still be read.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Ends when nobody can read standard output any more, where that is a pipe or a socket. A program that is quiet would
+/// otherwise learn it from its next line, and outlive whoever has started it and was killed. Never ends where the
+/// system does not tell.
+///
+/// It looks now and then, because to be told one would have to make the pipe non-blocking for all who share it.
+pub(crate) async fn stdout_unread() {
+    let mut looks = tokio::time::interval(LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while !hung_up(&io::stdout()) {
+        looks.tick().await;
+    }
+}
+
+#[cfg(unix)]
+fn hung_up(out: &impl std::os::fd::AsFd) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::new(out, PollFlags::empty())];
+    let polled = poll(&mut fds, Some(&Timespec::default()));
+    polled.is_ok() && fds.iter().any(|fd| fd.revents().intersects(PollFlags::ERR | PollFlags::HUP))
+}
+
+#[cfg(not(unix))]
+fn hung_up(_: &io::Stdout) -> bool {
+    false
 }
 
 /// Makes a directory, and those above it, for this user alone. On Windows a user's own directories are that already.

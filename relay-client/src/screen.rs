@@ -12,8 +12,9 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     atomic,
     config::{Files, ShowSettings},
+    platform,
     session::Observer,
-    terminal::{Event, Printer},
+    terminal::{Event, Output, Printer},
 };
 
 /// A handle on this process's printer; clones share it.
@@ -22,6 +23,8 @@ pub struct Screen {
     state: Arc<Mutex<State>>,
     /// Nobody reads any more, or what was asked for cannot be done.
     over: CancellationToken,
+    /// Standard output is for a program, without which there is nothing to do.
+    piped: bool,
 }
 
 #[derive(Debug)]
@@ -57,7 +60,7 @@ impl Screen {
         };
         let screen = Self::with(printer, show, files);
         screen.state().aside = true;
-        Ok(screen)
+        Ok(Self { piped: false, ..screen })
     }
 
     fn with(printer: Printer, show: &ShowSettings, files: &Files) -> Self {
@@ -69,12 +72,16 @@ impl Screen {
             let _ = std::fs::remove_file(file);
         }
         let state = State { printer, ready_file, failed: None, aside: false };
-        Self { state: Arc::new(Mutex::new(state)), over: CancellationToken::new() }
+        let piped = show.output == Output::Json;
+        Self { state: Arc::new(Mutex::new(state)), over: CancellationToken::new(), piped }
     }
 
     /// Ends when there is no reason to go on: nobody reads any more, or what was asked for cannot be done.
     pub async fn over(&self) {
-        self.over.cancelled().await;
+        tokio::select! {
+            () = self.over.cancelled() => {}
+            () = platform::stdout_unread(), if self.piped => {}
+        }
     }
 
     /// The client has ended; says why it could not go on, if that was so.

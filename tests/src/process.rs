@@ -326,8 +326,8 @@ impl RelayClient {
     }
 }
 
-/// One of our binaries, with nothing of the developer's own settings around it.
-async fn command(binary: &str, home: &Path) -> Command {
+/// One of our binaries, or a program by its absolute path, with nothing of the developer's own settings around it.
+pub async fn command(binary: &str, home: &Path) -> Command {
     let mut command = Command::new(binaries().await.join(binary));
     for (name, _) in std::env::vars_os() {
         let name_text = name.to_string_lossy().to_ascii_uppercase();

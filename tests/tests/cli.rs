@@ -2,17 +2,19 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use http::Request;
 use http_body_util::BodyExt as _;
 use relay_tests::app::ok;
 use relay_tests::body::{empty, full};
-use relay_tests::process::run;
+use relay_tests::process::{self, run};
 use relay_tests::world::connect_tls;
 use relay_tests::{Answer, App, Body, Http, Process, RelayClient, RelayServer, Wire, within};
 use rustix::process::Signal;
 use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 const DEFAULTS: [&str; 0] = [];
 
@@ -249,6 +251,34 @@ mod relay_http {
         assert_eq!(patient.process.event("session.disconnected").await["retry_in_ms"].as_u64().unwrap() / 1000, 0);
         let ended = patient.process.wait().await;
         assert_eq!(ended.code(), 6, "{ended:?}");
+    }
+
+    /// Whoever started it was killed and could not end it. Without a request it has nothing to print.
+    #[tokio::test]
+    async fn ends_when_its_reader_is_gone() {
+        let relay = RelayServer::spawn(DEFAULTS).await;
+        let token = relay.token("me").await;
+        let (addr, ca) = (relay.https.to_string(), relay.ca_file().display().to_string());
+        let way = ["--relay", &relay.url, "--relay-addr", &addr, "--relay-ca", &ca, "--token", &token];
+        let (pipe, pipe_end) = std::io::pipe().unwrap();
+        // Node.js gives its children sockets.
+        let (socket, socket_end) = std::os::unix::net::UnixStream::pair().unwrap();
+        let readers: [(OwnedFd, OwnedFd); 2] = [(pipe.into(), pipe_end.into()), (socket.into(), socket_end.into())];
+        for (reader, end) in readers {
+            let home = tempfile::tempdir().unwrap();
+            let mut client = process::command("relay", home.path()).await;
+            client.args(["http", "3000", "--output", "json"]).args(way).kill_on_drop(true);
+            let mut child = client.stdout(end).spawn().unwrap();
+            // With it goes our own copy of the end that is written to.
+            drop(client);
+            let mut ready = String::new();
+            let mut reader = BufReader::new(tokio::fs::File::from_std(reader.into()));
+            within("the first line", reader.read_line(&mut ready)).await.unwrap();
+            assert!(ready.contains("tunnel.ready"), "{ready}");
+            drop(reader);
+            let status = within("the client's end", child.wait()).await.unwrap();
+            assert_eq!(status.code(), Some(0));
+        }
     }
 
     /// The relay's machine loses power; its clients come back by themselves, under their names.
