@@ -31,7 +31,7 @@ use crate::{
     relay listen                    a public URL without a service, to see what is sent\n  \
     relay run 3000 -- pytest        a public URL for as long as a command runs\n\n\
     Exit codes: 0 done, 1 failed, 2 usage, 3 unauthorized, 4 name taken, 5 relay unreachable at start,\n\
-    6 gave up reconnecting, 7 name lost, 130 and 143 ended by a signal")]
+    6 gave up reconnecting, 7 name lost, 129, 130 and 143 ended by a signal")]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -249,7 +249,16 @@ pub struct ShowArgs {
     #[arg(long, conflicts_with = "output")]
     pub url_only: bool,
 
-    /// Write the tunnel as JSON into this file once it is up, and remove the file at the end
+    /// Print nothing but lines, one for each request: no state line, and no sums of many requests
+    #[arg(long)]
+    pub plain: bool,
+
+    /// Show the public URL as a QR code, too
+    #[arg(long)]
+    pub qr: bool,
+
+    /// Write the tunnel as JSON into this file once its public URL has answered, and remove the
+    /// file at the end
     #[arg(long, value_name = "FILE")]
     pub ready_file: Option<PathBuf>,
 }
@@ -374,6 +383,8 @@ pub enum Exit {
     GaveUp = 6,
     /// The name went to another session or owner while the tunnel was up.
     NameLost = 7,
+    /// Ended by SIGHUP, as where its terminal is closed: 128 + 1.
+    HungUp = 129,
     /// Ended by SIGINT, as by Ctrl-C: 128 + 2.
     Interrupted = 130,
     /// Ended by SIGTERM: 128 + 15.

@@ -102,6 +102,10 @@ pub struct ShowSettings {
     pub output: Output,
     /// Only the URL on standard output, whatever a file says of `output`.
     pub url_only: bool,
+    /// Nothing but lines, one for each request.
+    pub plain: bool,
+    /// The public URL as a QR code, too.
+    pub qr: bool,
     /// Says as JSON that the tunnel is up, as long as it is.
     pub ready_file: Option<PathBuf>,
 }
@@ -170,7 +174,8 @@ impl TunnelSettings {
 impl ShowSettings {
     fn new(typed: ShowArgs, file: &File) -> Self {
         let output = if typed.url_only { Output::Text } else { typed.output.or(file.output).unwrap_or_default() };
-        Self { output, url_only: typed.url_only, ready_file: typed.ready_file }
+        let ShowArgs { url_only, plain, qr, ready_file, .. } = typed;
+        Self { output, url_only, plain, qr, ready_file }
     }
 }
 

@@ -14,7 +14,8 @@ use crate::client::{Client, ClientError, TunnelOptions};
 use crate::config::DevSettings;
 use crate::demo::Demo;
 use crate::dial::{Target, Trust};
-use crate::session::Observer;
+use crate::probe::Probe;
+use crate::screen::Screen;
 
 /// The base domain: every name below `localhost` is this machine (RFC 6761, section 6.3).
 pub const DOMAIN: &str = "relay.localhost";
@@ -57,7 +58,7 @@ pub enum DevError {
 /// [`DevError`] says what is in the way.
 pub async fn run(
     settings: DevSettings,
-    observer: &mut dyn Observer,
+    mut screen: Screen,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), DevError> {
     let name = settings.tunnel.subdomain.clone().unwrap_or_else(|| NAME.to_owned());
@@ -94,10 +95,11 @@ pub async fn run(
         .ca_file(ca_file.display().to_string())
         .tunnel(options);
 
+    let client = screen.prove(client, Probe::new());
     let stop = CancellationToken::new();
     // The tunnel goes first, so that the relay has nothing left to wait for.
     let tunnel = async {
-        let result = client.run(observer, shutdown).await;
+        let result = client.run(&mut screen, shutdown).await;
         stop.cancel();
         result
     };

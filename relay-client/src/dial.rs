@@ -188,6 +188,19 @@ impl Target {
         self
     }
 
+    /// The way to another URL with the same trust and by the same detours, as to a tunnel of this relay.
+    ///
+    /// # Errors
+    /// As [`Target::new`].
+    pub(crate) fn to(&self, url: RelayUrl) -> Result<Self, TargetError> {
+        let tls = match &self.tls {
+            _ if !url.tls => None,
+            Some(tls) => Some(Tls { name: server_name(&url)?, ..tls.clone() }),
+            None => Some(Tls::new(&url, &Trust::System)?),
+        };
+        Ok(Self { url, tls, ..self.clone() })
+    }
+
     /// The relay's URL.
     pub fn url(&self) -> &RelayUrl {
         &self.url
@@ -233,12 +246,16 @@ impl Target {
     }
 }
 
+fn server_name(url: &RelayUrl) -> Result<ServerName<'static>, TargetError> {
+    Ok(match &url.at.host {
+        Host::Ip(ip) => ServerName::from(*ip),
+        Host::Name(name) => ServerName::try_from(name.clone())?,
+    })
+}
+
 impl Tls {
     fn new(url: &RelayUrl, trust: &Trust) -> Result<Self, TargetError> {
-        let name = match &url.at.host {
-            Host::Ip(ip) => ServerName::from(*ip),
-            Host::Name(name) => ServerName::try_from(name.clone())?,
-        };
+        let name = server_name(url)?;
         let provider = Arc::new(crypto_provider());
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?

@@ -29,6 +29,7 @@ use crate::{
     config::{Settings, UpstreamProtocol},
     local::LocalServer,
     open::client,
+    probe::Probe,
     rewrite::HostHeader,
     screen::Screen,
     session::Observer,
@@ -168,6 +169,7 @@ pub async fn run(
     settings.tunnel.host_header = HostHeader::Preserve;
     settings.tunnel.upstream_protocol = UpstreamProtocol::Http1;
     let client = client(server.addr().to_string().parse()?, settings)?;
+    let client = screen.prove(client, Probe::new());
     let bin = Arc::new(Bin { answer, kept: AtomicUsize::new(0), screen: screen.clone() });
     let stop = CancellationToken::new();
     let tunnel = async {

@@ -10,6 +10,8 @@ use relay_client::cli::{Cli, Command, ConfigCommand, Exit, ServiceArgs};
 use relay_client::config::{Files, Places, Settings};
 use relay_client::listen::{Answer, ListenError};
 use relay_client::login::LoginError;
+use relay_client::platform::hangup_is_ignored;
+use relay_client::probe::Probe;
 use relay_client::run::RunError;
 use relay_client::screen::Screen;
 use relay_client::terminal::{Event, Output, tell};
@@ -92,6 +94,7 @@ async fn run(command: Command) -> ExitCode {
                 Err(error) => return fail(Exit::Usage, &error),
             };
             let shown = screen.clone();
+            let client = shown.prove(client, Probe::new());
             let (ended_by, result) = signals.attend(client.run(&mut screen, stop.cancelled()), &stop, &shown).await;
             by = ended_by;
             (shown, result.map_err(|error| (exit_of(&error), error.to_string())))
@@ -125,9 +128,9 @@ async fn run(command: Command) -> ExitCode {
                 Ok(screen) => screen,
                 Err(error) => return fail(Exit::Failed, &format_args!("--events: {error}")),
             };
-            let mut observer = screen.clone();
             let next = async || signals.next().await;
-            let result = match run::run(settings, args.upstream, &args.command, &mut observer, next).await {
+            let run = run::run(settings, args.upstream, &args.command, screen.clone(), next);
+            let result = match screen.during(run).await {
                 Ok(0) => Ok(()),
                 Ok(code) => {
                     screen.close();
@@ -142,16 +145,15 @@ async fn run(command: Command) -> ExitCode {
         Command::Dev(args) => {
             use relay_client::{config::DevSettings, dev};
             let settings = DevSettings::new(args, &files);
-            let mut screen = Screen::new(&settings.show, &files);
-            let shown = screen.clone();
-            let (ended_by, result) =
-                signals.attend(dev::run(settings, &mut screen, stop.cancelled()), &stop, &shown).await;
+            let screen = Screen::new(&settings.show, &files);
+            let running = Box::pin(dev::run(settings, screen.clone(), stop.cancelled()));
+            let (ended_by, result) = signals.attend(running, &stop, &screen).await;
             by = ended_by;
             let result = result.map_err(|error| match &error {
                 dev::DevError::Client(client) => (exit_of(client), error.to_string()),
                 _ => (Exit::Failed, error.to_string()),
             });
-            (shown, result)
+            (screen, result)
         }
         Command::Login(_)
         | Command::Logout
@@ -222,21 +224,32 @@ fn fail(exit: Exit, error: &dyn std::fmt::Display) -> ExitCode {
     exit.into()
 }
 
-/// Ctrl-C and SIGTERM.
+/// Ctrl-C, SIGTERM, and SIGHUP, which comes when the terminal is closed.
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    /// None under `nohup`.
+    hangup: Option<Signal>,
 }
 
 impl Signals {
     fn new() -> std::io::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+        let hangup = if hangup_is_ignored() { None } else { Some(signal(SignalKind::hangup())?) };
+        let (interrupt, terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        Ok(Self { interrupt, terminate, hangup })
     }
 
     async fn next(&mut self) -> Exit {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = self.interrupt.recv() => Exit::Interrupted,
             _ = self.terminate.recv() => Exit::Terminated,
+            _ = hangup => Exit::HungUp,
         }
     }
 
@@ -248,7 +261,7 @@ impl Signals {
         stop: &CancellationToken,
         screen: &Screen,
     ) -> (Exit, Result<(), E>) {
-        let (mut tunnel, mut by) = (pin!(tunnel), Exit::Done);
+        let (mut tunnel, mut by) = (pin!(screen.during(tunnel)), Exit::Done);
         let mut long = pin!(async {
             stop.cancelled().await;
             sleep(QUIETLY).await;
@@ -258,6 +271,10 @@ impl Signals {
             tokio::select! {
                 ended = &mut tunnel => return (by, ended),
                 signal = self.next() => {
+                    // Of a terminal that is closed both the system and the shell may tell.
+                    if signal == Exit::HungUp && by == Exit::HungUp {
+                        continue;
+                    }
                     by = signal;
                     if stop.is_cancelled() {
                         return (by, Ok(()));

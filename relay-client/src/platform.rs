@@ -88,6 +88,20 @@ pub(crate) fn pass_on(child: &Child, interrupt: bool) {
     let _ = (child, interrupt);
 }
 
+/// Whether whoever started this process wants it to outlive the terminal, as `nohup` does. Only Linux tells; elsewhere
+/// the terminal's end is this process's.
+pub fn hangup_is_ignored() -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        // The first bit of a mask is signal 1, SIGHUP.
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+        ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
+    }
+    #[cfg(not(target_os = "linux"))]
+    false
+}
+
 /// A command's exit code as a shell would report it: 128 and the signal's number where one ended it.
 pub(crate) fn code_of(status: ExitStatus) -> u8 {
     #[cfg(unix)]

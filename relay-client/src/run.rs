@@ -21,15 +21,13 @@ use crate::address::UpstreamAddr;
 use crate::cli::Exit;
 use crate::client::ClientError;
 use crate::config::Settings;
-use crate::dial::{RelayUrlError, Target, TargetError, Trust};
+use crate::dial::{RelayUrlError, TargetError};
 use crate::open;
 use crate::platform;
 use crate::probe::{Probe, ProbeError};
+use crate::screen::{PROBE, Screen};
 use crate::session::Observer;
 use crate::terminal::Event;
-
-/// How long the public URL has to answer once the relay has given it.
-const PROBE: Duration = Duration::from_secs(15);
 
 /// How long the tunnel may finish what is under way once the command has ended.
 const LEAVE: Duration = Duration::from_millis(500);
@@ -72,7 +70,7 @@ struct Ready {
 /// Runs `words` as a command while a tunnel to `upstream` is up, and returns its exit code. `signals` yields each signal
 /// that the command should get, too.
 ///
-/// A tunnel that is lost for good while the command runs is reported to `observer`; the command goes on, because it
+/// A tunnel that is lost for good while the command runs is reported on the `screen`; the command goes on, because it
 /// may have something to clean up.
 ///
 /// # Errors
@@ -81,19 +79,18 @@ pub async fn run(
     settings: Settings,
     upstream: UpstreamAddr,
     words: &[OsString],
-    observer: &mut dyn Observer,
+    mut screen: Screen,
     mut signals: impl AsyncFnMut() -> Exit,
 ) -> Result<u8, RunError> {
-    let trust = settings.relay_ca.as_deref().map_or(Ok(Trust::System), Trust::only)?;
-    let address = settings.relay_addr.clone();
-    let public = |url: &str| Ok::<_, RunError>(Target::new(url.parse()?, &trust)?.dialling(address));
     let client = open::client(upstream, settings)?;
+    let relay = client.target().clone();
     let probe = Probe::new().ok_or_else(|| io::Error::other("the system has no randomness"))?;
     let (ready, is_ready) = oneshot::channel();
     let (stop, gone) = (CancellationToken::new(), CancellationToken::new());
-    let mut watcher = Watcher { observer, ready: Some(ready) };
+    let client = screen.prove(client, Some(probe.clone())).probe(probe.clone());
+    let mut watcher = Watcher { observer: &mut screen, ready: Some(ready) };
     let tunnel = async {
-        let ended = client.probe(probe.clone()).run(&mut watcher, stop.cancelled()).await;
+        let ended = client.run(&mut watcher, stop.cancelled()).await;
         // Nobody waits for a tunnel that does not come. One that was there and is gone is news.
         let was_ready = watcher.ready.take().is_none();
         if let Some(error) = ended.as_ref().err().filter(|_| was_ready) {
@@ -116,7 +113,7 @@ pub async fn run(
             }
         };
         let job = async {
-            let public = public(&ready.url)?;
+            let public = relay.to(ready.url.parse()?)?;
             tokio::select! {
                 answered = probe.come_back(&public, PROBE) => answered?,
                 () = gone.cancelled() => return Ok(None),

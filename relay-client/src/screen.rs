@@ -1,23 +1,33 @@
-//! The printer of a running command: it observes a client, and whatever else has something to show.
+//! The screen of a running command: it observes a client, shows what happens, and does what has to be done beside that.
 
 use std::{
     fs::File,
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use futures_util::future::join_all;
+use tokio::{sync::Notify, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     atomic,
+    client::Client,
     config::{Files, ShowSettings},
+    dial::Target,
     platform,
+    probe::Probe,
+    services::{Change, PERIOD, Services, knock},
     session::Observer,
     terminal::{Event, Output, Printer},
 };
 
-/// A handle on this process's printer; clones share it.
+/// How long a public URL has to answer once the relay has given it.
+pub(crate) const PROBE: Duration = Duration::from_secs(15);
+
+/// A handle on what this process shows; clones share it.
 #[derive(Clone, Debug)]
 pub struct Screen {
     state: Arc<Mutex<State>>,
@@ -25,28 +35,49 @@ pub struct Screen {
     over: CancellationToken,
     /// Standard output is for a program, without which there is nothing to do.
     piped: bool,
+    /// There is a service to knock at.
+    doubt: Arc<Notify>,
+    /// There is a tunnel to prove.
+    news: Arc<Notify>,
 }
 
 #[derive(Debug)]
 struct State {
     printer: Printer,
-    /// Says that the tunnel is up.
-    ready_file: Option<PathBuf>,
+    services: Option<Services>,
+    ready: Option<ReadyFile>,
     /// Why the client cannot go on.
     failed: Option<String>,
     /// What is shown is not what the command is for: it goes on when nobody reads.
     aside: bool,
 }
 
+/// The file of `--ready-file`: a line for each tunnel, once all of them have answered on their public URLs.
+#[derive(Debug)]
+struct ReadyFile {
+    file: PathBuf,
+    tunnels: Vec<ReadyTunnel>,
+    /// How they are asked.
+    way: Option<(Probe, Target)>,
+}
+
+#[derive(Debug)]
+struct ReadyTunnel {
+    tunnel: String,
+    url: String,
+    line: Vec<u8>,
+    is_proven: bool,
+}
+
 impl Screen {
-    /// Prints what was asked for, after the warnings of the configuration.
+    /// Shows what was asked for, after the warnings of the configuration.
     pub fn new(show: &ShowSettings, files: &Files) -> Self {
-        Self::with(Printer::stdio(show.output), show, files)
+        Self::with(Printer::stdio(show.output, show.plain), show, files)
     }
 
     /// As [`Screen::new`], for a tunnel that answers by itself: `what`.
     pub fn answering(show: &ShowSettings, files: &Files, what: String) -> Self {
-        Self::with(Printer::stdio(show.output).answering(what), show, files)
+        Self::with(Printer::stdio(show.output, show.plain).answering(what), show, files)
     }
 
     /// For a command that has standard output to itself: JSON into a file, or lines on standard error.
@@ -59,21 +90,56 @@ impl Screen {
             None => Printer::stderr(show.output),
         };
         let screen = Self::with(printer, show, files);
-        screen.state().aside = true;
+        {
+            let mut state = screen.state();
+            state.aside = true;
+            // Often it is the command that starts the service.
+            state.services = None;
+        }
         Ok(Self { piped: false, ..screen })
     }
 
     fn with(printer: Printer, show: &ShowSettings, files: &Files) -> Self {
-        let mut printer = printer.url_only(show.url_only);
+        let mut printer = printer.url_only(show.url_only).qr(show.qr);
         files.warnings.iter().for_each(|warning| printer.push(&Event::Notice(warning)));
-        let ready_file = show.ready_file.clone();
-        if let Some(file) = &ready_file {
+        let ready = show.ready_file.clone().map(|file| {
             // One that an earlier run has left behind would tell of a tunnel that is gone.
-            let _ = std::fs::remove_file(file);
+            let _ = std::fs::remove_file(&file);
+            ReadyFile { file, tunnels: Vec::new(), way: None }
+        });
+        let services = Some(Services::default());
+        let state = State { printer, services, ready, failed: None, aside: false };
+        Self {
+            state: Arc::new(Mutex::new(state)),
+            over: CancellationToken::new(),
+            doubt: Arc::default(),
+            news: Arc::default(),
+            piped: show.output == Output::Json,
         }
-        let state = State { printer, ready_file, failed: None, aside: false };
-        let piped = show.output == Output::Json;
-        Self { state: Arc::new(Mutex::new(state)), over: CancellationToken::new(), piped }
+    }
+
+    /// Makes `client` provable where that is asked for: its tunnels are asked for `probe`, which it answers itself.
+    #[must_use]
+    pub fn prove(&self, client: Client, probe: Option<Probe>) -> Client {
+        let mut state = self.state();
+        let Some(ready) = &mut state.ready else { return client };
+        ready.way = probe.map(|probe| (probe, client.target().clone()));
+        match &ready.way {
+            Some((probe, _)) => client.probe(probe.clone()),
+            None => client,
+        }
+    }
+
+    /// Does `work`, and meanwhile keeps true what is shown, looks for services that are not there, and proves tunnels.
+    pub async fn during<T>(&self, work: impl Future<Output = T>) -> T {
+        let beside = async {
+            tokio::join!(self.keep_time(), self.look_for_services(), self.prove_tunnels());
+            std::future::pending().await
+        };
+        tokio::select! {
+            done = work => done,
+            done = beside => done,
+        }
     }
 
     /// Ends when there is no reason to go on: nobody reads any more, or what was asked for cannot be done.
@@ -87,9 +153,11 @@ impl Screen {
     /// The client has ended; says why it could not go on, if that was so.
     pub fn close(&self) -> Option<String> {
         let mut state = self.state();
-        if let Some(file) = state.ready_file.take() {
-            let _ = std::fs::remove_file(file);
+        if let Some(ready) = state.ready.take() {
+            let _ = std::fs::remove_file(ready.file);
         }
+        state.printer.close();
+        let _ = state.printer.flush_stdio();
         state.failed.take()
     }
 
@@ -100,8 +168,82 @@ impl Screen {
         self.flush(&mut state);
     }
 
+    /// Once a second, just after it has begun, so that what it came to is told at once.
+    async fn keep_time(&self) {
+        while self.state().printer.keeps_time() {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            sleep(Duration::from_secs(1) - Duration::from_nanos(now.subsec_nanos().into())).await;
+            let mut state = self.state();
+            state.printer.tick();
+            self.flush(&mut state);
+        }
+    }
+
+    async fn look_for_services(&self) {
+        loop {
+            let due = self.state().services.as_ref().map(Services::due).unwrap_or_default();
+            if due.is_empty() {
+                self.doubt.notified().await;
+                continue;
+            }
+            let knocks = due.iter().map(async |service| (service, knock(&service.addr).await));
+            for (service, knocked) in join_all(knocks).await {
+                let (tunnel, upstream) = (&service.tunnel, &service.upstream);
+                let mut state = self.state();
+                match state.services.as_mut().and_then(|services| services.learn(service, knocked)) {
+                    Some(Change::Down(reason)) => {
+                        state.printer.push(&Event::UpstreamDown { tunnel, upstream, reason: &reason });
+                    }
+                    Some(Change::Up) => state.printer.push(&Event::UpstreamUp { tunnel, upstream }),
+                    None => {}
+                }
+                self.flush(&mut state);
+            }
+            // However often requests are refused.
+            sleep(PERIOD).await;
+        }
+    }
+
+    async fn prove_tunnels(&self) {
+        loop {
+            let next = self.state().ready.as_ref().and_then(ReadyFile::next);
+            let Some((url, way)) = next else {
+                self.news.notified().await;
+                continue;
+            };
+            let proven = match way {
+                Some((probe, target)) => match url.parse().map(|url| target.to(url)) {
+                    Ok(Ok(public)) => probe.come_back(&public, PROBE).await.map_err(|error| error.to_string()),
+                    Ok(Err(error)) => Err(error.to_string()),
+                    Err(error) => Err(error.to_string()),
+                },
+                None => Err("the system has no randomness for a probe".to_owned()),
+            };
+            let mut state = self.state();
+            let Some(ready) = &mut state.ready else { return };
+            let written = proven.map_err(|error| format!("the tunnel is up, but {error}")).and_then(|()| {
+                ready.proven(&url);
+                ready.write().map_err(|error| error.to_string())
+            });
+            if let Err(error) = written {
+                let message = format!("--ready-file {}: {error}", ready.file.display());
+                self.fail(&mut state, message);
+                return;
+            }
+        }
+    }
+
+    fn fail(&self, state: &mut State, message: String) {
+        if state.aside {
+            state.printer.push(&Event::Notice(&message));
+            self.flush(state);
+        }
+        state.failed = Some(message);
+        self.over.cancel();
+    }
+
     fn flush(&self, state: &mut State) {
-        if state.printer.pending() > 0 && state.printer.flush_stdio().is_err() && !state.aside {
+        if state.printer.is_due() && state.printer.flush_stdio().is_err() && !state.aside {
             self.over.cancel();
         }
     }
@@ -112,15 +254,62 @@ impl Screen {
     }
 }
 
+impl ReadyFile {
+    fn add(&mut self, tunnel: &str, url: &str, line: Vec<u8>) {
+        self.tunnels.retain(|known| known.tunnel != tunnel);
+        self.tunnels.push(ReadyTunnel { tunnel: tunnel.to_owned(), url: url.to_owned(), line, is_proven: false });
+    }
+
+    /// A tunnel that is to be asked, and how.
+    fn next(&self) -> Option<(String, Option<(Probe, Target)>)> {
+        let tunnel = self.tunnels.iter().find(|tunnel| !tunnel.is_proven)?;
+        Some((tunnel.url.clone(), self.way.clone()))
+    }
+
+    fn proven(&mut self, url: &str) {
+        self.tunnels.iter_mut().filter(|tunnel| tunnel.url == url).for_each(|tunnel| tunnel.is_proven = true);
+    }
+
+    /// Writes the file where nothing is missing any more.
+    fn write(&self) -> io::Result<()> {
+        if self.tunnels.is_empty() || !self.tunnels.iter().all(|tunnel| tunnel.is_proven) {
+            return Ok(());
+        }
+        let lines: Vec<u8> = self.tunnels.iter().flat_map(|tunnel| &tunnel.line).copied().collect();
+        atomic::replace(&self.file, &lines, false)
+    }
+}
+
 impl Observer for Screen {
     fn observe(&mut self, event: &Event<'_>) {
         let mut state = self.state();
         state.printer.push(event);
-        if let (Event::Ready { .. }, Some(file)) = (event, &state.ready_file)
-            && let Err(error) = atomic::replace(file, &event.to_json(), false)
-        {
-            state.failed = Some(format!("--ready-file {}: {error}", file.display()));
-            self.over.cancel();
+        match event {
+            Event::Ready { tunnel, url, upstream, .. } => {
+                if let Some(ready) = &mut state.ready {
+                    ready.add(tunnel, url, event.to_json());
+                    self.news.notify_one();
+                }
+                if state.services.as_mut().is_some_and(|services| services.add(tunnel, upstream)) {
+                    self.doubt.notify_one();
+                }
+            }
+            Event::Closed { tunnel, .. } => {
+                if let Some(ready) = &mut state.ready {
+                    ready.tunnels.retain(|ready| ready.tunnel != *tunnel);
+                    // It was written before, so it can be again; and if not, it says too much rather than too little.
+                    let _ = ready.write();
+                }
+                if let Some(services) = &mut state.services {
+                    services.remove(tunnel);
+                }
+            }
+            Event::Exchange { tunnel, error: Some("upstream-refused"), .. }
+                if state.services.as_mut().is_some_and(|services| services.doubt(tunnel)) =>
+            {
+                self.doubt.notify_one();
+            }
+            _ => {}
         }
     }
 

@@ -585,10 +585,8 @@ fn report(observer: &mut dyn Observer, outcome: &Outcome) {
         status: outcome.status.map(|status| status.as_u16()),
         duration_ms: duration.as_secs_f64() * 1e3,
         error: outcome.error,
+        detail: outcome.detail.as_deref(),
     });
-    if let Some(detail) = &outcome.detail {
-        observer.observe(&Event::Notice(&format!("{}: {detail}", head.id)));
-    }
 }
 
 /// A refusal of one of the tunnels, for a person.

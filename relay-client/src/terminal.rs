@@ -14,6 +14,8 @@
 //! {"event":"tunnel.ready","tunnel":"hooks","name":"hooks","url":"https://hooks.relay.example","upstream":"http://localhost:3000","relay":"https://relay.example","ca_file":null,"local_url":null}
 //! {"event":"exchange","tunnel":"hooks","id":"01J…","method":"POST","path":"/hooks?a=1","status":200,"duration_ms":12.25,"error":null}
 //! {"event":"request","id":"01J…","method":"POST","path":"/hooks","status":200,"headers":[["host","hooks.relay.example"]],"body":"hello","body_size":5,"body_truncated":false}
+//! {"event":"upstream.down","tunnel":"hooks","upstream":"http://localhost:3000","reason":"connection refused by 127.0.0.1:3000 and [::1]:3000"}
+//! {"event":"upstream.up","tunnel":"hooks","upstream":"http://localhost:3000"}
 //! {"event":"session.disconnected","reason":"the connection was reset","retry_in_ms":250}
 //! {"event":"session.reconnected","relay":"https://relay.example"}
 //! ```
@@ -29,6 +31,9 @@
 //! 14:03:11 POST    /hooks?a=1                               200    12.3 ms
 //! ```
 //!
+//! On a terminal more than a person can follow is [summed up](crate::traffic), and the last line [says how things
+//! stand](crate::state_line): it is erased before other lines are written, and written again behind them.
+//!
 //! Methods, paths and reasons come from strangers. Characters that could move the cursor, recolour
 //! the screen or reorder a line are escaped in both forms.
 
@@ -36,12 +41,18 @@ use std::{
     fmt::{self, Write as _},
     fs::File,
     io::{self, IsTerminal, Stderr, Stdout, Write},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use base64::{display::Base64Display, engine::general_purpose::STANDARD};
 use jiff::{Timestamp, tz::TimeZone};
 use serde::{Deserialize, Serialize, Serializer, de::IgnoredAny};
+
+use crate::{
+    qr,
+    state_line::StateLine,
+    traffic::{Sum, Traffic},
+};
 
 /// Says something to people on standard error, where no [`Printer`] is at hand. It may have several lines, and strangers'
 /// words in them. That nobody reads it is no reason to fail.
@@ -128,6 +139,10 @@ pub enum Event<'a> {
         duration_ms: f64,
         /// The error's stable code, such as `upstream-refused`.
         error: Option<&'a str>,
+        /// More than the code says, for a person at this machine. Said on standard error in both forms, and not again
+        /// while it stays the same.
+        #[serde(skip)]
+        detail: Option<&'a str>,
     },
     /// A request that the client has answered itself, as `relay listen` does.
     #[serde(rename = "request")]
@@ -150,6 +165,24 @@ pub enum Event<'a> {
         /// Whether `body` is not all of it.
         body_truncated: bool,
     },
+    /// Nobody listens where a tunnel forwards to.
+    #[serde(rename = "upstream.down")]
+    UpstreamDown {
+        /// The tunnel, as in `tunnel.ready`.
+        tunnel: &'a str,
+        /// Where that is, as in `tunnel.ready`.
+        upstream: &'a str,
+        /// What was tried, and what came of it.
+        reason: &'a str,
+    },
+    /// Somebody listens there again, or at last.
+    #[serde(rename = "upstream.up")]
+    UpstreamUp {
+        /// The tunnel, as in `tunnel.ready`.
+        tunnel: &'a str,
+        /// Where that is.
+        upstream: &'a str,
+    },
     /// The client starts to connect. People are told; in JSON the first line is a tunnel's.
     #[serde(rename = "session.connecting")]
     Connecting {
@@ -169,6 +202,12 @@ pub enum Event<'a> {
     Reconnected {
         /// The relay's URL.
         relay: &'a str,
+    },
+    /// The session is alive. Shown where a terminal has a line for it.
+    #[serde(skip)]
+    Heard {
+        /// How long ago the relay was heard last.
+        ago: Duration,
     },
     /// Something a person should know, such as a warning. Goes to standard error in both forms.
     #[serde(skip)]
@@ -240,11 +279,16 @@ pub struct Style {
     pub colour: bool,
     /// Paths are cut so that a line fits this many columns.
     pub columns: Option<usize>,
+    /// More requests than a person can follow are summed up.
+    pub sums: bool,
+    /// The last line says how things stand.
+    pub state_line: bool,
 }
 
 impl Style {
     /// Of this process's standard output: colours on a terminal only and not against `NO_COLOR`
-    /// (<https://no-color.org>) or on a dumb one.
+    /// (<https://no-color.org>) or on a dumb one. A line that moves needs a terminal that is not dumb, and one that
+    /// standard error shares, so that nothing is written into it.
     pub fn of_stdout() -> Self {
         if !io::stdout().is_terminal() {
             return Self::default();
@@ -252,8 +296,16 @@ impl Style {
         let is = |name: &str, wanted: &dyn Fn(&str) -> bool| {
             std::env::var_os(name).is_some_and(|value| wanted(&value.to_string_lossy()))
         };
-        let colour = !is("NO_COLOR", &|value| !value.is_empty()) && !is("TERM", &|value| value == "dumb");
-        Self { colour, columns: columns() }
+        let dumb = is("TERM", &|value| value == "dumb");
+        let colour = !dumb && !is("NO_COLOR", &|value| !value.is_empty());
+        let state_line = !dumb && io::stderr().is_terminal();
+        Self { colour, columns: columns(), sums: true, state_line }
+    }
+
+    /// Nothing but lines, one for each request.
+    #[must_use]
+    pub fn plain(self) -> Self {
+        Self { sums: false, state_line: false, ..self }
     }
 }
 
@@ -303,12 +355,23 @@ pub struct Printer<O = Destination, E = Stderr> {
     ready: bool,
     answers: Option<String>,
     url_only: bool,
+    qr: bool,
+    /// The last moment that was told.
+    now: Duration,
+    traffic: Option<Traffic>,
+    state: Option<StateLine>,
+    /// What the state line says on the terminal.
+    drawn: Vec<u8>,
+    /// The state line no longer says what is true.
+    stale: bool,
+    /// The last line about a lost session, and the last detail of a failure: they are not said twice.
+    said: (String, String),
 }
 
 impl Printer {
-    /// A printer on this process's standard output and error.
-    pub fn stdio(output: Output) -> Self {
-        let style = Style::of_stdout();
+    /// A printer on this process's standard output and error; `plain` has nothing but lines.
+    pub fn stdio(output: Output, plain: bool) -> Self {
+        let style = if plain { Style::of_stdout().plain() } else { Style::of_stdout() };
         Self::new(output, style, None, Destination::Stdout(io::stdout()), io::stderr())
     }
 
@@ -337,6 +400,7 @@ impl Printer {
 impl<O: Write, E: Write> Printer<O, E> {
     /// A printer on any two writers, showing times of the given zone, or of the system's.
     pub fn new(output: Output, style: Style, zone: Option<TimeZone>, out: O, err: E) -> Self {
+        let for_people = output == Output::Text;
         Self {
             output,
             style,
@@ -344,10 +408,17 @@ impl<O: Write, E: Write> Printer<O, E> {
             err,
             out_buffer: Vec::new(),
             err_buffer: Vec::new(),
-            clock: Clock { zone, second: i64::MIN, text: String::new() },
+            clock: Clock::new(zone),
             ready: false,
             answers: None,
             url_only: false,
+            qr: false,
+            now: Duration::ZERO,
+            traffic: (for_people && style.sums).then(Traffic::default),
+            state: (for_people && style.state_line).then(StateLine::default),
+            drawn: Vec::new(),
+            stale: false,
+            said: Default::default(),
         }
     }
 
@@ -355,6 +426,13 @@ impl<O: Write, E: Write> Printer<O, E> {
     #[must_use]
     pub fn url_only(mut self, only: bool) -> Self {
         self.url_only = only;
+        self
+    }
+
+    /// Shows each public URL as a QR code, too.
+    #[must_use]
+    pub fn qr(mut self, wanted: bool) -> Self {
+        self.qr = wanted;
         self
     }
 
@@ -367,30 +445,89 @@ impl<O: Write, E: Write> Printer<O, E> {
 
     /// Formats an event as of now; nothing is written before [`Printer::flush`].
     pub fn push(&mut self, event: &Event<'_>) {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.push_at(i64::try_from(since.as_secs()).unwrap_or(i64::MAX), event);
+        self.push_at(since_1970(), event);
     }
 
-    /// Formats an event as of this many seconds after 1970.
-    pub fn push_at(&mut self, second: i64, event: &Event<'_>) {
+    /// Formats an event as of this long after 1970.
+    pub fn push_at(&mut self, now: Duration, event: &Event<'_>) {
+        let second = self.advance(now);
+        if let Some(state) = &mut self.state {
+            self.stale |= state.observe(now, event);
+        }
         self.ready |= matches!(event, Event::Ready { .. });
         match (self.output, event) {
+            (_, Event::Heard { .. }) => {}
+            (Output::Json, Event::Exchange { id, detail, .. }) if self.ready => {
+                event.write_json(&mut self.out_buffer);
+                self.detail(second, id, *detail);
+            }
             // A program's first line is `tunnel.ready`. What comes before is for people.
             (Output::Json, Event::Notice(_) | Event::Connecting { .. }) => self.aside(second, event),
             (Output::Json, _) if !self.ready => self.aside(second, event),
-            (Output::Json, _) => event.write_json(&mut self.out_buffer),
+            (Output::Json, _) => {
+                event.write_json(&mut self.out_buffer);
+                if let (Event::Ready { url, .. }, true) = (event, self.qr) {
+                    let _ = qr::write(&mut Text(&mut self.err_buffer), url, None, false);
+                }
+            }
             (Output::Text, Event::Ready { url, upstream, ca_file, local_url, .. }) => {
                 self.ready(url, upstream, *ca_file, *local_url);
             }
-            (Output::Text, Event::Exchange { method, path, status, duration_ms, error, .. }) => {
-                self.line(second, method, path, *status, |out| duration(out, *duration_ms), *error);
+            (Output::Text, Event::Exchange { id, method, path, status, duration_ms, error, detail, .. }) => {
+                if self.has_line(*status, *error, Some(*duration_ms)) {
+                    self.line(second, method, path, *status, |out| duration(out, *duration_ms), *error);
+                    self.detail(second, id, *detail);
+                }
             }
             (Output::Text, Event::Request { id, method, path, status, headers, body, body_size, body_truncated }) => {
-                self.line(second, method, path, *status, |out| size(out, *body_size), None);
-                self.request(id, headers, *body, *body_size, *body_truncated);
+                if self.has_line(*status, None, None) {
+                    self.line(second, method, path, *status, |out| size(out, *body_size), None);
+                    self.request(id, headers, *body, *body_size, *body_truncated);
+                }
             }
             (Output::Text, _) => self.aside(second, event),
         }
+    }
+
+    /// What shows the time: as of now. To be called about once a second where [`Printer::keeps_time`].
+    pub fn tick(&mut self) {
+        self.tick_at(since_1970());
+    }
+
+    fn tick_at(&mut self, now: Duration) {
+        self.advance(now);
+        self.stale = self.state.is_some();
+    }
+
+    /// Whether it shows anything that changes with time alone.
+    pub fn keeps_time(&self) -> bool {
+        self.traffic.is_some() || self.state.is_some()
+    }
+
+    /// Leaves the terminal as others expect it: with what was still to be said, and without a state line.
+    pub fn close(&mut self) {
+        self.advance(self.now + Duration::from_secs(1));
+        self.state = None;
+        self.stale = true;
+    }
+
+    /// Sums the last second up where it is over. Returns the present one.
+    fn advance(&mut self, now: Duration) -> i64 {
+        self.now = now;
+        let second = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        if let Some((of, sum)) = self.traffic.as_mut().and_then(|traffic| traffic.begin(second)) {
+            self.sum(of, sum);
+        }
+        second
+    }
+
+    fn has_line(&mut self, status: Option<u16>, error: Option<&str>, milliseconds: Option<f64>) -> bool {
+        self.traffic.as_mut().is_none_or(|traffic| traffic.take(status, error, milliseconds))
+    }
+
+    /// Whether there is something for [`Printer::flush`] to write.
+    pub fn is_due(&self) -> bool {
+        self.stale || self.pending() > 0
     }
 
     /// Bytes formatted and not yet written.
@@ -405,25 +542,71 @@ impl<O: Write, E: Write> Printer<O, E> {
     /// behind `head`: time to stop. Standard error is written as far as it goes. What could not be
     /// written is dropped.
     pub fn flush(&mut self) -> io::Result<()> {
+        if !self.is_due() {
+            return Ok(());
+        }
+        let state = self.state_line();
+        if self.pending() == 0 && state == self.drawn {
+            return Ok(());
+        }
+        if !self.drawn.is_empty() {
+            self.err_buffer.splice(0..0, ERASE_LINE.bytes());
+        }
         if !self.err_buffer.is_empty() {
             let _ = self.err.write_all(&self.err_buffer).and_then(|()| self.err.flush());
             self.err_buffer.clear();
             self.err_buffer.shrink_to(BUFFER_KEPT);
         }
-        if self.out_buffer.is_empty() {
-            return Ok(());
+        let mut result = Ok(());
+        if !self.out_buffer.is_empty() {
+            result = self.out.write_all(&self.out_buffer).and_then(|()| self.out.flush());
+            self.out_buffer.clear();
+            // One large body is no reason to keep its room for ever.
+            self.out_buffer.shrink_to(BUFFER_KEPT);
         }
-        let result = self.out.write_all(&self.out_buffer).and_then(|()| self.out.flush());
-        self.out_buffer.clear();
-        // One large body is no reason to keep its room for ever.
-        self.out_buffer.shrink_to(BUFFER_KEPT);
+        if !state.is_empty() {
+            let _ = self.err.write_all(&state).and_then(|()| self.err.flush());
+        }
+        self.drawn = state;
         result
+    }
+
+    /// What the state line has to say, in one line of the terminal.
+    fn state_line(&mut self) -> Vec<u8> {
+        self.stale = false;
+        let mut text = Vec::new();
+        if let Some(state) = &self.state {
+            let parts = state.parts(self.now, &mut self.clock);
+            row(&mut Text(&mut text), &parts, " · ", self.style);
+        }
+        text
+    }
+
+    /// The line of a second's requests that had none of their own.
+    fn sum(&mut self, second: i64, sum: Sum) {
+        let out = &mut Text(if self.url_only { &mut self.err_buffer } else { &mut self.out_buffer });
+        let _ = write!(out, "{} ", self.clock.at(second));
+        let columns = self.style.columns.map(|columns| columns.saturating_sub(9));
+        row(out, &sum.parts(), "  ", Style { columns, ..self.style });
+        out.push('\n');
+    }
+
+    /// More about an exchange that failed, unless it was just said.
+    fn detail(&mut self, second: i64, id: &str, detail: Option<&str>) {
+        let Some(detail) = detail else { return };
+        if self.said.1 != detail {
+            self.said.1 = detail.to_owned();
+            self.aside(second, &Event::Notice(&format!("{id}: {detail}")));
+        }
     }
 
     fn ready(&mut self, url: &str, upstream: &str, ca: Option<&str>, local_url: Option<&str>) {
         let (bold, plain) = if self.style.colour { ("\x1b[1m", RESET) } else { ("", "") };
         let _ = writeln!(Text(&mut self.out_buffer), "{bold}{}{plain}", Shown(url));
         let out = &mut Text(if self.url_only { &mut self.err_buffer } else { &mut self.out_buffer });
+        if self.qr {
+            let _ = qr::write(out, url, self.style.columns, self.style.colour);
+        }
         let _ = match &self.answers {
             Some(what) => writeln!(out, "  {}", Shown(what)),
             None => writeln!(out, "  forwards to {}", Shown(upstream)),
@@ -461,13 +644,7 @@ impl<O: Write, E: Write> Printer<O, E> {
         out.push(' ');
         pad(out, &Shown(path), width, cut);
 
-        let (colour, plain) = match (self.style.colour, status) {
-            (false, _) => ("", ""),
-            (true, Some(200..=299)) => (GREEN, RESET),
-            (true, Some(100..=399)) => (CYAN, RESET),
-            (true, Some(400..=499)) => (YELLOW, RESET),
-            (true, _) => (RED, RESET),
-        };
+        let (colour, plain) = if self.style.colour { (outcome_colour(status), RESET) } else { ("", "") };
         let _ = match status {
             Some(status) => write!(out, " {colour}{status:>3}{plain} "),
             None => write!(out, " {colour}---{plain} "),
@@ -521,14 +698,23 @@ impl<O: Write, E: Write> Printer<O, E> {
     fn aside(&mut self, second: i64, event: &Event<'_>) {
         let out = &mut Text(&mut self.err_buffer);
         let time = self.clock.at(second);
+        let (red, green, plain) = if self.style.colour { (RED, GREEN, RESET) } else { ("", "", "") };
         let _ = match event {
             Event::Notice(text) => writeln!(out, "{time} {}", Shown(text)),
+            Event::Connecting { .. } if self.state.is_some() => Ok(()),
             Event::Connecting { relay } => writeln!(out, "{time} connecting to {}", Shown(relay)),
+            // The state line says when, and counts down to it.
+            Event::Disconnected { reason, .. } if self.state.is_some() => {
+                if self.said.0 != *reason {
+                    self.said.0 = (*reason).to_owned();
+                    let _ = writeln!(out, "{time} {red}disconnected{plain}: {}", Shown(reason));
+                }
+                Ok(())
+            }
             Event::Disconnected { reason, retry_in_ms } => {
                 let wait = *retry_in_ms as f64 / 1000.0;
                 writeln!(out, "{time} disconnected: {}; next attempt in {wait:.1} s", Shown(reason))
             }
-            Event::Reconnected { relay } => writeln!(out, "{time} connected again to {}", Shown(relay)),
             Event::Closed { url, reason, .. } => writeln!(out, "{time} {} has ended: {}", Shown(url), Shown(reason)),
             Event::Refused { tunnel, reason } => {
                 writeln!(out, "{time} the tunnel {} is refused: {}", Shown(tunnel), Shown(reason))
@@ -540,15 +726,73 @@ impl<O: Write, E: Write> Printer<O, E> {
                     Shown(reason)
                 )
             }
+            Event::Reconnected { relay } => {
+                self.said.0.clear();
+                writeln!(out, "{time} {green}connected again{plain} to {}", Shown(relay))
+            }
+            Event::UpstreamDown { upstream, reason, .. } => writeln!(
+                out,
+                "{time} {red}nothing listens on {}{plain} ({}); start your service, or give its port: until then \
+                 callers get 502",
+                Shown(upstream),
+                Shown(reason)
+            ),
+            Event::UpstreamUp { upstream, .. } => {
+                writeln!(out, "{time} {green}the service on {} answers{plain}", Shown(upstream))
+            }
             // Before its tunnel is ready there is no exchange to tell of.
-            Event::Ready { .. } | Event::Exchange { .. } | Event::Request { .. } => Ok(()),
+            Event::Ready { .. } | Event::Exchange { .. } | Event::Request { .. } | Event::Heard { .. } => Ok(()),
         };
     }
 }
 
-const RED: &str = "\x1b[31m";
-const GREEN: &str = "\x1b[32m";
-const YELLOW: &str = "\x1b[33m";
+/// A part of a line that is made of several.
+#[derive(Debug)]
+pub(crate) struct Part {
+    pub(crate) text: String,
+    /// The sequence that begins its colour, or nothing.
+    pub(crate) colour: &'static str,
+}
+
+impl Part {
+    pub(crate) fn plain(text: String) -> Self {
+        Self { text, colour: "" }
+    }
+}
+
+/// Parts in one line, as far as they fit. The last one that does is cut where that leaves something to read.
+fn row(out: &mut Text<'_>, parts: &[Part], gap: &str, style: Style) {
+    // The last column stays free, because some terminals wrap as soon as it is filled.
+    let mut left = style.columns.map_or(usize::MAX, |columns| columns.saturating_sub(1));
+    for (i, part) in parts.iter().enumerate() {
+        let gap = if i == 0 { "" } else { gap };
+        let shown = Shown(&part.text);
+        let columns = shown.columns();
+        left = left.saturating_sub(gap.chars().count());
+        if columns > left && left < PART_MIN {
+            break;
+        }
+        let (colour, plain) = if style.colour && !part.colour.is_empty() { (part.colour, RESET) } else { ("", "") };
+        let _ = write!(out, "{gap}{colour}");
+        pad(out, &shown, 0, Some(left));
+        let _ = write!(out, "{plain}");
+        left = left.saturating_sub(columns);
+    }
+}
+
+/// The colour of an outcome: of a status, or of none.
+pub(crate) fn outcome_colour(status: Option<u16>) -> &'static str {
+    match status {
+        Some(200..=299) => GREEN,
+        Some(100..=399) => CYAN,
+        Some(400..=499) => YELLOW,
+        _ => RED,
+    }
+}
+
+pub(crate) const RED: &str = "\x1b[31m";
+pub(crate) const GREEN: &str = "\x1b[32m";
+pub(crate) const YELLOW: &str = "\x1b[33m";
 const CYAN: &str = "\x1b[36m";
 const DIM: &str = "\x1b[2m";
 const RESET: &str = "\x1b[0m";
@@ -557,6 +801,10 @@ const RESET: &str = "\x1b[0m";
 const TEXT_SHOWN: usize = 64 * 1024;
 /// Bytes of any other body that people are shown.
 const BYTES_SHOWN: usize = 256;
+/// Moves to the beginning of the line and erases it (ECMA-48, CR and EL).
+const ERASE_LINE: &str = "\r\x1b[K";
+/// A part of a line is not cut below this.
+const PART_MIN: usize = 8;
 /// Room for lines that is kept between two writes.
 const BUFFER_KEPT: usize = 1024 * 1024;
 
@@ -599,6 +847,14 @@ impl Shown<'_> {
             _ if hazardous(character) => Piece::Escape(character),
             _ => Piece::Plain(character),
         })
+    }
+
+    /// Columns that it takes.
+    fn columns(&self) -> usize {
+        match self.0.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+            true => self.0.len(),
+            false => self.pieces().map(|piece| piece.columns()).sum(),
+        }
     }
 }
 
@@ -652,8 +908,7 @@ fn hazardous(character: char) -> bool {
 /// Fills up to `width` with spaces. What is longer than `cut` loses its end to an ellipsis, never
 /// in the middle of an escape.
 fn pad(out: &mut Text<'_>, text: &Shown<'_>, width: usize, cut: Option<usize>) {
-    let ascii = text.0.bytes().all(|byte| matches!(byte, b' '..=b'~'));
-    let columns = if ascii { text.0.len() } else { text.pieces().map(|piece| piece.columns()).sum() };
+    let columns = text.columns();
     let mut used = columns;
     match cut {
         Some(cut) if columns > cut => {
@@ -688,6 +943,13 @@ fn duration(out: &mut Text<'_>, milliseconds: f64) {
             write!(out, "{:>3} min {:>02}", seconds / 60, seconds % 60)
         }
     };
+}
+
+/// A duration in as few columns as it takes.
+pub(crate) fn compact(milliseconds: f64) -> String {
+    let mut text = Vec::new();
+    duration(&mut Text(&mut text), milliseconds);
+    String::from_utf8_lossy(&text).trim_start().to_owned()
 }
 
 /// Ten columns for everything below a million gibibytes.
@@ -836,7 +1098,7 @@ impl fmt::Display for Quoted<'_> {
 
 /// The local time of day, worked out once per second.
 #[derive(Debug)]
-struct Clock {
+pub(crate) struct Clock {
     /// None until the first line that shows a time: finding the system's time zone reads hundreds of files, and a
     /// program that prints JSON never needs it.
     zone: Option<TimeZone>,
@@ -845,7 +1107,12 @@ struct Clock {
 }
 
 impl Clock {
-    fn at(&mut self, second: i64) -> &str {
+    pub(crate) fn new(zone: Option<TimeZone>) -> Self {
+        Self { zone, second: i64::MIN, text: String::new() }
+    }
+
+    /// The time of day at so many seconds after 1970.
+    pub(crate) fn at(&mut self, second: i64) -> &str {
         if second != self.second {
             self.second = second;
             self.text.clear();
@@ -855,6 +1122,10 @@ impl Clock {
         }
         &self.text
     }
+}
+
+fn since_1970() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 /// The system's time zone. Where nobody has set `TZ`, the file that says it is read by itself.
@@ -898,6 +1169,8 @@ mod tests {
 
     use super::*;
 
+    const NOW: Duration = Duration::from_secs(14 * 3600 + 3 * 60 + 11);
+
     const READY: Event<'_> = Event::Ready {
         tunnel: "hooks",
         name: "hooks",
@@ -909,14 +1182,23 @@ mod tests {
     };
 
     fn exchange<'a>(method: &'a str, path: &'a str, status: Option<u16>) -> Event<'a> {
-        Event::Exchange { tunnel: "hooks", id: "01J", method, path, status, duration_ms: 12.25, error: None }
+        Event::Exchange {
+            tunnel: "hooks",
+            id: "01J",
+            method,
+            path,
+            status,
+            duration_ms: 12.25,
+            error: None,
+            detail: None,
+        }
     }
 
     /// What stands on both outputs after these events, at 14:03:11 UTC.
     fn print(output: Output, style: Style, events: &[Event<'_>]) -> (String, String) {
         let mut printer = Printer::new(output, style, Some(TimeZone::UTC), Vec::new(), Vec::new());
         for event in events {
-            printer.push_at(14 * 3600 + 3 * 60 + 11, event);
+            printer.push_at(NOW, event);
         }
         assert!(events.is_empty() || printer.pending() > 0);
         printer.flush().unwrap();
@@ -940,6 +1222,7 @@ mod tests {
             status: None,
             duration_ms: 30000.0,
             error: Some("deadline"),
+            detail: None,
         };
         let local = Event::Ready {
             tunnel: "web",
@@ -1006,7 +1289,7 @@ mod tests {
         let mut printer = Printer::new(Output::Text, Style::default(), Some(TimeZone::UTC), Vec::new(), Vec::new());
         printer = printer.url_only(true);
         for event in [READY, exchange("GET", "/a", Some(200)), request(&[], b"hello", 5)] {
-            printer.push_at(0, &event);
+            printer.push_at(Duration::ZERO, &event);
         }
         printer.flush().unwrap();
         assert_eq!(printer.out, b"https://hooks.relay.example\n");
@@ -1054,7 +1337,7 @@ mod tests {
     fn lines_fit_the_terminal() {
         let long = format!("/{}", "x".repeat(300));
         for columns in [60, 80, 200] {
-            let style = Style { colour: false, columns: Some(columns) };
+            let style = Style { columns: Some(columns), ..Style::default() };
             let short = line(style, &exchange("GET", "/", Some(200)));
             let cut = line(style, &exchange("GET", &long, Some(200)));
             assert_eq!((short.chars().count(), cut.chars().count()), (columns - 1, columns - 1));
@@ -1067,7 +1350,7 @@ mod tests {
                 assert_eq!(cut.matches('{').count(), cut.matches('}').count(), "{cut}");
             }
         }
-        let narrow = line(Style { colour: false, columns: Some(1) }, &exchange("GET", &long, None));
+        let narrow = line(Style { columns: Some(1), ..Style::default() }, &exchange("GET", &long, None));
         assert!(narrow.contains("/xxxxxxxxxx…"), "{narrow}");
         let uncut = line(Style::default(), &exchange("GET", &long, None));
         assert!(uncut.contains(&long));
@@ -1075,9 +1358,131 @@ mod tests {
         assert!(method.len() < 120, "{method}");
     }
 
+    const TERMINAL: Style = Style { colour: false, columns: Some(80), sums: true, state_line: true };
+
+    /// What a printer on a terminal has written since the last time: standard output, and standard error.
+    fn written(printer: &mut Printer<Vec<u8>, Vec<u8>>) -> (String, String) {
+        printer.flush().unwrap();
+        let text = |bytes: &mut Vec<u8>| String::from_utf8(std::mem::take(bytes)).unwrap();
+        (text(&mut printer.out), text(&mut printer.err))
+    }
+
+    fn on_terminal(output: Output, style: Style) -> Printer<Vec<u8>, Vec<u8>> {
+        let mut printer = Printer::new(output, style, Some(TimeZone::UTC), Vec::new(), Vec::new());
+        printer.push_at(NOW, &READY);
+        printer
+    }
+
+    #[test]
+    fn the_state_line_is_the_last_and_never_in_the_way() {
+        let mut printer = on_terminal(Output::Text, TERMINAL);
+        let up = "● connected since 14:03:11 · last heard 0 s ago";
+        assert_eq!(written(&mut printer).1, up);
+        assert_eq!(written(&mut printer), (String::new(), String::new()), "nothing has changed");
+        printer.push_at(NOW, &exchange("GET", "/", Some(200)));
+        let (out, err) = written(&mut printer);
+        assert!(out.starts_with("14:03:11 GET ") && out.ends_with('\n'), "{out:?}");
+        assert_eq!(err, format!("{ERASE_LINE}{up} · 1 request"), "erased before the line, and written behind it");
+        printer.tick_at(NOW + Duration::from_secs(1));
+        let up = "● connected since 14:03:11 · last heard 1 s ago · 1 request";
+        assert_eq!(written(&mut printer), (String::new(), format!("{ERASE_LINE}{up}")));
+        let lost = Event::Disconnected { reason: "the relay\u{1b} shuts down", retry_in_ms: 2500 };
+        printer.push_at(NOW, &lost);
+        let line = "○ reconnecting in 3 s · the relay\\u{1b} shuts down · lost at 14:03:11";
+        let said = "14:03:11 disconnected: the relay\\u{1b} shuts down\n";
+        assert_eq!(written(&mut printer).1, format!("{ERASE_LINE}{said}{line}"));
+        printer.push_at(NOW + Duration::from_secs(3), &lost);
+        assert_eq!(written(&mut printer).1, "", "the same is not said again, and the count begins anew");
+        printer.close();
+        assert_eq!(written(&mut printer), (String::new(), ERASE_LINE.to_owned()));
+    }
+
+    #[test]
+    fn the_state_line_fits_the_terminal() {
+        for columns in [1, 10, 20, 40, 60, 200] {
+            let mut printer = on_terminal(Output::Text, Style { columns: Some(columns), ..TERMINAL });
+            let (upstream, reason) = ("http://localhost:3000", "connection refused by 127.0.0.1:3000");
+            printer.push_at(NOW, &Event::UpstreamDown { tunnel: "hooks", upstream, reason });
+            let (_, err) = written(&mut printer);
+            let line = err.rsplit('\n').next().unwrap().to_owned();
+            assert!(line.chars().count() < columns, "{columns}: {line}");
+            assert!(columns < 40 || line.starts_with("● connected since 14:03:11"), "{line}");
+            assert!(columns != 40 || line.ends_with(" · nothing l…"), "{line}");
+        }
+    }
+
+    #[test]
+    fn many_requests_are_summed_up_for_people_on_a_terminal_alone() {
+        for (output, style, lines) in [
+            (Output::Text, TERMINAL, 21),
+            (Output::Text, TERMINAL.plain(), 200),
+            (Output::Text, Style::default(), 200),
+            (Output::Json, TERMINAL, 200),
+        ] {
+            let mut printer = on_terminal(output, style);
+            written(&mut printer);
+            for _ in 0..200 {
+                printer.push_at(NOW, &exchange("GET", "/", Some(200)));
+            }
+            printer.tick_at(NOW + Duration::from_secs(1));
+            let (out, err) = written(&mut printer);
+            assert_eq!(out.lines().count(), lines, "{output:?} {style:?}");
+            assert_eq!(printer.keeps_time(), lines == 21);
+            assert_eq!(err.is_empty(), lines != 21, "no state line either: {err:?}");
+            if lines == 21 {
+                let sum = "14:03:11    180 more requests  180× 200  p50 12.2 ms  max 12.2 ms";
+                assert_eq!(out.lines().last(), Some(sum));
+            }
+        }
+    }
+
+    #[test]
+    fn what_failures_have_in_common_is_said_once() {
+        let failed = |detail| Event::Exchange {
+            tunnel: "hooks",
+            id: "7",
+            method: "GET",
+            path: "/",
+            status: Some(502),
+            duration_ms: 1.0,
+            error: Some("upstream-invalid"),
+            detail,
+        };
+        for output in [Output::Text, Output::Json] {
+            let events =
+                [READY, failed(Some("it broke off")), failed(Some("it broke off")), failed(Some("it is HTTP/0.9"))];
+            let (out, err) = print(output, Style::default(), &events);
+            assert!(!out.contains("broke"), "{out}");
+            assert_eq!(err, "14:03:11 7: it broke off\n14:03:11 7: it is HTTP/0.9\n");
+        }
+    }
+
+    #[test]
+    fn a_service_that_is_not_there_is_named_with_what_to_do() {
+        let (upstream, reason) = ("http://localhost:3000", "connection refused by 127.0.0.1:3000 and [::1]:3000");
+        let events = [
+            READY,
+            Event::UpstreamDown { tunnel: "hooks", upstream, reason },
+            Event::UpstreamUp { tunnel: "hooks", upstream },
+        ];
+        let (_, err) = print(Output::Text, Style::default(), &events);
+        let expected = "14:03:11 nothing listens on http://localhost:3000 (connection refused by 127.0.0.1:3000 and \
+                        [::1]:3000); start your service, or give its port: until then callers get 502\n\
+                        14:03:11 the service on http://localhost:3000 answers\n";
+        assert_eq!(err, expected);
+        let (out, err) = print(Output::Json, Style::default(), &events);
+        assert_eq!(err, "");
+        let lines: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(
+            lines[1],
+            json!({"event": "upstream.down", "tunnel": "hooks", "upstream": upstream, "reason": reason})
+        );
+        assert_eq!(lines[2], json!({"event": "upstream.up", "tunnel": "hooks", "upstream": upstream}));
+    }
+
     #[test]
     fn outcomes_have_colours() {
-        let style = Style { colour: true, columns: None };
+        let style = Style { colour: true, ..Style::default() };
         for (status, colour) in
             [(Some(204), GREEN), (Some(302), CYAN), (Some(404), YELLOW), (Some(500), RED), (None, RED)]
         {
@@ -1219,6 +1624,7 @@ mod tests {
                 status: None,
                 duration_ms: odd,
                 error: None,
+                detail: None,
             };
             let (out, _) = print(Output::Json, Style::default(), &[READY, event]);
             assert!(out.contains(r#""duration_ms":0.0"#), "{out}");

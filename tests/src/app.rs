@@ -198,7 +198,7 @@ impl App {
 
     fn accept<F, R>(listener: TcpListener, serve: F) -> Self
     where
-        F: Fn(TcpStream, Arc<Counts>) -> R + Send + 'static,
+        F: Fn(TcpStream, Arc<Counts>) -> R + Clone + Send + 'static,
         R: Future<Output = ()> + Send + 'static,
     {
         let addr = listener.local_addr().expect("it listens");
@@ -206,8 +206,14 @@ impl App {
             let mut connections = JoinSet::new();
             while let Ok((tcp, _)) = listener.accept().await {
                 let _ = tcp.set_nodelay(true);
-                counts.connections.fetch_add(1, Relaxed);
-                connections.spawn(serve(tcp, counts.clone()));
+                let (counts, serve) = (counts.clone(), serve.clone());
+                connections.spawn(async move {
+                    // Somebody who only looks whether anybody listens says nothing, and is no client.
+                    if !matches!(tcp.peek(&mut [0]).await, Ok(0)) {
+                        counts.connections.fetch_add(1, Relaxed);
+                        serve(tcp, counts).await;
+                    }
+                });
             }
         })
     }

@@ -329,6 +329,9 @@ impl<'a> Hold<'a> {
         self.tunnels.tidy();
         self.serve.set_upstreams(self.tunnels.routes());
         let sign = self.watch.as_mut().and_then(Watching::look);
+        if let Some(link) = self.serve.link() {
+            observer.observe(&Event::Heard { ago: link.last_heard().elapsed() });
+        }
         match (&mut self.lost, sign) {
             (None, Some(why)) if self.probe.is_none() => {
                 if let Some(link) = self.serve.link().cloned() {

@@ -167,6 +167,11 @@ impl Client {
         self
     }
 
+    /// The relay, and the way to it.
+    pub(crate) fn target(&self) -> &Target {
+        &self.target
+    }
+
     /// Says in [`Event::Ready`] which CA callers of the tunnels must trust.
     #[must_use]
     pub fn ca_file(mut self, file: String) -> Self {
