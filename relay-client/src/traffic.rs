@@ -11,6 +11,9 @@ use crate::terminal::{Part, compact, outcome_colour};
 /// Lines a second that a person can follow.
 const LINES: u32 = 20;
 
+/// Below this it is calm again; between the two it stays as it was, so that lines and sums do not take turns.
+const CALM: u32 = LINES / 2;
+
 /// Failures that have a line of their own in each second that is summed up.
 const FAILURES: u32 = 3;
 
@@ -22,7 +25,7 @@ const DURATIONS: usize = 16 * 1024;
 
 /// Decides for each request whether it has a line of its own, and sums the others up.
 ///
-/// The first [`LINES`] of a second have lines. A second after one that had more is summed up whole.
+/// The first [`LINES`] of a second have lines. A second after one that had more is summed up whole, until one is calm.
 #[derive(Debug, Default)]
 pub(crate) struct Traffic {
     second: i64,
@@ -39,7 +42,7 @@ impl Traffic {
         if second == self.second {
             return None;
         }
-        let busy = self.seen > LINES && second == self.second.saturating_add(1);
+        let busy = self.seen > if self.busy { CALM } else { LINES } && second == self.second.saturating_add(1);
         let sum = Sum { whole: busy, ..Sum::default() };
         let last = std::mem::replace(self, Self { second, seen: 0, failures: 0, busy, sum });
         (last.sum.count > 0).then_some((last.second, last.sum))

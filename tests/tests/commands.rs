@@ -282,7 +282,16 @@ mod readiness {
         let first = ["listen", "--url-only", "--ready-file", "ready.json"];
         let mut bin = Process::spawn_in(home.clone(), "relay", words(&first, &way), &[]).await;
         let url = bin.line().await.unwrap();
-        let ready: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        let written = async {
+            loop {
+                match std::fs::read(&file) {
+                    Ok(ready) => return ready,
+                    Err(_) => tokio::task::yield_now().await,
+                }
+            }
+        };
+        let written = relay_tests::within("the file, once the URL has answered", written).await;
+        let ready: Value = serde_json::from_slice(&written).unwrap();
         assert_eq!((&ready["event"], &ready["url"]), (&"tunnel.ready".into(), &url.as_str().into()));
         send(&relay, Request::get(format!("{url}/seen")).body(empty()).unwrap()).await;
         assert!(bin.error_line("/seen").await.contains("GET"));
