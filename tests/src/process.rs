@@ -328,7 +328,7 @@ impl RelayClient {
 
 /// One of our binaries, or a program by its absolute path, with nothing of the developer's own settings around it.
 pub async fn command(binary: &str, home: &Path) -> Command {
-    let mut command = Command::new(binaries().await.join(binary));
+    let mut command = Command::new(self::binary(binary).await);
     for (name, _) in std::env::vars_os() {
         let name_text = name.to_string_lossy().to_ascii_uppercase();
         let settings = name_text.starts_with("RELAY_") || name_text.starts_with("XDG_");
@@ -338,6 +338,11 @@ pub async fn command(binary: &str, home: &Path) -> Command {
     }
     command.env("HOME", home).current_dir(home);
     command
+}
+
+/// The path of one of our binaries.
+pub async fn binary(name: &str) -> PathBuf {
+    binaries().await.join(name)
 }
 
 /// Where the binaries are, built from what is there now. Cargo itself sees to it that this costs nothing where they

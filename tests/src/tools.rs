@@ -260,7 +260,8 @@ fn python_tool(name: &str) -> PathBuf {
     installed(&format!("python/bin/{name}"))
 }
 
-fn node_modules() -> PathBuf {
+/// The directory of the npm packages of `tests/apps/package.json`.
+pub fn node_modules() -> PathBuf {
     installed("node/node_modules")
 }
 
