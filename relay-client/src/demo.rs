@@ -1,50 +1,31 @@
 //! The demo app of `relay dev` without a port: answers every request by telling what arrived, so
 //! that a tunnel can be seen working before there is a service to put behind it.
 
-use std::{fmt, io, net::SocketAddr};
+use std::fmt;
 
-use bytes::Bytes;
 use http::{
     HeaderValue, Request, Response,
     header::{ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS},
     request::Parts,
 };
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use http_body_util::BodyExt;
 
-use crate::local::LocalServer;
+use crate::service::{self, BoxError, Service};
 
 /// Bytes of a body that are kept to be shown; the rest is read and counted.
 const KEPT: usize = 1024 * 1024;
 /// Characters of the kept bytes that are shown.
 const PREVIEW: usize = 2000;
 
-/// A small HTTP/1.1 server on a free port of 127.0.0.1.
-#[derive(Debug)]
-pub struct Demo(LocalServer);
-
-impl Demo {
-    /// Takes a free port; connections wait until [`Demo::run`].
-    ///
-    /// # Errors
-    /// Where loopback gives none.
-    pub async fn bind() -> io::Result<Self> {
-        LocalServer::bind().await.map(Self)
-    }
-
-    /// Where it listens.
-    pub fn addr(&self) -> SocketAddr {
-        self.0.addr()
-    }
-
-    /// Serves until `shutdown` is done. Open connections end with it: by then the tunnel in front
-    /// has been drained.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        self.0.run(answer, shutdown).await;
-    }
+/// The demo app.
+pub(crate) fn service() -> Service {
+    Service::new("demo", |request| async {
+        // Where the body breaks off, nobody waits for the answer.
+        answer(request).await.unwrap_or_default()
+    })
 }
 
-async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, hyper::Error> {
+async fn answer(request: Request<service::Body>) -> Result<Response<service::Body>, BoxError> {
     let (head, mut body) = request.into_parts();
     let mut seen = Body::default();
     while let Some(frame) = body.frame().await {
@@ -61,7 +42,7 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, hyp
         true => ("text/html; charset=utf-8", page(&head, &seen)),
         false => ("text/plain; charset=utf-8", text(&head, &seen)),
     };
-    let mut response = Response::new(Full::new(Bytes::from(text)));
+    let mut response = Response::new(text.into());
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -164,47 +145,30 @@ impl fmt::Display for Escaped<'_> {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
-    use tokio::{
-        io::{AsyncReadExt, AsyncWriteExt},
-        net::TcpStream,
-        sync::oneshot,
-    };
-
     use super::*;
 
-    /// What a request of these bytes is answered.
-    async fn ask(head: &str, body: &[u8]) -> String {
-        let demo = Demo::bind().await.unwrap();
-        let (addr, (stop, stopped)) = (demo.addr(), oneshot::channel::<()>());
-        let ask = async {
-            let mut tcp = TcpStream::connect(addr).await.unwrap();
-            let length = body.len();
-            let head = format!("{head}\r\nHost: a\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
-            tcp.write_all(head.as_bytes()).await.unwrap();
-            tcp.write_all(body).await.unwrap();
-            let mut answer = String::new();
-            tcp.read_to_string(&mut answer).await.unwrap();
-            stop.send(()).unwrap();
-            answer
-        };
-        let run = demo.run(async { stopped.await.unwrap_or_default() });
-        tokio::join!(ask, run).0
+    /// What a request is answered: the head's lines, and the body.
+    async fn ask(request: http::request::Builder, body: &'static [u8]) -> String {
+        let (head, body) = answer(request.body(body.into()).unwrap()).await.unwrap().into_parts();
+        let body = body.bytes(usize::MAX).await.unwrap();
+        format!("{head:?}\n{}", std::str::from_utf8(&body).unwrap())
     }
 
     #[tokio::test]
     async fn tells_curl_what_arrived() {
-        let answer = ask("POST /hooks?a=1 HTTP/1.1\r\nAccept: */*", b"{\"a\":1}\n\x1b[2J").await;
-        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
-        for expected in ["text/plain", "POST /hooks?a=1", "4 headers, 12 bytes", "| {\"a\":1}\n", "| \\u{1b}[2J"] {
+        let answer = ask(Request::post("/hooks?a=1").header(ACCEPT, "*/*"), b"{\"a\":1}\n\x1b[2J").await;
+        for expected in
+            ["status: 200", "text/plain", "POST /hooks?a=1", "1 headers, 12 bytes", "| {\"a\":1}\n", "| \\u{1b}[2J"]
+        {
             assert!(answer.contains(expected), "{expected}: {answer}");
         }
     }
 
     #[tokio::test]
     async fn a_page_runs_nothing() {
-        let head = "PUT /?a='b'&c HTTP/1.1\r\nAccept: application/xml, Text/HTML;q=0.9";
-        let answer = ask(head, b"<script>alert('&')</script>").await;
-        assert!(answer.contains("content-security-policy: default-src 'none';"), "{answer}");
+        let request = Request::put("/?a='b'&c").header(ACCEPT, "application/xml, Text/HTML;q=0.9");
+        let answer = ask(request, b"<script>alert('&')</script>").await;
+        assert!(answer.contains("\"content-security-policy\": \"default-src 'none';"), "{answer}");
         assert!(answer.contains("PUT /?a=&#39;b&#39;&amp;c\n"), "{answer}");
         assert!(answer.contains("&lt;script&gt;alert(&#39;&amp;&#39;)&lt;/script&gt;"), "{answer}");
         assert!(!answer.contains("<script"), "{answer}");
@@ -212,30 +176,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_large_body_is_counted_and_not_kept() {
-        let answer = ask("POST / HTTP/1.1", &vec![b'x'; KEPT + 5]).await;
+        let answer = ask(Request::post("/"), vec![b'x'; KEPT + 5].leak()).await;
         assert!(answer.contains(&format!("{} bytes of body", KEPT + 5)), "{answer}");
         assert!(answer.contains(" …") && answer.len() < 2 * PREVIEW, "{}", answer.len());
-    }
-
-    #[tokio::test]
-    async fn shutdown_ends_open_connections() {
-        let demo = Demo::bind().await.unwrap();
-        let mut tcp = TcpStream::connect(demo.addr()).await.unwrap();
-        let (stop, stopped) = oneshot::channel::<()>();
-        let run = demo.run(async { stopped.await.unwrap_or_default() });
-        let peer = async {
-            tcp.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n")
-                .await
-                .unwrap();
-            // The connection is being served: the demo asked for the body.
-            let mut start = [0; 12];
-            tcp.read_exact(&mut start).await.unwrap();
-            assert_eq!(&start, b"HTTP/1.1 100");
-            stop.send(()).unwrap();
-        };
-        tokio::join!(run, peer);
-        let mut rest = Vec::new();
-        let _ = tcp.read_to_end(&mut rest).await;
-        assert_eq!(rest, b" Continue\r\n\r\n", "no answer was made up");
     }
 }

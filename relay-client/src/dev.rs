@@ -9,10 +9,9 @@ use relay_server::log::AccessLog;
 use relay_server::store::{NewToken, TokenLimits, unix_now};
 use tokio_util::sync::CancellationToken;
 
-use crate::address::UpstreamAddr;
 use crate::client::{Client, ClientError, TunnelOptions};
 use crate::config::DevSettings;
-use crate::demo::Demo;
+use crate::demo;
 use crate::dial::{Target, Trust};
 use crate::probe::Probe;
 use crate::screen::Screen;
@@ -32,9 +31,6 @@ pub enum DevError {
     /// The relay inside did not start.
     #[error(transparent)]
     Relay(#[from] relay_server::StartError),
-    /// The demo app did not start.
-    #[error("the demo app cannot listen on a free port of 127.0.0.1: {0}")]
-    Demo(#[from] std::io::Error),
     /// The relay inside gave no token.
     #[error(transparent)]
     Token(#[from] relay_server::store::CreateTokenError),
@@ -44,9 +40,6 @@ pub enum DevError {
     /// The relay's own address is no URL.
     #[error(transparent)]
     Url(#[from] crate::dial::RelayUrlError),
-    /// The demo app's address is no upstream.
-    #[error(transparent)]
-    Address(#[from] crate::address::AddressError),
     /// The tunnel ended.
     #[error(transparent)]
     Client(#[from] ClientError),
@@ -63,15 +56,7 @@ pub async fn run(
 ) -> Result<(), DevError> {
     let name = settings.tunnel.subdomain.clone().unwrap_or_else(|| NAME.to_owned());
     let relay = Relay::bind(config(&settings, &name), AccessLog::off()).await?;
-    let demo = match settings.upstream {
-        None => Some(Demo::bind().await?),
-        Some(_) => None,
-    };
-    let upstream = match (&demo, settings.upstream) {
-        (_, Some(upstream)) => upstream,
-        (Some(demo), None) => demo.addr().to_string().parse()?,
-        (None, None) => UpstreamAddr::localhost(0),
-    };
+    let upstream = settings.upstream.map_or_else(|| demo::service().into(), Into::into);
     let new =
         NewToken { name: "dev".to_owned(), reserve: Vec::new(), expires_at: None, limits: TokenLimits::default() };
     let (token, _) = relay.store().create_token(new, unix_now()).await?;
@@ -103,12 +88,7 @@ pub async fn run(
         stop.cancel();
         result
     };
-    let demo = async {
-        if let Some(demo) = demo {
-            demo.run(stop.cancelled()).await;
-        }
-    };
-    let (result, (), ()) = tokio::join!(tunnel, relay.run(stop.cancelled()), demo);
+    let (result, ()) = tokio::join!(tunnel, relay.run(stop.cancelled()));
     Ok(result?)
 }
 

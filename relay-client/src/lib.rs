@@ -14,12 +14,12 @@ pub mod check;
 pub mod cli;
 mod client;
 pub mod config;
-pub mod demo;
+#[cfg(feature = "embedded")]
+mod demo;
 #[cfg(feature = "embedded")]
 pub mod dev;
 pub mod dial;
 pub mod listen;
-mod local;
 pub mod login;
 pub mod names;
 pub mod open;
@@ -31,6 +31,7 @@ mod qr;
 pub mod rewrite;
 pub mod run;
 pub mod screen;
+pub mod service;
 mod services;
 mod session;
 mod socket;

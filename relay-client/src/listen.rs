@@ -1,7 +1,7 @@
 //! `relay listen`: a private request bin. There is no service: the client shows each request and answers it by itself.
 //!
 //! ```text
-//!   session ──▶ upstream ──▶ a server on loopback ──▶ Bin: read, show, wait, answer
+//!   session ──▶ upstream ──▶ Bin, a service in this process: read, show, wait, answer
 //! ```
 //!
 //! The bin is a service like any other to the tunnel, so everything that holds for services holds for it.
@@ -18,20 +18,18 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header::CONTENT_TYPE};
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use http_body_util::BodyExt;
 use serde::de::IgnoredAny;
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     cli::ListenArgs,
-    client::ClientError,
-    config::{Settings, UpstreamProtocol},
-    local::LocalServer,
+    client::Client,
+    config::Settings,
+    dial::TargetError,
     open::client,
     probe::Probe,
-    rewrite::HostHeader,
     screen::Screen,
+    service::{self, BoxError, Service},
     session::Observer,
     terminal::{Body, Event},
 };
@@ -41,9 +39,6 @@ const KEPT_TOGETHER: usize = 128 << 20;
 
 /// The largest body of an answer.
 const ANSWER_MAX: u64 = 64 << 20;
-
-/// Stands where a tunnel says where it forwards to.
-const UPSTREAM: &str = "listen";
 
 /// What each request is answered, and how much of it is kept.
 #[derive(Clone, Debug)]
@@ -86,8 +81,8 @@ impl Answer {
         format!("answers {}{after}, and shows each request here", self.status.as_u16())
     }
 
-    fn response(&self) -> Response<Full<Bytes>> {
-        let mut response = Response::new(Full::new(self.body.clone()));
+    fn response(&self) -> Response<service::Body> {
+        let mut response = Response::new(self.body.clone().into());
         *response.status_mut() = self.status;
         *response.headers_mut() = self.headers.clone();
         response
@@ -137,49 +132,19 @@ pub enum AnswerError {
     },
 }
 
-/// Why `relay listen` did not start, or stopped.
-#[derive(Debug, thiserror::Error)]
-pub enum ListenError {
-    /// There is no place for the bin.
-    #[error("cannot listen on a free port of 127.0.0.1: {0}")]
-    Bind(#[from] io::Error),
-    /// The relay's CA cannot be used.
-    #[error(transparent)]
-    Target(#[from] crate::dial::TargetError),
-    /// The bin's address is no upstream.
-    #[error(transparent)]
-    Address(#[from] crate::address::AddressError),
-    /// The tunnel ended.
-    #[error(transparent)]
-    Client(#[from] ClientError),
-}
-
-/// Runs until `shutdown` ends.
+/// The client whose requests end at the bin, and what it is observed by.
 ///
 /// # Errors
-/// [`ListenError`] says what is in the way.
-pub async fn run(
-    mut settings: Settings,
+/// Where the relay's CA cannot be used.
+pub fn open(
+    settings: Settings,
     answer: Answer,
     screen: Screen,
-    shutdown: impl Future<Output = ()>,
-) -> Result<(), ListenError> {
-    let server = LocalServer::bind().await?;
-    // Requests are shown as they were sent: nothing is behind the bin that would want to see its own name.
-    settings.tunnel.host_header = HostHeader::Preserve;
-    settings.tunnel.upstream_protocol = UpstreamProtocol::Http1;
-    let client = client(server.addr().to_string().parse()?, settings)?;
-    let client = screen.prove(client, Probe::new());
+) -> Result<(Client, impl Observer + 'static), TargetError> {
     let bin = Arc::new(Bin { answer, kept: AtomicUsize::new(0), screen: screen.clone() });
-    let stop = CancellationToken::new();
-    let tunnel = async {
-        let result = client.run(&mut Failures(screen), shutdown).await;
-        stop.cancel();
-        result
-    };
-    let serve = server.run(move |request| bin.clone().answer(request), stop.cancelled());
-    let (result, ()) = tokio::join!(tunnel, serve);
-    Ok(result?)
+    let service = Service::new("listen", move |request| bin.clone().answer(request));
+    let client = screen.prove(client(service, settings)?, Probe::new());
+    Ok((client, Failures(screen)))
 }
 
 /// Shows requests and answers them.
@@ -191,7 +156,7 @@ struct Bin {
 }
 
 impl Bin {
-    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, hyper::Error> {
+    async fn answer(self: Arc<Self>, request: Request<service::Body>) -> Response<service::Body> {
         let (head, mut incoming) = request.into_parts();
         let mut body = Kept { bytes: Vec::new(), size: 0, bin: &self };
         let whole = body.read(&mut incoming).await;
@@ -209,11 +174,14 @@ impl Bin {
             body_truncated,
         });
         drop(body);
-        whole?;
+        if whole.is_err() {
+            // Nobody waits for it.
+            return Response::default();
+        }
         if !self.answer.delay.is_zero() {
             tokio::time::sleep(self.answer.delay).await;
         }
-        Ok(self.answer.response())
+        self.answer.response()
     }
 }
 
@@ -230,7 +198,7 @@ struct Kept<'a> {
 }
 
 impl Kept<'_> {
-    async fn read(&mut self, incoming: &mut Incoming) -> Result<(), hyper::Error> {
+    async fn read(&mut self, incoming: &mut service::Body) -> Result<(), BoxError> {
         while let Some(frame) = incoming.frame().await {
             if let Ok(data) = frame?.into_data() {
                 self.add(&data);
@@ -267,15 +235,6 @@ impl Observer for Failures {
     fn observe(&mut self, event: &Event<'_>) {
         match event {
             Event::Exchange { error: None, .. } => {}
-            Event::Ready { tunnel, name, url, relay, ca_file, local_url, .. } => self.0.observe(&Event::Ready {
-                tunnel,
-                name,
-                url,
-                upstream: UPSTREAM,
-                relay,
-                ca_file: *ca_file,
-                local_url: *local_url,
-            }),
             _ => self.0.observe(event),
         }
     }

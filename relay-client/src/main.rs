@@ -8,7 +8,7 @@ use std::time::Duration;
 use relay_client::check::Report;
 use relay_client::cli::{Cli, Command, ConfigCommand, Exit, ServiceArgs};
 use relay_client::config::{Files, Places, Settings};
-use relay_client::listen::{Answer, ListenError};
+use relay_client::listen::Answer;
 use relay_client::login::LoginError;
 use relay_client::platform::hangup_is_ignored;
 use relay_client::probe::Probe;
@@ -109,15 +109,14 @@ async fn run(command: Command) -> ExitCode {
                 Err(error) => return fail(Exit::Usage, &error),
             };
             let screen = Screen::answering(&settings.show, &files, answer.describe());
-            let running = listen::run(settings, answer, screen.clone(), stop.cancelled());
+            let (client, mut observer) = match listen::open(settings, answer, screen.clone()) {
+                Ok(opened) => opened,
+                Err(error) => return fail(Exit::Usage, &error),
+            };
+            let running = client.run(&mut observer, stop.cancelled());
             let (ended_by, result) = signals.attend(running, &stop, &screen).await;
             by = ended_by;
-            let result = result.map_err(|error| match &error {
-                ListenError::Client(client) => (exit_of(client), error.to_string()),
-                ListenError::Target(_) => (Exit::Usage, error.to_string()),
-                _ => (Exit::Failed, error.to_string()),
-            });
-            (screen, result)
+            (screen, result.map_err(|error| (exit_of(&error), error.to_string())))
         }
         Command::Run(args) => {
             let settings = match Settings::new(args.open, args.service, &mut files) {

@@ -1,24 +1,24 @@
 //! From settings to a client: what all commands that open a tunnel on a relay share.
 
 use crate::{
-    address::UpstreamAddr,
     client::{Client, TunnelOptions},
     config::Settings,
     dial::{Target, TargetError, Trust},
     names::Names,
+    service::Destination,
 };
 
 /// The client that these settings describe, with one tunnel to `upstream`.
 ///
 /// # Errors
 /// Where the relay's CA cannot be used.
-pub fn client(upstream: UpstreamAddr, settings: Settings) -> Result<Client, TargetError> {
+pub fn client(upstream: impl Into<Destination>, settings: Settings) -> Result<Client, TargetError> {
     let trust = settings.relay_ca.as_deref().map_or(Ok(Trust::System), Trust::only)?;
     let names = Names::here(&settings.relay, settings.token.as_ref());
     let target = Target::new(settings.relay, &trust)?.dialling(settings.relay_addr);
     let mut client = Client::new(target).tunnel(TunnelOptions {
         label: None,
-        upstream,
+        upstream: upstream.into(),
         subdomain: settings.tunnel.subdomain,
         timeout: settings.tunnel.timeout,
         host_header: settings.tunnel.host_header,

@@ -36,8 +36,8 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::address::UpstreamAddr;
 use crate::rewrite::Rewriter;
+use crate::service::Destination;
 use crate::socket::{Refused, Socket, connect};
 use crate::value::UpstreamProtocol;
 
@@ -64,12 +64,12 @@ const KEPT: usize = 8 * 1024 * 1024;
 /// An upgraded connection on which nothing moves; the relay has its own limit and usually comes first.
 const UPGRADE_IDLE: Duration = Duration::from_secs(2 * 3600);
 
-/// The local service behind one tunnel.
+/// The service behind one tunnel.
 #[derive(Debug)]
 pub(crate) struct Upstream {
     /// What the tunnel is called on this machine.
     name: Arc<str>,
-    addr: UpstreamAddr,
+    destination: Destination,
     protocol: UpstreamProtocol,
     rewriter: Rewriter,
     /// Which of several addresses answered last.
@@ -175,10 +175,14 @@ impl From<StreamError> for Failure {
 }
 
 impl Upstream {
-    pub(crate) fn new(name: &str, addr: UpstreamAddr, protocol: UpstreamProtocol, rewriter: Rewriter) -> Self {
+    pub(crate) fn new(name: &str, destination: Destination, protocol: UpstreamProtocol, rewriter: Rewriter) -> Self {
+        let protocol = match destination {
+            Destination::Address(_) => protocol,
+            Destination::Service(_) => UpstreamProtocol::Http1,
+        };
         Self {
             name: name.into(),
-            addr,
+            destination,
             protocol,
             rewriter,
             preferred: AtomicUsize::new(0),
@@ -262,6 +266,11 @@ impl Upstream {
         self.tasks.wait().await;
     }
 
+    /// Runs what an exchange leaves to a task.
+    fn owned(&self) -> Owned {
+        Owned { tasks: self.tasks.clone(), closing: self.closing.clone() }
+    }
+
     fn idle(&self) -> MutexGuard<'_, VecDeque<Idle>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -322,9 +331,17 @@ impl Upstream {
     }
 
     async fn socket(&self) -> Result<Socket, Failure> {
-        let connected = timeout(CONNECT, connect(&self.addr, &self.preferred)).await;
+        let addr = match &self.destination {
+            Destination::Address(addr) => addr,
+            Destination::Service(service) => {
+                let (socket, serving) = service.connect();
+                hyper::rt::Executor::execute(&self.owned(), serving);
+                return Ok(Box::new(socket));
+            }
+        };
+        let connected = timeout(CONNECT, connect(addr, &self.preferred)).await;
         connected
-            .unwrap_or_else(|_| Err(Refused::slow(&self.addr)))
+            .unwrap_or_else(|_| Err(Refused::slow(addr)))
             .map_err(|refused| Failure { reset: Reset::UpstreamRefused, detail: Some(refused.to_string()) })
     }
 
@@ -454,7 +471,7 @@ impl Upstream {
 
     async fn connect_http2(&self) -> Result<Share, Failure> {
         let socket = self.socket().await?;
-        let executor = Owned { tasks: self.tasks.clone(), closing: self.closing.clone() };
+        let executor = self.owned();
         let mut builder = http2::Builder::new(executor.clone());
         builder
             .timer(TokioTimer::new())
@@ -513,6 +530,13 @@ impl Upstream {
         // Whichever side ends it, both have been told.
         let _ = splice(TokioIo::new(upgraded), stream.clone(), UPGRADE_IDLE).await;
         Ok(())
+    }
+}
+
+impl Drop for Upstream {
+    /// Whoever had no time to [`Upstream::close`] it leaves no task behind either.
+    fn drop(&mut self) {
+        self.closing.cancel();
     }
 }
 
@@ -651,7 +675,7 @@ impl tokio::io::AsyncWrite for Noted {
     }
 }
 
-/// Runs HTTP/2's own tasks, and ends them with the upstream.
+/// Runs the tasks of HTTP/2 and of handlers, and ends them with the upstream.
 #[derive(Clone)]
 struct Owned {
     tasks: TaskTracker,

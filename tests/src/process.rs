@@ -144,6 +144,22 @@ impl Process {
         std::fs::read_dir(format!("/proc/{}/fd", self.pid)).expect("it runs").count()
     }
 
+    /// TCP sockets on which it listens.
+    pub fn listeners(&self) -> usize {
+        let table = |name: &str| std::fs::read_to_string(format!("/proc/{}/net/{name}", self.pid)).unwrap_or_default();
+        let tables = table("tcp") + &table("tcp6");
+        // proc(5): the fourth field is the state, of which 0A is LISTEN, and the tenth the inode.
+        let listening: Vec<_> = tables
+            .lines()
+            .map(|line| line.split_ascii_whitespace().collect::<Vec<_>>())
+            .filter(|fields| fields.get(3) == Some(&"0A"))
+            .filter_map(|fields| fields.get(9).map(|inode| format!("socket:[{inode}]")))
+            .collect();
+        let open = std::fs::read_dir(format!("/proc/{}/fd", self.pid)).expect("it runs");
+        let open = open.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok());
+        open.filter(|target| listening.iter().any(|socket| target.as_os_str() == socket.as_str())).count()
+    }
+
     /// Resident memory in bytes.
     pub fn resident(&self) -> u64 {
         resident(self.pid, "VmRSS:")

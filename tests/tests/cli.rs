@@ -345,7 +345,8 @@ mod relay_dev {
         };
         assert!(line.contains("--cacert"), "{line}");
         let page = shell(&format!("{line} --silent --show-error")).await;
-        assert!(!page.is_empty());
+        assert!(page.contains("reached the demo app"), "{page}");
+        assert_eq!(dev.listeners(), 1, "the relay's own, and none of the demo app");
         loop {
             let line = dev.line().await.unwrap();
             if line.contains("GET") {

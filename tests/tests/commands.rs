@@ -86,6 +86,17 @@ mod relay_listen {
         assert_eq!(bin.process.terminate().await.code(), 143);
     }
 
+    /// Whoever else uses this machine cannot post to it past the relay.
+    #[tokio::test]
+    async fn opens_no_port() {
+        let relay = RelayServer::spawn(DEFAULTS).await;
+        let mut bin = listen(&relay, &[]).await;
+        assert_eq!(send(&relay, Request::get(bin.url()).body(empty()).unwrap()).await.code(), 200);
+        assert_eq!(bin.process.listeners(), 0);
+        assert!(relay.process.listeners() > 0, "this test sees listeners");
+        assert_eq!(bin.process.terminate().await.code(), 143);
+    }
+
     #[tokio::test]
     async fn tells_of_senders_that_did_not_get_the_answer() {
         let relay = RelayServer::spawn(DEFAULTS).await;

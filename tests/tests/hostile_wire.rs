@@ -829,6 +829,7 @@ mod clients {
 mod relays {
     use std::sync::Arc;
 
+    use relay_client::address::UpstreamAddr;
     use relay_client::dial::{Target, Trust};
     use relay_client::{Client, Tunnel, TunnelOptions};
     use relay_server::certs::DevCa;
@@ -1260,7 +1261,7 @@ mod relays {
             let target = Target::new(url.parse().unwrap(), &Trust::only(&ca).unwrap()).unwrap();
             let target = target.dialling(Some(addr.to_string().parse().unwrap()));
             let client = Client::new(target).token("rly_canary".to_owned().into());
-            let starting = tokio::spawn(Tunnel::start(client, TunnelOptions::new("3000".parse().unwrap())));
+            let starting = tokio::spawn(Tunnel::start(client, TunnelOptions::new(UpstreamAddr::localhost(3000))));
             let (tcp, _) = evil.listener.accept().await.unwrap();
             assert!(evil.acceptor.accept(tcp).await.is_err(), "{url}: the client goes on");
             assert!(within(url, starting).await.unwrap().is_err());

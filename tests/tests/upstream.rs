@@ -12,6 +12,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use relay_client::address::UpstreamAddr;
 use relay_client::config::UpstreamProtocol;
 use relay_client::{Tunnel, TunnelOptions};
 use relay_tests::app::{listener, ok};
@@ -126,7 +127,7 @@ mod h2c_connections {
         }
 
         async fn tunnel(&self, world: &World) -> Tunnel {
-            let upstream = self.addr.to_string().parse().unwrap();
+            let upstream: UpstreamAddr = self.addr.to_string().parse().unwrap();
             world.tunnel_with(TunnelOptions { protocol: UpstreamProtocol::H2c, ..TunnelOptions::new(upstream) }).await
         }
 
@@ -318,7 +319,7 @@ mod h2c_connections {
         let options = TunnelOptions {
             timeout: Some(Duration::from_millis(300)),
             protocol: UpstreamProtocol::H2c,
-            ..TunnelOptions::new(service.addr.to_string().parse().unwrap())
+            ..TunnelOptions::new(service.addr.to_string().parse::<UpstreamAddr>().unwrap())
         };
         let mut tunnel = world.tunnel_with(options).await;
         let answer = world.post(tunnel.url(), "x").await;

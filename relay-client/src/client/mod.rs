@@ -14,11 +14,11 @@ use tokio::sync::watch;
 
 use self::hold::{Hold, Tried};
 use self::tunnels::Asked;
-use crate::address::UpstreamAddr;
 use crate::dial::Target;
 use crate::names::Names;
 use crate::probe::Probe;
 use crate::rewrite::HostHeader;
+use crate::service::Destination;
 use crate::session::{ConnectError, Observer, connect, explain};
 use crate::terminal::Event;
 use crate::value::{Secret, UpstreamProtocol};
@@ -30,7 +30,7 @@ pub struct TunnelOptions {
     /// it. `None` for the only one.
     pub label: Option<String>,
     /// Where requests go.
-    pub upstream: UpstreamAddr,
+    pub upstream: Destination,
     /// The name asked for; `None` for a random one.
     pub subdomain: Option<String>,
     /// The deadline of response heads; `None` for the relay's choice.
@@ -47,10 +47,10 @@ pub struct TunnelOptions {
 
 impl TunnelOptions {
     /// A tunnel with a random name, and otherwise the defaults of `relay http`.
-    pub fn new(upstream: UpstreamAddr) -> Self {
+    pub fn new(upstream: impl Into<Destination>) -> Self {
         Self {
             label: None,
-            upstream,
+            upstream: upstream.into(),
             subdomain: None,
             timeout: None,
             host_header: HostHeader::default(),

@@ -17,7 +17,6 @@ use relay_protocol::message::{Bound, Payload, PublicName, TunnelSpec};
 use tokio::time::Instant;
 
 use super::{Client, ClientError, TunnelOptions};
-use crate::rewrite::Rewriter;
 use crate::session::{Observer, explain};
 use crate::terminal::Event;
 use crate::upstream::Upstream;
@@ -383,7 +382,7 @@ impl Held {
 impl Given {
     fn upstream(&self) -> Result<Upstream, ClientError> {
         let options = &self.options;
-        let rewriter = Rewriter::new(&options.host_header, &options.upstream, &self.public.url)?;
+        let rewriter = options.upstream.rewriter(&options.host_header, &self.public.url)?;
         let name = options.label.as_deref().unwrap_or(&self.public.name);
         Ok(Upstream::new(name, options.upstream.clone(), options.protocol, rewriter))
     }
