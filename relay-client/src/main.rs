@@ -3,7 +3,6 @@
 use std::io::{ErrorKind, Write as _};
 use std::pin::pin;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use relay_client::check::Report;
 use relay_client::cli::{Cli, Command, ConfigCommand, Exit, ServiceArgs};
@@ -14,11 +13,10 @@ use relay_client::platform::hangup_is_ignored;
 use relay_client::probe::Probe;
 use relay_client::run::RunError;
 use relay_client::screen::Screen;
-use relay_client::terminal::{Event, Output, tell};
+use relay_client::terminal::{Output, tell};
 use relay_client::{ClientError, ConnectError, listen, login, open, pages, run};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
@@ -261,11 +259,6 @@ impl Signals {
         screen: &Screen,
     ) -> (Exit, Result<(), E>) {
         let (mut tunnel, mut by) = (pin!(screen.during(tunnel)), Exit::Done);
-        let mut long = pin!(async {
-            stop.cancelled().await;
-            sleep(QUIETLY).await;
-        });
-        let mut told = false;
         loop {
             tokio::select! {
                 ended = &mut tunnel => return (by, ended),
@@ -281,14 +274,7 @@ impl Signals {
                     stop.cancel();
                 }
                 () = screen.over(), if !stop.is_cancelled() => stop.cancel(),
-                () = &mut long, if !told => {
-                    told = true;
-                    screen.show(&Event::Notice("finishing what is under way; a second Ctrl-C ends it at once"));
-                }
             }
         }
     }
 }
-
-/// How long a tunnel may take to end before anything is said of it.
-const QUIETLY: Duration = Duration::from_millis(500);

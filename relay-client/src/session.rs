@@ -349,6 +349,12 @@ impl Serve {
         self.sessions.push(Live { link: session.link, driver: session.driver, old: false });
     }
 
+    /// Says goodbye to a session that is not to be served.
+    pub(crate) fn dismiss(&mut self, session: Session) {
+        session.link.go_away(GoAway::Shutdown, false, "The client does not want the session.");
+        self.sessions.insert(0, Live { link: session.link, driver: session.driver, old: true });
+    }
+
     /// Where requests go from now on.
     pub(crate) fn set_upstreams(&mut self, upstreams: Arc<HashMap<u32, Arc<Upstream>>>) {
         self.upstreams = upstreams;
@@ -375,18 +381,19 @@ impl Serve {
         poll_fn(|cx| self.poll(observer, cx)).await
     }
 
-    /// Tells the relay that we go, and serves until all that is under way has ended.
-    pub(crate) async fn finish(&mut self, observer: &mut dyn Observer) {
+    /// Tells the relay that we go. [`Serve::finish`] is to follow.
+    pub(crate) fn say_goodbye(&self) {
         for live in &self.sessions {
             live.link.go_away(GoAway::Shutdown, true, "The client stops.");
         }
+    }
+
+    /// Serves until all that is under way has ended and was reported.
+    pub(crate) async fn finish(&mut self, observer: &mut dyn Observer) {
+        let mut observer = ToTheEnd(observer);
         poll_fn(|cx| {
-            while let Poll::Ready(news) = self.poll(observer, cx) {
-                if matches!(news, News::Unwatched) {
-                    return Poll::Ready(());
-                }
-            }
-            if self.sessions.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+            while self.poll(&mut observer, cx).is_ready() {}
+            if self.sessions.is_empty() && self.exchanges.is_empty() { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }
@@ -568,6 +575,20 @@ impl Serve {
             let _ = sleep.as_mut().poll(cx);
             self.sweep = Some(sleep);
         }
+    }
+}
+
+/// An observer that does not end what goes on without it.
+struct ToTheEnd<'a>(&'a mut dyn Observer);
+
+impl Observer for ToTheEnd<'_> {
+    fn observe(&mut self, event: &Event<'_>) {
+        self.0.observe(event);
+    }
+
+    fn pause(&mut self) -> bool {
+        self.0.pause();
+        true
     }
 }
 

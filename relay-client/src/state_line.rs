@@ -154,7 +154,7 @@ mod tests {
     fn up() -> StateLine {
         let mut line = StateLine::default();
         line.observe(START, &Event::Connecting { relay: "https://relay.example" });
-        line.observe(START, &Event::Reconnected { relay: "" });
+        line.observe(START, &Event::Reconnected { relay: "", after_ms: 0 });
         line
     }
 
@@ -184,7 +184,7 @@ mod tests {
         assert!(text(&line, 7500).starts_with("○ trying to reconnect · "));
         line.observe(after(8000), &lost(9000));
         assert!(text(&line, 8000).ends_with("lost at 14:03:16"), "since the first time");
-        line.observe(after(9000), &Event::Reconnected { relay: "" });
+        line.observe(after(9000), &Event::Reconnected { relay: "", after_ms: 0 });
         assert_eq!(text(&line, 9000), "● connected since 14:03:20 · last heard 0 s ago");
     }
 

@@ -17,7 +17,7 @@
 //! {"event":"upstream.down","tunnel":"hooks","upstream":"http://localhost:3000","reason":"connection refused by 127.0.0.1:3000 and [::1]:3000"}
 //! {"event":"upstream.up","tunnel":"hooks","upstream":"http://localhost:3000"}
 //! {"event":"session.disconnected","reason":"the connection was reset","retry_in_ms":250}
-//! {"event":"session.reconnected","relay":"https://relay.example"}
+//! {"event":"session.reconnected","relay":"https://relay.example","after_ms":1250}
 //! ```
 //!
 //! # The text form
@@ -202,6 +202,8 @@ pub enum Event<'a> {
     Reconnected {
         /// The relay's URL.
         relay: &'a str,
+        /// Milliseconds for which nothing was served.
+        after_ms: u64,
     },
     /// The session is alive. Shown where a terminal has a line for it.
     #[serde(skip)]
@@ -726,9 +728,10 @@ impl<O: Write, E: Write> Printer<O, E> {
                     Shown(reason)
                 )
             }
-            Event::Reconnected { relay } => {
+            Event::Reconnected { relay, after_ms } => {
                 self.said.0.clear();
-                writeln!(out, "{time} {green}connected again{plain} to {}", Shown(relay))
+                let away = *after_ms as f64 / 1000.0;
+                writeln!(out, "{time} {green}connected again{plain} to {} after {away:.1} s", Shown(relay))
             }
             Event::UpstreamDown { upstream, reason, .. } => writeln!(
                 out,
@@ -1240,7 +1243,7 @@ mod tests {
             exchange("POST", "/hooks?a=1&b=\"", Some(200)),
             failed,
             Event::Disconnected { reason: "reset", retry_in_ms: 250 },
-            Event::Reconnected { relay: "https://relay.example" },
+            Event::Reconnected { relay: "https://relay.example", after_ms: 1250 },
             Event::Notice("be careful"),
         ];
         let (out, err) = print(Output::Json, Style::default(), &events);
@@ -1250,7 +1253,7 @@ mod tests {
             r#"{"event":"exchange","tunnel":"hooks","id":"01J","method":"POST","path":"/hooks?a=1&b=\"","status":200,"duration_ms":12.25,"error":null}"#,
             r#"{"event":"exchange","tunnel":"hooks","id":"7","method":"GET","path":"/","status":null,"duration_ms":30000.0,"error":"deadline"}"#,
             r#"{"event":"session.disconnected","reason":"reset","retry_in_ms":250}"#,
-            r#"{"event":"session.reconnected","relay":"https://relay.example"}"#,
+            r#"{"event":"session.reconnected","relay":"https://relay.example","after_ms":1250}"#,
         ];
         assert_eq!(out.lines().collect::<Vec<_>>(), expected);
         assert_eq!(err, "14:03:11 connecting to https://relay.example\n14:03:11 be careful\n");
@@ -1270,7 +1273,7 @@ mod tests {
             READY,
             exchange("POST", "/hooks?a=1", Some(200)),
             exchange("PROPFIND", "/", None),
-            Event::Reconnected { relay: "https://relay.example" },
+            Event::Reconnected { relay: "https://relay.example", after_ms: 1250 },
         ];
         let (out, err) = print(Output::Text, Style::default(), &events);
         let mut lines = out.lines();
@@ -1281,7 +1284,7 @@ mod tests {
         assert_eq!(lines.next(), Some(format!("14:03:11 POST    {path} 200    12.2 ms").as_str()));
         assert!(lines.next().unwrap().contains(" --- "));
         assert_eq!(lines.next(), None);
-        assert_eq!(err, "14:03:11 connected again to https://relay.example\n");
+        assert_eq!(err, "14:03:11 connected again to https://relay.example after 1.2 s\n");
     }
 
     #[test]

@@ -294,7 +294,9 @@ mod relay_http {
         let relay = RelayServer::spawn_in(home, ["--https", &https]).await;
         let url = client.url().to_owned();
         assert_eq!(send(&relay, Request::post(&url).body(full("again")).unwrap()).await.text(), "again");
-        client.process.event("session.reconnected").await;
+        let back = client.process.event("session.reconnected").await;
+        assert_eq!(keys(&back), BTreeSet::from(["event", "relay", "after_ms"]));
+        assert!((1..30_000).contains(&back["after_ms"].as_u64().unwrap()), "{back}");
         assert_eq!(client.exchange().await["status"], 200);
     }
 

@@ -10,9 +10,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval, sleep, timeout};
 
 use super::tunnels::{Asked, Tunnels};
-use super::{Client, ClientError, Failed, TunnelOptions};
+use super::{Client, ClientError, Failed, Refused, TunnelOptions};
 use crate::platform::{address_towards, time_with_sleep};
-use crate::session::{ConnectError, News, Observer, Serve, Session, because};
+use crate::session::{News, Observer, Serve, Session, because};
 use crate::terminal::Event;
 use crate::watch::{PERIOD, Reading, Sign, Watch};
 
@@ -25,8 +25,15 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from
 /// no less and no more than this.
 const PROBE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(1));
 
-/// How long a client that was told to stop waits for what is under way.
+/// How long the relay may believe in a session of ours that is gone, and so in our having a name that we ask for: 15 s
+/// without a sign of life, and some more for a relay that is busy.
+const BELIEF: Duration = Duration::from_secs(20);
+
+/// How long a client that ends waits for what is under way.
 const DRAIN: Duration = Duration::from_secs(10);
+
+/// How long it does so without a word.
+const QUIETLY: Duration = Duration::from_millis(500);
 
 const TAKEN_OVER: &str = "Another client with the same token has taken the name over.";
 
@@ -80,13 +87,14 @@ impl Way<'_> {
 }
 
 struct Lost {
-    since: Instant,
+    /// Since when nothing is served; `None` while the old session still serves what it has.
+    unserved: Option<Instant>,
+    /// Since when each attempt was refused a tunnel.
+    refused: Option<Instant>,
     /// From when the pauses grow: since then nothing has spoken for trying harder.
     hopeless: Instant,
     /// Why, or why the last attempt failed.
     reason: String,
-    /// The old session still serves what it has.
-    drains: bool,
     /// The observer knows. Where a new session is up in no time, there is nothing to say.
     told: bool,
 }
@@ -146,7 +154,37 @@ impl<'a> Hold<'a> {
         }
     }
 
+    /// Until `shutdown` ends, or the client has to. What is under way then may finish; where the client ends by itself,
+    /// until `shutdown` ends.
     pub(super) async fn run(
+        &mut self,
+        observer: &mut dyn Observer,
+        mut shutdown: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<(), ClientError> {
+        let result = self.hold(observer, shutdown.as_mut()).await;
+        // What does not end in time is given up; the relay answers for it.
+        let finish = timeout(DRAIN, self.finish(observer));
+        match &result {
+            Ok(()) => drop(finish.await),
+            Err(_) => tokio::select! {
+                _ = finish => {}
+                () = shutdown => {}
+            },
+        }
+        result
+    }
+
+    async fn finish(&mut self, observer: &mut dyn Observer) {
+        self.serve.say_goodbye();
+        if timeout(QUIETLY, self.serve.finish(observer)).await.is_err() {
+            let text =
+                format!("finishing what is under way, for at most {} s; Ctrl-C ends it at once", DRAIN.as_secs());
+            observer.observe(&Event::Notice(&text));
+            self.serve.finish(observer).await;
+        }
+    }
+
+    async fn hold(
         &mut self,
         observer: &mut dyn Observer,
         mut shutdown: Pin<&mut impl Future<Output = ()>>,
@@ -168,11 +206,7 @@ impl<'a> Hold<'a> {
                 }
             };
             let step = tokio::select! {
-                () = &mut shutdown => {
-                    // What does not end in time is given up; the relay answers for it.
-                    let _ = timeout(DRAIN, self.serve.finish(observer)).await;
-                    return Ok(());
-                }
+                () = &mut shutdown => return Ok(()),
                 news = self.serve.next(observer) => Step::News(news),
                 tried = self.way.next() => Step::Way(tried),
                 () = tick => Step::Tick,
@@ -197,10 +231,11 @@ impl<'a> Hold<'a> {
                 Step::Way(None) => self.dial(),
                 Step::Way(Some(Ok((session, asked)))) => self.up(session, asked, observer)?,
                 Step::Way(Some(Err(Failed::Final(error)))) => return Err(error),
-                Step::Way(Some(Err(Failed::ForNow(reason)))) => self.wait(reason, observer)?,
-                Step::Way(Some(Err(Failed::Refused { number, code, text }))) => {
-                    self.refused(number, &code, text, observer)?
+                Step::Way(Some(Err(Failed::ForNow(reason)))) => {
+                    self.not_refused();
+                    self.wait(reason, observer)?;
                 }
+                Step::Way(Some(Err(Failed::Refused(refused)))) => self.refused(refused, observer)?,
                 Step::Tick => self.look_around(observer)?,
                 Step::Probed(true) => self.probe = None,
                 Step::Probed(false) => {
@@ -215,9 +250,13 @@ impl<'a> Hold<'a> {
     }
 
     fn dial(&mut self) {
+        if let Way::Connecting(_) = self.way {
+            // What becomes of that attempt is not known.
+            self.not_refused();
+        }
         // A relay that drains is gone when somebody answers in its place, and the streams that it still has must not be
         // ended by our coming back.
-        let drains = self.lost.as_ref().is_some_and(|lost| lost.drains);
+        let drains = self.lost.as_ref().is_some_and(|lost| lost.unserved.is_none());
         let resume = self.serve.resume().filter(|_| !drains).cloned();
         let first = self.watch.is_none();
         let asked = self.tunnels.hello(self.client, first);
@@ -232,12 +271,9 @@ impl<'a> Hold<'a> {
     ) -> Result<(), ClientError> {
         let first = self.watch.is_none();
         let bound = std::mem::take(&mut session.welcome.tunnels);
-        if !Tunnels::are_answered(&asked, &bound) {
-            let reason = "the relay did not say what became of a tunnel".to_owned();
-            if first {
-                return Err(ClientError::Unreachable(ConnectError::Broken(reason)));
-            }
-            return self.wait(reason, observer);
+        if let Err(error) = Tunnels::check(&asked, &bound) {
+            self.serve.dismiss(*session);
+            return if first { Err(error) } else { self.wait(error.to_string(), observer) };
         }
         // Without an address the clocks are watched all the same.
         let nobody = SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, 9));
@@ -248,9 +284,8 @@ impl<'a> Hold<'a> {
         self.tunnels.welcome(asked, bound, self.client, self.serve.link(), observer)?;
         self.settle(observer)?;
         if let Some(lost) = self.lost.take().filter(|lost| lost.told) {
-            observer.observe(&Event::Reconnected { relay: &self.client.target.url().to_string() });
-            let away = lost.since.elapsed().as_secs_f64();
-            observer.observe(&Event::Notice(&format!("the session was away for {away:.1} s")));
+            let after_ms = milliseconds(lost.unserved.map_or(Duration::ZERO, |since| since.elapsed()));
+            observer.observe(&Event::Reconnected { relay: &self.client.target.url().to_string(), after_ms });
         }
         Ok(())
     }
@@ -265,7 +300,7 @@ impl<'a> Hold<'a> {
         }
         if let Some(lost) = &mut self.lost {
             // It had said that it would end, and the next one is on its way.
-            lost.drains = false;
+            lost.unserved.get_or_insert_with(Instant::now);
             return Ok(());
         }
         // A machine that wakes finds its session ended by the silence of its own sleep.
@@ -306,21 +341,27 @@ impl<'a> Hold<'a> {
     }
 
     /// The relay would have given a session, but without this tunnel.
-    fn refused(
-        &mut self,
-        number: u32,
-        code: &str,
-        text: String,
-        observer: &mut dyn Observer,
-    ) -> Result<(), ClientError> {
-        match Failed::to_bind(code, text, self.watch.is_none()) {
-            Failed::Final(ClientError::NameLost(text)) => {
-                self.tunnels.lose(number, &text, observer)?;
+    fn refused(&mut self, refused: Refused, observer: &mut dyn Observer) -> Result<(), ClientError> {
+        // A session of ours that the relay still believes in may have the name, unless it has just let go of that.
+        let perhaps_ours = self.lost.as_mut().is_some_and(|lost| {
+            let since = lost.refused.get_or_insert_with(Instant::now);
+            !refused.resumed && since.elapsed() < BELIEF
+        });
+        match refused.judge(self.watch.is_none(), perhaps_ours) {
+            Ok(reason) => self.wait(reason, observer),
+            Err(ClientError::NameLost(text)) => {
+                self.tunnels.lose(refused.number, &text, observer)?;
                 self.dial();
                 Ok(())
             }
-            Failed::Final(error) => Err(error),
-            Failed::ForNow(reason) | Failed::Refused { text: reason, .. } => self.wait(reason, observer),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// An attempt has come to something else than a refusal, perhaps to a session that the relay believes in.
+    fn not_refused(&mut self) {
+        if let Some(lost) = &mut self.lost {
+            lost.refused = None;
         }
     }
 
@@ -361,7 +402,8 @@ impl<'a> Hold<'a> {
             self.short = if since.elapsed() >= PAUSES.1 { 0 } else { self.short + 1 };
         }
         let now = Instant::now();
-        self.lost.get_or_insert(Lost { since: now, hopeless: now, reason, drains, told: false });
+        let unserved = (!drains).then_some(now);
+        self.lost.get_or_insert(Lost { unserved, refused: None, hopeless: now, reason, told: false });
     }
 
     /// The session is lost, and the caller dials at once.
@@ -383,20 +425,23 @@ impl<'a> Hold<'a> {
         lost.told = true;
         lost.reason.clone_from(&reason);
         self.give_up_in_time()?;
-        let retry_in_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
-        observer.observe(&Event::Disconnected { reason: &reason, retry_in_ms });
+        observer.observe(&Event::Disconnected { reason: &reason, retry_in_ms: milliseconds(pause) });
         self.way = Way::Waiting(Box::pin(sleep(pause)));
         Ok(())
     }
 
     fn give_up_in_time(&self) -> Result<(), ClientError> {
         match (self.client.max_reconnect_time, &self.lost) {
-            (Some(after), Some(lost)) if lost.since.elapsed() >= after => {
-                Err(ClientError::GaveUp { after, last: lost.reason.clone() })
+            (Some(after), Some(Lost { unserved: Some(since), reason, .. })) if since.elapsed() >= after => {
+                Err(ClientError::GaveUp { after, last: reason.clone() })
             }
             _ => Ok(()),
         }
     }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A pause drawn at random below a bound: half the time that nothing has worked, so that attempts come ever more rarely.

@@ -205,9 +205,9 @@ impl Client {
                 if !asked.as_mut().is_some_and(|asked| asked.forget_name()) {
                     let label = asked.and_then(|asked| asked.label());
                     let text = label.map_or(explain(refusal), |label| format!("{label}: {}", explain(refusal)));
-                    let failed = Failed::Refused { number: bound.tunnel, code: refusal.code.clone(), text };
+                    let (number, code, resumed) = (bound.tunnel, refusal.code.clone(), session.welcome.resumed);
                     session.close().await;
-                    return Err(failed);
+                    return Err(Failed::Refused(Refused { number, code, text, resumed }));
                 }
             }
             if is_whole {
@@ -234,12 +234,16 @@ impl Client {
 enum Failed {
     Final(ClientError),
     ForNow(String),
-    /// The relay refuses one of the tunnels.
-    Refused {
-        number: u32,
-        code: String,
-        text: String,
-    },
+    Refused(Refused),
+}
+
+/// The relay refuses one of the tunnels. Whether trying again can help depends on what else is known.
+struct Refused {
+    number: u32,
+    code: String,
+    text: String,
+    /// The relay has let go of the session before.
+    resumed: bool,
 }
 
 impl Failed {
@@ -253,16 +257,26 @@ impl Failed {
             _ => Self::ForNow(error.to_string()),
         }
     }
+}
 
-    fn to_bind(code: &str, text: String, first: bool) -> Self {
-        match code {
-            // Our own session, which the relay still believes in, may hold what we ask for.
-            "name-in-use" | "too-many-tunnels" if !first => Self::ForNow(text),
-            "name-in-use" | "name-taken" | "name-invalid" if first => Self::Final(ClientError::NameTaken(text)),
-            "name-taken" => Self::Final(ClientError::NameLost(text)),
-            "unauthorized" => Self::Final(ClientError::Unauthorized(text)),
-            "internal" if !first => Self::ForNow(text),
-            _ => Self::Final(ClientError::Refused(text)),
+impl Refused {
+    /// Why trying again can help. `perhaps_ours` says that a session of our own may have the name.
+    ///
+    /// # Errors
+    /// What it cannot mend.
+    fn judge(&self, first: bool, perhaps_ours: bool) -> Result<String, ClientError> {
+        let text = self.text.clone();
+        match self.code.as_str() {
+            "unauthorized" => Err(ClientError::Unauthorized(text)),
+            "name-in-use" | "name-taken" | "name-invalid" if first => Err(ClientError::NameTaken(text)),
+            _ if first => Err(ClientError::Refused(text)),
+            "name-in-use" if perhaps_ours => Ok(text),
+            "name-in-use" | "name-taken" => {
+                Err(ClientError::NameLost(format!("the name was lost while this client was away: {text}")))
+            }
+            "name-invalid" | "not-allowed" | "too-many-names" | "bad-request" => Err(ClientError::Refused(text)),
+            // It may have been full, broken, or of another version at that moment.
+            _ => Ok(text),
         }
     }
 }

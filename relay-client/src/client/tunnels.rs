@@ -17,7 +17,7 @@ use relay_protocol::message::{Bound, Payload, PublicName, TunnelSpec};
 use tokio::time::Instant;
 
 use super::{Client, ClientError, TunnelOptions};
-use crate::session::{Observer, explain};
+use crate::session::{ConnectError, Observer, explain};
 use crate::terminal::Event;
 use crate::upstream::Upstream;
 
@@ -166,8 +166,20 @@ impl Tunnels {
     }
 
     /// Whether a session may follow this answer to what it was asked for.
-    pub(super) fn are_answered(asked: &[Asked], bound: &[Bound]) -> bool {
-        asked.iter().all(|asked| bound.iter().any(|bound| bound.tunnel == asked.number))
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(super) fn check(asked: &[Asked], bound: &[Bound]) -> Result<(), ClientError> {
+        for asked in asked {
+            let Some(bound) = bound.iter().find(|bound| bound.tunnel == asked.number) else {
+                let reason = "the relay did not say what became of a tunnel".to_owned();
+                return Err(ClientError::Unreachable(ConnectError::Broken(reason)));
+            };
+            if let Ok(public) = &bound.result {
+                asked.options.upstream.rewriter(&asked.options.host_header, &public.url)?;
+            }
+        }
+        Ok(())
     }
 
     /// Takes in what became of the tunnels of a session's first message, as they were asked for in the end.
@@ -230,7 +242,17 @@ impl Tunnels {
         let is_as_before = before.as_ref().is_some_and(|before| before.number == number && before.public == public);
         let given = Given { number, options: asked.options, public, beside: asked.beside };
         if !is_as_before {
-            let upstream = given.upstream()?;
+            let upstream = match given.upstream() {
+                Ok(upstream) => upstream,
+                Err(error) => {
+                    held.rests = Some(Rests::Refused);
+                    let tunnel = given.options.label.as_deref().unwrap_or(&given.public.name);
+                    observer.observe(&Event::Refused { tunnel, reason: &error.to_string() });
+                    held.given = before;
+                    self.give_back(number, link);
+                    return Ok(());
+                }
+            };
             Arc::make_mut(&mut self.routes).insert(number, Arc::new(upstream));
             if let (None, Some(names), false) = (&given.options.subdomain, &client.names, given.beside) {
                 names.of_tunnel(given.options.label.as_deref()).remember(&given.public.name);
