@@ -1,6 +1,6 @@
 //! `relay config check`: what holds without any flag, where each value comes from, and everything that is wrong.
 
-use std::{ffi::OsString, fmt::Write as _, str::FromStr};
+use std::{ffi::OsString, fmt::Write as _, str::FromStr, time::Duration};
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -26,7 +26,7 @@ pub struct Report {
 /// A setting, and who says it. In JSON a line of its own.
 #[derive(Debug, Serialize)]
 struct Setting {
-    setting: &'static str,
+    setting: String,
     /// None where nobody says anything; secrets are not told.
     value: Option<String>,
     /// `FILE:LINE`, a variable, or `default`.
@@ -55,13 +55,13 @@ impl Report {
         }
         let file = &files.file;
         let place = |key: &str| file.places.get(key).map_or_else(|| "default".to_owned(), ToString::to_string);
-        let setting = |setting: &'static str, variable: Option<(&str, String)>, value: Option<String>| match variable {
-            Some((name, value)) => Setting { setting, value: Some(value), from: name.to_owned() },
-            None => Setting { setting, value, from: place(setting) },
+        let setting = |setting: &str, variable: Option<(&str, String)>, value: Option<String>| match variable {
+            Some((name, value)) => Setting { setting: setting.to_owned(), value: Some(value), from: name.to_owned() },
+            None => Setting { setting: setting.to_owned(), value, from: place(setting) },
         };
         let hidden = |_: &Secret| "(not shown)".to_owned();
         let default = TunnelSettings::default();
-        let settings = vec![
+        let mut settings = vec![
             setting(
                 "relay",
                 relay.as_ref().map(|relay| ("RELAY_URL", relay.to_string())),
@@ -79,11 +79,31 @@ impl Report {
             ),
             setting("relay_addr", None, file.relay_addr.as_ref().map(ToString::to_string)),
             setting("subdomain", None, file.subdomain.clone()),
-            setting("timeout", None, file.timeout.map(|timeout| format!("{timeout:?}"))),
+            setting("timeout", None, time(file.timeout)),
             setting("host_header", None, Some(host_header(file.host_header.as_ref().unwrap_or(&default.host_header)))),
             setting("upstream_protocol", None, word(&file.upstream_protocol.unwrap_or_default())),
             setting("output", None, word(&file.output.unwrap_or_default())),
         ];
+        for (label, table) in &file.tunnels {
+            let tunnel = file.tunnel(label, table);
+            let of = &tunnel.settings;
+            for (key, value) in [
+                ("upstream", Some(tunnel.upstream.to_string())),
+                ("subdomain", of.subdomain.clone()),
+                ("timeout", time(of.timeout)),
+                ("host_header", Some(host_header(&of.host_header))),
+                ("upstream_protocol", word(&of.upstream_protocol)),
+            ] {
+                let own = format!("tunnels.{label}.{key}");
+                let from = match file.places.get(&own) {
+                    Some(place) => place.to_string(),
+                    // A name is nobody's default.
+                    None if key == "subdomain" => "default".to_owned(),
+                    None => place(key),
+                };
+                settings.push(Setting { setting: own, value, from });
+            }
+        }
         let from = |key: &str| settings.iter().find(|setting| setting.setting == key).map_or("", |found| &found.from);
         if token.as_ref().or(file.token.as_ref()).is_some_and(|token| !token.is_one_word()) {
             problems.push(format!("{}: the token is not one word of letters, digits and _", from("token")));
@@ -105,25 +125,24 @@ impl Report {
     /// What holds, for standard output.
     pub fn show(&self, output: Output) -> String {
         let mut out = String::new();
-        let width = self
-            .settings
-            .iter()
-            .filter_map(|setting| setting.value.as_deref())
-            .map(str::len)
-            .max()
-            .unwrap_or(0)
-            .min(60);
+        let longest = |lengths: &mut dyn Iterator<Item = usize>| lengths.max().unwrap_or(0).min(60);
+        let names = longest(&mut self.settings.iter().map(|setting| setting.setting.len()));
+        let width = longest(&mut self.settings.iter().filter_map(|setting| setting.value.as_deref()).map(str::len));
         for setting in &self.settings {
             let _ = match output {
                 Output::Json => writeln!(out, "{}", serde_json::json!(setting)),
                 Output::Text => {
                     let value = setting.value.as_deref().unwrap_or("-");
-                    writeln!(out, "{:<18} {:<width$}  {}", setting.setting, Shown(value), Shown(&setting.from))
+                    writeln!(out, "{:<names$}  {:<width$}  {}", setting.setting, Shown(value), Shown(&setting.from))
                 }
             };
         }
         out
     }
+}
+
+fn time(value: Option<Duration>) -> Option<String> {
+    value.map(|time| format!("{time:?}"))
 }
 
 fn host_header(value: &HostHeader) -> String {
@@ -190,7 +209,24 @@ mod tests {
         }
         let text = [report.show(Output::Text), report.show(Output::Json)].concat();
         assert!(!text.contains("rly_"), "{text}");
-        assert!(text.contains("\nsubdomain          hooks ") && text.contains("\"setting\":\"subdomain\""), "{text}");
+        assert!(text.contains("\nsubdomain          hooks  ") && text.contains("\"setting\":\"subdomain\""), "{text}");
+    }
+
+    #[test]
+    fn tunnels_are_told_with_where_their_settings_come_from() {
+        let project = "timeout = '5s'\nsubdomain = 'x'\n[tunnels.web]\nupstream = 3000\nhost_header = 'preserve'\n";
+        let (directory, report) = report(project, "relay = 'a.example'", &[]);
+        assert_eq!(report.problems, [""; 0]);
+        let at = |line: usize| format!("{}:{line}", directory.path().join("relay.toml").display());
+        for (key, value, from) in [
+            ("upstream", Some("http://localhost:3000"), at(4)),
+            ("subdomain", None, "default".to_owned()),
+            ("timeout", Some("5s"), at(1)),
+            ("host_header", Some("preserve"), at(5)),
+            ("upstream_protocol", Some("http1"), "default".to_owned()),
+        ] {
+            assert_eq!(found(&report, &format!("tunnels.web.{key}")), (value.map(str::to_owned), from), "{key}");
+        }
     }
 
     #[test]

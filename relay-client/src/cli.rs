@@ -28,6 +28,7 @@ use crate::{
     relay dev                       try it: a relay, a tunnel and a demo app on this machine\n  \
     relay dev 3000                  the same for your service on port 3000\n  \
     relay http 3000                 a public URL for it, on your relay\n  \
+    relay start                     one for each service that relay.toml names\n  \
     relay listen                    a public URL without a service, to see what is sent\n  \
     relay run 3000 -- pytest        a public URL for as long as a command runs\n\n\
     Exit codes: 0 done, 1 failed, 2 usage, 3 unauthorized, 4 name taken, 5 relay unreachable at start,\n\
@@ -63,6 +64,16 @@ pub enum Command {
         relay http unix:/run/app.sock --output json | jq -r '.url // empty'\n\n\
         The public URL stands first and alone on its line; then each request as it is answered.")]
     Http(HttpArgs),
+    /// Give the services of the configuration file a public URL each, over one session
+    #[command(after_help = "Examples:\n  \
+        relay start\n  \
+        relay start web api\n  \
+        relay start --output json\n\n\
+        A file relay.toml with\n  \
+        [tunnels.web]\n  \
+        upstream = 3000\n\
+        describes a tunnel named web. When the file changes, the tunnels change with it.")]
+    Start(StartArgs),
     /// Run a command with a tunnel around it, as for tests; its exit code is returned
     #[command(after_help = "Examples:\n  \
         relay run 3000 -- pytest\n  \
@@ -157,6 +168,34 @@ pub struct HttpArgs {
     pub open: OpenArgs,
 }
 
+/// `relay start`.
+#[derive(Args, Clone, Debug)]
+pub struct StartArgs {
+    /// Which tunnels of the configuration file; all if not given
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+
+    /// All of them, which is also what happens without names
+    #[arg(long, conflicts_with = "names")]
+    pub all: bool,
+
+    /// Take the names over from your own session elsewhere, which then ends
+    #[arg(long)]
+    pub takeover: bool,
+
+    /// Give up after having tried for this long to come back, as in 5m; for ever if not given
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub max_reconnect_time: Option<Duration>,
+
+    /// What is printed.
+    #[command(flatten)]
+    pub show: ShowArgs,
+
+    /// The way to the relay.
+    #[command(flatten)]
+    pub connection: ConnectionArgs,
+}
+
 /// `relay run`.
 #[derive(Args, Debug)]
 pub struct RunArgs {
@@ -238,7 +277,7 @@ pub struct OpenArgs {
 }
 
 /// What is printed.
-#[derive(Args, Debug, Default)]
+#[derive(Args, Clone, Debug, Default)]
 pub struct ShowArgs {
     /// Lines for people, or one JSON object per line
     #[arg(long, value_name = "FORM", value_enum)]
@@ -264,7 +303,7 @@ pub struct ShowArgs {
 }
 
 /// The way to the relay.
-#[derive(Args, Debug, Default)]
+#[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Connection")]
 pub struct ConnectionArgs {
     /// The relay's URL, or only its host
@@ -277,7 +316,7 @@ pub struct ConnectionArgs {
 }
 
 /// Who we are to a relay, and how it is reached.
-#[derive(Args, Debug, Default)]
+#[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Connection")]
 pub struct WayArgs {
     /// The token that the relay's operator gave you; better stored by `relay login`, or in
@@ -543,6 +582,8 @@ mod tests {
             ("relay dev --https x", "127.0.0.1:8443"),
             ("relay htpp 3000", "http"),
             ("relay listen --url-only --output json", "cannot be used with"),
+            ("relay start web --all", "cannot be used with"),
+            ("relay start --subdomain a", "--subdomain"),
             ("relay listen --respond 101", "200"),
             ("relay listen --header x", "Name: value"),
             ("relay listen --header Content-Length:3", "by itself"),

@@ -16,6 +16,10 @@
 //! timeout = "10s"
 //! upstream_protocol = "http1"
 //! output = "text"
+//!
+//! [tunnels.web]                         # for `relay start`; what it leaves open, the keys above say
+//! upstream = 3000
+//! subdomain = "hooks"
 //! ```
 //!
 //! A file in the working directory may have come with a repository, from a stranger. So a token
@@ -31,6 +35,7 @@ use std::{
     time::Duration,
 };
 
+use relay_protocol::message::MAX_TUNNELS;
 use serde::{Deserialize, Deserializer, de};
 
 use crate::{
@@ -39,7 +44,7 @@ use crate::{
     dial::RelayUrl,
     rewrite::HostHeader,
     terminal::Output,
-    value::{duration, subdomain},
+    value::{duration, is_table_name, subdomain},
 };
 
 pub use crate::value::{Secret, UpstreamProtocol};
@@ -95,6 +100,17 @@ pub struct TunnelSettings {
     pub upstream_protocol: UpstreamProtocol,
 }
 
+/// A tunnel of `relay start`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedTunnel {
+    /// Its table's name.
+    pub label: String,
+    /// The local service.
+    pub upstream: UpstreamAddr,
+    /// Its settings.
+    pub settings: TunnelSettings,
+}
+
 /// What is printed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ShowSettings {
@@ -143,6 +159,13 @@ impl Settings {
             takeover: args.takeover,
             max_reconnect_time: args.max_reconnect_time,
         })
+    }
+}
+
+impl Settings {
+    /// What a session is for its whole life.
+    pub(crate) fn session(&self) -> impl PartialEq + use<> {
+        (self.relay.clone(), self.token.clone(), self.relay_ca.clone(), self.relay_addr.clone())
     }
 }
 
@@ -197,9 +220,27 @@ pub(crate) struct File {
     pub(crate) timeout: Option<Duration>,
     pub(crate) upstream_protocol: Option<UpstreamProtocol>,
     pub(crate) output: Option<Output>,
+    /// The tunnels of `relay start` by their tables' names.
+    #[serde(default, deserialize_with = "tables")]
+    pub(crate) tunnels: BTreeMap<String, Table>,
     /// Where each key stands.
     #[serde(skip)]
     pub(crate) places: BTreeMap<String, Place>,
+}
+
+/// A table `[tunnels.NAME]` as it was written.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Table {
+    #[serde(deserialize_with = "target")]
+    pub(crate) upstream: UpstreamAddr,
+    #[serde(default, deserialize_with = "name")]
+    pub(crate) subdomain: Option<String>,
+    #[serde(default, deserialize_with = "parsed")]
+    pub(crate) host_header: Option<HostHeader>,
+    #[serde(default, deserialize_with = "time")]
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) upstream_protocol: Option<UpstreamProtocol>,
 }
 
 /// A line of a file.
@@ -225,6 +266,42 @@ fn name<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> 
 
 fn time<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
     duration(&String::deserialize(from)?).map(Some).map_err(de::Error::custom)
+}
+
+/// A port, or a target as it is typed.
+fn target<'de, D: Deserializer<'de>>(from: D) -> Result<UpstreamAddr, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a port, or a target such as \"localhost:3000\"")]
+    enum Target {
+        Port(u16),
+        Text(String),
+    }
+    let text = match Target::deserialize(from)? {
+        Target::Port(port) => port.to_string(),
+        Target::Text(text) => text,
+    };
+    text.parse().map_err(de::Error::custom)
+}
+
+fn tables<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, Table>, D::Error> {
+    let tables = BTreeMap::<String, Table>::deserialize(from)?;
+    if tables.len() > MAX_TUNNELS {
+        return Err(de::Error::custom(format_args!("{} tunnels; a session has at most {MAX_TUNNELS}", tables.len())));
+    }
+    if let Some(name) = tables.keys().find(|name| !is_table_name(name)) {
+        let text = format!("{name:?} cannot be a tunnel's table; write at most 63 letters, digits, - and _");
+        return Err(de::Error::custom(text));
+    }
+    let mut taken = BTreeMap::new();
+    for (name, table) in &tables {
+        if let Some(other) = table.subdomain.as_ref().and_then(|subdomain| taken.insert(subdomain, name)) {
+            let text = format!(
+                "[tunnels.{other}] and [tunnels.{name}] have the same subdomain; choose another for one of them"
+            );
+            return Err(de::Error::custom(text));
+        }
+    }
+    Ok(tables)
 }
 
 /// Where configuration files are looked for.
@@ -357,6 +434,9 @@ impl Files {
             self.withheld = None;
         }
         let mut places = lower.places;
+        if !upper.tunnels.is_empty() {
+            places.retain(|key, _| !key.starts_with("tunnels."));
+        }
         places.extend(upper.places);
         self.file = File {
             relay: upper.relay.or(lower.relay),
@@ -368,8 +448,31 @@ impl Files {
             timeout: upper.timeout.or(lower.timeout),
             upstream_protocol: upper.upstream_protocol.or(lower.upstream_protocol),
             output: upper.output.or(lower.output),
+            // Those of one file: what a project's file has no word of does not start with it.
+            tunnels: if upper.tunnels.is_empty() { lower.tunnels } else { upper.tunnels },
             places,
         };
+    }
+
+    /// The tunnels of `relay start`: those of the highest file that has any, with these names, or all where none is given.
+    ///
+    /// # Errors
+    /// [`ConfigError::NoTunnel`], [`ConfigError::UnknownTunnel`].
+    pub fn tunnels(&self, names: &[String]) -> Result<Vec<NamedTunnel>, ConfigError> {
+        let known = &self.file.tunnels;
+        if known.is_empty() {
+            return Err(ConfigError::NoTunnel);
+        }
+        if let Some(name) = names.iter().find(|name| !known.contains_key(*name)) {
+            let known = known.keys().cloned().collect::<Vec<_>>().join(", ");
+            return Err(ConfigError::UnknownTunnel { name: name.clone(), known });
+        }
+        let is_asked = |label: &String| names.is_empty() || names.contains(label);
+        Ok(known
+            .iter()
+            .filter(|(label, _)| is_asked(label))
+            .map(|(label, table)| self.file.tunnel(label, table))
+            .collect())
     }
 
     /// Forgets what the files say of another relay than this one, and where a project's file says that it is: whoever
@@ -400,20 +503,42 @@ impl Files {
 const CONNECTION: [&str; 3] = ["relay", "relay_ca", "relay_addr"];
 
 impl File {
+    /// A tunnel with what its table leaves open. A name is nobody's default: two tunnels cannot share it.
+    pub(crate) fn tunnel(&self, label: &str, table: &Table) -> NamedTunnel {
+        let settings = TunnelSettings {
+            subdomain: table.subdomain.clone(),
+            host_header: table.host_header.clone().or_else(|| self.host_header.clone()).unwrap_or_default(),
+            timeout: table.timeout.or(self.timeout),
+            upstream_protocol: table.upstream_protocol.or(self.upstream_protocol).unwrap_or_default(),
+        };
+        NamedTunnel { label: label.to_owned(), upstream: table.upstream.clone(), settings }
+    }
+
     fn forget_connection(&mut self) {
         (self.relay, self.token, self.relay_ca, self.relay_addr) = (None, None, None, None);
         self.places.retain(|key, _| key != "token" && !CONNECTION.contains(&key.as_str()));
     }
 }
 
-/// The line of each key of a file that has been understood.
+/// The line of each key of a file that has been understood; of those of a tunnel under `tunnels.NAME.KEY`.
 fn places(file: &Path, text: &str) -> BTreeMap<String, Place> {
-    let keys: BTreeMap<toml::Spanned<String>, de::IgnoredAny> = toml::from_str(text).unwrap_or_default();
-    let place = |key: toml::Spanned<String>| {
+    type Keys<V> = BTreeMap<toml::Spanned<String>, V>;
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Tables {
+        tunnels: Keys<Keys<de::IgnoredAny>>,
+    }
+    let place = |key: toml::Spanned<String>, table: &str| {
         let line = text.get(..key.span().start).unwrap_or_default().matches('\n').count() + 1;
-        (key.into_inner(), Place { file: file.to_owned(), line })
+        (format!("{table}{}", key.into_inner()), Place { file: file.to_owned(), line })
     };
-    keys.into_keys().map(place).collect()
+    let keys: Keys<de::IgnoredAny> = toml::from_str(text).unwrap_or_default();
+    let tables: Tables = toml::from_str(text).unwrap_or_default();
+    let inner = tables.tunnels.into_iter().flat_map(|(name, keys)| {
+        let table = format!("tunnels.{}.", name.into_inner());
+        keys.into_keys().map(|key| place(key, &table)).collect::<Vec<_>>()
+    });
+    inner.chain(keys.into_keys().map(|key| place(key, ""))).collect()
 }
 
 #[cfg(unix)]
@@ -456,6 +581,17 @@ pub enum ConfigError {
          needs none)"
     )]
     NoRelay,
+    /// No file has a tunnel.
+    #[error("no configuration file has a tunnel; write [tunnels.web] and upstream = 3000 into relay.toml")]
+    NoTunnel,
+    /// A tunnel that no table describes.
+    #[error("there is no [tunnels.{name}] in the configuration; its tunnels are {known}")]
+    UnknownTunnel {
+        /// The name that was typed.
+        name: String,
+        /// Those that there are.
+        known: String,
+    },
     /// The token is empty or not one word. It is not shown.
     #[error(
         "the token is not one word of letters, digits and _; look at --token, RELAY_TOKEN, relay.toml or relay login"
@@ -631,12 +767,62 @@ mod tests {
             ("é = 1", ":1:", "invalid"),
             ("token = 'rly_secret\n", ":1:", ""),
             ("token = 'rly_secret' x", ":1:", ""),
+            ("[tunnels.web]\nupstraem = 1", ":2:1:", "`upstream`"),
+            ("[tunnels.web]\nsubdomain = 'x'", ":1:", "upstream"),
+            ("[tunnels.web]\nupstream = 70000", ":2:12:", "a port"),
+            ("[tunnels.web]\nupstream = 'localhost'", ":2:12:", "no port"),
+            ("[tunnels.'a b']\nupstream = 1", ":1:", "letters"),
+            ("tunnels = 3", ":1:11:", "map"),
+            ("[tunnels]\na = {upstream=1,subdomain='x'}\nb = {upstream=2,subdomain='X'}", ":1:", "[tunnels.b]"),
         ] {
             let (directory, places) = places(text, "");
             let error = Files::load(&places).expect_err(text).to_string();
             let file = directory.path().join("relay.toml");
             assert!(error.starts_with(&format!("{}{place}", file.display())), "{text}: {error}");
             assert!(error.contains(hint) && !error.contains("rly_secret"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn tunnels_have_the_keys_above_them_as_defaults_and_come_from_one_file() {
+        let user = "timeout = '9s'\nhost_header = 'preserve'\nsubdomain = 'x'\n[tunnels.home]\nupstream = 1";
+        let project = "timeout = '1s'\n[tunnels.web]\nupstream = 3000\nsubdomain = 'Hooks'\n\
+                       [tunnels.api]\nupstream = 'unix:/a'\ntimeout = '2s'\nupstream_protocol = 'h2c'";
+        let (_directory, places) = places(project, user);
+        let files = Files::load(&places).unwrap();
+        let tunnels = files.tunnels(&[]).unwrap();
+        let labels: Vec<_> = tunnels.iter().map(|tunnel| tunnel.label.as_str()).collect();
+        assert_eq!(labels, ["api", "web"]);
+        let settings = |subdomain: Option<&str>, timeout, upstream_protocol| TunnelSettings {
+            subdomain: subdomain.map(str::to_owned),
+            host_header: HostHeader::Preserve,
+            timeout: Some(Duration::from_secs(timeout)),
+            upstream_protocol,
+        };
+        assert_eq!(tunnels[0].settings, settings(None, 2, UpstreamProtocol::H2c));
+        assert_eq!(tunnels[1].settings, settings(Some("hooks"), 1, UpstreamProtocol::Http1));
+        assert_eq!(
+            (&tunnels[1].upstream, tunnels[0].upstream.to_string().as_str()),
+            (&UpstreamAddr::localhost(3000), "unix:/a")
+        );
+        assert_eq!(files.tunnels(&["web".to_owned()]).unwrap(), tunnels[1..]);
+        let unknown = files.tunnels(&["home".to_owned()]).unwrap_err().to_string();
+        assert!(unknown.contains("[tunnels.home]") && unknown.contains("api, web"), "{unknown}");
+        let (_directory, places) = super::tests::places("", "");
+        let none = Files::load(&places).unwrap().tunnels(&[]).unwrap_err().to_string();
+        assert!(none.contains("[tunnels.web]"), "{none}");
+    }
+
+    /// The blocks of the page are files of the client or of the relay.
+    #[test]
+    fn the_documented_files_are_understood() {
+        let page = include_str!("../../docs/configuration.md");
+        let page = page.split("## Configuration of the relay").next().unwrap();
+        let blocks: Vec<_> = page.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+        assert!(blocks.len() >= 2, "{blocks:?}");
+        for block in blocks {
+            let (_directory, places) = places(block, "");
+            Files::load(&places).unwrap();
         }
     }
 

@@ -35,6 +35,7 @@ pub mod service;
 mod services;
 mod session;
 mod socket;
+pub mod start;
 mod state_line;
 pub mod terminal;
 mod traffic;

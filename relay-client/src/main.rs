@@ -13,6 +13,7 @@ use relay_client::platform::hangup_is_ignored;
 use relay_client::probe::Probe;
 use relay_client::run::RunError;
 use relay_client::screen::Screen;
+use relay_client::start::{Start, StartError};
 use relay_client::terminal::{Output, tell};
 use relay_client::{ClientError, ConnectError, listen, login, open, pages, run};
 use tokio::runtime::Builder;
@@ -115,6 +116,21 @@ async fn run(command: Command) -> ExitCode {
             let (ended_by, result) = signals.attend(running, &stop, &screen).await;
             by = ended_by;
             (screen, result.map_err(|error| (exit_of(&error), error.to_string())))
+        }
+        Command::Start(args) => {
+            let (start, files) = match Start::new(args, places) {
+                Ok(start) => start,
+                Err(error) => return fail(Exit::Usage, &error),
+            };
+            let screen = Screen::new(start.show(), &files);
+            let running = start.run(screen.clone(), stop.cancelled());
+            let (ended_by, result) = signals.attend(running, &stop, &screen).await;
+            by = ended_by;
+            let result = result.map_err(|error| match &error {
+                StartError::Client(client) => (exit_of(client), error.to_string()),
+                StartError::Target(_) => (Exit::Usage, error.to_string()),
+            });
+            (screen, result)
         }
         Command::Run(args) => {
             let settings = match Settings::new(args.open, args.service, &mut files) {

@@ -2,7 +2,7 @@
 
 use crate::{
     client::{Client, TunnelOptions},
-    config::Settings,
+    config::{Settings, TunnelSettings},
     dial::{Target, TargetError, Trust},
     names::Names,
     service::Destination,
@@ -13,19 +13,16 @@ use crate::{
 /// # Errors
 /// Where the relay's CA cannot be used.
 pub fn client(upstream: impl Into<Destination>, settings: Settings) -> Result<Client, TargetError> {
+    let tunnel = options(None, upstream.into(), settings.tunnel.clone(), settings.takeover);
+    Ok(without_tunnel(settings)?.tunnel(tunnel))
+}
+
+/// The client that these settings describe, but for its tunnels.
+pub(crate) fn without_tunnel(settings: Settings) -> Result<Client, TargetError> {
     let trust = settings.relay_ca.as_deref().map_or(Ok(Trust::System), Trust::only)?;
     let names = Names::here(&settings.relay, settings.token.as_ref());
     let target = Target::new(settings.relay, &trust)?.dialling(settings.relay_addr);
-    let mut client = Client::new(target).tunnel(TunnelOptions {
-        label: None,
-        upstream: upstream.into(),
-        subdomain: settings.tunnel.subdomain,
-        timeout: settings.tunnel.timeout,
-        host_header: settings.tunnel.host_header,
-        protocol: settings.tunnel.upstream_protocol,
-        takeover: settings.takeover,
-        local_url: None,
-    });
+    let mut client = Client::new(target);
     if !settings.random {
         client = client.remember(names);
     }
@@ -40,4 +37,23 @@ pub fn client(upstream: impl Into<Destination>, settings: Settings) -> Result<Cl
         client = client.ca_file(ca.display().to_string());
     }
     Ok(client)
+}
+
+/// A tunnel as it was settled.
+pub(crate) fn options(
+    label: Option<String>,
+    upstream: Destination,
+    settings: TunnelSettings,
+    takeover: bool,
+) -> TunnelOptions {
+    TunnelOptions {
+        label,
+        upstream,
+        subdomain: settings.subdomain,
+        timeout: settings.timeout,
+        host_header: settings.host_header,
+        protocol: settings.upstream_protocol,
+        takeover,
+        local_url: None,
+    }
 }

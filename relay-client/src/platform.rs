@@ -54,6 +54,19 @@ pub(crate) fn address_towards(peer: SocketAddr) -> Option<IpAddr> {
     socket.local_addr().ok().map(|address| address.ip()).filter(|address| !address.is_unspecified())
 }
 
+/// What tells a file from one that takes its place under the same name, where the system has that.
+pub(crate) fn file_number(data: &std::fs::Metadata) -> u64 {
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::MetadataExt::ino(data)
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = data;
+        0
+    }
+}
+
 /// Makes a connection to the relay quick, and quick to notice that it is dead.
 ///
 /// # Errors

@@ -221,6 +221,10 @@ impl Screen {
             };
             let mut state = self.state();
             let Some(ready) = &mut state.ready else { return };
+            // It may have gone meanwhile.
+            if !ready.tunnels.iter().any(|tunnel| tunnel.url == url) {
+                continue;
+            }
             let written = proven.map_err(|error| format!("the tunnel is up, but {error}")).and_then(|()| {
                 ready.proven(&url);
                 ready.write().map_err(|error| error.to_string())

@@ -161,6 +161,11 @@ pub fn subdomain(text: &str) -> Result<String, SubdomainError> {
     if is_label(&name) { Ok(name) } else { Err(SubdomainError { input: text.to_owned() }) }
 }
 
+/// What a tunnel may be called on this machine: letters, digits, `-` and `_`, at most 63.
+pub(crate) fn is_table_name(name: &str) -> bool {
+    matches!(name.len(), 1..=63) && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+}
+
 /// Letters, digits and inner hyphens, at most 63, in lower case.
 pub(crate) fn is_label(name: &str) -> bool {
     matches!(name.len(), 1..=63)
