@@ -157,7 +157,7 @@ impl Screen {
             let _ = std::fs::remove_file(ready.file);
         }
         state.printer.close();
-        let _ = state.printer.flush_stdio();
+        let _ = state.printer.flush();
         state.failed.take()
     }
 
@@ -247,7 +247,7 @@ impl Screen {
     }
 
     fn flush(&self, state: &mut State) {
-        if state.printer.is_due() && state.printer.flush_stdio().is_err() && !state.aside {
+        if state.printer.is_due() && state.printer.flush().is_err() && !state.aside {
             self.over.cancel();
         }
     }

@@ -85,6 +85,11 @@ impl StateLine {
     pub(crate) fn parts(&self, now: Duration, clock: &mut Clock) -> Vec<Part> {
         let mut at = |time: Duration| clock.at(i64::try_from(time.as_secs()).unwrap_or(i64::MAX)).to_owned();
         let mut parts = Vec::new();
+        let is_up = matches!(self.session, Session::Up { .. });
+        for (_, upstream) in self.down.iter().filter(|_| is_up) {
+            let text = format!("{}nothing listens on {upstream}", if parts.is_empty() { "○ " } else { "" });
+            parts.push(Part { text, colour: RED });
+        }
         let heard = Part::plain(format!("last heard {} ago", coarse(now.saturating_sub(self.heard))));
         match &self.session {
             Session::None => {}
@@ -94,7 +99,9 @@ impl StateLine {
             Session::Up { since } => {
                 let days = now.saturating_sub(*since).as_secs() / 86_400;
                 let ago = if days > 0 { format!(", {days} d ago") } else { String::new() };
-                parts.push(Part { text: format!("● connected since {}{ago}", at(*since)), colour: GREEN });
+                let dot = if parts.is_empty() { "● " } else { "" };
+                parts.push(Part { text: format!("{dot}connected since {}{ago}", at(*since)), colour: GREEN });
+                parts.push(heard);
             }
             Session::Lost { since, retry, reason } => {
                 let left = retry.saturating_sub(now);
@@ -107,12 +114,6 @@ impl StateLine {
                 parts.push(Part::plain(reason.clone()));
                 parts.push(Part::plain(format!("lost at {}", at(*since))));
             }
-        }
-        if matches!(self.session, Session::Up { .. }) {
-            for (_, upstream) in &self.down {
-                parts.push(Part { text: format!("nothing listens on {upstream}"), colour: RED });
-            }
-            parts.push(heard);
         }
         if self.requests > 0 {
             let noun = if self.requests == 1 { "request" } else { "requests" };
@@ -196,7 +197,7 @@ mod tests {
             line.observe(START, &Event::UpstreamDown { tunnel, upstream, reason: "" });
         }
         let both = "nothing listens on http://localhost:3000 · nothing listens on http://localhost:4000";
-        assert!(text(&line, 0).contains(both), "{}", text(&line, 0));
+        assert_eq!(text(&line, 0), format!("○ {both} · connected since 14:03:11 · last heard 0 s ago"));
         line.observe(START, &Event::UpstreamUp { tunnel: "web", upstream: web });
         line.observe(START, &Event::Closed { tunnel: "api", name: "", url: "", reason: "" });
         assert_eq!(text(&line, 0), "● connected since 14:03:11 · last heard 0 s ago");

@@ -387,15 +387,23 @@ impl Printer {
         Self::new(Output::Json, Style::default(), None, Destination::File(file), io::stderr())
     }
 
-    /// As [`Printer::flush`], and learns the terminal's width anew, should it have changed.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn flush_stdio(&mut self) -> io::Result<()> {
-        if self.style.columns.is_some() {
+    /// Formats an event as of now, for the terminal's width of now; nothing is written before [`Printer::flush`].
+    pub fn push(&mut self, event: &Event<'_>) {
+        self.measure();
+        self.push_at(since_1970(), event);
+    }
+
+    /// What shows the time: as of now. To be called about once a second where [`Printer::keeps_time`].
+    pub fn tick(&mut self) {
+        self.measure();
+        self.tick_at(since_1970());
+    }
+
+    /// Learns the terminal's width anew, should it have changed, once for all that is written together.
+    fn measure(&mut self) {
+        if self.style.columns.is_some() && self.pending() == 0 {
             self.style.columns = columns();
         }
-        self.flush()
     }
 }
 
@@ -445,11 +453,6 @@ impl<O: Write, E: Write> Printer<O, E> {
         self
     }
 
-    /// Formats an event as of now; nothing is written before [`Printer::flush`].
-    pub fn push(&mut self, event: &Event<'_>) {
-        self.push_at(since_1970(), event);
-    }
-
     /// Formats an event as of this long after 1970.
     pub fn push_at(&mut self, now: Duration, event: &Event<'_>) {
         let second = self.advance(now);
@@ -489,11 +492,6 @@ impl<O: Write, E: Write> Printer<O, E> {
             }
             (Output::Text, _) => self.aside(second, event),
         }
-    }
-
-    /// What shows the time: as of now. To be called about once a second where [`Printer::keeps_time`].
-    pub fn tick(&mut self) {
-        self.tick_at(since_1970());
     }
 
     fn tick_at(&mut self, now: Duration) {
@@ -634,14 +632,18 @@ impl<O: Write, E: Write> Printer<O, E> {
         let out = &mut Text(if self.url_only { &mut self.err_buffer } else { &mut self.out_buffer });
         // Either every line has the same width, or nothing is cut.
         let error_columns = error.map_or(0, |code| code.len() + 2);
+        let is_narrow = self.style.columns.is_some_and(|columns| columns < FIXED_COLUMNS + PATH_MIN);
         let (width, cut) = match self.style.columns {
             Some(columns) => {
-                let width = columns.saturating_sub(FIXED_COLUMNS + error_columns).max(PATH_MIN);
+                let fixed = if is_narrow { FIXED_COLUMNS - TIME_COLUMNS } else { FIXED_COLUMNS };
+                let width = columns.saturating_sub(fixed + error_columns).max(PATH_MIN);
                 (width, Some(width))
             }
             None => (PATH_UNCUT, None),
         };
-        let _ = write!(out, "{} ", self.clock.at(second));
+        if !is_narrow {
+            let _ = write!(out, "{} ", self.clock.at(second));
+        }
         pad(out, &Shown(method), 7, Some(METHOD_MAX));
         out.push(' ');
         pad(out, &Shown(path), width, cut);
@@ -807,13 +809,15 @@ const BYTES_SHOWN: usize = 256;
 /// Moves to the beginning of the line and erases it (ECMA-48, CR and EL).
 const ERASE_LINE: &str = "\r\x1b[K";
 /// A part of a line is not cut below this.
-const PART_MIN: usize = 8;
+const PART_MIN: usize = 16;
 /// Room for lines that is kept between two writes.
 const BUFFER_KEPT: usize = 1024 * 1024;
 
 /// Everything of a line but its path: time 8, method 7, status 3, duration 10, and five spaces. The
 /// last column stays free, because some terminals wrap as soon as it is filled.
 const FIXED_COLUMNS: usize = 8 + 7 + 3 + 10 + 5;
+/// The time with its space, which a narrow terminal has no room for.
+const TIME_COLUMNS: usize = 9;
 /// A path is not cut below this, however narrow the terminal.
 const PATH_MIN: usize = 12;
 /// The path's column where nothing is cut; longer paths push the rest to the right.
@@ -1339,7 +1343,7 @@ mod tests {
     #[test]
     fn lines_fit_the_terminal() {
         let long = format!("/{}", "x".repeat(300));
-        for columns in [60, 80, 200] {
+        for columns in [40, 60, 80, 200] {
             let style = Style { columns: Some(columns), ..Style::default() };
             let short = line(style, &exchange("GET", "/", Some(200)));
             let cut = line(style, &exchange("GET", &long, Some(200)));
@@ -1347,7 +1351,8 @@ mod tests {
             assert!(cut.contains("x… 200 "), "{cut}");
             // The escape of six columns is kept whole or left out whole.
             for offset in 0..8 {
-                let hostile = format!("/{}\u{1b}\u{1b}\u{1b}", "x".repeat(columns - 44 - offset));
+                let room = columns - if columns == 40 { 28 } else { 44 } - offset;
+                let hostile = format!("/{}\u{1b}\u{1b}\u{1b}", "x".repeat(room));
                 let cut = line(style, &exchange("GET", &hostile, Some(200)));
                 assert_eq!(cut.chars().count(), columns - 1, "{cut}");
                 assert_eq!(cut.matches('{').count(), cut.matches('}').count(), "{cut}");
@@ -1409,8 +1414,8 @@ mod tests {
             let (_, err) = written(&mut printer);
             let line = err.rsplit('\n').next().unwrap().to_owned();
             assert!(line.chars().count() < columns, "{columns}: {line}");
-            assert!(columns < 40 || line.starts_with("● connected since 14:03:11"), "{line}");
-            assert!(columns != 40 || line.ends_with(" · nothing l…"), "{line}");
+            assert!(columns < 40 || line.starts_with("○ nothing listens on http://localhost:…"), "{line}");
+            assert!(columns < 200 || line.contains("http://localhost:3000 · connected"), "{line}");
         }
     }
 
@@ -1650,7 +1655,7 @@ mod tests {
             let out = Counted(0, closed);
             let mut printer = Printer::new(Output::Text, Style::default(), Some(TimeZone::UTC), out, io::sink());
             for _ in 0..1000 {
-                printer.push(&exchange("GET", "/", Some(200)));
+                printer.push_at(NOW, &exchange("GET", "/", Some(200)));
             }
             let result = printer.flush();
             assert_eq!(printer.out.0, 1);

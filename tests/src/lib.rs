@@ -26,6 +26,7 @@ pub mod app;
 pub mod body;
 pub mod peer;
 pub mod process;
+pub mod terminal;
 pub mod tools;
 pub mod wire;
 pub mod world;
