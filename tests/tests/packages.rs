@@ -40,17 +40,17 @@ async fn python_projects_use_the_wheel() {
     let beginning = concat!("relay_tunnel-", env!("CARGO_PKG_VERSION"), "-py3-none-");
     assert!(wheel.file_name().unwrap().to_str().unwrap().starts_with(beginning), "{wheels:?}");
 
-    // The tools are lent to the new environment, because nothing is downloaded here.
-    let lend = "import sys, sysconfig, venv
-venv.create(sys.argv[1], symlinks=True)
-site = sysconfig.get_path('purelib', 'venv', {'base': sys.argv[1]})
-open(site + '/tools.pth', 'w').write(sysconfig.get_path('purelib'))";
     let environment = home.path().join("environment");
-    output(program(&python, &home, &package).await.args(["-c", lend]).arg(&environment)).await;
+    output(program(&python, &home, &package).await.args(["-m", "venv", "--without-pip"]).arg(&environment)).await;
     let own = environment.join("bin/python");
-    let mut pip = program(&python, &home, &package).await;
-    pip.args(["-m", "pip", "--python"]).arg(&own).args(["install", "--quiet", "--no-index", "--no-deps"]);
-    output(pip.arg("--disable-pip-version-check").arg(wheel)).await;
+    // The tools are lent to the new environment, because nothing is downloaded here.
+    let site = "import sysconfig; print(sysconfig.get_path('purelib'))";
+    let lender = output(program(&python, &home, &package).await.args(["-c", site])).await;
+    let borrower = output(program(&own, &home, &package).await.args(["-c", site])).await;
+    std::fs::write(Path::new(borrower.trim()).join("tools.pth"), lender).unwrap();
+    let mut pip = program(&own, &home, &package).await;
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index", "--no-deps"]);
+    output(pip.arg(wheel)).await;
 
     let way = json!({
         "relay": world.relay_url(),

@@ -1,7 +1,9 @@
 // A service of one's own, and the way to the relay that TEST_RELAY names: a JSON object of options for `tunnel`.
+import { once } from "node:events";
 import { readFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { request } from "node:https";
+import { connect } from "node:net";
 
 /** @type {import("relay-tunnel").TunnelOptions} */
 export const way = JSON.parse(process.env.TEST_RELAY ?? "{}");
@@ -21,11 +23,18 @@ export async function echo() {
   };
 }
 
-/** A port at which nothing listens. */
+/** A port at which nothing listens, and nobody else will: a connection has it. @returns {Promise<{port: number, close: () => void}>} */
 export async function closedPort() {
   const { port, close } = await echo();
-  close();
-  return port;
+  const connection = connect(port, "127.0.0.1");
+  await once(connection, "connect");
+  return {
+    port: connection.localPort ?? 0,
+    close() {
+      connection.destroy();
+      close();
+    },
+  };
 }
 
 /**

@@ -64,11 +64,13 @@ describe("side by side", { concurrency: 20 }, () => {
 });
 
 test("the service is down", async () => {
-  const t = await open(await closedPort());
+  const closed = await closedPort();
+  const t = await open(closed.port);
   const { status, relayError } = await post(t, "/hooks");
   assert.deepEqual([status, relayError], [502, "upstream-refused"]);
   assert.equal((await t.waitFor("/hooks")).error, "upstream-refused");
   await t.close();
+  closed.close();
 });
 
 test("waiting for exchanges", async () => {
@@ -102,10 +104,11 @@ test("a token that is not accepted", async () => {
 });
 
 test("a relay that cannot be reached", async () => {
-  const port = await closedPort();
+  const { port, close } = await closedPort();
   const error = await failure(open(app.port, { relayAddr: `127.0.0.1:${port}` }), relay.Unreachable);
   assert.equal(error.exitCode, 5);
   assert.match(error.message, new RegExp(port));
+  close();
 });
 
 test("a relay that says nothing", async () => {

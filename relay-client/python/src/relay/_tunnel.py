@@ -302,21 +302,20 @@ class Tunnel:
     def _follow(self, process: subprocess.Popen[bytes], listener: threading.Thread) -> None:
         """Takes in the program's lines, and its end. Runs in a thread of its own."""
         assert process.stdout is not None
-        with process.stdout as lines:
-            for line in lines:
-                try:
+        try:
+            with process.stdout as lines:
+                for line in lines:
                     self._take(json.loads(line))
-                except ValueError:
-                    _log.warning("not a line of JSON: %r", line)
-        # What it has said last is in the other pipe.
-        listener.join()
-        code = process.wait()
-        with self._changed:
-            self._ended = True
-            _open.discard(self)
-            if not self._closing:
-                self._error = of_exit(code, list(self._said))
-            self._changed.notify_all()
+        finally:
+            # What it has said last is in the other pipe.
+            listener.join()
+            code = process.wait()
+            with self._changed:
+                self._ended = True
+                _open.discard(self)
+                if not self._closing:
+                    self._error = of_exit(code, list(self._said))
+                self._changed.notify_all()
 
     def _take(self, event: dict[str, Any]) -> None:
         kind = event.get("event")
@@ -329,6 +328,8 @@ class Tunnel:
             self._changed.notify_all()
         if kind == "session.disconnected":
             _log.warning("session lost: %s", event.get("reason"))
+        elif kind == "upstream.down":
+            _log.warning("nothing listens on %s: %s", event.get("upstream"), event.get("reason"))
 
     def _listen(self, stderr: IO[bytes]) -> None:
         """Takes in what the program says to people. Runs in a thread of its own."""
