@@ -91,6 +91,9 @@ impl AsyncWrite for Conn {
     }
 }
 
+/// Whoever asks for something so soon after the handshake has opened the connection for it.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
 /// What one connection's requests are timed by. Written by the socket and by the requests on it, which run on one task
 /// or, with HTTP/2, on several.
 #[derive(Debug)]
@@ -137,7 +140,7 @@ impl Clock {
         self.in_flight.fetch_add(1, Relaxed);
         let first_byte = self.first_byte.swap(0, Relaxed);
         let later = self.used.swap(1, Relaxed) == 1;
-        let at_once = first_byte.saturating_sub(self.ready) <= Duration::from_secs(1).as_nanos() as u64;
+        let at_once = first_byte.saturating_sub(self.ready) <= AT_ONCE.as_nanos() as u64;
         let from = if !later && !trusted && at_once {
             self.accepted
         } else if first_byte == 0 || (later && self.multiplexed) {
@@ -146,6 +149,15 @@ impl Clock {
             self.accepted + Duration::from_nanos(first_byte)
         };
         (from, InFlight(self.clone()))
+    }
+
+    /// Waits for the first request, if that is still to be expected behind the handshake.
+    pub(crate) async fn first_request(&self) {
+        let patience = Instant::now() + AT_ONCE;
+        // Rare and short: looking again is simpler than being told.
+        while self.used.load(Relaxed) == 0 && Instant::now() < patience {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// One more response that the peer does not read, or one less.

@@ -108,8 +108,9 @@ async fn connection(shared: &Arc<Shared>, tcp: TcpStream, peer: SocketAddr, plac
     let io = TokioIo::new(Watched::new(conn, clock.clone(), limits.clone()));
     let trusted = shared.trusts(peer.ip());
     let sender = Sender { peer: peer.ip(), trusted, encrypted: matches!(purpose, Purpose::Https(_)) };
+    let times = clock.clone();
     let service = service_fn(move |request: Request<Incoming>| {
-        let (started, in_flight) = clock.begin(trusted);
+        let (started, in_flight) = times.begin(trusted);
         let (shared, purpose) = (shared.clone(), purpose.clone());
         async move { Ok::<_, Infallible>(handle(shared, sender, &purpose, started, in_flight, request).await) }
     });
@@ -137,9 +138,15 @@ async fn connection(shared: &Arc<Shared>, tcp: TcpStream, peer: SocketAddr, plac
         builder.max_headers(limits.headers).max_header_size(limits.head_bytes).max_buf_size(128 * 1024);
         let connection = builder.serve_connection(io, service).with_upgrades();
         tokio::pin!(connection);
+        // hyper closes at once what has not been used yet, and the first request may be on its way: HTTP/1.1 has no word
+        // for it that it will not be answered.
+        let stopped = async {
+            shared.stopping.cancelled().await;
+            clock.first_request().await;
+        };
         tokio::select! {
             result = connection.as_mut() => result,
-            () = shared.stopping.cancelled() => {
+            () = stopped => {
                 connection.as_mut().graceful_shutdown();
                 tokio::select! { result = connection => result, () = shared.closing.cancelled() => Ok(()) }
             }
