@@ -24,6 +24,7 @@
 
 pub mod app;
 pub mod body;
+pub mod network;
 pub mod peer;
 pub mod process;
 pub mod terminal;
@@ -33,6 +34,7 @@ pub mod world;
 
 pub use self::app::{App, Seen};
 pub use self::body::{Body, Pipe};
+pub use self::network::Network;
 pub use self::process::{Process, RelayClient, RelayServer};
 pub use self::wire::Wire;
 pub use self::world::{Answer, Http, World};

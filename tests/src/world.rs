@@ -274,6 +274,20 @@ impl Running {
 
 /// A TLS connection to `addr` that trusts the CA in a file and no other.
 pub async fn connect_tls(addr: SocketAddr, host: &str, ca: &Path, protocols: &[&[u8]]) -> TlsStream<TcpStream> {
+    let connected = try_connect_tls(addr, host, ca, protocols);
+    within("a TLS handshake", connected).await.expect("the relay listens, and speaks TLS")
+}
+
+/// As [`connect_tls`], where there may be nobody.
+///
+/// # Errors
+/// Nobody listens, or whoever does breaks the handshake off.
+pub async fn try_connect_tls(
+    addr: SocketAddr,
+    host: &str,
+    ca: &Path,
+    protocols: &[&[u8]],
+) -> std::io::Result<TlsStream<TcpStream>> {
     let mut roots = rustls::RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(ca).expect("the CA file is there") {
         roots.add(certificate.expect("a certificate")).expect("a CA");
@@ -287,10 +301,9 @@ pub async fn connect_tls(addr: SocketAddr, host: &str, ca: &Path, protocols: &[&
     config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     let name = host.rsplit_once(':').map_or(host, |(name, _)| name).to_owned();
     let name = ServerName::try_from(name).expect("a host");
-    let tcp = TcpStream::connect(addr).await.expect("the relay listens");
+    let tcp = TcpStream::connect(addr).await?;
     let _ = tcp.set_nodelay(true);
-    let connected = TlsConnector::from(Arc::new(config)).connect(name, tcp);
-    within("a TLS handshake", connected).await.expect("a TLS handshake")
+    TlsConnector::from(Arc::new(config)).connect(name, tcp).await
 }
 
 /// A public client's connection.

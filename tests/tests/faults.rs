@@ -1,8 +1,10 @@
 //! Faults injected into real processes: killed, frozen, starved, restarted, robbed of their token or their service.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -211,6 +213,129 @@ mod a_relay {
         }
     }
 
+    /// Upgrades under load. Whoever is not accepted tries again, as providers do; whoever is has one answer, and what is
+    /// answered with 200 has come to the service once.
+    #[tokio::test]
+    async fn that_is_restarted_twenty_times_under_load_answers_whatever_it_has_accepted() {
+        let mut server = RelayServer::spawn([""; 0]).await;
+        let token = server.token("upgraded").await;
+        let come: Arc<Mutex<HashMap<String, u32>>> = Arc::default();
+        let record = come.clone();
+        let app = App::serve(move |request| {
+            let record = record.clone();
+            async move {
+                let path = request.uri().path().to_owned();
+                *record.lock().unwrap().entry(path.clone()).or_default() += 1;
+                // So that some are under way at any time.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                relay_tests::app::ok(path)
+            }
+        })
+        .await;
+        let client = server.client(&token, &app.addr().to_string(), &["--subdomain", "hooks"]).await;
+        let (https, host, ca) = (server.https, host(&client), server.ca_file());
+        let sent = Arc::new(AtomicU32::new(0));
+        let (stop, stopped) = tokio::sync::watch::channel(false);
+        let mut load = tokio::task::JoinSet::new();
+        for _ in 0..5 {
+            let (host, ca, sent, stopped) = (host.clone(), ca.clone(), sent.clone(), stopped.clone());
+            load.spawn(async move {
+                let mut outcomes = Vec::new();
+                let mut tick = tokio::time::interval(Duration::from_millis(100));
+                while !*stopped.borrow() {
+                    tick.tick().await;
+                    let path = format!("/{}", sent.fetch_add(1, Relaxed));
+                    let connected = relay_tests::world::try_connect_tls(https, &host, &ca, &[b"http/1.1"]);
+                    let outcome = match within("a connection, or none", connected).await {
+                        Err(_) => Outcome::NotAccepted,
+                        Ok(tls) => whole_answer(Wire::new(tls), &host, &path).await,
+                    };
+                    outcomes.push((path, outcome));
+                }
+                outcomes
+            });
+        }
+        let mut backs = Vec::new();
+        for round in 0..20 {
+            // While there is something under way.
+            let before = app.requests();
+            app.reached(before + 3).await;
+            let home = server.process.home().clone();
+            let ended = server.process.terminate().await;
+            assert_eq!(ended.code(), 0, "round {round}: {}", ended.stderr);
+            let https = server.https.to_string();
+            server = RelayServer::spawn_in(home, ["--https", https.as_str()]).await;
+            let listens = Instant::now();
+            within("the client is back under its name", async {
+                while !get(&server, &host, "/back").await.starts_with("HTTP/1.1 200") {}
+            })
+            .await;
+            backs.push(listens.elapsed());
+        }
+        stop.send_replace(true);
+        let outcomes: Vec<_> = load.join_all().await.into_iter().flatten().collect();
+        backs.sort();
+        println!(
+            "20 restarts: back {:.2?} after the relay listens in the middle, {:.2?} at most",
+            backs[10], backs[19]
+        );
+        assert!(backs[19] < Duration::from_secs(8), "{backs:?}");
+        let come = come.lock().unwrap();
+        let mut counts: BTreeMap<String, u32> = BTreeMap::new();
+        for (path, outcome) in &outcomes {
+            let times = come.get(path).copied().unwrap_or_default();
+            let right = match outcome {
+                Outcome::NotAccepted => times == 0,
+                Outcome::Answer { status: 200, body, .. } => times == 1 && body == path,
+                Outcome::Answer { status: 503, .. } => times == 0,
+                // It was under way, and given up.
+                Outcome::Answer { status, .. } => *status == 502 && times <= 1,
+                Outcome::Cut(what) => panic!("{path} was accepted, and its connection ended with {what:?}"),
+            };
+            assert!(right, "{path} has come {times} times: {outcome:?}");
+            let kind = match outcome {
+                Outcome::Answer { status, error, .. } => format!("{status} {error}"),
+                _ => "not accepted".to_owned(),
+            };
+            *counts.entry(kind).or_default() += 1;
+        }
+        println!("{} requests: {counts:?}", outcomes.len());
+        assert!(counts["200 "] >= 40, "{counts:?}");
+    }
+
+    /// What became of a request.
+    #[derive(Debug)]
+    enum Outcome {
+        /// Nobody listened, or nobody ended the handshake.
+        NotAccepted,
+        Answer {
+            status: u16,
+            error: String,
+            body: String,
+        },
+        /// The connection broke without a whole answer, or with more than one.
+        Cut(String),
+    }
+
+    async fn whole_answer(mut wire: Wire, host: &str, path: &str) -> Outcome {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        if let Err(error) = wire.try_send(request).await {
+            return Outcome::Cut(error.to_string());
+        }
+        let read = match wire.rest().await {
+            Ok(read) => String::from_utf8_lossy(&read).into_owned(),
+            Err((read, error)) => return Outcome::Cut(format!("{error} after {:?}", String::from_utf8_lossy(&read))),
+        };
+        let Some((head, body)) = read.split_once("\r\n\r\n") else { return Outcome::Cut(read) };
+        let value = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().to_owned();
+        match (head.get(9..12).and_then(|status| status.parse().ok()), value("content-length: ").parse::<usize>()) {
+            (Some(status), Ok(length)) if body.len() == length => {
+                Outcome::Answer { status, error: value("relay-error: "), body: body.to_owned() }
+            }
+            _ => Outcome::Cut(read),
+        }
+    }
+
     #[tokio::test]
     async fn that_is_told_to_stop_answers_what_is_under_way() {
         let mut server = RelayServer::spawn([""; 0]).await;
@@ -378,7 +503,7 @@ mod a_name {
                 (Ok(_), Ok(_)) => panic!("round {round}: both have {name}"),
                 (Err(a), Err(b)) => panic!("round {round}: nobody has {name}: {a}; {b}"),
             };
-            assert!(matches!(loser, ClientError::NameTaken(_)), "{loser:?}");
+            assert!(matches!(&loser, ClientError::NameTaken(why) if why.contains("is in use")), "{loser:?}");
             let mut http = world.http2(&world.host(&name)).await;
             for _ in 0..3 {
                 let request = http::Request::get(winner.1.url()).body(relay_tests::body::empty()).unwrap();

@@ -11,6 +11,7 @@ use relay_client::terminal::Event;
 use relay_client::{Client, ClientError, Observer, Tunnel, TunnelOptions};
 use relay_protocol::frame::{Frame, GoAway, SessionKind};
 use relay_protocol::message::{Bound, Hello, Payload, PublicName, Refusal, RequestHead, Welcome};
+use relay_tests::network::{Network, Way};
 use relay_tests::peer::{Socket, id};
 use relay_tests::{App, Process, RelayClient, RelayServer, Wire, within};
 use rustix::process::Signal;
@@ -224,73 +225,17 @@ mod a_link {
         assert!(resident < 30 << 10, "{resident} KiB, as built for debugging");
     }
 
-    /// A network of the client's own, in which its address can change.
-    struct Network {
-        name: String,
-        subnet: String,
-    }
-
-    impl Network {
-        /// Needs root, as network namespaces do.
-        fn new() -> Self {
-            let pid = std::process::id();
-            let network = Self { name: format!("relay{pid}"), subnet: format!("10.219.{}", pid % 250) };
-            let Self { name, subnet } = &network;
-            network.ip(&format!("netns add {name}"));
-            network.ip(&format!("link add rh{pid} type veth peer name rc{pid} netns {name}"));
-            network.ip(&format!("addr add {subnet}.1/24 dev rh{pid}"));
-            network.ip(&format!("link set rh{pid} up"));
-            network.inside(&format!("link set rc{pid} up"));
-            network
-        }
-
-        fn ip(&self, arguments: &str) {
-            assert!(self.try_ip(arguments), "ip {arguments}; this test needs root");
-        }
-
-        fn try_ip(&self, arguments: &str) -> bool {
-            let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
-            let mut command = std::process::Command::new("/bin/sh");
-            command.args(["-c", &format!("exec ip {arguments}")]).env("PATH", path);
-            command.status().is_ok_and(|status| status.success())
-        }
-
-        fn inside(&self, arguments: &str) {
-            self.ip(&format!("-n {} {arguments}", self.name));
-        }
-
-        /// The client's address is this and no other.
-        fn move_to(&self, last: u8) {
-            let (pid, subnet) = (std::process::id(), &self.subnet);
-            self.inside(&format!("addr flush dev rc{pid}"));
-            self.inside(&format!("addr add {subnet}.{last}/24 dev rc{pid}"));
-        }
-    }
-
-    impl Drop for Network {
-        fn drop(&mut self) {
-            // The pair of devices goes with it.
-            self.try_ip(&format!("netns del {}", self.name));
-        }
-    }
-
     #[tokio::test]
     async fn follows_the_machine_to_another_network() {
         let server = RelayServer::spawn([""; 0]).await;
         let token = server.token("moved").await;
         let network = Network::new();
-        network.move_to(2);
-        let cable = Cable::at(&format!("{}.1:0", network.subnet), server.https).await;
+        let cable = Cable::at(&format!("{}:0", network.here()), server.https).await;
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("app.sock");
         let _app = App::unix(&socket, |_| async { relay_tests::app::ok("ok") });
         let target = format!("unix:{}", socket.display());
-        let relay = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("relay");
-        let script = "PATH=$PATH:/usr/sbin:/sbin; exec ip netns exec \"$@\"";
-        let mut all = vec!["-c".to_owned(), script.to_owned(), "sh".to_owned(), network.name.clone()];
-        all.push(relay.display().to_string());
-        all.extend(arguments(&server, cable.addr, &token, &target, &[]));
-        let mut process = Process::spawn("/bin/sh", all).await;
+        let mut process = network.spawn("relay", arguments(&server, cable.addr, &token, &target, &[])).await;
         let ready = process.json().await;
         let host = ready["url"].as_str().unwrap().trim_start_matches("https://").to_owned();
         assert_eq!(get(&server, &host).await, 200);
@@ -306,6 +251,162 @@ mod a_link {
             assert!(back < Duration::from_secs(5), "{back:?}");
             assert_eq!(get(&server, &host).await, 200);
         }
+    }
+}
+
+/// The kernel's own firewall between client and relay: neither end is told.
+mod a_network {
+    use super::*;
+
+    /// A relay, and a client of it on another machine.
+    struct Apart {
+        server: RelayServer,
+        // It ends before its network does.
+        client: Process,
+        network: Network,
+        app: App,
+        host: String,
+        _dir: tempfile::TempDir,
+    }
+
+    impl Apart {
+        async fn new(relay: &[&str]) -> Self {
+            let network = Network::new();
+            let home = Arc::new(tempfile::tempdir().unwrap());
+            // A development certificate is for loopback only. This one is its own CA.
+            let ca = home.path().join("data/ca");
+            let made =
+                rcgen::generate_simple_self_signed(["relay.test".to_owned(), "*.relay.test".to_owned()]).unwrap();
+            std::fs::create_dir_all(&ca).unwrap();
+            let (cert, key) = (ca.join("ca.pem"), ca.join("key.pem"));
+            std::fs::write(&cert, made.cert.pem()).unwrap();
+            std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+            let (https, cert, key) = (format!("{}:0", network.here()), cert.to_str().unwrap(), key.to_str().unwrap());
+            let all = [&["--https", &https, "--cert", cert, "--key", key], relay].concat();
+            let server = RelayServer::spawn_in(home.clone(), all).await;
+            let token = server.token("apart").await;
+            // The service is on that machine, too.
+            let dir = tempfile::tempdir().unwrap();
+            let socket = dir.path().join("app.sock");
+            let app = App::unix(&socket, |_| async { relay_tests::app::ok("ok") });
+            let target = format!("unix:{}", socket.display());
+            let mut client = network.spawn("relay", arguments(&server, server.https, &token, &target, &[])).await;
+            let ready = client.json().await;
+            let host = ready["url"].as_str().unwrap().trim_start_matches("https://").to_owned();
+            assert_eq!(get(&server, &host).await, 200);
+            Self { server, client, network, app, host, _dir: dir }
+        }
+
+        async fn get(&self) -> u16 {
+            get(&self.server, &self.host).await
+        }
+    }
+
+    /// A router forgets a connection, in one direction or in both; new ones pass.
+    #[tokio::test]
+    async fn that_drops_a_connection_in_silence_costs_17_seconds_at_most() {
+        let cut = async |what: &str, ways: &[Way], in_the_gap: u16| {
+            let Apart { server, mut client, network, app, host, _dir } = Apart::new(&[]).await;
+            ways.iter().for_each(|way| network.drop_connection(*way, &client, server.https));
+            let since = Instant::now();
+            let back = async {
+                let lost = client.event("session.disconnected").await;
+                let noticed = since.elapsed();
+                client.event("session.reconnected").await;
+                (lost["reason"].as_str().unwrap().to_owned(), noticed, since.elapsed())
+            };
+            let (status, (reason, noticed, back)) = tokio::join!(get(&server, &host), back);
+            println!("dropped {what}: noticed after {noticed:.2?}, back after {back:.2?}: {reason}");
+            assert!(back < Duration::from_secs(17), "{what}: {back:?}");
+            assert_eq!(status, in_the_gap, "{what}: the request in the gap");
+            assert_eq!(get(&server, &host).await, 200, "{what}");
+            assert_eq!(app.requests(), 3, "{what}: each request has come once");
+        };
+        // What the client has not seen moves to the new link. What it has seen, and whose answer was lost, does not.
+        tokio::join!(
+            cut("both ways", &[Way::Out, Way::In], 200),
+            cut("towards the relay", &[Way::Out], 502),
+            cut("back", &[Way::In], 200),
+        );
+    }
+
+    /// Shorter than what the link survives: nothing is lost, and nobody is told of anything.
+    #[tokio::test]
+    async fn that_is_away_for_a_moment_delays_what_is_under_way() {
+        let mut apart = Apart::new(&[]).await;
+        apart.network.drop_all(Way::Out);
+        apart.network.drop_all(Way::In);
+        let since = Instant::now();
+        let heal = async {
+            sleep(Duration::from_secs(4)).await;
+            apart.network.heal();
+        };
+        let (status, ()) = tokio::join!(apart.get(), heal);
+        println!("a request into a gap of 4 s is answered after {:.2?}", since.elapsed());
+        assert_eq!((status, apart.app.requests()), (200, 2));
+        for _ in 0..2 {
+            assert_eq!(apart.client.json().await["event"], "exchange", "the session has lasted");
+        }
+    }
+
+    /// Longer than that: every request has its answer in time, and the client is back soon after the network is.
+    #[tokio::test]
+    async fn that_is_away_for_long_leaves_no_request_without_an_answer() {
+        let mut apart = Apart::new(&["--timeout", "8s"]).await;
+        apart.network.drop_all(Way::Out);
+        apart.network.drop_all(Way::In);
+        let since = Instant::now();
+        let mut seen = Vec::new();
+        while since.elapsed() < Duration::from_secs(22) {
+            let asked = Instant::now();
+            let answer = begin(&apart.server, &apart.host, "/").await.message().await.expect("an answer");
+            assert!(asked.elapsed() < Duration::from_secs(9), "{:?} with a deadline of 8 s", asked.elapsed());
+            let codes = answer.values("relay-error");
+            let code = codes.first().copied().unwrap_or_else(|| panic!("{}", answer.head)).to_owned();
+            assert!(code == "deadline" || answer.values("retry-after").len() == 1, "{}", answer.head);
+            seen.push((since.elapsed().as_secs(), answer.status(), code));
+        }
+        println!("away: {seen:?}");
+        assert_eq!((seen[0].1, seen[0].2.as_str()), (504, "deadline"));
+        let last = seen.last().unwrap();
+        assert_eq!((last.1, last.2.as_str()), (503, "client-offline"), "the relay has noticed");
+        assert_eq!(apart.app.requests(), 1, "nothing has come");
+        apart.network.heal();
+        let healed = Instant::now();
+        apart.client.event("session.reconnected").await;
+        println!("back {:.2?} after the network is, which was away for {:.0?}", healed.elapsed(), healed - since);
+        assert!(healed.elapsed() < Duration::from_secs(15), "{:?}", healed.elapsed());
+        assert_eq!(apart.get().await, 200);
+        // Of those that were given up in the meantime none comes late.
+        assert_eq!(apart.app.requests(), 2);
+    }
+
+    /// A firewall breaks off what the client says, and lets nobody in for a while. The relay believes in the old link all the
+    /// time, and gives the name back at once.
+    #[tokio::test]
+    async fn that_refuses_the_client_has_it_back_when_it_no_longer_does() {
+        let mut apart = Apart::new(&[]).await;
+        apart.network.refuse_all(Way::Out);
+        let refused = Instant::now();
+        let lost = async {
+            let lost = apart.client.event("session.disconnected").await;
+            let noticed = refused.elapsed();
+            assert!(noticed < Duration::from_secs(5), "{noticed:?}");
+            let retried = apart.client.event("session.disconnected").await;
+            assert!(retried["reason"].as_str().unwrap().contains("refused"), "{retried}");
+            apart.network.heal();
+            let healed = Instant::now();
+            apart.client.event("session.reconnected").await;
+            (lost["reason"].as_str().unwrap().to_owned(), noticed, healed.elapsed())
+        };
+        // What the relay sends is what the client's machine would acknowledge.
+        let (status, (reason, noticed, back)) = tokio::join!(get(&apart.server, &apart.host), lost);
+        println!("refused: noticed after {noticed:.2?} ({reason}), back {back:.2?} after the end of it");
+        assert!(back < Duration::from_secs(5), "{back:?}");
+        // Whether the client had read it before the link broke is the kernel's to decide; once is enough.
+        assert_eq!(apart.app.requests(), 2, "{status}");
+        assert!(matches!(status, 200 | 502), "{status}");
+        assert_eq!(apart.get().await, 200);
     }
 }
 
