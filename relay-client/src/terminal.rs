@@ -34,10 +34,20 @@
 //! On a terminal more than a person can follow is [summed up](crate::traffic), and the last line [says how things
 //! stand](crate::state_line): it is erased before other lines are written, and written again behind them.
 //!
+//! Several tunnels have a line each, and every exchange says which one it is about:
+//!
+//! ```text
+//! https://8k3jq0v5mwz2.relay.example  api     http://localhost:4000
+//! https://hooks.relay.example         web     http://localhost:3000
+//!
+//! 14:03:11 web     POST    /hooks?a=1                               200    12.3 ms
+//! ```
+//!
 //! Methods, paths and reasons come from strangers. Characters that could move the cursor, recolour
 //! the screen or reorder a line are escaped in both forms.
 
 use std::{
+    collections::BTreeSet,
     fmt::{self, Write as _},
     fs::File,
     io::{self, IsTerminal, Stderr, Stdout, Write},
@@ -355,6 +365,12 @@ pub struct Printer<O = Destination, E = Stderr> {
     err_buffer: Vec<u8>,
     clock: Clock,
     ready: bool,
+    /// The tunnels that there are, by what they are called.
+    tunnels: BTreeSet<String>,
+    /// Those that people have not been told of yet: they stand together.
+    fresh: Vec<Fresh>,
+    /// They have been told of one.
+    announced: bool,
     answers: Option<String>,
     url_only: bool,
     qr: bool,
@@ -368,6 +384,16 @@ pub struct Printer<O = Destination, E = Stderr> {
     stale: bool,
     /// The last line about a lost session, and the last detail of a failure: they are not said twice.
     said: (String, String),
+}
+
+/// A tunnel that is news.
+#[derive(Debug)]
+struct Fresh {
+    tunnel: String,
+    url: String,
+    upstream: String,
+    ca_file: Option<String>,
+    local_url: Option<String>,
 }
 
 impl Printer {
@@ -420,6 +446,9 @@ impl<O: Write, E: Write> Printer<O, E> {
             err_buffer: Vec::new(),
             clock: Clock::new(zone),
             ready: false,
+            tunnels: BTreeSet::new(),
+            fresh: Vec::new(),
+            announced: false,
             answers: None,
             url_only: false,
             qr: false,
@@ -459,7 +488,19 @@ impl<O: Write, E: Write> Printer<O, E> {
         if let Some(state) = &mut self.state {
             self.stale |= state.observe(now, event);
         }
-        self.ready |= matches!(event, Event::Ready { .. });
+        if !matches!(event, Event::Ready { .. }) {
+            self.announce();
+        }
+        match event {
+            Event::Ready { tunnel, .. } => {
+                self.ready = true;
+                self.tunnels.insert((*tunnel).to_owned());
+            }
+            Event::Closed { tunnel, .. } => {
+                self.tunnels.remove(*tunnel);
+            }
+            _ => {}
+        }
         match (self.output, event) {
             (_, Event::Heard { .. }) => {}
             (Output::Json, Event::Exchange { id, detail, .. }) if self.ready => {
@@ -475,18 +516,22 @@ impl<O: Write, E: Write> Printer<O, E> {
                     let _ = qr::write(&mut Text(&mut self.err_buffer), url, None, false);
                 }
             }
-            (Output::Text, Event::Ready { url, upstream, ca_file, local_url, .. }) => {
-                self.ready(url, upstream, *ca_file, *local_url);
-            }
-            (Output::Text, Event::Exchange { id, method, path, status, duration_ms, error, detail, .. }) => {
+            (Output::Text, Event::Ready { tunnel, url, upstream, ca_file, local_url, .. }) => self.fresh.push(Fresh {
+                tunnel: (*tunnel).to_owned(),
+                url: (*url).to_owned(),
+                upstream: (*upstream).to_owned(),
+                ca_file: ca_file.map(str::to_owned),
+                local_url: local_url.map(str::to_owned),
+            }),
+            (Output::Text, Event::Exchange { tunnel, id, method, path, status, duration_ms, error, detail }) => {
                 if self.has_line(*status, *error, Some(*duration_ms)) {
-                    self.line(second, method, path, *status, |out| duration(out, *duration_ms), *error);
+                    self.line(second, Some(tunnel), method, path, *status, |out| duration(out, *duration_ms), *error);
                     self.detail(second, id, *detail);
                 }
             }
             (Output::Text, Event::Request { id, method, path, status, headers, body, body_size, body_truncated }) => {
                 if self.has_line(*status, None, None) {
-                    self.line(second, method, path, *status, |out| size(out, *body_size), None);
+                    self.line(second, None, method, path, *status, |out| size(out, *body_size), None);
                     self.request(id, headers, *body, *body_size, *body_truncated);
                 }
             }
@@ -527,7 +572,7 @@ impl<O: Write, E: Write> Printer<O, E> {
 
     /// Whether there is something for [`Printer::flush`] to write.
     pub fn is_due(&self) -> bool {
-        self.stale || self.pending() > 0
+        self.stale || self.pending() > 0 || !self.fresh.is_empty()
     }
 
     /// Bytes formatted and not yet written.
@@ -545,6 +590,7 @@ impl<O: Write, E: Write> Printer<O, E> {
         if !self.is_due() {
             return Ok(());
         }
+        self.announce();
         let state = self.state_line();
         if self.pending() == 0 && state == self.drawn {
             return Ok(());
@@ -600,7 +646,18 @@ impl<O: Write, E: Write> Printer<O, E> {
         }
     }
 
-    fn ready(&mut self, url: &str, upstream: &str, ca: Option<&str>, local_url: Option<&str>) {
+    /// Tells people of the tunnels that are news.
+    fn announce(&mut self) {
+        let fresh = std::mem::take(&mut self.fresh);
+        if let ([only], ..=1) = (fresh.as_slice(), self.tunnels.len()) {
+            self.ready(only);
+            self.announced = true;
+        } else if !fresh.is_empty() {
+            self.ready_several(&fresh);
+        }
+    }
+
+    fn ready(&mut self, Fresh { url, upstream, ca_file, local_url, .. }: &Fresh) {
         let (bold, plain) = if self.style.colour { ("\x1b[1m", RESET) } else { ("", "") };
         let _ = writeln!(Text(&mut self.out_buffer), "{bold}{}{plain}", Shown(url));
         let out = &mut Text(if self.url_only { &mut self.err_buffer } else { &mut self.out_buffer });
@@ -611,31 +668,72 @@ impl<O: Write, E: Write> Printer<O, E> {
             Some(what) => writeln!(out, "  {}", Shown(what)),
             None => writeln!(out, "  forwards to {}", Shown(upstream)),
         };
-        if let Some(ca) = ca {
+        if let Some(ca) = ca_file {
             // The local URL, because not every resolver knows names below `.localhost`.
-            let url = local_url.unwrap_or(url);
+            let url = local_url.as_ref().unwrap_or(url);
             let _ = writeln!(out, "  curl --cacert {} {}/", Quoted(ca), Shown(url));
         }
         let _ = writeln!(out);
     }
 
+    /// A line each, and what goes for all of them.
+    fn ready_several(&mut self, fresh: &[Fresh]) {
+        let (bold, plain) = if self.style.colour { ("\x1b[1m", RESET) } else { ("", "") };
+        let label = self.label_columns();
+        let longest = fresh.iter().map(|fresh| fresh.url.chars().count()).max().unwrap_or(0);
+        for Fresh { tunnel, url, upstream, .. } in fresh {
+            let gap = longest.saturating_sub(url.chars().count());
+            let _ = write!(Text(&mut self.out_buffer), "{bold}{}{plain}", Shown(url));
+            if self.url_only {
+                self.out_buffer.push(b'\n');
+                let _ = writeln!(Text(&mut self.err_buffer), "{tunnel:<label$}  {}  {}", Shown(url), Shown(upstream));
+            } else {
+                let _ = writeln!(Text(&mut self.out_buffer), "{:gap$}  {tunnel:<label$}  {}", "", Shown(upstream));
+            }
+        }
+        let out = &mut Text(if self.url_only { &mut self.err_buffer } else { &mut self.out_buffer });
+        if self.qr {
+            for Fresh { tunnel, url, .. } in fresh {
+                let _ = writeln!(out, "\n{}", Shown(tunnel));
+                let _ = qr::write(out, url, self.style.columns, self.style.colour);
+            }
+        }
+        // Once, because there is one CA.
+        if !std::mem::replace(&mut self.announced, true) {
+            if let Some(Fresh { url, ca_file: Some(ca), .. }) = fresh.first() {
+                let _ = writeln!(out, "  curl --cacert {} {}/", Quoted(ca), Shown(url));
+            }
+            let _ = writeln!(out);
+        }
+    }
+
+    /// The width of what tells several tunnels apart.
+    fn label_columns(&self) -> usize {
+        self.tunnels.iter().map(String::len).max().unwrap_or(0).min(LABEL_MAX)
+    }
+
     /// A line about an exchange, whose `figure` fills ten columns.
+    #[expect(clippy::too_many_arguments, reason = "one for each column")]
     fn line(
         &mut self,
         second: i64,
+        tunnel: Option<&str>,
         method: &str,
         path: &str,
         status: Option<u16>,
         figure: impl FnOnce(&mut Text<'_>),
         error: Option<&str>,
     ) {
+        // Only where there are others.
+        let tunnel = tunnel.filter(|_| self.tunnels.len() > 1).map(|tunnel| (tunnel, self.label_columns()));
         let out = &mut Text(if self.url_only { &mut self.err_buffer } else { &mut self.out_buffer });
         // Either every line has the same width, or nothing is cut.
         let error_columns = error.map_or(0, |code| code.len() + 2);
-        let is_narrow = self.style.columns.is_some_and(|columns| columns < FIXED_COLUMNS + PATH_MIN);
+        let fixed = FIXED_COLUMNS + tunnel.map_or(0, |(_, width)| width + 1);
+        let is_narrow = self.style.columns.is_some_and(|columns| columns < fixed + PATH_MIN);
         let (width, cut) = match self.style.columns {
             Some(columns) => {
-                let fixed = if is_narrow { FIXED_COLUMNS - TIME_COLUMNS } else { FIXED_COLUMNS };
+                let fixed = if is_narrow { fixed - TIME_COLUMNS } else { fixed };
                 let width = columns.saturating_sub(fixed + error_columns).max(PATH_MIN);
                 (width, Some(width))
             }
@@ -643,6 +741,10 @@ impl<O: Write, E: Write> Printer<O, E> {
         };
         if !is_narrow {
             let _ = write!(out, "{} ", self.clock.at(second));
+        }
+        if let Some((tunnel, width)) = tunnel {
+            pad(out, &Shown(tunnel), width, Some(width));
+            out.push(' ');
         }
         pad(out, &Shown(method), 7, Some(METHOD_MAX));
         out.push(' ');
@@ -822,6 +924,8 @@ const TIME_COLUMNS: usize = 9;
 const PATH_MIN: usize = 12;
 /// The path's column where nothing is cut; longer paths push the rest to the right.
 const PATH_UNCUT: usize = 40;
+/// What a tunnel is called is cut to this.
+const LABEL_MAX: usize = 16;
 /// Methods longer than any registered one (RFC 9110, section 16.1) are cut.
 const METHOD_MAX: usize = 20;
 
@@ -1207,7 +1311,7 @@ mod tests {
         for event in events {
             printer.push_at(NOW, event);
         }
-        assert!(events.is_empty() || printer.pending() > 0);
+        assert!(events.is_empty() || printer.is_due());
         printer.flush().unwrap();
         assert_eq!(printer.pending(), 0);
         (String::from_utf8(printer.out).unwrap(), String::from_utf8(printer.err).unwrap())
@@ -1289,6 +1393,29 @@ mod tests {
         assert!(lines.next().unwrap().contains(" --- "));
         assert_eq!(lines.next(), None);
         assert_eq!(err, "14:03:11 connected again to https://relay.example after 1.2 s\n");
+    }
+
+    /// As [`READY`], of a tunnel of several.
+    fn one_of_several<'a>(tunnel: &'a str, url: &'a str, upstream: &'a str) -> Event<'a> {
+        let relay = "https://relay.example";
+        Event::Ready { tunnel, name: "n", url, upstream, relay, ca_file: Some("/ca.pem"), local_url: None }
+    }
+
+    #[test]
+    fn several_tunnels_stand_together_and_their_exchanges_apart() {
+        let api = one_of_several("api", "https://8k3jq0v5mwz2.relay.example", "http://localhost:4000");
+        let web = one_of_several("hooks", "https://hooks.relay.example", "http://localhost:3000");
+        let closed = Event::Closed { tunnel: "api", name: "n", url: "https://8k3jq0v5mwz2.relay.example", reason: "r" };
+        let again = one_of_several("api", "https://8k3jq0v5mwz2.relay.example", "http://localhost:5000");
+        let events = [api, web, exchange("POST", "/a", Some(200)), again, closed, exchange("POST", "/b", Some(200))];
+        let (out, _) = print(Output::Text, Style::default(), &events);
+        let lines: Vec<_> = out.lines().collect();
+        assert_eq!(lines[0], "https://8k3jq0v5mwz2.relay.example  api    http://localhost:4000");
+        assert_eq!(lines[1], "https://hooks.relay.example         hooks  http://localhost:3000");
+        assert_eq!(lines[2..4], ["  curl --cacert /ca.pem https://8k3jq0v5mwz2.relay.example/", ""]);
+        assert!(lines[4].starts_with("14:03:11 hooks POST    /a "), "{}", lines[4]);
+        assert_eq!(lines[5], "https://8k3jq0v5mwz2.relay.example  api    http://localhost:5000");
+        assert!(lines[6].starts_with("14:03:11 POST    /b "), "alone again: {}", lines[6]);
     }
 
     #[test]

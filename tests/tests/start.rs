@@ -158,6 +158,14 @@ mod tunnels_of_a_file {
         assert_eq!(client.event("exchange").await["tunnel"], "web");
         assert_eq!(get(&relay, &urls["api"]).await.code(), 200);
         assert_eq!(client.event("exchange").await["tunnel"], "api");
+        let file = project.home.path().join("ready");
+        within("the file of both", async {
+            while !file.exists() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        assert_eq!(std::fs::read_to_string(&file).unwrap().lines().count(), 2);
         assert_eq!(format!("https://{}", two.only().header("host")), urls["api"], "its own keys hold");
         let metrics = relay.get_admin("/metrics").await;
         assert!(metrics.text().lines().any(|line| line.ends_with("sessions 1")), "{}", metrics.text());
@@ -184,6 +192,24 @@ mod tunnels_of_a_file {
         let mut client = project.start(&["--url-only"]).await;
         let lines = [client.line().await.unwrap(), client.line().await.unwrap()];
         assert_eq!(lines, [url(&relay, "hooks"), url(&relay, "w")]);
+        client.terminate().await;
+
+        let mut client = project.start(&["--plain"]).await;
+        let lines = [client.line().await.unwrap(), client.line().await.unwrap()];
+        let port = relay.https.port();
+        let expected = [
+            format!("https://hooks.relay.test:{port}  web     http://{}", app.addr()),
+            format!("https://w.relay.test:{port}      worker  http://{}", app.addr()),
+        ];
+        assert_eq!(lines, expected);
+        get(&relay, &url(&relay, "w")).await;
+        let exchange = loop {
+            let line = client.line().await.unwrap();
+            if line.contains(" GET ") {
+                break line;
+            }
+        };
+        assert!(exchange.contains(" worker GET     / "), "{exchange}");
         client.terminate().await;
     }
 
@@ -397,6 +423,9 @@ mod a_file_that_changes {
         let (home, https) = (relay.process.home().clone(), relay.https.to_string());
         relay.process.kill().await;
         client.event("session.disconnected").await;
+        // Several changes, of which the last one counts.
+        project.write(&[("gone", &table(&one, "gone")), ("stays", &table(&one, "other"))]);
+        client.error_line("was read again").await;
         project.write(&[("new", &table(&two, "new")), ("stays", &table(&two, "stays"))]);
         assert_eq!(client.event("tunnel.closed").await["tunnel"], "gone");
         let relay = RelayServer::spawn_in(home, ["--https", https.as_str()]).await;

@@ -266,13 +266,16 @@ impl Tunnels {
         Ok(())
     }
 
-    /// Asks for what is wanted and not given. What changes on this machine alone changes at once.
+    /// Asks for what is wanted and not given, once there is a session. What changes on this machine alone changes at once.
     pub(super) fn settle(
         &mut self,
         client: &Client,
         link: Option<&Link>,
         observer: &mut dyn Observer,
     ) -> Result<(), ClientError> {
+        if link.is_none() {
+            return Ok(());
+        }
         for at in 0..self.held.len() {
             let Some(held) = self.held.get_mut(at).filter(|held| held.asked.is_none() && held.rests.is_none()) else {
                 continue;
@@ -285,13 +288,12 @@ impl Tunnels {
                     Arc::make_mut(&mut self.routes).insert(given.number, Arc::new(upstream));
                     client.announce(&given.options, &given.public, observer);
                 }
-                _ if link.is_some() => {
+                _ => {
                     if let Some(asked) = self.held.get(at).map(|held| self.ask(held, client)) {
                         self.next = asked.number.saturating_add(1);
                         self.send_ask(at, asked, link);
                     }
                 }
-                _ => {}
             }
         }
         Ok(())
