@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use relay_server::Relay;
-use relay_server::config::{CertificateSource, Config, HttpMode, Limits};
+use relay_server::config::Config;
 use relay_server::log::AccessLog;
 use relay_server::store::{NewToken, TokenLimits, unix_now};
 use tokio_util::sync::CancellationToken;
@@ -95,17 +95,10 @@ pub async fn run(
 fn config(settings: &DevSettings, name: &str) -> Config {
     let dir = settings.data_dir.clone().unwrap_or_else(default_dir);
     Config {
-        domain: DOMAIN.to_owned(),
         https: Some(settings.https.unwrap_or(HTTPS)),
         http: None,
-        http_mode: HttpMode::Redirect,
-        admin: None,
-        public_port: None,
-        data_dir: None,
-        certificate: CertificateSource::Development { dir: dir.join("ca") },
-        trusted_proxies: Vec::new(),
         localhost_tunnel: Some(name.to_owned()),
-        limits: Limits::default(),
+        ..Config::on_loopback(DOMAIN, dir.join("ca"))
     }
 }
 

@@ -188,6 +188,13 @@ impl Target {
         self
     }
 
+    /// Dials without a proxy, whatever the environment says.
+    #[must_use]
+    pub fn unproxied(mut self) -> Self {
+        self.proxies = None;
+        self
+    }
+
     /// The way to another URL with the same trust and by the same detours, as to a tunnel of this relay.
     ///
     /// # Errors

@@ -228,7 +228,7 @@ fn exit_of(error: &ClientError) -> Exit {
         ClientError::NameLost(_) => Exit::NameLost,
         ClientError::Unreachable(_) => Exit::Unreachable,
         ClientError::GaveUp { .. } => Exit::GaveUp,
-        ClientError::Refused(_) | ClientError::PublicUrl(_) => Exit::Failed,
+        _ => Exit::Failed,
     }
 }
 

@@ -100,6 +100,10 @@ impl Service {
         Self { name, handler: Arc::new(handler) }
     }
 
+    pub(crate) fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// Answers one request.
     pub(crate) async fn answer(&self, request: Request<Body>) -> Response<Body> {
         (self.handler)(request).await

@@ -58,6 +58,7 @@ const MOST_STREAMS: u32 = 2 * MOST_EXCHANGES as u32;
 
 /// Why there is no session.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ConnectError {
     /// The relay is not reached.
     #[error(transparent)]

@@ -37,6 +37,31 @@ pub struct Config {
     pub limits: Limits,
 }
 
+impl Config {
+    /// A relay on this machine alone, as tests want it: HTTPS and plain HTTP on free ports of 127.0.0.1, everything
+    /// kept in memory, and a certificate of a development CA that is made in `directory`, or found there. Plain HTTP
+    /// serves tunnels, too: callers that cannot be made to trust the CA name the tunnel in `Host`.
+    ///
+    /// Below `localhost` every domain is this machine (RFC 6761, section 6.3), so that with `relay.localhost` our client
+    /// needs no other address.
+    pub fn on_loopback(domain: impl Into<String>, directory: impl Into<PathBuf>) -> Self {
+        let free = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+        Self {
+            domain: domain.into(),
+            https: free,
+            http: free,
+            http_mode: HttpMode::Serve,
+            admin: None,
+            public_port: None,
+            data_dir: None,
+            certificate: CertificateSource::Development { dir: directory.into() },
+            trusted_proxies: Vec::new(),
+            localhost_tunnel: None,
+            limits: Limits::default(),
+        }
+    }
+}
+
 /// Where the certificate comes from.
 #[derive(Clone, Debug)]
 pub enum CertificateSource {

@@ -6,17 +6,28 @@
 //!                     └─ certs   └─ store: tokens and names
 //! ```
 //!
-//! Programs that embed it, as `relay dev` and tests do, use [`Relay`]: bind, then run until a future ends.
+//! A test embeds it by [`Relay::start`]; programs that want a say in how it ends use [`Relay::bind`] and [`Relay::run`].
+//!
+//! What the documentation does not show is the `relay-server` program's own, and may change with every version.
 
+#[doc(hidden)]
 pub mod admin;
+#[doc(hidden)]
 pub mod certs;
 pub mod config;
+#[doc(hidden)]
 pub mod control;
+#[doc(hidden)]
 pub mod edge;
 pub mod log;
+mod running;
+#[doc(hidden)]
 pub mod session;
 pub mod store;
+#[doc(hidden)]
 pub mod token_cli;
+
+pub use self::running::RunningRelay;
 
 use std::io;
 use std::net::SocketAddr;
@@ -364,19 +375,7 @@ mod tests {
     /// A relay on free ports of loopback, whose data is gone with it.
     pub(crate) async fn relay(ca: &std::path::Path) -> Relay {
         let free = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
-        let config = Config {
-            domain: "relay.test".to_owned(),
-            https: free,
-            http: free,
-            http_mode: config::HttpMode::Redirect,
-            admin: free,
-            public_port: None,
-            data_dir: None,
-            certificate: CertificateSource::Development { dir: ca.to_owned() },
-            trusted_proxies: Vec::new(),
-            localhost_tunnel: None,
-            limits: Limits::default(),
-        };
+        let config = Config { admin: free, ..Config::on_loopback("relay.test", ca) };
         Relay::bind(config, AccessLog::off()).await.unwrap()
     }
 

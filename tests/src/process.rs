@@ -356,25 +356,29 @@ pub async fn command(binary: &str, home: &Path) -> Command {
     command
 }
 
-/// The path of one of our binaries.
+/// The path of one of our binaries, or of an example: `examples/http`.
 pub async fn binary(name: &str) -> PathBuf {
-    binaries().await.join(name)
+    static EXAMPLES: OnceCell<PathBuf> = OnceCell::const_new();
+    match name.starts_with("examples/") {
+        true => EXAMPLES.get_or_init(|| build("--examples")).await.join(name),
+        false => binaries().await.join(name),
+    }
 }
 
 /// Where the binaries are, built from what is there now. Cargo itself sees to it that this costs nothing where they
 /// are, and that two test programs do not do it at once.
 async fn binaries() -> &'static Path {
     static BINARIES: OnceCell<PathBuf> = OnceCell::const_new();
-    BINARIES.get_or_init(build).await
+    BINARIES.get_or_init(|| build("--bins")).await
 }
 
-async fn build() -> PathBuf {
+async fn build(what: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a test has a program");
     // target/<profile>/deps/<test>
     let profile = test.ancestors().nth(2).expect("it is in a target directory").to_owned();
     let target = profile.parent().expect("it is in a target directory");
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
-    cargo.args(["build", "--quiet", "--workspace", "--bins"]).env("CARGO_TARGET_DIR", target);
+    cargo.args(["build", "--quiet", "--workspace", what]).env("CARGO_TARGET_DIR", target);
     cargo.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
     match profile.file_name().and_then(OsStr::to_str) {
         None | Some("debug") => {}

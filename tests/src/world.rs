@@ -15,7 +15,7 @@ use relay_client::address::UpstreamAddr;
 use relay_client::dial::{Target, Trust};
 use relay_client::{Client, Tunnel, TunnelOptions};
 use relay_server::Relay;
-use relay_server::config::{CertificateSource, Config, HttpMode, Limits};
+use relay_server::config::{Config, HttpMode};
 use relay_server::log::AccessLog;
 use relay_server::store::{NewToken, Store, TokenLimits, unix_now};
 use rustls::pki_types::pem::PemObject;
@@ -64,17 +64,10 @@ impl World {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let free = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
         let mut config = Config {
-            domain: DOMAIN.to_owned(),
-            https: free,
-            http: free,
             http_mode: HttpMode::Redirect,
             admin: free,
-            public_port: None,
             data_dir: Some(dir.path().join("data")),
-            certificate: CertificateSource::Development { dir: dir.path().join("ca") },
-            trusted_proxies: Vec::new(),
-            localhost_tunnel: None,
-            limits: Limits::default(),
+            ..Config::on_loopback(DOMAIN, dir.path().join("ca"))
         };
         change(&mut config);
         let (running, ca) = Running::start(config.clone()).await;

@@ -70,6 +70,7 @@ impl TunnelOptions {
 
 /// Why a client stopped.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ClientError {
     /// The relay does not accept the token, or no longer does.
     #[error("{0}")]
