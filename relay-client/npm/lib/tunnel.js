@@ -8,6 +8,7 @@
 
 const { spawn } = require("node:child_process");
 const { createInterface } = require("node:readline");
+const { inspect } = require("node:util");
 const { RelayError, TimedOut, ofExit } = require("./errors.js");
 const { program } = require("./program.js");
 
@@ -23,75 +24,78 @@ const LEAVE = 2_000;
 /** Node.js 18 has no `await using` yet, but whoever compiles it down needs the symbol to be the same. */
 Symbol.asyncDispose ??= Symbol("Symbol.asyncDispose");
 
-async function tunnel(target, options = {}) {
-  const opened = new Tunnel(target, options);
-  try {
-    await opened._wait(() => opened._ready ?? opened._error, options.readyWithin ?? 30_000);
-  } finally {
-    if (!opened._ready) await opened.close();
-  }
-  if (opened._ready) return opened;
-  const last = opened._said.at(-1);
-  throw opened._error ?? new TimedOut(`no tunnel after ${options.readyWithin ?? 30_000} ms${last ? `: ${last}` : ""}`);
-}
+const tunnel = (target, options = {}) => Tunnel.open(target, options);
 
 class Tunnel {
-  constructor(target, options) {
-    this._ready = null;
-    this._exchanges = [];
-    this._said = [];
-    this._error = null;
-    this._closing = false;
-    this._ended = false;
-    /** Those who wait, each to be told of every change. */
-    this._waiting = new Set();
+  #process;
+  /** The event `tunnel.ready`. */
+  #ready = null;
+  #exchanges = [];
+  #said = [];
+  #closing = false;
+  #ended = false;
+  /** Why it has ended, where nobody has asked it to. */
+  #error = null;
+  /** Those who wait, each to be told of every change. */
+  #waiting = new Set();
 
-    this._process = spawn(program(), commandLine(target, options), {
+  static async open(target, options) {
+    const { readyWithin = 30_000 } = options;
+    const opened = new Tunnel(target, options);
+    await opened.#wait(() => opened.#ready ?? opened.#error, readyWithin);
+    if (opened.#ready) return opened;
+    await opened.close();
+    const last = opened.#said.at(-1);
+    throw opened.#error ?? new TimedOut(`no tunnel after ${readyWithin} ms${last ? `: ${last}` : ""}`);
+  }
+
+  constructor(target, options) {
+    this.#process = spawn(program(), commandLine(target, options), {
       env: environment(options),
       stdio: ["ignore", "pipe", "pipe"],
       // Ctrl-C is for this process, which may need the tunnel while it cleans up.
       detached: true,
       windowsHide: true,
     });
-    this._process.on("error", (error) => this._end(new RelayError(`the relay client: ${error.message}`)));
-    this._process.on("close", (code, signal) => this._end(ofExit(code, signal, this._said)));
-    createInterface({ input: this._process.stdout, crlfDelay: Infinity }).on("line", (line) => this._take(line));
-    createInterface({ input: this._process.stderr, crlfDelay: Infinity }).on("line", (line) => {
-      this._said.push(line);
-      if (this._said.length > SAID) this._said.shift();
+    this.#process.on("error", (error) => this.#end(new RelayError(`the relay client: ${error.message}`)));
+    this.#process.on("close", (code, signal) => this.#end(ofExit(code, signal, this.#said)));
+    createInterface({ input: this.#process.stdout, crlfDelay: Infinity }).on("line", (line) => this.#take(line));
+    createInterface({ input: this.#process.stderr, crlfDelay: Infinity }).on("line", (line) => {
+      this.#said.push(line);
+      if (this.#said.length > SAID) this.#said.shift();
     });
   }
 
   get url() {
-    return this._ready.url;
+    return this.#ready.url;
   }
 
   get name() {
-    return this._ready.name;
+    return this.#ready.name;
   }
 
   get upstream() {
-    return this._ready.upstream;
+    return this.#ready.upstream;
   }
 
   get relay() {
-    return this._ready.relay;
+    return this.#ready.relay;
   }
 
   get caFile() {
-    return this._ready.ca_file;
+    return this.#ready.ca_file;
   }
 
   get pid() {
-    return this._process.pid;
+    return this.#process.pid;
   }
 
   get error() {
-    return this._error;
+    return this.#error;
   }
 
   get exchanges() {
-    return [...this._exchanges];
+    return [...this.#exchanges];
   }
 
   async waitFor(wanted = {}) {
@@ -100,69 +104,73 @@ class Tunnel {
       isPath(exchange.path, path) &&
       (method === undefined || exchange.method === method) &&
       (status === undefined || exchange.status === status);
-    const find = () => this._exchanges.slice(this._exchanges.indexOf(after) + 1).find(fits);
+    const find = () => this.#exchanges.slice(this.#exchanges.indexOf(after) + 1).find(fits);
 
-    await this._wait(() => find() ?? (this._ended || this._closing), timeout);
+    await this.#wait(() => find() ?? (this.#ended || this.#closing), timeout);
     const found = find();
     if (found) return found;
-    if (this._error) throw this._error;
-    if (this._ended || this._closing) throw new RelayError("the tunnel is closed");
+    if (this.#error) throw this.#error;
+    if (this.#ended || this.#closing) throw new RelayError("the tunnel is closed");
     const what = [method, path, status].filter((part) => part !== undefined).join(" ") || "request";
-    const last = this._exchanges.slice(-5).map((exchange) => `${exchange.method} ${exchange.path} ${exchange.status}`);
+    const last = this.#exchanges.slice(-5).map((exchange) => `${exchange.method} ${exchange.path} ${exchange.status}`);
     throw new TimedOut(
       `no ${what} within ${timeout} ms; ${last.length ? `the last were: ${last.join(", ")}` : "there was none"}`,
     );
   }
 
   async close() {
-    this._closing = true;
-    this._changed();
-    if (this._ended) return;
-    this._process.kill("SIGTERM");
-    if (await this._wait(() => this._ended, LEAVE)) return;
-    this._process.kill("SIGKILL");
-    await this._wait(() => this._ended);
+    this.#closing = true;
+    this.#changed();
+    if (this.#ended) return;
+    this.#process.kill("SIGTERM");
+    if (await this.#wait(() => this.#ended, LEAVE)) return;
+    this.#process.kill("SIGKILL");
+    await this.#wait(() => this.#ended);
   }
 
   [Symbol.asyncDispose]() {
     return this.close();
   }
 
-  _take(line) {
+  [inspect.custom]() {
+    return `Tunnel { ${this.url} }`;
+  }
+
+  #take(line) {
     const event = parse(line);
-    if (event?.event === "tunnel.ready") this._ready = event;
+    if (event?.event === "tunnel.ready") this.#ready = event;
     if (event?.event === "exchange") {
       const { id, method, path, status, duration_ms: durationMs, error } = event;
-      this._exchanges.push(Object.freeze({ id, method, path, status, durationMs, error }));
-      if (this._exchanges.length > KEPT) this._exchanges.shift();
+      this.#exchanges.push(Object.freeze({ id, method, path, status, durationMs, error }));
+      if (this.#exchanges.length > KEPT) this.#exchanges.shift();
     }
-    this._changed();
+    this.#changed();
   }
 
-  _end(error) {
-    if (this._ended) return;
-    this._ended = true;
-    if (!this._closing) this._error = error;
-    this._changed();
+  #end(error) {
+    if (this.#ended) return;
+    this.#ended = true;
+    if (!this.#closing) this.#error = error;
+    this.#changed();
   }
 
-  _changed() {
-    for (const look of this._waiting) look();
+  #changed() {
+    for (const look of this.#waiting) look();
   }
 
   /** Waits until `condition` holds, for `timeout` milliseconds at most, and returns whether it does. */
-  _wait(condition, timeout) {
+  #wait(condition, timeout) {
     return new Promise((resolve) => {
       let timer;
       const done = (held) => {
         clearTimeout(timer);
-        this._waiting.delete(look);
+        this.#waiting.delete(look);
         resolve(held);
       };
       const look = () => {
         if (condition()) done(true);
       };
-      this._waiting.add(look);
+      this.#waiting.add(look);
       if (timeout !== undefined) timer = setTimeout(done, timeout, false);
       look();
     });

@@ -10,6 +10,7 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { after, before, describe, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
+import { inspect } from "node:util";
 import * as relay from "relay-tunnel";
 
 import { closedPort, echo, isRunning, post, way } from "./support.mjs";
@@ -41,6 +42,7 @@ test("a webhook reaches the service", async () => {
   assert.ok(exchange.id && exchange.durationMs > 0);
   assert.equal(t.name, "node");
   assert.match(t.url, /^https:\/\/node\./);
+  assert.equal(inspect(t), `Tunnel { ${t.url} }`);
   assert.deepEqual([t.upstream, t.relay, t.error], [`http://localhost:${app.port}`, way.relay, null]);
   await t.close();
   await t.close();
