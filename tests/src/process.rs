@@ -238,6 +238,15 @@ impl RelayServer {
 
     /// As [`RelayServer::spawn`], with the data that another one has left in `home`.
     pub async fn spawn_in<S: AsRef<str>>(home: Arc<TempDir>, arguments: impl IntoIterator<Item = S>) -> Self {
+        Self::spawn_with(home, arguments, &[]).await
+    }
+
+    /// As [`RelayServer::spawn_in`], with these variables.
+    pub async fn spawn_with<S: AsRef<str>>(
+        home: Arc<TempDir>,
+        arguments: impl IntoIterator<Item = S>,
+        variables: &[(&str, &str)],
+    ) -> Self {
         let data = home.path().join("data");
         let given: Vec<String> = arguments.into_iter().map(|argument| argument.as_ref().to_owned()).collect();
         let shown = data.display().to_string();
@@ -255,7 +264,7 @@ impl RelayServer {
             }
         }
         all.extend(given);
-        let mut process = Process::spawn_in(home, "relay-server", &all, &[]).await;
+        let mut process = Process::spawn_in(home, "relay-server", &all, variables).await;
         let line = process.error_line("the relay is ready").await;
         let (url, https, http, admin) = if line.starts_with('{') {
             let ready: Value = serde_json::from_str(&line).expect("JSON logs");

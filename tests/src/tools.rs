@@ -270,6 +270,20 @@ fn installed(name: &str) -> PathBuf {
     if file.exists() { file } else { missing(&file.display().to_string()) }
 }
 
+/// The variables with which a program's clock shows what `clock` says, such as `+1y`, also when the file changes while it
+/// runs. The clock that nobody can set is left as it is.
+pub fn faketime(clock: &Path) -> [(&'static str, String); 4] {
+    let dirs = std::fs::read_dir("/usr/lib").into_iter().flatten().filter_map(|dir| Some(dir.ok()?.path()));
+    let library = dirs.map(|dir| dir.join("faketime/libfaketime.so.1")).find(|library| library.exists());
+    let library = library.unwrap_or_else(|| missing("libfaketime"));
+    [
+        ("LD_PRELOAD", library.display().to_string()),
+        ("FAKETIME_TIMESTAMP_FILE", clock.display().to_string()),
+        ("FAKETIME_NO_CACHE", "1".to_owned()),
+        ("DONT_FAKE_MONOTONIC", "1".to_owned()),
+    ]
+}
+
 fn missing(what: &str) -> ! {
     panic!("{what} is missing: run tests/run, which installs it (tests/run --install does only that)")
 }

@@ -410,6 +410,55 @@ mod a_network {
     }
 }
 
+/// The clock on the wall, which somebody sets. What lasts for some time is counted by one that nobody can.
+mod a_clock {
+    use super::*;
+
+    #[tokio::test]
+    async fn that_jumps_ends_no_session_and_moves_no_deadline() {
+        let home = Arc::new(tempfile::tempdir().unwrap());
+        let clock = home.path().join("clock");
+        std::fs::write(&clock, "+0").unwrap();
+        let variables = relay_tests::tools::faketime(&clock);
+        let variables = variables.each_ref().map(|(name, value)| (*name, value.as_str()));
+        let mut server = RelayServer::spawn_with(home.clone(), ["--timeout", "1s"], &variables).await;
+        let token = server.token("jumps").await;
+        let app = App::serve(|request| async move {
+            match request.uri().path() {
+                "/never" => std::future::pending().await,
+                _ => relay_tests::app::ok("ok"),
+            }
+        })
+        .await;
+        let all = arguments(&server, server.https, &token, &app.addr().to_string(), &[]);
+        let mut client = Process::spawn_in(home, "relay", all, &variables).await;
+        let ready = client.json().await;
+        let host = ready["url"].as_str().unwrap().trim_start_matches("https://").to_owned();
+
+        let mut years = Vec::new();
+        for (round, set) in ["+0", "+2y", "-2y", "+5m", "-5m", "+0"].into_iter().enumerate() {
+            let mut waiting = begin(&server, &host, "/never").await;
+            let since = Instant::now();
+            app.reached(2 * round + 1).await;
+            std::fs::write(&clock, set).unwrap();
+            let answer = waiting.message().await.unwrap();
+            let waited = since.elapsed();
+            assert_eq!((answer.status(), answer.values("relay-error")), (504, vec!["deadline"]), "{set}");
+            assert!(Duration::from_millis(900) < waited && waited < Duration::from_secs(4), "{set}: {waited:?}");
+            assert_eq!(get(&server, &host).await, 200, "{set}");
+            for _ in 0..2 {
+                assert_eq!(client.json().await["event"], "exchange", "{set}: the session lasts");
+            }
+            // The relay's log tells what its clock shows.
+            server.process.error_line("504").await;
+            let line = server.process.error_line("exchange").await;
+            let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+            years.push(line["timestamp"].as_str().unwrap()[..4].parse::<u32>().unwrap());
+        }
+        assert!(years[2] < years[0] && years[0] < years[1], "the clock did jump: {years:?}");
+    }
+}
+
 mod a_relay {
     use super::*;
 
