@@ -127,9 +127,15 @@ impl Link {
         self.with(|mux| mux.go_away(reason, drain, text));
     }
 
-    /// Asks the peer for a sign of life now.
-    pub fn ping(&self) {
-        self.with(|mux| mux.ping(Instant::now().into_std()));
+    /// Asks the peer for a sign of life now. The number of this ping, for [`Self::is_answered`].
+    pub fn ping(&self) -> u64 {
+        self.with(|mux| mux.ping(Instant::now().into_std()))
+    }
+
+    /// Whether the peer has answered a ping, or a later one. It has then taken in every session message that was queued
+    /// before it.
+    pub fn is_answered(&self, ping: u64) -> bool {
+        self.lock().mux.is_answered(ping)
     }
 
     /// Whether the peer gives a sign of life within `patience`.

@@ -10,7 +10,7 @@ use relay_protocol::frame::{Frame, GoAway, Reset};
 use relay_protocol::message::{Resume, TunnelSpec, Welcome};
 use relay_server::store::TokenLimits;
 use relay_tests::body::{empty, full};
-use relay_tests::peer::{Opened, Socket, connect_on, head, id, sessions, spec};
+use relay_tests::peer::{Opened, Socket, connect_on, head, id, resuming, sessions, spec};
 use relay_tests::process::run;
 use relay_tests::{Answer, World, within};
 use tokio::task::JoinHandle;
@@ -149,13 +149,53 @@ mod keys {
         assert!(!guessed.resumed);
         assert_eq!(refusals(&guessed), ["name-in-use"]);
 
-        let (new, _) = resume(&world, &mine, &first, 0, &["hooks"]).await;
+        let (mut new, _) = resume(&world, &mine, &first, 0, &["hooks"]).await;
         assert_eq!(within("the old one's end", old).await.unwrap(), Some(GoAway::Replaced));
+        // What it has sent tells that its Welcome has arrived.
+        serves(&world, &mut new).await;
         let new = live(new);
         let (_, again) = begin(&world, &mine, Some(with(&first, 0)), &["hooks"]).await;
         assert!(!again.resumed);
         assert_eq!(refusals(&again), ["name-in-use"]);
         assert!(!new.is_finished());
+    }
+
+    /// A client that lost its link again before the Welcome was there has no other key.
+    #[tokio::test]
+    async fn serve_again_where_the_welcome_did_not_arrive() {
+        let world = patient().await;
+        let limits = TokenLimits { max_tunnels: 1, max_names: 1, max_sessions: 1 };
+        let (token, _) = world.token_with(|new| new.limits = limits).await;
+        for alive in [true, false] {
+            let (mut old, first) = begin(&world, &token, None, &["hooks"]).await;
+            let (lost, answer) = posted(&world, &mut old, "hello").await;
+            let again = || resuming(Some(with(&first, lost.stream - 1)), specs(&["hooks"]));
+            let mut deaf = Vec::new();
+            for _ in 0..2 {
+                let mut socket = connect(&world, &token).await;
+                socket.send(&[again()]).await;
+                // Everything has come as far as here, and nobody has said so.
+                within("the request", async { while !matches!(socket.next().await, Some(Frame::Open { .. })) {} })
+                    .await;
+                deaf.push(socket);
+            }
+            drop(old);
+            if !alive {
+                deaf.clear();
+                sessions(&world, 0).await;
+            }
+            let (mut new, _) = resume(&world, &token, &first, lost.stream - 1, &["hooks"]).await;
+            let moved = within("the request", new.opened()).await;
+            assert_eq!(moved.head.id, lost.head.id);
+            new.answer(moved.stream, "moved").await;
+            assert_eq!(answered(answer).await.text(), "moved");
+            serves(&world, &mut new).await;
+            let mut late = connect(&world, &token).await;
+            late.send(&[again()]).await;
+            assert_eq!(within("a refusal", late.farewell()).await, Some(GoAway::Limit), "the key was used up");
+            drop((new, late, deaf));
+            sessions(&world, 0).await;
+        }
     }
 
     #[tokio::test]

@@ -196,6 +196,8 @@ pub struct Mux {
     pinged: Option<Ping>,
     last_ping: Instant,
     ping_count: u64,
+    /// The last ping that was answered.
+    answered: u64,
     rtt: Option<Duration>,
     /// No streams are opened any more.
     draining: Option<Ended>,
@@ -276,6 +278,7 @@ impl Mux {
             pinged: None,
             last_ping: now,
             ping_count: 0,
+            answered: 0,
             rtt: None,
             draining: None,
             peer_drains: false,
@@ -369,6 +372,7 @@ impl Mux {
             }
             Frame::Pong(nonce) => {
                 if let Some(ping) = self.pinged.take_if(|ping| ping.nonce == nonce) {
+                    self.answered = nonce;
                     let rtt = now.saturating_duration_since(ping.sent);
                     self.rtt = Some(self.rtt.map_or(rtt, |best| best.min(rtt)));
                     self.seen = self.seen.max(ping.told);
@@ -726,12 +730,19 @@ impl Mux {
         }
     }
 
-    /// Asks the peer for a sign of life now.
-    pub fn ping(&mut self, now: Instant) {
+    /// Asks the peer for a sign of life now. The number of this ping, for [`Self::is_answered`].
+    pub fn ping(&mut self, now: Instant) -> u64 {
         self.ping_count += 1;
         self.pinged = Some(Ping { nonce: self.ping_count, sent: now, told: None });
         self.last_ping = now;
         self.control.ping = Some(self.ping_count);
+        self.ping_count
+    }
+
+    /// Whether the peer has answered a ping, or a later one. It has then taken in every session message that was queued
+    /// before it.
+    pub const fn is_answered(&self, ping: u64) -> bool {
+        self.answered >= ping
     }
 
     /// Asks the peer for a sign that it has got a stream, where it has given none yet: see [`Self::has_seen`].

@@ -403,7 +403,7 @@ async fn come_back(shared: &Shared, lost: &Tunnel, id: StreamId, deadline: Insta
     }
     let until = deadline.min(Instant::now() + shared.limits.client_wait);
     let tunnel = shared.registry.wait(&lost.name, until, shared.limits.client_waiters as u64).await?;
-    let unseen = tunnel.resumed.is_some_and(|resumed| resumed.from == lost.session && resumed.last_stream < id.get());
+    let unseen = tunnel.resumed.as_ref().is_some_and(|resumed| resumed.is_unseen(lost.session, id.get()));
     unseen.then_some(tunnel)
 }
 

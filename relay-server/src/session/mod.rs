@@ -12,8 +12,8 @@ mod seats;
 
 use std::net::IpAddr;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -58,6 +58,15 @@ struct Live {
     token: TokenId,
     link: Link,
     seat: Arc<Seat>,
+    welcomed: Welcomed,
+}
+
+/// The ping behind a session's Welcome, once there is one. Its answer says that the Welcome has arrived, and with it the
+/// key for the next time.
+type Welcomed = Arc<OnceLock<u64>>;
+
+fn is_heard(link: &Link, welcomed: &Welcomed) -> bool {
+    welcomed.get().is_some_and(|ping| link.is_answered(*ping))
 }
 
 impl Sessions {
@@ -82,10 +91,13 @@ pub(crate) struct Session {
     peer: IpAddr,
     token: Token,
     tunnels: Vec<Arc<Tunnel>>,
-    /// The session that this one goes on with.
-    resumed: Option<Resumed>,
+    /// What this one goes on with.
+    resumed: Option<Arc<Resumed>>,
+    /// Of the key with which it does.
+    used: Option<Hash>,
     /// Of the key that resumes this one.
     key: Option<Hash>,
+    welcomed: Welcomed,
     place: Place,
 }
 
@@ -96,7 +108,8 @@ impl Session {
     }
 
     pub(crate) fn new(shared: Arc<Shared>, peer: IpAddr, token: Token, place: Place) -> Self {
-        Self { shared, id: Ulid::generate(), peer, token, tunnels: Vec::new(), resumed: None, key: None, place }
+        let (id, tunnels, welcomed) = (Ulid::generate(), Vec::new(), Welcomed::default());
+        Self { shared, id, peer, token, tunnels, resumed: None, used: None, key: None, welcomed, place }
     }
 
     /// Serves a client on an upgraded connection, of which `read` has been read already.
@@ -108,7 +121,8 @@ impl Session {
         let socket = Driver::websocket(conn, read, Side::Relay, READ_BUFFER).await;
         let (link, driver) = Driver::new(Side::Relay, limits, socket);
         // From here on it is found by whoever ends the sessions of its token.
-        let live = Live { token: self.token.id, link: link.clone(), seat: self.place.seat() };
+        let (seat, welcomed) = (self.place.seat(), self.welcomed.clone());
+        let live = Live { token: self.token.id, link: link.clone(), seat, welcomed };
         self.shared.sessions.live.insert(self.id, live);
         // A task of its own: an exchange then wakes nothing but the driver.
         let mut driver = AbortOnDropHandle::new(self.shared.tasks.spawn(driver));
@@ -124,7 +138,7 @@ impl Session {
                 tracing::error!(session = %self.id, %panic, "a session's driver failed; this is a bug in the relay");
             }
         }
-        self.leave().await;
+        self.leave(&link).await;
     }
 
     /// Hears the client out, and does what it asks for. The driver ends it.
@@ -160,9 +174,9 @@ impl Session {
 
     /// Binds what the Hello asks for, and then does what the client and the clock ask for. The driver ends it.
     async fn serve(&mut self, link: &Link, hello: Hello) -> std::convert::Infallible {
-        let old = hello.resume.and_then(|resume| self.resume(&resume));
-        let seat = old.as_ref().map(|old| &*old.seat);
-        if let Err(full) = self.place.settle(self.token.limits.max_sessions, seat) {
+        let old = hello.resume.map(|resume| self.resume(&resume)).unwrap_or_default();
+        let seats = old.iter().map(|old| &*old.seat);
+        if let Err(full) = self.place.settle(self.token.limits.max_sessions, seats) {
             link.go_away(GoAway::Limit, false, &sentence(&full));
             return std::future::pending().await;
         }
@@ -191,6 +205,8 @@ impl Session {
             extra: Vec::new(),
         };
         send(link, SessionKind::Welcome, &welcome);
+        // There is one Welcome.
+        let _ = self.welcomed.set(link.ping());
         self.announce(link);
         let expiry = self.expiry();
         let mut expired = pin!(async move {
@@ -227,12 +243,17 @@ impl Session {
         }
     }
 
-    /// Uses a resume key. Returns the session that it resumes, where that is still live.
-    fn resume(&mut self, resume: &Resume) -> Option<Replaced> {
+    /// Uses a resume key. Returns the sessions that it resumes, where they are still live.
+    fn resume(&mut self, resume: &Resume) -> Vec<Replaced> {
         let sessions = &self.shared.sessions;
-        let from = sessions.keys.take(&resume.key, self.token.id, Instant::now())?;
-        self.resumed = Some(Resumed { from, last_stream: resume.last_stream });
-        sessions.live.get(&from).map(|live| Replaced { link: live.link.clone(), seat: live.seat.clone() })
+        let is_heard = |id: Ulid| sessions.live.get(&id).is_some_and(|live| is_heard(&live.link, &live.welcomed));
+        let used = sessions.keys.take(&resume.key, self.token.id, self.id, is_heard, Instant::now());
+        let Some((hash, from, unheard)) = used else { return Vec::new() };
+        let all = unheard.iter().chain([&from]).filter_map(|id| sessions.live.get(id));
+        let replaced = all.map(|live| Replaced { link: live.link.clone(), seat: live.seat.clone() }).collect();
+        self.used = Some(hash);
+        self.resumed = Some(Arc::new(Resumed { from, last_stream: resume.last_stream, unheard }));
+        replaced
     }
 
     async fn message(&mut self, link: &Link, kind: SessionKind, payload: &Bytes) {
@@ -307,14 +328,14 @@ impl Session {
             link: link.clone(),
             token: self.token.id,
             session: self.id,
-            resumed: self.resumed,
+            resumed: self.resumed.clone(),
             generation: self.shared.registry.next_generation(),
             announced: AtomicBool::new(false),
             counted,
         });
         while let Err(other) = self.shared.registry.bind_if_free(tunnel.clone()) {
             // Whoever resumes the session that has the name is the client that has it.
-            let ours = self.resumed.is_some_and(|resumed| resumed.from == other.session);
+            let ours = self.resumed.as_ref().is_some_and(|resumed| resumed.goes_on_with(other.session));
             if !ours && !spec.takeover && other.link.probe(PROBE).await {
                 let message = format!("The name {name} is in use by another client with the same token.");
                 let hint = "Stop the other client, choose another --subdomain, or take the name over with --takeover.";
@@ -379,13 +400,17 @@ impl Session {
     }
 
     /// The client is away now.
-    async fn leave(mut self) {
+    async fn leave(mut self, link: &Link) {
         // At once, because the client may be back before the store has answered. In this order: whoever does not find the
         // session among the live ones finds its seat vacant.
         self.place.vacate();
+        let keys = &self.shared.sessions.keys;
+        if let Some(used) = self.used.filter(|_| is_heard(link, &self.welcomed)) {
+            keys.spend(used);
+        }
         self.shared.sessions.live.remove(&self.id);
         if let Some(key) = self.key {
-            self.shared.sessions.keys.end(key, &self.shared.limits, Instant::now());
+            keys.end(key, &self.shared.limits, Instant::now());
         }
         self.touch().await;
         for tunnel in std::mem::take(&mut self.tunnels) {
@@ -421,7 +446,7 @@ impl Session {
     }
 }
 
-/// A session that another has resumed. It ends when this is dropped, whatever becomes of the other.
+/// A session that another goes on with. It ends when this is dropped, whatever becomes of the other.
 struct Replaced {
     link: Link,
     seat: Arc<Seat>,

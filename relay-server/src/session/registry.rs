@@ -33,7 +33,7 @@ pub struct Tunnel {
     /// The session that it belongs to.
     pub session: Ulid,
     /// What that session goes on with.
-    pub resumed: Option<Resumed>,
+    pub resumed: Option<Arc<Resumed>>,
     /// Tells this binding from every other one that this process has made.
     pub generation: u64,
     /// The client has been told that it has the tunnel, so that requests may follow.
@@ -42,13 +42,27 @@ pub struct Tunnel {
     pub(super) counted: Counted,
 }
 
-/// The dropped session that a session goes on with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a session goes on with.
+#[derive(Debug, PartialEq, Eq)]
 pub struct Resumed {
-    /// Which one.
+    /// The last session that its client has had.
     pub from: Ulid,
     /// The highest stream number that the client has seen on it, by its own account.
     pub last_stream: u32,
+    /// Sessions that were to go on with that one, and whose Welcome has not arrived.
+    pub unheard: Vec<Ulid>,
+}
+
+impl Resumed {
+    /// Whether it goes on with this session.
+    pub fn goes_on_with(&self, session: Ulid) -> bool {
+        self.from == session || self.unheard.contains(&session)
+    }
+
+    /// Whether the client has not seen this stream of this session.
+    pub fn is_unseen(&self, session: Ulid, stream: u32) -> bool {
+        (self.from == session && self.last_stream < stream) || self.unheard.contains(&session)
+    }
 }
 
 /// All names, by their label in lower case.

@@ -2,11 +2,12 @@
 //!
 //! ```text
 //!   Welcome ─▶ live ── the session ends ─▶ ended ── Limits::resume later ─▶ forgotten
-//!                └──────── used ──────────────┴───────────────────────────▶ forgotten
+//!                └──────── used ──────────────┴── the next Welcome is heard ─▶ forgotten
 //! ```
 //!
 //! Only a key's SHA-256 is kept and looked up, as with tokens: 256 random bits need no slow hash, and how long a look-up
-//! takes tells nothing of them. There is one for each live session, and at most [`Limits::resume_keys`] for ended ones.
+//! takes tells nothing of them. A client that does not hear the Welcome of the session that it goes on with has no other
+//! key than the one it has used, and uses that again. There is one for each live session, and at most [`Limits::resume_keys`] for ended ones.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -32,11 +33,17 @@ struct Inner {
 /// What is kept of a key.
 pub(super) type Hash = [u8; 32];
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Key {
     token: TokenId,
     session: Ulid,
+    /// The sessions that it was used for.
+    used: Vec<Ulid>,
 }
+
+/// Sessions that one key can be used for, whose Welcomes have not arrived. Of more the earliest are forgotten, and what is
+/// under way there ends.
+const UNHEARD: usize = 8;
 
 impl Keys {
     /// A fresh key for a live session, and its hash for [`Self::end`].
@@ -48,19 +55,42 @@ impl Keys {
         let mut inner = self.lock();
         inner.purge(now, usize::MAX);
         if is_random {
-            inner.keys.insert(hash, Key { token, session });
+            inner.keys.insert(hash, Key { token, session, used: Vec::new() });
         }
         (key, hash)
     }
 
-    /// Uses a key up. None for one that is unknown, of another token, used or expired.
-    pub(super) fn take(&self, key: &[u8; 32], token: TokenId, now: Instant) -> Option<Ulid> {
+    /// Uses a key for a session. Returns its hash, the session that it resumes, and those that it was used for before, of
+    /// which the client has not heard. None for a key that is unknown, of another token, expired, or used for a session
+    /// that the client has heard of.
+    pub(super) fn take(
+        &self,
+        key: &[u8; 32],
+        token: TokenId,
+        session: Ulid,
+        is_heard: impl Fn(Ulid) -> bool,
+        now: Instant,
+    ) -> Option<(Hash, Ulid, Vec<Ulid>)> {
         let hash = hash(key);
         let mut inner = self.lock();
         inner.purge(now, usize::MAX);
         // A stranger's guess, however good, leaves its owner's key alone.
-        inner.keys.get(&hash).filter(|key| key.token == token)?;
-        inner.keys.remove(&hash).map(|key| key.session)
+        let key = inner.keys.get_mut(&hash).filter(|key| key.token == token)?;
+        if key.used.iter().any(|session| is_heard(*session)) {
+            inner.keys.remove(&hash);
+            return None;
+        }
+        let unheard = key.used.clone();
+        key.used.push(session);
+        if key.used.len() > UNHEARD {
+            key.used.remove(0);
+        }
+        Some((hash, key.session, unheard))
+    }
+
+    /// The client has heard of the session that it has used a key for, and so has another.
+    pub(super) fn spend(&self, hash: Hash) {
+        self.lock().keys.remove(&hash);
     }
 
     /// The session of a key has ended, so that the key will, too.
@@ -117,6 +147,12 @@ mod tests {
         (inner.keys.len(), inner.ended.len())
     }
 
+    /// The session that a key resumes for a session of which its client hears.
+    fn take(keys: &Keys, key: &[u8; 32], token: TokenId, now: Instant) -> Option<Ulid> {
+        let (_, from, _) = keys.take(key, token, Ulid::generate(), |_| true, now)?;
+        Some(from)
+    }
+
     #[test]
     fn a_key_resumes_its_session_once_and_for_its_token_only() {
         let (keys, now) = (Keys::default(), Instant::now());
@@ -124,12 +160,31 @@ mod tests {
         let session = Ulid::generate();
         let (key, hash) = keys.issue(mine, session, now);
         assert_ne!(key, hash, "what is kept is not the key");
-        assert_eq!(keys.take(&key, theirs, now), None);
-        assert_eq!(keys.take(&hash, mine, now), None);
-        assert_eq!(keys.take(&key, mine, now), Some(session), "a stranger's try has not used it up");
-        assert_eq!(keys.take(&key, mine, now), None);
+        assert_eq!(take(&keys, &key, theirs, now), None);
+        assert_eq!(take(&keys, &hash, mine, now), None);
+        assert_eq!(take(&keys, &key, mine, now), Some(session), "a stranger's try has not used it up");
+        assert_eq!(take(&keys, &key, mine, now), None);
         keys.end(hash, &Limits::default(), now);
-        assert_eq!((keys.take(&key, mine, now), held(&keys)), (None, (0, 0)));
+        assert_eq!((take(&keys, &key, mine, now), held(&keys)), (None, (0, 0)));
+    }
+
+    #[test]
+    fn a_key_is_used_again_until_its_client_has_heard_of_the_next_one() {
+        let (keys, now, mine) = (Keys::default(), Instant::now(), token(1));
+        let [first, second, third] = [(); 3].map(|()| Ulid::generate());
+        let (key, hash) = keys.issue(mine, first, now);
+        assert_eq!(keys.take(&key, mine, second, |_| false, now), Some((hash, first, Vec::new())));
+        assert_eq!(keys.take(&key, mine, third, |_| false, now), Some((hash, first, vec![second])));
+        assert_eq!(keys.take(&key, mine, Ulid::generate(), |id| id == third, now), None);
+        assert_eq!(keys.take(&key, mine, Ulid::generate(), |_| false, now), None, "it was used up by then");
+        let (key, hash) = keys.issue(mine, first, now);
+        for used in 0..20 {
+            let (_, _, unheard) = keys.take(&key, mine, Ulid::generate(), |_| false, now).unwrap();
+            assert_eq!(unheard.len(), used.min(UNHEARD));
+        }
+        keys.spend(hash);
+        assert_eq!(keys.take(&key, mine, second, |_| false, now), None);
+        assert_eq!(held(&keys), (0, 0));
     }
 
     #[test]
@@ -140,9 +195,10 @@ mod tests {
         let [early, late, live] = [(); 3].map(|()| keys.issue(mine, Ulid::generate(), start));
         keys.end(early.1, &limits, at(0));
         keys.end(late.1, &limits, at(10));
-        assert!(keys.take(&early.0, mine, at(599)).is_some());
-        assert_eq!(keys.take(&late.0, mine, at(610)), None);
-        assert!(keys.take(&live.0, mine, at(1_000_000)).is_some(), "a live session's key does not expire");
+        assert!(take(&keys, &early.0, mine, at(599)).is_some());
+        assert_eq!(take(&keys, &late.0, mine, at(610)), None);
+        assert!(take(&keys, &live.0, mine, at(1_000_000)).is_some(), "a live session's key does not expire");
+        keys.spend(live.1);
         assert_eq!(held(&keys), (0, 0));
         keys.end(keys.issue(mine, Ulid::generate(), at(0)).1, &limits, at(0));
         keys.issue(mine, Ulid::generate(), at(600));
@@ -157,10 +213,10 @@ mod tests {
         let issued: Vec<_> = (0..10).map(|_| keys.issue(mine, Ulid::generate(), now)).collect();
         issued.iter().for_each(|(_, hash)| keys.end(*hash, &limits, now));
         assert_eq!(held(&keys), (3, 3));
-        assert_eq!(keys.take(&issued[6].0, mine, now), None, "the earliest have gone");
+        assert_eq!(take(&keys, &issued[6].0, mine, now), None, "the earliest have gone");
         let (theirs, _) = keys.issue(other, Ulid::generate(), now);
         keys.revoke(mine);
-        assert_eq!(keys.take(&issued[9].0, mine, now), None);
-        assert!(keys.take(&theirs, other, now).is_some());
+        assert_eq!(take(&keys, &issued[9].0, mine, now), None);
+        assert!(take(&keys, &theirs, other, now).is_some());
     }
 }

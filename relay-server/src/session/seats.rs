@@ -119,13 +119,13 @@ impl Place {
     }
 
     /// Sees to it that the place is not a spare one, now that it is known what the session is for. One that resumes
-    /// another, of the same token, has that one's seat from here on, however many others want one.
+    /// others, of the same token, has their seat from here on, however many others want one.
     ///
     /// # Errors
     /// [`Full::Token`]: the token has `of_token` sessions.
-    pub(super) fn settle(&self, of_token: u32, resumed: Option<&Seat>) -> Result<(), Full> {
+    pub(super) fn settle<'a>(&self, of_token: u32, resumed: impl IntoIterator<Item = &'a Seat>) -> Result<(), Full> {
         self.seats.used(self.token, |used| {
-            let inherits = resumed.is_some_and(|seat| used.vacate(seat));
+            let inherits = resumed.into_iter().fold(false, |inherits, seat| used.vacate(seat) | inherits);
             if !self.seat.spare.load(Relaxed) {
                 return Ok(());
             }
@@ -226,7 +226,7 @@ mod tests {
         assert_eq!(enter().unwrap_err(), Full::Token(1), "there is one spare place for each");
         assert_eq!(seats.enter(token(), 9, 2).unwrap_err(), Full::Relay);
         assert_eq!(seats.all(), 2, "an upgrade on its way counts");
-        spare.settle(1, Some(&first.seat)).unwrap();
+        spare.settle(1, Some(&*first.seat)).unwrap();
         assert_eq!(used(&seats), (1, 0, 0));
         // Whoever ends late gives nothing back twice.
         drop(first);
@@ -255,7 +255,7 @@ mod tests {
             let mut handed_over = 0;
             while handed_over < 10_000 {
                 let Ok(place) = seats.enter(token(), 1, 10) else { continue };
-                place.settle(1, Some(&holder.seat)).expect("the seat is handed over");
+                place.settle(1, Some(&*holder.seat)).expect("the seat is handed over");
                 holder = place;
                 handed_over += 1;
             }
