@@ -10,7 +10,7 @@ use crate::{
     dial::{RelayUrl, Trust},
     rewrite::HostHeader,
     terminal::{Output, Shown},
-    value::Secret,
+    value::{Inspect, Secret},
 };
 
 /// What was found.
@@ -83,6 +83,7 @@ impl Report {
             setting("host_header", None, Some(host_header(file.host_header.as_ref().unwrap_or(&default.host_header)))),
             setting("upstream_protocol", None, word(&file.upstream_protocol.unwrap_or_default())),
             setting("output", None, word(&file.output.unwrap_or_default())),
+            setting("inspect", None, file.inspect.map(|Inspect::Off| "off".to_owned())),
         ];
         for (label, table) in &file.tunnels {
             let tunnel = file.tunnel(label, table);

@@ -15,10 +15,12 @@ use http::{HeaderName, HeaderValue, StatusCode};
 
 use crate::{
     address::{HostPort, UpstreamAddr},
+    capture::Since,
     dial::RelayUrl,
+    filter::{self, HeaderPattern, JsonPattern, PathPattern},
     rewrite::HostHeader,
     terminal::Output,
-    value::{Secret, UpstreamProtocol, duration, final_status, header, size, subdomain},
+    value::{Inspect, Secret, UpstreamProtocol, duration, final_status, header, inspect, size, subdomain},
 };
 
 /// A public HTTPS URL for a service on this machine.
@@ -99,6 +101,23 @@ pub enum Command {
         Tunnels live at https://NAME.relay.localhost:8443, with a certificate of a CA that is made on \
         first use and kept; the curl line that is printed trusts it.")]
     Dev(DevArgs),
+    /// Wait until requests have arrived, and print them
+    #[command(after_help = "Examples:\n  \
+        relay wait --path /hooks\n  \
+        relay wait --path '/hooks/*' --json /type=invoice.paid --within 30s\n  \
+        relay wait --header 'X-GitHub-Event: push' --count 2 --since 1m | jq .body\n\n\
+        It watches the clients that run on this machine. Where none does, it opens a tunnel of its own, which \
+        answers 200. Exit code 1 says that the time has passed.")]
+    Wait(WaitArgs),
+    /// Show the clients that run on this machine, their tunnels and how they are
+    #[command(after_help = "Examples:\n  \
+        relay status\n  \
+        relay status --output json | jq -r '.tunnels[].url'")]
+    Status {
+        /// Lines for people, or one JSON object per line
+        #[arg(long, value_name = "FORM", value_enum, default_value = "text")]
+        output: Output,
+    },
     /// Store a relay and your token, so that no command needs them any more
     #[command(after_help = "Examples:\n  \
         relay login https://relay.example.com\n  \
@@ -248,6 +267,53 @@ pub struct ListenArgs {
     pub open: OpenArgs,
 }
 
+/// `relay wait`.
+#[derive(Args, Debug)]
+pub struct WaitArgs {
+    /// Requests of this path; with a * at its end, of all that begin so. A query counts only where
+    /// one stands here
+    #[arg(long, value_name = "PATH", value_parser = filter::path)]
+    pub path: Option<PathPattern>,
+
+    /// Requests of this method
+    #[arg(long, value_name = "METHOD")]
+    pub method: Option<String>,
+
+    /// Requests with this header, or with any of this name; can be given several times
+    #[arg(long = "header", value_name = "NAME: VALUE", value_parser = filter::header)]
+    pub headers: Vec<HeaderPattern>,
+
+    /// Requests whose JSON body has this value there, as in /type=invoice.paid (RFC 6901); can be
+    /// given several times
+    #[arg(long, value_name = "POINTER=VALUE", value_parser = filter::json)]
+    pub json: Vec<JsonPattern>,
+
+    /// Wait for so many
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub count: u16,
+
+    /// Give up after this long, as in 30s, with exit code 1; never if not given
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub within: Option<Duration>,
+
+    /// Count only requests that come now, that came in the last 30s, or that came after the one
+    /// with this id; otherwise those that came before count, too
+    #[arg(long, value_name = "now|TIME|ID", value_parser = filter::since)]
+    pub since: Option<Since>,
+
+    /// Watch only the tunnel of this name
+    #[arg(long, value_name = "NAME", value_parser = subdomain)]
+    pub tunnel: Option<String>,
+
+    /// Open a tunnel of this name and wait there, whatever else runs
+    #[arg(long, value_name = "NAME", value_parser = subdomain, conflicts_with = "tunnel")]
+    pub subdomain: Option<String>,
+
+    /// The way to the relay.
+    #[command(flatten)]
+    pub connection: ConnectionArgs,
+}
+
 /// How a tunnel is opened, whatever is behind it.
 #[derive(Args, Debug, Default)]
 pub struct OpenArgs {
@@ -300,6 +366,10 @@ pub struct ShowArgs {
     /// file at the end
     #[arg(long, value_name = "FILE")]
     pub ready_file: Option<PathBuf>,
+
+    /// Keep no requests in memory; otherwise the last ones are, for `relay wait`
+    #[arg(long, value_name = "off", value_parser = inspect)]
+    pub inspect: Option<Inspect>,
 }
 
 /// The way to the relay.

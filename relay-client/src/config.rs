@@ -16,6 +16,7 @@
 //! timeout = "10s"
 //! upstream_protocol = "http1"
 //! output = "text"
+//! inspect = "off"
 //!
 //! [tunnels.web]                         # for `relay start`; what it leaves open, the keys above say
 //! upstream = 3000
@@ -44,7 +45,7 @@ use crate::{
     dial::RelayUrl,
     rewrite::HostHeader,
     terminal::Output,
-    value::{duration, is_table_name, subdomain},
+    value::{Inspect, duration, inspect, is_table_name, subdomain},
 };
 
 pub use crate::value::{Secret, UpstreamProtocol};
@@ -124,6 +125,8 @@ pub struct ShowSettings {
     pub qr: bool,
     /// Says as JSON that the tunnel is up, as long as it is.
     pub ready_file: Option<PathBuf>,
+    /// Whether the last requests are kept, so that they can be looked at; if none, they are.
+    pub inspect: Option<Inspect>,
 }
 
 impl Settings {
@@ -197,8 +200,9 @@ impl TunnelSettings {
 impl ShowSettings {
     fn new(typed: ShowArgs, file: &File) -> Self {
         let output = if typed.url_only { Output::Text } else { typed.output.or(file.output).unwrap_or_default() };
+        let inspect = typed.inspect.or(file.inspect);
         let ShowArgs { url_only, plain, qr, ready_file, .. } = typed;
-        Self { output, url_only, plain, qr, ready_file }
+        Self { output, url_only, plain, qr, ready_file, inspect }
     }
 }
 
@@ -220,6 +224,8 @@ pub(crate) struct File {
     pub(crate) timeout: Option<Duration>,
     pub(crate) upstream_protocol: Option<UpstreamProtocol>,
     pub(crate) output: Option<Output>,
+    #[serde(default, deserialize_with = "inspecting")]
+    pub(crate) inspect: Option<Inspect>,
     /// The tunnels of `relay start` by their tables' names.
     #[serde(default, deserialize_with = "tables")]
     pub(crate) tunnels: BTreeMap<String, Table>,
@@ -262,6 +268,10 @@ fn parsed<'de, D: Deserializer<'de>, T: FromStr<Err: fmt::Display>>(from: D) -> 
 
 fn name<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
     subdomain(&String::deserialize(from)?).map(Some).map_err(de::Error::custom)
+}
+
+fn inspecting<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Inspect>, D::Error> {
+    inspect(&String::deserialize(from)?).map(Some).map_err(de::Error::custom)
 }
 
 fn time<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
@@ -448,6 +458,7 @@ impl Files {
             timeout: upper.timeout.or(lower.timeout),
             upstream_protocol: upper.upstream_protocol.or(lower.upstream_protocol),
             output: upper.output.or(lower.output),
+            inspect: upper.inspect.or(lower.inspect),
             // Those of one file: what a project's file has no word of does not start with it.
             tunnels: if upper.tunnels.is_empty() { lower.tunnels } else { upper.tunnels },
             places,

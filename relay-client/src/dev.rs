@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::client::{Client, ClientError, TunnelOptions};
 use crate::config::DevSettings;
+use crate::control::Control;
 use crate::demo;
 use crate::dial::{Target, Trust};
 use crate::probe::Probe;
@@ -78,6 +79,7 @@ pub async fn run(
     let client = Client::new(target)
         .token(token.expose().to_owned().into())
         .ca_file(ca_file.display().to_string())
+        .control(Control::new(settings.show.inspect))
         .tunnel(options);
 
     let client = screen.prove(client, Probe::new());

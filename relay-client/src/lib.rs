@@ -63,12 +63,16 @@ pub mod address;
 mod atomic;
 mod builder;
 #[doc(hidden)]
+pub mod capture;
+#[doc(hidden)]
 pub mod check;
 #[doc(hidden)]
 pub mod cli;
 mod client;
 #[doc(hidden)]
 pub mod config;
+#[doc(hidden)]
+pub mod control;
 #[cfg(feature = "embedded")]
 mod demo;
 #[cfg(feature = "embedded")]
@@ -76,6 +80,8 @@ mod demo;
 pub mod dev;
 #[doc(hidden)]
 pub mod dial;
+#[doc(hidden)]
+pub mod filter;
 #[doc(hidden)]
 pub mod listen;
 #[doc(hidden)]
@@ -104,8 +110,11 @@ pub mod service;
 mod services;
 mod session;
 mod socket;
+#[doc(hidden)]
 pub mod start;
 mod state_line;
+#[doc(hidden)]
+pub mod status;
 #[doc(hidden)]
 pub mod terminal;
 mod traffic;
@@ -113,6 +122,8 @@ mod tunnel;
 mod upstream;
 #[doc(hidden)]
 pub mod value;
+#[doc(hidden)]
+pub mod wait;
 mod watch;
 
 pub use self::builder::{OpenError, TunnelBuilder};

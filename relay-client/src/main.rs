@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use relay_client::check::Report;
 use relay_client::cli::{Cli, Command, ConfigCommand, Exit, ServiceArgs};
 use relay_client::config::{Files, Places, Settings};
+use relay_client::control::ControlError;
 use relay_client::listen::Answer;
 use relay_client::login::LoginError;
 use relay_client::platform::hangup_is_ignored;
@@ -15,7 +16,8 @@ use relay_client::run::RunError;
 use relay_client::screen::Screen;
 use relay_client::start::{Start, StartError};
 use relay_client::terminal::{Output, tell};
-use relay_client::{ClientError, ConnectError, listen, login, open, pages, run};
+use relay_client::wait::WaitError;
+use relay_client::{ClientError, ConnectError, listen, login, open, pages, run, status, wait};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -72,6 +74,12 @@ async fn run(command: Command) -> ExitCode {
             return match login::login(args, &places, async { by = signals.next().await }).await {
                 Err(error @ LoginError::Interrupted) => fail(by, &error),
                 done => say(done),
+            };
+        }
+        Command::Status { output } => {
+            return tokio::select! {
+                asked = status::report(output) => show(asked),
+                by = signals.next() => by.into(),
             };
         }
         command => command,
@@ -168,8 +176,13 @@ async fn run(command: Command) -> ExitCode {
             });
             (screen, result)
         }
+        Command::Wait(args) => {
+            let waited = wait::run(args, &mut files, async { by = signals.next().await }).await;
+            return waited.map_or_else(|error| fail(exit_of_wait(&error), &error), |()| by.into());
+        }
         Command::Login(_)
         | Command::Logout
+        | Command::Status { .. }
         | Command::Config(_)
         | Command::Completions { .. }
         | Command::Man { .. } => return Exit::Done.into(),
@@ -188,6 +201,16 @@ fn check(output: Output) -> ExitCode {
         tell(line);
     }
     if report.problems.is_empty() { shown } else { Exit::Usage.into() }
+}
+
+fn show(asked: Result<status::Report, ControlError>) -> ExitCode {
+    match asked {
+        Ok(report) => {
+            report.notices.iter().for_each(tell);
+            print(report.shown.as_bytes())
+        }
+        Err(error) => fail(Exit::Failed, &error),
+    }
 }
 
 fn print(data: &[u8]) -> ExitCode {
@@ -218,6 +241,14 @@ fn exit_of_login(error: &LoginError) -> Exit {
         LoginError::Token { .. } | LoginError::Target(_) => Exit::Usage,
         LoginError::Interrupted => Exit::Interrupted,
         LoginError::Ask(_) | LoginError::NoHome | LoginError::File { .. } => Exit::Failed,
+    }
+}
+
+fn exit_of_wait(error: &WaitError) -> Exit {
+    match error {
+        WaitError::Client(error) => exit_of(error),
+        WaitError::Config(_) | WaitError::Target(_) => Exit::Usage,
+        _ => Exit::Failed,
     }
 }
 

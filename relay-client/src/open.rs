@@ -3,6 +3,7 @@
 use crate::{
     client::{Client, TunnelOptions},
     config::{Settings, TunnelSettings},
+    control::Control,
     dial::{Target, TargetError, Trust},
     names::Names,
     service::Destination,
@@ -22,7 +23,7 @@ pub(crate) fn without_tunnel(settings: Settings) -> Result<Client, TargetError> 
     let trust = settings.relay_ca.as_deref().map_or(Ok(Trust::System), Trust::only)?;
     let names = Names::here(&settings.relay, settings.token.as_ref());
     let target = Target::new(settings.relay, &trust)?.dialling(settings.relay_addr);
-    let mut client = Client::new(target);
+    let mut client = Client::new(target).control(Control::new(settings.show.inspect));
     if !settings.random {
         client = client.remember(names);
     }

@@ -176,6 +176,79 @@ pub(crate) fn create_private_file(file: &Path) -> io::Result<File> {
     options.write(true).create_new(true).open(file)
 }
 
+/// This process's user. On Windows a number that is everybody's: what is compared by it, its own permissions protect.
+pub(crate) fn user() -> u32 {
+    #[cfg(unix)]
+    let user = rustix::process::geteuid().as_raw();
+    #[cfg(not(unix))]
+    let user = 0;
+    user
+}
+
+/// Whether a process of this number is there.
+pub(crate) fn is_running(pid: u32) -> bool {
+    #[cfg(unix)]
+    {
+        use rustix::io::Errno;
+        use rustix::process::{Pid, test_kill_process};
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        // One that we may not signal is there.
+        pid.is_some_and(|pid| test_kill_process(pid) != Err(Errno::SRCH))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = pid;
+        true
+    }
+}
+
+/// Makes a directory for this user alone, where others can make some, too; one that is there must be so already.
+///
+/// # Errors
+/// Where it cannot be made, or is somebody else's, or open to others.
+pub(crate) fn own_directory(directory: &Path) -> io::Result<()> {
+    match create_private_directory(directory) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    is_own_directory(directory)
+}
+
+/// Checks that a directory is this user's alone, and no link to one.
+///
+/// # Errors
+/// Where it is not, or not there.
+pub(crate) fn is_own_directory(directory: &Path) -> io::Result<()> {
+    let found = std::fs::symlink_metadata(directory)?;
+    let denied = |why: &str| Err(io::Error::new(io::ErrorKind::PermissionDenied, why.to_owned()));
+    if !found.is_dir() {
+        return denied("it is not a directory; remove it");
+    }
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt as _;
+        if found.uid() != user() {
+            return denied("it belongs to another user; set XDG_RUNTIME_DIR to a directory of yours");
+        }
+        if found.mode() & 0o077 != 0 {
+            return denied("others can open it; chmod 700 it");
+        }
+    }
+    Ok(())
+}
+
+/// Closes a file to everybody else.
+///
+/// # Errors
+/// As [`std::fs::set_permissions`].
+pub(crate) fn make_private(file: &Path) -> io::Result<()> {
+    #[cfg(unix)]
+    std::fs::set_permissions(file, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    #[cfg(not(unix))]
+    let _ = file;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
@@ -186,6 +259,33 @@ mod tests {
     fn the_way_to_this_machine_starts_on_it() {
         assert_eq!(address_towards("127.0.0.1:9".parse().unwrap()), Some(Ipv4Addr::LOCALHOST.into()));
         assert_eq!(address_towards("127.0.0.1:9".parse().unwrap()), Some(Ipv4Addr::LOCALHOST.into()), "and stays");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_directory_that_others_could_use_is_not_ours() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let parent = tempfile::tempdir().unwrap();
+        let directory = parent.path().join("relay");
+        assert_eq!(is_own_directory(&directory).unwrap_err().kind(), io::ErrorKind::NotFound);
+        own_directory(&directory).unwrap();
+        own_directory(&directory).unwrap();
+        let set = |mode| std::fs::set_permissions(&directory, PermissionsExt::from_mode(mode)).unwrap();
+        set(0o750);
+        assert!(own_directory(&directory).unwrap_err().to_string().contains("chmod 700"));
+        set(0o700);
+        let link = parent.path().join("link");
+        symlink(&directory, &link).unwrap();
+        assert!(own_directory(&link).is_err());
+        let file = parent.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        assert!(own_directory(&file).is_err());
+    }
+
+    #[test]
+    fn a_process_is_there_or_is_not() {
+        assert!(is_running(std::process::id()) && is_running(1));
+        assert!(!is_running(u32::MAX) && !is_running(0));
     }
 
     #[test]

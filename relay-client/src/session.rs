@@ -33,6 +33,7 @@ use relay_protocol::{CONNECT_PATH, SUBPROTOCOL};
 use tokio::time::{Instant, Sleep, timeout};
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 
+use crate::capture::{Capture, Recording};
 use crate::dial::{DialError, Stream as Wire, Target};
 use crate::probe::Probe;
 use crate::terminal::Event;
@@ -289,6 +290,8 @@ pub(crate) struct Serve {
     turns: Arc<AtomicU64>,
     /// A request that is ours to answer.
     own: Option<Probe>,
+    /// Keeps what comes.
+    capture: Option<Capture>,
 }
 
 /// A session that is served.
@@ -326,7 +329,7 @@ impl Wake for Bell {
 
 impl Serve {
     /// Serves nothing yet. Whoever asks for `own` is answered here, and no service hears of it.
-    pub(crate) fn new(own: Option<Probe>) -> Self {
+    pub(crate) fn new(own: Option<Probe>, capture: Option<Capture>) -> Self {
         Self {
             sessions: Vec::new(),
             upstreams: Arc::default(),
@@ -337,6 +340,7 @@ impl Serve {
             bell: Arc::default(),
             turns: Arc::default(),
             own,
+            capture,
         }
     }
 
@@ -507,6 +511,7 @@ impl Serve {
             resume.last_stream = resume.last_stream.max(stream.id().get());
         }
         let (upstreams, turns, own) = (self.upstreams.clone(), self.turns.clone(), self.own.clone());
+        let capture = self.capture.clone();
         let is_full = self.exchanges.len() >= MOST_EXCHANGES;
         self.exchanges.push(Box::pin(async move {
             let arrived = Instant::now();
@@ -518,8 +523,12 @@ impl Serve {
                 error: Some(reset.name()),
                 detail: Some(detail),
             };
+            let mut encoded = Bytes::new();
             let head = match stream.recv().await {
-                Ok(Some(Item::Head { head, .. })) => RequestHead::from_bytes(&head).map_err(|error| error.to_string()),
+                Ok(Some(Item::Head { head, .. })) => {
+                    encoded = head;
+                    RequestHead::from_bytes(&encoded).map_err(|error| error.to_string())
+                }
                 Ok(_) => Err("the stream did not begin with a head".to_owned()),
                 Err(error) => Err(error.to_string()),
             };
@@ -532,7 +541,12 @@ impl Serve {
             let found = head.map(|head| (upstreams.get(&head.tunnel).cloned(), head));
             // An exchange that takes long keeps its own service, and not those of other tunnels.
             drop(upstreams);
-            Some(match found {
+            let recording = match (&found, &capture) {
+                (Ok((upstream, _)), Some(capture)) => capture.begin(&encoded, upstream.as_ref().map(|it| it.name())),
+                _ => Recording::default(),
+            };
+            drop(encoded);
+            let outcome = match found {
                 Ok((upstream, head)) if is_full => {
                     stream.reset(Reset::Refused);
                     let status = Some(StatusCode::TOO_MANY_REQUESTS);
@@ -540,7 +554,7 @@ impl Serve {
                     let tunnel = upstream.map(|upstream| upstream.name());
                     Outcome { tunnel, head: Some(head), arrived, status, error: Some("too-many-requests"), detail }
                 }
-                Ok((Some(upstream), head)) => upstream.forward(stream, head, &turns).await,
+                Ok((Some(upstream), head)) => upstream.forward(stream, head, &turns, &recording).await,
                 Ok((None, _)) => {
                     stream.reset(Reset::Refused);
                     fail(Reset::Refused, "the relay named a tunnel that this client does not have".to_owned())
@@ -549,7 +563,11 @@ impl Serve {
                     stream.reset(Reset::Malformed);
                     fail(Reset::Malformed, detail)
                 }
-            })
+            };
+            if let Some(duration) = outcome.duration() {
+                recording.ended(outcome.status, duration, outcome.error);
+            }
+            Some(outcome)
         }));
     }
 
@@ -598,7 +616,7 @@ fn report(observer: &mut dyn Observer, outcome: &Outcome) {
         tracing::warn!(error = outcome.error, detail = outcome.detail, "a request could not be taken");
         return;
     };
-    let duration = Duration::from_millis(head.elapsed_ms.into()) + outcome.arrived.elapsed();
+    let duration = outcome.duration().unwrap_or_default();
     observer.observe(&Event::Exchange {
         tunnel: outcome.tunnel.as_deref().unwrap_or_default(),
         id: &head.id,

@@ -235,11 +235,22 @@ impl Event<'_> {
     }
 
     fn write_json(&self, out: &mut Vec<u8>) {
-        let mut json = serde_json::Serializer::with_formatter(&mut *out, Harmless);
-        // A buffer takes everything, and every field has a JSON form.
-        let _ = self.serialize(&mut json);
-        out.push(b'\n');
+        write_line(self, out);
     }
+}
+
+/// A line of JSON that is harmless on a terminal, too.
+pub(crate) fn harmless_json(value: &impl Serialize) -> String {
+    let mut line = Vec::new();
+    write_line(value, &mut line);
+    String::from_utf8(line).unwrap_or_default()
+}
+
+fn write_line(value: &impl Serialize, out: &mut Vec<u8>) {
+    let mut json = serde_json::Serializer::with_formatter(&mut *out, Harmless);
+    // A buffer takes everything, and every field has a JSON form.
+    let _ = value.serialize(&mut json);
+    out.push(b'\n');
 }
 
 /// A body as it can be shown.

@@ -36,6 +36,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::capture::Recording;
 use crate::rewrite::Rewriter;
 use crate::service::Destination;
 use crate::socket::{Refused, Socket, connect};
@@ -129,9 +130,18 @@ pub(crate) struct Outcome {
     pub(crate) detail: Option<String>,
 }
 
+impl Outcome {
+    /// From the start of the deadline until now; none where no head has come.
+    pub(crate) fn duration(&self) -> Option<Duration> {
+        let before = self.head.as_ref()?.elapsed_ms;
+        Some(Duration::from_millis(before.into()) + self.arrived.elapsed())
+    }
+}
+
 /// What an exchange has said of its answer.
 #[derive(Debug)]
 struct Sent<'a> {
+    recording: &'a Recording,
     status: Option<StatusCode>,
     /// The session's turn in which the head was queued, and the present one. At the end of a turn what is queued is
     /// sent.
@@ -141,6 +151,7 @@ struct Sent<'a> {
 
 impl Sent<'_> {
     fn head(&mut self, status: StatusCode) {
+        self.recording.answered(status);
         self.status = Some(status);
         self.turn = self.turns.load(Relaxed);
     }
@@ -196,9 +207,15 @@ impl Upstream {
 
     /// Forwards the request of a stream whose head has been taken off it. `turns` counts how often the session has sent
     /// what was queued.
-    pub(crate) async fn forward(&self, stream: Stream, head: RequestHead, turns: &AtomicU64) -> Outcome {
+    pub(crate) async fn forward(
+        &self,
+        stream: Stream,
+        head: RequestHead,
+        turns: &AtomicU64,
+        recording: &Recording,
+    ) -> Outcome {
         let arrived = Instant::now();
-        let mut sent = Sent { status: None, turn: 0, turns };
+        let mut sent = Sent { recording, status: None, turn: 0, turns };
         // Dropping the exchange aborts the call to the service, so it must be dropped when the stream is reset.
         //
         // That is how a deadline ends it. The relay's clock alone decides, and may give a slow upload more time than
@@ -281,8 +298,8 @@ impl Upstream {
 
     async fn exchange(&self, stream: &Stream, head: &RequestHead, sent: &mut Sent<'_>) -> Result<(), Failure> {
         let mut body = match &head.upgrade {
-            Some(_) => RequestBody::none(stream, &self.kept),
-            None => RequestBody::of(stream, &self.kept, expects_continue(head)),
+            Some(_) => RequestBody::none(stream, &self.kept, sent.recording),
+            None => RequestBody::of(stream, &self.kept, sent.recording, expects_continue(head)),
         };
         if self.protocol == UpstreamProtocol::H2c && head.upgrade.is_none() {
             return self.exchange_http2(stream, head, body, sent).await;
@@ -703,6 +720,7 @@ pub(crate) struct RequestBody {
 #[derive(Debug)]
 struct Sending {
     stream: Stream,
+    recording: Recording,
     /// The one attempt that may go on. HTTP/2 sends a body in a task of its own, which can outlive its attempt.
     attempt: u32,
     /// Taken off the stream and kept, while that is not too much.
@@ -721,21 +739,24 @@ struct Sending {
 
 impl RequestBody {
     /// No body: what comes on the stream of an upgrade belongs to the new protocol.
-    fn none(stream: &Stream, kept: &Arc<AtomicUsize>) -> Self {
-        let mut sending = Sending::new(stream, kept);
-        sending.end = Some(Bytes::new());
+    fn none(stream: &Stream, kept: &Arc<AtomicUsize>, recording: &Recording) -> Self {
+        let mut sending = Sending::new(stream, kept, recording);
+        sending.ends(Bytes::new());
         Self::new(sending)
     }
 
     /// The body of a stream whose head was taken. What has arrived with the head is taken too, so that its length is
     /// known where it is all.
-    fn of(stream: &Stream, kept: &Arc<AtomicUsize>, held_back: bool) -> Self {
-        let mut sending = Sending::new(stream, kept);
+    fn of(stream: &Stream, kept: &Arc<AtomicUsize>, recording: &Recording, held_back: bool) -> Self {
+        let mut sending = Sending::new(stream, kept, recording);
         let cx = Context::from_waker(Waker::noop());
         while !held_back && sending.end.is_none() && sending.may_keep(1) {
             match stream.poll_recv(&cx) {
-                Poll::Ready(Ok(Some(Item::Data(bytes)))) => sending.keep(&bytes),
-                Poll::Ready(Ok(Some(Item::End(trailers)))) => sending.end = Some(trailers),
+                Poll::Ready(Ok(Some(Item::Data(bytes)))) => {
+                    sending.recording.data(&bytes);
+                    sending.keep(&bytes);
+                }
+                Poll::Ready(Ok(Some(Item::End(trailers)))) => sending.ends(trailers),
                 // An error comes again when the body is asked for.
                 _ => break,
             }
@@ -766,9 +787,10 @@ impl RequestBody {
 }
 
 impl Sending {
-    fn new(stream: &Stream, all: &Arc<AtomicUsize>) -> Self {
+    fn new(stream: &Stream, all: &Arc<AtomicUsize>, recording: &Recording) -> Self {
         Self {
             stream: stream.clone(),
+            recording: recording.clone(),
             attempt: 1,
             all: all.clone(),
             kept: Vec::new(),
@@ -779,6 +801,12 @@ impl Sending {
             ended: false,
             failed: false,
         }
+    }
+
+    /// The body has ended.
+    fn ends(&mut self, trailers: Bytes) {
+        self.recording.whole();
+        self.end = Some(trailers);
     }
 
     fn may_keep(&self, len: usize) -> bool {
@@ -804,6 +832,7 @@ impl Sending {
         if self.end.is_none() {
             match ready!(self.stream.poll_recv(cx)) {
                 Ok(Some(Item::Data(bytes))) => {
+                    self.recording.data(&bytes);
                     if self.may_keep(bytes.len()) {
                         self.keep(&bytes);
                         self.next += 1;
@@ -814,8 +843,8 @@ impl Sending {
                     }
                     return Poll::Ready(Some(Ok(Frame::data(bytes))));
                 }
-                Ok(Some(Item::End(trailers))) => self.end = Some(trailers),
-                Ok(Some(Item::Head { .. }) | None) => self.end = Some(Bytes::new()),
+                Ok(Some(Item::End(trailers))) => self.ends(trailers),
+                Ok(Some(Item::Head { .. }) | None) => self.ends(Bytes::new()),
                 Err(error) => {
                     self.failed = true;
                     return Poll::Ready(Some(Err(error)));
@@ -998,7 +1027,7 @@ mod tests {
         let socket = Driver::websocket(io, Bytes::new(), Side::Relay, 1024).await;
         let (link, _driver) = Driver::new(Side::Relay, Limits::default(), socket);
         let stream = link.open(Bytes::from_static(b"head"), &mut Bytes::new(), false).unwrap();
-        let mut sending = Sending::new(&stream, &Arc::default());
+        let mut sending = Sending::new(&stream, &Arc::default(), &Recording::default());
         sending.keep(&Bytes::from_static(b"body"));
         sending.end = Some(Bytes::new());
         let mut body = RequestBody::new(sending);

@@ -18,6 +18,28 @@ pub enum UpstreamProtocol {
     H2c,
 }
 
+/// Whether the last requests are kept, so that they can be looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inspect {
+    /// They are not.
+    Off,
+}
+
+/// Reads `off`.
+///
+/// # Errors
+/// Everything else.
+pub fn inspect(text: &str) -> Result<Inspect, InspectError> {
+    if text == "off" { Ok(Inspect::Off) } else { Err(InspectError { input: text.to_owned() }) }
+}
+
+/// A value of `--inspect` that is not understood.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{input:?} is not understood; write off to keep no requests, or leave it out to keep the last ones")]
+pub struct InspectError {
+    input: String,
+}
+
 /// A token. It is sent to the relay and shown to nobody.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(from = "String")]

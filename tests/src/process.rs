@@ -361,7 +361,8 @@ pub async fn command(binary: &str, home: &Path) -> Command {
             command.env_remove(&name);
         }
     }
-    command.env("HOME", home).current_dir(home);
+    // Clients in one home find each other, and no others.
+    command.env("HOME", home).env("XDG_RUNTIME_DIR", home).current_dir(home);
     command
 }
 

@@ -145,7 +145,7 @@ impl<'a> Hold<'a> {
             client,
             tunnels,
             wanted,
-            serve: Serve::new(client.own.clone()),
+            serve: Serve::new(client.own.clone(), client.capture().cloned()),
             way,
             lost: None,
             short: 0,
@@ -279,6 +279,9 @@ impl<'a> Hold<'a> {
         let nobody = SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, 9));
         self.watch = Some(Watching::new(session.peer.unwrap_or(nobody)));
         self.probe = None;
+        if let Some(control) = &self.client.control {
+            control.board.up(&session.link);
+        }
         self.serve.add(*session, self.tunnels.routes());
         self.way = Way::Up { since: Instant::now() };
         self.tunnels.welcome(asked, bound, self.client, self.serve.link(), observer)?;

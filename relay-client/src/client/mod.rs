@@ -14,12 +14,15 @@ use tokio::sync::watch;
 
 use self::hold::{Hold, Tried};
 use self::tunnels::Asked;
+use crate::capture::Capture;
+use crate::control::Control;
 use crate::dial::Target;
 use crate::names::Names;
 use crate::probe::Probe;
 use crate::rewrite::HostHeader;
 use crate::service::Destination;
 use crate::session::{ConnectError, Observer, connect, explain};
+use crate::status::Beside;
 use crate::terminal::Event;
 use crate::value::{Secret, UpstreamProtocol};
 
@@ -110,6 +113,7 @@ pub struct Client {
     max_reconnect_time: Option<Duration>,
     ca_file: Option<String>,
     own: Option<Probe>,
+    control: Option<Control>,
 }
 
 impl Client {
@@ -123,6 +127,7 @@ impl Client {
             max_reconnect_time: None,
             ca_file: None,
             own: None,
+            control: None,
         }
     }
 
@@ -180,14 +185,29 @@ impl Client {
         self
     }
 
+    /// Lets others of this user look at the client while it runs, as `relay status` and `relay wait` do.
+    #[must_use]
+    pub fn control(mut self, control: Control) -> Self {
+        self.control = Some(control);
+        self
+    }
+
+    /// The requests that it keeps.
+    pub(crate) fn capture(&self) -> Option<&Capture> {
+        self.control.as_ref()?.capture.as_ref()
+    }
+
     /// Connects and serves, coming back whenever the session is lost, until `shutdown` ends; then what is under way may
     /// finish within 10 s.
     ///
     /// # Errors
     /// [`ClientError`]: what trying again cannot mend.
     pub async fn run(self, observer: &mut dyn Observer, shutdown: impl Future<Output = ()>) -> Result<(), ClientError> {
+        // Its end tells those who wait for requests that none will come.
+        let _serving = self.control.as_ref().and_then(Control::serve);
+        let board = self.control.as_ref().map(|control| control.board.clone());
         let mut hold = Hold::new(&self);
-        let result = hold.run(observer, pin!(shutdown)).await;
+        let result = hold.run(&mut Beside { observer, board }, pin!(shutdown)).await;
         hold.tunnels.close().await;
         result
     }

@@ -1,0 +1,404 @@
+//! `relay wait` and `relay status`: what other processes of the same user learn of a running client.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+use std::collections::HashSet;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use http::Request;
+use relay_tests::app::ok;
+use relay_tests::body::full;
+use relay_tests::process::Ended;
+use relay_tests::world::connect_tls;
+use relay_tests::{Answer, App, Http, PATIENCE, Process, RelayServer};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::UnixStream;
+
+/// A relay, and a home in which clients run.
+struct Place {
+    relay: RelayServer,
+    token: String,
+    home: Arc<TempDir>,
+}
+
+impl Place {
+    async fn new() -> Self {
+        let relay = RelayServer::spawn([""; 0]).await;
+        let token = relay.token("me").await;
+        Self { relay, token, home: Arc::new(tempfile::tempdir().unwrap()) }
+    }
+
+    /// The flags that lead to the relay.
+    fn way(&self) -> Vec<String> {
+        let (addr, ca) = (self.relay.https.to_string(), self.relay.ca_file().display().to_string());
+        let words = ["--relay", &self.relay.url, "--relay-addr", &addr, "--relay-ca", &ca, "--token", &self.token];
+        words.map(str::to_owned).to_vec()
+    }
+
+    async fn spawn(&self, words: &[&str]) -> Process {
+        Process::spawn_in(self.home.clone(), "relay", words, &[]).await
+    }
+
+    async fn run(&self, words: &[&str]) -> Ended {
+        self.spawn(words).await.wait().await
+    }
+
+    /// `relay http` with a tunnel of this name, ready.
+    async fn client(&self, app: &App, name: &str, flags: &[&str]) -> Process {
+        let (upstream, way) = (app.upstream().to_string(), self.way());
+        let first = ["http", &upstream, "--subdomain", name, "--output", "json"];
+        let words: Vec<_> =
+            first.into_iter().chain(flags.iter().copied()).chain(way.iter().map(String::as_str)).collect();
+        let mut client = self.spawn(&words).await;
+        assert_eq!(client.json().await["event"], "tunnel.ready");
+        client
+    }
+
+    async fn connect(&self, name: &str) -> Http {
+        let host = format!("{name}.{}", RelayServer::DOMAIN);
+        Http::two(connect_tls(self.relay.https, &host, &self.relay.ca_file(), &[b"h2"]).await).await
+    }
+
+    fn post(&self, name: &str, target: &str, body: impl Into<bytes::Bytes>) -> Request<relay_tests::Body> {
+        let port = self.relay.https.port();
+        let uri = format!("https://{name}.{}:{port}{target}", RelayServer::DOMAIN);
+        Request::post(uri).header("x-kind", "test").body(full(body)).unwrap()
+    }
+
+    async fn send(&self, name: &str, target: &str, body: impl Into<bytes::Bytes>) -> Answer {
+        self.connect(name).await.answer(self.post(name, target, body)).await
+    }
+
+    fn sockets(&self) -> Vec<PathBuf> {
+        let directory = std::fs::read_dir(self.home.path().join("relay"));
+        directory.map(|entries| entries.map(|entry| entry.unwrap().path()).collect()).unwrap_or_default()
+    }
+}
+
+fn lines(ended: &Ended) -> Vec<Value> {
+    ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn paths(ended: &Ended) -> Vec<String> {
+    lines(ended).iter().map(|line| line["path"].as_str().unwrap().to_owned()).collect()
+}
+
+mod relay_wait {
+    use super::*;
+
+    #[tokio::test]
+    async fn prints_what_has_come_and_says_what_was_near() {
+        let place = Place::new().await;
+        let app = App::echo().await;
+        let _client = place.client(&app, "hooks", &[]).await;
+        assert_eq!(place.send("hooks", "/hooks?a=1", "{\"type\":\"invoice.paid\",\"n\":1}").await.code(), 200);
+        let words =
+            ["wait", "--path", "/hooks", "--method", "post", "--header", "X-Kind: test", "--header", "content-length"];
+        let ended = place.run(&[&words[..], &["--json", "/type=invoice.paid", "--json", "/n=1"]].concat()).await;
+        assert_eq!(ended.code(), 0, "{ended:?}");
+        let [request] = &lines(&ended)[..] else { panic!("{ended:?}") };
+        let mut keys: Vec<_> = request.as_object().unwrap().keys().collect();
+        keys.sort();
+        let fields = ["body", "body_size", "body_truncated", "event", "headers", "id", "method", "path", "status"];
+        assert_eq!(keys, fields);
+        assert_eq!((&request["event"], &request["method"]), (&"request".into(), &"POST".into()));
+        assert_eq!((&request["path"], &request["status"]), (&"/hooks?a=1".into(), &200.into()));
+        assert_eq!(request["body"], "{\"type\":\"invoice.paid\",\"n\":1}");
+        let host = format!("hooks.{}:{}", RelayServer::DOMAIN, place.relay.https.port());
+        assert_eq!(request["headers"][0], json!(["host", host]));
+
+        let ended = place.run(&["wait", "--json", "/type=invoice.created", "--within", "200ms", "--count", "2"]).await;
+        assert_eq!((ended.code(), ended.stdout.as_str()), (1, ""), "{ended:?}");
+        for said in ["0 of 2 such requests arrived within 200ms, and 1 other", "its /type is \"invoice.paid\""] {
+            assert!(ended.stderr.contains(said), "{said}: {ended:?}");
+        }
+        // Some is not enough, and is printed all the same.
+        let ended = place.run(&["wait", "--within", "200ms", "--count", "2"]).await;
+        assert_eq!((ended.code(), lines(&ended).len()), (1, 1), "{ended:?}");
+        assert!(ended.stderr.contains("1 of 2"), "{ended:?}");
+    }
+
+    #[tokio::test]
+    async fn counts_what_comes_while_it_waits() {
+        let place = Place::new().await;
+        let app = App::echo().await;
+        let mut client = place.client(&app, "hooks", &[]).await;
+        place.send("hooks", "/before", "").await;
+        let id = client.event("exchange").await["id"].as_str().unwrap().to_owned();
+        let mut waits = Vec::new();
+        for since in ["now", &id, "1h"] {
+            let mut wait = place.spawn(&["wait", "--count", "2", "--since", since]).await;
+            wait.error_line("waiting for requests to https://hooks.").await;
+            waits.push(wait);
+        }
+        place.send("hooks", "/one", "").await;
+        place.send("hooks", "/two", &b"\xff\x00"[..]).await;
+        let expected = [["/one", "/two"], ["/one", "/two"], ["/before", "/one"]];
+        for (mut wait, expected) in waits.into_iter().zip(expected) {
+            let ended = wait.wait().await;
+            assert_eq!((ended.code(), paths(&ended)), (0, expected.map(str::to_owned).to_vec()), "{ended:?}");
+        }
+        let ended = place.run(&["wait", "--path", "/two"]).await;
+        assert_eq!(lines(&ended)[0]["body_base64"], "/wA=");
+        assert_eq!(client.terminate().await.code(), 143);
+    }
+
+    /// Requests arrive all the time while it looks at what is kept and begins to listen: each is seen, and once.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn loses_nothing_between_what_is_kept_and_what_comes() {
+        const ALL: usize = 300;
+        let place = Place::new().await;
+        let app = App::echo().await;
+        let _client = place.client(&app, "hooks", &[]).await;
+        let count = ALL.to_string();
+        let mut waits = Vec::new();
+        let mut http = place.connect("hooks").await;
+        for round in 0..ALL / 50 {
+            let under_way: Vec<_> =
+                (0..50).map(|i| http.begin(place.post("hooks", &format!("/{round}/{i}"), "{\"n\":1}"))).collect();
+            waits.push(place.spawn(&["wait", "--json", "/n=1", "--count", &count]).await);
+            for answer in under_way {
+                assert_eq!(answer.await.unwrap().code(), 200);
+            }
+        }
+        for mut wait in waits {
+            let ended = wait.wait().await;
+            let seen: HashSet<_> = paths(&ended).into_iter().collect();
+            assert_eq!((ended.code(), seen.len()), (0, ALL), "{ended:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn watches_all_clients_or_one_tunnel() {
+        let place = Place::new().await;
+        let app = App::echo().await;
+        let (mut one, _two) = (place.client(&app, "one", &[]).await, place.client(&app, "two", &[]).await);
+        place.send("one", "/a", "").await;
+        place.send("two", "/b", "").await;
+        let ended = place.run(&["wait", "--count", "2"]).await;
+        let seen: HashSet<_> = paths(&ended).into_iter().collect();
+        assert_eq!(seen, HashSet::from(["/a".to_owned(), "/b".to_owned()]), "{ended:?}");
+        let ended = place.run(&["wait", "--tunnel", "two"]).await;
+        assert_eq!(paths(&ended), ["/b"]);
+        let ended = place.run(&["wait", "--tunnel", "three"]).await;
+        assert_eq!(ended.code(), 1);
+        assert!(ended.stderr.contains("no running client has a tunnel three; there are "), "{ended:?}");
+
+        // One that is stopped is told of, and holds up nobody.
+        one.signal(Signal::STOP);
+        let ended = place.run(&["wait"]).await;
+        assert_eq!((ended.code(), paths(&ended)), (0, vec!["/b".to_owned()]), "{ended:?}");
+        assert!(ended.stderr.contains(&format!("the client of process {} does not answer", one.pid())), "{ended:?}");
+        one.signal(Signal::CONT);
+        let mut wait = place.spawn(&["wait", "--tunnel", "one", "--since", "now"]).await;
+        wait.error_line("waiting for").await;
+        one.terminate().await;
+        let ended = wait.wait().await;
+        assert_eq!(ended.code(), 1, "{ended:?}");
+        assert!(ended.stderr.contains("the client has ended"), "{ended:?}");
+    }
+
+    #[tokio::test]
+    async fn counts_a_request_that_nobody_answers_in_time() {
+        let place = Place::new().await;
+        let app = App::serve(|_| async {
+            std::future::pending::<()>().await;
+            ok("")
+        })
+        .await;
+        let _client = place.client(&app, "hooks", &[]).await;
+        let mut http = place.connect("hooks").await;
+        let _hangs = http.begin(place.post("hooks", "/hangs", "body"));
+        app.reached(1).await;
+        let ended = place.run(&["wait", "--path", "/hangs", "--within", "1s"]).await;
+        assert_eq!(ended.code(), 0, "{ended:?}");
+        assert_eq!((&lines(&ended)[0]["status"], &lines(&ended)[0]["body"]), (&Value::Null, &"body".into()));
+    }
+
+    #[tokio::test]
+    async fn shows_the_beginning_of_a_large_body_and_the_client_stays_small() {
+        let place = Place::new().await;
+        let app = App::echo().await;
+        let client = place.client(&app, "hooks", &[]).await;
+        println!("resident while idle: {} KiB", client.resident() / 1024);
+        let mut http = place.connect("hooks").await;
+        let large = vec![b'x'; (1 << 20) + 5];
+        for _ in 0..4 {
+            http.answer(place.post("hooks", "/large", large.clone())).await;
+        }
+        let before = client.resident();
+        for _ in 0..100 {
+            http.answer(place.post("hooks", "/large", large.clone())).await;
+        }
+        let grown = client.resident().saturating_sub(before);
+        println!("grown by {} KiB after 100 MiB", grown / 1024);
+        assert!(grown < 32 << 20, "{grown}");
+        let ended = place.run(&["wait", "--path", "/large"]).await;
+        let request = &lines(&ended)[0];
+        assert_eq!(request["body"].as_str().unwrap().len(), 1 << 20);
+        assert_eq!((&request["body_size"], &request["body_truncated"]), (&((1 << 20) + 5).into(), &true.into()));
+        assert!(ended.code() == 0);
+    }
+
+    #[tokio::test]
+    async fn finds_nothing_where_nothing_is_kept() {
+        let place = Place::new().await;
+        let app = App::echo().await;
+        let _client = place.client(&app, "hooks", &["--inspect", "off"]).await;
+        place.send("hooks", "/", "").await;
+        let ended = place.run(&["wait", "--within", "10s"]).await;
+        assert_eq!(ended.code(), 1, "{ended:?}");
+        assert!(ended.stderr.contains("--inspect off"), "{ended:?}");
+        let ended = place.run(&["status"]).await;
+        assert!(ended.code() == 0 && ended.stdout.contains("https://hooks."), "{ended:?}");
+    }
+
+    /// The probe of `relay run` is the client's own, and no request of anybody.
+    #[tokio::test]
+    async fn does_not_see_the_probe() {
+        let place = Place::new().await;
+        let app = App::echo().await;
+        let (upstream, way) = (app.upstream().to_string(), place.way());
+        let relay = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("relay").display().to_string();
+        let mut words = vec!["run", &upstream, "--subdomain", "hooks"];
+        words.extend(way.iter().map(String::as_str));
+        words.extend(["--", &relay, "wait", "--within", "200ms"]);
+        let ended = place.run(&words).await;
+        assert_eq!(ended.code(), 1, "{ended:?}");
+        assert!(ended.stderr.contains("0 of 1 such requests arrived within 200ms, and no other"), "{ended:?}");
+    }
+
+    #[tokio::test]
+    async fn opens_a_tunnel_of_its_own_where_no_client_runs() {
+        let place = Place::new().await;
+        let ended = place.run(&["wait"]).await;
+        assert_eq!(ended.code(), 1, "{ended:?}");
+        assert!(ended.stderr.contains("relay http 3000") && ended.stderr.contains("--relay"), "{ended:?}");
+        let way = place.way();
+        let mut words = vec!["wait", "--subdomain", "own", "--path", "/hooks*"];
+        words.extend(way.iter().map(String::as_str));
+        let mut wait = place.spawn(&words).await;
+        wait.error_line("https://own.").await;
+        assert_eq!(place.send("own", "/other", "").await.code(), 200);
+        assert_eq!(place.send("own", "/hooks/1", "body").await.code(), 200);
+        let ended = wait.wait().await;
+        assert_eq!((ended.code(), paths(&ended)), (0, vec!["/hooks/1".to_owned()]), "{ended:?}");
+        assert_eq!((&lines(&ended)[0]["status"], &lines(&ended)[0]["body"]), (&200.into(), &"body".into()));
+
+        words.extend(["--within", "300ms"]);
+        let ended = place.run(&words).await;
+        assert_eq!(ended.code(), 1, "{ended:?}");
+        assert!(ended.stderr.contains("0 of 1 such requests arrived within 300ms"), "{ended:?}");
+        let mut wait = place.spawn(&words[..words.len() - 2]).await;
+        wait.error_line("https://own.").await;
+        assert_eq!(wait.terminate().await.code(), 143);
+        assert!(place.sockets().is_empty());
+    }
+
+    #[tokio::test]
+    async fn says_what_it_does_not_understand() {
+        let place = Place::new().await;
+        for (words, hint) in [
+            (["--json", "type=x"], "JSON pointer"),
+            (["--json", "/a~=x"], "JSON pointer"),
+            (["--json", "/type"], "POINTER=VALUE"),
+            (["--path", "hooks"], "slash"),
+            (["--header", "a b: c"], "Name: value"),
+            (["--since", "yesterday"], "now"),
+            (["--count", "0"], "1..=1000"),
+            (["--within", "30"], "30s"),
+        ] {
+            let ended = place.run(&[&["wait"], &words[..]].concat()).await;
+            assert_eq!(ended.code(), 2, "{ended:?}");
+            assert!(ended.stderr.contains(hint), "{hint}: {ended:?}");
+        }
+    }
+}
+
+mod relay_status {
+    use super::*;
+
+    #[tokio::test]
+    async fn tells_of_each_client_and_its_state() {
+        let mut place = Place::new().await;
+        let ended = place.run(&["status"]).await;
+        assert_eq!((ended.code(), ended.stdout.as_str()), (0, ""));
+        assert!(ended.stderr.contains("no client of this user runs"), "{ended:?}");
+        let app = App::echo().await;
+        let mut client = place.client(&app, "hooks", &[]).await;
+        place.send("hooks", "/", "").await;
+        client.event("exchange").await;
+
+        let [status] = &lines(&place.run(&["status", "--output", "json"]).await)[..] else { panic!("not one") };
+        assert_eq!((&status["pid"], &status["state"]), (&client.pid().into(), &"connected".into()));
+        assert_eq!((&status["relay"], &status["requests"]), (&place.relay.url.as_str().into(), &1.into()));
+        assert_eq!((&status["reason"], &status["retry_in_ms"]), (&Value::Null, &Value::Null));
+        assert!(status["last_heard_ms"].as_u64().unwrap() < 30_000, "{status}");
+        assert!(status["since"].as_str() <= status["connected_since"].as_str(), "{status}");
+        let tunnels = &status["tunnels"];
+        assert_eq!((&tunnels[0]["name"], tunnels.as_array().unwrap().len()), (&"hooks".into(), 1));
+        assert_eq!(tunnels[0]["upstream"], app.upstream().to_string());
+        let ended = place.run(&["status"]).await;
+        for said in [format!("process {}", client.pid()), "connected for".to_owned(), "https://hooks.".to_owned()] {
+            assert!(ended.code() == 0 && ended.stdout.contains(&said), "{said}: {ended:?}");
+        }
+
+        place.relay.process.kill().await;
+        client.event("session.disconnected").await;
+        let [status] = &lines(&place.run(&["status", "--output", "json"]).await)[..] else { panic!("not one") };
+        assert_eq!((&status["state"], &status["connected_since"]), (&"reconnecting".into(), &Value::Null));
+        assert!(status["reason"].is_string() && status["retry_in_ms"].is_number(), "{status}");
+        client.terminate().await;
+        assert!(place.sockets().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_socket_is_private_and_goes_with_its_client() {
+        let place = Place::new().await;
+        let app = App::echo().await;
+        let mut client = place.client(&app, "hooks", &[]).await;
+        let [socket] = &place.sockets()[..] else { panic!("{:?}", place.sockets()) };
+        assert_eq!(socket.file_name().unwrap().to_str().unwrap(), format!("{}.sock", client.pid()));
+        let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(socket), mode(socket.parent().unwrap())), (0o600, 0o700));
+        client.kill().await;
+        assert_eq!(place.sockets().len(), 1, "nobody could remove it");
+        let ended = place.run(&["status"]).await;
+        assert!(ended.code() == 0 && ended.stdout.is_empty(), "{ended:?}");
+        assert!(place.sockets().is_empty(), "whoever finds it does");
+
+        // A directory that others can reach is not used, and the tunnel works all the same.
+        let directory = place.home.path().join("relay");
+        std::fs::set_permissions(&directory, PermissionsExt::from_mode(0o755)).unwrap();
+        let mut client = place.client(&app, "hooks", &["--takeover"]).await;
+        client.error_line("chmod 700").await;
+        assert_eq!(place.send("hooks", "/", "").await.code(), 200);
+        let ended = place.run(&["status"]).await;
+        assert!(ended.code() == 1 && ended.stderr.contains("chmod 700"), "{ended:?}");
+    }
+
+    #[tokio::test]
+    async fn whoever_says_nothing_or_too_much_disturbs_nobody() {
+        let place = Place::new().await;
+        let app = App::echo().await;
+        let client = place.client(&app, "hooks", &[]).await;
+        let socket = place.sockets().remove(0);
+        let before = client.descriptors();
+        let mut silent = Vec::new();
+        for i in 0..40 {
+            let mut stream = UnixStream::connect(&socket).await.unwrap();
+            if i % 2 == 0 {
+                let _ = stream.write_all(&[b'{'; 100_000]).await;
+            }
+            silent.push(stream);
+        }
+        assert_eq!(place.send("hooks", "/", "").await.code(), 200);
+        assert!(client.descriptors() <= before + 20, "{before} and then {}", client.descriptors());
+        let answered = async { while !place.run(&["status"]).await.stdout.contains("https://hooks.") {} };
+        tokio::time::timeout(PATIENCE, answered).await.expect("silence is not borne for ever");
+    }
+}
