@@ -1,6 +1,5 @@
 //! The requests that a capturing tunnel keeps for its owner.
 
-use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -122,30 +121,31 @@ impl Pending {
     async fn read(shelf: Arc<Shelf>, request: Request<Body>) -> (Self, Request<Body>) {
         let (head, mut body) = request.into_parts();
         let mut kept = Kept { taken: shelf.taken.clone(), bytes: 0 };
-        let (mut bytes, mut read) = (Vec::new(), VecDeque::new());
-        let mut truncated = false;
+        // Frames are not kept, as there may be one per byte.
+        let (mut bytes, mut next) = (Vec::new(), None);
         while let Some(frame) = body.frame().await {
-            let fits = frame.as_ref().is_ok_and(|frame| frame.data_ref().is_none_or(|data| kept.take(data.len())));
-            if let Some(data) = frame.as_ref().ok().and_then(Frame::data_ref).filter(|_| fits) {
-                bytes.extend_from_slice(data);
-            }
-            read.push_back(frame);
-            if !fits {
-                truncated = true;
-                break;
+            match frame.as_ref().ok().and_then(Frame::data_ref).filter(|data| kept.take(data.len())) {
+                Some(data) => bytes.extend_from_slice(data),
+                None => {
+                    next = Some(frame);
+                    break;
+                }
             }
         }
+        let bytes = Bytes::from(bytes);
         let request = ReceivedRequest {
             method: head.method.clone(),
             path: head.uri.path_and_query().map_or("/", |target| target.as_str()).to_owned(),
             headers: head.headers.clone(),
-            body: bytes.into(),
-            truncated,
+            body: bytes.clone(),
+            truncated: next.as_ref().is_some_and(|next| !next.as_ref().is_ok_and(Frame::is_trailers)),
             status: None,
             missed: 0,
         };
-        let rest = truncated.then_some(body);
-        let body = if read.is_empty() { Body::empty() } else { Body::new(Again { read, rest }) };
+        let body = match next {
+            None => bytes.into(),
+            Some(next) => Body::new(Again { read: Some(bytes), next: Some(next), rest: body }),
+        };
         (Self { shelf, request: Some((request, kept)) }, Request::from_parts(head, body))
     }
 
@@ -167,8 +167,10 @@ impl Drop for Pending {
 
 /// A body whose beginning has been read.
 struct Again {
-    read: VecDeque<Result<Frame<Bytes>, BoxError>>,
-    rest: Option<Body>,
+    read: Option<Bytes>,
+    /// What came behind that.
+    next: Option<Result<Frame<Bytes>, BoxError>>,
+    rest: Body,
 }
 
 impl hyper::body::Body for Again {
@@ -176,10 +178,69 @@ impl hyper::body::Body for Again {
     type Error = BoxError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        match (self.read.pop_front(), &mut self.rest) {
-            (Some(frame), _) => Poll::Ready(Some(frame)),
-            (None, Some(rest)) => Pin::new(rest).poll_frame(cx),
-            (None, None) => Poll::Ready(None),
+        if let Some(read) = self.read.take().filter(|read| !read.is_empty()) {
+            return Poll::Ready(Some(Ok(Frame::data(read))));
+        }
+        match self.next.take() {
+            Some(next) => Poll::Ready(Some(next)),
+            None => Pin::new(&mut self.rest).poll_frame(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+    use futures_util::stream;
+    use http::HeaderValue;
+    use http_body_util::StreamBody;
+
+    use super::*;
+
+    /// Sends a body of these frames to a service that reads it, and returns what that got, and what was kept.
+    async fn send(frames: Vec<Result<Frame<Bytes>, BoxError>>) -> (Result<(usize, bool), String>, ReceivedRequest) {
+        let (told, mut hears) = mpsc::channel(1);
+        let inner = Service::new("reader", move |request: Request<Body>| {
+            let told = told.clone();
+            async move {
+                let read = request.into_body().collect().await;
+                let read = read.map(|read| (read.trailers().is_some(), read.to_bytes().len()));
+                told.send(read.map(|(trailers, len)| (len, trailers)).map_err(|error| error.to_string()))
+                    .await
+                    .unwrap();
+                Response::new(())
+            }
+        });
+        let (service, mut received) = keeping(inner);
+        service.answer(Request::new(Body::new(StreamBody::new(stream::iter(frames))))).await;
+        (hears.recv().await.unwrap(), received.next().await.unwrap())
+    }
+
+    fn data(len: usize) -> Result<Frame<Bytes>, BoxError> {
+        Ok(Frame::data(vec![b'x'; len].into()))
+    }
+
+    #[tokio::test]
+    async fn a_handler_gets_all_of_a_body_and_its_keeper_what_there_is_room_for() {
+        let trailers = HeaderMap::from_iter([(http::header::ETAG, HeaderValue::from_static("a"))]);
+        let (got, kept) = send(vec![data(2), data(3), Ok(Frame::trailers(trailers))]).await;
+        assert_eq!((got, kept.body.len(), kept.truncated), (Ok((5, true)), 5, false));
+        let (got, kept) = send(Vec::new()).await;
+        assert_eq!((got, kept.body.len(), kept.truncated), (Ok((0, false)), 0, false));
+        let (got, kept) = send(vec![data(TOGETHER - 1), data(2), data(1)]).await;
+        assert_eq!((got, kept.body.len(), kept.truncated), (Ok((TOGETHER + 2, false)), TOGETHER - 1, true));
+        let (got, kept) = send(vec![data(2), Err("it broke".into())]).await;
+        assert_eq!((got, kept.body.len(), kept.truncated), (Err("it broke".to_owned()), 2, true));
+    }
+
+    #[tokio::test]
+    async fn room_is_there_again_for_what_was_taken() {
+        let (service, mut received) = keeping(Service::new("none", |_| async { Response::new(()) }));
+        for _ in 0..3 {
+            service.answer(Request::new(Body::from(vec![0; TOGETHER]))).await;
+            let request = received.next().await.unwrap();
+            assert_eq!((request.body.len(), request.truncated), (TOGETHER, false));
         }
     }
 }

@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
+use hyper_util::rt::TokioIo;
 use relay_client::{Body, BodyError, ClientError, OpenError, Status, Tunnel, TunnelBuilder};
 use relay_server::config::Config;
 use relay_server::{Relay, RunningRelay};
 use relay_tests::body::{empty, full};
 use relay_tests::{Answer, App, Http, Process, World, within};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
@@ -187,6 +189,32 @@ mod handlers {
     }
 
     #[tokio::test]
+    async fn can_speak_another_protocol() {
+        let relay = Embedded::start().await;
+        let tunnel = open(relay.tunnel().serve(|mut request: Request<Body>| async move {
+            let upgraded = hyper::upgrade::on(&mut request);
+            tokio::spawn(async move {
+                let mut io = TokioIo::new(upgraded.await.unwrap());
+                let mut word = [0; 4];
+                io.read_exact(&mut word).await.unwrap();
+                word.reverse();
+                io.write_all(&word).await.unwrap();
+                io.shutdown().await.unwrap();
+            });
+            let response = Response::builder().status(StatusCode::SWITCHING_PROTOCOLS);
+            response.header("connection", "upgrade").header("upgrade", "mirror").body(()).unwrap()
+        }))
+        .await;
+        let mut tcp = TcpStream::connect(relay.relay.http_addr().unwrap()).await.unwrap();
+        let host = tunnel.url().strip_prefix("https://").unwrap();
+        let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: upgrade\r\nUpgrade: mirror\r\n\r\nabcd");
+        tcp.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        within("the mirror's end", tcp.read_to_string(&mut answer)).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 101 ") && answer.ends_with("\r\n\r\ndcba"), "{answer}");
+    }
+
+    #[tokio::test]
     async fn read_no_more_than_they_want() {
         let relay = Embedded::start().await;
         let tunnel = open(relay.tunnel().serve(|request: Request<Body>| async move {
@@ -326,11 +354,15 @@ mod dropped {
         let silent = relay_tests::app::listener().await;
         let builder = Tunnel::builder().relay("http://relay.localhost:1").relay_addr(silent.local_addr().unwrap());
         let opening = tokio::spawn(builder.capture().open());
-        let (mut tcp, _) = silent.accept().await.unwrap();
+        let (_tcp, _) = within("an attempt", silent.accept()).await.unwrap();
+        let alive = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+        assert_eq!(alive(), 2, "the caller's and the tunnel's");
         opening.abort();
-        let mut hello = Vec::new();
-        let closed = tokio::io::AsyncReadExt::read_to_end(&mut tcp, &mut hello);
-        within("the connection's end", closed).await.unwrap();
+        // Far sooner than an attempt gives up by itself: all that is needed is that each runs once.
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(alive(), 0);
     }
 }
 
