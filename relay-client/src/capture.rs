@@ -17,6 +17,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::StatusCode;
+use http::header::CONTENT_LENGTH;
 use relay_protocol::message::{Payload as _, RequestHead};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
@@ -42,9 +43,9 @@ struct Shared {
 }
 
 impl Capture {
-    /// Keeps a request whose encoded head has come just now, through this tunnel.
-    pub(crate) fn begin(&self, head: &[u8], tunnel: Option<Arc<str>>) -> Recording {
-        let seq = self.ring().begin(unix_now(), head, tunnel);
+    /// Keeps a request whose head has come just now, through this tunnel. `encoded` is the same head.
+    pub(crate) fn begin(&self, head: &RequestHead, encoded: &[u8], tunnel: Option<Arc<str>>) -> Recording {
+        let seq = self.ring().begin(unix_now(), encoded, content_length(head), tunnel);
         Recording(Some((self.0.clone(), seq)))
     }
 
@@ -97,7 +98,9 @@ pub(crate) struct Recording(Option<(Arc<Shared>, u64)>);
 impl Recording {
     /// A part of the body has come.
     pub(crate) fn data(&self, bytes: &[u8]) {
-        self.change(|ring, seq| ring.data(seq, bytes));
+        if self.change(|ring, seq| ring.data(seq, bytes)) == Some(true) {
+            self.notify();
+        }
     }
 
     /// The request is here as a whole.
@@ -132,10 +135,9 @@ impl Recording {
         self.notify();
     }
 
-    fn change(&self, change: impl FnOnce(&mut Ring, u64)) {
-        if let Some((shared, seq)) = &self.0 {
-            change(&mut shared.ring.lock().unwrap_or_else(PoisonError::into_inner), *seq);
-        }
+    fn change<T>(&self, change: impl FnOnce(&mut Ring, u64) -> T) -> Option<T> {
+        let (shared, seq) = self.0.as_ref()?;
+        Some(change(&mut shared.ring.lock().unwrap_or_else(PoisonError::into_inner), *seq))
     }
 
     fn notify(&self) {
@@ -165,6 +167,8 @@ struct Entry {
     body: Vec<u8>,
     /// Bytes of the body that have come.
     size: u64,
+    /// What `Content-Length` says. When so many have come nobody asks for the body's end any more.
+    length: Option<u64>,
     whole: bool,
     status: Option<StatusCode>,
     ended: Option<End>,
@@ -227,22 +231,26 @@ impl Ring {
         self.entries.iter().position(is).map(|at| self.first + at as u64)
     }
 
-    fn begin(&mut self, at_ms: u64, head: &[u8], tunnel: Option<Arc<str>>) -> u64 {
+    fn begin(&mut self, at_ms: u64, head: &[u8], length: Option<u64>, tunnel: Option<Arc<str>>) -> u64 {
         let seq = self.end();
         let (head, body) = (head.into(), Vec::new());
-        let entry = Entry { at_ms, tunnel, head, body, size: 0, whole: false, status: None, ended: None };
+        let whole = length == Some(0);
+        let entry = Entry { at_ms, tunnel, head, body, size: 0, length, whole, status: None, ended: None };
         self.bytes += entry.cost();
         self.entries.push_back(entry);
         self.make_room();
         seq
     }
 
-    fn data(&mut self, seq: u64, bytes: &[u8]) {
-        let Some(entry) = self.get_mut(seq) else { return };
+    /// Takes in a part of a body. Whether that was the last one.
+    fn data(&mut self, seq: u64, bytes: &[u8]) -> bool {
+        let Some(entry) = self.get_mut(seq) else { return false };
         entry.size += bytes.len() as u64;
+        let is_last = entry.length == Some(entry.size);
+        entry.whole |= is_last;
         let wanted = bytes.get(..BODY.saturating_sub(entry.body.len())).unwrap_or(bytes);
         if wanted.is_empty() {
-            return;
+            return is_last;
         }
         let before = entry.body.capacity();
         if entry.body.is_empty() {
@@ -253,6 +261,7 @@ impl Ring {
         let more = entry.body.capacity() - before;
         self.bytes += more;
         self.make_room();
+        is_last
     }
 
     /// Gives back what a body's growth has taken and its bytes do not need.
@@ -434,6 +443,11 @@ fn captured(seq: u64, entry: &Entry) -> Option<Captured> {
     })
 }
 
+fn content_length(head: &RequestHead) -> Option<u64> {
+    let (_, value) = head.headers.iter().find(|(name, _)| *name == CONTENT_LENGTH)?;
+    value.to_str().ok()?.parse().ok()
+}
+
 /// A header's value: UTF-8, or else ISO 8859-1, as such bytes were meant once (RFC 9110, section 5.5).
 pub(crate) fn text(value: &[u8]) -> String {
     std::str::from_utf8(value).map_or_else(|_| value.iter().copied().map(char::from).collect(), str::to_owned)
@@ -485,7 +499,8 @@ mod tests {
     }
 
     fn begin(capture: &Capture, id: &str) -> Recording {
-        capture.begin(&head(id), Some("hooks".into()))
+        let encoded = head(id);
+        capture.begin(&RequestHead::from_bytes(&encoded).unwrap(), &encoded, Some("hooks".into()))
     }
 
     fn consistent(capture: &Capture) {

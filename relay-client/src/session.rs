@@ -542,7 +542,9 @@ impl Serve {
             // An exchange that takes long keeps its own service, and not those of other tunnels.
             drop(upstreams);
             let recording = match (&found, &capture) {
-                (Ok((upstream, _)), Some(capture)) => capture.begin(&encoded, upstream.as_ref().map(|it| it.name())),
+                (Ok((upstream, head)), Some(capture)) => {
+                    capture.begin(head, &encoded, upstream.as_ref().map(|upstream| upstream.name()))
+                }
                 _ => Recording::default(),
             };
             drop(encoded);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use http::Request;
 use relay_tests::app::ok;
-use relay_tests::body::full;
+use relay_tests::body::{full, pipe};
 use relay_tests::process::Ended;
 use relay_tests::world::connect_tls;
 use relay_tests::{Answer, App, Http, PATIENCE, Process, RelayServer};
@@ -212,11 +212,18 @@ mod relay_wait {
         .await;
         let _client = place.client(&app, "hooks", &[]).await;
         let mut http = place.connect("hooks").await;
-        let _hangs = http.begin(place.post("hooks", "/hangs", "body"));
+        // It is whole when as much has come as it says, whether or not its end has come, too.
+        let (body, rest) = pipe();
+        let mut request = place.post("hooks", "/hangs", "").map(|_| rest);
+        request.headers_mut().insert("content-length", "4".parse().unwrap());
+        let _hangs = http.begin(request);
         app.reached(1).await;
-        let ended = place.run(&["wait", "--path", "/hangs", "--within", "1s"]).await;
+        assert!(body.send("body").await);
+        let ended = place.run(&["wait", "--path", "/hangs", "--within", "2s"]).await;
         assert_eq!(ended.code(), 0, "{ended:?}");
-        assert_eq!((&lines(&ended)[0]["status"], &lines(&ended)[0]["body"]), (&Value::Null, &"body".into()));
+        let request = &lines(&ended)[0];
+        assert_eq!((&request["status"], &request["body"]), (&Value::Null, &"body".into()));
+        assert_eq!(request["body_truncated"], false);
     }
 
     #[tokio::test]
@@ -379,6 +386,44 @@ mod relay_status {
         assert_eq!(place.send("hooks", "/", "").await.code(), 200);
         let ended = place.run(&["status"]).await;
         assert!(ended.code() == 1 && ended.stderr.contains("chmod 700"), "{ended:?}");
+    }
+
+    /// Whatever has a tunnel is there.
+    #[tokio::test]
+    async fn every_command_with_a_tunnel_is_shown() {
+        let place = Place::new().await;
+        let file =
+            "[tunnels.web]\nupstream = 3000\nsubdomain = 'web'\n[tunnels.api]\nupstream = 3001\nsubdomain = 'api'\n";
+        std::fs::write(place.home.path().join("relay.toml"), file).unwrap();
+        let way = place.way();
+        let mut running = Vec::new();
+        for (words, rest) in [
+            (&["listen", "--subdomain", "bin", "--output", "json"][..], &[][..]),
+            (&["start", "--output", "json"], &[]),
+            (&["run", "3000", "--subdomain", "run", "--events", "events"], &["--", "sleep", "3600"]),
+        ] {
+            let words: Vec<_> =
+                words.iter().copied().chain(way.iter().map(String::as_str)).chain(rest.iter().copied()).collect();
+            running.push(place.spawn(&words).await);
+        }
+        running.push(place.spawn(&["dev", "--https", "0", "--output", "json"]).await);
+        let all = ["api", "app", "bin", "run", "web"];
+        let shown = async {
+            loop {
+                let clients = lines(&place.run(&["status", "--output", "json"]).await);
+                let tunnels = clients.iter().flat_map(|client| client["tunnels"].as_array().unwrap());
+                let mut names: Vec<_> = tunnels.map(|tunnel| tunnel["tunnel"].as_str().unwrap().to_owned()).collect();
+                names.sort();
+                if names == all {
+                    return clients.len();
+                }
+            }
+        };
+        assert_eq!(tokio::time::timeout(PATIENCE, shown).await.expect("all are shown"), 4);
+        for mut process in running {
+            process.terminate().await;
+        }
+        assert!(place.sockets().is_empty());
     }
 
     #[tokio::test]
