@@ -10,7 +10,7 @@ use relay_client::dial::{Target, Trust};
 use relay_client::terminal::Event;
 use relay_client::{Client, ClientError, Observer, Tunnel, TunnelOptions};
 use relay_protocol::frame::{Frame, GoAway, SessionKind};
-use relay_protocol::message::{Bound, Hello, Payload, PublicName, Refusal, RequestHead, Welcome};
+use relay_protocol::message::{Bound, Hello, Payload, PublicName, Refusal, RequestHead, TunnelSpec, Welcome};
 use relay_tests::network::{Network, Way};
 use relay_tests::peer::{Socket, id};
 use relay_tests::{App, Process, RelayClient, RelayServer, Wire, within};
@@ -633,7 +633,7 @@ mod a_relay_by_hand {
         /// The client's next session, with all that it asks for, and this key.
         async fn session(&self, key: u8) -> (Socket, Hello) {
             let (mut socket, hello) = self.hello().await;
-            let bound = |spec: &relay_protocol::message::TunnelSpec| {
+            let bound = |spec: &TunnelSpec| {
                 let name = spec.name.clone().unwrap();
                 let url = format!("https://{name}.relay.test");
                 Bound { tunnel: spec.tunnel, result: Ok(PublicName { name, url }) }
@@ -881,6 +881,45 @@ mod a_relay_by_hand {
         let ended = process.wait().await;
         assert_eq!(ended.code(), 3, "{}", ended.stderr);
         assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
+    }
+
+    /// What nobody will answer any more is asked of the successor.
+    #[tokio::test]
+    async fn that_drains_when_another_tunnel_is_wanted_leaves_that_to_its_successor() {
+        let relay = Relay::start().await;
+        let (app, open_gate) = gated().await;
+        let target = Target::new(relay.url().parse().unwrap(), &Trust::System).unwrap();
+        let named = |name: &str| {
+            TunnelOptions { label: Some(name.to_owned()), ..TunnelOptions::new(app.upstream()) }.subdomain(name)
+        };
+        let client = Client::new(target).tunnel(named("one"));
+        let tunnels = client.tunnels();
+        let (told, mut lines) = mpsc::channel(1000);
+        let running = tokio::spawn(async move { client.run(&mut Told(told), std::future::pending()).await });
+        let (mut old, _) = relay.session(1).await;
+        assert_eq!(line(&mut lines).await, "ready one");
+        old.send(&[open(1, 0)]).await;
+        app.reached(1).await;
+        old.send(&[go_away(GoAway::Shutdown, true, "")]).await;
+        let (mut new, hello) = relay.hello().await;
+        tunnels.send_modify(|tunnels| tunnels.push(named("two")));
+        let bind: TunnelSpec = old.next_message(SessionKind::Bind).await;
+        assert_eq!(bind.name.as_deref(), Some("two"));
+        let bound = |spec: &TunnelSpec| {
+            let name = spec.name.clone().unwrap();
+            let url = format!("https://{name}.relay.test");
+            Bound { tunnel: spec.tunnel, result: Ok(PublicName { name, url }) }
+        };
+        new.send(&[welcome(2, false, hello.tunnels.iter().map(bound).collect())]).await;
+        let bind: TunnelSpec = within("the successor's Bind", new.next_message(SessionKind::Bind)).await;
+        assert_eq!(bind.name.as_deref(), Some("two"));
+        new.send(&[Frame::Session(SessionKind::Bound, bound(&bind).to_bytes().unwrap())]).await;
+        assert_eq!(line(&mut lines).await, "ready two");
+        open_gate.send(true).unwrap();
+        assert_eq!(status(&mut old, 1).await, 200);
+        new.send(&[open(1, bind.tunnel)]).await;
+        assert_eq!(status(&mut new, 1).await, 200);
+        running.abort();
     }
 
     /// As long as the old relay serves, there is a session.

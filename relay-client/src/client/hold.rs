@@ -284,7 +284,7 @@ impl<'a> Hold<'a> {
         }
         self.serve.add(*session, self.tunnels.routes());
         self.way = Way::Up { since: Instant::now() };
-        self.tunnels.welcome(asked, bound, self.client, self.serve.link(), observer)?;
+        self.tunnels.welcome(&asked, bound, self.client, self.serve.link(), observer)?;
         self.settle(observer)?;
         if let Some(lost) = self.lost.take().filter(|lost| lost.told) {
             let after_ms = milliseconds(lost.unserved.map_or(Duration::ZERO, |since| since.elapsed()));

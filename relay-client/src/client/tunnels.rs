@@ -185,16 +185,16 @@ impl Tunnels {
     /// Takes in what became of the tunnels of a session's first message, as they were asked for in the end.
     pub(super) fn welcome(
         &mut self,
-        asked: Vec<Asked>,
+        asked: &[Asked],
         bound: Vec<Bound>,
         client: &Client,
         link: Option<&Link>,
         observer: &mut dyn Observer,
     ) -> Result<(), ClientError> {
-        for asked in asked {
-            if let Some(held) = self.held.iter_mut().find(|held| held.is_asked(asked.number)) {
-                held.asked = Some(asked);
-            }
+        // What was asked for on the session before has no answer any more.
+        for held in &mut self.held {
+            held.asked =
+                held.asked.take().and_then(|old| asked.iter().find(|asked| asked.number == old.number).cloned());
         }
         bound.into_iter().try_for_each(|bound| self.bound(bound, client, link, observer))
     }
