@@ -26,6 +26,9 @@ pub const HTTPS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOC
 /// The tunnel's name when nobody says: the relay is nobody else's, so it need not be a secret.
 pub const NAME: &str = "app";
 
+/// What answers where there is no service, as a person is told.
+pub const DEMO: &str = "a demo app answers; put your own service behind it: relay dev 3000";
+
 /// Why `relay dev` did not start, or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum DevError {

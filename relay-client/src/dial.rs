@@ -682,7 +682,7 @@ impl Distrust {
         Self(match reason {
             // A CA that was made anew under its old name shows as a bad signature.
             Reason::UnknownIssuer | Reason::BadSignature if private => {
-                "it was not issued by the CA of --relay-ca".to_owned()
+                "it was not issued by the CA that was given (--relay-ca, RELAY_CA_FILE)".to_owned()
             }
             Reason::UnknownIssuer | Reason::BadSignature => {
                 "no CA that this machine trusts has issued it; if the relay has a CA of its own, name its certificate \

@@ -166,7 +166,10 @@ async fn run(command: Command) -> ExitCode {
         Command::Dev(args) => {
             use relay_client::{config::DevSettings, dev};
             let settings = DevSettings::new(args, &files);
-            let screen = Screen::new(&settings.show, &files);
+            let screen = match settings.upstream {
+                Some(_) => Screen::new(&settings.show, &files),
+                None => Screen::answering(&settings.show, &files, dev::DEMO.to_owned()),
+            };
             let running = Box::pin(dev::run(settings, screen.clone(), stop.cancelled()));
             let (ended_by, result) = signals.attend(running, &stop, &screen).await;
             by = ended_by;

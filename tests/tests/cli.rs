@@ -339,6 +339,7 @@ mod relay_dev {
         let mut dev = Process::spawn("relay", ["dev", "--https", "127.0.0.1:0"]).await;
         let url = dev.line().await.unwrap();
         assert!(url.starts_with("https://app.relay.localhost:"), "{url}");
+        assert!(dev.line().await.unwrap().contains("a demo app answers"));
         let line = loop {
             let line = dev.line().await.unwrap();
             if line.trim_start().starts_with("curl ") {
