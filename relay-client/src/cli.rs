@@ -148,6 +148,20 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// Whether nothing else may write on the terminal.
+    pub fn takes_the_terminal(&self) -> bool {
+        match self {
+            Self::Http(args) => args.open.show.tui,
+            Self::Listen(args) => args.open.show.tui,
+            Self::Start(args) => args.show.tui,
+            #[cfg(feature = "embedded")]
+            Self::Dev(args) => args.show.tui,
+            _ => false,
+        }
+    }
+}
+
 /// `relay config …`.
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
@@ -357,6 +371,10 @@ pub struct ShowArgs {
     /// Print nothing but lines, one for each request: no state line, and no sums of many requests
     #[arg(long)]
     pub plain: bool,
+
+    /// Take the whole terminal: a list of requests, what was sent with each, and keys
+    #[arg(long, conflicts_with_all = ["output", "url_only", "plain", "qr"])]
+    pub tui: bool,
 
     /// Show the public URL as a QR code, too
     #[arg(long)]

@@ -121,6 +121,8 @@ pub struct ShowSettings {
     pub url_only: bool,
     /// Nothing but lines, one for each request.
     pub plain: bool,
+    /// The whole terminal, where there is one.
+    pub tui: bool,
     /// The public URL as a QR code, too.
     pub qr: bool,
     /// Says as JSON that the tunnel is up, as long as it is.
@@ -199,10 +201,11 @@ impl TunnelSettings {
 
 impl ShowSettings {
     fn new(typed: ShowArgs, file: &File) -> Self {
-        let output = if typed.url_only { Output::Text } else { typed.output.or(file.output).unwrap_or_default() };
+        let for_people = typed.url_only || typed.tui;
+        let output = if for_people { Output::Text } else { typed.output.or(file.output).unwrap_or_default() };
         let inspect = typed.inspect.or(file.inspect);
-        let ShowArgs { url_only, plain, qr, ready_file, .. } = typed;
-        Self { output, url_only, plain, qr, ready_file, inspect }
+        let ShowArgs { url_only, plain, tui, qr, ready_file, .. } = typed;
+        Self { output, url_only, plain, tui, qr, ready_file, inspect }
     }
 }
 

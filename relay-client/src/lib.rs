@@ -82,6 +82,7 @@ pub mod dev;
 pub mod dial;
 #[doc(hidden)]
 pub mod filter;
+mod full_screen;
 #[doc(hidden)]
 pub mod listen;
 #[doc(hidden)]

@@ -32,7 +32,8 @@ fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(usage.exit_code()).unwrap_or(Exit::Usage as u8));
         }
     };
-    let filter = EnvFilter::try_from_env("RELAY_LOG").unwrap_or_else(|_| EnvFilter::new("warn,hyper=error,h2=error"));
+    let quiet = if cli.command.takes_the_terminal() { "off" } else { "warn,hyper=error,h2=error" };
+    let filter = EnvFilter::try_from_env("RELAY_LOG").unwrap_or_else(|_| EnvFilter::new(quiet));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     // It would complain on standard error that nobody reads standard error, and panic.
     log.log_internal_errors(false).init();

@@ -115,6 +115,13 @@ pub fn hangup_is_ignored() -> bool {
     false
 }
 
+/// Sends this process what Ctrl-C sends where the terminal does it.
+pub(crate) fn interrupt() {
+    #[cfg(unix)]
+    // A process may always signal itself.
+    let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::INT);
+}
+
 /// A command's exit code as a shell would report it: 128 and the signal's number where one ended it.
 pub(crate) fn code_of(status: ExitStatus) -> u8 {
     #[cfg(unix)]

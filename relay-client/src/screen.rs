@@ -5,10 +5,11 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
-use futures_util::future::join_all;
+use crossterm::event::{Event as Input, EventStream};
+use futures_util::{FutureExt as _, StreamExt as _, future::join_all};
 use tokio::{sync::Notify, time::sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -17,12 +18,16 @@ use crate::{
     client::Client,
     config::{Files, ShowSettings},
     dial::Target,
+    full_screen::{Content, FullScreen, Wish},
     platform,
     probe::Probe,
     services::{Change, PERIOD, Services, knock},
     session::Observer,
-    terminal::{Event, Output, Printer},
+    terminal::{Event, Output, Printer, Style, since_1970},
 };
+
+/// Between two frames of a full screen.
+const FRAME: Duration = Duration::from_millis(50);
 
 /// How long a public URL has to answer once the relay has given it.
 pub(crate) const PROBE: Duration = Duration::from_secs(15);
@@ -39,11 +44,16 @@ pub struct Screen {
     doubt: Arc<Notify>,
     /// There is a tunnel to prove.
     news: Arc<Notify>,
+    /// The full screen no longer shows what is true.
+    changed: Arc<Notify>,
 }
 
 #[derive(Debug)]
 struct State {
     printer: Printer,
+    /// Shown instead of the printer's lines, from the first tunnel on.
+    full: Option<FullScreen>,
+    wants_full: bool,
     services: Option<Services>,
     ready: Option<ReadyFile>,
     /// Why the client cannot go on.
@@ -108,12 +118,14 @@ impl Screen {
             ReadyFile { file, tunnels: Vec::new(), way: None }
         });
         let services = Some(Services::default());
-        let state = State { printer, services, ready, failed: None, aside: false };
+        let wants_full = show.tui && Style::of_stdout().can_be_full_screen();
+        let state = State { printer, full: None, wants_full, services, ready, failed: None, aside: false };
         Self {
             state: Arc::new(Mutex::new(state)),
             over: CancellationToken::new(),
             doubt: Arc::default(),
             news: Arc::default(),
+            changed: Arc::default(),
             piped: show.output == Output::Json,
         }
     }
@@ -133,7 +145,7 @@ impl Screen {
     /// Does `work`, and meanwhile keeps true what is shown, looks for services that are not there, and proves tunnels.
     pub async fn during<T>(&self, work: impl Future<Output = T>) -> T {
         let beside = async {
-            tokio::join!(self.keep_time(), self.look_for_services(), self.prove_tunnels());
+            tokio::join!(self.keep_time(), self.be_full(), self.look_for_services(), self.prove_tunnels());
             std::future::pending().await
         };
         tokio::select! {
@@ -156,6 +168,7 @@ impl Screen {
         if let Some(ready) = state.ready.take() {
             let _ = std::fs::remove_file(ready.file);
         }
+        state.full = None;
         state.printer.close();
         let _ = state.printer.flush();
         state.failed.take()
@@ -164,18 +177,74 @@ impl Screen {
     /// Shows an event at once.
     pub fn show(&self, event: &Event<'_>) {
         let mut state = self.state();
-        state.printer.push(event);
+        self.push(&mut state, event);
         self.flush(&mut state);
+    }
+
+    fn push(&self, state: &mut State, event: &Event<'_>) {
+        if state.wants_full && matches!(event, Event::Ready { .. }) {
+            state.wants_full = false;
+            state.printer.close();
+            let _ = state.printer.flush();
+            // Where it cannot be had there are lines.
+            state.full = FullScreen::open().ok();
+        }
+        match &mut state.full {
+            Some(full) => {
+                full.view.observe(since_1970(), event);
+                self.changed.notify_one();
+            }
+            None => state.printer.push(event),
+        }
     }
 
     /// Once a second, just after it has begun, so that what it came to is told at once.
     async fn keep_time(&self) {
         while self.state().printer.keeps_time() {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            sleep(Duration::from_secs(1) - Duration::from_nanos(now.subsec_nanos().into())).await;
+            sleep(until_next_second()).await;
             let mut state = self.state();
             state.printer.tick();
             self.flush(&mut state);
+        }
+    }
+
+    /// Draws the full screen when something has changed, at most once in [`FRAME`], and obeys its keys.
+    async fn be_full(&self) {
+        self.changed.notified().await;
+        let mut keys = EventStream::new();
+        while self.draw() {
+            sleep(FRAME).await;
+            let mut pressed = tokio::select! {
+                pressed = keys.next() => Some(pressed),
+                () = self.changed.notified() => None,
+                () = sleep(until_next_second()) => None,
+            };
+            while let Some(input) = pressed {
+                match input {
+                    Some(Ok(input)) => self.obey(&input),
+                    // Nobody sits before it any more.
+                    _ => return self.over.cancel(),
+                }
+                pressed = keys.next().now_or_never();
+            }
+        }
+        self.over.cancel();
+    }
+
+    /// False where the terminal is gone.
+    fn draw(&self) -> bool {
+        let mut state = self.state();
+        state.full.as_mut().is_none_or(|full| full.draw(since_1970(), look).is_ok())
+    }
+
+    fn obey(&self, input: &Input) {
+        let mut state = self.state();
+        let (Some(full), Input::Key(key)) = (&mut state.full, input) else { return };
+        match full.view.key(*key, look) {
+            Some(Wish::Quit) => self.over.cancel(),
+            Some(Wish::Interrupt) => platform::interrupt(),
+            Some(Wish::Copy(text)) => full.copy(&text),
+            None => {}
         }
     }
 
@@ -192,9 +261,9 @@ impl Screen {
                 let mut state = self.state();
                 match state.services.as_mut().and_then(|services| services.learn(service, knocked)) {
                     Some(Change::Down(reason)) => {
-                        state.printer.push(&Event::UpstreamDown { tunnel, upstream, reason: &reason });
+                        self.push(&mut state, &Event::UpstreamDown { tunnel, upstream, reason: &reason });
                     }
-                    Some(Change::Up) => state.printer.push(&Event::UpstreamUp { tunnel, upstream }),
+                    Some(Change::Up) => self.push(&mut state, &Event::UpstreamUp { tunnel, upstream }),
                     None => {}
                 }
                 self.flush(&mut state);
@@ -258,6 +327,15 @@ impl Screen {
     }
 }
 
+fn until_next_second() -> Duration {
+    Duration::from_secs(1) - Duration::from_nanos(since_1970().subsec_nanos().into())
+}
+
+/// What was sent with a request.
+fn look(_id: &str) -> Option<Content> {
+    None
+}
+
 impl ReadyFile {
     fn add(&mut self, tunnel: &str, url: &str, line: Vec<u8>) {
         self.tunnels.retain(|known| known.tunnel != tunnel);
@@ -287,7 +365,7 @@ impl ReadyFile {
 impl Observer for Screen {
     fn observe(&mut self, event: &Event<'_>) {
         let mut state = self.state();
-        state.printer.push(event);
+        self.push(&mut state, event);
         match event {
             Event::Ready { tunnel, url, upstream, .. } => {
                 if let Some(ready) = &mut state.ready {

@@ -325,6 +325,11 @@ impl Style {
         Self { colour, columns: columns(), sums: true, state_line }
     }
 
+    /// Whether a terminal can be had as a whole: one with colours that moves, and somebody who presses keys.
+    pub fn can_be_full_screen(&self) -> bool {
+        self.colour && self.state_line && io::stdin().is_terminal()
+    }
+
     /// Nothing but lines, one for each request.
     #[must_use]
     pub fn plain(self) -> Self {
@@ -784,30 +789,7 @@ impl<O: Write, E: Write> Printer<O, E> {
         if size > 0 {
             out.push('\n');
         }
-        let shown = match body {
-            Body::Text(text) if text.len() <= TEXT_SHOWN && !truncated && is_json(text) => {
-                pretty(out, text);
-                text.len()
-            }
-            Body::Text(text) => {
-                let shown = text.get(..text.floor_char_boundary(TEXT_SHOWN)).unwrap_or_default();
-                shown.lines().for_each(|line| {
-                    let _ = out.write_str("  ");
-                    tabbed_line(out, line);
-                });
-                shown.len()
-            }
-            Body::Bytes(bytes) => {
-                let shown = bytes.get(..BYTES_SHOWN).unwrap_or(bytes);
-                hex(out, shown);
-                shown.len()
-            }
-        };
-        let more = size.saturating_sub(shown as u64);
-        if more > 0 {
-            let kept = if truncated && shown == body.as_bytes().len() { "were not kept" } else { "are not shown" };
-            let _ = writeln!(out, "  {dim}… {more} more bytes {kept}{plain}");
-        }
+        write_body(out, body, size, truncated, (dim, plain));
         out.push('\n');
     }
 
@@ -864,6 +846,42 @@ impl<O: Write, E: Write> Printer<O, E> {
     }
 }
 
+/// A body as people see it: readable JSON, text, or hexadecimal, as far as it is shown. `colour` begins and ends what is
+/// said of it.
+fn write_body(out: &mut Text<'_>, body: Body<'_>, size: u64, truncated: bool, colour: (&str, &str)) {
+    let shown = match body {
+        Body::Text(text) if text.len() <= TEXT_SHOWN && !truncated && is_json(text) => {
+            pretty(out, text);
+            text.len()
+        }
+        Body::Text(text) => {
+            let shown = text.get(..text.floor_char_boundary(TEXT_SHOWN)).unwrap_or_default();
+            shown.lines().for_each(|line| {
+                let _ = out.write_str("  ");
+                tabbed_line(out, line);
+            });
+            shown.len()
+        }
+        Body::Bytes(bytes) => {
+            let shown = bytes.get(..BYTES_SHOWN).unwrap_or(bytes);
+            hex(out, shown);
+            shown.len()
+        }
+    };
+    let more = size.saturating_sub(shown as u64);
+    if more > 0 {
+        let kept = if truncated && shown == body.as_bytes().len() { "were not kept" } else { "are not shown" };
+        let _ = writeln!(out, "  {}… {more} more bytes {kept}{}", colour.0, colour.1);
+    }
+}
+
+/// A body as people see it, without colours.
+pub(crate) fn plain_body(body: Body<'_>, size: u64, truncated: bool) -> String {
+    let mut text = Vec::new();
+    write_body(&mut Text(&mut text), body, size, truncated, ("", ""));
+    String::from_utf8_lossy(&text).into_owned()
+}
+
 /// A part of a line that is made of several.
 #[derive(Debug)]
 pub(crate) struct Part {
@@ -911,7 +929,7 @@ pub(crate) fn outcome_colour(status: Option<u16>) -> &'static str {
 pub(crate) const RED: &str = "\x1b[31m";
 pub(crate) const GREEN: &str = "\x1b[32m";
 pub(crate) const YELLOW: &str = "\x1b[33m";
-const CYAN: &str = "\x1b[36m";
+pub(crate) const CYAN: &str = "\x1b[36m";
 const DIM: &str = "\x1b[2m";
 const RESET: &str = "\x1b[0m";
 
@@ -1014,7 +1032,7 @@ impl Piece {
 
 /// Control characters (C0, DEL, C1), line and paragraph separators, what changes the direction of
 /// text (UAX #9), and what has no width of its own and so hides or joins others.
-fn hazardous(character: char) -> bool {
+pub(crate) fn hazardous(character: char) -> bool {
     match character {
         ' '..='~' => false,
         _ => {
@@ -1202,7 +1220,7 @@ fn hex(out: &mut Text<'_>, bytes: &[u8]) {
 
 /// In single quotes for a POSIX shell, where it needs them. What is pasted must be what is meant,
 /// so that hazardous characters are escaped even though the path is then wrong.
-struct Quoted<'a>(&'a str);
+pub(crate) struct Quoted<'a>(pub(crate) &'a str);
 
 impl fmt::Display for Quoted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -1246,7 +1264,7 @@ impl Clock {
     }
 }
 
-fn since_1970() -> Duration {
+pub(crate) fn since_1970() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
