@@ -85,6 +85,11 @@ impl Terminal {
         self.tmux(&["resize-window", "-x", &columns.to_string(), "-y", &rows.to_string()]).await;
     }
 
+    /// Whether a program has taken all of it.
+    pub async fn is_full(&self) -> bool {
+        self.tmux(&["display", "-p", "#{alternate_on}"]).await.trim() == "1"
+    }
+
     /// The process in it.
     pub async fn pid(&self) -> u32 {
         self.tmux(&["display", "-p", "#{pane_pid}"]).await.trim().parse().expect("a process id")

@@ -255,3 +255,36 @@ async fn a_closed_terminal_ends_the_client_and_its_ready_file() {
     world.send("/", 1).await;
     assert_eq!(patient.terminate().await.code(), 143, "nohup lets it live");
 }
+
+#[tokio::test]
+async fn the_whole_terminal_is_taken_when_asked_and_given_back() {
+    let world = World::start().await;
+    let app = App::echo().await;
+    let target = app.addr().to_string();
+    for (end, code) in [("q", 0), ("C-c", 130), ("SIGTERM", 143)] {
+        let terminal = world.open((110, 20), &[], &["http", &target, "--tui"]).await;
+        terminal.shows("no request yet").await;
+        assert!(terminal.is_full().await);
+        world.send("/first", 1).await;
+        world.send("/second?a=1", 1).await;
+        let text = terminal.shows("/second").await;
+        assert!(text.lines().next().unwrap().starts_with(&world.url()), "{text}");
+        assert!(text.lines().nth(1).unwrap().contains("/second") && text.contains(" · 2 requests"), "{text}");
+        terminal.press(&["Down", "Enter"]).await;
+        terminal.until("the detail", |text| text.lines().nth(1).unwrap_or_default().ends_with("│ GET /first")).await;
+        terminal.resize(60, 20).await;
+        terminal.until("it under the list", |text| text.lines().any(|line| line == " GET /first")).await;
+        match end {
+            "SIGTERM" => {
+                let pid = i32::try_from(terminal.pid().await).unwrap();
+                rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), Signal::TERM).unwrap();
+            }
+            key => terminal.press(&[key]).await,
+        }
+        assert_eq!(terminal.ended().await, code, "{end}");
+        assert!(!terminal.is_full().await && !terminal.text().await.contains("/first"), "{end}");
+    }
+    let terminal = world.open((110, 20), &[("NO_COLOR", "1")], &["http", &target, "--tui"]).await;
+    terminal.shows("  forwards to ").await;
+    assert!(!terminal.is_full().await, "lines, where a full screen would need colours");
+}
