@@ -65,6 +65,13 @@ impl Capture {
         Reader { capture: self.clone(), next, after, open: VecDeque::new(), left: 0, missed: 0 }
     }
 
+    /// The request of this id, as long as it is kept.
+    pub(crate) fn get(&self, id: &str) -> Option<Captured> {
+        let ring = self.ring();
+        let seq = ring.find(|entry| entry.has_id(id))?;
+        captured(seq, ring.get(seq)?)
+    }
+
     fn ring(&self) -> MutexGuard<'_, Ring> {
         self.0.ring.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -24,6 +24,7 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Borders, Paragraph, Row, Table};
 use ratatui::{Frame, Terminal};
 
+use crate::capture::Captured;
 use crate::state_line::StateLine;
 use crate::terminal::{
     Body, CYAN, Clock, Event, GREEN, Part, Quoted, RED, Shown, YELLOW, compact, hazardous, outcome_colour, plain_body,
@@ -40,16 +41,6 @@ const COPY: usize = 48 * 1024;
 
 /// Below this many columns the detail stands under the list, and not beside it.
 const WIDE: u16 = 100;
-
-/// A request, with what its sender wrote.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Content {
-    pub(crate) path: String,
-    pub(crate) headers: Vec<(String, String)>,
-    pub(crate) body: Vec<u8>,
-    pub(crate) body_size: u64,
-    pub(crate) body_truncated: bool,
-}
 
 /// What a key asks of the program.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,7 +156,7 @@ impl View {
     }
 
     /// Takes in a key. `look` finds what was sent with the request of an id.
-    pub(crate) fn key(&mut self, key: KeyEvent, look: impl Fn(&str) -> Option<Content>) -> Option<Wish> {
+    pub(crate) fn key(&mut self, key: KeyEvent, look: impl Fn(&str) -> Option<Captured>) -> Option<Wish> {
         if key.kind == KeyEventKind::Release {
             return None;
         }
@@ -203,7 +194,7 @@ impl View {
         self.rows.iter().position(is_it).unwrap_or(0)
     }
 
-    fn copy(&mut self, look: impl Fn(&str) -> Option<Content>) -> Option<Wish> {
+    fn copy(&mut self, look: impl Fn(&str) -> Option<Captured>) -> Option<Wish> {
         let entry = self.rows.get(self.at())?;
         let url = self.tunnels.iter().find(|tunnel| tunnel.tunnel == entry.tunnel).or(self.tunnels.first());
         let content = look(&entry.id);
@@ -226,7 +217,7 @@ impl View {
         frame: &mut Frame<'_>,
         now: Duration,
         clock: &mut Clock,
-        look: impl Fn(&str) -> Option<Content>,
+        look: impl Fn(&str) -> Option<Captured>,
     ) {
         let tunnels = u16::try_from(self.tunnels.len().clamp(1, 4)).unwrap_or(4);
         let parts = [Constraint::Length(tunnels), Constraint::Fill(1), Constraint::Length(1), Constraint::Length(1)];
@@ -312,7 +303,7 @@ impl View {
         frame: &mut Frame<'_>,
         area: Rect,
         border: Borders,
-        look: impl Fn(&str) -> Option<Content>,
+        look: impl Fn(&str) -> Option<Captured>,
     ) {
         let Some(entry) = self.rows.get(self.at()) else { return };
         if self.known.as_ref().is_none_or(|(number, _)| *number != entry.number) {
@@ -358,7 +349,7 @@ fn span(part: &Part) -> Span<'static> {
 }
 
 /// All that is known of a request, in lines.
-fn detail(entry: &Entry, content: Option<&Content>) -> Vec<String> {
+fn detail(entry: &Entry, content: Option<&Captured>) -> Vec<String> {
     let path = content.map_or(&entry.path, |content| &content.path);
     let mut lines = vec![format!(" {} {}", Shown(&entry.method), Shown(path))];
     let status = entry.status.map_or("no answer".to_owned(), |status| status.to_string());
@@ -368,7 +359,7 @@ fn detail(entry: &Entry, content: Option<&Content>) -> Vec<String> {
     lines.extend(entry.detail.as_ref().map(|detail| format!(" {}", Shown(detail))));
     lines.push(format!(" {} {}", Shown(&entry.tunnel), Shown(&entry.id)));
     lines.push(String::new());
-    let Some(Content { headers, body, body_size, body_truncated, .. }) = content else {
+    let Some(Captured { headers, body, body_size, body_truncated, .. }) = content else {
         lines.push(" its headers and its body are not kept".to_owned());
         return lines;
     };
@@ -380,7 +371,7 @@ fn detail(entry: &Entry, content: Option<&Content>) -> Vec<String> {
 }
 
 /// The request as a line for a shell; none where not all of it is there.
-fn curl(entry: &Entry, url: &str, content: Option<&Content>) -> Option<String> {
+fn curl(entry: &Entry, url: &str, content: Option<&Captured>) -> Option<String> {
     let content = content?;
     let mut line = format!("curl -X {} {}", Quoted(&entry.method), Quoted(&format!("{url}{}", content.path)));
     // What belongs to the connection curl says by itself, and what the relay adds it adds again.
@@ -442,7 +433,7 @@ impl FullScreen {
     ///
     /// # Errors
     /// Where the terminal is gone.
-    pub(crate) fn draw(&mut self, now: Duration, look: impl Fn(&str) -> Option<Content>) -> io::Result<()> {
+    pub(crate) fn draw(&mut self, now: Duration, look: impl Fn(&str) -> Option<Captured>) -> io::Result<()> {
         let Self { terminal, view, clock } = self;
         terminal.draw(|frame| view.draw(frame, now, clock, look)).map(|_| ())
     }
@@ -500,11 +491,22 @@ mod tests {
         view
     }
 
-    fn content(_: &str) -> Option<Content> {
+    fn content(id: &str) -> Option<Captured> {
         let headers = vec![("host".to_owned(), "a".to_owned()), ("x-a".to_owned(), "it's".to_owned())];
         let body = b"{\"a\":\"it's\"}".to_vec();
-        let body_size = body.len() as u64;
-        Some(Content { path: "/hooks?a=1".to_owned(), headers, body, body_size, body_truncated: false })
+        Some(Captured {
+            seq: 1,
+            tunnel: None,
+            at_ms: 0,
+            id: id.to_owned(),
+            method: "POST".to_owned(),
+            path: "/hooks?a=1".to_owned(),
+            headers,
+            body_size: body.len() as u64,
+            body,
+            body_truncated: false,
+            answer: None,
+        })
     }
 
     fn drawn(view: &mut View, width: u16, height: u16) -> String {

@@ -15,10 +15,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     atomic,
+    capture::Capture,
     client::Client,
     config::{Files, ShowSettings},
     dial::Target,
-    full_screen::{Content, FullScreen, Wish},
+    full_screen::{FullScreen, Wish},
     platform,
     probe::Probe,
     services::{Change, PERIOD, Services, knock},
@@ -54,6 +55,8 @@ struct State {
     /// Shown instead of the printer's lines, from the first tunnel on.
     full: Option<FullScreen>,
     wants_full: bool,
+    /// What was sent with the last requests.
+    capture: Option<Capture>,
     services: Option<Services>,
     ready: Option<ReadyFile>,
     /// Why the client cannot go on.
@@ -119,7 +122,8 @@ impl Screen {
         });
         let services = Some(Services::default());
         let wants_full = show.tui && Style::of_stdout().can_be_full_screen();
-        let state = State { printer, full: None, wants_full, services, ready, failed: None, aside: false };
+        let state =
+            State { printer, full: None, wants_full, capture: None, services, ready, failed: None, aside: false };
         Self {
             state: Arc::new(Mutex::new(state)),
             over: CancellationToken::new(),
@@ -130,10 +134,11 @@ impl Screen {
         }
     }
 
-    /// Makes `client` provable where that is asked for: its tunnels are asked for `probe`, which it answers itself.
+    /// Gets to know the client, and makes it provable where that is asked for: its tunnels are asked for `probe`, which it answers itself.
     #[must_use]
     pub fn prove(&self, client: Client, probe: Option<Probe>) -> Client {
         let mut state = self.state();
+        state.capture = client.capture().cloned();
         let Some(ready) = &mut state.ready else { return client };
         ready.way = probe.map(|probe| (probe, client.target().clone()));
         match &ready.way {
@@ -234,12 +239,16 @@ impl Screen {
     /// False where the terminal is gone.
     fn draw(&self) -> bool {
         let mut state = self.state();
-        state.full.as_mut().is_none_or(|full| full.draw(since_1970(), look).is_ok())
+        let State { full, capture, .. } = &mut *state;
+        let look = |id: &str| capture.as_ref()?.get(id);
+        full.as_mut().is_none_or(|full| full.draw(since_1970(), look).is_ok())
     }
 
     fn obey(&self, input: &Input) {
         let mut state = self.state();
-        let (Some(full), Input::Key(key)) = (&mut state.full, input) else { return };
+        let State { full, capture, .. } = &mut *state;
+        let (Some(full), Input::Key(key)) = (full, input) else { return };
+        let look = |id: &str| capture.as_ref()?.get(id);
         match full.view.key(*key, look) {
             Some(Wish::Quit) => self.over.cancel(),
             Some(Wish::Interrupt) => platform::interrupt(),
@@ -329,11 +338,6 @@ impl Screen {
 
 fn until_next_second() -> Duration {
     Duration::from_secs(1) - Duration::from_nanos(since_1970().subsec_nanos().into())
-}
-
-/// What was sent with a request.
-fn look(_id: &str) -> Option<Content> {
-    None
 }
 
 impl ReadyFile {

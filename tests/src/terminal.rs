@@ -99,9 +99,12 @@ impl Terminal {
     pub async fn ended(&self) -> i32 {
         let ended = async {
             loop {
-                let said = self.tmux(&["display", "-p", "#{pane_dead} #{pane_dead_status} #{pane_dead_signal}"]).await;
-                if let Some(status) = said.trim().strip_prefix('1') {
-                    return status.trim().parse().unwrap_or_else(|_| panic!("no exit code: {said:?}"));
+                // The status comes some time after the terminal was let go.
+                let said = self.tmux(&["display", "-p", "#{pane_dead_status}|#{pane_dead_signal}"]).await;
+                match said.trim().split_once('|') {
+                    Some(("", "")) | None => {}
+                    Some((status, "")) => return status.parse().expect("a status"),
+                    Some((_, signal)) => panic!("ended by signal {signal}"),
                 }
             }
         };

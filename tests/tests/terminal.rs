@@ -272,6 +272,7 @@ async fn the_whole_terminal_is_taken_when_asked_and_given_back() {
         assert!(text.lines().nth(1).unwrap().contains("/second") && text.contains(" · 2 requests"), "{text}");
         terminal.press(&["Down", "Enter"]).await;
         terminal.until("the detail", |text| text.lines().nth(1).unwrap_or_default().ends_with("│ GET /first")).await;
+        terminal.shows(" host: hooks.relay.test").await;
         terminal.resize(60, 20).await;
         terminal.until("it under the list", |text| text.lines().any(|line| line == " GET /first")).await;
         match end {
