@@ -201,7 +201,7 @@ impl View {
         let line = curl(entry, url.map_or("", |tunnel| &tunnel.url), content.as_ref());
         match line {
             Some(line) => {
-                self.said = "copied as a curl line, where your terminal lets programs use the clipboard".to_owned();
+                self.said = "copied, if your terminal lets programs do it".to_owned();
                 Some(Wish::Copy(line))
             }
             None => {
