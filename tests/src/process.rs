@@ -17,8 +17,8 @@ use tokio::process::{Child, Command};
 use tokio::sync::{OnceCell, mpsc};
 use tokio::task::JoinSet;
 
-use crate::world::{Answer, Http};
-use crate::{body, within};
+use crate::world::{Answer, Http, connect_tls};
+use crate::{Wire, body, within};
 
 /// A program with a home directory of its own. It is killed when this is dropped.
 #[derive(Debug)]
@@ -298,6 +298,11 @@ impl RelayServer {
         http.answer(Request::get(format!("http://{addr}{path}")).body(body::empty()).expect("a request")).await
     }
 
+    /// A public TLS connection on which the test speaks HTTP/1.1 byte by byte.
+    pub async fn raw(&self, host: &str) -> Wire {
+        Wire::new(connect_tls(self.https, host, &self.ca_file(), &[b"http/1.1"]).await)
+    }
+
     /// `relay-server token …` on its data directory.
     pub async fn token_command(&self, arguments: &[&str]) -> Ended {
         let data = self.data.display().to_string();
@@ -334,7 +339,11 @@ pub struct RelayClient {
 impl RelayClient {
     /// Starts `relay` with these arguments, among which is `--output json`, and waits for its first line.
     pub async fn spawn(arguments: impl IntoIterator<Item: AsRef<OsStr>>) -> Self {
-        let mut process = Process::spawn("relay", arguments).await;
+        Self::of(Process::spawn("relay", arguments).await).await
+    }
+
+    /// As [`RelayClient::spawn`], started in another way.
+    pub async fn of(mut process: Process) -> Self {
         let ready = process.json().await;
         assert_eq!(ready["event"], "tunnel.ready", "the first line: {ready}");
         Self { process, ready }
@@ -343,6 +352,11 @@ impl RelayClient {
     /// The public URL, without a slash at its end.
     pub fn url(&self) -> &str {
         self.ready["url"].as_str().expect("a URL")
+    }
+
+    /// The public host, with the port.
+    pub fn host(&self) -> String {
+        self.url().trim_start_matches("https://").to_owned()
     }
 
     /// The next line about an exchange.

@@ -440,11 +440,16 @@ mod trailers {
         })
         .await;
         let tunnel = world.tunnel(&app).await;
+        assert_eq!(with_a_sum(&world, &tunnel, "").await.body, b"x-sum: 42[]");
+    }
+
+    /// The answer to a POST over HTTP/1.1 of these chunks, with a trailer behind them.
+    async fn with_a_sum(world: &World, tunnel: &relay_client::Tunnel, chunks: &str) -> relay_tests::wire::Message {
         let host = world.host(tunnel.name());
         let mut wire = world.raw(&host).await;
         wire.send(format!("POST / HTTP/1.1\r\nHost: {host}\r\nTE: trailers\r\nTrailer: X-Sum\r\n")).await;
-        wire.send("Transfer-Encoding: chunked\r\n\r\n0\r\nX-Sum: 42\r\n\r\n").await;
-        assert_eq!(wire.message().await.unwrap().body, b"x-sum: 42[]");
+        wire.send(format!("Transfer-Encoding: chunked\r\n\r\n{chunks}0\r\nX-Sum: 42\r\n\r\n")).await;
+        wire.message().await.expect("an answer")
     }
 
     #[tokio::test]
@@ -459,11 +464,7 @@ mod trailers {
         })
         .await;
         let tunnel = world.tunnel(&app).await;
-        let host = world.host(tunnel.name());
-        let mut wire = world.raw(&host).await;
-        wire.send(format!("POST / HTTP/1.1\r\nHost: {host}\r\nTE: trailers\r\nTrailer: X-Sum\r\n")).await;
-        wire.send("Transfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nX-Sum: 42\r\n\r\n").await;
-        let answer = wire.message().await.unwrap();
+        let answer = with_a_sum(&world, &tunnel, "2\r\nhi\r\n").await;
         assert_eq!((answer.status(), &answer.body[..]), (200, &b"abc"[..]));
         assert_eq!(answer.trailers, "x-back: x-sum: 42\r\n");
     }
@@ -1898,13 +1899,8 @@ mod records {
         let server = RelayServer::spawn([""; 0]).await;
         let token = server.token("records").await;
         let client = server.client(&token, &app.addr().to_string(), &[]).await;
-        let host = client.url().trim_start_matches("https://").to_owned();
+        let host = client.host();
         (server, client, host)
-    }
-
-    async fn connect(server: &RelayServer, host: &str) -> Wire {
-        let tls = relay_tests::world::connect_tls(server.https, host, &server.ca_file(), &[b"http/1.1"]).await;
-        Wire::new(tls)
     }
 
     #[tokio::test]
@@ -1918,7 +1914,7 @@ mod records {
         })
         .await;
         let (mut server, _client, host) = start(&app).await;
-        let mut wire = connect(&server, &host).await;
+        let mut wire = server.raw(&host).await;
         wire.send(format!("POST /up HTTP/1.1\r\nHost: {host}\r\nContent-Length: {LENGTH}\r\n\r\n")).await;
         assert!(wire.head().await.unwrap().starts_with("HTTP/1.1 200"));
         wire.send(noise(LENGTH)).await;
@@ -1943,7 +1939,7 @@ mod records {
         })
         .await;
         let (mut server, _client, host) = start(&app).await;
-        let mut wire = connect(&server, &host).await;
+        let mut wire = server.raw(&host).await;
         wire.send(format!("POST /slow HTTP/1.1\r\nHost: {host}\r\nContent-Length: {LENGTH}\r\n\r\n")).await;
         wire.send(noise(LENGTH)).await;
         has_read.recv().await.unwrap();
@@ -1966,7 +1962,7 @@ mod records {
         })
         .await;
         let (mut server, mut client, host) = start(&app).await;
-        let mut wire = connect(&server, &host).await;
+        let mut wire = server.raw(&host).await;
         wire.send(format!("POST /up HTTP/1.1\r\nHost: {host}\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"))
             .await;
         assert!(wire.head().await.unwrap().starts_with("HTTP/1.1 200"));
@@ -1994,7 +1990,7 @@ mod records {
         // One sender says that it has finished, the other is gone without a word.
         let mut wires = Vec::new();
         for path in ["/first", "/second"] {
-            let mut wire = connect(&server, &host).await;
+            let mut wire = server.raw(&host).await;
             wire.send(up(path)).await;
             assert!(wire.head().await.unwrap().starts_with("HTTP/1.1 101"));
             wire.send(noise(100_000)).await;

@@ -11,22 +11,13 @@ use futures_util::future::join_all;
 use http::Response;
 use relay_client::{ClientError, Tunnel, TunnelOptions};
 use relay_tests::body::pipe;
-use relay_tests::{App, RelayClient, RelayServer, Wire, World, within};
+use relay_tests::{App, RelayServer, Wire, World, within};
 use rustix::process::{Pid, Resource, Rlimit, Signal};
 use tokio::net::TcpStream;
 
-/// A public connection to a real relay.
-async fn connect(server: &RelayServer, host: &str) -> Wire {
-    Wire::new(relay_tests::world::connect_tls(server.https, host, &server.ca_file(), &[b"http/1.1"]).await)
-}
-
-fn host(client: &RelayClient) -> String {
-    client.url().trim_start_matches("https://").to_owned()
-}
-
 /// The answer to a GET on a connection of its own, whole or not.
 async fn get(server: &RelayServer, host: &str, path: &str) -> String {
-    let mut wire = connect(server, host).await;
+    let mut wire = server.raw(host).await;
     wire.send(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")).await;
     String::from_utf8_lossy(&wire.rest().await.unwrap_or_else(|(read, _)| read)).into_owned()
 }
@@ -71,11 +62,11 @@ mod a_client {
         let app = service().await;
         let mut client = server.client(&token, &app.addr().to_string(), &[]).await;
         let other = server.client(&token, &app.addr().to_string(), &[]).await;
-        let (host, witness) = (host(&client), host(&other));
+        let (host, witness) = (client.host(), other.host());
 
-        let mut waiting = connect(&server, &host).await;
+        let mut waiting = server.raw(&host).await;
         waiting.send(format!("GET /never HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
-        let mut begun = [connect(&server, &host).await, connect(&server, &host).await];
+        let mut begun = [server.raw(&host).await, server.raw(&host).await];
         for (wire, path) in begun.iter_mut().zip(["/begun", "/events"]) {
             wire.send(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
             assert!(wire.head().await.unwrap().starts_with("HTTP/1.1 200"));
@@ -109,13 +100,13 @@ mod a_client {
         let app = service().await;
         let client = server.client(&token, &app.addr().to_string(), &[]).await;
         let other = server.client(&token, &app.addr().to_string(), &[]).await;
-        let (host, witness) = (host(&client), host(&other));
+        let (host, witness) = (client.host(), other.host());
         client.process.signal(Signal::STOP);
         let frozen = Instant::now();
 
         // As many large bodies as no buffer holds; each gets its answer at its deadline.
         let upload = async || {
-            let mut wire = connect(&server, &host).await;
+            let mut wire = server.raw(&host).await;
             wire.send(format!("POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: 4194304\r\n\r\n")).await;
             // The relay may stop reading; that is its answer to a client that stopped.
             let _ = tokio::time::timeout(Duration::from_millis(500), wire.try_send(vec![b'x'; 4 << 20])).await;
@@ -164,11 +155,11 @@ mod a_client {
         let app = service().await;
         let mut client = server.client(&token, &app.addr().to_string(), &[]).await;
         let witness = server.client(&other, &app.addr().to_string(), &[]).await;
-        let host_of = host(&client);
-        let mut events = connect(&server, &host_of).await;
+        let host_of = client.host();
+        let mut events = server.raw(&host_of).await;
         events.send(format!("GET /events HTTP/1.1\r\nHost: {host_of}\r\n\r\n")).await;
         events.head().await.unwrap();
-        let mut waiting = connect(&server, &host_of).await;
+        let mut waiting = server.raw(&host_of).await;
         waiting.send(format!("GET /never HTTP/1.1\r\nHost: {host_of}\r\n\r\n")).await;
         app.reached(2).await;
 
@@ -182,7 +173,7 @@ mod a_client {
         assert_eq!(ended.code(), 3, "{}", ended.stderr);
         assert!(ended.stderr.contains("revoked"), "it says why: {}", ended.stderr);
         assert!(revoked.elapsed() < Duration::from_secs(5), "it does not try for long: {:?}", revoked.elapsed());
-        assert!(get(&server, &host(&witness), "/").await.starts_with("HTTP/1.1 200"));
+        assert!(get(&server, &witness.host(), "/").await.starts_with("HTTP/1.1 200"));
     }
 }
 
@@ -196,7 +187,7 @@ mod a_relay {
         let app = service().await;
         let client = server.client(&token, &app.addr().to_string(), &[]).await;
         let named = server.client(&token, &app.addr().to_string(), &["--subdomain", "named"]).await;
-        let hosts = [host(&client), host(&named)];
+        let hosts = [client.host(), named.host()];
         for round in 0..3 {
             let home = server.process.home().clone();
             let https = server.https.to_string();
@@ -233,7 +224,7 @@ mod a_relay {
         })
         .await;
         let client = server.client(&token, &app.addr().to_string(), &["--subdomain", "hooks"]).await;
-        let (https, host, ca) = (server.https, host(&client), server.ca_file());
+        let (https, host, ca) = (server.https, client.host(), server.ca_file());
         let sent = Arc::new(AtomicU32::new(0));
         let (stop, stopped) = tokio::sync::watch::channel(false);
         let mut load = tokio::task::JoinSet::new();
@@ -350,10 +341,10 @@ mod a_relay {
         })
         .await;
         let client = server.client(&token, &app.addr().to_string(), &[]).await;
-        let host = host(&client);
+        let host = client.host();
         let mut wires = Vec::new();
         for _ in 0..20 {
-            let mut wire = connect(&server, &host).await;
+            let mut wire = server.raw(&host).await;
             wire.send(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
             wires.push(wire);
         }
@@ -437,9 +428,9 @@ mod a_relay {
         let token = server.token("starved").await;
         let app = service().await;
         let client = server.client(&token, &app.addr().to_string(), &[]).await;
-        let host = host(&client);
+        let host = client.host();
         let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
-        let mut before = connect(&server, &host).await;
+        let mut before = server.raw(&host).await;
         before.send(&request).await;
         assert_eq!(before.message().await.unwrap().status(), 200);
 

@@ -1232,7 +1232,7 @@ mod slow {
         .await;
         let token = server.token("half").await;
         let client = server.client(&token, &app.addr().to_string(), &[]).await;
-        let host = client.url().trim_start_matches("https://").to_owned();
+        let host = client.host();
         let ca = server.ca_file();
         let connect =
             |protocols: &'static [&'static [u8]]| relay_tests::world::connect_tls(server.https, &host, &ca, protocols);
@@ -1840,7 +1840,7 @@ mod logs {
         let token = server.token("canary").await;
         let app = App::recording().await;
         let mut client = server.client(&token, &app.addr().to_string(), &[]).await;
-        let host = client.url().trim_start_matches("https://").to_owned();
+        let host = client.host();
         let ca = server.ca_file();
         let connect = async |host: &str| {
             Wire::new(relay_tests::world::connect_tls(server.https, host, &ca, &[b"http/1.1"]).await)

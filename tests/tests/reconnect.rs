@@ -113,14 +113,9 @@ async fn client(server: &RelayServer, at: SocketAddr, token: &str, app: &App, mo
     RelayClient::spawn(arguments(server, at, token, &app.addr().to_string(), more)).await
 }
 
-fn host(client: &RelayClient) -> String {
-    client.url().trim_start_matches("https://").to_owned()
-}
-
 /// A request on a connection of its own, sent.
 async fn begin(server: &RelayServer, host: &str, path: &str) -> Wire {
-    let tls = relay_tests::world::connect_tls(server.https, host, &server.ca_file(), &[b"http/1.1"]).await;
-    let mut wire = Wire::new(tls);
+    let mut wire = server.raw(host).await;
     wire.send(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")).await;
     wire
 }
@@ -144,7 +139,7 @@ mod a_link {
         let cut = async |what: &str, up: bool, down: bool| {
             let cable = Cable::new(server.https).await;
             let mut client = client(&server, cable.addr, &token, &app, &[]).await;
-            let host = host(&client);
+            let host = client.host();
             assert_eq!(get(&server, &host).await, 200);
             cable.cut(up, down);
             let since = Instant::now();
@@ -172,12 +167,16 @@ mod a_link {
         let server = RelayServer::spawn([""; 0]).await;
         let token = server.token("sleep").await;
         let app = service().await;
-        let long = async {
-            let mut client = client(&server, server.https, &token, &app, &[]).await;
-            let host = host(&client);
+        // A client that is connected, and then sleeps for so long.
+        let sleeper = async |seconds| {
+            let client = client(&server, server.https, &token, &app, &[]).await;
             client.process.signal(Signal::STOP);
-            sleep(Duration::from_secs(17)).await;
+            sleep(Duration::from_secs(seconds)).await;
             client.process.signal(Signal::CONT);
+            client
+        };
+        let long = async {
+            let mut client = sleeper(17).await;
             let woken = Instant::now();
             let lost = client.process.event("session.disconnected").await;
             client.process.event("session.reconnected").await;
@@ -185,15 +184,12 @@ mod a_link {
             println!("back {back:.2?} after a wake: {}", lost["reason"]);
             assert!(back < Duration::from_secs(2), "{back:?}");
             assert!(lost["reason"].as_str().unwrap().contains("did not run for 1"), "{lost}");
-            assert_eq!(get(&server, &host).await, 200);
+            assert_eq!(get(&server, &client.host()).await, 200);
         };
         // A nap that the link survives is nobody's business.
         let short = async {
-            let mut client = client(&server, server.https, &token, &app, &[]).await;
-            let host = host(&client);
-            client.process.signal(Signal::STOP);
-            sleep(Duration::from_secs(8)).await;
-            client.process.signal(Signal::CONT);
+            let mut client = sleeper(8).await;
+            let host = client.host();
             assert_eq!(get(&server, &host).await, 200);
             assert_eq!(client.process.json().await["event"], "exchange");
             // Longer than the relay has for its answer to the probe.
@@ -235,16 +231,16 @@ mod a_link {
         let socket = dir.path().join("app.sock");
         let _app = App::unix(&socket, |_| async { relay_tests::app::ok("ok") });
         let target = format!("unix:{}", socket.display());
-        let mut process = network.spawn("relay", arguments(&server, cable.addr, &token, &target, &[])).await;
-        let ready = process.json().await;
-        let host = ready["url"].as_str().unwrap().trim_start_matches("https://").to_owned();
+        let process = network.spawn("relay", arguments(&server, cable.addr, &token, &target, &[])).await;
+        let mut client = RelayClient::of(process).await;
+        let host = client.host();
         assert_eq!(get(&server, &host).await, 200);
 
         for address in [3, 4] {
             network.move_to(address);
             let moved = Instant::now();
-            let lost = process.event("session.disconnected").await;
-            process.event("session.reconnected").await;
+            let lost = client.process.event("session.disconnected").await;
+            client.process.event("session.reconnected").await;
             let back = moved.elapsed();
             println!("back {back:.2?} after a change of the network: {}", lost["reason"]);
             assert_eq!(lost["reason"], "the network changed");
@@ -262,7 +258,7 @@ mod a_network {
     struct Apart {
         server: RelayServer,
         // It ends before its network does.
-        client: Process,
+        client: RelayClient,
         network: Network,
         app: App,
         host: String,
@@ -290,9 +286,9 @@ mod a_network {
             let socket = dir.path().join("app.sock");
             let app = App::unix(&socket, |_| async { relay_tests::app::ok("ok") });
             let target = format!("unix:{}", socket.display());
-            let mut client = network.spawn("relay", arguments(&server, server.https, &token, &target, &[])).await;
-            let ready = client.json().await;
-            let host = ready["url"].as_str().unwrap().trim_start_matches("https://").to_owned();
+            let client = network.spawn("relay", arguments(&server, server.https, &token, &target, &[])).await;
+            let client = RelayClient::of(client).await;
+            let host = client.host();
             assert_eq!(get(&server, &host).await, 200);
             Self { server, client, network, app, host, _dir: dir }
         }
@@ -307,12 +303,12 @@ mod a_network {
     async fn that_drops_a_connection_in_silence_costs_17_seconds_at_most() {
         let cut = async |what: &str, ways: &[Way], in_the_gap: u16| {
             let Apart { server, mut client, network, app, host, _dir } = Apart::new(&[]).await;
-            ways.iter().for_each(|way| network.drop_connection(*way, &client, server.https));
+            ways.iter().for_each(|way| network.drop_connection(*way, &client.process, server.https));
             let since = Instant::now();
             let back = async {
-                let lost = client.event("session.disconnected").await;
+                let lost = client.process.event("session.disconnected").await;
                 let noticed = since.elapsed();
-                client.event("session.reconnected").await;
+                client.process.event("session.reconnected").await;
                 (lost["reason"].as_str().unwrap().to_owned(), noticed, since.elapsed())
             };
             let (status, (reason, noticed, back)) = tokio::join!(get(&server, &host), back);
@@ -345,7 +341,7 @@ mod a_network {
         println!("a request into a gap of 4 s is answered after {:.2?}", since.elapsed());
         assert_eq!((status, apart.app.requests()), (200, 2));
         for _ in 0..2 {
-            assert_eq!(apart.client.json().await["event"], "exchange", "the session has lasted");
+            assert_eq!(apart.client.process.json().await["event"], "exchange", "the session has lasted");
         }
     }
 
@@ -373,7 +369,7 @@ mod a_network {
         assert_eq!(apart.app.requests(), 1, "nothing has come");
         apart.network.heal();
         let healed = Instant::now();
-        apart.client.event("session.reconnected").await;
+        apart.client.process.event("session.reconnected").await;
         println!("back {:.2?} after the network is, which was away for {:.0?}", healed.elapsed(), healed - since);
         assert!(healed.elapsed() < Duration::from_secs(15), "{:?}", healed.elapsed());
         assert_eq!(apart.get().await, 200);
@@ -389,14 +385,14 @@ mod a_network {
         apart.network.refuse_all(Way::Out);
         let refused = Instant::now();
         let lost = async {
-            let lost = apart.client.event("session.disconnected").await;
+            let lost = apart.client.process.event("session.disconnected").await;
             let noticed = refused.elapsed();
             assert!(noticed < Duration::from_secs(5), "{noticed:?}");
-            let retried = apart.client.event("session.disconnected").await;
+            let retried = apart.client.process.event("session.disconnected").await;
             assert!(retried["reason"].as_str().unwrap().contains("refused"), "{retried}");
             apart.network.heal();
             let healed = Instant::now();
-            apart.client.event("session.reconnected").await;
+            apart.client.process.event("session.reconnected").await;
             (lost["reason"].as_str().unwrap().to_owned(), noticed, healed.elapsed())
         };
         // What the relay sends is what the client's machine would acknowledge.
@@ -431,9 +427,8 @@ mod a_clock {
         })
         .await;
         let all = arguments(&server, server.https, &token, &app.addr().to_string(), &[]);
-        let mut client = Process::spawn_in(home, "relay", all, &variables).await;
-        let ready = client.json().await;
-        let host = ready["url"].as_str().unwrap().trim_start_matches("https://").to_owned();
+        let mut client = RelayClient::of(Process::spawn_in(home, "relay", all, &variables).await).await;
+        let host = client.host();
 
         let mut years = Vec::new();
         for (round, set) in ["+0", "+2y", "-2y", "+5m", "-5m", "+0"].into_iter().enumerate() {
@@ -447,7 +442,7 @@ mod a_clock {
             assert!(Duration::from_millis(900) < waited && waited < Duration::from_secs(4), "{set}: {waited:?}");
             assert_eq!(get(&server, &host).await, 200, "{set}");
             for _ in 0..2 {
-                assert_eq!(client.json().await["event"], "exchange", "{set}: the session lasts");
+                assert_eq!(client.process.json().await["event"], "exchange", "{set}: the session lasts");
             }
             // The relay's log tells what its clock shows.
             server.process.error_line("504").await;
@@ -468,7 +463,7 @@ mod a_relay {
         let token = server.token("killed").await;
         let app = service().await;
         let mut client = client(&server, server.https, &token, &app, &[]).await;
-        let host = host(&client);
+        let host = client.host();
         for _ in 0..3 {
             let (home, https) = (server.process.home().clone(), server.https.to_string());
             server.process.kill().await;
@@ -501,7 +496,7 @@ mod a_relay {
         .await;
         let cable = Cable::new(old.https).await;
         let mut client = client(&old, cable.addr, &token, &app, &["--subdomain", "hooks"]).await;
-        let host = host(&client);
+        let host = client.host();
         let mut slow = begin(&old, &host, "/slow").await;
         app.reached(1).await;
 

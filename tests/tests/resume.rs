@@ -15,9 +15,11 @@ use relay_tests::process::run;
 use relay_tests::{Answer, World, within};
 use tokio::task::JoinHandle;
 
-/// A world whose requests wait for as long as a test takes, so that a short wait is seen to be none.
-async fn patient() -> World {
-    World::with(|config| config.limits.client_wait = Duration::from_secs(25)).await
+/// A world whose requests wait for as long as a test takes, so that a short wait is seen to be none, and a token.
+async fn patient() -> (World, String) {
+    let world = World::with(|config| config.limits.client_wait = Duration::from_secs(25)).await;
+    let token = world.token().await;
+    (world, token)
 }
 
 /// Less than what a patient world waits.
@@ -32,6 +34,11 @@ async fn begin(world: &World, token: &str, resume: Option<Resume>, names: &[&str
     let mut socket = connect(world, token).await;
     let welcome = within("a Welcome", socket.welcome(resume, specs(names))).await;
     (socket, welcome)
+}
+
+/// A session that goes on with no other, and has the tunnel `hooks`.
+async fn fresh(world: &World, token: &str) -> (Socket, Welcome) {
+    begin(world, token, None, &["hooks"]).await
 }
 
 /// As [`begin`]; all of it is granted.
@@ -95,6 +102,13 @@ async fn serves(world: &World, socket: &mut Socket) {
     assert_eq!(answered(answer).await.text(), "served");
 }
 
+/// As [`serves`]; then its client goes.
+async fn serves_to_its_end(world: &World, mut socket: Socket) {
+    serves(world, &mut socket).await;
+    drop(socket);
+    sessions(world, 0).await;
+}
+
 /// Bytes in which a piece lost, doubled or out of place shows.
 fn pattern(len: usize) -> Vec<u8> {
     (0..len as u32).flat_map(|n| (n.wrapping_mul(0x9e37_79b9) >> 24).to_le_bytes()[..1].to_vec()).collect()
@@ -110,7 +124,7 @@ mod keys {
         let token = world.token().await;
         let (old, first) = begin(&world, &token, None, &["hooks", "other"]).await;
         let old = live(old);
-        let (_, refused) = begin(&world, &token, None, &["hooks"]).await;
+        let (_, refused) = fresh(&world, &token).await;
         assert_eq!(refusals(&refused), ["name-in-use"], "without the key");
         let (mut new, welcome) = resume(&world, &token, &first, 0, &["hooks", "other"]).await;
         assert_ne!(welcome.session, first.session);
@@ -126,7 +140,7 @@ mod keys {
         for keeps in [Duration::from_secs(600), Duration::ZERO] {
             let world = World::with(|config| config.limits.resume = keeps).await;
             let token = world.token().await;
-            let (old, first) = begin(&world, &token, None, &["hooks"]).await;
+            let (old, first) = fresh(&world, &token).await;
             drop(old);
             sessions(&world, 0).await;
             let (mut new, welcome) = begin(&world, &token, Some(with(&first, 0)), &["hooks"]).await;
@@ -163,11 +177,11 @@ mod keys {
     /// A client that lost its link again before the Welcome was there has no other key.
     #[tokio::test]
     async fn serve_again_where_the_welcome_did_not_arrive() {
-        let world = patient().await;
+        let (world, _) = patient().await;
         let limits = TokenLimits { max_tunnels: 1, max_names: 1, max_sessions: 1 };
         let (token, _) = world.token_with(|new| new.limits = limits).await;
         for alive in [true, false] {
-            let (mut old, first) = begin(&world, &token, None, &["hooks"]).await;
+            let (mut old, first) = fresh(&world, &token).await;
             let (lost, answer) = posted(&world, &mut old, "hello").await;
             let again = || resuming(Some(with(&first, lost.stream - 1)), specs(&["hooks"]));
             let mut deaf = Vec::new();
@@ -204,7 +218,7 @@ mod keys {
         let (token, name) = world.token_with(|_| {}).await;
         // The program may have to be built first, for longer than a session may be silent.
         run("relay-server", ["--version"]).await;
-        let (old, first) = begin(&world, &token, None, &["hooks"]).await;
+        let (old, first) = fresh(&world, &token).await;
         let old = live(old);
         let data = world.data_dir().display().to_string();
         let revoked = run("relay-server", ["token", "--data-dir", &data, "revoke", &name]).await;
@@ -251,11 +265,10 @@ mod requests {
 
     #[tokio::test]
     async fn that_the_client_has_not_seen_move_with_their_bodies() {
-        let world = patient().await;
-        let token = world.token().await;
+        let (world, token) = patient().await;
         for (len, alive) in [(0, true), (2, false), (40_000, true), (64 * 1024, false)] {
             let body = pattern(len);
-            let (mut old, first) = begin(&world, &token, None, &["hooks"]).await;
+            let (mut old, first) = fresh(&world, &token).await;
             let (lost, answer) = posted(&world, &mut old, body.clone()).await;
             // The relay notices the end of one, and is told of the other's.
             let _alive = alive.then_some(old);
@@ -268,17 +281,14 @@ mod requests {
             assert_eq!(within("its body", new.body(&moved)).await, body, "{len}");
             new.answer(moved.stream, "moved").await;
             assert_eq!(answered(answer).await.text(), "moved", "{len}");
-            serves(&world, &mut new).await;
-            drop(new);
-            sessions(&world, 0).await;
+            serves_to_its_end(&world, new).await;
         }
     }
 
     #[tokio::test]
     async fn whose_bodies_are_still_coming_go_on_where_they_were() {
-        let world = patient().await;
-        let token = world.token().await;
-        let (mut old, first) = begin(&world, &token, None, &["hooks"]).await;
+        let (world, token) = patient().await;
+        let (mut old, first) = fresh(&world, &token).await;
         let host = world.host("hooks");
         let mut public = world.raw(&host).await;
         let chunk = |bytes: &[u8]| [format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat();
@@ -311,14 +321,13 @@ mod requests {
     /// The body waits for the service's word, also for the second one's.
     #[tokio::test]
     async fn that_wait_for_a_100_and_upgrades_move_too() {
-        let world = patient().await;
-        let token = world.token().await;
+        let (world, token) = patient().await;
         let host = world.host("hooks");
         for (lines, sends, interim, status) in [
             ("Content-Length: 4\r\nExpect: 100-continue\r\n", "body", Some(100), 200),
             ("Connection: Upgrade\r\nUpgrade: websocket\r\n", "", None, 101),
         ] {
-            let (mut old, first) = begin(&world, &token, None, &["hooks"]).await;
+            let (mut old, first) = fresh(&world, &token).await;
             let mut public = world.raw(&host).await;
             public.send(format!("POST /first HTTP/1.1\r\nHost: {host}\r\n{lines}\r\n")).await;
             within("the request", old.opened()).await;
@@ -347,27 +356,23 @@ mod requests {
     /// A webhook that is delivered twice is worse than one that its provider sends again.
     #[tokio::test]
     async fn that_the_client_has_seen_fail_and_are_not_sent_again() {
-        let world = patient().await;
-        let token = world.token().await;
+        let (world, token) = patient().await;
         for extra in [0, 1, u32::MAX] {
-            let (mut old, first) = begin(&world, &token, None, &["hooks"]).await;
+            let (mut old, first) = fresh(&world, &token).await;
             let (lost, answer) = posted(&world, &mut old, "hello").await;
             let last = lost.stream.saturating_add(extra);
-            let (mut new, _) = resume(&world, &token, &first, last, &["hooks"]).await;
+            let (new, _) = resume(&world, &token, &first, last, &["hooks"]).await;
             is_lost(&answered(answer).await);
-            serves(&world, &mut new).await;
-            drop(new);
-            sessions(&world, 0).await;
+            serves_to_its_end(&world, new).await;
         }
     }
 
     /// Whoever has said something of a request has seen it, whatever he says later.
     #[tokio::test]
     async fn that_the_client_denies_to_have_seen_are_not_sent_again_either() {
-        let world = patient().await;
-        let token = world.token().await;
+        let (world, token) = patient().await;
         for (status, interim) in [(103, true), (200, false)] {
-            let (mut old, first) = begin(&world, &token, None, &["hooks"]).await;
+            let (mut old, first) = fresh(&world, &token).await;
             let (lost, answer) = posted(&world, &mut old, "hello").await;
             let answer = tokio::spawn(async move {
                 // Half an answer is none; whether it has begun is the sender's to know.
@@ -376,14 +381,12 @@ mod requests {
             let head = Frame::Head { stream: id(lost.stream), interim, last: false, head: head(status, &[]) };
             old.send(&[head]).await;
             taken_in(&mut old).await;
-            let (mut new, _) = resume(&world, &token, &first, 0, &["hooks"]).await;
+            let (new, _) = resume(&world, &token, &first, 0, &["hooks"]).await;
             match within("an end", answer).await.unwrap() {
                 Some(answer) => is_lost(&answer),
                 None => assert!(!interim, "the sender is told"),
             }
-            serves(&world, &mut new).await;
-            drop(new);
-            sessions(&world, 0).await;
+            serves_to_its_end(&world, new).await;
         }
         assert!(world.get_admin("/metrics").await.text().contains("relay_panics_total 0"));
     }
@@ -391,9 +394,8 @@ mod requests {
     /// A program that was killed does not come back, and what it has got would not be sent again if it did.
     #[tokio::test]
     async fn that_the_client_is_known_to_have_seen_fail_at_once() {
-        let world = patient().await;
-        let token = world.token().await;
-        let (mut old, _) = begin(&world, &token, None, &["hooks"]).await;
+        let (world, token) = patient().await;
+        let (mut old, _) = fresh(&world, &token).await;
         let (_, answer) = posted(&world, &mut old, "hello").await;
         // The relay asks by itself.
         let question = async {
@@ -414,9 +416,8 @@ mod requests {
 
     #[tokio::test]
     async fn that_are_too_large_to_keep_fail_at_once() {
-        let world = patient().await;
-        let token = world.token().await;
-        let (mut old, first) = begin(&world, &token, None, &["hooks"]).await;
+        let (world, token) = patient().await;
+        let (mut old, first) = fresh(&world, &token).await;
         let body = pattern(100_000);
         let (lost, answer) = posted(&world, &mut old, body.clone()).await;
         assert_eq!(within("its body", old.body(&lost)).await.len(), body.len());
@@ -430,9 +431,8 @@ mod requests {
 
     #[tokio::test]
     async fn that_are_lost_again_move_again() {
-        let world = patient().await;
-        let token = world.token().await;
-        let (mut old, mut last) = begin(&world, &token, None, &["hooks"]).await;
+        let (world, token) = patient().await;
+        let (mut old, mut last) = fresh(&world, &token).await;
         let (lost, answer) = posted(&world, &mut old, "hello").await;
         let mut opened = lost;
         for round in 0..3 {
@@ -449,14 +449,13 @@ mod requests {
 
     #[tokio::test]
     async fn of_a_client_that_comes_back_without_its_key_fail_at_once() {
-        let world = patient().await;
-        let token = world.token().await;
-        let (mut old, _) = begin(&world, &token, None, &["hooks"]).await;
+        let (world, token) = patient().await;
+        let (mut old, _) = fresh(&world, &token).await;
         let (_, answer) = posted(&world, &mut old, "hello").await;
         drop(old);
         sessions(&world, 0).await;
         let since = Instant::now();
-        let (mut new, welcome) = begin(&world, &token, None, &["hooks"]).await;
+        let (mut new, welcome) = fresh(&world, &token).await;
         assert!(!welcome.resumed);
         is_lost(&answered(answer).await);
         assert!(since.elapsed() < AT_ONCE, "{:?}", since.elapsed());
@@ -465,9 +464,8 @@ mod requests {
 
     #[tokio::test]
     async fn of_a_client_that_has_said_goodbye_fail_at_once() {
-        let world = patient().await;
-        let token = world.token().await;
-        let (mut old, _) = begin(&world, &token, None, &["hooks"]).await;
+        let (world, token) = patient().await;
+        let (mut old, _) = fresh(&world, &token).await;
         let (_, answer) = posted(&world, &mut old, "hello").await;
         let since = Instant::now();
         old.send(&[Frame::GoAway { reason: GoAway::Shutdown, drain: false, text: String::new() }]).await;
@@ -477,9 +475,8 @@ mod requests {
 
     #[tokio::test]
     async fn that_the_client_resets_are_answered_as_it_says() {
-        let world = patient().await;
-        let token = world.token().await;
-        let (mut old, _) = begin(&world, &token, None, &["hooks"]).await;
+        let (world, token) = patient().await;
+        let (mut old, _) = fresh(&world, &token).await;
         let (lost, answer) = posted(&world, &mut old, "hello").await;
         let since = Instant::now();
         old.send(&[Frame::Reset { stream: id(lost.stream), reset: Reset::LinkLost }]).await;
@@ -492,7 +489,7 @@ mod requests {
     async fn of_a_client_that_does_not_come_back_fail_in_time() {
         let world = World::with(|config| config.limits.client_wait = Duration::from_millis(100)).await;
         let token = world.token().await;
-        let (mut old, _) = begin(&world, &token, None, &["hooks"]).await;
+        let (mut old, _) = fresh(&world, &token).await;
         let (_, answer) = posted(&world, &mut old, "hello").await;
         drop(old);
         is_lost(&answered(answer).await);
@@ -504,9 +501,8 @@ mod requests {
 
     #[tokio::test]
     async fn that_come_while_the_client_is_away_wait_for_it() {
-        let world = patient().await;
-        let token = world.token().await;
-        let (old, first) = begin(&world, &token, None, &["hooks"]).await;
+        let (world, token) = patient().await;
+        let (old, first) = fresh(&world, &token).await;
         drop(old);
         sessions(&world, 0).await;
         let mut http = world.http2(&world.host("hooks")).await;
