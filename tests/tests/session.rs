@@ -340,6 +340,23 @@ mod names {
         let answer = within("an answer", answer).await.unwrap();
         assert_eq!((answer.code(), answer.text()), (200, "app"));
     }
+
+    /// A sender who waits for a client that cannot come any more is told so, and holds no restart up.
+    #[tokio::test]
+    async fn of_a_relay_that_stops_wait_for_nobody() {
+        let mut world = World::with(|config| config.limits.client_wait = Duration::from_secs(60)).await;
+        let app = says("app").await;
+        let token = world.token().await;
+        start(&world, &token, named(&app, "hooks")).await.unwrap().close().await.unwrap();
+        let mut http = world.http1("hooks.relay.test").await;
+        let waiting = http.begin(Request::post(world.url("hooks", "/")).body(full("x")).unwrap());
+        // Whatever comes after it has been answered, so it has been read.
+        assert_eq!(world.get(&world.url("unknown", "/")).await.code(), 404);
+        world.begin_shutdown();
+        let answer = within("an answer", waiting).await.unwrap();
+        assert_eq!((answer.code(), answer.error()), (503, Some("draining")));
+        world.stop().await;
+    }
 }
 
 /// Two clients of one owner want one name.
@@ -413,6 +430,27 @@ mod takeover {
             assert_eq!(world.get(next.url()).await.text(), text, "{n}, after the evicted one has gone");
             current = next;
         }
+    }
+
+    /// A session that has fallen silent is asked once whether it lives, and not for each of its names: the client that wants
+    /// them all would not wait for so long.
+    #[tokio::test]
+    async fn of_many_names_of_a_dead_link_asks_it_once() {
+        let world = World::start().await;
+        let token = world.token().await;
+        let names: Vec<_> = (0..15).map(|n| peer::spec(n, &format!("hooks-{n}"))).collect();
+        let mut mute = peer::session_of(&world, &token, names.clone()).await;
+        let _next = peer::session_of(&world, &token, names).await;
+        let (mut asked, mut lost) = (0, 0);
+        while lost < 15 {
+            match within("a frame", mute.next()).await.unwrap() {
+                Frame::Ping(_) => asked += 1,
+                Frame::Session(SessionKind::Unbind, _) => lost += 1,
+                _ => {}
+            }
+        }
+        // Its heartbeats are among them.
+        assert!(asked < 5, "{asked} pings");
     }
 
     /// A laptop that sleeps keeps its connection open and answers nothing.

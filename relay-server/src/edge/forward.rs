@@ -380,13 +380,22 @@ async fn find(shared: &Shared, host: &PublicHost, started: Instant) -> Result<Ar
             let message = format!("No tunnel has the name {name}.");
             Err(Failure { cause: Cause::TunnelNotFound, message: Some(message) })
         }
-        Found::Away if shared.stopping.is_cancelled() => Err(Cause::Draining.into()),
         Found::Away => {
-            let limits = &shared.limits;
-            let until = (started + limits.deadline).min(Instant::now() + limits.client_wait);
-            let found = shared.registry.wait(name, until, limits.client_waiters as u64).await;
-            found.ok_or_else(|| Cause::ClientOffline.into())
+            let found = wait(shared, name, started + shared.limits.deadline).await;
+            let stops = shared.stopping.is_cancelled();
+            found.ok_or_else(|| if stops { Cause::Draining } else { Cause::ClientOffline }.into())
         }
+    }
+}
+
+/// Waits for the client of `name`. Where the relay stops, none comes back any more, and nobody waits for one.
+async fn wait(shared: &Shared, name: &str, until: Instant) -> Option<Arc<Tunnel>> {
+    let limits = &shared.limits;
+    let until = until.min(Instant::now() + limits.client_wait);
+    tokio::select! {
+        biased;
+        () = shared.stopping.cancelled() => None,
+        found = shared.registry.wait(name, until, limits.client_waiters as u64) => found,
     }
 }
 
@@ -398,11 +407,10 @@ async fn come_back(shared: &Shared, lost: &Tunnel, id: StreamId, deadline: Insta
         Ended::Remote { reason, .. } => reason != GoAway::Shutdown,
         Ended::Local(_) | Ended::Violation { .. } => false,
     };
-    if !comes_back || shared.stopping.is_cancelled() {
+    if !comes_back {
         return None;
     }
-    let until = deadline.min(Instant::now() + shared.limits.client_wait);
-    let tunnel = shared.registry.wait(&lost.name, until, shared.limits.client_waiters as u64).await?;
+    let tunnel = wait(shared, &lost.name, deadline).await?;
     let unseen = tunnel.resumed.as_ref().is_some_and(|resumed| resumed.is_unseen(lost.session, id.get()));
     unseen.then_some(tunnel)
 }

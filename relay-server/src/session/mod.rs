@@ -181,9 +181,10 @@ impl Session {
             return std::future::pending().await;
         }
         let mut bound = Vec::with_capacity(hello.tunnels.len());
+        let mut mute = Vec::new();
         for spec in hello.tunnels {
             // Boxed, because what binding needs would be part of every idle session.
-            bound.push(Box::pin(self.bind(link, spec)).await);
+            bound.push(Box::pin(self.bind(link, spec, &mut mute)).await);
         }
         // Not before its names are ours. Its requests that its client has not seen follow them, and the others end.
         drop(old);
@@ -260,7 +261,7 @@ impl Session {
         match kind {
             SessionKind::Bind => match TunnelSpec::from_bytes(payload) {
                 Ok(spec) => {
-                    let bound = Box::pin(self.bind(link, spec)).await;
+                    let bound = Box::pin(self.bind(link, spec, &mut Vec::new())).await;
                     send(link, SessionKind::Bound, &bound);
                     self.announce(link);
                 }
@@ -285,17 +286,17 @@ impl Session {
         }
     }
 
-    /// Gives the client the tunnel that it asks for, or says why not.
-    async fn bind(&mut self, link: &Link, spec: TunnelSpec) -> Bound {
+    /// Gives the client the tunnel that it asks for, or says why not. `mute` are links that have been found dead just now.
+    async fn bind(&mut self, link: &Link, spec: TunnelSpec, mute: &mut Vec<Link>) -> Bound {
         let tunnel = spec.tunnel;
-        let result = self.try_bind(link, spec).await.map(|tunnel| PublicName {
+        let result = self.try_bind(link, spec, mute).await.map(|tunnel| PublicName {
             name: tunnel.name.clone(),
             url: self.shared.public_url(&format!("{}.{}", tunnel.name, self.shared.config.domain)),
         });
         Bound { tunnel, result }
     }
 
-    async fn try_bind(&mut self, link: &Link, spec: TunnelSpec) -> Result<Arc<Tunnel>, Refusal> {
+    async fn try_bind(&mut self, link: &Link, spec: TunnelSpec, mute: &mut Vec<Link>) -> Result<Arc<Tunnel>, Refusal> {
         if spec.domain.is_some() {
             return Err(refusal("not-allowed", "This relay does not serve custom domains.", "Use --subdomain NAME."));
         }
@@ -314,12 +315,18 @@ impl Session {
             let message = format!("The token has {most} tunnels open, as many as it may.");
             return Err(refusal("too-many-tunnels", &message, "Close one, or ask the relay's operator for more."));
         };
-        let tunnel = self.bind_counted(link, spec, counted).await?;
+        let tunnel = self.bind_counted(link, spec, counted, mute).await?;
         self.tunnels.push(tunnel.clone());
         Ok(tunnel)
     }
 
-    async fn bind_counted(&self, link: &Link, spec: TunnelSpec, counted: Counted) -> Result<Arc<Tunnel>, Refusal> {
+    async fn bind_counted(
+        &self,
+        link: &Link,
+        spec: TunnelSpec,
+        counted: Counted,
+        mute: &mut Vec<Link>,
+    ) -> Result<Arc<Tunnel>, Refusal> {
         let name = self.claim(spec.name.as_deref()).await?;
         let tunnel = Arc::new(Tunnel {
             name: name.as_str().to_owned(),
@@ -336,7 +343,7 @@ impl Session {
         while let Err(other) = self.shared.registry.bind_if_free(tunnel.clone()) {
             // Whoever resumes the session that has the name is the client that has it.
             let ours = self.resumed.as_ref().is_some_and(|resumed| resumed.goes_on_with(other.session));
-            if !ours && !spec.takeover && other.link.probe(PROBE).await {
+            if !ours && !spec.takeover && is_alive(&other.link, mute).await {
                 let message = format!("The name {name} is in use by another client with the same token.");
                 let hint = "Stop the other client, choose another --subdomain, or take the name over with --takeover.";
                 return Err(refusal("name-in-use", &message, hint));
@@ -456,6 +463,18 @@ impl Drop for Replaced {
     fn drop(&mut self) {
         self.link.go_away(GoAway::Replaced, false, "The client goes on with another session.");
     }
+}
+
+/// Whether somebody is at the other end. A link that is mute is asked once, and not for each name that its session has.
+async fn is_alive(link: &Link, mute: &mut Vec<Link>) -> bool {
+    if mute.iter().any(|known| known.is_same(link)) {
+        return false;
+    }
+    let is_alive = link.probe(PROBE).await;
+    if !is_alive {
+        mute.push(link.clone());
+    }
+    is_alive
 }
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);

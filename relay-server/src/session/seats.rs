@@ -143,13 +143,12 @@ impl Place {
     /// because binding takes its time, and others bind meanwhile.
     pub(super) fn count_tunnel(&self, most: u32) -> Option<Counted> {
         self.seats.used(self.token, |used| {
-            if used.tunnels >= most {
+            // A session that another has resumed, and that ends, has no share of the limits any more.
+            if used.tunnels >= most || self.seat.vacant.load(Relaxed) {
                 return None;
             }
-            if !self.seat.vacant.load(Relaxed) {
-                self.seat.tunnels.fetch_add(1, Relaxed);
-                used.tunnels += 1;
-            }
+            self.seat.tunnels.fetch_add(1, Relaxed);
+            used.tunnels += 1;
             let (seats, token, seat) = (self.seats.clone(), self.token, self.seat.clone());
             Some(Counted { seats, token, seat, ended: AtomicBool::new(false) })
         })
@@ -285,7 +284,7 @@ mod tests {
         drop((one, second, third));
         assert_eq!(used(&seats), (1, 0, 0));
         two.vacate();
-        drop(two.count_tunnel(2).expect("it ends, and is not told now"));
+        assert!(two.count_tunnel(2).is_none(), "nothing is bound beside the limits while it ends");
         assert_eq!((used(&seats), seats.all()), ((0, 0, 0), 1));
     }
 }
