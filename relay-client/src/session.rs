@@ -443,7 +443,8 @@ impl Serve {
         for at in 0..self.sessions.len() {
             let Some(live) = self.sessions.get_mut(at) else { break };
             let link = live.link.clone();
-            loop {
+            // Requests for a tunnel may be right behind its Bound: first it must be known where they go.
+            while !matches!(self.news.back(), Some(News::Bound(_))) {
                 match link.poll_signal(cx) {
                     Poll::Ready(Signal::Opened(stream)) => self.start(at, stream),
                     Poll::Ready(Signal::Message(SessionKind::Unbind, payload)) => {
