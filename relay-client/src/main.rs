@@ -15,7 +15,7 @@ use relay_client::probe::Probe;
 use relay_client::run::RunError;
 use relay_client::screen::Screen;
 use relay_client::start::{Start, StartError};
-use relay_client::terminal::{Output, tell};
+use relay_client::terminal::{Destination, Output, tell};
 use relay_client::wait::WaitError;
 use relay_client::{ClientError, ConnectError, listen, login, open, pages, run, status, wait};
 use tokio::runtime::Builder;
@@ -218,7 +218,7 @@ fn show(asked: Result<status::Report, ControlError>) -> ExitCode {
 }
 
 fn print(data: &[u8]) -> ExitCode {
-    match std::io::stdout().write_all(data) {
+    match Destination::Stdout(std::io::stdout()).write_all(data) {
         // Whoever reads has seen enough.
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Exit::Done.into(),
         Err(error) => fail(Exit::Failed, &error),

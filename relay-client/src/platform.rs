@@ -5,8 +5,6 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
-#[cfg(unix)]
-use std::io::IsTerminal as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::process::ExitStatus;
@@ -82,14 +80,14 @@ pub(crate) fn tune(tcp: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Sends a command what this process was sent: an interrupt, or the wish that it ends. Ctrl-C on a terminal has reached
-/// it already.
+/// Sends a command what this process was sent: an interrupt, or the wish that it ends. Where this process is in the
+/// foreground of its terminal, an interrupt is Ctrl-C, and that has reached the command already.
 pub(crate) fn pass_on(child: &Child, interrupt: bool) {
     #[cfg(unix)]
     {
         use rustix::process::{Pid, Signal, kill_process};
         let signal = match interrupt {
-            true if std::io::stdin().is_terminal() => return,
+            true if is_in_foreground() => return,
             true => Signal::INT,
             false => Signal::TERM,
         };
@@ -100,6 +98,41 @@ pub(crate) fn pass_on(child: &Child, interrupt: bool) {
     #[cfg(not(unix))]
     let _ = (child, interrupt);
 }
+
+/// Whether what is typed on the terminal, wherever input and output come from and go, is for this process's group.
+#[cfg(unix)]
+fn is_in_foreground() -> bool {
+    use rustix::{process::getpgrp, termios::tcgetpgrp};
+    // Without a terminal there is no such file.
+    File::open("/dev/tty").is_ok_and(|terminal| tcgetpgrp(terminal) == Ok(getpgrp()))
+}
+
+/// Writes or flushes as to a file that waits for its reader, also where whoever shares it with this process has made it
+/// one that does not (`O_NONBLOCK`).
+///
+/// # Errors
+/// As `work`, but for [`io::ErrorKind::WouldBlock`].
+pub(crate) fn patiently<O: AsDescriptor, T>(
+    out: &mut O,
+    mut work: impl FnMut(&mut O) -> io::Result<T>,
+) -> io::Result<T> {
+    loop {
+        match work(out) {
+            #[cfg(unix)]
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                use rustix::event::{PollFd, PollFlags, poll};
+                // What fails here fails at the next attempt, too.
+                let _ = poll(&mut [PollFd::new(out, PollFlags::OUT)], None);
+            }
+            done => return done,
+        }
+    }
+}
+
+#[cfg(unix)]
+pub(crate) use std::os::fd::AsFd as AsDescriptor;
+#[cfg(windows)]
+pub(crate) use std::os::windows::io::AsHandle as AsDescriptor;
 
 /// Whether whoever started this process wants it to outlive the terminal, as `nohup` does. Only Linux tells; elsewhere
 /// the terminal's end is this process's.
@@ -297,9 +330,18 @@ mod tests {
 
     #[test]
     fn time_with_sleep_goes_forward() {
-        let before = time_with_sleep();
-        std::thread::sleep(Duration::from_millis(2));
-        let passed = time_with_sleep() - before;
-        assert!(passed >= Duration::from_millis(2) && passed < Duration::from_secs(60), "{passed:?}");
+        let (before, awake) = (time_with_sleep(), std::time::Instant::now());
+        let mut last = before;
+        // A clock that stands still is seen after a second that the other one counts.
+        while last == before {
+            assert!(awake.elapsed() < Duration::from_secs(1), "it stands still");
+            last = time_with_sleep();
+        }
+        for _ in 0..1000 {
+            let now = time_with_sleep();
+            assert!(now >= last, "{now:?} comes after {last:?}");
+            last = now;
+        }
+        assert!(last - before <= awake.elapsed() + Duration::from_secs(60), "{:?}", last - before);
     }
 }

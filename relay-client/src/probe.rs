@@ -68,7 +68,8 @@ impl Probe {
         Some(Self { path: format!("/.relay/probe/{}", nonce()?), answer })
     }
 
-    /// Whether this request is the probe.
+    /// Whether this request is the probe. Any tunnel of the client answers it: which of them a name leads to is the relay's
+    /// word alone, for every request, and nobody else knows the path.
     pub(crate) fn is(&self, target: &str) -> bool {
         target == self.path
     }

@@ -59,6 +59,7 @@ use jiff::{Timestamp, tz::TimeZone};
 use serde::{Deserialize, Serialize, Serializer, de::IgnoredAny};
 
 use crate::{
+    platform::patiently,
     qr,
     state_line::StateLine,
     traffic::{Sum, Traffic},
@@ -69,7 +70,7 @@ use crate::{
 pub fn tell(what: &(impl fmt::Display + ?Sized)) {
     let mut said = b"relay: ".to_vec();
     what.to_string().lines().for_each(|line| tabbed_line(&mut Text(&mut said), line));
-    let _ = io::stderr().write_all(&said);
+    let _ = Destination::Stderr(io::stderr()).write_all(&said);
 }
 
 /// The choice of `--output`.
@@ -341,7 +342,8 @@ fn columns() -> Option<usize> {
     terminal_size::terminal_size_of(io::stdout()).map(|(width, _)| usize::from(width.0))
 }
 
-/// Where a process's printer writes what was asked for.
+/// Where a process's printer writes. It waits for a slow reader, also where whoever started the process shares a pipe
+/// with it that does not (`O_NONBLOCK`): a line is written whole, or nobody reads it.
 #[derive(Debug)]
 pub enum Destination {
     /// Standard output.
@@ -355,24 +357,24 @@ pub enum Destination {
 impl Write for Destination {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Self::Stdout(out) => out.write(bytes),
-            Self::Stderr(out) => out.write(bytes),
-            Self::File(out) => out.write(bytes),
+            Self::Stdout(out) => patiently(out, |out| out.write(bytes)),
+            Self::Stderr(out) => patiently(out, |out| out.write(bytes)),
+            Self::File(out) => patiently(out, |out| out.write(bytes)),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         match self {
-            Self::Stdout(out) => out.flush(),
-            Self::Stderr(out) => out.flush(),
-            Self::File(out) => out.flush(),
+            Self::Stdout(out) => patiently(out, Write::flush),
+            Self::Stderr(out) => patiently(out, Write::flush),
+            Self::File(out) => patiently(out, Write::flush),
         }
     }
 }
 
 /// Formats events for `out` (what was asked for) and `err` (what is said besides).
 #[derive(Debug)]
-pub struct Printer<O = Destination, E = Stderr> {
+pub struct Printer<O = Destination, E = Destination> {
     output: Output,
     style: Style,
     out: O,
@@ -416,17 +418,17 @@ impl Printer {
     /// A printer on this process's standard output and error; `plain` has nothing but lines.
     pub fn stdio(output: Output, plain: bool) -> Self {
         let style = if plain { Style::of_stdout().plain() } else { Style::of_stdout() };
-        Self::new(output, style, None, Destination::Stdout(io::stdout()), io::stderr())
+        Self::new(output, style, None, Destination::Stdout(io::stdout()), Destination::Stderr(io::stderr()))
     }
 
     /// A printer that leaves standard output to somebody else: it writes to standard error.
     pub fn stderr(output: Output) -> Self {
-        Self::new(output, Style::default(), None, Destination::Stderr(io::stderr()), io::stderr())
+        Self::new(output, Style::default(), None, Destination::Stderr(io::stderr()), Destination::Stderr(io::stderr()))
     }
 
     /// A printer that writes JSON to a file, and what is said besides to standard error.
     pub fn file(file: File) -> Self {
-        Self::new(Output::Json, Style::default(), None, Destination::File(file), io::stderr())
+        Self::new(Output::Json, Style::default(), None, Destination::File(file), Destination::Stderr(io::stderr()))
     }
 
     /// Formats an event as of now, for the terminal's width of now; nothing is written before [`Printer::flush`].

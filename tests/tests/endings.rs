@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use relay_tests::process::run;
+use relay_tests::terminal::Terminal;
 use relay_tests::world::connect_tls;
 use relay_tests::{App, Process, RelayServer, Wire, within};
 use rustix::process::Signal;
@@ -12,6 +13,31 @@ use tokio::net::TcpListener;
 
 mod a_signal {
     use super::*;
+
+    /// Ctrl-C reaches whole groups of processes, wherever their input comes from.
+    #[tokio::test]
+    async fn of_a_terminal_reaches_a_command_once() {
+        let relay = RelayServer::spawn([""; 0]).await;
+        let (token, app) = (relay.token("me").await, App::echo().await);
+        let binary = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("relay");
+        let way = format!("--relay {} --relay-addr {} --token {token}", relay.url, relay.https);
+        // It counts each signal, however soon one follows the other.
+        let script = "import os, signal, sys, time\n\
+                      r, w = os.pipe(); os.set_blocking(w, False); signal.set_wakeup_fd(w)\n\
+                      signal.signal(signal.SIGINT, lambda *_: None)\n\
+                      print('started', flush=True); n = len(os.read(r, 1))\n\
+                      time.sleep(0.5); os.set_blocking(w, False); os.write(w, b' ')\n\
+                      print('in all', n + len(os.read(r, 99)) - 1, flush=True); sys.exit(9)";
+        let line = format!("exec {} run {} {way} -- python3 -c \"$SCRIPT\" < /dev/null", binary.display(), app.addr());
+        let ca = relay.ca_file().display().to_string();
+        let variables = [("SCRIPT", script), ("RELAY_CA_FILE", ca.as_str())];
+        let terminal = Terminal::open((200, 20), &variables, &["/bin/sh", "-c", &line]).await;
+        terminal.shows("started").await;
+        terminal.press(&["C-c"]).await;
+        let text = terminal.shows("in all").await;
+        assert!(text.contains("in all 1"), "{text}");
+        assert_eq!(terminal.ended().await, 9);
+    }
 
     /// Whoever presses Ctrl-C twice does not want to wait.
     #[tokio::test]
@@ -47,6 +73,45 @@ mod a_signal {
 
 mod what_is_said {
     use super::*;
+
+    /// A parent that has made a pipe one that does not wait, as Node.js does, reads when it has time.
+    #[tokio::test]
+    async fn waits_for_a_slow_reader() {
+        let relay = RelayServer::spawn([""; 0]).await;
+        let token = relay.token("me").await;
+        let (mut reader, mut writer) = std::io::pipe().unwrap();
+        rustix::io::ioctl_fionbio(&writer, true).unwrap();
+        let mut filled = 0;
+        while let Ok(n) = std::io::Write::write(&mut writer, &[b' '; 4096]) {
+            filled += n;
+        }
+        let binary = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("relay");
+        let (addr, ca) = (relay.https.to_string(), relay.ca_file().display().to_string());
+        let home = tempfile::tempdir().unwrap();
+        let mut client = tokio::process::Command::new(&binary);
+        client.args(["http", "3000", "--relay", &relay.url, "--relay-addr", &addr, "--relay-ca", &ca]);
+        client.args(["--token", &token, "--output", "json"]).env_clear().env("HOME", home.path());
+        client.stdin(Stdio::null()).stderr(Stdio::null()).stdout(writer).kill_on_drop(true);
+        let mut running = client.spawn().unwrap();
+        // Its descriptor of the pipe goes with it.
+        drop(client);
+        // Time for the client to have its session and to find the pipe full. One that does not wait is gone then.
+        let mut looks = 0;
+        while looks < 200 && running.try_wait().unwrap().is_none() {
+            let is_up = relay.get_admin("/metrics").await.text().contains("relay_sessions 1\n");
+            looks += usize::from(is_up);
+        }
+        let line = tokio::task::spawn_blocking(move || {
+            let mut all = vec![0; filled];
+            std::io::Read::read_exact(&mut reader, &mut all).unwrap();
+            let mut line = String::new();
+            std::io::BufRead::read_line(&mut std::io::BufReader::new(&reader), &mut line).unwrap();
+            line
+        });
+        let line = within("the first line", line).await.unwrap();
+        assert!(line.starts_with(r#"{"event":"tunnel.ready""#) && line.ends_with('\n'), "{line:?}");
+        running.kill().await.unwrap();
+    }
 
     /// A relay is a stranger, too.
     #[tokio::test]
