@@ -83,6 +83,7 @@ pub mod dial;
 #[doc(hidden)]
 pub mod filter;
 mod full_screen;
+mod knock;
 #[doc(hidden)]
 pub mod listen;
 #[doc(hidden)]
@@ -108,7 +109,6 @@ pub mod run;
 pub mod screen;
 #[doc(hidden)]
 pub mod service;
-mod services;
 mod session;
 mod socket;
 #[doc(hidden)]

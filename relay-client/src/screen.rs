@@ -20,9 +20,9 @@ use crate::{
     config::{Files, ShowSettings},
     dial::Target,
     full_screen::{FullScreen, Wish},
+    knock::{Change, PERIOD, Services, knock},
     platform,
     probe::Probe,
-    services::{Change, PERIOD, Services, knock},
     session::Observer,
     terminal::{Event, Output, Printer, Style, since_1970},
 };
