@@ -21,9 +21,9 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::capture::{Capture, News, Since};
+use crate::commands::status::{Board, Status};
+use crate::config::value::Inspect;
 use crate::platform;
-use crate::status::{Board, Status};
-use crate::value::Inspect;
 
 /// The protocol's number. One that is asked in another one refuses, and says its own.
 const VERSION: u32 = 1;

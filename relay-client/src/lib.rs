@@ -58,86 +58,38 @@
 //!                                └──▶ whoever observes: a program, a terminal
 //! ```
 
-#[doc(hidden)]
-pub mod address;
 mod atomic;
-mod builder;
 #[doc(hidden)]
 pub mod capture;
 #[doc(hidden)]
-pub mod check;
+pub mod client;
 #[doc(hidden)]
-pub mod cli;
-mod client;
+pub mod commands;
 #[doc(hidden)]
 pub mod config;
 #[doc(hidden)]
 pub mod control;
-#[cfg(feature = "embedded")]
-mod demo;
-#[cfg(feature = "embedded")]
-#[doc(hidden)]
-pub mod dev;
-#[doc(hidden)]
-pub mod dial;
-#[doc(hidden)]
-pub mod filter;
-mod full_screen;
-mod knock;
-#[doc(hidden)]
-pub mod listen;
-#[doc(hidden)]
-pub mod login;
-#[doc(hidden)]
-pub mod names;
-#[doc(hidden)]
-pub mod open;
-#[doc(hidden)]
-pub mod pages;
 #[doc(hidden)]
 pub mod platform;
 #[doc(hidden)]
-pub mod probe;
-mod prompt;
-mod qr;
-mod received;
-#[doc(hidden)]
-pub mod rewrite;
-#[doc(hidden)]
-pub mod run;
-#[doc(hidden)]
-pub mod screen;
-#[doc(hidden)]
-pub mod service;
-mod session;
-mod socket;
-#[doc(hidden)]
-pub mod start;
-mod state_line;
-#[doc(hidden)]
-pub mod status;
+pub mod session;
 #[doc(hidden)]
 pub mod terminal;
-mod traffic;
 mod tunnel;
-mod upstream;
 #[doc(hidden)]
-pub mod value;
-#[doc(hidden)]
-pub mod wait;
-mod watch;
+pub mod upstream;
 
-pub use self::builder::{OpenError, TunnelBuilder};
 pub use self::client::ClientError;
 #[doc(hidden)]
 pub use self::client::{Client, TunnelOptions};
-pub use self::received::ReceivedRequest;
-pub use self::service::{Body, BodyError, BoxError};
+pub use self::config::value::UpstreamProtocol;
 pub use self::session::ConnectError;
 #[doc(hidden)]
 pub use self::session::Observer;
+pub use self::tunnel::builder::{OpenError, TunnelBuilder};
+pub use self::tunnel::received::ReceivedRequest;
 pub use self::tunnel::{Exchange, Status, Tunnel};
-pub use self::value::UpstreamProtocol;
+pub use self::upstream::service::{Body, BodyError, BoxError};
 
 /// The guide's code compiles.
 #[cfg(all(doctest, feature = "embedded"))]

@@ -4,20 +4,27 @@ use std::io::{ErrorKind, Write as _};
 use std::pin::pin;
 use std::process::ExitCode;
 
-use relay_client::check::Report;
-use relay_client::cli::{Cli, Command, ConfigCommand, Exit, ServiceArgs};
+use relay_client::commands::cli::{Cli, Command, ConfigCommand, Exit, ServiceArgs};
+use relay_client::commands::listen;
+use relay_client::commands::listen::Answer;
+use relay_client::commands::login;
+use relay_client::commands::login::LoginError;
+use relay_client::commands::open;
+use relay_client::commands::pages;
+use relay_client::commands::run;
+use relay_client::commands::run::RunError;
+use relay_client::commands::start::{Start, StartError};
+use relay_client::commands::status;
+use relay_client::commands::wait;
+use relay_client::commands::wait::WaitError;
+use relay_client::config::check::Report;
 use relay_client::config::{Files, Places, Settings};
 use relay_client::control::ControlError;
-use relay_client::listen::Answer;
-use relay_client::login::LoginError;
 use relay_client::platform::hangup_is_ignored;
-use relay_client::probe::Probe;
-use relay_client::run::RunError;
-use relay_client::screen::Screen;
-use relay_client::start::{Start, StartError};
+use relay_client::session::probe::Probe;
+use relay_client::terminal::screen::Screen;
 use relay_client::terminal::{Destination, Output, tell};
-use relay_client::wait::WaitError;
-use relay_client::{ClientError, ConnectError, listen, login, open, pages, run, status, wait};
+use relay_client::{ClientError, ConnectError};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -165,7 +172,8 @@ async fn run(command: Command) -> ExitCode {
         }
         #[cfg(feature = "embedded")]
         Command::Dev(args) => {
-            use relay_client::{config::DevSettings, dev};
+            use relay_client::commands::dev;
+            use relay_client::config::DevSettings;
             let settings = DevSettings::new(args, &files);
             let screen = match settings.upstream {
                 Some(_) => Screen::new(&settings.show, &files),

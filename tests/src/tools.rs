@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use relay_client::address::UpstreamAddr;
+use relay_client::upstream::address::UpstreamAddr;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{

@@ -1200,7 +1200,7 @@ mod upgrades {
 
 mod names {
     use super::*;
-    use relay_client::rewrite::HostHeader;
+    use relay_client::upstream::rewrite::HostHeader;
 
     async fn with(world: &World, app: &App, host: HostHeader) -> relay_client::Tunnel {
         world.tunnel_with(TunnelOptions { host_header: host, ..TunnelOptions::new(app.upstream()) }).await
@@ -1477,7 +1477,7 @@ mod pooled_connections {
 
 mod services {
     use super::*;
-    use relay_client::address::UpstreamAddr;
+    use relay_client::upstream::address::UpstreamAddr;
 
     /// A listener on a port that nobody has in the other address family: tests beside this one take ports too.
     async fn only_listener(address: &str) -> (tokio::net::TcpListener, u16) {

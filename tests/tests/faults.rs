@@ -380,8 +380,8 @@ mod a_relay {
         })
         .await;
         let app = service().await;
-        let trust = relay_client::dial::Trust::only(&both).unwrap();
-        let target = relay_client::dial::Target::new(world.relay_url().parse().unwrap(), &trust).unwrap();
+        let trust = relay_client::session::dial::Trust::only(&both).unwrap();
+        let target = relay_client::session::dial::Target::new(world.relay_url().parse().unwrap(), &trust).unwrap();
         let target = target.dialling(Some(world.https().to_string().parse().unwrap()));
         let client = relay_client::Client::new(target).token(world.token().await.into());
         let tunnel = Tunnel::start(client, TunnelOptions::new(app.upstream())).await.unwrap();
@@ -548,7 +548,7 @@ mod a_service {
         let listener = relay_tests::app::listener().await;
         let addr = listener.local_addr().unwrap();
         drop(listener);
-        let upstream: relay_client::address::UpstreamAddr = addr.to_string().parse().unwrap();
+        let upstream: relay_client::upstream::address::UpstreamAddr = addr.to_string().parse().unwrap();
         let tunnel = world.tunnel(upstream).await;
         let answer = world.get(tunnel.url()).await;
         assert_eq!((answer.code(), answer.error()), (502, Some("upstream-refused")));

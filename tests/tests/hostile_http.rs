@@ -498,8 +498,9 @@ mod headers {
     async fn of_ours_are_overwritten_whatever_their_spelling() {
         let world = World::start().await;
         let service = relay_tests::tools::environ().await;
-        let tunnel =
-            world.tunnel(service.addr.to_string().parse::<relay_client::address::UpstreamAddr>().unwrap()).await;
+        let tunnel = world
+            .tunnel(service.addr.to_string().parse::<relay_client::upstream::address::UpstreamAddr>().unwrap())
+            .await;
         let host = world.host(tunnel.name());
         let spoofed = "X-Forwarded-For: 6.6.6.6\r\nx-forwarded-for: 6.6.6.7\r\nX-Real-IP: 6.6.6.6\r\n\
              X-Forwarded-Host: evil.example\r\nX-Forwarded-Proto: gopher\r\nX-Forwarded-Port: 666\r\n\

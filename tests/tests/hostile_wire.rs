@@ -829,8 +829,8 @@ mod clients {
 mod relays {
     use std::sync::Arc;
 
-    use relay_client::address::UpstreamAddr;
-    use relay_client::dial::{Target, Trust};
+    use relay_client::session::dial::{Target, Trust};
+    use relay_client::upstream::address::UpstreamAddr;
     use relay_client::{Client, Tunnel, TunnelOptions};
     use relay_server::certs::DevCa;
     use tokio::net::TcpListener;

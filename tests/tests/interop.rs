@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
-use relay_client::address::UpstreamAddr;
+use relay_client::upstream::address::UpstreamAddr;
 use relay_tests::body::{self, empty, full};
 use relay_tests::tools::{self, Tls, output};
 use relay_tests::world::connect_tls;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use relay_client::dial::{Target, Trust};
+use relay_client::session::dial::{Target, Trust};
 use relay_client::terminal::Event;
 use relay_client::{Client, ClientError, Observer, Tunnel, TunnelOptions};
 use relay_protocol::frame::{Frame, GoAway, SessionKind};

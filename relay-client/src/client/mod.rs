@@ -4,6 +4,7 @@
 //! [`Tunnel`](crate::Tunnel) is the short form: one tunnel in a task of its own.
 
 mod hold;
+pub mod names;
 mod tunnels;
 
 use std::pin::pin;
@@ -15,16 +16,16 @@ use tokio::sync::watch;
 use self::hold::{Hold, Tried};
 use self::tunnels::Asked;
 use crate::capture::Capture;
+use crate::client::names::Names;
+use crate::commands::status::Beside;
+use crate::config::value::{Secret, UpstreamProtocol};
 use crate::control::Control;
-use crate::dial::Target;
-use crate::names::Names;
-use crate::probe::Probe;
-use crate::rewrite::HostHeader;
-use crate::service::Destination;
+use crate::session::dial::Target;
+use crate::session::probe::Probe;
 use crate::session::{ConnectError, Observer, connect, explain};
-use crate::status::Beside;
 use crate::terminal::Event;
-use crate::value::{Secret, UpstreamProtocol};
+use crate::upstream::rewrite::HostHeader;
+use crate::upstream::service::Destination;
 
 /// One tunnel's settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,7 +101,7 @@ pub enum ClientError {
     Refused(String),
     /// The relay gave a public URL that is none.
     #[error(transparent)]
-    PublicUrl(#[from] crate::rewrite::PublicUrlError),
+    PublicUrl(#[from] crate::upstream::rewrite::PublicUrlError),
 }
 
 /// A session with a relay that is kept up, and the tunnels on it.

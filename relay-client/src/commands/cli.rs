@@ -1,0 +1,694 @@
+//! The command line: what can be typed, and what the exit codes mean.
+//!
+//! These types hold what was typed, no more; [`crate::config`] decides what holds.
+
+use std::{
+    ffi::OsString,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::{Args, Parser, Subcommand};
+use http::{HeaderName, HeaderValue, StatusCode};
+
+use crate::capture::filter::{self, HeaderPattern, JsonPattern, PathPattern};
+use crate::config::value::{
+    Inspect, Secret, UpstreamProtocol, duration, final_status, header, inspect, size, subdomain,
+};
+use crate::session::dial::RelayUrl;
+use crate::upstream::address::{HostPort, UpstreamAddr};
+use crate::upstream::rewrite::HostHeader;
+use crate::{capture::Since, terminal::Output};
+
+/// A public HTTPS URL for a service on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "relay", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(after_help = "Examples:\n  \
+    relay dev                       try it: a relay, a tunnel and a demo app on this machine\n  \
+    relay dev 3000                  the same for your service on port 3000\n  \
+    relay http 3000                 a public URL for it, on your relay\n  \
+    relay start                     one for each service that relay.toml names\n  \
+    relay listen                    a public URL without a service, to see what is sent\n  \
+    relay run 3000 -- pytest        a public URL for as long as a command runs\n\n\
+    Exit codes: 0 done, 1 failed, 2 usage, 3 unauthorized, 4 name taken, 5 relay unreachable at start,\n\
+    6 gave up reconnecting, 7 name lost, 129, 130 and 143 ended by a signal")]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+impl Cli {
+    /// Reads a command line whose first word is the program's name. What clap cannot read, it
+    /// explains itself: print the error and exit with its code, which is 2 for usage.
+    ///
+    /// # Errors
+    /// Usage errors, and requests for help or the version.
+    pub fn from_arguments<I>(arguments: I) -> Result<Self, clap::Error>
+    where
+        I: IntoIterator<Item: Into<OsString> + Clone>,
+    {
+        Self::try_parse_from(arguments)
+    }
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Give a local HTTP service a public URL
+    #[command(after_help = "Examples:\n  \
+        relay http 3000\n  \
+        relay http 3000 --subdomain hooks --timeout 10s\n  \
+        relay http https://localhost:8443 --host-header preserve\n  \
+        relay http unix:/run/app.sock --output json | jq -r '.url // empty'\n\n\
+        The public URL stands first and alone on its line; then each request as it is answered.")]
+    Http(HttpArgs),
+    /// Give the services of the configuration file a public URL each, over one session
+    #[command(after_help = "Examples:\n  \
+        relay start\n  \
+        relay start web api\n  \
+        relay start --output json\n\n\
+        A file relay.toml with\n  \
+        [tunnels.web]\n  \
+        upstream = 3000\n\
+        describes a tunnel named web. When the file changes, the tunnels change with it.")]
+    Start(StartArgs),
+    /// Run a command with a tunnel around it, as for tests; its exit code is returned
+    #[command(after_help = "Examples:\n  \
+        relay run 3000 -- pytest\n  \
+        relay run 3000 --events relay.log -- npm test\n  \
+        relay run 3000 -- sh -c 'curl $RELAY_PUBLIC_URL/health'\n\n\
+        The command starts once the public URL has answered. It finds the URL in RELAY_PUBLIC_URL, and in RELAY_CA_FILE the \
+        CA to trust where that is no public one. Standard output is the command's alone.")]
+    Run(RunArgs),
+    /// Show what is sent to a public URL, without any service: a private request bin
+    #[command(after_help = "Examples:\n  \
+        relay listen\n  \
+        relay listen --respond 503 --header 'Retry-After: 60'\n  \
+        relay listen --body @answer.json --delay 2s\n  \
+        relay listen --output json | jq 'select(.event == \"request\").body'\n\n\
+        Each request is shown with its headers and its body, and answered by this program.")]
+    Listen(ListenArgs),
+    /// Run a relay and a tunnel on this machine, to develop and test without any server
+    #[cfg(feature = "embedded")]
+    #[command(after_help = "Examples:\n  \
+        relay dev\n  \
+        relay dev 3000 --subdomain hooks\n  \
+        relay dev 3000 --https 127.0.0.1:9443 --output json\n\n\
+        Tunnels live at https://NAME.relay.localhost:8443, with a certificate of a CA that is made on \
+        first use and kept; the curl line that is printed trusts it.")]
+    Dev(DevArgs),
+    /// Wait until requests have arrived, and print them
+    #[command(after_help = "Examples:\n  \
+        relay wait --path /hooks\n  \
+        relay wait --path '/hooks/*' --json /type=invoice.paid --within 30s\n  \
+        relay wait --header 'X-GitHub-Event: push' --count 2 --since 1m | jq .body\n\n\
+        It watches the clients that run on this machine. Where none does, it opens a tunnel of its own, which \
+        answers 200. Exit code 1 says that the time has passed.")]
+    Wait(WaitArgs),
+    /// Show the clients that run on this machine, their tunnels and how they are
+    #[command(after_help = "Examples:\n  \
+        relay status\n  \
+        relay status --output json | jq -r '.tunnels[].url'")]
+    Status {
+        /// Lines for people, or one JSON object per line
+        #[arg(long, value_name = "FORM", value_enum, default_value = "text")]
+        output: Output,
+    },
+    /// Store a relay and your token, so that no command needs them any more
+    #[command(after_help = "Examples:\n  \
+        relay login https://relay.example.com\n  \
+        relay login https://relay.example.com < token.txt\n\n\
+        Without --token and RELAY_TOKEN it is read from standard input; a terminal does not show it. The relay \
+        is asked whether it takes the token before anything is stored.")]
+    Login(LoginArgs),
+    /// Forget what `relay login` has stored
+    Logout,
+    /// Look at the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print the completion script of a shell
+    #[command(after_help = "Examples:\n  \
+        relay completions bash > ~/.local/share/bash-completion/completions/relay\n  \
+        relay completions zsh > ~/.zfunc/_relay\n  \
+        relay completions fish > ~/.config/fish/completions/relay.fish")]
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages into a directory
+    #[command(hide = true)]
+    Man {
+        /// Where to
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
+}
+
+impl Command {
+    /// Whether nothing else may write on the terminal.
+    pub fn takes_the_terminal(&self) -> bool {
+        match self {
+            Self::Http(args) => args.open.show.tui,
+            Self::Listen(args) => args.open.show.tui,
+            Self::Start(args) => args.show.tui,
+            #[cfg(feature = "embedded")]
+            Self::Dev(args) => args.show.tui,
+            _ => false,
+        }
+    }
+}
+
+/// `relay config …`.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Say what holds and where it comes from; exit 2 where something is wrong
+    Check {
+        /// Lines for people, or one JSON object per line
+        #[arg(long, value_name = "FORM", value_enum, default_value = "text")]
+        output: Output,
+    },
+}
+
+/// `relay login`.
+#[derive(Args, Debug)]
+pub struct LoginArgs {
+    /// The relay's URL, or only its host
+    #[arg(value_name = "URL")]
+    pub relay: RelayUrl,
+
+    /// Who we are there, and how it is reached.
+    #[command(flatten)]
+    pub way: WayArgs,
+}
+
+/// `relay http`.
+#[derive(Args, Debug)]
+pub struct HttpArgs {
+    /// Where the service is: 3000, host:port, http://host:port, https://host:port or unix:/path
+    #[arg(value_name = "TARGET")]
+    pub upstream: UpstreamAddr,
+
+    /// How the service is spoken to.
+    #[command(flatten)]
+    pub service: ServiceArgs,
+
+    /// How the tunnel is opened.
+    #[command(flatten)]
+    pub open: OpenArgs,
+}
+
+/// `relay start`.
+#[derive(Args, Clone, Debug)]
+pub struct StartArgs {
+    /// Which tunnels of the configuration file; all if not given
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+
+    /// All of them, which is also what happens without names
+    #[arg(long, conflicts_with = "names")]
+    pub all: bool,
+
+    /// Take the names over from your own session elsewhere, which then ends
+    #[arg(long)]
+    pub takeover: bool,
+
+    /// Give up after having tried for this long to come back, as in 5m; for ever if not given
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub max_reconnect_time: Option<Duration>,
+
+    /// What is printed.
+    #[command(flatten)]
+    pub show: ShowArgs,
+
+    /// The way to the relay.
+    #[command(flatten)]
+    pub connection: ConnectionArgs,
+}
+
+/// `relay run`.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// Where the service is or will be, as for `relay http`
+    #[arg(value_name = "TARGET")]
+    pub upstream: UpstreamAddr,
+
+    /// How the service is spoken to.
+    #[command(flatten)]
+    pub service: ServiceArgs,
+
+    /// Write what happens as JSON into this file instead of telling it on standard error
+    #[arg(long, value_name = "FILE")]
+    pub events: Option<PathBuf>,
+
+    /// How the tunnel is opened.
+    #[command(flatten)]
+    pub open: OpenArgs,
+
+    /// What to run, with its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+/// `relay listen`.
+#[derive(Args, Debug)]
+pub struct ListenArgs {
+    /// The status of each answer, from 200 to 599
+    #[arg(long, value_name = "STATUS", value_parser = final_status, default_value = "200")]
+    pub respond: StatusCode,
+
+    /// The body of each answer: this text, or what stands in a file; none if not given
+    #[arg(long, value_name = "TEXT|@FILE")]
+    pub body: Option<String>,
+
+    /// A header of each answer, as in 'Retry-After: 60'; can be given several times
+    #[arg(long = "header", value_name = "NAME: VALUE", value_parser = header)]
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+
+    /// Wait this long before each answer, as in 2s
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub delay: Option<Duration>,
+
+    /// Keep this much of a request's body, as in 1MiB, and count the rest
+    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "16MiB")]
+    pub max_body: usize,
+
+    /// How the tunnel is opened.
+    #[command(flatten)]
+    pub open: OpenArgs,
+}
+
+/// `relay wait`.
+#[derive(Args, Debug)]
+pub struct WaitArgs {
+    /// Requests of this path; with a * at its end, of all that begin so. A query counts only where
+    /// one stands here
+    #[arg(long, value_name = "PATH", value_parser = filter::path)]
+    pub path: Option<PathPattern>,
+
+    /// Requests of this method
+    #[arg(long, value_name = "METHOD")]
+    pub method: Option<String>,
+
+    /// Requests with this header, or with any of this name; can be given several times
+    #[arg(long = "header", value_name = "NAME: VALUE", value_parser = filter::header)]
+    pub headers: Vec<HeaderPattern>,
+
+    /// Requests whose JSON body has this value there, as in /type=invoice.paid (RFC 6901); can be
+    /// given several times
+    #[arg(long, value_name = "POINTER=VALUE", value_parser = filter::json)]
+    pub json: Vec<JsonPattern>,
+
+    /// Wait for so many
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub count: u16,
+
+    /// Give up after this long, as in 30s, with exit code 1; never if not given
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub within: Option<Duration>,
+
+    /// Count only requests that come now, that came in the last 30s, or that came after the one
+    /// with this id; otherwise those that came before count, too
+    #[arg(long, value_name = "now|TIME|ID", value_parser = filter::since)]
+    pub since: Option<Since>,
+
+    /// Watch only the tunnel of this name
+    #[arg(long, value_name = "NAME", value_parser = subdomain)]
+    pub tunnel: Option<String>,
+
+    /// Open a tunnel of this name and wait there, whatever else runs
+    #[arg(long, value_name = "NAME", value_parser = subdomain, conflicts_with = "tunnel")]
+    pub subdomain: Option<String>,
+
+    /// The way to the relay.
+    #[command(flatten)]
+    pub connection: ConnectionArgs,
+}
+
+/// How a tunnel is opened, whatever is behind it.
+#[derive(Args, Debug, Default)]
+pub struct OpenArgs {
+    /// A tunnel's own settings.
+    #[command(flatten)]
+    pub tunnel: TunnelArgs,
+
+    /// Ask for a fresh random name instead of the one remembered for this directory
+    #[arg(long, conflicts_with = "subdomain")]
+    pub random: bool,
+
+    /// Take the name over from your own session elsewhere, which then ends
+    #[arg(long)]
+    pub takeover: bool,
+
+    /// Give up after having tried for this long to come back, as in 5m; for ever if not given
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub max_reconnect_time: Option<Duration>,
+
+    /// What is printed.
+    #[command(flatten)]
+    pub show: ShowArgs,
+
+    /// The way to the relay.
+    #[command(flatten)]
+    pub connection: ConnectionArgs,
+}
+
+/// What is printed.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ShowArgs {
+    /// Lines for people, or one JSON object per line
+    #[arg(long, value_name = "FORM", value_enum)]
+    pub output: Option<Output>,
+
+    /// Print the public URL and nothing else on standard output; the lines for people go to
+    /// standard error
+    #[arg(long, conflicts_with = "output")]
+    pub url_only: bool,
+
+    /// Print nothing but lines, one for each request: no state line, and no sums of many requests
+    #[arg(long)]
+    pub plain: bool,
+
+    /// Take the whole terminal: a list of requests, what was sent with each, and keys
+    #[arg(long, conflicts_with_all = ["output", "url_only", "plain", "qr"])]
+    pub tui: bool,
+
+    /// Show the public URL as a QR code, too
+    #[arg(long)]
+    pub qr: bool,
+
+    /// Write the tunnel as JSON into this file once its public URL has answered, and remove the
+    /// file at the end
+    #[arg(long, value_name = "FILE")]
+    pub ready_file: Option<PathBuf>,
+
+    /// Keep no requests in memory; otherwise the last ones are, for `relay wait`
+    #[arg(long, value_name = "off", value_parser = inspect)]
+    pub inspect: Option<Inspect>,
+}
+
+/// The way to the relay.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Connection")]
+pub struct ConnectionArgs {
+    /// The relay's URL, or only its host
+    #[arg(long, value_name = "URL", env = "RELAY_URL")]
+    pub relay: Option<RelayUrl>,
+
+    /// Who we are there, and how it is reached.
+    #[command(flatten)]
+    pub way: WayArgs,
+}
+
+/// Who we are to a relay, and how it is reached.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Connection")]
+pub struct WayArgs {
+    /// The token that the relay's operator gave you; better stored by `relay login`, or in
+    /// RELAY_TOKEN, because others on this machine can see command lines
+    #[arg(long, value_name = "TOKEN", env = "RELAY_TOKEN", hide_env_values = true)]
+    pub token: Option<Secret>,
+
+    /// Trust the CA in this PEM file, and no other, for the relay's certificate
+    #[arg(long, value_name = "FILE", env = "RELAY_CA_FILE")]
+    pub relay_ca: Option<PathBuf>,
+
+    /// Connect to this address instead of the one that the relay's name resolves to
+    #[arg(long, value_name = "HOST:PORT")]
+    pub relay_addr: Option<HostPort>,
+}
+
+/// A tunnel's own settings.
+#[derive(Args, Debug, Default)]
+pub struct TunnelArgs {
+    /// Ask for this name: the tunnel is at https://NAME.<the relay's domain>
+    #[arg(long, value_name = "NAME", value_parser = subdomain)]
+    pub subdomain: Option<String>,
+
+    /// Answer the sender with 504 after this long, as in 10s; 30s if the relay has no other rule
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub timeout: Option<Duration>,
+}
+
+/// How the service behind a tunnel is spoken to.
+#[derive(Args, Debug, Default)]
+pub struct ServiceArgs {
+    /// What the service sees as Host: "rewrite" (the default) for its own address, so that
+    /// development servers answer; "preserve" for the public name; or any host
+    #[arg(long, value_name = "rewrite|preserve|HOST")]
+    pub host_header: Option<HostHeader>,
+
+    /// How to speak to the service; h2c is HTTP/2 without TLS, as for gRPC
+    #[arg(long, value_name = "PROTOCOL", value_enum)]
+    pub upstream_protocol: Option<UpstreamProtocol>,
+}
+
+/// `relay dev`.
+#[derive(Args, Debug)]
+pub struct DevArgs {
+    /// Where the service is, as for `relay http`; a demo app answers if not given
+    #[arg(value_name = "TARGET")]
+    pub upstream: Option<UpstreamAddr>,
+
+    /// A tunnel's own settings.
+    #[command(flatten)]
+    pub tunnel: TunnelArgs,
+
+    /// How the service is spoken to.
+    #[command(flatten)]
+    pub service: ServiceArgs,
+
+    /// What is printed.
+    #[command(flatten)]
+    pub show: ShowArgs,
+
+    /// Where the relay listens: ADDRESS:PORT, or only a port of 127.0.0.1; 8443 if not given, and 0
+    /// for any free one
+    #[arg(long, value_name = "ADDRESS", value_parser = listen_address)]
+    pub https: Option<SocketAddr>,
+
+    /// Where the relay keeps its CA and its database
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+}
+
+/// `127.0.0.1:8443`, `[::1]:8443`, `:8443` or `8443`; a port alone is one of 127.0.0.1, because a
+/// development relay is nobody else's business.
+fn listen_address(text: &str) -> Result<SocketAddr, ListenAddressError> {
+    let port = text.strip_prefix(':').unwrap_or(text);
+    let local = port.parse().map(|port: u16| (Ipv4Addr::LOCALHOST, port).into());
+    local.or_else(|_| text.parse()).map_err(|_| ListenAddressError { input: text.to_owned() })
+}
+
+/// An address to listen on that is not one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{input:?} is not an address to listen on; write 127.0.0.1:8443, [::1]:8443 or only a port")]
+struct ListenAddressError {
+    input: String,
+}
+
+/// How the program ended. Scripts depend on these numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// All done.
+    Done = 0,
+    /// A failure at run time.
+    Failed = 1,
+    /// The command line or a configuration file is wrong.
+    Usage = 2,
+    /// The relay does not accept the token, or no longer.
+    Unauthorized = 3,
+    /// The name asked for is in use or another's.
+    NameTaken = 4,
+    /// The relay could not be reached at the start.
+    Unreachable = 5,
+    /// The session was lost and `--max-reconnect-time` passed.
+    GaveUp = 6,
+    /// The name went to another session or owner while the tunnel was up.
+    NameLost = 7,
+    /// Ended by SIGHUP, as where its terminal is closed: 128 + 1.
+    HungUp = 129,
+    /// Ended by SIGINT, as by Ctrl-C: 128 + 2.
+    Interrupted = 130,
+    /// Ended by SIGTERM: 128 + 15.
+    Terminated = 143,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::from_arguments(line.split(' '))
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn http_takes_what_is_documented() {
+        let cli = parse(
+            "relay http 3000 --subdomain Hooks --timeout 10s --host-header preserve --upstream-protocol h2c \
+             --output json --takeover --max-reconnect-time 5m --relay https://relay.example --token t \
+             --relay-ca ca.pem --relay-addr 127.0.0.1:8443",
+        );
+        let Command::Http(args) = cli.unwrap().command else { panic!("another command") };
+        assert_eq!(args.upstream, UpstreamAddr::localhost(3000));
+        assert_eq!(args.service.host_header, Some(HostHeader::Preserve));
+        assert_eq!(args.service.upstream_protocol, Some(UpstreamProtocol::H2c));
+        let open = args.open;
+        assert_eq!(open.tunnel.subdomain.as_deref(), Some("hooks"));
+        assert_eq!(open.tunnel.timeout, Some(Duration::from_secs(10)));
+        assert_eq!(open.show.output, Some(Output::Json));
+        assert!(open.takeover && !open.random);
+        assert_eq!(open.max_reconnect_time, Some(Duration::from_secs(300)));
+        assert_eq!(open.connection.relay.unwrap().to_string(), "https://relay.example");
+        assert_eq!(open.connection.way.relay_addr.unwrap().to_string(), "127.0.0.1:8443");
+    }
+
+    #[test]
+    fn listen_needs_nothing_and_takes_an_answer() {
+        let Command::Listen(args) = parse("relay listen").unwrap().command else { panic!("another command") };
+        assert_eq!((args.respond, args.max_body), (StatusCode::OK, 16 << 20));
+        let words = ["relay", "listen", "--header", "Retry-After:  60", "--header", "x-a: b: c", "--respond", "503"];
+        let more = ["--body", "@a.json", "--delay", "2s", "--max-body", "64KiB", "--subdomain", "bin"];
+        let Command::Listen(args) = Cli::from_arguments(words.into_iter().chain(more)).unwrap().command else {
+            panic!("another command")
+        };
+        let shown: Vec<_> = args.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+        assert_eq!(shown, [("retry-after", &b"60"[..]), ("x-a", b"b: c")]);
+        assert_eq!((args.respond.as_u16(), args.body.as_deref()), (503, Some("@a.json")));
+        assert_eq!((args.delay, args.max_body), (Some(Duration::from_secs(2)), 64 << 10));
+    }
+
+    #[cfg(feature = "embedded")]
+    #[test]
+    fn dev_needs_nothing_and_takes_an_address() {
+        let Command::Dev(args) = parse("relay dev").unwrap().command else { panic!("another command") };
+        assert!(args.upstream.is_none() && args.https.is_none());
+        for (typed, address) in [
+            ("9443", "127.0.0.1:9443"),
+            (":0", "127.0.0.1:0"),
+            ("0.0.0.0:443", "0.0.0.0:443"),
+            ("[::1]:8443", "[::1]:8443"),
+        ] {
+            let cli = parse(&format!("relay dev 3000 --https {typed} --data-dir d --output json"));
+            let Command::Dev(args) = cli.unwrap().command else { panic!("another command") };
+            assert_eq!(args.https.unwrap().to_string(), address);
+            assert_eq!(args.upstream, Some(UpstreamAddr::localhost(3000)));
+        }
+    }
+
+    /// As a shell splits a line that quotes with `'` only.
+    fn shell_words(line: &str) -> Vec<String> {
+        let mut words = vec![String::new()];
+        for (index, part) in line.split('\'').enumerate() {
+            let mut pieces = if index % 2 == 0 { part.split(' ').collect() } else { vec![part] }.into_iter();
+            words.last_mut().unwrap().push_str(pieces.next().unwrap());
+            words.extend(pieces.map(str::to_owned));
+        }
+        words.retain(|word| !word.is_empty());
+        words
+    }
+
+    #[test]
+    fn the_documented_commands_are_understood() {
+        let pages = [
+            include_str!("../../../README.md"),
+            include_str!("../../../docs/commands.md"),
+            include_str!("../../../docs/json-output.md"),
+            include_str!("../../../docs/self-hosting.md"),
+        ];
+        let mut seen = 0;
+        for page in pages {
+            let blocks = page.split("```").skip(1).step_by(2);
+            for line in blocks.flat_map(str::lines).filter(|line| line.starts_with("relay ")) {
+                let command = line.split(" | ").next().and_then(|line| line.split(['<', '>']).next()).unwrap();
+                seen += 1;
+                assert!(Cli::from_arguments(shell_words(command)).is_ok(), "{line}");
+            }
+            for inline in page.split('`').filter(|text| text.starts_with("relay http ") && !text.contains("PORT")) {
+                seen += 1;
+                assert!(parse(inline.trim()).is_ok(), "{inline}");
+            }
+        }
+        assert!(seen >= 6, "only {seen} commands were found");
+    }
+
+    #[test]
+    fn every_command_and_flag_is_documented() {
+        let page = include_str!("../../../docs/commands.md");
+        let mut command = Cli::command();
+        command.build();
+        let mut commands: Vec<_> = command.get_subcommands().collect();
+        while let Some(command) = commands.pop() {
+            if command.is_hide_set() || command.get_name() == "help" {
+                continue;
+            }
+            if command.has_subcommands() {
+                commands.extend(command.get_subcommands());
+                continue;
+            }
+            let name = command.get_bin_name().unwrap();
+            assert!(page.contains(&format!("\n## {name}\n")), "no section of `{name}`");
+            let flags = command.get_arguments().filter_map(clap::Arg::get_long).filter(|flag| *flag != "help");
+            for flag in flags {
+                assert!(page.contains(&format!("`--{flag}")), "no word of `{name} --{flag}`");
+            }
+        }
+    }
+
+    #[test]
+    fn usage_errors_exit_with_2_and_help() {
+        for (line, hint) in [
+            ("relay http", "TARGET"),
+            ("relay http localhost", "has no port"),
+            ("relay http 3000 --timeout 10", "10s"),
+            ("relay http 3000 --subdomain a.b", "no dot"),
+            ("relay http 3000 --random --subdomain a", "cannot be used with"),
+            ("relay http 3000 --relay http://relay.example", "https://relay.example"),
+            ("relay http 3000 --relay-addr 1.2.3.4", "has no port"),
+            ("relay http 3000 --host-header a/b", "preserve"),
+            ("relay http 3000 --output yaml", "json"),
+            ("relay http 3000 --upstream-protocol h3", "h2c"),
+            ("relay dev --https x", "127.0.0.1:8443"),
+            ("relay htpp 3000", "http"),
+            ("relay listen --url-only --output json", "cannot be used with"),
+            ("relay start web --all", "cannot be used with"),
+            ("relay start --subdomain a", "--subdomain"),
+            ("relay listen --respond 101", "200"),
+            ("relay listen --header x", "Name: value"),
+            ("relay listen --header Content-Length:3", "by itself"),
+            ("relay listen --max-body 1GB", "MiB"),
+        ] {
+            let error = parse(line).expect_err(line);
+            assert_eq!(error.exit_code(), i32::from(Exit::Usage as u8), "{line}");
+            assert!(error.to_string().contains(hint), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn help_is_no_error_and_tells_no_secret() {
+        for line in ["relay --help", "relay http --help", "relay listen --help", "relay dev --help", "relay --version"]
+        {
+            assert_eq!(parse(line).expect_err(line).exit_code(), 0);
+        }
+        let cli = parse("relay http 3000 --token rly_secret").unwrap();
+        assert!(!format!("{cli:?}").contains("rly_secret"));
+    }
+}

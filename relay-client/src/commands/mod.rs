@@ -1,0 +1,20 @@
+//! What can be typed, and a file for each command that does more than print.
+//!
+//! ```text
+//!   cli ─▶ config ─▶ run, listen, start, wait, status, login, dev ─▶ client
+//! ```
+
+pub mod cli;
+#[cfg(feature = "embedded")]
+mod demo;
+#[cfg(feature = "embedded")]
+pub mod dev;
+pub mod listen;
+pub mod login;
+pub mod open;
+pub mod pages;
+mod prompt;
+pub mod run;
+pub mod start;
+pub mod status;
+pub mod wait;

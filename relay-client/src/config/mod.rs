@@ -1,0 +1,879 @@
+//! What was typed becomes what is true.
+//!
+//! First everything that was said is read as it stands: flags and environment by [`crate::commands::cli`] (a
+//! flag beats its variable), files by [`Files::load`]. Then [`Settings`] decides what holds: flag
+//! before environment before `./relay.toml` before `~/.config/relay/relay.toml` before what
+//! [`crate::commands::login`] has stored before default. Nothing after that parses or defaults.
+//!
+//! ```toml
+//! # relay.toml
+//! relay = "https://relay.example.com"   # RELAY_URL
+//! token = "rly_…"                       # RELAY_TOKEN; better in ~/.config/relay/relay.toml, mode 0600
+//! relay_ca = "ca.pem"                   # RELAY_CA_FILE; beside this file
+//! relay_addr = "192.0.2.7:443"
+//! subdomain = "hooks"
+//! host_header = "rewrite"
+//! timeout = "10s"
+//! upstream_protocol = "http1"
+//! output = "text"
+//! inspect = "off"
+//!
+//! [tunnels.web]                         # for `relay start`; what it leaves open, the keys above say
+//! upstream = 3000
+//! subdomain = "hooks"
+//! ```
+//!
+//! A file in the working directory may have come with a repository, from a stranger. So a token
+//! goes only to the relay that it stands beside: where the project's file or a flag names another
+//! relay, CA or address, the token of the user's own file stays at home.
+
+pub mod check;
+pub mod value;
+
+use std::{
+    collections::BTreeMap,
+    fmt, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+use relay_protocol::message::MAX_TUNNELS;
+use serde::{Deserialize, Deserializer, de};
+
+use crate::commands::cli::{DevArgs, OpenArgs, ServiceArgs, ShowArgs, TunnelArgs};
+use crate::config::value::{Inspect, duration, inspect, is_table_name, subdomain};
+use crate::session::dial::RelayUrl;
+use crate::terminal::Output;
+use crate::upstream::address::{HostPort, UpstreamAddr};
+use crate::upstream::rewrite::HostHeader;
+
+pub use crate::config::value::{Secret, UpstreamProtocol};
+
+/// What every command that opens a tunnel on a relay elsewhere needs to know.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The relay.
+    pub relay: RelayUrl,
+    /// Who we are; a relay may take clients without.
+    pub token: Option<Secret>,
+    /// The only CA to trust; none for those of this machine.
+    pub relay_ca: Option<PathBuf>,
+    /// Dialled instead of what the relay's URL names.
+    pub relay_addr: Option<HostPort>,
+    /// The tunnel.
+    pub tunnel: TunnelSettings,
+    /// What is printed.
+    pub show: ShowSettings,
+    /// A fresh random name even if one is remembered.
+    pub random: bool,
+    /// Take the name over from a live session of the same token.
+    pub takeover: bool,
+    /// How long to try to come back after the session was lost; none for ever.
+    pub max_reconnect_time: Option<Duration>,
+}
+
+/// Everything that `relay dev` needs to know.
+#[derive(Clone, Debug)]
+pub struct DevSettings {
+    /// The local service; none for the demo app.
+    pub upstream: Option<UpstreamAddr>,
+    /// The tunnel.
+    pub tunnel: TunnelSettings,
+    /// What is printed.
+    pub show: ShowSettings,
+    /// Where the embedded relay listens for HTTPS; none for its default.
+    pub https: Option<SocketAddr>,
+    /// Where the embedded relay keeps its CA and its database; none for its default.
+    pub data_dir: Option<PathBuf>,
+}
+
+/// A tunnel's own settings.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TunnelSettings {
+    /// The name asked for; none for a random one.
+    pub subdomain: Option<String>,
+    /// What the service sees as its name.
+    pub host_header: HostHeader,
+    /// The deadline of response heads; none for the relay's choice.
+    pub timeout: Option<Duration>,
+    /// How the service is spoken to.
+    pub upstream_protocol: UpstreamProtocol,
+}
+
+/// A tunnel of `relay start`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedTunnel {
+    /// Its table's name.
+    pub label: String,
+    /// The local service.
+    pub upstream: UpstreamAddr,
+    /// Its settings.
+    pub settings: TunnelSettings,
+}
+
+/// What is printed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ShowSettings {
+    /// For people or for programs.
+    pub output: Output,
+    /// Only the URL on standard output, whatever a file says of `output`.
+    pub url_only: bool,
+    /// Nothing but lines, one for each request.
+    pub plain: bool,
+    /// The whole terminal, where there is one.
+    pub tui: bool,
+    /// The public URL as a QR code, too.
+    pub qr: bool,
+    /// Says as JSON that the tunnel is up, as long as it is.
+    pub ready_file: Option<PathBuf>,
+    /// Whether the last requests are kept, so that they can be looked at; if none, they are.
+    pub inspect: Option<Inspect>,
+}
+
+impl Settings {
+    /// Decides what holds. Things worth knowing are added to `files.warnings`.
+    ///
+    /// # Errors
+    /// Where no relay is named, or the token cannot be one.
+    pub fn new(args: OpenArgs, service: ServiceArgs, files: &mut Files) -> Result<Self, ConfigError> {
+        let typed = args.connection;
+        if let Some(relay) = &typed.relay {
+            files.keep_to(relay);
+        }
+        let file = &files.file;
+        let way = typed.way;
+        let token = way.token.or_else(|| file.token.clone());
+        match &token {
+            Some(token) if !token.is_one_word() => return Err(ConfigError::Token),
+            Some(_) => {}
+            None => files.warnings.extend(files.withheld.take()),
+        }
+        let mut tunnel = TunnelSettings::new(args.tunnel, service, file);
+        if args.random {
+            tunnel.subdomain = None;
+        }
+        Ok(Self {
+            relay: typed.relay.or_else(|| file.relay.clone()).ok_or(ConfigError::NoRelay)?,
+            token,
+            relay_ca: way.relay_ca.or_else(|| file.relay_ca.clone()),
+            relay_addr: way.relay_addr.or_else(|| file.relay_addr.clone()),
+            tunnel,
+            show: ShowSettings::new(args.show, file),
+            random: args.random,
+            takeover: args.takeover,
+            max_reconnect_time: args.max_reconnect_time,
+        })
+    }
+}
+
+impl Settings {
+    /// What a session is for its whole life.
+    pub(crate) fn session(&self) -> impl PartialEq + use<> {
+        (self.relay.clone(), self.token.clone(), self.relay_ca.clone(), self.relay_addr.clone())
+    }
+}
+
+impl DevSettings {
+    /// Decides what holds for `relay dev`. It has a relay of its own, so nothing of a file that is
+    /// about the connection applies.
+    pub fn new(args: DevArgs, files: &Files) -> Self {
+        Self {
+            upstream: args.upstream,
+            tunnel: TunnelSettings::new(args.tunnel, args.service, &files.file),
+            show: ShowSettings::new(args.show, &files.file),
+            https: args.https,
+            data_dir: args.data_dir,
+        }
+    }
+}
+
+impl TunnelSettings {
+    fn new(typed: TunnelArgs, service: ServiceArgs, file: &File) -> Self {
+        Self {
+            subdomain: typed.subdomain.or_else(|| file.subdomain.clone()),
+            host_header: service.host_header.or_else(|| file.host_header.clone()).unwrap_or_default(),
+            timeout: typed.timeout.or(file.timeout),
+            upstream_protocol: service.upstream_protocol.or(file.upstream_protocol).unwrap_or_default(),
+        }
+    }
+}
+
+impl ShowSettings {
+    fn new(typed: ShowArgs, file: &File) -> Self {
+        let for_people = typed.url_only || typed.tui;
+        let output = if for_people { Output::Text } else { typed.output.or(file.output).unwrap_or_default() };
+        let inspect = typed.inspect.or(file.inspect);
+        let ShowArgs { url_only, plain, tui, qr, ready_file, .. } = typed;
+        Self { output, url_only, plain, tui, qr, ready_file, inspect }
+    }
+}
+
+/// A configuration file as it was written. Each key is explained where [`Settings`] holds it.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct File {
+    #[serde(default, deserialize_with = "parsed")]
+    pub(crate) relay: Option<RelayUrl>,
+    pub(crate) token: Option<Secret>,
+    pub(crate) relay_ca: Option<PathBuf>,
+    #[serde(default, deserialize_with = "parsed")]
+    pub(crate) relay_addr: Option<HostPort>,
+    #[serde(default, deserialize_with = "name")]
+    pub(crate) subdomain: Option<String>,
+    #[serde(default, deserialize_with = "parsed")]
+    pub(crate) host_header: Option<HostHeader>,
+    #[serde(default, deserialize_with = "time")]
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) upstream_protocol: Option<UpstreamProtocol>,
+    pub(crate) output: Option<Output>,
+    #[serde(default, deserialize_with = "inspecting")]
+    pub(crate) inspect: Option<Inspect>,
+    /// The tunnels of `relay start` by their tables' names.
+    #[serde(default, deserialize_with = "tables")]
+    pub(crate) tunnels: BTreeMap<String, Table>,
+    /// Where each key stands.
+    #[serde(skip)]
+    pub(crate) places: BTreeMap<String, Place>,
+}
+
+/// A table `[tunnels.NAME]` as it was written.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Table {
+    #[serde(deserialize_with = "target")]
+    pub(crate) upstream: UpstreamAddr,
+    #[serde(default, deserialize_with = "name")]
+    pub(crate) subdomain: Option<String>,
+    #[serde(default, deserialize_with = "parsed")]
+    pub(crate) host_header: Option<HostHeader>,
+    #[serde(default, deserialize_with = "time")]
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) upstream_protocol: Option<UpstreamProtocol>,
+}
+
+/// A line of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    file: PathBuf,
+    line: usize,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file.display(), self.line)
+    }
+}
+
+fn parsed<'de, D: Deserializer<'de>, T: FromStr<Err: fmt::Display>>(from: D) -> Result<Option<T>, D::Error> {
+    String::deserialize(from)?.parse().map(Some).map_err(de::Error::custom)
+}
+
+fn name<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    subdomain(&String::deserialize(from)?).map(Some).map_err(de::Error::custom)
+}
+
+fn inspecting<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Inspect>, D::Error> {
+    inspect(&String::deserialize(from)?).map(Some).map_err(de::Error::custom)
+}
+
+fn time<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    duration(&String::deserialize(from)?).map(Some).map_err(de::Error::custom)
+}
+
+/// A port, or a target as it is typed.
+fn target<'de, D: Deserializer<'de>>(from: D) -> Result<UpstreamAddr, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a port, or a target such as \"localhost:3000\"")]
+    enum Target {
+        Port(u16),
+        Text(String),
+    }
+    let text = match Target::deserialize(from)? {
+        Target::Port(port) => port.to_string(),
+        Target::Text(text) => text,
+    };
+    text.parse().map_err(de::Error::custom)
+}
+
+fn tables<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, Table>, D::Error> {
+    let tables = BTreeMap::<String, Table>::deserialize(from)?;
+    if tables.len() > MAX_TUNNELS {
+        return Err(de::Error::custom(format_args!("{} tunnels; a session has at most {MAX_TUNNELS}", tables.len())));
+    }
+    if let Some(name) = tables.keys().find(|name| !is_table_name(name)) {
+        let text = format!("{name:?} cannot be a tunnel's table; write at most 63 letters, digits, - and _");
+        return Err(de::Error::custom(text));
+    }
+    let mut taken = BTreeMap::new();
+    for (name, table) in &tables {
+        if let Some(other) = table.subdomain.as_ref().and_then(|subdomain| taken.insert(subdomain, name)) {
+            let text = format!(
+                "[tunnels.{other}] and [tunnels.{name}] have the same subdomain; choose another for one of them"
+            );
+            return Err(de::Error::custom(text));
+        }
+    }
+    Ok(tables)
+}
+
+/// Where configuration files are looked for.
+#[derive(Clone, Debug, Default)]
+pub struct Places {
+    /// `RELAY_CONFIG`: only this file is read, and it must exist.
+    pub only: Option<PathBuf>,
+    /// The project's file, which a team may commit: `./relay.toml`.
+    pub project: Option<PathBuf>,
+    /// The user's own: `~/.config/relay/relay.toml`.
+    pub user: Option<PathBuf>,
+    /// What `relay login` has stored: `~/.config/relay/login.toml`.
+    pub login: Option<PathBuf>,
+}
+
+impl Places {
+    /// Those of this process.
+    pub fn of_process() -> Self {
+        let config_home = base_directory("XDG_CONFIG_HOME", ".config");
+        Self {
+            only: std::env::var_os("RELAY_CONFIG").filter(|value| !value.is_empty()).map(PathBuf::from),
+            project: Some(PathBuf::from("relay.toml")),
+            user: config_home.as_ref().map(|home| home.join("relay/relay.toml")),
+            login: config_home.map(|home| home.join("relay/login.toml")),
+        }
+    }
+}
+
+/// A directory of the XDG base directory specification: the variable where it is absolute, or else
+/// below the home directory.
+pub(crate) fn base_directory(variable: &str, below_home: &str) -> Option<PathBuf> {
+    let absolute = |path: &PathBuf| path.is_absolute();
+    let given = std::env::var_os(variable).map(PathBuf::from).filter(absolute);
+    given.or_else(|| std::env::home_dir().filter(absolute).map(|home| home.join(below_home)))
+}
+
+/// What the configuration files say together.
+#[derive(Debug, Default)]
+pub struct Files {
+    pub(crate) file: File,
+    /// The project's file, which may be a stranger's.
+    project: Option<PathBuf>,
+    /// Why a token that a file holds is not used; of interest where there is no other.
+    pub(crate) withheld: Option<String>,
+    /// What the user should know: a sentence each.
+    pub warnings: Vec<String>,
+}
+
+impl Files {
+    /// Reads the files. Those that do not exist say nothing, except the one that was asked for.
+    ///
+    /// # Errors
+    /// Where a file cannot be read, or says something that is not understood.
+    pub fn load(places: &Places) -> Result<Self, ConfigError> {
+        let (files, errors) = Self::load_all(places);
+        errors.into_iter().next().map_or(Ok(files), Err)
+    }
+
+    /// As [`Files::load`], with what could be read, and everything that is wrong.
+    pub(crate) fn load_all(places: &Places) -> (Self, Vec<ConfigError>) {
+        let (mut files, mut errors) = (Self::default(), Vec::new());
+        let mut read = |files: &mut Self, path: &Path, must_exist| {
+            files.read(path, must_exist).map_err(|error| errors.push(error)).ok().flatten().unwrap_or_default()
+        };
+        if let Some(only) = &places.only {
+            files.file = read(&mut files, only, true);
+            return (files, errors);
+        }
+        files.project.clone_from(&places.project);
+        for path in [&places.login, &places.user, &places.project].into_iter().flatten() {
+            let upper = read(&mut files, path, false);
+            files.put_over(upper);
+        }
+        (files, errors)
+    }
+
+    fn read(&mut self, path: &Path, must_exist: bool) -> Result<Option<File>, ConfigError> {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !must_exist => return Ok(None),
+            Err(source) => return Err(ConfigError::Read { file: path.to_owned(), source }),
+        };
+        let mut file: File = toml::from_str(&text).map_err(|error| {
+            // The library's own rendering shows the line, and a token may stand on it.
+            let before = text.get(..error.span().unwrap_or_default().start).unwrap_or_default();
+            let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+            ConfigError::Parse {
+                file: path.to_owned(),
+                line: before.matches('\n').count() + 1,
+                column: before.chars().count() - before.get(..line_start).unwrap_or_default().chars().count() + 1,
+                message: error.message().to_owned(),
+            }
+        })?;
+        file.places = places(path, &text);
+        if let (Some(ca), Some(directory)) = (&mut file.relay_ca, path.parent()) {
+            *ca = directory.join(&*ca);
+        }
+        if file.token.is_some() && readable_by_others(path) {
+            self.warnings.push(format!(
+                "{0} holds a token and others on this machine can read it: chmod 600 {0}",
+                path.display()
+            ));
+        }
+        Ok(Some(file))
+    }
+
+    /// Puts a file over what holds so far: key by key, but the connection as a whole.
+    fn put_over(&mut self, upper: File) {
+        fn agrees<T: PartialEq>(upper: &Option<T>, lower: &Option<T>) -> bool {
+            upper.is_none() || upper == lower
+        }
+        let mut lower = std::mem::take(&mut self.file);
+        let same_relay = agrees(&upper.relay, &lower.relay)
+            && agrees(&upper.relay_ca, &lower.relay_ca)
+            && agrees(&upper.relay_addr, &lower.relay_addr);
+        if !same_relay {
+            let place =
+                |file: &File, keys: &[&str]| keys.iter().find_map(|key| file.places.get(*key)).map(Place::to_string);
+            if lower.token.is_some() && upper.token.is_none() {
+                self.withheld = Some(format!(
+                    "the token of {} is not used, because {} names another relay, CA or address; set RELAY_TOKEN if you \
+                     trust it, or name the same ones beside your token",
+                    place(&lower, &["token"]).unwrap_or_default(),
+                    place(&upper, &CONNECTION).unwrap_or_default(),
+                ));
+            }
+            lower.forget_connection();
+        }
+        if upper.token.is_some() {
+            self.withheld = None;
+        }
+        let mut places = lower.places;
+        if !upper.tunnels.is_empty() {
+            places.retain(|key, _| !key.starts_with("tunnels."));
+        }
+        places.extend(upper.places);
+        self.file = File {
+            relay: upper.relay.or(lower.relay),
+            token: upper.token.or(lower.token),
+            relay_ca: upper.relay_ca.or(lower.relay_ca),
+            relay_addr: upper.relay_addr.or(lower.relay_addr),
+            subdomain: upper.subdomain.or(lower.subdomain),
+            host_header: upper.host_header.or(lower.host_header),
+            timeout: upper.timeout.or(lower.timeout),
+            upstream_protocol: upper.upstream_protocol.or(lower.upstream_protocol),
+            output: upper.output.or(lower.output),
+            inspect: upper.inspect.or(lower.inspect),
+            // Those of one file: what a project's file has no word of does not start with it.
+            tunnels: if upper.tunnels.is_empty() { lower.tunnels } else { upper.tunnels },
+            places,
+        };
+    }
+
+    /// The tunnels of `relay start`: those of the highest file that has any, with these names, or all where none is given.
+    ///
+    /// # Errors
+    /// [`ConfigError::NoTunnel`], [`ConfigError::UnknownTunnel`].
+    pub fn tunnels(&self, names: &[String]) -> Result<Vec<NamedTunnel>, ConfigError> {
+        let known = &self.file.tunnels;
+        if known.is_empty() {
+            return Err(ConfigError::NoTunnel);
+        }
+        if let Some(name) = names.iter().find(|name| !known.contains_key(*name)) {
+            let known = known.keys().cloned().collect::<Vec<_>>().join(", ");
+            return Err(ConfigError::UnknownTunnel { name: name.clone(), known });
+        }
+        let is_asked = |label: &String| names.is_empty() || names.contains(label);
+        Ok(known
+            .iter()
+            .filter(|(label, _)| is_asked(label))
+            .map(|(label, table)| self.file.tunnel(label, table))
+            .collect())
+    }
+
+    /// Forgets what the files say of another relay than this one, and where a project's file says that it is: whoever
+    /// names a relay and a token himself means that relay, and not one that a stranger's file puts in its place.
+    pub(crate) fn keep_to(&mut self, relay: &RelayUrl) {
+        let is_projects = |key: &str| {
+            self.project.is_some() && self.file.places.get(key).map(|place| &place.file) == self.project.as_ref()
+        };
+        let (ca, addr) = (is_projects("relay_ca"), is_projects("relay_addr"));
+        if ca {
+            self.file.relay_ca = None;
+        }
+        if addr {
+            self.file.relay_addr = None;
+        }
+        let Some(other) = self.file.relay.clone().filter(|other| other != relay) else { return };
+        if self.file.token.is_some() {
+            let place = self.file.places.get("token").map(Place::to_string).unwrap_or_default();
+            self.withheld = Some(format!(
+                "the token of {place} belongs to {other} and is not sent to {relay}; give one with RELAY_TOKEN"
+            ));
+        }
+        self.file.forget_connection();
+    }
+}
+
+/// The keys that lead to a relay, and belong together.
+const CONNECTION: [&str; 3] = ["relay", "relay_ca", "relay_addr"];
+
+impl File {
+    /// A tunnel with what its table leaves open. A name is nobody's default: two tunnels cannot share it.
+    pub(crate) fn tunnel(&self, label: &str, table: &Table) -> NamedTunnel {
+        let settings = TunnelSettings {
+            subdomain: table.subdomain.clone(),
+            host_header: table.host_header.clone().or_else(|| self.host_header.clone()).unwrap_or_default(),
+            timeout: table.timeout.or(self.timeout),
+            upstream_protocol: table.upstream_protocol.or(self.upstream_protocol).unwrap_or_default(),
+        };
+        NamedTunnel { label: label.to_owned(), upstream: table.upstream.clone(), settings }
+    }
+
+    fn forget_connection(&mut self) {
+        (self.relay, self.token, self.relay_ca, self.relay_addr) = (None, None, None, None);
+        self.places.retain(|key, _| key != "token" && !CONNECTION.contains(&key.as_str()));
+    }
+}
+
+/// The line of each key of a file that has been understood; of those of a tunnel under `tunnels.NAME.KEY`.
+fn places(file: &Path, text: &str) -> BTreeMap<String, Place> {
+    type Keys<V> = BTreeMap<toml::Spanned<String>, V>;
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Tables {
+        tunnels: Keys<Keys<de::IgnoredAny>>,
+    }
+    let place = |key: toml::Spanned<String>, table: &str| {
+        let line = text.get(..key.span().start).unwrap_or_default().matches('\n').count() + 1;
+        (format!("{table}{}", key.into_inner()), Place { file: file.to_owned(), line })
+    };
+    let keys: Keys<de::IgnoredAny> = toml::from_str(text).unwrap_or_default();
+    let tables: Tables = toml::from_str(text).unwrap_or_default();
+    let inner = tables.tunnels.into_iter().flat_map(|(name, keys)| {
+        let table = format!("tunnels.{}.", name.into_inner());
+        keys.into_keys().map(|key| place(key, &table)).collect::<Vec<_>>()
+    });
+    inner.chain(keys.into_keys().map(|key| place(key, ""))).collect()
+}
+
+#[cfg(unix)]
+fn readable_by_others(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::metadata(path).is_ok_and(|data| data.permissions().mode() & 0o077 != 0)
+}
+
+#[cfg(not(unix))]
+fn readable_by_others(_: &Path) -> bool {
+    false
+}
+
+/// Why there is no configuration. All of these are usage errors.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A file exists and cannot be read, or was asked for and does not exist.
+    #[error("cannot read the configuration {}: {source}", file.display())]
+    Read {
+        /// The file.
+        file: PathBuf,
+        /// What reading it said.
+        source: io::Error,
+    },
+    /// A file says something that is not understood.
+    #[error("{}:{line}:{column}: {message}", file.display())]
+    Parse {
+        /// The file.
+        file: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The column in characters, from 1.
+        column: usize,
+        /// What is wrong, and what was expected.
+        message: String,
+    },
+    /// Nobody said which relay.
+    #[error(
+        "no relay is named; run relay login https://relay.example.com once, or use --relay, or set RELAY_URL (relay dev \
+         needs none)"
+    )]
+    NoRelay,
+    /// No file has a tunnel.
+    #[error("no configuration file has a tunnel; write [tunnels.web] and upstream = 3000 into relay.toml")]
+    NoTunnel,
+    /// A tunnel that no table describes.
+    #[error("there is no [tunnels.{name}] in the configuration; its tunnels are {known}")]
+    UnknownTunnel {
+        /// The name that was typed.
+        name: String,
+        /// Those that there are.
+        known: String,
+    },
+    /// The token is empty or not one word. It is not shown.
+    #[error(
+        "the token is not one word of letters, digits and _; look at --token, RELAY_TOKEN, relay.toml or relay login"
+    )]
+    Token,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::commands::cli::{Cli, Command, ConnectionArgs, WayArgs};
+
+    /// A directory with these two files.
+    fn places(project: &str, user: &str) -> (TempDir, Places) {
+        let directory = TempDir::new().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            set_mode(&path, 0o600);
+            Some(path)
+        };
+        let places =
+            Places { only: None, project: write("relay.toml", project), user: write("user.toml", user), login: None };
+        (directory, places)
+    }
+
+    fn set_mode(path: &Path, mode: u32) {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    }
+
+    fn args(flags: &[&str]) -> (OpenArgs, ServiceArgs) {
+        let cli = Cli::from_arguments(["relay", "http", "3000"].iter().chain(flags)).unwrap();
+        let Command::Http(mut args) = cli.command else { panic!("another command") };
+        // What the environment of the test says does not count.
+        let typed = |flag: &str| flags.contains(&flag);
+        let ConnectionArgs { relay, way: WayArgs { token, relay_ca, .. } } = &mut args.open.connection;
+        relay.take_if(|_| !typed("--relay"));
+        token.take_if(|_| !typed("--token"));
+        relay_ca.take_if(|_| !typed("--relay-ca"));
+        (args.open, args.service)
+    }
+
+    fn decide(flags: &[&str], files: &mut Files) -> Result<Settings, ConfigError> {
+        let (open, service) = args(flags);
+        Settings::new(open, service, files)
+    }
+
+    fn settle(project: &str, user: &str, flags: &[&str]) -> (Settings, Vec<String>) {
+        let (_directory, places) = places(project, user);
+        let mut files = Files::load(&places).unwrap();
+        let settings = decide(flags, &mut files).unwrap();
+        (settings, files.warnings)
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let text = r#"
+            relay = "https://relay.example.com"
+            token = "rly_abc"
+            relay_ca = "ca.pem"
+            relay_addr = "192.0.2.7:443"
+            subdomain = "Hooks"
+            host_header = "app.test"
+            timeout = "1m30s"
+            upstream_protocol = "h2c"
+            output = "json"
+        "#;
+        let (directory, places) = places(text, "");
+        let mut files = Files::load(&places).unwrap();
+        let settings = decide(&[], &mut files).unwrap();
+        assert_eq!(settings.relay.to_string(), "https://relay.example.com");
+        assert_eq!(settings.token.unwrap().expose(), "rly_abc");
+        assert_eq!(settings.relay_ca, Some(directory.path().join("ca.pem")));
+        assert_eq!(settings.relay_addr.unwrap().to_string(), "192.0.2.7:443");
+        let expected = TunnelSettings {
+            subdomain: Some("hooks".to_owned()),
+            host_header: "app.test".parse().unwrap(),
+            timeout: Some(Duration::from_secs(90)),
+            upstream_protocol: UpstreamProtocol::H2c,
+        };
+        assert_eq!((settings.tunnel, settings.show.output), (expected, Output::Json));
+        assert_eq!(files.warnings, [""; 0]);
+    }
+
+    #[test]
+    fn flags_beat_the_project_beats_the_user() {
+        let user = "relay = 'a.example'\ntoken = 'user'\nsubdomain = 'user'\ntimeout = '1s'\noutput = 'json'";
+        let project = "subdomain = 'project'\ntimeout = '2s'";
+        let (settings, warnings) = settle(project, user, &["--timeout", "3s"]);
+        assert_eq!(settings.relay.to_string(), "https://a.example");
+        assert_eq!(settings.token.unwrap().expose(), "user");
+        assert_eq!(settings.tunnel.subdomain.as_deref(), Some("project"));
+        assert_eq!(settings.tunnel.timeout, Some(Duration::from_secs(3)));
+        assert_eq!(settings.show.output, Output::Json);
+        assert_eq!(warnings, [""; 0]);
+        let (settings, _) = settle(project, user, &["--random"]);
+        assert_eq!(settings.tunnel.subdomain, None);
+    }
+
+    #[test]
+    fn a_token_stays_with_its_relay() {
+        let user = "relay = 'a.example'\ntoken = 'secret'\nrelay_ca = 'a.pem'\nrelay_addr = 'x:1'";
+        for (project, flags, sent) in [
+            ("", &[][..], true),
+            ("relay = 'https://A.example:443'", &[], true),
+            ("relay = 'evil.example'", &[], false),
+            ("relay_addr = 'evil.example:443'\nrelay = 'a.example'", &[], false),
+            ("relay_ca = 'evil.pem'", &["--relay", "a.example"], false),
+            ("", &["--relay", "a.example"], true),
+            ("", &["--relay", "b.example"], false),
+        ] {
+            let (settings, warnings) = settle(project, user, flags);
+            assert_eq!(settings.token.is_some(), sent, "{project} {flags:?}");
+            assert_eq!(warnings.len(), usize::from(!sent), "{warnings:?}");
+            assert!(!warnings.concat().contains("secret"));
+            assert_eq!(settings.relay_addr.is_some_and(|addr| addr.to_string() == "x:1"), sent);
+        }
+        for (project, flags) in
+            [("", &["--relay", "b.example", "--token", "own"][..]), ("relay = 'b.example'", &["--token", "own"])]
+        {
+            let (settings, warnings) = settle(project, user, flags);
+            assert_eq!((settings.token.unwrap().expose(), warnings.len()), ("own", 0));
+        }
+        // Who names relay and token is not led elsewhere under that name.
+        let astray = "relay = 'a.example'\nrelay_ca = 'evil.pem'\nrelay_addr = 'evil.example:443'";
+        for project in [astray, "relay_ca = 'evil.pem'\nrelay_addr = 'evil.example:443'"] {
+            let (settings, _) = settle(project, "", &["--relay", "a.example", "--token", "own"]);
+            assert!(settings.relay_ca.is_none() && settings.relay_addr.is_none(), "{project}");
+        }
+    }
+
+    #[test]
+    fn what_was_stored_comes_last_and_stays_with_its_relay() {
+        let stored = "relay = 'a.example'\ntoken = 'stored'";
+        for (project, user, token) in [
+            ("", "", Some("stored")),
+            ("subdomain = 'x'", "timeout = '1s'", Some("stored")),
+            ("", "relay = 'a.example'", Some("stored")),
+            ("", "relay = 'b.example'\ntoken = 'user'", Some("user")),
+            ("", "relay = 'b.example'", None),
+            ("relay = 'b.example'", "", None),
+            ("relay = 'b.example'", "token = 'user'", None),
+        ] {
+            let (directory, mut places) = places(project, user);
+            let login = directory.path().join("login.toml");
+            std::fs::write(&login, stored).unwrap();
+            set_mode(&login, 0o600);
+            places.login = Some(login);
+            let mut files = Files::load(&places).unwrap();
+            let settings = decide(&[], &mut files).unwrap();
+            assert_eq!(settings.token.as_ref().map(Secret::expose), token, "{project} {user}");
+            assert_eq!(files.warnings.len(), usize::from(token.is_none()), "{:?}", files.warnings);
+        }
+    }
+
+    #[test]
+    fn mistakes_are_shown_with_their_place() {
+        for (text, place, hint) in [
+            ("\n\nrelai = 'x'", ":3:1:", "`relay`"),
+            ("timeout = '10'", ":1:11:", "10s"),
+            ("timeout = 10", ":1:11:", "string"),
+            ("relay = 'http://relay.example'", ":1:9:", "https://"),
+            ("subdomain = 'a.b'", ":1:13:", "no dot"),
+            ("host_header = 'a b'", ":1:15:", "preserve"),
+            ("upstream_protocol = 'h3'", ":1:21:", "h2c"),
+            ("output = 'yaml'", ":1:10:", "json"),
+            ("relay_addr = '1.2.3.4'", ":1:14:", "PORT"),
+            ("é = 1", ":1:", "invalid"),
+            ("token = 'rly_secret\n", ":1:", ""),
+            ("token = 'rly_secret' x", ":1:", ""),
+            ("[tunnels.web]\nupstraem = 1", ":2:1:", "`upstream`"),
+            ("[tunnels.web]\nsubdomain = 'x'", ":1:", "upstream"),
+            ("[tunnels.web]\nupstream = 70000", ":2:12:", "a port"),
+            ("[tunnels.web]\nupstream = 'localhost'", ":2:12:", "no port"),
+            ("[tunnels.'a b']\nupstream = 1", ":1:", "letters"),
+            ("tunnels = 3", ":1:11:", "map"),
+            ("[tunnels]\na = {upstream=1,subdomain='x'}\nb = {upstream=2,subdomain='X'}", ":1:", "[tunnels.b]"),
+        ] {
+            let (directory, places) = places(text, "");
+            let error = Files::load(&places).expect_err(text).to_string();
+            let file = directory.path().join("relay.toml");
+            assert!(error.starts_with(&format!("{}{place}", file.display())), "{text}: {error}");
+            assert!(error.contains(hint) && !error.contains("rly_secret"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn tunnels_have_the_keys_above_them_as_defaults_and_come_from_one_file() {
+        let user = "timeout = '9s'\nhost_header = 'preserve'\nsubdomain = 'x'\n[tunnels.home]\nupstream = 1";
+        let project = "timeout = '1s'\n[tunnels.web]\nupstream = 3000\nsubdomain = 'Hooks'\n\
+                       [tunnels.api]\nupstream = 'unix:/a'\ntimeout = '2s'\nupstream_protocol = 'h2c'";
+        let (_directory, places) = places(project, user);
+        let files = Files::load(&places).unwrap();
+        let tunnels = files.tunnels(&[]).unwrap();
+        let labels: Vec<_> = tunnels.iter().map(|tunnel| tunnel.label.as_str()).collect();
+        assert_eq!(labels, ["api", "web"]);
+        let settings = |subdomain: Option<&str>, timeout, upstream_protocol| TunnelSettings {
+            subdomain: subdomain.map(str::to_owned),
+            host_header: HostHeader::Preserve,
+            timeout: Some(Duration::from_secs(timeout)),
+            upstream_protocol,
+        };
+        assert_eq!(tunnels[0].settings, settings(None, 2, UpstreamProtocol::H2c));
+        assert_eq!(tunnels[1].settings, settings(Some("hooks"), 1, UpstreamProtocol::Http1));
+        assert_eq!(
+            (&tunnels[1].upstream, tunnels[0].upstream.to_string().as_str()),
+            (&UpstreamAddr::localhost(3000), "unix:/a")
+        );
+        assert_eq!(files.tunnels(&["web".to_owned()]).unwrap(), tunnels[1..]);
+        let unknown = files.tunnels(&["home".to_owned()]).unwrap_err().to_string();
+        assert!(unknown.contains("[tunnels.home]") && unknown.contains("api, web"), "{unknown}");
+        let (_directory, places) = super::tests::places("", "");
+        let none = Files::load(&places).unwrap().tunnels(&[]).unwrap_err().to_string();
+        assert!(none.contains("[tunnels.web]"), "{none}");
+    }
+
+    /// The blocks of the page are files of the client or of the relay.
+    #[test]
+    fn the_documented_files_are_understood() {
+        let page = include_str!("../../../docs/configuration.md");
+        let page = page.split("## Configuration of the relay").next().unwrap();
+        let blocks: Vec<_> = page.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+        assert!(blocks.len() >= 2, "{blocks:?}");
+        for block in blocks {
+            let (_directory, places) = places(block, "");
+            Files::load(&places).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_asked_for_stands_alone_and_must_exist() {
+        let (directory, mut places) = places("subdomain = 'project'", "relay = 'a.example'");
+        places.only = places.user.clone();
+        let mut files = Files::load(&places).unwrap();
+        assert_eq!(decide(&[], &mut files).unwrap().tunnel.subdomain, None);
+        places.only = Some(directory.path().join("missing.toml"));
+        assert!(Files::load(&places).expect_err("missing").to_string().contains("missing.toml"));
+        (places.only, places.project) = (None, Some(directory.path().join("missing.toml")));
+        Files::load(&places).unwrap();
+        Files::load(&Places::default()).unwrap();
+    }
+
+    #[test]
+    fn a_token_that_others_can_read_is_worth_a_word() {
+        let (_directory, places) = places("", "token = 'secret'");
+        set_mode(places.user.as_ref().unwrap(), 0o640);
+        let warnings = Files::load(&places).unwrap().warnings;
+        assert!(warnings[0].contains("chmod 600") && !warnings[0].contains("secret"), "{warnings:?}");
+    }
+
+    #[test]
+    fn a_token_is_one_word() {
+        for bad in ["", " ", "a b", "a\r\nx: y", "ü"] {
+            let mut files = Files::default();
+            let error = decide(&["--relay", "a.example", "--token", bad], &mut files);
+            assert!(matches!(error, Err(ConfigError::Token)), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_relay_must_be_named() {
+        let error = decide(&[], &mut Files::default()).expect_err("no relay");
+        assert!(error.to_string().contains("RELAY_URL"), "{error}");
+    }
+}

@@ -1,0 +1,1827 @@
+//! What a person or a program sees of a tunnel.
+//!
+//! Events go in, bytes come out: [`Printer::push`] formats an event into a buffer that is used
+//! again and again, [`Printer::flush`] writes what has gathered with one system call. Whoever owns
+//! the printer flushes when it has drained its events, so that a busy tunnel costs one write for
+//! many lines and a quiet one shows each line at once.
+//!
+//! # The JSON form
+//!
+//! One object per line on standard output and nothing else there; the names and types of these
+//! fields are a contract and never change:
+//!
+//! ```json
+//! {"event":"tunnel.ready","tunnel":"hooks","name":"hooks","url":"https://hooks.relay.example","upstream":"http://localhost:3000","relay":"https://relay.example","ca_file":null,"local_url":null}
+//! {"event":"exchange","tunnel":"hooks","id":"01J…","method":"POST","path":"/hooks?a=1","status":200,"duration_ms":12.25,"error":null}
+//! {"event":"request","id":"01J…","method":"POST","path":"/hooks","status":200,"headers":[["host","hooks.relay.example"]],"body":"hello","body_size":5,"body_truncated":false}
+//! {"event":"upstream.down","tunnel":"hooks","upstream":"http://localhost:3000","reason":"connection refused by 127.0.0.1:3000 and [::1]:3000"}
+//! {"event":"upstream.up","tunnel":"hooks","upstream":"http://localhost:3000"}
+//! {"event":"session.disconnected","reason":"the connection was reset","retry_in_ms":250}
+//! {"event":"session.reconnected","relay":"https://relay.example","after_ms":1250}
+//! ```
+//!
+//! # The text form
+//!
+//! The public URL stands first and alone on its line, then a line per exchange:
+//!
+//! ```text
+//! https://hooks.relay.example
+//!   forwards to http://localhost:3000
+//!
+//! 14:03:11 POST    /hooks?a=1                               200    12.3 ms
+//! ```
+//!
+//! On a terminal more than a person can follow is [summed up](crate::terminal::traffic), and the last line [says how things
+//! stand](crate::terminal::state_line): it is erased before other lines are written, and written again behind them.
+//!
+//! Several tunnels have a line each, and every exchange says which one it is about:
+//!
+//! ```text
+//! https://8k3jq0v5mwz2.relay.example  api     http://localhost:4000
+//! https://hooks.relay.example         web     http://localhost:3000
+//!
+//! 14:03:11 web     POST    /hooks?a=1                               200    12.3 ms
+//! ```
+//!
+//! Methods, paths and reasons come from strangers. Characters that could move the cursor, recolour
+//! the screen or reorder a line are escaped in both forms.
+
+mod full_screen;
+mod qr;
+pub mod screen;
+mod state_line;
+mod traffic;
+
+use std::{
+    collections::BTreeSet,
+    fmt::{self, Write as _},
+    fs::File,
+    io::{self, IsTerminal, Stderr, Stdout, Write},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use base64::{display::Base64Display, engine::general_purpose::STANDARD};
+use jiff::{Timestamp, tz::TimeZone};
+use serde::{Deserialize, Serialize, Serializer, de::IgnoredAny};
+
+use crate::platform::patiently;
+use crate::terminal::state_line::StateLine;
+use crate::terminal::traffic::{Sum, Traffic};
+
+/// Says something to people on standard error, where no [`Printer`] is at hand. It may have several lines, and strangers'
+/// words in them. That nobody reads it is no reason to fail.
+pub fn tell(what: &(impl fmt::Display + ?Sized)) {
+    let mut said = b"relay: ".to_vec();
+    what.to_string().lines().for_each(|line| tabbed_line(&mut Text(&mut said), line));
+    let _ = Destination::Stderr(io::stderr()).write_all(&said);
+}
+
+/// The choice of `--output`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Output {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs: one JSON object per line.
+    Json,
+}
+
+/// Something that happened to a tunnel or its session.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "event")]
+pub enum Event<'a> {
+    /// A tunnel answers on its public URL.
+    #[serde(rename = "tunnel.ready")]
+    Ready {
+        /// What the tunnel is called on this machine: its table in `relay.toml`, or else its name.
+        tunnel: &'a str,
+        /// The name below the relay's base domain.
+        name: &'a str,
+        /// The public URL, without a path.
+        url: &'a str,
+        /// Where requests go.
+        upstream: &'a str,
+        /// The relay's URL.
+        relay: &'a str,
+        /// The CA that callers must be told to trust; only where it is no public one.
+        ca_file: Option<&'a str>,
+        /// Another URL of the tunnel that works on this machine only, without resolving its name.
+        local_url: Option<&'a str>,
+    },
+    /// A tunnel has ended, and the session goes on.
+    #[serde(rename = "tunnel.closed")]
+    Closed {
+        /// The tunnel, as in `tunnel.ready`.
+        tunnel: &'a str,
+        /// Its name below the relay's base domain.
+        name: &'a str,
+        /// The public URL that it had.
+        url: &'a str,
+        /// Why, as a sentence or a part of one.
+        reason: &'a str,
+    },
+    /// The relay refuses a tunnel that was asked for while the session is up.
+    #[serde(rename = "tunnel.refused")]
+    Refused {
+        /// What the tunnel is called on this machine.
+        tunnel: &'a str,
+        /// Why, and what to do.
+        reason: &'a str,
+    },
+    /// The configuration file has changed, and what it says now does not hold.
+    #[serde(rename = "config.rejected")]
+    Rejected {
+        /// What is wrong, and where.
+        reason: &'a str,
+    },
+    /// A request was answered, or was not.
+    #[serde(rename = "exchange")]
+    Exchange {
+        /// The tunnel, as in `tunnel.ready`.
+        tunnel: &'a str,
+        /// The exchange's id, as in `Relay-Request-Id`.
+        id: &'a str,
+        /// The request's method.
+        method: &'a str,
+        /// The raw target with its query.
+        path: &'a str,
+        /// None when no answer was sent.
+        status: Option<u16>,
+        /// Milliseconds from the deadline's start to the end of the body.
+        #[serde(serialize_with = "microseconds")]
+        duration_ms: f64,
+        /// The error's stable code, such as `upstream-refused`.
+        error: Option<&'a str>,
+        /// More than the code says, for a person at this machine. Said on standard error in both forms, and not again
+        /// while it stays the same.
+        #[serde(skip)]
+        detail: Option<&'a str>,
+    },
+    /// A request that the client has answered itself, as `relay listen` does.
+    #[serde(rename = "request")]
+    Request {
+        /// The exchange's id, as in `Relay-Request-Id`.
+        id: &'a str,
+        /// The request's method.
+        method: &'a str,
+        /// The raw target with its query.
+        path: &'a str,
+        /// What it is answered with; none where it did not arrive whole.
+        status: Option<u16>,
+        /// Name and value of each header.
+        headers: &'a [(String, String)],
+        /// The body, as far as it was kept.
+        #[serde(flatten)]
+        body: Body<'a>,
+        /// Bytes of the body that arrived.
+        body_size: u64,
+        /// Whether `body` is not all of it.
+        body_truncated: bool,
+    },
+    /// Nobody listens where a tunnel forwards to.
+    #[serde(rename = "upstream.down")]
+    UpstreamDown {
+        /// The tunnel, as in `tunnel.ready`.
+        tunnel: &'a str,
+        /// Where that is, as in `tunnel.ready`.
+        upstream: &'a str,
+        /// What was tried, and what came of it.
+        reason: &'a str,
+    },
+    /// Somebody listens there again, or at last.
+    #[serde(rename = "upstream.up")]
+    UpstreamUp {
+        /// The tunnel, as in `tunnel.ready`.
+        tunnel: &'a str,
+        /// Where that is.
+        upstream: &'a str,
+    },
+    /// The client starts to connect. People are told; in JSON the first line is a tunnel's.
+    #[serde(rename = "session.connecting")]
+    Connecting {
+        /// The relay's URL.
+        relay: &'a str,
+    },
+    /// The session is lost.
+    #[serde(rename = "session.disconnected")]
+    Disconnected {
+        /// What happened, as a sentence's part: `the connection was reset`.
+        reason: &'a str,
+        /// Milliseconds until the next attempt.
+        retry_in_ms: u64,
+    },
+    /// The session is back, with the same tunnels.
+    #[serde(rename = "session.reconnected")]
+    Reconnected {
+        /// The relay's URL.
+        relay: &'a str,
+        /// Milliseconds for which nothing was served.
+        after_ms: u64,
+    },
+    /// The session is alive. Shown where a terminal has a line for it.
+    #[serde(skip)]
+    Heard {
+        /// How long ago the relay was heard last.
+        ago: Duration,
+    },
+    /// Something a person should know, such as a warning. Goes to standard error in both forms.
+    #[serde(skip)]
+    Notice(&'a str),
+}
+
+impl Event<'_> {
+    /// The event's line in the JSON form.
+    pub(crate) fn to_json(&self) -> Vec<u8> {
+        let mut line = Vec::new();
+        self.write_json(&mut line);
+        line
+    }
+
+    fn write_json(&self, out: &mut Vec<u8>) {
+        write_line(self, out);
+    }
+}
+
+/// A line of JSON that is harmless on a terminal, too.
+pub(crate) fn harmless_json(value: &impl Serialize) -> String {
+    let mut line = Vec::new();
+    write_line(value, &mut line);
+    String::from_utf8(line).unwrap_or_default()
+}
+
+fn write_line(value: &impl Serialize, out: &mut Vec<u8>) {
+    let mut json = serde_json::Serializer::with_formatter(&mut *out, Harmless);
+    // A buffer takes everything, and every field has a JSON form.
+    let _ = value.serialize(&mut json);
+    out.push(b'\n');
+}
+
+/// A body as it can be shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum Body<'a> {
+    /// It is UTF-8.
+    #[serde(rename = "body")]
+    Text(&'a str),
+    /// It is not.
+    #[serde(rename = "body_base64", serialize_with = "base64")]
+    Bytes(&'a [u8]),
+}
+
+impl<'a> Body<'a> {
+    /// Of these bytes. Where they are the beginning of more, half a character at the end is left out.
+    pub fn new(bytes: &'a [u8], truncated: bool) -> Self {
+        match std::str::from_utf8(bytes) {
+            Ok(text) => Self::Text(text),
+            Err(error) if truncated && error.error_len().is_none() => {
+                let whole = bytes.get(..error.valid_up_to()).unwrap_or_default();
+                std::str::from_utf8(whole).map_or(Self::Bytes(bytes), Self::Text)
+            }
+            Err(_) => Self::Bytes(bytes),
+        }
+    }
+
+    fn as_bytes(&self) -> &'a [u8] {
+        match self {
+            Self::Text(text) => text.as_bytes(),
+            Self::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+fn base64<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&Base64Display::new(bytes, &STANDARD))
+}
+
+/// Rounded to whole microseconds: more digits would be noise. JSON has no infinity.
+fn microseconds<S: Serializer>(milliseconds: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    let rounded = (milliseconds * 1000.0).round() / 1000.0;
+    serializer.serialize_f64(if rounded.is_finite() { rounded } else { 0.0 })
+}
+
+/// How standard output can show things.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Style {
+    /// Outcomes are coloured.
+    pub colour: bool,
+    /// Paths are cut so that a line fits this many columns.
+    pub columns: Option<usize>,
+    /// More requests than a person can follow are summed up.
+    pub sums: bool,
+    /// The last line says how things stand.
+    pub state_line: bool,
+}
+
+impl Style {
+    /// Of this process's standard output: colours on a terminal only and not against `NO_COLOR`
+    /// (<https://no-color.org>) or on a dumb one. A line that moves needs a terminal that is not dumb, and one that
+    /// standard error shares, so that nothing is written into it.
+    pub fn of_stdout() -> Self {
+        if !io::stdout().is_terminal() {
+            return Self::default();
+        }
+        let is = |name: &str, wanted: &dyn Fn(&str) -> bool| {
+            std::env::var_os(name).is_some_and(|value| wanted(&value.to_string_lossy()))
+        };
+        let dumb = is("TERM", &|value| value == "dumb");
+        let colour = !dumb && !is("NO_COLOR", &|value| !value.is_empty());
+        let state_line = !dumb && io::stderr().is_terminal();
+        Self { colour, columns: columns(), sums: true, state_line }
+    }
+
+    /// Whether a terminal can be had as a whole: one with colours that moves, and somebody who presses keys.
+    pub fn can_be_full_screen(&self) -> bool {
+        self.colour && self.state_line && io::stdin().is_terminal()
+    }
+
+    /// Nothing but lines, one for each request.
+    #[must_use]
+    pub fn plain(self) -> Self {
+        Self { sums: false, state_line: false, ..self }
+    }
+}
+
+fn columns() -> Option<usize> {
+    terminal_size::terminal_size_of(io::stdout()).map(|(width, _)| usize::from(width.0))
+}
+
+/// Where a process's printer writes. It waits for a slow reader, also where whoever started the process shares a pipe
+/// with it that does not (`O_NONBLOCK`): a line is written whole, or nobody reads it.
+#[derive(Debug)]
+pub enum Destination {
+    /// Standard output.
+    Stdout(Stdout),
+    /// Standard error.
+    Stderr(Stderr),
+    /// A file.
+    File(File),
+}
+
+impl Write for Destination {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Stdout(out) => patiently(out, |out| out.write(bytes)),
+            Self::Stderr(out) => patiently(out, |out| out.write(bytes)),
+            Self::File(out) => patiently(out, |out| out.write(bytes)),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Stdout(out) => patiently(out, Write::flush),
+            Self::Stderr(out) => patiently(out, Write::flush),
+            Self::File(out) => patiently(out, Write::flush),
+        }
+    }
+}
+
+/// Formats events for `out` (what was asked for) and `err` (what is said besides).
+#[derive(Debug)]
+pub struct Printer<O = Destination, E = Destination> {
+    output: Output,
+    style: Style,
+    out: O,
+    err: E,
+    out_buffer: Vec<u8>,
+    err_buffer: Vec<u8>,
+    clock: Clock,
+    ready: bool,
+    /// The tunnels that there are, by what they are called.
+    tunnels: BTreeSet<String>,
+    /// Those that people have not been told of yet: they stand together.
+    fresh: Vec<Fresh>,
+    /// They have been told of one.
+    announced: bool,
+    answers: Option<String>,
+    url_only: bool,
+    qr: bool,
+    /// The last moment that was told.
+    now: Duration,
+    traffic: Option<Traffic>,
+    state: Option<StateLine>,
+    /// What the state line says on the terminal.
+    drawn: Vec<u8>,
+    /// The state line no longer says what is true.
+    stale: bool,
+    /// The last line about a lost session, and the last detail of a failure: they are not said twice.
+    said: (String, String),
+}
+
+/// A tunnel that is news.
+#[derive(Debug)]
+struct Fresh {
+    tunnel: String,
+    url: String,
+    upstream: String,
+    ca_file: Option<String>,
+    local_url: Option<String>,
+}
+
+impl Printer {
+    /// A printer on this process's standard output and error; `plain` has nothing but lines.
+    pub fn stdio(output: Output, plain: bool) -> Self {
+        let style = if plain { Style::of_stdout().plain() } else { Style::of_stdout() };
+        Self::new(output, style, None, Destination::Stdout(io::stdout()), Destination::Stderr(io::stderr()))
+    }
+
+    /// A printer that leaves standard output to somebody else: it writes to standard error.
+    pub fn stderr(output: Output) -> Self {
+        Self::new(output, Style::default(), None, Destination::Stderr(io::stderr()), Destination::Stderr(io::stderr()))
+    }
+
+    /// A printer that writes JSON to a file, and what is said besides to standard error.
+    pub fn file(file: File) -> Self {
+        Self::new(Output::Json, Style::default(), None, Destination::File(file), Destination::Stderr(io::stderr()))
+    }
+
+    /// Formats an event as of now, for the terminal's width of now; nothing is written before [`Printer::flush`].
+    pub fn push(&mut self, event: &Event<'_>) {
+        self.measure();
+        self.push_at(since_1970(), event);
+    }
+
+    /// What shows the time: as of now. To be called about once a second where [`Printer::keeps_time`].
+    pub fn tick(&mut self) {
+        self.measure();
+        self.tick_at(since_1970());
+    }
+
+    /// Learns the terminal's width anew, should it have changed, once for all that is written together.
+    fn measure(&mut self) {
+        if self.style.columns.is_some() && self.pending() == 0 {
+            self.style.columns = columns();
+        }
+    }
+}
+
+impl<O: Write, E: Write> Printer<O, E> {
+    /// A printer on any two writers, showing times of the given zone, or of the system's.
+    pub fn new(output: Output, style: Style, zone: Option<TimeZone>, out: O, err: E) -> Self {
+        let for_people = output == Output::Text;
+        Self {
+            output,
+            style,
+            out,
+            err,
+            out_buffer: Vec::new(),
+            err_buffer: Vec::new(),
+            clock: Clock::new(zone),
+            ready: false,
+            tunnels: BTreeSet::new(),
+            fresh: Vec::new(),
+            announced: false,
+            answers: None,
+            url_only: false,
+            qr: false,
+            now: Duration::ZERO,
+            traffic: (for_people && style.sums).then(Traffic::default),
+            state: (for_people && style.state_line).then(StateLine::default),
+            drawn: Vec::new(),
+            stale: false,
+            said: Default::default(),
+        }
+    }
+
+    /// Leaves standard output to the URL alone: the other lines for people go to standard error.
+    #[must_use]
+    pub fn url_only(mut self, only: bool) -> Self {
+        self.url_only = only;
+        self
+    }
+
+    /// Shows each public URL as a QR code, too.
+    #[must_use]
+    pub fn qr(mut self, wanted: bool) -> Self {
+        self.qr = wanted;
+        self
+    }
+
+    /// Says to people what a tunnel answers, instead of where it forwards to.
+    #[must_use]
+    pub fn answering(mut self, what: String) -> Self {
+        self.answers = Some(what);
+        self
+    }
+
+    /// Formats an event as of this long after 1970.
+    pub fn push_at(&mut self, now: Duration, event: &Event<'_>) {
+        let second = self.advance(now);
+        if let Some(state) = &mut self.state {
+            self.stale |= state.observe(now, event);
+        }
+        if !matches!(event, Event::Ready { .. }) {
+            self.announce();
+        }
+        match event {
+            Event::Ready { tunnel, .. } => {
+                self.ready = true;
+                self.tunnels.insert((*tunnel).to_owned());
+            }
+            Event::Closed { tunnel, .. } => {
+                self.tunnels.remove(*tunnel);
+            }
+            _ => {}
+        }
+        match (self.output, event) {
+            (_, Event::Heard { .. }) => {}
+            (Output::Json, Event::Exchange { id, detail, .. }) if self.ready => {
+                event.write_json(&mut self.out_buffer);
+                self.detail(second, id, *detail);
+            }
+            // A program's first line is `tunnel.ready`. What comes before is for people.
+            (Output::Json, Event::Notice(_) | Event::Connecting { .. }) => self.aside(second, event),
+            (Output::Json, _) if !self.ready => self.aside(second, event),
+            (Output::Json, _) => {
+                event.write_json(&mut self.out_buffer);
+                if let (Event::Ready { url, .. }, true) = (event, self.qr) {
+                    let _ = qr::write(&mut Text(&mut self.err_buffer), url, None, false);
+                }
+            }
+            (Output::Text, Event::Ready { tunnel, url, upstream, ca_file, local_url, .. }) => self.fresh.push(Fresh {
+                tunnel: (*tunnel).to_owned(),
+                url: (*url).to_owned(),
+                upstream: (*upstream).to_owned(),
+                ca_file: ca_file.map(str::to_owned),
+                local_url: local_url.map(str::to_owned),
+            }),
+            (Output::Text, Event::Exchange { tunnel, id, method, path, status, duration_ms, error, detail }) => {
+                if self.has_line(*status, *error, Some(*duration_ms)) {
+                    self.line(second, Some(tunnel), method, path, *status, |out| duration(out, *duration_ms), *error);
+                    self.detail(second, id, *detail);
+                }
+            }
+            (Output::Text, Event::Request { id, method, path, status, headers, body, body_size, body_truncated }) => {
+                if self.has_line(*status, None, None) {
+                    self.line(second, None, method, path, *status, |out| size(out, *body_size), None);
+                    self.request(id, headers, *body, *body_size, *body_truncated);
+                }
+            }
+            (Output::Text, _) => self.aside(second, event),
+        }
+    }
+
+    fn tick_at(&mut self, now: Duration) {
+        self.advance(now);
+        self.stale = self.state.is_some();
+    }
+
+    /// Whether it shows anything that changes with time alone.
+    pub fn keeps_time(&self) -> bool {
+        self.traffic.is_some() || self.state.is_some()
+    }
+
+    /// Leaves the terminal as others expect it: with what was still to be said, and without a state line.
+    pub fn close(&mut self) {
+        self.advance(self.now + Duration::from_secs(1));
+        self.state = None;
+        self.stale = true;
+    }
+
+    /// Sums the last second up where it is over. Returns the present one.
+    fn advance(&mut self, now: Duration) -> i64 {
+        self.now = now;
+        let second = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        if let Some((of, sum)) = self.traffic.as_mut().and_then(|traffic| traffic.begin(second)) {
+            self.sum(of, sum);
+        }
+        second
+    }
+
+    fn has_line(&mut self, status: Option<u16>, error: Option<&str>, milliseconds: Option<f64>) -> bool {
+        self.traffic.as_mut().is_none_or(|traffic| traffic.take(status, error, milliseconds))
+    }
+
+    /// Whether there is something for [`Printer::flush`] to write.
+    pub fn is_due(&self) -> bool {
+        self.stale || self.pending() > 0 || !self.fresh.is_empty()
+    }
+
+    /// Bytes formatted and not yet written.
+    pub fn pending(&self) -> usize {
+        self.out_buffer.len() + self.err_buffer.len()
+    }
+
+    /// Writes what was pushed.
+    ///
+    /// # Errors
+    /// Where standard output does not take it. `BrokenPipe` means that nobody reads any more, as
+    /// behind `head`: time to stop. Standard error is written as far as it goes. What could not be
+    /// written is dropped.
+    pub fn flush(&mut self) -> io::Result<()> {
+        if !self.is_due() {
+            return Ok(());
+        }
+        self.announce();
+        let state = self.state_line();
+        if self.pending() == 0 && state == self.drawn {
+            return Ok(());
+        }
+        if !self.drawn.is_empty() {
+            self.err_buffer.splice(0..0, ERASE_LINE.bytes());
+        }
+        if !self.err_buffer.is_empty() {
+            let _ = self.err.write_all(&self.err_buffer).and_then(|()| self.err.flush());
+            self.err_buffer.clear();
+            self.err_buffer.shrink_to(BUFFER_KEPT);
+        }
+        let mut result = Ok(());
+        if !self.out_buffer.is_empty() {
+            result = self.out.write_all(&self.out_buffer).and_then(|()| self.out.flush());
+            self.out_buffer.clear();
+            // One large body is no reason to keep its room for ever.
+            self.out_buffer.shrink_to(BUFFER_KEPT);
+        }
+        if !state.is_empty() {
+            let _ = self.err.write_all(&state).and_then(|()| self.err.flush());
+        }
+        self.drawn = state;
+        result
+    }
+
+    /// What the state line has to say, in one line of the terminal.
+    fn state_line(&mut self) -> Vec<u8> {
+        self.stale = false;
+        let mut text = Vec::new();
+        if let Some(state) = &self.state {
+            let parts = state.parts(self.now, &mut self.clock);
+            row(&mut Text(&mut text), &parts, " · ", self.style);
+        }
+        text
+    }
+
+    /// The line of a second's requests that had none of their own.
+    fn sum(&mut self, second: i64, sum: Sum) {
+        let out = &mut Text(if self.url_only { &mut self.err_buffer } else { &mut self.out_buffer });
+        let _ = write!(out, "{} ", self.clock.at(second));
+        let columns = self.style.columns.map(|columns| columns.saturating_sub(9));
+        row(out, &sum.parts(), "  ", Style { columns, ..self.style });
+        out.push('\n');
+    }
+
+    /// More about an exchange that failed, unless it was just said.
+    fn detail(&mut self, second: i64, id: &str, detail: Option<&str>) {
+        let Some(detail) = detail else { return };
+        if self.said.1 != detail {
+            self.said.1 = detail.to_owned();
+            self.aside(second, &Event::Notice(&format!("{id}: {detail}")));
+        }
+    }
+
+    /// Tells people of the tunnels that are news.
+    fn announce(&mut self) {
+        let fresh = std::mem::take(&mut self.fresh);
+        if let ([only], ..=1) = (fresh.as_slice(), self.tunnels.len()) {
+            self.ready(only);
+            self.announced = true;
+        } else if !fresh.is_empty() {
+            self.ready_several(&fresh);
+        }
+    }
+
+    fn ready(&mut self, Fresh { url, upstream, ca_file, local_url, .. }: &Fresh) {
+        let (bold, plain) = if self.style.colour { ("\x1b[1m", RESET) } else { ("", "") };
+        let _ = writeln!(Text(&mut self.out_buffer), "{bold}{}{plain}", Shown(url));
+        let out = &mut Text(if self.url_only { &mut self.err_buffer } else { &mut self.out_buffer });
+        if self.qr {
+            let _ = qr::write(out, url, self.style.columns, self.style.colour);
+        }
+        let _ = match &self.answers {
+            Some(what) => writeln!(out, "  {}", Shown(what)),
+            None => writeln!(out, "  forwards to {}", Shown(upstream)),
+        };
+        if let Some(ca) = ca_file {
+            // The local URL, because not every resolver knows names below `.localhost`.
+            let url = local_url.as_ref().unwrap_or(url);
+            let _ = writeln!(out, "  curl --cacert {} {}/", Quoted(ca), Shown(url));
+        }
+        let _ = writeln!(out);
+    }
+
+    /// A line each, and what goes for all of them.
+    fn ready_several(&mut self, fresh: &[Fresh]) {
+        let (bold, plain) = if self.style.colour { ("\x1b[1m", RESET) } else { ("", "") };
+        let label = self.label_columns();
+        let longest = fresh.iter().map(|fresh| fresh.url.chars().count()).max().unwrap_or(0);
+        for Fresh { tunnel, url, upstream, .. } in fresh {
+            let gap = longest.saturating_sub(url.chars().count());
+            let _ = write!(Text(&mut self.out_buffer), "{bold}{}{plain}", Shown(url));
+            if self.url_only {
+                self.out_buffer.push(b'\n');
+                let _ = writeln!(Text(&mut self.err_buffer), "{tunnel:<label$}  {}  {}", Shown(url), Shown(upstream));
+            } else {
+                let _ = writeln!(Text(&mut self.out_buffer), "{:gap$}  {tunnel:<label$}  {}", "", Shown(upstream));
+            }
+        }
+        let out = &mut Text(if self.url_only { &mut self.err_buffer } else { &mut self.out_buffer });
+        if self.qr {
+            for Fresh { tunnel, url, .. } in fresh {
+                let _ = writeln!(out, "\n{}", Shown(tunnel));
+                let _ = qr::write(out, url, self.style.columns, self.style.colour);
+            }
+        }
+        // Once, because there is one CA.
+        if !std::mem::replace(&mut self.announced, true) {
+            if let Some(Fresh { url, ca_file: Some(ca), .. }) = fresh.first() {
+                let _ = writeln!(out, "  curl --cacert {} {}/", Quoted(ca), Shown(url));
+            }
+            let _ = writeln!(out);
+        }
+    }
+
+    /// The width of what tells several tunnels apart.
+    fn label_columns(&self) -> usize {
+        self.tunnels.iter().map(String::len).max().unwrap_or(0).min(LABEL_MAX)
+    }
+
+    /// A line about an exchange, whose `figure` fills ten columns.
+    #[expect(clippy::too_many_arguments, reason = "one for each column")]
+    fn line(
+        &mut self,
+        second: i64,
+        tunnel: Option<&str>,
+        method: &str,
+        path: &str,
+        status: Option<u16>,
+        figure: impl FnOnce(&mut Text<'_>),
+        error: Option<&str>,
+    ) {
+        // Only where there are others.
+        let tunnel = tunnel.filter(|_| self.tunnels.len() > 1).map(|tunnel| (tunnel, self.label_columns()));
+        let out = &mut Text(if self.url_only { &mut self.err_buffer } else { &mut self.out_buffer });
+        // Either every line has the same width, or nothing is cut.
+        let error_columns = error.map_or(0, |code| code.len() + 2);
+        let fixed = FIXED_COLUMNS + tunnel.map_or(0, |(_, width)| width + 1);
+        let is_narrow = self.style.columns.is_some_and(|columns| columns < fixed + PATH_MIN);
+        let (width, cut) = match self.style.columns {
+            Some(columns) => {
+                let fixed = if is_narrow { fixed - TIME_COLUMNS } else { fixed };
+                let width = columns.saturating_sub(fixed + error_columns).max(PATH_MIN);
+                (width, Some(width))
+            }
+            None => (PATH_UNCUT, None),
+        };
+        if !is_narrow {
+            let _ = write!(out, "{} ", self.clock.at(second));
+        }
+        if let Some((tunnel, width)) = tunnel {
+            pad(out, &Shown(tunnel), width, Some(width));
+            out.push(' ');
+        }
+        pad(out, &Shown(method), 7, Some(METHOD_MAX));
+        out.push(' ');
+        pad(out, &Shown(path), width, cut);
+
+        let (colour, plain) = if self.style.colour { (outcome_colour(status), RESET) } else { ("", "") };
+        let _ = match status {
+            Some(status) => write!(out, " {colour}{status:>3}{plain} "),
+            None => write!(out, " {colour}---{plain} "),
+        };
+        figure(out);
+        if let Some(code) = error {
+            let (colour, plain) = if self.style.colour { (RED, RESET) } else { ("", "") };
+            let _ = write!(out, "  {colour}{}{plain}", Shown(code));
+        }
+        out.push('\n');
+    }
+
+    /// What follows the line of a request: its headers, and the beginning of its body.
+    fn request(&mut self, id: &str, headers: &[(String, String)], body: Body<'_>, size: u64, truncated: bool) {
+        let out = &mut Text(if self.url_only { &mut self.err_buffer } else { &mut self.out_buffer });
+        let (dim, plain) = if self.style.colour { (DIM, RESET) } else { ("", "") };
+        for (name, value) in headers.iter().filter(|(name, value)| !is_added(name, value, id)) {
+            let _ = writeln!(out, "  {dim}{}:{plain} {}", Shown(name), Shown(value));
+        }
+        if size > 0 {
+            out.push('\n');
+        }
+        write_body(out, body, size, truncated, (dim, plain));
+        out.push('\n');
+    }
+
+    /// A line on standard error.
+    fn aside(&mut self, second: i64, event: &Event<'_>) {
+        let out = &mut Text(&mut self.err_buffer);
+        let time = self.clock.at(second);
+        let (red, green, plain) = if self.style.colour { (RED, GREEN, RESET) } else { ("", "", "") };
+        let _ = match event {
+            Event::Notice(text) => writeln!(out, "{time} {}", Shown(text)),
+            Event::Connecting { .. } if self.state.is_some() => Ok(()),
+            Event::Connecting { relay } => writeln!(out, "{time} connecting to {}", Shown(relay)),
+            // The state line says when, and counts down to it.
+            Event::Disconnected { reason, .. } if self.state.is_some() => {
+                if self.said.0 != *reason {
+                    self.said.0 = (*reason).to_owned();
+                    let _ = writeln!(out, "{time} {red}disconnected{plain}: {}", Shown(reason));
+                }
+                Ok(())
+            }
+            Event::Disconnected { reason, retry_in_ms } => {
+                let wait = *retry_in_ms as f64 / 1000.0;
+                writeln!(out, "{time} disconnected: {}; next attempt in {wait:.1} s", Shown(reason))
+            }
+            Event::Closed { url, reason, .. } => writeln!(out, "{time} {} has ended: {}", Shown(url), Shown(reason)),
+            Event::Refused { tunnel, reason } => {
+                writeln!(out, "{time} the tunnel {} is refused: {}", Shown(tunnel), Shown(reason))
+            }
+            Event::Rejected { reason } => {
+                writeln!(
+                    out,
+                    "{time} the configuration has changed and is wrong, so nothing changes: {}",
+                    Shown(reason)
+                )
+            }
+            Event::Reconnected { relay, after_ms } => {
+                self.said.0.clear();
+                let away = *after_ms as f64 / 1000.0;
+                writeln!(out, "{time} {green}connected again{plain} to {} after {away:.1} s", Shown(relay))
+            }
+            Event::UpstreamDown { upstream, reason, .. } => writeln!(
+                out,
+                "{time} {red}nothing listens on {}{plain} ({}); start your service, or give its port: until then \
+                 callers get 502",
+                Shown(upstream),
+                Shown(reason)
+            ),
+            Event::UpstreamUp { upstream, .. } => {
+                writeln!(out, "{time} {green}the service on {} answers{plain}", Shown(upstream))
+            }
+            // Before its tunnel is ready there is no exchange to tell of.
+            Event::Ready { .. } | Event::Exchange { .. } | Event::Request { .. } | Event::Heard { .. } => Ok(()),
+        };
+    }
+}
+
+/// A body as people see it: readable JSON, text, or hexadecimal, as far as it is shown. `colour` begins and ends what is
+/// said of it.
+fn write_body(out: &mut Text<'_>, body: Body<'_>, size: u64, truncated: bool, colour: (&str, &str)) {
+    let shown = match body {
+        Body::Text(text) if text.len() <= TEXT_SHOWN && !truncated && is_json(text) => {
+            pretty(out, text);
+            text.len()
+        }
+        Body::Text(text) => {
+            let shown = text.get(..text.floor_char_boundary(TEXT_SHOWN)).unwrap_or_default();
+            shown.lines().for_each(|line| {
+                let _ = out.write_str("  ");
+                tabbed_line(out, line);
+            });
+            shown.len()
+        }
+        Body::Bytes(bytes) => {
+            let shown = bytes.get(..BYTES_SHOWN).unwrap_or(bytes);
+            hex(out, shown);
+            shown.len()
+        }
+    };
+    let more = size.saturating_sub(shown as u64);
+    if more > 0 {
+        let kept = if truncated && shown == body.as_bytes().len() { "were not kept" } else { "are not shown" };
+        let _ = writeln!(out, "  {}… {more} more bytes {kept}{}", colour.0, colour.1);
+    }
+}
+
+/// A body as people see it, without colours.
+pub(crate) fn plain_body(body: Body<'_>, size: u64, truncated: bool) -> String {
+    let mut text = Vec::new();
+    write_body(&mut Text(&mut text), body, size, truncated, ("", ""));
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// A part of a line that is made of several.
+#[derive(Debug)]
+pub(crate) struct Part {
+    pub(crate) text: String,
+    /// The sequence that begins its colour, or nothing.
+    pub(crate) colour: &'static str,
+}
+
+impl Part {
+    pub(crate) fn plain(text: String) -> Self {
+        Self { text, colour: "" }
+    }
+}
+
+/// Parts in one line, as far as they fit. The last one that does is cut where that leaves something to read.
+fn row(out: &mut Text<'_>, parts: &[Part], gap: &str, style: Style) {
+    // The last column stays free, because some terminals wrap as soon as it is filled.
+    let mut left = style.columns.map_or(usize::MAX, |columns| columns.saturating_sub(1));
+    for (i, part) in parts.iter().enumerate() {
+        let gap = if i == 0 { "" } else { gap };
+        let shown = Shown(&part.text);
+        let columns = shown.columns();
+        left = left.saturating_sub(gap.chars().count());
+        if columns > left && left < PART_MIN {
+            break;
+        }
+        let (colour, plain) = if style.colour && !part.colour.is_empty() { (part.colour, RESET) } else { ("", "") };
+        let _ = write!(out, "{gap}{colour}");
+        pad(out, &shown, 0, Some(left));
+        let _ = write!(out, "{plain}");
+        left = left.saturating_sub(columns);
+    }
+}
+
+/// The colour of an outcome: of a status, or of none.
+pub(crate) fn outcome_colour(status: Option<u16>) -> &'static str {
+    match status {
+        Some(200..=299) => GREEN,
+        Some(100..=399) => CYAN,
+        Some(400..=499) => YELLOW,
+        _ => RED,
+    }
+}
+
+pub(crate) const RED: &str = "\x1b[31m";
+pub(crate) const GREEN: &str = "\x1b[32m";
+pub(crate) const YELLOW: &str = "\x1b[33m";
+pub(crate) const CYAN: &str = "\x1b[36m";
+const DIM: &str = "\x1b[2m";
+const RESET: &str = "\x1b[0m";
+
+/// Bytes of a textual body that people are shown: some thousand lines. Programs get all of it.
+const TEXT_SHOWN: usize = 64 * 1024;
+/// Bytes of any other body that people are shown.
+const BYTES_SHOWN: usize = 256;
+/// Moves to the beginning of the line and erases it (ECMA-48, CR and EL).
+const ERASE_LINE: &str = "\r\x1b[K";
+/// A part of a line is not cut below this.
+const PART_MIN: usize = 16;
+/// Room for lines that is kept between two writes.
+const BUFFER_KEPT: usize = 1024 * 1024;
+
+/// Everything of a line but its path: time 8, method 7, status 3, duration 10, and five spaces. The
+/// last column stays free, because some terminals wrap as soon as it is filled.
+const FIXED_COLUMNS: usize = 8 + 7 + 3 + 10 + 5;
+/// The time with its space, which a narrow terminal has no room for.
+const TIME_COLUMNS: usize = 9;
+/// A path is not cut below this, however narrow the terminal.
+const PATH_MIN: usize = 12;
+/// The path's column where nothing is cut; longer paths push the rest to the right.
+const PATH_UNCUT: usize = 40;
+/// What a tunnel is called is cut to this.
+const LABEL_MAX: usize = 16;
+/// Methods longer than any registered one (RFC 9110, section 16.1) are cut.
+const METHOD_MAX: usize = 20;
+
+/// Text that is written into bytes.
+struct Text<'a>(&'a mut Vec<u8>);
+
+impl Text<'_> {
+    fn push(&mut self, ascii: char) {
+        let _ = self.write_char(ascii);
+    }
+}
+
+impl fmt::Write for Text<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.extend_from_slice(text.as_bytes());
+        Ok(())
+    }
+
+    fn write_char(&mut self, character: char) -> fmt::Result {
+        self.write_str(character.encode_utf8(&mut [0; 4]))
+    }
+}
+
+/// A string of a stranger's, with the characters escaped that could do more than stand there.
+pub(crate) struct Shown<'a>(pub(crate) &'a str);
+
+impl Shown<'_> {
+    fn pieces(&self) -> impl Iterator<Item = Piece> {
+        self.0.chars().map(|character| match character {
+            _ if hazardous(character) => Piece::Escape(character),
+            _ => Piece::Plain(character),
+        })
+    }
+
+    /// Columns that it takes.
+    fn columns(&self) -> usize {
+        match self.0.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+            true => self.0.len(),
+            false => self.pieces().map(|piece| piece.columns()).sum(),
+        }
+    }
+}
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+            return f.pad(self.0);
+        }
+        self.pieces().try_for_each(|piece| piece.fmt(f))
+    }
+}
+
+enum Piece {
+    Plain(char),
+    Escape(char),
+}
+
+impl fmt::Display for Piece {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Plain(character) => f.write_char(*character),
+            Self::Escape(character) => character.escape_unicode().fmt(f),
+        }
+    }
+}
+
+impl Piece {
+    fn columns(&self) -> usize {
+        match self {
+            Self::Plain(_) => 1,
+            Self::Escape(character) => character.escape_unicode().len(),
+        }
+    }
+}
+
+/// Control characters (C0, DEL, C1), line and paragraph separators, what changes the direction of
+/// text (UAX #9), and what has no width of its own and so hides or joins others.
+pub(crate) fn hazardous(character: char) -> bool {
+    match character {
+        ' '..='~' => false,
+        _ => {
+            character.is_control()
+                || matches!(character,
+                    '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+                    | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
+                    | '\u{e0000}'..='\u{e007f}')
+        }
+    }
+}
+
+/// Fills up to `width` with spaces. What is longer than `cut` loses its end to an ellipsis, never
+/// in the middle of an escape.
+fn pad(out: &mut Text<'_>, text: &Shown<'_>, width: usize, cut: Option<usize>) {
+    let columns = text.columns();
+    let mut used = columns;
+    match cut {
+        Some(cut) if columns > cut => {
+            used = 0;
+            for piece in text.pieces() {
+                if used + piece.columns() >= cut {
+                    break;
+                }
+                used += piece.columns();
+                let _ = write!(out, "{piece}");
+            }
+            out.push('…');
+            used += 1;
+        }
+        _ => {
+            let _ = write!(out, "{text}");
+        }
+    }
+    for _ in used..width {
+        out.push(' ');
+    }
+}
+
+/// Ten columns for everything below a hundred minutes.
+fn duration(out: &mut Text<'_>, milliseconds: f64) {
+    let _ = match milliseconds {
+        // Half a step below each limit, so that nothing is rounded up to it.
+        ..999.95 => write!(out, "{milliseconds:>7.1} ms"),
+        ..59_995.0 => write!(out, "{:>8.2} s", milliseconds / 1000.0),
+        _ => {
+            let seconds = (milliseconds / 1000.0).round() as u64;
+            write!(out, "{:>3} min {:>02}", seconds / 60, seconds % 60)
+        }
+    };
+}
+
+/// A duration in as few columns as it takes.
+pub(crate) fn compact(milliseconds: f64) -> String {
+    let mut text = Vec::new();
+    duration(&mut Text(&mut text), milliseconds);
+    String::from_utf8_lossy(&text).trim_start().to_owned()
+}
+
+/// Ten columns for everything below a million gibibytes.
+fn size(out: &mut Text<'_>, bytes: u64) {
+    let scaled = bytes as f64;
+    let _ = match scaled {
+        ..1024.0 => write!(out, "{bytes:>8} B"),
+        // Half a step below each limit, so that nothing is rounded up to it.
+        ..1_048_524.8 => write!(out, "{:>6.1} KiB", scaled / 1024.0),
+        ..1_073_689_395.2 => write!(out, "{:>6.1} MiB", scaled / f64::from(1 << 20)),
+        _ => write!(out, "{:>6.1} GiB", scaled / f64::from(1 << 30)),
+    };
+}
+
+/// Whether a header says what the relay has added to every request, rather than what the sender wrote. The address of
+/// the sender is worth a line.
+fn is_added(name: &str, value: &str, id: &str) -> bool {
+    match name {
+        "forwarded" | "relay-request-id" | "x-forwarded-host" | "x-forwarded-proto" | "x-real-ip" => true,
+        "x-request-id" => value == id,
+        _ => false,
+    }
+}
+
+/// A line of a text of several. A tab does no harm, and neither does the end of a line of DOS.
+fn tabbed_line(out: &mut Text<'_>, line: &str) {
+    for (index, part) in line.split('\t').enumerate() {
+        let _ = write!(out, "{}{}", if index == 0 { "" } else { "\t" }, Shown(part));
+    }
+    out.push('\n');
+}
+
+/// An object or an array; a bare number or word reads no better than as text.
+fn is_json(text: &str) -> bool {
+    text.trim_start().starts_with(['{', '[']) && serde_json::from_str::<IgnoredAny>(text).is_ok()
+}
+
+/// Valid JSON with a line for each member. Only the space between tokens changes: numbers, escapes and the order of
+/// members stay what the sender wrote.
+fn pretty(out: &mut Text<'_>, json: &str) {
+    let mut lines = Lines { out, depth: 0 };
+    let (mut string, mut escaped) = (false, false);
+    let mut all = json.chars().peekable();
+    lines.begin();
+    while let Some(character) = all.next() {
+        if string {
+            string = escaped || character != '"';
+            escaped = !escaped && character == '\\';
+            lines.put(character);
+            continue;
+        }
+        match character {
+            '{' | '[' => {
+                lines.put(character);
+                while all.next_if(char::is_ascii_whitespace).is_some() {}
+                if let Some(close) = all.next_if(|next| matches!(next, '}' | ']')) {
+                    lines.put(close);
+                } else {
+                    lines.depth += 1;
+                    lines.end();
+                }
+            }
+            '}' | ']' => {
+                lines.depth = lines.depth.saturating_sub(1);
+                lines.end();
+                lines.put(character);
+            }
+            ',' => {
+                lines.put(character);
+                lines.end();
+            }
+            ':' => {
+                lines.put(character);
+                lines.put(' ');
+            }
+            _ if character.is_ascii_whitespace() => {}
+            _ => {
+                string = character == '"';
+                lines.put(character);
+            }
+        }
+    }
+    lines.out.push('\n');
+}
+
+struct Lines<'a, 'b> {
+    out: &'a mut Text<'b>,
+    depth: usize,
+}
+
+impl Lines<'_, '_> {
+    fn begin(&mut self) {
+        // What is nested deeper than anybody reads must not multiply its size.
+        let _ = write!(self.out, "{:1$}", "", 2 + 2 * self.depth.min(DEPTH_SHOWN));
+    }
+
+    fn end(&mut self) {
+        self.out.push('\n');
+        self.begin();
+    }
+
+    fn put(&mut self, character: char) {
+        let piece = if hazardous(character) { Piece::Escape(character) } else { Piece::Plain(character) };
+        let _ = write!(self.out, "{piece}");
+    }
+}
+
+/// JSON is indented by this many levels and no more.
+const DEPTH_SHOWN: usize = 24;
+
+/// Sixteen bytes a line: where they are, what they are, and what they would be as ASCII.
+fn hex(out: &mut Text<'_>, bytes: &[u8]) {
+    for (index, row) in bytes.chunks(16).enumerate() {
+        let _ = write!(out, "  {:08x} ", index * 16);
+        for column in 0..16 {
+            let gap = if column == 8 { " " } else { "" };
+            let _ = match row.get(column) {
+                Some(byte) => write!(out, "{gap} {byte:02x}"),
+                None => write!(out, "{gap}   "),
+            };
+        }
+        out.push(' ');
+        out.push(' ');
+        row.iter().for_each(|byte| out.push(if matches!(byte, b' '..=b'~') { char::from(*byte) } else { '.' }));
+        out.push('\n');
+    }
+}
+
+/// In single quotes for a POSIX shell, where it needs them. What is pasted must be what is meant,
+/// so that hazardous characters are escaped even though the path is then wrong.
+pub(crate) struct Quoted<'a>(pub(crate) &'a str);
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+:@%,=".contains(&byte);
+        if !self.0.is_empty() && self.0.bytes().all(plain) {
+            return f.write_str(self.0);
+        }
+        f.write_char('\'')?;
+        for (index, part) in self.0.split('\'').enumerate() {
+            write!(f, "{}{}", if index == 0 { "" } else { r"'\''" }, Shown(part))?;
+        }
+        f.write_char('\'')
+    }
+}
+
+/// The local time of day, worked out once per second.
+#[derive(Debug)]
+pub(crate) struct Clock {
+    /// None until the first line that shows a time: finding the system's time zone reads hundreds of files, and a
+    /// program that prints JSON never needs it.
+    zone: Option<TimeZone>,
+    second: i64,
+    text: String,
+}
+
+impl Clock {
+    pub(crate) fn new(zone: Option<TimeZone>) -> Self {
+        Self { zone, second: i64::MIN, text: String::new() }
+    }
+
+    /// The time of day at so many seconds after 1970.
+    pub(crate) fn at(&mut self, second: i64) -> &str {
+        if second != self.second {
+            self.second = second;
+            self.text.clear();
+            let zone = self.zone.get_or_insert_with(system_zone).clone();
+            let time = Timestamp::from_second(second).unwrap_or_default().to_zoned(zone).time();
+            let _ = write!(self.text, "{:02}:{:02}:{:02}", time.hour(), time.minute(), time.second());
+        }
+        &self.text
+    }
+}
+
+pub(crate) fn since_1970() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// The system's time zone. Where nobody has set `TZ`, the file that says it is read by itself.
+fn system_zone() -> TimeZone {
+    if std::env::var_os("TZ").is_none()
+        && let Some(zone) = std::fs::read("/etc/localtime").ok().and_then(|file| TimeZone::tzif("local", &file).ok())
+    {
+        return zone;
+    }
+    TimeZone::system()
+}
+
+/// Compact JSON that is harmless on a terminal too: what JSON leaves bare and [`hazardous`] names
+/// is written as `\u` escapes, which mean the same to every parser.
+struct Harmless;
+
+impl serde_json::ser::Formatter for Harmless {
+    fn write_string_fragment<W: Write + ?Sized>(&mut self, out: &mut W, text: &str) -> io::Result<()> {
+        // JSON's own escapes are written elsewhere; a fragment is free of them.
+        if text.is_ascii() && !text.contains('\x7f') {
+            return out.write_all(text.as_bytes());
+        }
+        for character in text.chars() {
+            if hazardous(character) {
+                for unit in character.encode_utf16(&mut [0; 2]) {
+                    write!(out, "\\u{unit:04x}")?;
+                }
+            } else {
+                out.write_all(character.encode_utf8(&mut [0; 4]).as_bytes())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const NOW: Duration = Duration::from_secs(14 * 3600 + 3 * 60 + 11);
+
+    const READY: Event<'_> = Event::Ready {
+        tunnel: "hooks",
+        name: "hooks",
+        url: "https://hooks.relay.example",
+        upstream: "http://localhost:3000",
+        relay: "https://relay.example",
+        ca_file: None,
+        local_url: None,
+    };
+
+    fn exchange<'a>(method: &'a str, path: &'a str, status: Option<u16>) -> Event<'a> {
+        Event::Exchange {
+            tunnel: "hooks",
+            id: "01J",
+            method,
+            path,
+            status,
+            duration_ms: 12.25,
+            error: None,
+            detail: None,
+        }
+    }
+
+    /// What stands on both outputs after these events, at 14:03:11 UTC.
+    fn print(output: Output, style: Style, events: &[Event<'_>]) -> (String, String) {
+        let mut printer = Printer::new(output, style, Some(TimeZone::UTC), Vec::new(), Vec::new());
+        for event in events {
+            printer.push_at(NOW, event);
+        }
+        assert!(events.is_empty() || printer.is_due());
+        printer.flush().unwrap();
+        assert_eq!(printer.pending(), 0);
+        (String::from_utf8(printer.out).unwrap(), String::from_utf8(printer.err).unwrap())
+    }
+
+    fn line(style: Style, event: &Event<'_>) -> String {
+        let (out, _) = print(Output::Text, style, std::slice::from_ref(event));
+        assert_eq!(out.matches('\n').count(), 1, "{out:?}");
+        out.trim_end_matches('\n').to_owned()
+    }
+
+    #[test]
+    fn the_json_contract() {
+        let failed = Event::Exchange {
+            tunnel: "hooks",
+            id: "7",
+            method: "GET",
+            path: "/",
+            status: None,
+            duration_ms: 30000.0,
+            error: Some("deadline"),
+            detail: None,
+        };
+        let local = Event::Ready {
+            tunnel: "web",
+            name: "a",
+            url: "https://a.relay.localhost:8443",
+            upstream: "unix:/run/a",
+            relay: "https://relay.localhost:8443",
+            ca_file: Some("/ca.pem"),
+            local_url: Some("https://localhost:8443"),
+        };
+        let events = [
+            Event::Connecting { relay: "https://relay.example" },
+            READY,
+            local,
+            exchange("POST", "/hooks?a=1&b=\"", Some(200)),
+            failed,
+            Event::Disconnected { reason: "reset", retry_in_ms: 250 },
+            Event::Reconnected { relay: "https://relay.example", after_ms: 1250 },
+            Event::Notice("be careful"),
+        ];
+        let (out, err) = print(Output::Json, Style::default(), &events);
+        let expected = [
+            r#"{"event":"tunnel.ready","tunnel":"hooks","name":"hooks","url":"https://hooks.relay.example","upstream":"http://localhost:3000","relay":"https://relay.example","ca_file":null,"local_url":null}"#,
+            r#"{"event":"tunnel.ready","tunnel":"web","name":"a","url":"https://a.relay.localhost:8443","upstream":"unix:/run/a","relay":"https://relay.localhost:8443","ca_file":"/ca.pem","local_url":"https://localhost:8443"}"#,
+            r#"{"event":"exchange","tunnel":"hooks","id":"01J","method":"POST","path":"/hooks?a=1&b=\"","status":200,"duration_ms":12.25,"error":null}"#,
+            r#"{"event":"exchange","tunnel":"hooks","id":"7","method":"GET","path":"/","status":null,"duration_ms":30000.0,"error":"deadline"}"#,
+            r#"{"event":"session.disconnected","reason":"reset","retry_in_ms":250}"#,
+            r#"{"event":"session.reconnected","relay":"https://relay.example","after_ms":1250}"#,
+        ];
+        assert_eq!(out.lines().collect::<Vec<_>>(), expected);
+        assert_eq!(err, "14:03:11 connecting to https://relay.example\n14:03:11 be careful\n");
+    }
+
+    #[test]
+    fn nothing_precedes_the_ready_line_in_json() {
+        let early = Event::Disconnected { reason: "refused", retry_in_ms: 1500 };
+        let (out, err) = print(Output::Json, Style::default(), &[early]);
+        assert_eq!(out, "");
+        assert_eq!(err, "14:03:11 disconnected: refused; next attempt in 1.5 s\n");
+    }
+
+    #[test]
+    fn the_text_form() {
+        let events = [
+            READY,
+            exchange("POST", "/hooks?a=1", Some(200)),
+            exchange("PROPFIND", "/", None),
+            Event::Reconnected { relay: "https://relay.example", after_ms: 1250 },
+        ];
+        let (out, err) = print(Output::Text, Style::default(), &events);
+        let mut lines = out.lines();
+        assert_eq!(lines.next(), Some("https://hooks.relay.example"));
+        assert_eq!(lines.next(), Some("  forwards to http://localhost:3000"));
+        assert_eq!(lines.next(), Some(""));
+        let path = format!("{:40}", "/hooks?a=1");
+        assert_eq!(lines.next(), Some(format!("14:03:11 POST    {path} 200    12.2 ms").as_str()));
+        assert!(lines.next().unwrap().contains(" --- "));
+        assert_eq!(lines.next(), None);
+        assert_eq!(err, "14:03:11 connected again to https://relay.example after 1.2 s\n");
+    }
+
+    /// As [`READY`], of a tunnel of several.
+    fn one_of_several<'a>(tunnel: &'a str, url: &'a str, upstream: &'a str) -> Event<'a> {
+        let relay = "https://relay.example";
+        Event::Ready { tunnel, name: "n", url, upstream, relay, ca_file: Some("/ca.pem"), local_url: None }
+    }
+
+    #[test]
+    fn several_tunnels_stand_together_and_their_exchanges_apart() {
+        let api = one_of_several("api", "https://8k3jq0v5mwz2.relay.example", "http://localhost:4000");
+        let web = one_of_several("hooks", "https://hooks.relay.example", "http://localhost:3000");
+        let closed = Event::Closed { tunnel: "api", name: "n", url: "https://8k3jq0v5mwz2.relay.example", reason: "r" };
+        let again = one_of_several("api", "https://8k3jq0v5mwz2.relay.example", "http://localhost:5000");
+        let events = [api, web, exchange("POST", "/a", Some(200)), again, closed, exchange("POST", "/b", Some(200))];
+        let (out, _) = print(Output::Text, Style::default(), &events);
+        let lines: Vec<_> = out.lines().collect();
+        assert_eq!(lines[0], "https://8k3jq0v5mwz2.relay.example  api    http://localhost:4000");
+        assert_eq!(lines[1], "https://hooks.relay.example         hooks  http://localhost:3000");
+        assert_eq!(lines[2..4], ["  curl --cacert /ca.pem https://8k3jq0v5mwz2.relay.example/", ""]);
+        assert!(lines[4].starts_with("14:03:11 hooks POST    /a "), "{}", lines[4]);
+        assert_eq!(lines[5], "https://8k3jq0v5mwz2.relay.example  api    http://localhost:5000");
+        assert!(lines[6].starts_with("14:03:11 POST    /b "), "alone again: {}", lines[6]);
+    }
+
+    #[test]
+    fn the_url_can_stand_alone_on_standard_output() {
+        let mut printer = Printer::new(Output::Text, Style::default(), Some(TimeZone::UTC), Vec::new(), Vec::new());
+        printer = printer.url_only(true);
+        for event in [READY, exchange("GET", "/a", Some(200)), request(&[], b"hello", 5)] {
+            printer.push_at(Duration::ZERO, &event);
+        }
+        printer.flush().unwrap();
+        assert_eq!(printer.out, b"https://hooks.relay.example\n");
+        let err = String::from_utf8(printer.err).unwrap();
+        assert!(err.contains("forwards to") && err.contains(" /a ") && err.contains("  hello\n"), "{err}");
+    }
+
+    #[test]
+    fn a_private_ca_comes_with_a_line_to_paste() {
+        let event = Event::Ready {
+            tunnel: "web",
+            name: "a",
+            url: "https://a.relay.localhost:8443",
+            upstream: "http://localhost:3000",
+            relay: "https://relay.localhost:8443",
+            ca_file: Some("/home/o'neil/my ca.pem"),
+            local_url: Some("https://localhost:8443"),
+        };
+        let (out, _) = print(Output::Text, Style::default(), &[event]);
+        assert!(out.starts_with("https://a.relay.localhost:8443\n"), "{out}");
+        assert!(out.contains(r"curl --cacert '/home/o'\''neil/my ca.pem' https://localhost:8443/"), "{out}");
+        assert_eq!(Quoted("/home/me/ca.pem").to_string(), "/home/me/ca.pem");
+        assert_eq!(Quoted("$(id)").to_string(), "'$(id)'");
+        assert_eq!(Quoted("").to_string(), "''");
+    }
+
+    #[test]
+    fn a_stranger_cannot_write_on_the_screen() {
+        let path = "/\u{1b}[2J\r\n\u{9b}31m\u{202e}gnp.\u{2066}\u{2028}\u{7f}\0\u{200b}é日\u{e0041}";
+        let text = line(Style::default(), &exchange("GE\u{1b}T", path, Some(200)));
+        assert!(text.contains(r"GE\u{1b}T"), "{text}");
+        assert!(text.contains(r"/\u{1b}[2J\u{d}\u{a}\u{9b}31m\u{202e}gnp.\u{2066}\u{2028}\u{7f}"));
+        assert!(text.contains("é日"), "what is harmless stays readable: {text}");
+        assert!(!text.chars().any(hazardous), "{text:?}");
+
+        let (json, _) = print(Output::Json, Style::default(), &[READY, exchange("GET", path, None)]);
+        assert!(!json.replace('\n', "").chars().any(hazardous), "{json:?}");
+        let parsed: Value = serde_json::from_str(json.lines().last().unwrap()).unwrap();
+        assert_eq!(parsed["path"], json!(path), "the meaning is the same");
+        let (_, err) = print(Output::Json, Style::default(), &[Event::Notice("a\nb\u{1b}")]);
+        assert_eq!(err, "14:03:11 a\\u{a}b\\u{1b}\n");
+    }
+
+    #[test]
+    fn lines_fit_the_terminal() {
+        let long = format!("/{}", "x".repeat(300));
+        for columns in [40, 60, 80, 200] {
+            let style = Style { columns: Some(columns), ..Style::default() };
+            let short = line(style, &exchange("GET", "/", Some(200)));
+            let cut = line(style, &exchange("GET", &long, Some(200)));
+            assert_eq!((short.chars().count(), cut.chars().count()), (columns - 1, columns - 1));
+            assert!(cut.contains("x… 200 "), "{cut}");
+            // The escape of six columns is kept whole or left out whole.
+            for offset in 0..8 {
+                let room = columns - if columns == 40 { 28 } else { 44 } - offset;
+                let hostile = format!("/{}\u{1b}\u{1b}\u{1b}", "x".repeat(room));
+                let cut = line(style, &exchange("GET", &hostile, Some(200)));
+                assert_eq!(cut.chars().count(), columns - 1, "{cut}");
+                assert_eq!(cut.matches('{').count(), cut.matches('}').count(), "{cut}");
+            }
+        }
+        let narrow = line(Style { columns: Some(1), ..Style::default() }, &exchange("GET", &long, None));
+        assert!(narrow.contains("/xxxxxxxxxx…"), "{narrow}");
+        let uncut = line(Style::default(), &exchange("GET", &long, None));
+        assert!(uncut.contains(&long));
+        let method = line(Style::default(), &exchange(&"M".repeat(300), "/", None));
+        assert!(method.len() < 120, "{method}");
+    }
+
+    const TERMINAL: Style = Style { colour: false, columns: Some(80), sums: true, state_line: true };
+
+    /// What a printer on a terminal has written since the last time: standard output, and standard error.
+    fn written(printer: &mut Printer<Vec<u8>, Vec<u8>>) -> (String, String) {
+        printer.flush().unwrap();
+        let text = |bytes: &mut Vec<u8>| String::from_utf8(std::mem::take(bytes)).unwrap();
+        (text(&mut printer.out), text(&mut printer.err))
+    }
+
+    fn on_terminal(output: Output, style: Style) -> Printer<Vec<u8>, Vec<u8>> {
+        let mut printer = Printer::new(output, style, Some(TimeZone::UTC), Vec::new(), Vec::new());
+        printer.push_at(NOW, &READY);
+        printer
+    }
+
+    #[test]
+    fn the_state_line_is_the_last_and_never_in_the_way() {
+        let mut printer = on_terminal(Output::Text, TERMINAL);
+        let up = "● connected since 14:03:11 · last heard 0 s ago";
+        assert_eq!(written(&mut printer).1, up);
+        assert_eq!(written(&mut printer), (String::new(), String::new()), "nothing has changed");
+        printer.push_at(NOW, &exchange("GET", "/", Some(200)));
+        let (out, err) = written(&mut printer);
+        assert!(out.starts_with("14:03:11 GET ") && out.ends_with('\n'), "{out:?}");
+        assert_eq!(err, format!("{ERASE_LINE}{up} · 1 request"), "erased before the line, and written behind it");
+        printer.tick_at(NOW + Duration::from_secs(1));
+        let up = "● connected since 14:03:11 · last heard 1 s ago · 1 request";
+        assert_eq!(written(&mut printer), (String::new(), format!("{ERASE_LINE}{up}")));
+        let lost = Event::Disconnected { reason: "the relay\u{1b} shuts down", retry_in_ms: 2500 };
+        printer.push_at(NOW, &lost);
+        let line = "○ reconnecting in 3 s · the relay\\u{1b} shuts down · lost at 14:03:11";
+        let said = "14:03:11 disconnected: the relay\\u{1b} shuts down\n";
+        assert_eq!(written(&mut printer).1, format!("{ERASE_LINE}{said}{line}"));
+        printer.push_at(NOW + Duration::from_secs(3), &lost);
+        assert_eq!(written(&mut printer).1, "", "the same is not said again, and the count begins anew");
+        printer.close();
+        assert_eq!(written(&mut printer), (String::new(), ERASE_LINE.to_owned()));
+    }
+
+    #[test]
+    fn the_state_line_fits_the_terminal() {
+        for columns in [1, 10, 20, 40, 60, 200] {
+            let mut printer = on_terminal(Output::Text, Style { columns: Some(columns), ..TERMINAL });
+            let (upstream, reason) = ("http://localhost:3000", "connection refused by 127.0.0.1:3000");
+            printer.push_at(NOW, &Event::UpstreamDown { tunnel: "hooks", upstream, reason });
+            let (_, err) = written(&mut printer);
+            let line = err.rsplit('\n').next().unwrap().to_owned();
+            assert!(line.chars().count() < columns, "{columns}: {line}");
+            assert!(columns < 40 || line.starts_with("○ nothing listens on http://localhost:"), "{line}");
+            assert!(columns < 200 || line.contains("http://localhost:3000 · connected"), "{line}");
+        }
+    }
+
+    #[test]
+    fn many_requests_are_summed_up_for_people_on_a_terminal_alone() {
+        for (output, style, lines) in [
+            (Output::Text, TERMINAL, 21),
+            (Output::Text, TERMINAL.plain(), 200),
+            (Output::Text, Style::default(), 200),
+            (Output::Json, TERMINAL, 200),
+        ] {
+            let mut printer = on_terminal(output, style);
+            written(&mut printer);
+            for _ in 0..200 {
+                printer.push_at(NOW, &exchange("GET", "/", Some(200)));
+            }
+            printer.tick_at(NOW + Duration::from_secs(1));
+            let (out, err) = written(&mut printer);
+            assert_eq!(out.lines().count(), lines, "{output:?} {style:?}");
+            assert_eq!(printer.keeps_time(), lines == 21);
+            assert_eq!(err.is_empty(), lines != 21, "no state line either: {err:?}");
+            if lines == 21 {
+                let sum = "14:03:11    180 more requests  180× 200  p50 12.2 ms  max 12.2 ms";
+                assert_eq!(out.lines().last(), Some(sum));
+            }
+        }
+    }
+
+    #[test]
+    fn what_failures_have_in_common_is_said_once() {
+        let failed = |detail| Event::Exchange {
+            tunnel: "hooks",
+            id: "7",
+            method: "GET",
+            path: "/",
+            status: Some(502),
+            duration_ms: 1.0,
+            error: Some("upstream-invalid"),
+            detail,
+        };
+        for output in [Output::Text, Output::Json] {
+            let events =
+                [READY, failed(Some("it broke off")), failed(Some("it broke off")), failed(Some("it is HTTP/0.9"))];
+            let (out, err) = print(output, Style::default(), &events);
+            assert!(!out.contains("broke"), "{out}");
+            assert_eq!(err, "14:03:11 7: it broke off\n14:03:11 7: it is HTTP/0.9\n");
+        }
+    }
+
+    #[test]
+    fn a_service_that_is_not_there_is_named_with_what_to_do() {
+        let (upstream, reason) = ("http://localhost:3000", "connection refused by 127.0.0.1:3000 and [::1]:3000");
+        let events = [
+            READY,
+            Event::UpstreamDown { tunnel: "hooks", upstream, reason },
+            Event::UpstreamUp { tunnel: "hooks", upstream },
+        ];
+        let (_, err) = print(Output::Text, Style::default(), &events);
+        let expected = "14:03:11 nothing listens on http://localhost:3000 (connection refused by 127.0.0.1:3000 and \
+                        [::1]:3000); start your service, or give its port: until then callers get 502\n\
+                        14:03:11 the service on http://localhost:3000 answers\n";
+        assert_eq!(err, expected);
+        let (out, err) = print(Output::Json, Style::default(), &events);
+        assert_eq!(err, "");
+        let lines: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(
+            lines[1],
+            json!({"event": "upstream.down", "tunnel": "hooks", "upstream": upstream, "reason": reason})
+        );
+        assert_eq!(lines[2], json!({"event": "upstream.up", "tunnel": "hooks", "upstream": upstream}));
+    }
+
+    #[test]
+    fn outcomes_have_colours() {
+        let style = Style { colour: true, ..Style::default() };
+        for (status, colour) in
+            [(Some(204), GREEN), (Some(302), CYAN), (Some(404), YELLOW), (Some(500), RED), (None, RED)]
+        {
+            assert!(line(style, &exchange("GET", "/", status)).contains(colour), "{status:?}");
+            assert!(!line(Style::default(), &exchange("GET", "/", status)).contains('\x1b'));
+        }
+    }
+
+    #[test]
+    fn durations_keep_their_column() {
+        for (milliseconds, expected) in [
+            (0.04, "    0.0 ms"),
+            (12.34, "   12.3 ms"),
+            (999.94, "  999.9 ms"),
+            (999.96, "    1.00 s"),
+            (59_994.0, "   59.99 s"),
+            (60_000.0, "  1 min 00"),
+            (5_999_000.0, " 99 min 59"),
+        ] {
+            let mut bytes = Vec::new();
+            duration(&mut Text(&mut bytes), milliseconds);
+            assert_eq!(String::from_utf8(bytes).unwrap(), expected);
+        }
+    }
+
+    fn request<'a>(headers: &'a [(String, String)], bytes: &'a [u8], size: usize) -> Event<'a> {
+        let body_truncated = size > bytes.len();
+        Event::Request {
+            id: "01J",
+            method: "POST",
+            path: "/hooks",
+            status: Some(200),
+            headers,
+            body: Body::new(bytes, body_truncated),
+            body_size: size as u64,
+            body_truncated,
+        }
+    }
+
+    /// What follows the first line, as people see it.
+    fn shown(bytes: &[u8], size: usize) -> String {
+        let (out, _) = print(Output::Text, Style::default(), &[request(&[], bytes, size)]);
+        let (first, rest) = out.split_once('\n').unwrap();
+        assert!(first.starts_with("14:03:11 POST    /hooks "), "{first}");
+        assert!(!rest.chars().any(|c| hazardous(c) && !matches!(c, '\n' | '\t')), "{rest:?}");
+        rest.to_owned()
+    }
+
+    #[test]
+    fn a_request_in_json_has_its_headers_and_its_body() {
+        let headers = [("host".to_owned(), "a".to_owned()), ("x".to_owned(), "\u{1b}".to_owned())];
+        let (out, _) = print(Output::Json, Style::default(), &[READY, request(&headers, "é\n".as_bytes(), 3)]);
+        let expected = r#"{"event":"request","id":"01J","method":"POST","path":"/hooks","status":200,"headers":[["host","a"],["x","\u001b"]],"body":"é\n","body_size":3,"body_truncated":false}"#;
+        assert_eq!(out.lines().nth(1), Some(expected));
+        let (out, _) = print(Output::Json, Style::default(), &[READY, request(&[], b"\xff\x00a", 9)]);
+        assert!(out.contains(r#""body_base64":"/wBh","body_size":9,"body_truncated":true"#), "{out}");
+        let half = "aé".as_bytes().get(..2).unwrap();
+        assert_eq!(Body::new(half, true), Body::Text("a"), "the other half was cut off");
+        assert_eq!(Body::new(half, false), Body::Bytes(half));
+    }
+
+    #[test]
+    fn people_see_the_headers_of_the_sender() {
+        let pairs = [("host", "a"), ("x-forwarded-for", "1.2.3.4"), ("x-real-ip", "1.2.3.4"), ("x-request-id", "01J")];
+        let own = [("relay-request-id", "01J"), ("x-request-id", "mine")];
+        let headers: Vec<_> = pairs.iter().chain(&own).map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+        let (out, _) = print(Output::Text, Style::default(), &[request(&headers, b"", 0)]);
+        let (_, shown) = out.split_once('\n').unwrap();
+        assert_eq!(shown, "  host: a\n  x-forwarded-for: 1.2.3.4\n  x-request-id: mine\n\n");
+    }
+
+    #[test]
+    fn json_is_shown_as_its_sender_wrote_it_and_readable() {
+        let json = br#" {"b" : [1.0,  12345678901234567890123, {}, [ ]],"a":"x, {y}: \"\\","c":{"d":null}} "#;
+        let expected = r#"
+  {
+    "b": [
+      1.0,
+      12345678901234567890123,
+      {},
+      []
+    ],
+    "a": "x, {y}: \"\\",
+    "c": {
+      "d": null
+    }
+  }
+
+"#;
+        assert_eq!(shown(json, json.len()), expected);
+        assert_eq!(shown("{\"\u{202e}\":1}".as_bytes(), 9), "\n  {\n    \"\\u{202e}\": 1\n  }\n\n");
+        assert_eq!(shown(b"{\"a\":", 5), "\n  {\"a\":\n\n", "broken JSON is text");
+        let deep = ["[".repeat(100), "]".repeat(100)].concat();
+        assert!(shown(deep.as_bytes(), 200).len() < 20_000);
+    }
+
+    #[test]
+    fn other_bodies_are_shown_as_far_as_they_can_be_read() {
+        assert_eq!(shown(b"", 0), "\n");
+        assert_eq!(shown(b"a=1\r\n\tb\x1b[2J\n", 12), "\n  a=1\n  \tb\\u{1b}[2J\n\n");
+        assert_eq!(shown(b"a\xff", 2), "\n  00000000  61 ff                                             a.\n\n");
+        let all: Vec<u8> = (0..=255).cycle().take(1000).collect();
+        let hex = shown(&all, 1000);
+        assert!(
+            hex.contains("  00000060  60 61 62 63 64 65 66 67  68 69 6a 6b 6c 6d 6e 6f  `abcdefghijklmno\n"),
+            "{hex}"
+        );
+        assert!(hex.ends_with("  … 744 more bytes are not shown\n\n"), "{hex}");
+        assert!(shown(b"abc", 1000).ends_with("  abc\n  … 997 more bytes were not kept\n\n"));
+        let long = "é".repeat(TEXT_SHOWN);
+        assert!(shown(long.as_bytes(), long.len()).ends_with("… 65536 more bytes are not shown\n\n"));
+    }
+
+    #[test]
+    fn sizes_keep_their_column() {
+        for (bytes, expected) in [
+            (0, "       0 B"),
+            (1023, "    1023 B"),
+            (1024, "   1.0 KiB"),
+            (1_048_524, "1023.9 KiB"),
+            (1_048_525, "   1.0 MiB"),
+            (16 << 20, "  16.0 MiB"),
+            (1_073_689_396, "   1.0 GiB"),
+        ] {
+            let mut text = Vec::new();
+            size(&mut Text(&mut text), bytes);
+            assert_eq!(String::from_utf8(text).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn odd_durations_are_still_json() {
+        for odd in [f64::NAN, f64::INFINITY] {
+            let event = Event::Exchange {
+                tunnel: "",
+                id: "",
+                method: "",
+                path: "",
+                status: None,
+                duration_ms: odd,
+                error: None,
+                detail: None,
+            };
+            let (out, _) = print(Output::Json, Style::default(), &[READY, event]);
+            assert!(out.contains(r#""duration_ms":0.0"#), "{out}");
+        }
+    }
+
+    #[test]
+    fn a_flush_is_one_write_and_a_closed_pipe_is_told() {
+        struct Counted(usize, bool);
+        impl Write for Counted {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0 += 1;
+                if self.1 { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(bytes.len()) }
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        for closed in [false, true] {
+            let out = Counted(0, closed);
+            let mut printer = Printer::new(Output::Text, Style::default(), Some(TimeZone::UTC), out, io::sink());
+            for _ in 0..1000 {
+                printer.push_at(NOW, &exchange("GET", "/", Some(200)));
+            }
+            let result = printer.flush();
+            assert_eq!(printer.out.0, 1);
+            assert_eq!(result.map_err(|error| error.kind()).err(), closed.then_some(io::ErrorKind::BrokenPipe));
+            assert_eq!(printer.pending(), 0);
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! What a tunnel is to be, before it is opened.
+
+use std::fmt::Display;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::{Request, Response};
+
+use crate::client::{Client, ClientError, TunnelOptions};
+use crate::config::value::{Secret, UpstreamProtocol};
+use crate::session::dial::{RelayUrl, Target, Trust};
+use crate::tunnel::Tunnel;
+use crate::tunnel::received::keeping;
+use crate::upstream::address::{HostPort, UpstreamAddr};
+use crate::upstream::rewrite::HostHeader;
+use crate::upstream::service::{Body, Destination, Service};
+
+/// What a [`Tunnel`] is to be. Made by [`Tunnel::builder`], done by [`TunnelBuilder::open`].
+///
+/// Nothing is read from the environment or from files unless a method says so, except that the CAs which this machine
+/// trusts are read where no [`TunnelBuilder::ca_file`] is given.
+#[derive(Clone, Debug, Default)]
+#[must_use = "a tunnel is there once it was opened"]
+pub struct TunnelBuilder {
+    relay: Option<String>,
+    token: Option<Secret>,
+    ca_file: Option<PathBuf>,
+    relay_addr: Option<String>,
+    proxied: bool,
+    answers: Option<Answers>,
+    capture: bool,
+    subdomain: Option<String>,
+    timeout: Option<Duration>,
+    host_header: Option<String>,
+    protocol: UpstreamProtocol,
+    max_reconnect_time: Option<Duration>,
+    takeover: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Answers {
+    Upstream(String),
+    Handler(Service),
+}
+
+impl TunnelBuilder {
+    /// The relay's URL: `https://relay.example.com`. Required, unless [`TunnelBuilder::from_env`] finds it.
+    pub fn relay(mut self, url: impl Into<String>) -> Self {
+        self.relay = Some(url.into());
+        self
+    }
+
+    /// The token, as `relay-server token create` has printed it.
+    pub fn token(mut self, token: impl Into<String>) -> Self {
+        self.token = Some(Secret::from(token.into()));
+        self
+    }
+
+    /// Trusts the CAs of this PEM file to vouch for the relay, and no others.
+    pub fn ca_file(mut self, file: impl Into<PathBuf>) -> Self {
+        self.ca_file = Some(file.into());
+        self
+    }
+
+    /// Dials this `HOST:PORT` instead of what the relay's URL names. The certificate must be valid for the URL all the
+    /// same.
+    pub fn relay_addr(mut self, address: impl Display) -> Self {
+        self.relay_addr = Some(address.to_string());
+        self
+    }
+
+    /// Takes what was not given from the environment: `RELAY_URL`, `RELAY_TOKEN` and `RELAY_CA_FILE`, and the proxy from
+    /// the usual variables (`HTTPS_PROXY`, `NO_PROXY` …). What is given by a method, before or after, comes first.
+    pub fn from_env(mut self) -> Self {
+        let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        self.relay = self.relay.or_else(|| variable("RELAY_URL"));
+        self.token = self.token.or_else(|| variable("RELAY_TOKEN").map(Secret::from));
+        let ca_file = || std::env::var_os("RELAY_CA_FILE").filter(|file| !file.is_empty()).map(PathBuf::from);
+        self.ca_file = self.ca_file.or_else(ca_file);
+        self.proxied = true;
+        self
+    }
+
+    /// Forwards requests to a service that listens here: `3000`, `"127.0.0.1:3000"`, `"https://localhost:3000"`,
+    /// `"unix:/path"`, or a [`SocketAddr`](std::net::SocketAddr).
+    pub fn upstream(mut self, address: impl Display) -> Self {
+        self.answers = Some(Answers::Upstream(address.to_string()));
+        self
+    }
+
+    /// Answers requests by this handler, in this process: no port is opened. Requests are handled side by side; one
+    /// whose sender has gone, or whose deadline has passed, is dropped where it waits. A panic is answered with 500.
+    ///
+    /// An answer's body is text, bytes, `()` or a [`Body`].
+    pub fn serve<H, F, B>(mut self, handler: H) -> Self
+    where
+        H: Fn(Request<Body>) -> F + Send + Sync + 'static,
+        F: Future<Output = Response<B>> + Send + 'static,
+        B: Into<Body>,
+    {
+        self.answers = Some(Answers::Handler(Service::new("handler", handler)));
+        self
+    }
+
+    /// Keeps each request for [`Tunnel::next_request`]. Without [`TunnelBuilder::serve`] they are answered with an empty
+    /// 200; with it, the handler gets a request once its body has been read. Requests that go to an
+    /// [`TunnelBuilder::upstream`] cannot be kept.
+    pub fn capture(mut self) -> Self {
+        self.capture = true;
+        self
+    }
+
+    /// Asks for this name below the relay's domain; otherwise it is a random one, which nobody can guess.
+    pub fn subdomain(mut self, name: impl Into<String>) -> Self {
+        self.subdomain = Some(name.into());
+        self
+    }
+
+    /// How long a response's head may take. Otherwise the relay decides.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// What the service sees as its own name: `rewrite` (its own, which is the default), `preserve` (the public one), or
+    /// this host. A handler sees the public one by default.
+    pub fn host_header(mut self, mode: impl Into<String>) -> Self {
+        self.host_header = Some(mode.into());
+        self
+    }
+
+    /// How the upstream is spoken to; HTTP/1.1 by default.
+    pub fn protocol(mut self, protocol: UpstreamProtocol) -> Self {
+        self.protocol = protocol;
+        self
+    }
+
+    /// Gives up when the session has been lost for this long. Otherwise the tunnel comes back whenever it can.
+    pub fn max_reconnect_time(mut self, limit: Duration) -> Self {
+        self.max_reconnect_time = Some(limit);
+        self
+    }
+
+    /// Takes the name over where another client with the same token holds it.
+    pub fn takeover(mut self) -> Self {
+        self.takeover = true;
+        self
+    }
+
+    /// Opens the tunnel, and returns when the relay takes requests for it. Must be called within a tokio runtime, in
+    /// which the tunnel then lives. Dropping the future gives the attempt up.
+    ///
+    /// # Errors
+    /// [`OpenError::Setting`] before anything is dialled, where a setting is missing or wrong, and
+    /// [`OpenError::Client`] where the relay gives no tunnel.
+    pub async fn open(self) -> Result<Tunnel, OpenError> {
+        let relay = self.relay.ok_or_else(|| wrong("relay", &"none is named; call relay(URL)"))?;
+        let relay: RelayUrl = relay.parse().map_err(|error| wrong("relay", &error))?;
+        let relay_addr: Option<HostPort> =
+            self.relay_addr.map(|address| address.parse().map_err(|error| wrong("relay_addr", &error))).transpose()?;
+        let host_header: HostHeader = match self.host_header {
+            Some(mode) => mode.parse().map_err(|error| wrong("host_header", &error))?,
+            None => HostHeader::default(),
+        };
+        let (destination, received): (Destination, _) = match (self.answers, self.capture) {
+            (Some(Answers::Upstream(_)), true) => {
+                return Err(wrong("capture", &"requests that go to an upstream are not kept; use serve(handler)"));
+            }
+            (Some(Answers::Upstream(address)), false) => {
+                let address: UpstreamAddr = address.parse().map_err(|error| wrong("upstream", &error))?;
+                (address.into(), None)
+            }
+            (Some(Answers::Handler(service)), false) => (service.into(), None),
+            (Some(Answers::Handler(service)), true) => {
+                let (service, received) = keeping(service);
+                (service.into(), Some(received))
+            }
+            (None, true) => {
+                let (service, received) = keeping(Service::new("capture", |_| async { Response::new(()) }));
+                (service.into(), Some(received))
+            }
+            (None, false) => {
+                let what = "nothing answers; call upstream(3000), serve(handler) or capture()";
+                return Err(wrong("upstream", &what));
+            }
+        };
+        let trust = match &self.ca_file {
+            Some(file) => Trust::only(file).map_err(|error| wrong("ca_file", &error))?,
+            None => Trust::System,
+        };
+        let target = Target::new(relay, &trust).map_err(|error| wrong("ca_file", &error))?.dialling(relay_addr);
+        let target = if self.proxied { target } else { target.unproxied() };
+        let mut client = Client::new(target);
+        if let Some(token) = self.token {
+            client = client.token(token);
+        }
+        if let Some(limit) = self.max_reconnect_time {
+            client = client.max_reconnect_time(limit);
+        }
+        let options = TunnelOptions {
+            subdomain: self.subdomain,
+            timeout: self.timeout,
+            host_header,
+            protocol: self.protocol,
+            takeover: self.takeover,
+            ..TunnelOptions::new(destination)
+        };
+        Ok(Tunnel::open(client, options, received).await?)
+    }
+}
+
+fn wrong(setting: &'static str, reason: &dyn Display) -> OpenError {
+    OpenError::Setting { setting, reason: reason.to_string() }
+}
+
+/// Why a tunnel was not opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// A setting is missing or wrong.
+    #[error("{setting}: {reason}")]
+    Setting {
+        /// The builder's method.
+        setting: &'static str,
+        /// What is wrong, and what would be right.
+        reason: String,
+    },
+    /// The relay gives no tunnel.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+}
