@@ -11,8 +11,8 @@
 //! fields are a contract and never change:
 //!
 //! ```json
-//! {"event":"tunnel.ready","tunnel":"hooks","name":"hooks","url":"https://hooks.relay.example","upstream":"http://localhost:3000","relay":"https://relay.example","ca_file":null,"local_url":null}
-//! {"event":"exchange","tunnel":"hooks","id":"01J…","method":"POST","path":"/hooks?a=1","status":200,"duration_ms":12.25,"error":null}
+//! {"event":"tunnel.ready","name":"hooks","url":"https://hooks.relay.example","upstream":"http://localhost:3000","relay":"https://relay.example","ca_file":null,"local_url":null,"tunnel":"hooks"}
+//! {"event":"exchange","id":"01J…","method":"POST","path":"/hooks?a=1","status":200,"duration_ms":12.25,"error":null,"tunnel":"hooks"}
 //! {"event":"request","id":"01J…","method":"POST","path":"/hooks","status":200,"headers":[["host","hooks.relay.example"]],"body":"hello","body_size":5,"body_truncated":false}
 //! {"event":"upstream.down","tunnel":"hooks","upstream":"http://localhost:3000","reason":"connection refused by 127.0.0.1:3000 and [::1]:3000"}
 //! {"event":"upstream.up","tunnel":"hooks","upstream":"http://localhost:3000"}
@@ -94,8 +94,6 @@ pub enum Event<'a> {
     /// A tunnel answers on its public URL.
     #[serde(rename = "tunnel.ready")]
     Ready {
-        /// What the tunnel is called on this machine: its table in `relay.toml`, or else its name.
-        tunnel: &'a str,
         /// The name below the relay's base domain.
         name: &'a str,
         /// The public URL, without a path.
@@ -108,6 +106,8 @@ pub enum Event<'a> {
         ca_file: Option<&'a str>,
         /// Another URL of the tunnel that works on this machine only, without resolving its name.
         local_url: Option<&'a str>,
+        /// What the tunnel is called on this machine: its table in `relay.toml`, or else its name.
+        tunnel: &'a str,
     },
     /// A tunnel has ended, and the session goes on.
     #[serde(rename = "tunnel.closed")]
@@ -138,8 +138,6 @@ pub enum Event<'a> {
     /// A request was answered, or was not.
     #[serde(rename = "exchange")]
     Exchange {
-        /// The tunnel, as in `tunnel.ready`.
-        tunnel: &'a str,
         /// The exchange's id, as in `Relay-Request-Id`.
         id: &'a str,
         /// The request's method.
@@ -153,6 +151,8 @@ pub enum Event<'a> {
         duration_ms: f64,
         /// The error's stable code, such as `upstream-refused`.
         error: Option<&'a str>,
+        /// The tunnel, as in `tunnel.ready`.
+        tunnel: &'a str,
         /// More than the code says, for a person at this machine. Said on standard error in both forms, and not again
         /// while it stays the same.
         #[serde(skip)]
@@ -1390,10 +1390,10 @@ mod tests {
         ];
         let (out, err) = print(Output::Json, Style::default(), &events);
         let expected = [
-            r#"{"event":"tunnel.ready","tunnel":"hooks","name":"hooks","url":"https://hooks.relay.example","upstream":"http://localhost:3000","relay":"https://relay.example","ca_file":null,"local_url":null}"#,
-            r#"{"event":"tunnel.ready","tunnel":"web","name":"a","url":"https://a.relay.localhost:8443","upstream":"unix:/run/a","relay":"https://relay.localhost:8443","ca_file":"/ca.pem","local_url":"https://localhost:8443"}"#,
-            r#"{"event":"exchange","tunnel":"hooks","id":"01J","method":"POST","path":"/hooks?a=1&b=\"","status":200,"duration_ms":12.25,"error":null}"#,
-            r#"{"event":"exchange","tunnel":"hooks","id":"7","method":"GET","path":"/","status":null,"duration_ms":30000.0,"error":"deadline"}"#,
+            r#"{"event":"tunnel.ready","name":"hooks","url":"https://hooks.relay.example","upstream":"http://localhost:3000","relay":"https://relay.example","ca_file":null,"local_url":null,"tunnel":"hooks"}"#,
+            r#"{"event":"tunnel.ready","name":"a","url":"https://a.relay.localhost:8443","upstream":"unix:/run/a","relay":"https://relay.localhost:8443","ca_file":"/ca.pem","local_url":"https://localhost:8443","tunnel":"web"}"#,
+            r#"{"event":"exchange","id":"01J","method":"POST","path":"/hooks?a=1&b=\"","status":200,"duration_ms":12.25,"error":null,"tunnel":"hooks"}"#,
+            r#"{"event":"exchange","id":"7","method":"GET","path":"/","status":null,"duration_ms":30000.0,"error":"deadline","tunnel":"hooks"}"#,
             r#"{"event":"session.disconnected","reason":"reset","retry_in_ms":250}"#,
             r#"{"event":"session.reconnected","relay":"https://relay.example","after_ms":1250}"#,
         ];
