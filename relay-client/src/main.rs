@@ -1,29 +1,33 @@
 //! `relay`: see `relay --help`.
 
-use std::io::{ErrorKind, Write as _};
+use std::fmt::Display;
+use std::io::ErrorKind;
 use std::pin::pin;
 use std::process::ExitCode;
 
-use relay_client::commands::cli::{Cli, Command, ConfigCommand, Exit, ServiceArgs};
-use relay_client::commands::listen;
-use relay_client::commands::listen::Answer;
-use relay_client::commands::login;
-use relay_client::commands::login::LoginError;
-use relay_client::commands::open;
-use relay_client::commands::pages;
-use relay_client::commands::run;
-use relay_client::commands::run::RunError;
+#[cfg(feature = "embedded")]
+use relay_client::commands::cli::DevArgs;
+use relay_client::commands::cli::{
+    Cli, Command, ConfigCommand, Exit, HttpArgs, ListenArgs, LoginArgs, RunArgs, ServiceArgs, StartArgs,
+};
+#[cfg(feature = "embedded")]
+use relay_client::commands::dev::{self, DevError};
+use relay_client::commands::listen::{self, Answer, AnswerError};
+use relay_client::commands::login::{self, LoginError};
+use relay_client::commands::run::{self, RunError};
 use relay_client::commands::start::{Start, StartError};
-use relay_client::commands::status;
-use relay_client::commands::wait;
-use relay_client::commands::wait::WaitError;
+use relay_client::commands::wait::{self, WaitError};
+use relay_client::commands::{open, pages, status};
+#[cfg(feature = "embedded")]
+use relay_client::config::DevSettings;
 use relay_client::config::check::Report;
-use relay_client::config::{Files, Places, Settings};
+use relay_client::config::{ConfigError, Files, Places, Settings};
 use relay_client::control::ControlError;
 use relay_client::platform::hangup_is_ignored;
+use relay_client::session::dial::TargetError;
 use relay_client::session::probe::Probe;
 use relay_client::terminal::screen::Screen;
-use relay_client::terminal::{Destination, Output, tell};
+use relay_client::terminal::{self, Output, tell};
 use relay_client::{ClientError, ConnectError};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -45,22 +49,23 @@ fn main() -> ExitCode {
     // It would complain on standard error that nobody reads standard error, and panic.
     log.log_internal_errors(false).init();
     // What neither waits nor listens needs no runtime, and Ctrl-C ends it as it ends everything.
-    match &mut cli.command {
-        Command::Login(args) => {
-            if let Err(error) = login::ask(args) {
-                return fail(exit_of_login(&error), &error);
-            }
-        }
-        Command::Logout => return say(login::logout(&Places::of_process())),
-        Command::Config(ConfigCommand::Check { output }) => return check(*output),
-        Command::Completions { shell } => return print(&pages::completions(*shell)),
-        Command::Man { directory } => {
-            return match pages::manual(directory) {
-                Ok(()) => Exit::Done.into(),
-                Err(error) => fail(Exit::Failed, &format_args!("{}: {error}", directory.display())),
-            };
-        }
-        _ => {}
+    let done = match &mut cli.command {
+        Command::Login(args) => login::ask(args).map(|()| None).map_err(Failure::from),
+        Command::Logout => login::logout(&Places::of_process()).map_err(Failure::from).map(|done| {
+            tell(&done);
+            Some(Exit::Done as u8)
+        }),
+        Command::Config(ConfigCommand::Check { output }) => check(*output).map(Some),
+        Command::Completions { shell } => print(&pages::completions(*shell)).map(Some),
+        Command::Man { directory } => pages::manual(directory)
+            .map_err(|error| Failure::new(Exit::Failed, &format_args!("{}: {error}", directory.display())))
+            .map(|()| Some(Exit::Done as u8)),
+        _ => Ok(None),
+    };
+    match done {
+        Ok(None) => {}
+        Ok(Some(code)) => return ExitCode::from(code),
+        Err(Failure { exit, message }) => return fail(exit, &message),
     }
     // One thread: an exchange then costs no switch, and the local service has the other cores.
     let runtime = match Builder::new_current_thread().enable_all().build() {
@@ -70,198 +75,189 @@ fn main() -> ExitCode {
     runtime.block_on(run(cli.command))
 }
 
-async fn run(command: Command) -> ExitCode {
-    let mut signals = match Signals::new() {
-        Ok(signals) => signals,
-        Err(error) => return fail(Exit::Failed, &error),
-    };
-    let places = Places::of_process();
-    let command = match command {
-        Command::Login(args) => {
-            let mut by = Exit::Interrupted;
-            return match login::login(args, &places, async { by = signals.next().await }).await {
-                Err(error @ LoginError::Interrupted) => fail(by, &error),
-                done => say(done),
-            };
-        }
-        Command::Status { output } => {
-            return tokio::select! {
-                asked = status::report(output) => show(asked),
-                by = signals.next() => by.into(),
-            };
-        }
-        command => command,
-    };
-    let mut files = match Files::load(&places) {
-        Ok(files) => files,
-        Err(error) => return fail(Exit::Usage, &error),
-    };
-    let (mut by, stop) = (Exit::Done, CancellationToken::new());
-    let (screen, result) = match command {
-        Command::Http(args) => {
-            let settings = match Settings::new(args.open, args.service, &mut files) {
-                Ok(settings) => settings,
-                Err(error) => return fail(Exit::Usage, &error),
-            };
-            let mut screen = Screen::new(&settings.show, &files);
-            let client = match open::client(args.upstream, settings) {
-                Ok(client) => client,
-                Err(error) => return fail(Exit::Usage, &error),
-            };
-            let shown = screen.clone();
-            let client = shown.prove(client, Probe::new());
-            let (ended_by, result) = signals.attend(client.run(&mut screen, stop.cancelled()), &stop, &shown).await;
-            by = ended_by;
-            (shown, result.map_err(|error| (exit_of(&error), error.to_string())))
-        }
-        Command::Listen(args) => {
-            let answer = match Answer::new(&args) {
-                Ok(answer) => answer,
-                Err(error) => return fail(Exit::Usage, &error),
-            };
-            let settings = match Settings::new(args.open, ServiceArgs::default(), &mut files) {
-                Ok(settings) => settings,
-                Err(error) => return fail(Exit::Usage, &error),
-            };
-            let screen = Screen::answering(&settings.show, &files, answer.describe());
-            let (client, mut observer) = match listen::open(settings, answer, screen.clone()) {
-                Ok(opened) => opened,
-                Err(error) => return fail(Exit::Usage, &error),
-            };
-            let running = client.run(&mut observer, stop.cancelled());
-            let (ended_by, result) = signals.attend(running, &stop, &screen).await;
-            by = ended_by;
-            (screen, result.map_err(|error| (exit_of(&error), error.to_string())))
-        }
-        Command::Start(args) => {
-            let (start, files) = match Start::new(args, places) {
-                Ok(start) => start,
-                Err(error) => return fail(Exit::Usage, &error),
-            };
-            let screen = Screen::new(start.show(), &files);
-            let running = start.run(screen.clone(), stop.cancelled());
-            let (ended_by, result) = signals.attend(running, &stop, &screen).await;
-            by = ended_by;
-            let result = result.map_err(|error| match &error {
-                StartError::Client(client) => (exit_of(client), error.to_string()),
-                StartError::Target(_) => (Exit::Usage, error.to_string()),
-            });
-            (screen, result)
-        }
-        Command::Run(args) => {
-            let settings = match Settings::new(args.open, args.service, &mut files) {
-                Ok(settings) => settings,
-                Err(error) => return fail(Exit::Usage, &error),
-            };
-            let screen = match Screen::aside(&settings.show, &files, args.events.as_deref()) {
-                Ok(screen) => screen,
-                Err(error) => return fail(Exit::Failed, &format_args!("--events: {error}")),
-            };
-            let next = async || signals.next().await;
-            let run = run::run(settings, args.upstream, &args.command, screen.clone(), next);
-            let result = match screen.during(run).await {
-                Ok(0) => Ok(()),
-                Ok(code) => {
-                    screen.close();
-                    return ExitCode::from(code);
-                }
-                Err(RunError::Client(error)) => Err((exit_of(&error), error.to_string())),
-                Err(error) => Err((Exit::Failed, error.to_string())),
-            };
-            (screen, result)
-        }
-        #[cfg(feature = "embedded")]
-        Command::Dev(args) => {
-            use relay_client::commands::dev;
-            use relay_client::config::DevSettings;
-            let settings = DevSettings::new(args, &files);
-            let screen = match settings.upstream {
-                Some(_) => Screen::new(&settings.show, &files),
-                None => Screen::answering(&settings.show, &files, dev::DEMO.to_owned()),
-            };
-            let running = Box::pin(dev::run(settings, screen.clone(), stop.cancelled()));
-            let (ended_by, result) = signals.attend(running, &stop, &screen).await;
-            by = ended_by;
-            let result = result.map_err(|error| match &error {
-                dev::DevError::Client(client) => (exit_of(client), error.to_string()),
-                _ => (Exit::Failed, error.to_string()),
-            });
-            (screen, result)
-        }
-        Command::Wait(args) => {
-            let waited = wait::run(args, &mut files, async { by = signals.next().await }).await;
-            return waited.map_or_else(|error| fail(exit_of_wait(&error), &error), |()| by.into());
-        }
-        Command::Login(_)
-        | Command::Logout
-        | Command::Status { .. }
-        | Command::Config(_)
-        | Command::Completions { .. }
-        | Command::Man { .. } => return Exit::Done.into(),
-    };
-    let failed = screen.close();
-    match result.and_then(|()| failed.map_or(Ok(()), |message| Err((Exit::Failed, message)))) {
-        Ok(()) => by.into(),
-        Err((exit, message)) => fail(exit, &message),
+/// How a command has ended, or why it could not go on.
+type Ended = Result<u8, Failure>;
+
+/// What people are told, and the exit code that programs are told.
+struct Failure {
+    exit: Exit,
+    message: String,
+}
+
+impl Failure {
+    fn new(exit: Exit, error: &dyn Display) -> Self {
+        Self { exit, message: error.to_string() }
     }
 }
 
-fn check(output: Output) -> ExitCode {
+async fn run(command: Command) -> ExitCode {
+    let ended = async {
+        let mut signals = Signals::new()?;
+        let places = Places::of_process();
+        match command {
+            Command::Http(args) => http(args, Files::load(&places)?, &mut signals).await,
+            Command::Listen(args) => listen(args, Files::load(&places)?, &mut signals).await,
+            Command::Start(args) => start(args, places, &mut signals).await,
+            Command::Run(args) => run_command(args, Files::load(&places)?, &mut signals).await,
+            #[cfg(feature = "embedded")]
+            Command::Dev(args) => dev(args, Files::load(&places)?, &mut signals).await,
+            Command::Wait(args) => {
+                let mut by = Exit::Done;
+                wait::run(args, &mut Files::load(&places)?, async { by = signals.next().await }).await?;
+                Ok(by as u8)
+            }
+            Command::Login(args) => login(args, &places, &mut signals).await,
+            Command::Status { output } => status(output, &mut signals).await,
+            Command::Logout | Command::Config(_) | Command::Completions { .. } | Command::Man { .. } => {
+                Ok(Exit::Done as u8)
+            }
+        }
+    };
+    match Box::pin(ended).await {
+        Ok(code) => ExitCode::from(code),
+        Err(Failure { exit, message }) => fail(exit, &message),
+    }
+}
+
+async fn http(args: HttpArgs, mut files: Files, signals: &mut Signals) -> Ended {
+    let settings = Settings::new(args.open, args.service, &mut files)?;
+    let screen = Screen::new(&settings.show, &files);
+    let client = screen.prove(open::client(args.upstream, settings)?, Probe::new());
+    let (mut observer, stop) = (screen.clone(), CancellationToken::new());
+    signals.attend(client.run(&mut observer, stop.cancelled()), &stop, &screen).await
+}
+
+async fn listen(args: ListenArgs, mut files: Files, signals: &mut Signals) -> Ended {
+    let answer = Answer::new(&args)?;
+    let settings = Settings::new(args.open, ServiceArgs::default(), &mut files)?;
+    let screen = Screen::answering(&settings.show, &files, answer.describe());
+    let (client, mut observer) = listen::open(settings, answer, screen.clone())?;
+    let stop = CancellationToken::new();
+    signals.attend(client.run(&mut observer, stop.cancelled()), &stop, &screen).await
+}
+
+async fn start(args: StartArgs, places: Places, signals: &mut Signals) -> Ended {
+    let (start, files) = Start::new(args, places)?;
+    let (screen, stop) = (Screen::new(start.show(), &files), CancellationToken::new());
+    signals.attend(Box::pin(start.run(screen.clone(), stop.cancelled())), &stop, &screen).await
+}
+
+async fn run_command(args: RunArgs, mut files: Files, signals: &mut Signals) -> Ended {
+    let settings = Settings::new(args.open, args.service, &mut files)?;
+    let screen = Screen::aside(&settings.show, &files, args.events.as_deref());
+    let screen = screen.map_err(|error| Failure::new(Exit::Failed, &format_args!("--events: {error}")))?;
+    let next = async || signals.next().await;
+    let run = Box::pin(run::run(settings, args.upstream, &args.command, screen.clone(), next));
+    let ended = screen.during(run).await;
+    let failed = screen.close();
+    match (ended?, failed) {
+        (0, Some(message)) => Err(Failure { exit: Exit::Failed, message }),
+        (code, _) => Ok(code),
+    }
+}
+
+#[cfg(feature = "embedded")]
+async fn dev(args: DevArgs, files: Files, signals: &mut Signals) -> Ended {
+    let settings = DevSettings::new(args, &files);
+    let screen = match settings.upstream {
+        Some(_) => Screen::new(&settings.show, &files),
+        None => Screen::answering(&settings.show, &files, dev::DEMO.to_owned()),
+    };
+    let stop = CancellationToken::new();
+    signals.attend(Box::pin(dev::run(settings, screen.clone(), stop.cancelled())), &stop, &screen).await
+}
+
+async fn login(args: LoginArgs, places: &Places, signals: &mut Signals) -> Ended {
+    let mut by = Exit::Interrupted;
+    match login::login(args, places, async { by = signals.next().await }).await {
+        Ok(done) => {
+            tell(&done);
+            Ok(Exit::Done as u8)
+        }
+        Err(error @ LoginError::Interrupted) => Err(Failure::new(by, &error)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn status(output: Output, signals: &mut Signals) -> Ended {
+    let report = tokio::select! {
+        report = status::report(output) => report?,
+        by = signals.next() => return Ok(by as u8),
+    };
+    report.notices.iter().for_each(tell);
+    print(report.shown.as_bytes())
+}
+
+fn check(output: Output) -> Ended {
     let report = Report::new(&Places::of_process(), |name| std::env::var_os(name));
     let shown = print(report.show(output).as_bytes());
     for line in report.warnings.iter().chain(&report.problems) {
         tell(line);
     }
-    if report.problems.is_empty() { shown } else { Exit::Usage.into() }
+    if report.problems.is_empty() { shown } else { Ok(Exit::Usage as u8) }
 }
 
-fn show(asked: Result<status::Report, ControlError>) -> ExitCode {
-    match asked {
-        Ok(report) => {
-            report.notices.iter().for_each(tell);
-            print(report.shown.as_bytes())
-        }
-        Err(error) => fail(Exit::Failed, &error),
-    }
-}
-
-fn print(data: &[u8]) -> ExitCode {
-    match Destination::Stdout(std::io::stdout()).write_all(data) {
+fn print(data: &[u8]) -> Ended {
+    match terminal::print(data) {
         // Whoever reads has seen enough.
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Exit::Done.into(),
-        Err(error) => fail(Exit::Failed, &error),
-        Ok(()) => Exit::Done.into(),
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(Exit::Done as u8),
     }
 }
 
-/// What a command has done is told to people: standard output is for data.
-fn say(done: Result<String, LoginError>) -> ExitCode {
-    match done {
-        Ok(text) => {
-            tell(&text);
-            Exit::Done.into()
-        }
-        Err(error) => fail(exit_of_login(&error), &error),
-    }
+fn fail(exit: Exit, error: &dyn Display) -> ExitCode {
+    tell(error);
+    exit.into()
 }
 
-fn exit_of_login(error: &LoginError) -> Exit {
-    match error {
+/// Each error's exit code.
+macro_rules! exits {
+    ($($error:ty: $exit:expr;)*) => {
+        $(impl From<$error> for Failure {
+            fn from(error: $error) -> Self {
+                let exit: fn(&$error) -> Exit = $exit;
+                Self::new(exit(&error), &error)
+            }
+        })*
+    };
+}
+
+exits! {
+    std::io::Error: |_| Exit::Failed;
+    ConfigError: |_| Exit::Usage;
+    TargetError: |_| Exit::Usage;
+    AnswerError: |_| Exit::Usage;
+    ControlError: |_| Exit::Failed;
+    ClientError: exit_of;
+    StartError: |error| match error {
+        StartError::Client(error) => exit_of(error),
+        StartError::Target(_) => Exit::Usage,
+    };
+    RunError: |error| match error {
+        RunError::Client(error) => exit_of(error),
+        _ => Exit::Failed,
+    };
+    WaitError: |error| match error {
+        WaitError::Client(error) => exit_of(error),
+        WaitError::Config(_) | WaitError::Target(_) => Exit::Usage,
+        _ => Exit::Failed,
+    };
+    LoginError: |error| match error {
         LoginError::Connect(ConnectError::Refused { code, .. }) if code == "unauthorized" => Exit::Unauthorized,
         LoginError::Connect(ConnectError::Revoked(_)) => Exit::Unauthorized,
         LoginError::Connect(_) => Exit::Unreachable,
         LoginError::Token { .. } | LoginError::Target(_) => Exit::Usage,
         LoginError::Interrupted => Exit::Interrupted,
         LoginError::Ask(_) | LoginError::NoHome | LoginError::File { .. } => Exit::Failed,
-    }
+    };
 }
 
-fn exit_of_wait(error: &WaitError) -> Exit {
-    match error {
-        WaitError::Client(error) => exit_of(error),
-        WaitError::Config(_) | WaitError::Target(_) => Exit::Usage,
+#[cfg(feature = "embedded")]
+exits! {
+    DevError: |error| match error {
+        DevError::Client(error) => exit_of(error),
         _ => Exit::Failed,
-    }
+    };
 }
 
 fn exit_of(error: &ClientError) -> Exit {
@@ -273,11 +269,6 @@ fn exit_of(error: &ClientError) -> Exit {
         ClientError::GaveUp { .. } => Exit::GaveUp,
         _ => Exit::Failed,
     }
-}
-
-fn fail(exit: Exit, error: &dyn std::fmt::Display) -> ExitCode {
-    tell(error);
-    exit.into()
 }
 
 /// Ctrl-C, SIGTERM, and SIGHUP, which comes when the terminal is closed.
@@ -311,29 +302,38 @@ impl Signals {
 
     /// Runs a tunnel, and says what ended it. A signal, or the end of whatever the screen is for, lets it finish what is
     /// under way; a second signal does not.
-    async fn attend<E>(
+    async fn attend<E: Into<Failure>>(
         &mut self,
         tunnel: impl Future<Output = Result<(), E>>,
         stop: &CancellationToken,
         screen: &Screen,
-    ) -> (Exit, Result<(), E>) {
-        let (mut tunnel, mut by) = (pin!(screen.during(tunnel)), Exit::Done);
-        loop {
-            tokio::select! {
-                ended = &mut tunnel => return (by, ended),
-                signal = self.next() => {
-                    // Of a terminal that is closed both the system and the shell may tell.
-                    if signal == Exit::HungUp && by == Exit::HungUp {
-                        continue;
+    ) -> Ended {
+        let mut by = Exit::Done;
+        let ended = {
+            let mut tunnel = pin!(screen.during(tunnel));
+            loop {
+                tokio::select! {
+                    ended = &mut tunnel => break ended,
+                    signal = self.next() => {
+                        // Of a terminal that is closed both the system and the shell may tell.
+                        if signal == Exit::HungUp && by == Exit::HungUp {
+                            continue;
+                        }
+                        by = signal;
+                        if stop.is_cancelled() {
+                            break Ok(());
+                        }
+                        stop.cancel();
                     }
-                    by = signal;
-                    if stop.is_cancelled() {
-                        return (by, Ok(()));
-                    }
-                    stop.cancel();
+                    () = screen.over(), if !stop.is_cancelled() => stop.cancel(),
                 }
-                () = screen.over(), if !stop.is_cancelled() => stop.cancel(),
             }
+        };
+        let failed = screen.close();
+        ended.map_err(Into::into)?;
+        match failed {
+            Some(message) => Err(Failure { exit: Exit::Failed, message }),
+            None => Ok(by as u8),
         }
     }
 }

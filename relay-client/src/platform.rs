@@ -107,26 +107,24 @@ fn is_in_foreground() -> bool {
     File::open("/dev/tty").is_ok_and(|terminal| tcgetpgrp(terminal) == Ok(getpgrp()))
 }
 
-/// Writes or flushes as to a file that waits for its reader, also where whoever shares it with this process has made it
-/// one that does not (`O_NONBLOCK`).
+/// Writes of `bytes` what the reader takes without keeping this process waiting, whether or not the file itself would
+/// wait. Elsewhere than on Unix it may wait.
 ///
 /// # Errors
-/// As `work`, but for [`io::ErrorKind::WouldBlock`].
-pub(crate) fn patiently<O: AsDescriptor, T>(
-    out: &mut O,
-    mut work: impl FnMut(&mut O) -> io::Result<T>,
-) -> io::Result<T> {
-    loop {
-        match work(out) {
-            #[cfg(unix)]
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                use rustix::event::{PollFd, PollFlags, poll};
-                // What fails here fails at the next attempt, too.
-                let _ = poll(&mut [PollFd::new(out, PollFlags::OUT)], None);
-            }
-            done => return done,
+/// [`io::ErrorKind::WouldBlock`] where that is nothing at present, and whatever else is in the way.
+pub(crate) fn write_now<O: io::Write + AsDescriptor>(out: &mut O, bytes: &[u8]) -> io::Result<usize> {
+    #[cfg(unix)]
+    {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        /// A pipe that is ready takes so many at once: `PIPE_BUF` of pipe(7).
+        const READY: usize = 4096;
+        if poll(&mut [PollFd::new(out, PollFlags::OUT)], Some(&Timespec::default()))? == 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
         }
+        Ok(rustix::io::write(&*out, bytes.get(..READY).unwrap_or(bytes))?)
     }
+    #[cfg(not(unix))]
+    out.write(bytes)
 }
 
 #[cfg(unix)]

@@ -1,6 +1,7 @@
 //! How `relay` is told to end, and what it says when it cannot go on.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+use std::io::PipeReader;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use relay_tests::world::connect_tls;
 use relay_tests::{App, Process, RelayServer, Wire, within};
 use rustix::process::Signal;
 use tokio::net::TcpListener;
+use tokio::process::Child;
 
 mod a_signal {
     use super::*;
@@ -74,25 +76,23 @@ mod a_signal {
 mod what_is_said {
     use super::*;
 
-    /// A parent that has made a pipe one that does not wait, as Node.js does, reads when it has time.
-    #[tokio::test]
-    async fn waits_for_a_slow_reader() {
-        let relay = RelayServer::spawn([""; 0]).await;
+    /// A client whose standard output is a pipe that is full, and what fills it; `waits` as pipes usually do.
+    async fn unread(relay: &RelayServer, app: &str, waits: bool) -> (Child, PipeReader, usize) {
         let token = relay.token("me").await;
-        let (mut reader, mut writer) = std::io::pipe().unwrap();
+        let (reader, mut writer) = std::io::pipe().unwrap();
         rustix::io::ioctl_fionbio(&writer, true).unwrap();
         let mut filled = 0;
         while let Ok(n) = std::io::Write::write(&mut writer, &[b' '; 4096]) {
             filled += n;
         }
+        rustix::io::ioctl_fionbio(&writer, !waits).unwrap();
         let binary = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("relay");
         let (addr, ca) = (relay.https.to_string(), relay.ca_file().display().to_string());
-        let home = tempfile::tempdir().unwrap();
         let mut client = tokio::process::Command::new(&binary);
-        client.args(["http", "3000", "--relay", &relay.url, "--relay-addr", &addr, "--relay-ca", &ca]);
-        client.args(["--token", &token, "--output", "json"]).env_clear().env("HOME", home.path());
-        client.stdin(Stdio::null()).stderr(Stdio::null()).stdout(writer).kill_on_drop(true);
-        let mut running = client.spawn().unwrap();
+        client.args(["http", app, "--relay", &relay.url, "--relay-addr", &addr, "--relay-ca", &ca]);
+        client.args(["--token", &token, "--subdomain", "hooks", "--output", "json"]);
+        client.env_clear().env("HOME", relay.data_dir()).stdin(Stdio::null()).stderr(Stdio::null());
+        let mut running = client.stdout(writer).kill_on_drop(true).spawn().unwrap();
         // Its descriptor of the pipe goes with it.
         drop(client);
         // Time for the client to have its session and to find the pipe full. One that does not wait is gone then.
@@ -101,6 +101,11 @@ mod what_is_said {
             let is_up = relay.get_admin("/metrics").await.text().contains("relay_sessions 1\n");
             looks += usize::from(is_up);
         }
+        (running, reader, filled)
+    }
+
+    /// Reads past what filled the pipe, and then a line.
+    async fn first_line(mut reader: PipeReader, filled: usize) -> String {
         let line = tokio::task::spawn_blocking(move || {
             let mut all = vec![0; filled];
             std::io::Read::read_exact(&mut reader, &mut all).unwrap();
@@ -108,9 +113,36 @@ mod what_is_said {
             std::io::BufRead::read_line(&mut std::io::BufReader::new(&reader), &mut line).unwrap();
             line
         });
-        let line = within("the first line", line).await.unwrap();
+        within("the first line", line).await.unwrap()
+    }
+
+    /// A parent that has made a pipe one that does not wait, as Node.js does, reads when it has time.
+    #[tokio::test]
+    async fn waits_for_a_slow_reader() {
+        let relay = RelayServer::spawn([""; 0]).await;
+        let (mut running, reader, filled) = unread(&relay, "3000", false).await;
+        let line = first_line(reader, filled).await;
         assert!(line.starts_with(r#"{"event":"tunnel.ready""#) && line.ends_with('\n'), "{line:?}");
         running.kill().await.unwrap();
+    }
+
+    /// A script that waits for its own request reads no lines meanwhile; and somebody may press Ctrl-S.
+    #[tokio::test]
+    async fn holds_nothing_up_while_nobody_reads() {
+        let relay = RelayServer::spawn([""; 0]).await;
+        let app = App::echo().await;
+        let (mut running, _reader, _) = unread(&relay, &app.addr().to_string(), true).await;
+        let (_, domain) = relay.url.split_once("://").unwrap();
+        let host = format!("hooks.{domain}");
+        let mut sender = relay.raw(host.split(':').next().unwrap()).await;
+        for n in 0..300 {
+            sender.send(format!("GET /{n} HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+            assert_eq!(within("an answer", sender.message()).await.unwrap().status(), 200, "{n}");
+        }
+        let pid = rustix::process::Pid::from_raw(running.id().unwrap().try_into().unwrap()).unwrap();
+        rustix::process::kill_process(pid, Signal::TERM).unwrap();
+        let ended = within("its end", running.wait()).await.unwrap();
+        assert_eq!(ended.code(), Some(143));
     }
 
     /// A relay is a stranger, too.

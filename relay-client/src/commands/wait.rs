@@ -10,7 +10,7 @@
 //! can be told; where that takes longer than there is time, without one.
 
 use std::cmp::Reverse;
-use std::io::{self, Write as _};
+use std::io;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ use crate::config::{ConfigError, Files, Settings, ShowSettings};
 use crate::control::{Ask, Asked, ControlError, Found, ask_all};
 use crate::session::dial::TargetError;
 use crate::terminal::screen::Screen;
-use crate::terminal::{Body, Event, Shown, tell};
+use crate::terminal::{Body, Event, Shown, print, tell};
 use crate::upstream::service::{self, Service};
 
 /// Requests that did not match and are told of in the end: those that came nearest.
@@ -351,9 +351,7 @@ fn print(request: &Captured) -> io::Result<()> {
         body_size: request.body_size,
         body_truncated: request.body_truncated,
     };
-    let mut out = io::stdout().lock();
-    out.write_all(&event.to_json())?;
-    out.flush()
+    print(&event.to_json())
 }
 
 #[cfg(test)]

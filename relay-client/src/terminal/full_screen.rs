@@ -134,6 +134,8 @@ impl View {
             }),
             Event::Notice(text) => self.said = (*text).to_owned(),
             Event::Refused { tunnel, reason } => self.said = format!("the tunnel {tunnel} is refused: {reason}"),
+            // There are no lines here.
+            Event::Unread { .. } => {}
             Event::Rejected { reason } => self.said = format!("the new configuration is wrong: {reason}"),
             Event::UpstreamDown { upstream, reason, .. } => {
                 self.said = format!("nothing listens on {upstream} ({reason}); start your service, or give its port");

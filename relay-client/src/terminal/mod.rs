@@ -57,14 +57,14 @@ use std::{
     fmt::{self, Write as _},
     fs::File,
     io::{self, IsTerminal, Stderr, Stdout, Write},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use base64::{display::Base64Display, engine::general_purpose::STANDARD};
 use jiff::{Timestamp, tz::TimeZone};
 use serde::{Deserialize, Serialize, Serializer, de::IgnoredAny};
 
-use crate::platform::patiently;
+use crate::platform::write_now;
 use crate::terminal::state_line::StateLine;
 use crate::terminal::traffic::{Sum, Traffic};
 
@@ -73,7 +73,56 @@ use crate::terminal::traffic::{Sum, Traffic};
 pub fn tell(what: &(impl fmt::Display + ?Sized)) {
     let mut said = b"relay: ".to_vec();
     what.to_string().lines().for_each(|line| tabbed_line(&mut Text(&mut said), line));
-    let _ = Destination::Stderr(io::stderr()).write_all(&said);
+    // What is said last may be said to a pipe that is full, and the process ends all the same.
+    let _ = patiently(PATIENCE, || drain(&mut Destination::Stderr(io::stderr()), &mut said).map(|()| said.is_empty()));
+}
+
+/// Writes what a command is for on standard output, and waits for its reader however long that takes.
+///
+/// # Errors
+/// Where nobody reads it.
+pub fn print(data: &[u8]) -> io::Result<()> {
+    let mut data = data.to_vec();
+    patiently(Duration::MAX, || drain(&mut Destination::Stdout(io::stdout()), &mut data).map(|()| data.is_empty()))
+}
+
+/// How long a process that ends waits for whoever reads what it has still to say.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Repeats `write` until it has written all, for so long at most.
+fn patiently(patience: Duration, mut write: impl FnMut() -> io::Result<bool>) -> io::Result<()> {
+    let begun = Instant::now();
+    while !write()? && begun.elapsed() < patience {
+        // Nothing else is left to be done.
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+/// Writes of a buffer what the reader takes now, and leaves the rest in it.
+///
+/// # Errors
+/// Where it takes nothing any more. What could not be written is dropped.
+fn drain(out: &mut impl Write, buffer: &mut Vec<u8>) -> io::Result<()> {
+    let mut written = 0;
+    let result = loop {
+        let rest = buffer.get(written..).unwrap_or_default();
+        if rest.is_empty() {
+            break out.flush();
+        }
+        match out.write(rest) {
+            Ok(0) => break Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => written += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Ok(()),
+            Err(error) => break Err(error),
+        }
+    };
+    let gone = if result.is_ok() { written.min(buffer.len()) } else { buffer.len() };
+    buffer.drain(..gone);
+    // One large body is no reason to keep its room for ever.
+    buffer.shrink_to(BUFFER_KEPT);
+    result
 }
 
 /// The choice of `--output`.
@@ -157,6 +206,12 @@ pub enum Event<'a> {
         /// while it stays the same.
         #[serde(skip)]
         detail: Option<&'a str>,
+    },
+    /// Lines about requests were left out, because nobody has read those before them in time.
+    #[serde(rename = "output.unread")]
+    Unread {
+        /// How many.
+        lines: u64,
     },
     /// A request that the client has answered itself, as `relay listen` does.
     #[serde(rename = "request")]
@@ -345,8 +400,7 @@ fn columns() -> Option<usize> {
     terminal_size::terminal_size_of(io::stdout()).map(|(width, _)| usize::from(width.0))
 }
 
-/// Where a process's printer writes. It waits for a slow reader, also where whoever started the process shares a pipe
-/// with it that does not (`O_NONBLOCK`): a line is written whole, or nobody reads it.
+/// Where a process's printer writes. It never waits for a reader: what is not taken now is [`io::ErrorKind::WouldBlock`].
 #[derive(Debug)]
 pub enum Destination {
     /// Standard output.
@@ -360,17 +414,17 @@ pub enum Destination {
 impl Write for Destination {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Self::Stdout(out) => patiently(out, |out| out.write(bytes)),
-            Self::Stderr(out) => patiently(out, |out| out.write(bytes)),
-            Self::File(out) => patiently(out, |out| out.write(bytes)),
+            Self::Stdout(out) => write_now(out, bytes),
+            Self::Stderr(out) => write_now(out, bytes),
+            Self::File(out) => write_now(out, bytes),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        // Nothing is held back but elsewhere than on Unix.
         match self {
-            Self::Stdout(out) => patiently(out, Write::flush),
-            Self::Stderr(out) => patiently(out, Write::flush),
-            Self::File(out) => patiently(out, Write::flush),
+            Self::Stdout(out) if !cfg!(unix) => out.flush(),
+            _ => Ok(()),
         }
     }
 }
@@ -405,7 +459,13 @@ pub struct Printer<O = Destination, E = Destination> {
     stale: bool,
     /// The last line about a lost session, and the last detail of a failure: they are not said twice.
     said: (String, String),
+    /// Lines that were left out because nobody has read those before them.
+    unread: u64,
 }
+
+/// Bytes that wait for a reader, from which on requests get no lines: a reader who has stopped for good must not take all
+/// memory, and must not stop the tunnel. One line more fits beyond it.
+const UNREAD: usize = 64 << 20;
 
 /// A tunnel that is news.
 #[derive(Debug)]
@@ -479,6 +539,7 @@ impl<O: Write, E: Write> Printer<O, E> {
             drawn: Vec::new(),
             stale: false,
             said: Default::default(),
+            unread: 0,
         }
     }
 
@@ -524,6 +585,9 @@ impl<O: Write, E: Write> Printer<O, E> {
         }
         match (self.output, event) {
             (_, Event::Heard { .. }) => {}
+            (_, Event::Exchange { .. } | Event::Request { .. } | Event::Notice(_)) if self.pending() > UNREAD => {
+                self.unread += 1;
+            }
             (Output::Json, Event::Exchange { id, detail, .. }) if self.ready => {
                 event.write_json(&mut self.out_buffer);
                 self.detail(second, id, *detail);
@@ -601,12 +665,11 @@ impl<O: Write, E: Write> Printer<O, E> {
         self.out_buffer.len() + self.err_buffer.len()
     }
 
-    /// Writes what was pushed.
+    /// Writes what was pushed, as far as its readers take it now; [`Printer::pending`] is what is left for the next time.
     ///
     /// # Errors
     /// Where standard output does not take it. `BrokenPipe` means that nobody reads any more, as
-    /// behind `head`: time to stop. Standard error is written as far as it goes. What could not be
-    /// written is dropped.
+    /// behind `head`: time to stop. What could not be written is dropped.
     pub fn flush(&mut self) -> io::Result<()> {
         if !self.is_due() {
             return Ok(());
@@ -618,24 +681,36 @@ impl<O: Write, E: Write> Printer<O, E> {
         }
         if !self.drawn.is_empty() {
             self.err_buffer.splice(0..0, ERASE_LINE.bytes());
+            self.drawn.clear();
         }
-        if !self.err_buffer.is_empty() {
-            let _ = self.err.write_all(&self.err_buffer).and_then(|()| self.err.flush());
-            self.err_buffer.clear();
-            self.err_buffer.shrink_to(BUFFER_KEPT);
+        // Where standard error has no reader the lines of standard output may have one.
+        let _ = drain(&mut self.err, &mut self.err_buffer);
+        let result = drain(&mut self.out, &mut self.out_buffer);
+        if self.pending() == 0 {
+            if !state.is_empty() {
+                self.err_buffer.extend_from_slice(&state);
+                let _ = drain(&mut self.err, &mut self.err_buffer);
+            }
+            self.drawn = state;
+            self.tell_unread();
         }
-        let mut result = Ok(());
-        if !self.out_buffer.is_empty() {
-            result = self.out.write_all(&self.out_buffer).and_then(|()| self.out.flush());
-            self.out_buffer.clear();
-            // One large body is no reason to keep its room for ever.
-            self.out_buffer.shrink_to(BUFFER_KEPT);
-        }
-        if !state.is_empty() {
-            let _ = self.err.write_all(&state).and_then(|()| self.err.flush());
-        }
-        self.drawn = state;
         result
+    }
+
+    /// As [`Printer::flush`], at the end: gives a slow reader another second.
+    ///
+    /// # Errors
+    /// As [`Printer::flush`].
+    pub fn finish(&mut self) -> io::Result<()> {
+        patiently(PATIENCE, || self.flush().map(|()| self.pending() == 0))
+    }
+
+    /// Says how much was left out, once there is a reader again.
+    fn tell_unread(&mut self) {
+        let lines = std::mem::take(&mut self.unread);
+        if lines > 0 {
+            self.push_at(self.now, &Event::Unread { lines });
+        }
     }
 
     /// What the state line has to say, in one line of the terminal.
@@ -822,6 +897,9 @@ impl<O: Write, E: Write> Printer<O, E> {
             Event::Closed { url, reason, .. } => writeln!(out, "{time} {} has ended: {}", Shown(url), Shown(reason)),
             Event::Refused { tunnel, reason } => {
                 writeln!(out, "{time} the tunnel {} is refused: {}", Shown(tunnel), Shown(reason))
+            }
+            Event::Unread { lines } => {
+                writeln!(out, "{time} {lines} lines were left out, because nobody has read those before them")
             }
             Event::Rejected { reason } => {
                 writeln!(

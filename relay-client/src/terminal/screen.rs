@@ -27,6 +27,9 @@ use crate::{
     terminal::{Event, Output, Printer, Style, since_1970},
 };
 
+/// How often a slow reader is offered what it did not take.
+const UNREAD: Duration = Duration::from_millis(20);
+
 /// Between two frames of a full screen.
 const FRAME: Duration = Duration::from_millis(50);
 
@@ -45,6 +48,8 @@ pub struct Screen {
     doubt: Arc<Notify>,
     /// There is a tunnel to prove.
     news: Arc<Notify>,
+    /// Something was not taken by whoever reads.
+    unread: Arc<Notify>,
     /// The full screen no longer shows what is true.
     changed: Arc<Notify>,
 }
@@ -129,6 +134,7 @@ impl Screen {
             over: CancellationToken::new(),
             doubt: Arc::default(),
             news: Arc::default(),
+            unread: Arc::default(),
             changed: Arc::default(),
             piped: show.output == Output::Json,
         }
@@ -150,7 +156,13 @@ impl Screen {
     /// Does `work`, and meanwhile keeps true what is shown, looks for services that are not there, and proves tunnels.
     pub async fn during<T>(&self, work: impl Future<Output = T>) -> T {
         let beside = async {
-            tokio::join!(self.keep_time(), self.be_full(), self.look_for_services(), self.prove_tunnels());
+            tokio::join!(
+                self.keep_time(),
+                self.wait_for_reader(),
+                self.be_full(),
+                self.look_for_services(),
+                self.prove_tunnels()
+            );
             std::future::pending().await
         };
         tokio::select! {
@@ -175,7 +187,7 @@ impl Screen {
         }
         state.full = None;
         state.printer.close();
-        let _ = state.printer.flush();
+        let _ = state.printer.finish();
         state.failed.take()
     }
 
@@ -210,6 +222,17 @@ impl Screen {
             let mut state = self.state();
             state.printer.tick();
             self.flush(&mut state);
+        }
+    }
+
+    /// Writes what a slow reader did not take at once.
+    async fn wait_for_reader(&self) {
+        loop {
+            self.unread.notified().await;
+            while self.state().printer.pending() > 0 {
+                sleep(UNREAD).await;
+                self.flush(&mut self.state());
+            }
         }
     }
 
@@ -327,6 +350,9 @@ impl Screen {
     fn flush(&self, state: &mut State) {
         if state.printer.is_due() && state.printer.flush().is_err() && !state.aside {
             self.over.cancel();
+        }
+        if state.printer.pending() > 0 {
+            self.unread.notify_one();
         }
     }
 

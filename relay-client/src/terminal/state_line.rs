@@ -76,7 +76,7 @@ impl StateLine {
             Event::UpstreamUp { tunnel, .. } | Event::Closed { tunnel, .. } => {
                 self.down.retain(|(down, _)| down != tunnel);
             }
-            Event::Refused { .. } | Event::Rejected { .. } | Event::Notice(_) => return false,
+            Event::Refused { .. } | Event::Rejected { .. } | Event::Unread { .. } | Event::Notice(_) => return false,
         }
         true
     }
