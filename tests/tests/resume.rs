@@ -189,8 +189,10 @@ mod keys {
                 let mut socket = connect(&world, &token).await;
                 socket.send(&[again()]).await;
                 // Everything has come as far as here, and nobody has said so.
-                within("the request", async { while !matches!(socket.next().await, Some(Frame::Open { .. })) {} })
-                    .await;
+                within("the request", async {
+                    while !matches!(socket.next().await.expect("a session"), Frame::Open { .. }) {}
+                })
+                .await;
                 deaf.push(socket);
             }
             drop(old);
