@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::{Output, Stdio};
 use std::sync::Arc;
 
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::process::command;
@@ -100,9 +101,14 @@ impl Terminal {
         let ended = async {
             loop {
                 // The status comes some time after the terminal was let go.
-                let said = self.tmux(&["display", "-p", "#{pane_dead_status}|#{pane_dead_signal}"]).await;
-                match said.trim().split_once('|') {
-                    Some(("", "")) | None => {}
+                let said = self.tmux(&["display", "-p", "#{pid}|#{pane_dead_status}|#{pane_dead_signal}"]).await;
+                let Some((tmux, said)) = said.trim().split_once('|') else { continue };
+                match said.split_once('|') {
+                    Some(("", "")) | None => {
+                        // It has been seen to sleep over its child's end for good. One more word of it does no harm.
+                        let tmux = Pid::from_raw(tmux.parse().expect("a process id")).expect("a process");
+                        let _ = kill_process(tmux, Signal::CHILD);
+                    }
                     Some((status, "")) => return status.parse().expect("a status"),
                     Some((_, signal)) => panic!("ended by signal {signal}"),
                 }

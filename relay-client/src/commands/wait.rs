@@ -30,7 +30,7 @@ use crate::config::{ConfigError, Files, Settings, ShowSettings};
 use crate::control::{Ask, Asked, ControlError, Found, ask_all};
 use crate::session::dial::TargetError;
 use crate::terminal::screen::Screen;
-use crate::terminal::{Body, Event, Shown, print, tell};
+use crate::terminal::{Body, Event, Shown, tell};
 use crate::upstream::service::{self, Service};
 
 /// Requests that did not match and are told of in the end: those that came nearest.
@@ -351,7 +351,7 @@ fn print(request: &Captured) -> io::Result<()> {
         body_size: request.body_size,
         body_truncated: request.body_truncated,
     };
-    print(&event.to_json())
+    crate::terminal::print(&event.to_json())
 }
 
 #[cfg(test)]
