@@ -9,6 +9,8 @@
 //! is each answer; every conversation begins with the client's [`Status`]. A socket whose process is dead is removed by
 //! whoever finds it.
 
+pub(crate) mod board;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,8 +22,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use self::board::{Board, Status};
 use crate::capture::{Capture, News, Since};
-use crate::commands::status::{Board, Status};
 use crate::config::value::Inspect;
 use crate::platform;
 

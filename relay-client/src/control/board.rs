@@ -1,0 +1,185 @@
+//! What a running client says of itself.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use relay_protocol::link::Link;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use crate::session::Observer;
+use crate::terminal::Event;
+
+/// What is known of a running client; clones share it. The client writes, whoever asks reads.
+#[derive(Clone, Debug)]
+pub(crate) struct Board(Arc<Known>);
+
+#[derive(Debug)]
+struct Known {
+    since: Timestamp,
+    requests: AtomicU64,
+    session: Mutex<Session>,
+}
+
+#[derive(Debug, Default)]
+struct Session {
+    relay: String,
+    tunnels: Vec<Tunnel>,
+    link: Option<Link>,
+    /// Of the session that there is, or of the last one.
+    connected_since: Option<Timestamp>,
+    /// Why there is none, and when the next attempt comes.
+    lost: Option<(String, Instant)>,
+}
+
+impl Board {
+    /// A client that starts now.
+    pub(crate) fn new() -> Self {
+        let known = Known { since: Timestamp::now(), requests: AtomicU64::new(0), session: Mutex::default() };
+        Self(Arc::new(known))
+    }
+
+    /// There is a session.
+    pub(crate) fn up(&self, link: &Link) {
+        let mut session = self.session();
+        session.link = Some(link.clone());
+        session.connected_since = Some(Timestamp::now());
+        session.lost = None;
+    }
+
+    /// What holds at this moment.
+    pub(crate) fn status(&self) -> Status {
+        let session = self.session();
+        let (state, reason, retry_in_ms) = match (&session.lost, &session.link) {
+            (Some((reason, retry)), _) => {
+                let left = retry.saturating_duration_since(Instant::now());
+                (State::Reconnecting, Some(reason.clone()), Some(milliseconds(left)))
+            }
+            (None, Some(_)) => (State::Connected, None, None),
+            (None, None) => (State::Connecting, None, None),
+        };
+        Status {
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            since: rfc3339(self.0.since),
+            relay: session.relay.clone(),
+            state,
+            connected_since: session.connected_since.filter(|_| state == State::Connected).map(rfc3339),
+            reason,
+            retry_in_ms,
+            last_heard_ms: session.link.as_ref().map(|link| milliseconds(link.last_heard().elapsed())),
+            requests: self.0.requests.load(Relaxed),
+            tunnels: session.tunnels.clone(),
+        }
+    }
+
+    fn session(&self) -> MutexGuard<'_, Session> {
+        self.0.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn observe(&self, event: &Event<'_>) {
+        match event {
+            Event::Exchange { .. } => drop(self.0.requests.fetch_add(1, Relaxed)),
+            Event::Connecting { relay } => (*relay).clone_into(&mut self.session().relay),
+            Event::Ready { tunnel, name, url, upstream, .. } => {
+                let text = |text: &&str| (*text).to_owned();
+                let tunnel =
+                    Tunnel { tunnel: text(tunnel), name: text(name), url: text(url), upstream: text(upstream) };
+                let mut session = self.session();
+                session.tunnels.retain(|other| other.tunnel != tunnel.tunnel);
+                session.tunnels.push(tunnel);
+            }
+            Event::Closed { tunnel, name, .. } => {
+                self.session().tunnels.retain(|known| known.tunnel != *tunnel || known.name != *name);
+            }
+            Event::Disconnected { reason, retry_in_ms } => {
+                let retry = Instant::now() + Duration::from_millis(*retry_in_ms);
+                self.session().lost = Some(((*reason).to_owned(), retry));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// An observer, and a board beside it where there is one.
+pub(crate) struct Beside<'a> {
+    /// Whoever observes.
+    pub(crate) observer: &'a mut dyn Observer,
+    /// What is kept up to date.
+    pub(crate) board: Option<Board>,
+}
+
+impl Observer for Beside<'_> {
+    fn observe(&mut self, event: &Event<'_>) {
+        if let Some(board) = &self.board {
+            board.observe(event);
+        }
+        self.observer.observe(event);
+    }
+
+    fn pause(&mut self) -> bool {
+        self.observer.pause()
+    }
+}
+
+/// What a running client says of itself. Its JSON form is a contract: fields are added, never renamed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Status {
+    /// Its process.
+    pub(crate) pid: u32,
+    /// Its version.
+    pub(crate) version: String,
+    /// When it started (RFC 3339).
+    pub(crate) since: String,
+    /// The relay's URL.
+    pub(crate) relay: String,
+    /// Whether there is a session.
+    pub(crate) state: State,
+    /// Since when (RFC 3339); none where there is none.
+    pub(crate) connected_since: Option<String>,
+    /// Why there is none any more.
+    pub(crate) reason: Option<String>,
+    /// Milliseconds until the next attempt; 0 while one is made.
+    pub(crate) retry_in_ms: Option<u64>,
+    /// Milliseconds since something came from the relay.
+    pub(crate) last_heard_ms: Option<u64>,
+    /// Requests that have ended.
+    pub(crate) requests: u64,
+    /// Its tunnels.
+    pub(crate) tunnels: Vec<Tunnel>,
+}
+
+/// Whether there is a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum State {
+    /// There has been none yet.
+    Connecting,
+    /// There is.
+    Connected,
+    /// There was.
+    Reconnecting,
+}
+
+/// A tunnel of a running client.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Tunnel {
+    /// What it is called on this machine, as in `tunnel.ready`.
+    pub(crate) tunnel: String,
+    /// The name below the relay's base domain.
+    pub(crate) name: String,
+    /// The public URL.
+    pub(crate) url: String,
+    /// Where requests go.
+    pub(crate) upstream: String,
+}
+
+fn rfc3339(time: Timestamp) -> String {
+    format!("{time:.3}")
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
