@@ -36,8 +36,7 @@ impl Way {
 }
 
 impl Network {
-    /// A machine that has the address [`Network::there`] with a 2 at its end; the near end of the cable has
-    /// [`Network::here`].
+    /// A machine that has [`Network::address`] 2; the near end of the cable has [`Network::here`].
     pub fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let (pid, count) = (std::process::id(), COUNT.fetch_add(1, Relaxed));

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Each client has a socket of mode 0600 in a directory of mode 0700 that is this user's. One question is a line, and so
-//! is each answer; every conversation begins with the client's [`Status`]. A socket whose process is dead is removed by
+//! is each answer; every conversation begins with the client's status. A socket whose process is dead is removed by
 //! whoever finds it.
 
 pub(crate) mod board;

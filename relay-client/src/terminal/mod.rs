@@ -31,8 +31,8 @@
 //! 14:03:11 POST    /hooks?a=1                               200    12.3 ms
 //! ```
 //!
-//! On a terminal more than a person can follow is [summed up](crate::terminal::traffic), and the last line [says how things
-//! stand](crate::terminal::state_line): it is erased before other lines are written, and written again behind them.
+//! On a terminal more than a person can follow is summed up, and the last line says how things
+//! stand: it is erased before other lines are written, and written again behind them.
 //!
 //! Several tunnels have a line each, and every exchange says which one it is about:
 //!
