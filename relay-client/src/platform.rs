@@ -115,16 +115,34 @@ fn is_in_foreground() -> bool {
 pub(crate) fn write_now<O: io::Write + AsDescriptor>(out: &mut O, bytes: &[u8]) -> io::Result<usize> {
     #[cfg(unix)]
     {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
         /// A pipe that is ready takes so many at once: `PIPE_BUF` of pipe(7).
         const READY: usize = 4096;
-        if poll(&mut [PollFd::new(out, PollFlags::OUT)], Some(&Timespec::default()))? == 0 {
+        if !is_ready(out, Duration::ZERO)? {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         Ok(rustix::io::write(&*out, bytes.get(..READY).unwrap_or(bytes))?)
     }
     #[cfg(not(unix))]
     out.write(bytes)
+}
+
+/// Waits so long at most until [`write_now`] takes something; whether it does.
+///
+/// # Errors
+/// Where the system cannot tell, as when a signal came.
+pub(crate) fn is_ready(out: &impl AsDescriptor, patience: Duration) -> io::Result<bool> {
+    #[cfg(unix)]
+    {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        // What does not fit is longer than anybody waits.
+        let patience = Timespec::try_from(patience).ok();
+        Ok(poll(&mut [PollFd::new(out, PollFlags::OUT)], patience.as_ref())? > 0)
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = (out, patience);
+        Ok(true)
+    }
 }
 
 #[cfg(unix)]

@@ -64,7 +64,7 @@ use base64::{display::Base64Display, engine::general_purpose::STANDARD};
 use jiff::{Timestamp, tz::TimeZone};
 use serde::{Deserialize, Serialize, Serializer, de::IgnoredAny};
 
-use crate::platform::write_now;
+use crate::platform::{is_ready, write_now};
 use crate::terminal::state_line::StateLine;
 use crate::terminal::traffic::{Sum, Traffic};
 
@@ -74,7 +74,7 @@ pub fn tell(what: &(impl fmt::Display + ?Sized)) {
     let mut said = b"relay: ".to_vec();
     what.to_string().lines().for_each(|line| tabbed_line(&mut Text(&mut said), line));
     // What is said last may be said to a pipe that is full, and the process ends all the same.
-    let _ = patiently(PATIENCE, || drain(&mut Destination::Stderr(io::stderr()), &mut said).map(|()| said.is_empty()));
+    let _ = Destination::Stderr(io::stderr()).write_within(PATIENCE, &mut said);
 }
 
 /// Writes what a command is for on standard output, and waits for its reader however long that takes.
@@ -82,22 +82,11 @@ pub fn tell(what: &(impl fmt::Display + ?Sized)) {
 /// # Errors
 /// Where nobody reads it.
 pub fn print(data: &[u8]) -> io::Result<()> {
-    let mut data = data.to_vec();
-    patiently(Duration::MAX, || drain(&mut Destination::Stdout(io::stdout()), &mut data).map(|()| data.is_empty()))
+    Destination::Stdout(io::stdout()).write_within(Duration::MAX, &mut data.to_vec())
 }
 
 /// How long a process that ends waits for whoever reads what it has still to say.
 const PATIENCE: Duration = Duration::from_secs(1);
-
-/// Repeats `write` until it has written all, for so long at most.
-fn patiently(patience: Duration, mut write: impl FnMut() -> io::Result<bool>) -> io::Result<()> {
-    let begun = Instant::now();
-    while !write()? && begun.elapsed() < patience {
-        // Nothing else is left to be done.
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    Ok(())
-}
 
 /// Writes of a buffer what the reader takes now, and leaves the rest in it.
 ///
@@ -411,6 +400,29 @@ pub enum Destination {
     File(File),
 }
 
+impl Destination {
+    /// Writes a buffer, within so long at most. What nobody has read by then stays in it.
+    fn write_within(&mut self, patience: Duration, buffer: &mut Vec<u8>) -> io::Result<()> {
+        let begun = Instant::now();
+        drain(self, buffer)?;
+        while !buffer.is_empty() && begun.elapsed() < patience && self.is_ready(patience) {
+            drain(self, buffer)?;
+        }
+        Ok(())
+    }
+
+    /// Waits so long at most until there is a reader.
+    fn is_ready(&self, patience: Duration) -> bool {
+        let ready = match self {
+            Self::Stdout(out) => is_ready(out, patience),
+            Self::Stderr(out) => is_ready(out, patience),
+            Self::File(out) => is_ready(out, patience),
+        };
+        // A signal is no reason to give up, and what else is wrong is said by the next attempt.
+        ready.unwrap_or(true)
+    }
+}
+
 impl Write for Destination {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
@@ -504,6 +516,26 @@ impl Printer {
     pub fn tick(&mut self) {
         self.measure();
         self.tick_at(since_1970());
+    }
+
+    /// As [`Printer::flush`], at the end: gives a slow reader another second.
+    ///
+    /// # Errors
+    /// As [`Printer::flush`].
+    pub fn finish(&mut self) -> io::Result<()> {
+        let begun = Instant::now();
+        loop {
+            self.flush()?;
+            let waits = match (&self.out, &self.err) {
+                (out, _) if !self.out_buffer.is_empty() => out,
+                (_, err) if !self.err_buffer.is_empty() => err,
+                _ => return Ok(()),
+            };
+            let left = PATIENCE.saturating_sub(begun.elapsed());
+            if left.is_zero() || !waits.is_ready(left) {
+                return Ok(());
+            }
+        }
     }
 
     /// Learns the terminal's width anew, should it have changed, once for all that is written together.
@@ -695,14 +727,6 @@ impl<O: Write, E: Write> Printer<O, E> {
             self.tell_unread();
         }
         result
-    }
-
-    /// As [`Printer::flush`], at the end: gives a slow reader another second.
-    ///
-    /// # Errors
-    /// As [`Printer::flush`].
-    pub fn finish(&mut self) -> io::Result<()> {
-        patiently(PATIENCE, || self.flush().map(|()| self.pending() == 0))
     }
 
     /// Says how much was left out, once there is a reader again.
