@@ -24,6 +24,7 @@ use tokio::time::{sleep, timeout};
 
 use self::board::{Board, Status};
 use crate::capture::{Capture, News, Since};
+use crate::config::base_directory;
 use crate::config::value::Inspect;
 use crate::platform;
 
@@ -56,6 +57,9 @@ pub enum ControlError {
         /// What is wrong with it.
         source: io::Error,
     },
+    /// There is no place for one.
+    #[error("running clients are found in XDG_RUNTIME_DIR or below the home directory, and neither is known; set HOME")]
+    Homeless,
     /// The socket itself.
     #[error("cannot listen on {}: {source}", path.display())]
     Socket {
@@ -137,7 +141,7 @@ pub(crate) struct Serving {
 
 impl Serving {
     fn start(control: Control) -> Result<Self, ControlError> {
-        let directory = directory();
+        let directory = directory()?;
         platform::own_directory(&directory)
             .map_err(|source| ControlError::Directory { path: directory.clone(), source })?;
         let path = directory.join(format!("{}.sock", std::process::id()));
@@ -286,7 +290,7 @@ pub(crate) async fn running() -> Result<Vec<Found>, ControlError> {
 /// # Errors
 /// [`ControlError::Directory`].
 pub(crate) async fn ask_all(ask: impl Fn() -> Ask) -> Result<Vec<Found>, ControlError> {
-    let directory = directory();
+    let directory = directory()?;
     let failed = |source| ControlError::Directory { path: directory.clone(), source };
     match platform::is_own_directory(&directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -337,13 +341,12 @@ async fn put(path: &Path, ask: Ask) -> io::Result<Put> {
     }
 }
 
-/// Where this user's clients have their sockets.
-fn directory() -> PathBuf {
-    let given = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-    match given.filter(|path| path.is_absolute() && path.is_dir()) {
-        Some(runtime) => runtime.join("relay"),
-        None => PathBuf::from(format!("/tmp/relay-{}", platform::user())),
-    }
+/// Where this user's clients have their sockets: nowhere that others can make directories, too.
+fn directory() -> Result<PathBuf, ControlError> {
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let runtime = runtime.filter(|path| path.is_absolute() && path.is_dir()).map(|path| path.join("relay"));
+    let state = || base_directory("XDG_STATE_HOME", ".local/state").map(|path| path.join("relay/clients"));
+    runtime.or_else(state).ok_or(ControlError::Homeless)
 }
 
 // ---- both sides ------------------------------------------------------------------------------------
