@@ -69,6 +69,7 @@ pub mod commands;
 pub mod config;
 #[doc(hidden)]
 pub mod control;
+mod event;
 #[doc(hidden)]
 pub mod platform;
 #[doc(hidden)]
@@ -83,9 +84,9 @@ pub use self::client::ClientError;
 #[doc(hidden)]
 pub use self::client::{Client, TunnelOptions};
 pub use self::config::value::UpstreamProtocol;
-pub use self::session::ConnectError;
 #[doc(hidden)]
-pub use self::session::Observer;
+pub use self::event::{Event, Observer};
+pub use self::session::ConnectError;
 pub use self::tunnel::builder::{OpenError, TunnelBuilder};
 pub use self::tunnel::received::ReceivedRequest;
 pub use self::tunnel::{Exchange, Status, Tunnel};

@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::pin::pin;
 use std::process::ExitCode;
 
+use relay_client::commands::check::Report;
 #[cfg(feature = "embedded")]
 use relay_client::commands::cli::DevArgs;
 use relay_client::commands::cli::{
@@ -20,14 +21,14 @@ use relay_client::commands::wait::{self, WaitError};
 use relay_client::commands::{open, pages, status};
 #[cfg(feature = "embedded")]
 use relay_client::config::DevSettings;
-use relay_client::config::check::Report;
+use relay_client::config::value::Output;
 use relay_client::config::{ConfigError, Files, Places, Settings};
 use relay_client::control::ControlError;
 use relay_client::platform::hangup_is_ignored;
 use relay_client::session::dial::TargetError;
 use relay_client::session::probe::Probe;
 use relay_client::terminal::screen::Screen;
-use relay_client::terminal::{self, Output, tell};
+use relay_client::terminal::{self, tell};
 use relay_client::{ClientError, ConnectError};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};

@@ -573,7 +573,7 @@ mod headers {
         })
         .await;
         let options = relay_client::TunnelOptions {
-            protocol: relay_client::config::UpstreamProtocol::H2c,
+            protocol: relay_client::UpstreamProtocol::H2c,
             ..relay_client::TunnelOptions::new(app.upstream())
         };
         let tunnel = world.tunnel_with(options).await;

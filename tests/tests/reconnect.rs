@@ -7,8 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use relay_client::session::dial::{Target, Trust};
-use relay_client::terminal::Event;
-use relay_client::{Client, ClientError, Observer, Tunnel, TunnelOptions};
+use relay_client::{Client, ClientError, Event, Observer, Tunnel, TunnelOptions};
 use relay_protocol::frame::{Frame, GoAway, SessionKind};
 use relay_protocol::message::{Bound, Hello, Payload, PublicName, Refusal, RequestHead, TunnelSpec, Welcome};
 use relay_tests::network::{Network, Way};

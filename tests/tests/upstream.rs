@@ -12,7 +12,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use relay_client::config::UpstreamProtocol;
+use relay_client::UpstreamProtocol;
 use relay_client::upstream::address::UpstreamAddr;
 use relay_client::{Tunnel, TunnelOptions};
 use relay_tests::app::{listener, ok};

@@ -11,10 +11,10 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval, sleep,
 
 use super::tunnels::{Asked, Tunnels};
 use super::{Client, ClientError, Failed, Refused, TunnelOptions};
+use crate::event::{Event, Observer};
 use crate::platform::{address_towards, time_with_sleep};
 use crate::session::watch::{PERIOD, Reading, Sign, Watch};
-use crate::session::{News, Observer, Serve, Session, because};
-use crate::terminal::Event;
+use crate::session::{News, Serve, Session, because};
 
 /// The least and the greatest bound of the pauses between attempts to come back. Each pause is drawn anew below a bound
 /// that grows with the time that the session has been lost, so that the clients of a relay that restarts do not come all

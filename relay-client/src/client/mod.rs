@@ -20,10 +20,10 @@ use crate::client::names::Names;
 use crate::config::value::{Secret, UpstreamProtocol};
 use crate::control::Control;
 use crate::control::board::Beside;
+use crate::event::{Event, Observer};
 use crate::session::dial::Target;
 use crate::session::probe::Probe;
-use crate::session::{ConnectError, Observer, connect, explain};
-use crate::terminal::Event;
+use crate::session::{ConnectError, connect, explain};
 use crate::upstream::rewrite::HostHeader;
 use crate::upstream::service::Destination;
 

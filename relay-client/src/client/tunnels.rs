@@ -17,8 +17,8 @@ use relay_protocol::message::{Bound, Payload, PublicName, TunnelSpec};
 use tokio::time::Instant;
 
 use super::{Client, ClientError, TunnelOptions};
-use crate::session::{ConnectError, Observer, explain};
-use crate::terminal::Event;
+use crate::event::{Event, Observer};
+use crate::session::{ConnectError, explain};
 use crate::upstream::Upstream;
 
 /// How long requests still find the service of a tunnel that was given back: they may have been on their way.

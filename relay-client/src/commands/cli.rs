@@ -13,14 +13,14 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use http::{HeaderName, HeaderValue, StatusCode};
 
+use crate::capture::Since;
 use crate::capture::filter::{self, HeaderPattern, JsonPattern, PathPattern};
 use crate::config::value::{
-    Inspect, Secret, UpstreamProtocol, duration, final_status, header, inspect, size, subdomain,
+    Inspect, Output, Secret, UpstreamProtocol, duration, final_status, header, inspect, size, subdomain,
 };
 use crate::session::dial::RelayUrl;
 use crate::upstream::address::{HostPort, UpstreamAddr};
 use crate::upstream::rewrite::HostHeader;
-use crate::{capture::Since, terminal::Output};
 
 /// A public HTTPS URL for a service on this machine.
 #[derive(Debug, Parser)]

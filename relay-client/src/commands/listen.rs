@@ -30,8 +30,7 @@ use crate::upstream::service::{self, BoxError, Service};
 use crate::{
     client::Client,
     config::Settings,
-    session::Observer,
-    terminal::{Body, Event},
+    event::{Body, Event, Observer},
 };
 
 /// Bytes of bodies that are kept at once; what arrives beyond is counted, and its request marked.

@@ -21,11 +21,10 @@ use crate::client::ClientError;
 use crate::commands::cli::Exit;
 use crate::commands::open;
 use crate::config::Settings;
+use crate::event::{Event, Observer};
 use crate::platform;
-use crate::session::Observer;
 use crate::session::dial::{RelayUrlError, TargetError};
 use crate::session::probe::{Probe, ProbeError};
-use crate::terminal::Event;
 use crate::terminal::screen::{PROBE, Screen};
 use crate::upstream::address::UpstreamAddr;
 

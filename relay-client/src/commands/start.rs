@@ -14,9 +14,9 @@ use crate::client::{ClientError, TunnelOptions};
 use crate::commands::cli::{OpenArgs, ServiceArgs, StartArgs};
 use crate::commands::open;
 use crate::config::{ConfigError, Files, NamedTunnel, Places, Settings, ShowSettings};
+use crate::event::Event;
 use crate::session::dial::TargetError;
 use crate::session::probe::Probe;
-use crate::terminal::Event;
 use crate::terminal::screen::Screen;
 
 /// How often the files are looked at. Looking is asking for their time and their size.

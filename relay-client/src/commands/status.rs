@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::config::value::Output;
 use crate::control::board::{State, Status};
 use crate::control::{ControlError, Found, running};
-use crate::terminal::{Output, Shown, harmless_json};
+use crate::terminal::{Shown, json_line};
 
 /// What `relay status` prints.
 #[derive(Debug)]
@@ -31,7 +32,7 @@ pub async fn report(output: Output) -> Result<Report, ControlError> {
     for client in found {
         match client {
             Found::Answers(client) => match output {
-                Output::Json => report.shown.push_str(&harmless_json(&client.status)),
+                Output::Json => report.shown.push_str(&json_line(&client.status)),
                 Output::Text => show(&client.status, Timestamp::now(), &mut report.shown),
             },
             Found::Silent { pid, why } => report.notices.push(format!("the client of process {pid} {why}")),
@@ -89,7 +90,7 @@ mod tests {
 
     use super::*;
     use crate::control::board::Board;
-    use crate::terminal::Event;
+    use crate::event::Event;
 
     #[test]
     fn a_board_says_what_happened_last() {
@@ -116,7 +117,7 @@ mod tests {
         show(&status, Timestamp::now(), &mut text);
         assert!(text.contains("reconnecting in ") && text.contains(": it\\u{1b}[2J broke\n"), "{text}");
         assert!(text.contains("  https://hooks.relay.example  http://localhost:3000\n"), "{text}");
-        let json = harmless_json(&status);
+        let json = json_line(&status);
         assert_eq!(serde_json::from_str::<Status>(&json).unwrap(), status);
         let (name, url) = ("hooks", "https://hooks.relay.example");
         board.observe(&Event::Closed { tunnel: "web", name, url, reason: "it is no longer wanted" });

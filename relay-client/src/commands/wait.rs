@@ -28,9 +28,10 @@ use crate::commands::cli::{OpenArgs, ServiceArgs, TunnelArgs, WaitArgs};
 use crate::commands::open;
 use crate::config::{ConfigError, Files, Settings, ShowSettings};
 use crate::control::{Ask, Asked, ControlError, Found, ask_all};
+use crate::event::{Body, Event};
 use crate::session::dial::TargetError;
 use crate::terminal::screen::Screen;
-use crate::terminal::{Body, Event, Shown, tell};
+use crate::terminal::{Shown, json_line, tell};
 use crate::upstream::service::{self, Service};
 
 /// Requests that did not match and are told of in the end: those that came nearest.
@@ -351,7 +352,7 @@ fn print(request: &Captured) -> io::Result<()> {
         body_size: request.body_size,
         body_truncated: request.body_truncated,
     };
-    crate::terminal::print(&event.to_json())
+    crate::terminal::print(json_line(&event).as_bytes())
 }
 
 #[cfg(test)]

@@ -27,7 +27,6 @@
 //! goes only to the relay that it stands beside: where the project's file or a flag names another
 //! relay, CA or address, the token of the user's own file stays at home.
 
-pub mod check;
 pub mod value;
 
 use std::{
@@ -43,13 +42,10 @@ use relay_protocol::message::MAX_TUNNELS;
 use serde::{Deserialize, Deserializer, de};
 
 use crate::commands::cli::{DevArgs, OpenArgs, ServiceArgs, ShowArgs, TunnelArgs};
-use crate::config::value::{Inspect, duration, inspect, is_table_name, subdomain};
+use crate::config::value::{Inspect, Output, Secret, UpstreamProtocol, duration, inspect, is_table_name, subdomain};
 use crate::session::dial::RelayUrl;
-use crate::terminal::Output;
 use crate::upstream::address::{HostPort, UpstreamAddr};
 use crate::upstream::rewrite::HostHeader;
-
-pub use crate::config::value::{Secret, UpstreamProtocol};
 
 /// What every command that opens a tunnel on a relay elsewhere needs to know.
 #[derive(Clone, Debug)]

@@ -18,6 +18,17 @@ pub enum UpstreamProtocol {
     H2c,
 }
 
+/// The choice of `--output`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Output {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs: one JSON object per line.
+    Json,
+}
+
 /// Whether the last requests are kept, so that they can be looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Inspect {

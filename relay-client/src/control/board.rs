@@ -9,8 +9,7 @@ use relay_protocol::link::Link;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::session::Observer;
-use crate::terminal::Event;
+use crate::event::{Event, Observer};
 
 /// What is known of a running client; clones share it. The client writes, whoever asks reads.
 #[derive(Clone, Debug)]

@@ -39,9 +39,9 @@ use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 
 use crate::capture::{Capture, Recording};
 use crate::config::value::Secret;
+use crate::event::{Event, Observer};
 use crate::session::dial::{DialError, Stream as Wire, Target};
 use crate::session::probe::Probe;
-use crate::terminal::Event;
 use crate::upstream::{Outcome, Upstream};
 
 /// How long the relay has to answer the upgrade and the Hello. It may probe another session for a second meanwhile.
@@ -117,18 +117,6 @@ impl Session {
     pub(crate) async fn close(self) {
         self.link.go_away(GoAway::Shutdown, false, "The client does not want the session.");
         self.driver.await;
-    }
-}
-
-/// Whoever wants to know what happens. Called in the session's task, so it must not block.
-pub trait Observer: Send {
-    /// Something happened.
-    fn observe(&mut self, event: &Event<'_>);
-
-    /// Nothing more happens at this moment: the time to write out what has gathered. False ends the session, because
-    /// nobody is interested any more.
-    fn pause(&mut self) -> bool {
-        true
     }
 }
 

@@ -25,9 +25,10 @@ use ratatui::widgets::{Block, Borders, Paragraph, Row, Table};
 use ratatui::{Frame, Terminal};
 
 use crate::capture::Captured;
+use crate::event::{Body, Event};
 use crate::terminal::state_line::StateLine;
 use crate::terminal::{
-    Body, CYAN, Clock, Event, GREEN, Part, Quoted, RED, Shown, YELLOW, compact, hazardous, outcome_colour, plain_body,
+    CYAN, Clock, GREEN, Part, Quoted, RED, Shown, YELLOW, compact, hazardous, outcome_colour, plain_body,
 };
 
 /// Requests that are listed.

@@ -8,7 +8,7 @@
 //! # The JSON form
 //!
 //! One object per line on standard output and nothing else there; the names and types of these
-//! fields are a contract and never change:
+//! fields, which [`Event`] gives them, are a contract and never change:
 //!
 //! ```json
 //! {"event":"tunnel.ready","name":"hooks","url":"https://hooks.relay.example","upstream":"http://localhost:3000","relay":"https://relay.example","ca_file":null,"local_url":null,"tunnel":"hooks"}
@@ -60,10 +60,11 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use base64::{display::Base64Display, engine::general_purpose::STANDARD};
 use jiff::{Timestamp, tz::TimeZone};
-use serde::{Deserialize, Serialize, Serializer, de::IgnoredAny};
+use serde::{Serialize, de::IgnoredAny};
 
+use crate::config::value::Output;
+use crate::event::{Body, Event};
 use crate::platform::{is_ready, write_now};
 use crate::terminal::state_line::StateLine;
 use crate::terminal::traffic::{Sum, Traffic};
@@ -114,233 +115,18 @@ fn drain(out: &mut impl Write, buffer: &mut Vec<u8>) -> io::Result<()> {
     result
 }
 
-/// The choice of `--output`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Output {
-    /// For people.
-    #[default]
-    Text,
-    /// For programs: one JSON object per line.
-    Json,
-}
-
-/// Something that happened to a tunnel or its session.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(tag = "event")]
-pub enum Event<'a> {
-    /// A tunnel answers on its public URL.
-    #[serde(rename = "tunnel.ready")]
-    Ready {
-        /// The name below the relay's base domain.
-        name: &'a str,
-        /// The public URL, without a path.
-        url: &'a str,
-        /// Where requests go.
-        upstream: &'a str,
-        /// The relay's URL.
-        relay: &'a str,
-        /// The CA that callers must be told to trust; only where it is no public one.
-        ca_file: Option<&'a str>,
-        /// Another URL of the tunnel that works on this machine only, without resolving its name.
-        local_url: Option<&'a str>,
-        /// What the tunnel is called on this machine: its table in `relay.toml`, or else its name.
-        tunnel: &'a str,
-    },
-    /// A tunnel has ended, and the session goes on.
-    #[serde(rename = "tunnel.closed")]
-    Closed {
-        /// The tunnel, as in `tunnel.ready`.
-        tunnel: &'a str,
-        /// Its name below the relay's base domain.
-        name: &'a str,
-        /// The public URL that it had.
-        url: &'a str,
-        /// Why, as a sentence or a part of one.
-        reason: &'a str,
-    },
-    /// The relay refuses a tunnel that was asked for while the session is up.
-    #[serde(rename = "tunnel.refused")]
-    Refused {
-        /// What the tunnel is called on this machine.
-        tunnel: &'a str,
-        /// Why, and what to do.
-        reason: &'a str,
-    },
-    /// The configuration file has changed, and what it says now does not hold.
-    #[serde(rename = "config.rejected")]
-    Rejected {
-        /// What is wrong, and where.
-        reason: &'a str,
-    },
-    /// A request was answered, or was not.
-    #[serde(rename = "exchange")]
-    Exchange {
-        /// The exchange's id, as in `Relay-Request-Id`.
-        id: &'a str,
-        /// The request's method.
-        method: &'a str,
-        /// The raw target with its query.
-        path: &'a str,
-        /// None when no answer was sent.
-        status: Option<u16>,
-        /// Milliseconds from the deadline's start to the end of the body.
-        #[serde(serialize_with = "microseconds")]
-        duration_ms: f64,
-        /// The error's stable code, such as `upstream-refused`.
-        error: Option<&'a str>,
-        /// The tunnel, as in `tunnel.ready`.
-        tunnel: &'a str,
-        /// More than the code says, for a person at this machine. Said on standard error in both forms, and not again
-        /// while it stays the same.
-        #[serde(skip)]
-        detail: Option<&'a str>,
-    },
-    /// Lines about requests were left out, because nobody has read those before them in time.
-    #[serde(rename = "output.unread")]
-    Unread {
-        /// How many.
-        lines: u64,
-    },
-    /// A request that the client has answered itself, as `relay listen` does.
-    #[serde(rename = "request")]
-    Request {
-        /// The exchange's id, as in `Relay-Request-Id`.
-        id: &'a str,
-        /// The request's method.
-        method: &'a str,
-        /// The raw target with its query.
-        path: &'a str,
-        /// What it is answered with; none where it did not arrive whole.
-        status: Option<u16>,
-        /// Name and value of each header.
-        headers: &'a [(String, String)],
-        /// The body, as far as it was kept.
-        #[serde(flatten)]
-        body: Body<'a>,
-        /// Bytes of the body that arrived.
-        body_size: u64,
-        /// Whether `body` is not all of it.
-        body_truncated: bool,
-    },
-    /// Nobody listens where a tunnel forwards to.
-    #[serde(rename = "upstream.down")]
-    UpstreamDown {
-        /// The tunnel, as in `tunnel.ready`.
-        tunnel: &'a str,
-        /// Where that is, as in `tunnel.ready`.
-        upstream: &'a str,
-        /// What was tried, and what came of it.
-        reason: &'a str,
-    },
-    /// Somebody listens there again, or at last.
-    #[serde(rename = "upstream.up")]
-    UpstreamUp {
-        /// The tunnel, as in `tunnel.ready`.
-        tunnel: &'a str,
-        /// Where that is.
-        upstream: &'a str,
-    },
-    /// The client starts to connect. People are told; in JSON the first line is a tunnel's.
-    #[serde(rename = "session.connecting")]
-    Connecting {
-        /// The relay's URL.
-        relay: &'a str,
-    },
-    /// The session is lost.
-    #[serde(rename = "session.disconnected")]
-    Disconnected {
-        /// What happened, as a sentence's part: `the connection was reset`.
-        reason: &'a str,
-        /// Milliseconds until the next attempt.
-        retry_in_ms: u64,
-    },
-    /// The session is back, with the same tunnels.
-    #[serde(rename = "session.reconnected")]
-    Reconnected {
-        /// The relay's URL.
-        relay: &'a str,
-        /// Milliseconds for which nothing was served.
-        after_ms: u64,
-    },
-    /// The session is alive. Shown where a terminal has a line for it.
-    #[serde(skip)]
-    Heard {
-        /// How long ago the relay was heard last.
-        ago: Duration,
-    },
-    /// Something a person should know, such as a warning. Goes to standard error in both forms.
-    #[serde(skip)]
-    Notice(&'a str),
-}
-
-impl Event<'_> {
-    /// The event's line in the JSON form.
-    pub(crate) fn to_json(&self) -> Vec<u8> {
-        let mut line = Vec::new();
-        self.write_json(&mut line);
-        line
-    }
-
-    fn write_json(&self, out: &mut Vec<u8>) {
-        write_line(self, out);
-    }
-}
-
-/// A line of JSON that is harmless on a terminal, too.
-pub(crate) fn harmless_json(value: &impl Serialize) -> String {
+/// A value as a line of JSON that is harmless on a terminal, too.
+pub(crate) fn json_line(value: &impl Serialize) -> String {
     let mut line = Vec::new();
-    write_line(value, &mut line);
+    write_json(value, &mut line);
     String::from_utf8(line).unwrap_or_default()
 }
 
-fn write_line(value: &impl Serialize, out: &mut Vec<u8>) {
+fn write_json(value: &impl Serialize, out: &mut Vec<u8>) {
     let mut json = serde_json::Serializer::with_formatter(&mut *out, Harmless);
     // A buffer takes everything, and every field has a JSON form.
     let _ = value.serialize(&mut json);
     out.push(b'\n');
-}
-
-/// A body as it can be shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub enum Body<'a> {
-    /// It is UTF-8.
-    #[serde(rename = "body")]
-    Text(&'a str),
-    /// It is not.
-    #[serde(rename = "body_base64", serialize_with = "base64")]
-    Bytes(&'a [u8]),
-}
-
-impl<'a> Body<'a> {
-    /// Of these bytes. Where they are the beginning of more, half a character at the end is left out.
-    pub fn new(bytes: &'a [u8], truncated: bool) -> Self {
-        match std::str::from_utf8(bytes) {
-            Ok(text) => Self::Text(text),
-            Err(error) if truncated && error.error_len().is_none() => {
-                let whole = bytes.get(..error.valid_up_to()).unwrap_or_default();
-                std::str::from_utf8(whole).map_or(Self::Bytes(bytes), Self::Text)
-            }
-            Err(_) => Self::Bytes(bytes),
-        }
-    }
-
-    fn as_bytes(&self) -> &'a [u8] {
-        match self {
-            Self::Text(text) => text.as_bytes(),
-            Self::Bytes(bytes) => bytes,
-        }
-    }
-}
-
-fn base64<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&Base64Display::new(bytes, &STANDARD))
-}
-
-/// Rounded to whole microseconds: more digits would be noise. JSON has no infinity.
-fn microseconds<S: Serializer>(milliseconds: &f64, serializer: S) -> Result<S::Ok, S::Error> {
-    let rounded = (milliseconds * 1000.0).round() / 1000.0;
-    serializer.serialize_f64(if rounded.is_finite() { rounded } else { 0.0 })
 }
 
 /// How standard output can show things.
@@ -621,14 +407,14 @@ impl<O: Write, E: Write> Printer<O, E> {
                 self.unread += 1;
             }
             (Output::Json, Event::Exchange { id, detail, .. }) if self.ready => {
-                event.write_json(&mut self.out_buffer);
+                write_json(event, &mut self.out_buffer);
                 self.detail(second, id, *detail);
             }
             // A program's first line is `tunnel.ready`. What comes before is for people.
             (Output::Json, Event::Notice(_) | Event::Connecting { .. }) => self.aside(second, event),
             (Output::Json, _) if !self.ready => self.aside(second, event),
             (Output::Json, _) => {
-                event.write_json(&mut self.out_buffer);
+                write_json(event, &mut self.out_buffer);
                 if let (Event::Ready { url, .. }, true) = (event, self.qr) {
                     let _ = qr::write(&mut Text(&mut self.err_buffer), url, None, false);
                 }

@@ -21,10 +21,11 @@ use crate::{
     atomic,
     capture::Capture,
     client::Client,
+    config::value::Output,
     config::{Files, ShowSettings},
+    event::{Event, Observer},
     platform,
-    session::Observer,
-    terminal::{Event, Output, Printer, Style, since_1970},
+    terminal::{Printer, Style, json_line, since_1970},
 };
 
 /// How often a slow reader is offered what it did not take.
@@ -83,7 +84,7 @@ struct ReadyFile {
 struct ReadyTunnel {
     tunnel: String,
     url: String,
-    line: Vec<u8>,
+    line: String,
     is_proven: bool,
 }
 
@@ -367,7 +368,7 @@ fn until_next_second() -> Duration {
 }
 
 impl ReadyFile {
-    fn add(&mut self, tunnel: &str, url: &str, line: Vec<u8>) {
+    fn add(&mut self, tunnel: &str, url: &str, line: String) {
         self.tunnels.retain(|known| known.tunnel != tunnel);
         self.tunnels.push(ReadyTunnel { tunnel: tunnel.to_owned(), url: url.to_owned(), line, is_proven: false });
     }
@@ -387,8 +388,8 @@ impl ReadyFile {
         if self.tunnels.is_empty() || !self.tunnels.iter().all(|tunnel| tunnel.is_proven) {
             return Ok(());
         }
-        let lines: Vec<u8> = self.tunnels.iter().flat_map(|tunnel| &tunnel.line).copied().collect();
-        atomic::replace(&self.file, &lines, false)
+        let lines: String = self.tunnels.iter().map(|tunnel| tunnel.line.as_str()).collect();
+        atomic::replace(&self.file, lines.as_bytes(), false)
     }
 }
 
@@ -399,7 +400,7 @@ impl Observer for Screen {
         match event {
             Event::Ready { tunnel, url, upstream, .. } => {
                 if let Some(ready) = &mut state.ready {
-                    ready.add(tunnel, url, event.to_json());
+                    ready.add(tunnel, url, json_line(event));
                     self.news.notify_one();
                 }
                 if state.services.as_mut().is_some_and(|services| services.add(tunnel, upstream)) {

@@ -9,7 +9,8 @@
 
 use std::time::Duration;
 
-use crate::terminal::{Clock, Event, GREEN, Part, RED, YELLOW};
+use crate::event::Event;
+use crate::terminal::{Clock, GREEN, Part, RED, YELLOW};
 
 /// What the line says, as far as events have told.
 #[derive(Debug, Default)]

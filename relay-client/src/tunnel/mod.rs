@@ -11,8 +11,7 @@ use tokio::time::sleep;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::client::{Client, ClientError, TunnelOptions};
-use crate::session::Observer;
-use crate::terminal::Event;
+use crate::event::{Event, Observer};
 use crate::tunnel::builder::TunnelBuilder;
 use crate::tunnel::received::{Received, ReceivedRequest};
 

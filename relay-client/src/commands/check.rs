@@ -5,12 +5,12 @@ use std::{ffi::OsString, fmt::Write as _, str::FromStr, time::Duration};
 use clap::ValueEnum;
 use serde::Serialize;
 
-use crate::config::value::{Inspect, Secret};
+use crate::config::value::{Inspect, Output, Secret};
 use crate::session::dial::{RelayUrl, Trust};
 use crate::upstream::rewrite::HostHeader;
 use crate::{
     config::{ConfigError, Files, Places, TunnelSettings},
-    terminal::{Output, Shown},
+    terminal::Shown,
 };
 
 /// What was found.
