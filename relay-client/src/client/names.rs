@@ -1,8 +1,8 @@
 //! The random name of last time, so that a webhook's URL stays the same from day to day.
 //!
 //! A name is remembered per relay, token, working directory and, of several tunnels, label: a project keeps its URL, and nobody
-//! else's token brings it back. Each such place is one small file that holds nothing but the name,
-//! written beside itself and renamed, so that no lock is needed and two clients at once cannot
+//! else's token brings it back. Each such place is one small file that holds nothing but the name
+//! and is replaced as a whole, so that no lock is needed and two clients at once cannot
 //! spoil it. Remembering is a kindness: whatever fails here is logged and never fatal.
 //!
 //! A remembered name may be in use by another client in the same directory. The relay knows and
@@ -12,7 +12,7 @@
 use std::{
     fmt::Write as _,
     fs,
-    io::{self, Read, Write},
+    io::{self, Read, Write as _},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -21,10 +21,7 @@ use aws_lc_rs::digest::{Context, SHA256};
 
 use crate::config::value::{Secret, is_label};
 use crate::session::dial::RelayUrl;
-use crate::{
-    config::base_directory,
-    platform::{create_private_directory, create_private_file},
-};
+use crate::{atomic, config::base_directory, platform::create_private_directory};
 
 /// The relay keeps a name for its token for 30 days after the last use. Long after that a file is
 /// of no use, and temporary directories would leave files behind for ever.
@@ -94,20 +91,9 @@ fn hex(hash: Context) -> String {
     text
 }
 
-/// Readers see the old name or the new one, and never a part.
 fn write(file: &Path, name: &str) -> io::Result<()> {
-    let directory = file.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    let beside = file.with_extension(format!("new-{}", std::process::id()));
-    create_private_directory(directory)?;
-    // Left behind by a process of the same number that was killed in the middle.
-    let _ = fs::remove_file(&beside);
-    let written = create_private_file(&beside)
-        .and_then(|mut new| writeln!(new, "{name}"))
-        .and_then(|()| fs::rename(&beside, file));
-    if written.is_err() {
-        let _ = fs::remove_file(&beside);
-    }
-    written
+    create_private_directory(file.parent().ok_or(io::ErrorKind::InvalidInput)?)?;
+    atomic::replace(file, true, |new| writeln!(new, "{name}"))
 }
 
 fn forget_unused(kept: &Path) -> io::Result<()> {

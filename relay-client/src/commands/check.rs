@@ -163,7 +163,7 @@ fn word(value: &impl ValueEnum) -> Option<String> {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
-    use std::path::PathBuf;
+    use std::{io::Write as _, path::PathBuf};
 
     use tempfile::TempDir;
 
@@ -174,7 +174,7 @@ mod tests {
         let directory = TempDir::new().unwrap();
         let write = |name: &str, text: &str| -> Option<PathBuf> {
             let path = directory.path().join(name);
-            crate::atomic::replace(&path, text.as_bytes(), true).unwrap();
+            crate::atomic::replace(&path, true, |new| new.write_all(text.as_bytes())).unwrap();
             Some(path)
         };
         let (project, login) = (write("relay.toml", project), write("login.toml", login));

@@ -3,7 +3,8 @@
 //! They stand in a file of their own, so that nothing in a file that somebody has written by hand is ever rewritten.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -129,11 +130,12 @@ struct Stored<'a> {
 }
 
 fn store(file: &Path, stored: &Stored<'_>) -> io::Result<()> {
-    let directory = file.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    create_private_directory(directory)?;
+    create_private_directory(file.parent().ok_or(io::ErrorKind::InvalidInput)?)?;
     let text = toml::to_string(stored).map_err(io::Error::other)?;
-    let text = format!("# Written by relay login; relay logout removes it.\n{text}");
-    atomic::replace(file, text.as_bytes(), true)
+    // The relay shows a token once.
+    atomic::replace(file, true, |new| {
+        write!(new, "# Written by relay login; relay logout removes it.\n{text}").and_then(|()| new.sync_all())
+    })
 }
 
 /// Removes what [`login`] has stored; says what was done.

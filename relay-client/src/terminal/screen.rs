@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -388,8 +388,9 @@ impl ReadyFile {
         if self.tunnels.is_empty() || !self.tunnels.iter().all(|tunnel| tunnel.is_proven) {
             return Ok(());
         }
-        let lines: String = self.tunnels.iter().map(|tunnel| tunnel.line.as_str()).collect();
-        atomic::replace(&self.file, lines.as_bytes(), false)
+        atomic::replace(&self.file, false, |new| {
+            self.tunnels.iter().try_for_each(|tunnel| new.write_all(tunnel.line.as_bytes()))
+        })
     }
 }
 
