@@ -639,6 +639,11 @@ mod tests {
     }
 
     #[test]
+    fn odd_values_of_headers_are_text() {
+        assert_eq!((text("é".as_bytes()).as_str(), text(b"\xe9\x9b").as_str()), ("é", "é\u{9b}"));
+    }
+
+    #[test]
     fn news_survive_their_way_through_a_socket() {
         let capture = Capture::default();
         let recording = begin(&capture, "1");

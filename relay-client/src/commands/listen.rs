@@ -21,6 +21,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header::CONTEN
 use http_body_util::BodyExt;
 use serde::de::IgnoredAny;
 
+use crate::capture::text;
 use crate::commands::cli::ListenArgs;
 use crate::commands::open::client;
 use crate::session::dial::TargetError;
@@ -184,11 +185,6 @@ impl Bin {
     }
 }
 
-/// A header's value: UTF-8, or else ISO 8859-1, as such bytes were meant once (RFC 9110, section 5.5).
-fn text(value: &[u8]) -> String {
-    std::str::from_utf8(value).map_or_else(|_| value.iter().copied().map(char::from).collect(), str::to_owned)
-}
-
 /// What is kept of a body, within what all bodies may take together.
 struct Kept<'a> {
     bytes: Vec<u8>,
@@ -298,10 +294,5 @@ mod tests {
         assert_eq!((&other.bytes[..], other.size, bin.kept.load(Relaxed)), (&b"123"[..], 5, KEPT_TOGETHER));
         drop(other);
         assert_eq!(bin.kept.load(Relaxed), KEPT_TOGETHER - 3);
-    }
-
-    #[test]
-    fn odd_values_of_headers_are_text() {
-        assert_eq!((text("é".as_bytes()).as_str(), text(b"\xe9\x9b").as_str()), ("é", "é\u{9b}"));
     }
 }
