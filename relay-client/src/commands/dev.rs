@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::client::{Client, ClientError, TunnelOptions};
 use crate::commands::demo;
-use crate::config::DevSettings;
+use crate::config::{DevSettings, base_directory};
 use crate::control::Control;
 use crate::session::dial::{Target, Trust};
 use crate::session::probe::Probe;
@@ -109,6 +109,5 @@ fn config(settings: &DevSettings, name: &str) -> Config {
 
 /// Where the CA is kept when nobody says.
 fn default_dir() -> PathBuf {
-    let home = std::env::var_os("HOME").map_or_else(std::env::temp_dir, PathBuf::from);
-    std::env::var_os("XDG_DATA_HOME").map_or_else(|| home.join(".local/share"), PathBuf::from).join("relay-dev")
+    base_directory("XDG_DATA_HOME", ".local/share").unwrap_or_else(std::env::temp_dir).join("relay-dev")
 }
