@@ -1,16 +1,15 @@
 //! Whether anybody listens where tunnels forward to.
 //!
 //! A service is knocked at when its tunnel comes up and when a request was refused, and then once a second until it is
-//! there. A knock is a TCP connection that is closed at once: no request is made, and a service that runs is left alone.
+//! there. A knock is a connection that is closed at once: no request is made, and a service that runs is left alone.
 
-use std::fmt;
-use std::io;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
-use crate::upstream::address::{Candidates, UpstreamAddr};
+use crate::upstream::address::UpstreamAddr;
+use crate::upstream::socket::{Refused, reach};
 
 /// Between two knocks, and the most that one may take.
 pub(crate) const PERIOD: Duration = Duration::from_secs(1);
@@ -57,8 +56,8 @@ impl Services {
         if self.0.len() >= MOST {
             return false;
         }
-        // What names no scheme is no address, but says what this program does by itself.
-        let Some(addr) = upstream.contains("://").then(|| upstream.parse().ok()).flatten() else { return false };
+        // What has no scheme is no address, but says what this program does by itself.
+        let Some(addr) = upstream.contains(':').then(|| upstream.parse().ok()).flatten() else { return false };
         self.0.push(Service { tunnel: tunnel.to_owned(), upstream: upstream.to_owned(), addr, state: State::Doubtful });
         true
     }
@@ -86,71 +85,36 @@ impl Services {
     }
 
     /// Takes in what a knock has shown, unless the tunnel has changed meanwhile.
-    pub(crate) fn learn(&mut self, knocked_at: &Service, knocked: Result<(), Refusal>) -> Option<Change> {
+    pub(crate) fn learn(&mut self, knocked_at: &Service, knocked: Result<(), Refused>) -> Option<Change> {
         let same = |known: &&mut Service| known.tunnel == knocked_at.tunnel && known.addr == knocked_at.addr;
         let service = self.0.iter_mut().find(same)?;
         let state = if knocked.is_ok() { State::Up } else { State::Down };
         let before = std::mem::replace(&mut service.state, state);
         match knocked {
-            Err(refusal) if before != State::Down => Some(Change::Down(refusal.to_string())),
+            Err(refused) if before != State::Down => Some(Change::Down(refused.to_string())),
             Ok(()) if before == State::Down => Some(Change::Up),
             _ => None,
         }
     }
 }
 
-/// Why nobody can be connected to: each address that was tried, with what came of it.
-#[derive(Debug)]
-pub(crate) struct Refusal(Vec<(String, io::Error)>);
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let refused = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
-        if self.0.iter().all(|(_, error)| refused(error)) {
-            let places: Vec<_> = self.0.iter().map(|(place, _)| place.as_str()).collect();
-            return write!(f, "connection refused by {}", places.join(" and "));
-        }
-        for (i, (place, error)) in self.0.iter().enumerate() {
-            write!(f, "{}{place}: {error}", if i == 0 { "" } else { "; " })?;
-        }
-        Ok(())
-    }
-}
-
-/// Looks whether somebody listens. A service that says nothing for [`PERIOD`] may be there, and so may one on a Unix
-/// socket, where there is nothing to knock at.
-pub(crate) async fn knock(addr: &UpstreamAddr) -> Result<(), Refusal> {
-    timeout(PERIOD, try_all(addr)).await.unwrap_or(Ok(()))
-}
-
-async fn try_all(addr: &UpstreamAddr) -> Result<(), Refusal> {
-    let addresses = match addr.candidates() {
-        Candidates::Socket(_) => return Ok(()),
-        Candidates::Addresses(addresses) => addresses.to_vec(),
-        Candidates::Name(name, port) => match lookup_host((name, port)).await {
-            Ok(found) => found.collect(),
-            Err(error) => return Err(Refusal(vec![(name.to_owned(), error)])),
-        },
-    };
-    let mut refused = Vec::new();
-    for address in addresses {
-        match TcpStream::connect(address).await {
-            Ok(_) => return Ok(()),
-            Err(error) => refused.push((address.to_string(), error)),
-        }
-    }
-    Err(Refusal(refused))
+/// Looks whether somebody listens. A service that says nothing for [`PERIOD`] may be there.
+pub(crate) async fn knock(addr: &UpstreamAddr) -> Result<(), Refused> {
+    let reached = timeout(PERIOD, reach(addr, &AtomicUsize::new(0))).await;
+    reached.map_or(Ok(()), |reached| reached.map(drop))
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+    use std::io;
+
     use super::*;
 
-    fn refusal() -> Refusal {
+    fn refused() -> Refused {
         let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
-        Refusal(vec![("127.0.0.1:3000".to_owned(), refused()), ("[::1]:3000".to_owned(), refused())])
+        Refused(vec![("127.0.0.1:3000".to_owned(), refused()), ("[::1]:3000".to_owned(), refused())])
     }
 
     #[test]
@@ -160,8 +124,8 @@ mod tests {
         let due = services.due();
         let web = due.first().unwrap();
         let down = Change::Down("connection refused by 127.0.0.1:3000 and [::1]:3000".to_owned());
-        assert_eq!(services.learn(web, Err(refusal())), Some(down.clone()));
-        assert_eq!(services.learn(web, Err(refusal())), None);
+        assert_eq!(services.learn(web, Err(refused())), Some(down.clone()));
+        assert_eq!(services.learn(web, Err(refused())), None);
         assert!(!services.doubt("web"), "known already");
         assert_eq!(services.due().len(), 1, "until it is there");
         assert_eq!(services.learn(web, Ok(())), Some(Change::Up));
@@ -169,7 +133,7 @@ mod tests {
         assert!(services.doubt("web") && !services.doubt("api"));
         assert_eq!(services.learn(web, Ok(())), None, "it was another refusal");
         services.doubt("web");
-        assert_eq!(services.learn(web, Err(refusal())), Some(down));
+        assert_eq!(services.learn(web, Err(refused())), Some(down));
     }
 
     #[test]
@@ -178,7 +142,7 @@ mod tests {
         services.add("web", "http://localhost:3000");
         let before = services.due().remove(0);
         services.add("web", "http://localhost:4000");
-        assert_eq!(services.learn(&before, Err(refusal())), None, "that is not where it forwards to now");
+        assert_eq!(services.learn(&before, Err(refused())), None, "that is not where it forwards to now");
         assert_eq!(services.due().len(), 1);
         services.remove("web");
         assert!(services.due().is_empty());
@@ -187,7 +151,7 @@ mod tests {
     #[test]
     fn what_is_no_service_is_not_knocked_at() {
         let mut services = Services::default();
-        for upstream in ["listen", "unix:/run/app.sock", "localhost:3000"] {
+        for upstream in ["listen", "demo"] {
             assert!(!services.add("web", upstream));
         }
         assert!(services.due().is_empty());
@@ -201,5 +165,11 @@ mod tests {
         drop(listener);
         let said = knock(&addr).await.unwrap_err().to_string();
         assert_eq!(said, format!("connection refused by {}", addr.to_string().trim_start_matches("http://")));
+        let directory = tempfile::tempdir().unwrap();
+        let addr: UpstreamAddr = format!("unix:{}/app.sock", directory.path().display()).parse().unwrap();
+        let said = knock(&addr).await.unwrap_err().to_string();
+        assert!(said.starts_with(&addr.to_string()), "{said}");
+        let _listener = tokio::net::UnixListener::bind(directory.path().join("app.sock")).unwrap();
+        knock(&addr).await.unwrap();
     }
 }

@@ -1,6 +1,7 @@
 //! Connections to the local service: TCP, TLS over TCP, and Unix sockets.
 
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
@@ -22,26 +23,29 @@ pub(crate) type Socket = Box<dyn Transport>;
 pub(crate) trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
 
-/// Nothing accepted a connection.
+/// Nothing accepted a connection: each place that was tried, with what came of it.
 #[derive(Debug)]
-pub(crate) struct Refused {
-    tried: Vec<(String, String)>,
-}
+pub(crate) struct Refused(pub(super) Vec<(String, io::Error)>);
 
 impl Refused {
     /// The service did not accept in time.
     pub(crate) fn slow(addr: &UpstreamAddr) -> Self {
-        Self::one(addr, "did not accept a connection in time")
+        Self::one(addr, io::Error::new(io::ErrorKind::TimedOut, "did not accept a connection in time"))
     }
 
-    fn one(place: &dyn fmt::Display, why: impl fmt::Display) -> Self {
-        Self { tried: vec![(place.to_string(), why.to_string())] }
+    fn one(addr: &UpstreamAddr, why: io::Error) -> Self {
+        Self(vec![(addr.to_string(), why)])
     }
 }
 
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, (place, why)) in self.tried.iter().enumerate() {
+        let refused = |why: &io::Error| why.kind() == io::ErrorKind::ConnectionRefused;
+        if self.0.iter().all(|(_, why)| refused(why)) {
+            let places: Vec<_> = self.0.iter().map(|(place, _)| place.as_str()).collect();
+            return write!(f, "connection refused by {}", places.join(" and "));
+        }
+        for (i, (place, why)) in self.0.iter().enumerate() {
             write!(f, "{}{place}: {why}", if i == 0 { "" } else { "; " })?;
         }
         Ok(())
@@ -50,30 +54,34 @@ impl fmt::Display for Refused {
 
 /// Connects to the service. `preferred` remembers which of several addresses answered, and is tried first.
 pub(crate) async fn connect(addr: &UpstreamAddr, preferred: &AtomicUsize) -> Result<Socket, Refused> {
+    let plain = reach(addr, preferred).await?;
+    if addr.scheme() != Scheme::Https {
+        return Ok(plain);
+    }
+    let refused = |error: &dyn fmt::Display| Refused::one(addr, io::Error::other(format!("TLS failed: {error}")));
+    let host = addr.host_port().map(|at| at.host.to_string()).unwrap_or_default();
+    let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned()).map_err(|error| refused(&error))?;
+    let config = tls_config(addr.is_loopback()).map_err(|error| refused(&error))?;
+    match TlsConnector::from(config).connect(name, plain).await {
+        Ok(tls) => Ok(Box::new(tls)),
+        Err(error) => Err(refused(&error)),
+    }
+}
+
+/// A connection on which nothing has been said yet, TLS neither.
+pub(crate) async fn reach(addr: &UpstreamAddr, preferred: &AtomicUsize) -> Result<Socket, Refused> {
+    let refused = |error| Refused::one(addr, error);
     let tcp = match addr.candidates() {
-        Candidates::Socket(path) => {
-            let unix = UnixStream::connect(path).await.map_err(|error| Refused::one(&addr, error))?;
-            return Ok(Box::new(unix));
-        }
+        Candidates::Socket(path) => return Ok(Box::new(UnixStream::connect(path).await.map_err(refused)?)),
         Candidates::Addresses(addresses) => first_of(addresses, preferred).await?,
         Candidates::Name(name, port) => {
-            let found = lookup_host((name, port)).await.map_err(|error| Refused::one(&addr, error))?;
+            let found = lookup_host((name, port)).await.map_err(refused)?;
             first_of(&found.collect::<Vec<_>>(), preferred).await?
         }
     };
     // Failing to set it costs latency, not correctness.
     let _ = tcp.set_nodelay(true);
-    if addr.scheme() != Scheme::Https {
-        return Ok(Box::new(tcp));
-    }
-    let refused = |error: &dyn fmt::Display| Refused::one(&addr, format!("TLS failed: {error}"));
-    let host = addr.host_port().map(|at| at.host.to_string()).unwrap_or_default();
-    let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned()).map_err(|error| refused(&error))?;
-    let config = tls_config(addr.is_loopback()).map_err(|error| refused(&error))?;
-    match TlsConnector::from(config).connect(name, tcp).await {
-        Ok(tls) => Ok(Box::new(tls)),
-        Err(error) => Err(refused(&error)),
-    }
+    Ok(Box::new(tcp))
 }
 
 async fn first_of(addresses: &[SocketAddr], preferred: &AtomicUsize) -> Result<TcpStream, Refused> {
@@ -87,10 +95,10 @@ async fn first_of(addresses: &[SocketAddr], preferred: &AtomicUsize) -> Result<T
                 preferred.store(at, Relaxed);
                 return Ok(tcp);
             }
-            Err(error) => tried.push((address.to_string(), error.to_string())),
+            Err(error) => tried.push((address.to_string(), error)),
         }
     }
-    Err(Refused { tried })
+    Err(Refused(tried))
 }
 
 /// A service on this machine may have any certificate, since nobody else can be there; one elsewhere must be trusted.
