@@ -238,6 +238,73 @@ def test_a_fork_leaves_the_tunnel_to_its_parent() -> None:
     assert subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout == "7 None\n"
 
 
+CHILD = """
+import multiprocessing, os, sys, json, relay
+
+def child(pipe):
+    print(os.getpid(), t.url, t.exchanges, flush=True)
+    pipe.recv()
+
+t = relay.tunnel(3000, random=True, **json.loads(os.environ["TEST_RELAY"])).open()
+print(t.pid, flush=True)
+here, there = multiprocessing.get_context("fork").Pipe()
+multiprocessing.get_context("fork").Process(target=child, args=[there]).start()
+sys.stdin.read()
+"""
+
+
+def test_a_forked_child_does_not_keep_the_client(port: int) -> None:
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-W", "ignore", "-c", CHILD], **pipes) as owner:
+        assert owner.stdout is not None
+        client = int(owner.stdout.readline())
+        child, url, exchanges = owner.stdout.readline().decode().split()
+        assert url.startswith("https://") and exchanges == "[]", "what it has inherited it can tell"
+        try:
+            owner.kill()
+            wait_for_end(client)
+            assert is_running(int(child))
+        finally:
+            os.kill(int(child), signal.SIGKILL)
+
+
+NO_THREADS = """
+import os, sys, json, threading, relay
+started = threading.Thread.start
+
+def start(thread):
+    if thread.name == sys.argv[1]:
+        raise RuntimeError("can't start new thread")
+    started(thread)
+
+threading.Thread.start = start
+t = relay.tunnel(3000, random=True, **json.loads(os.environ["TEST_RELAY"]))
+try:
+    t.open()
+except RuntimeError as error:
+    print(t.pid, error, flush=True)
+"""
+
+
+@pytest.mark.parametrize("thread", ["relay-stderr", "relay-stdout"])
+def test_a_process_that_gets_no_thread_ends_all_the_same(thread: str) -> None:
+    command = [sys.executable, "-c", NO_THREADS, thread]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    pid, error = said.split(" ", 1)
+    assert error == "can't start new thread\n" and not is_running(int(pid))
+
+
+def test_other_words_on_standard_output_are_no_events(port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "relay"
+    words = r"welcome\n[1]\n\"x\"\n{\n\377\n" + "[" * 100_000
+    program.write_text(f"#!/bin/sh\nprintf '{words}\\n'\nexec '{relay.program()}' \"$@\"\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("RELAY_BINARY", str(program))
+    with open_tunnel(port) as t:
+        assert post(t, "/", b"x").body == b"x"
+        assert t.wait_for("/").status == 200
+
+
 def test_an_interrupt_leaves_the_tunnel_to_its_owner(port: int) -> None:
     with open_tunnel(port) as t:
         assert os.getpgid(t.pid) != os.getpgid(0), "Ctrl-C goes to a whole group"

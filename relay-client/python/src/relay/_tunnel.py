@@ -3,7 +3,7 @@
     relay http … --output json ──stdout──▶ reader thread ──▶ what callers see, under one condition
                                ──stderr──▶ reader thread ──▶ the logger "relay", and the message of an error
 
-The program ends when nobody reads its output any more, so it does not outlive this process, however that ends.
+The program ends when nobody can read its output any more, so it does not outlive this process, however that ends.
 """
 
 from __future__ import annotations
@@ -148,8 +148,16 @@ class Tunnel:
             follower = threading.Thread(
                 target=self._follow, args=(process, listener), name="relay-stdout", daemon=True
             )
-            listener.start()
-            follower.start()
+            try:
+                listener.start()
+                follower.start()
+            except BaseException:
+                # Nobody would hear of its end. A process that may have no more threads has no use for a tunnel, either.
+                with process:
+                    process.kill()
+                self._ended = True
+                _open.discard(self)
+                raise
         try:
             with self._changed:
                 self._changed.wait_for(lambda: self._ready or self._ended, self._ready_within)
@@ -305,7 +313,7 @@ class Tunnel:
         try:
             with process.stdout as lines:
                 for line in lines:
-                    self._take(json.loads(line))
+                    self._take(_event(line))
         finally:
             # What it has said last is in the other pipe.
             listener.join()
@@ -341,6 +349,15 @@ class Tunnel:
                 _log.info("%s", text)
 
 
+def _event(line: bytes) -> dict[str, Any]:
+    """What a line says; nothing where it is none of the client's, which is how a wrapper around it may greet."""
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return event if isinstance(event, dict) else {}
+
+
 def _is_path(path: str, wanted: str | None) -> bool:
     if wanted is None:
         return True
@@ -356,3 +373,21 @@ _open: "weakref.WeakSet[Tunnel]" = weakref.WeakSet()
 def _close_all() -> None:
     for left in list(_open):
         left.close()
+
+
+def _leave_to_parent() -> None:
+    """In a forked child: the program ends when nobody can read its output, so this process must not be able to."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    for inherited in list(_open):
+        # Who held it is no part of this process.
+        inherited._changed = threading.Condition()
+        process = inherited._process
+        for pipe in (process.stdout, process.stderr) if process else ():
+            # Not closed, because the file that was opened on this number still believes in it.
+            if pipe is not None and not pipe.closed:
+                os.dup2(null, pipe.fileno(), inheritable=False)
+    os.close(null)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
