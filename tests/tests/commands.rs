@@ -310,6 +310,20 @@ mod readiness {
         assert_eq!((ended.code(), ended.stdout.as_str()), (143, ""));
         assert!(!file.exists(), "it goes with the tunnel");
 
+        // What is no file of its own is left alone.
+        std::os::unix::fs::symlink("target", home.path().join("link")).unwrap();
+        let pipe = std::process::Command::new("mkfifo").arg(home.path().join("pipe")).status().unwrap();
+        assert!(pipe.success());
+        for not_a_file in ["link", "pipe", ".", "/dev/stdout"] {
+            let first = ["http", "3000", "--ready-file", not_a_file];
+            let ended = Process::spawn_in(home.clone(), "relay", words(&first, &way), &[]).await.wait().await;
+            assert_eq!(ended.code(), 2, "{ended:?}");
+            assert!(ended.stderr.contains("not a regular file") && ended.stderr.contains("--ready-file"), "{ended:?}");
+        }
+        for left in ["link", "pipe"] {
+            assert!(!home.path().join(left).symlink_metadata().unwrap().is_file(), "{left}");
+        }
+
         let first = ["http", "3000", "--ready-file", "no/such/directory"];
         let ended = Process::spawn_in(home.clone(), "relay", words(&first, &way), &[]).await.wait().await;
         assert_eq!(ended.code(), 1, "{ended:?}");

@@ -10,13 +10,14 @@ use std::{
     time::Duration,
 };
 
+use clap::builder::{PathBufValueParser, TypedValueParser as _};
 use clap::{Args, Parser, Subcommand};
 use http::{HeaderName, HeaderValue, StatusCode};
 
 use crate::capture::Since;
 use crate::capture::filter::{self, HeaderPattern, JsonPattern, PathPattern};
 use crate::config::value::{
-    Inspect, Output, Secret, UpstreamProtocol, duration, final_status, header, inspect, size, subdomain,
+    Inspect, Output, Secret, UpstreamProtocol, duration, final_status, header, inspect, replaceable, size, subdomain,
 };
 use crate::session::dial::RelayUrl;
 use crate::upstream::address::{HostPort, UpstreamAddr};
@@ -381,7 +382,7 @@ pub struct ShowArgs {
 
     /// Write the tunnel as JSON into this file once its public URL has answered, and remove the
     /// file at the end
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = PathBufValueParser::new().try_map(replaceable))]
     pub ready_file: Option<PathBuf>,
 
     /// Keep no requests in memory; otherwise the last ones are, for `relay wait`

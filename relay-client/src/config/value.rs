@@ -1,6 +1,6 @@
 //! What a setting can say, wherever it is written: on the command line, in the environment or in a file.
 
-use std::{fmt, time::Duration};
+use std::{fmt, fs::symlink_metadata, path::PathBuf, time::Duration};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use http::{HeaderName, HeaderValue, StatusCode};
@@ -135,6 +135,23 @@ pub fn size(text: &str) -> Result<usize, SizeError> {
 pub struct SizeError {
     input: String,
 }
+
+/// A file that may be removed, and be written anew: one that is not there yet, or a regular one. A pipe, a device or a
+/// link stands for something else than itself, as `/dev/stdout` does.
+///
+/// # Errors
+/// Everything else.
+pub fn replaceable(file: PathBuf) -> Result<PathBuf, ReplaceableError> {
+    match symlink_metadata(&file) {
+        Ok(found) if !found.is_file() => Err(ReplaceableError),
+        _ => Ok(file),
+    }
+}
+
+/// Something that stands where a file is to be written, and must not be replaced by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it is not a regular file, and would be replaced; name a file of its own, which need not be there")]
+pub struct ReplaceableError;
 
 /// Reads the status of a final answer: 200 to 599.
 ///
