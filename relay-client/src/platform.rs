@@ -241,21 +241,17 @@ pub(crate) fn user() -> u32 {
     user
 }
 
-/// Whether a process of this number is there.
-pub(crate) fn is_running(pid: u32) -> bool {
-    #[cfg(unix)]
-    {
-        use rustix::io::Errno;
-        use rustix::process::{Pid, test_kill_process};
-        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-        // One that we may not signal is there.
-        pid.is_some_and(|pid| test_kill_process(pid) != Err(Errno::SRCH))
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = pid;
-        true
-    }
+/// Whether a directory is this user's, and no other user can make anything in it.
+pub(crate) fn is_users(directory: &Path) -> bool {
+    std::fs::metadata(directory).is_ok_and(|found| {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt as _;
+            found.is_dir() && found.uid() == user() && found.mode() & 0o022 == 0
+        }
+        #[cfg(not(unix))]
+        found.is_dir()
+    })
 }
 
 /// Makes a directory for this user alone, where others can make some, too; one that is there must be so already.
@@ -333,15 +329,13 @@ mod tests {
         let link = parent.path().join("link");
         symlink(&directory, &link).unwrap();
         assert!(own_directory(&link).is_err());
+        assert!(is_users(&directory) && is_users(&link), "what a link leads to is");
+        set(0o770);
+        assert!(!is_users(&directory) && !is_users(&parent.path().join("nowhere")));
+        set(0o700);
         let file = parent.path().join("file");
         std::fs::write(&file, "").unwrap();
         assert!(own_directory(&file).is_err());
-    }
-
-    #[test]
-    fn a_process_is_there_or_is_not() {
-        assert!(is_running(std::process::id()) && is_running(1));
-        assert!(!is_running(u32::MAX) && !is_running(0));
     }
 
     #[test]

@@ -5,17 +5,18 @@ use std::collections::HashSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use http::Request;
 use relay_tests::app::ok;
 use relay_tests::body::{full, pipe};
 use relay_tests::process::Ended;
 use relay_tests::world::connect_tls;
-use relay_tests::{Answer, App, Http, PATIENCE, Process, RelayServer};
+use relay_tests::{Answer, App, Http, PATIENCE, Process, RelayServer, within};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 
 /// A relay, and a home in which clients run.
@@ -111,13 +112,13 @@ mod relay_wait {
         let host = format!("hooks.{}:{}", RelayServer::DOMAIN, place.relay.https.port());
         assert_eq!(request["headers"][0], json!(["host", host]));
 
-        let ended = place.run(&["wait", "--json", "/type=invoice.created", "--within", "200ms", "--count", "2"]).await;
+        let ended = place.run(&["wait", "--json", "/type=invoice.created", "--within", "1s", "--count", "2"]).await;
         assert_eq!((ended.code(), ended.stdout.as_str()), (1, ""), "{ended:?}");
-        for said in ["0 of 2 such requests arrived within 200ms, and 1 other", "its /type is \"invoice.paid\""] {
+        for said in ["0 of 2 such requests arrived within 1s, and 1 other", "its /type is \"invoice.paid\""] {
             assert!(ended.stderr.contains(said), "{said}: {ended:?}");
         }
         // Some is not enough, and is printed all the same.
-        let ended = place.run(&["wait", "--within", "200ms", "--count", "2"]).await;
+        let ended = place.run(&["wait", "--within", "1s", "--count", "2"]).await;
         assert_eq!((ended.code(), lines(&ended).len()), (1, 1), "{ended:?}");
         assert!(ended.stderr.contains("1 of 2"), "{ended:?}");
     }
@@ -202,6 +203,69 @@ mod relay_wait {
         assert!(ended.stderr.contains("the client has ended"), "{ended:?}");
     }
 
+    /// A test that is over quickly has sent its last webhook just before the client ends.
+    #[tokio::test]
+    async fn sees_the_last_requests_of_a_client_that_ends() {
+        let place = Place::new().await;
+        let app = App::echo().await;
+        std::fs::write(place.home.path().join("body"), vec![b'x'; 700_000]).unwrap();
+        std::fs::write(place.home.path().join("go"), "").unwrap();
+        let (upstream, way) = (app.upstream().to_string(), place.way());
+        let script = "while test -e go; do sleep 0.02; done; curl -sS --fail -o /dev/null --cacert $RELAY_CA_FILE \
+                      --connect-to ::$ADDR --data-binary @body $RELAY_PUBLIC_URL/[1-4]";
+        let script = script.replace("$ADDR", &place.relay.https.to_string());
+        let mut words = vec!["run", &upstream, "--subdomain", "hooks"];
+        words.extend(way.iter().map(String::as_str));
+        words.extend(["--", "sh", "-c", &script]);
+        let mut client = place.spawn(&words).await;
+        client.error_line("https://hooks.").await;
+        let mut wait = place.spawn(&["wait", "--count", "4"]).await;
+        wait.error_line("waiting for").await;
+        std::fs::remove_file(place.home.path().join("go")).unwrap();
+        assert_eq!(client.wait().await.code(), 0, "{}", client.said());
+        let ended = wait.wait().await;
+        assert_eq!((ended.code(), paths(&ended)), (0, ["/1", "/2", "/3", "/4"].map(str::to_owned).to_vec()));
+
+        // One that does not read is left behind.
+        let mut client = place.client(&app, "hooks", &[]).await;
+        let mut wait = place.spawn(&["wait", "--count", "5"]).await;
+        wait.error_line("waiting for").await;
+        wait.signal(Signal::STOP);
+        for _ in 0..4 {
+            assert_eq!(place.send("hooks", "/", vec![b'x'; 700_000]).await.code(), 200);
+        }
+        assert_eq!(client.terminate().await.code(), 143);
+        wait.signal(Signal::CONT);
+        let ended = wait.wait().await;
+        assert!(ended.code() == 1 && ended.stderr.contains("the client has ended"), "{}", ended.stderr);
+    }
+
+    #[tokio::test]
+    async fn is_told_where_a_client_is_watched_by_too_many() {
+        let place = Place::new().await;
+        let app = App::echo().await;
+        let _client = place.client(&app, "hooks", &[]).await;
+        let socket = place.sockets().remove(0);
+        let mut watching = Vec::new();
+        for _ in 0..64 {
+            let mut stream = BufReader::new(UnixStream::connect(&socket).await.unwrap());
+            let question = b"{\"version\":1,\"ask\":\"requests\",\"since\":{\"from\":\"now\"}}\n";
+            stream.write_all(question).await.unwrap();
+            let mut status = String::new();
+            within("an answer", stream.read_line(&mut status)).await.unwrap();
+            assert!(status.contains("https://hooks."), "{status}");
+            watching.push(stream);
+        }
+        let ended = place.run(&["wait", "--within", "10s"]).await;
+        assert!(ended.code() == 1 && ended.stderr.contains("64 others watch it already"), "{ended:?}");
+        let ended = place.run(&["status"]).await;
+        assert!(ended.stdout.contains("https://hooks."), "how it is, it tells all the same: {ended:?}");
+        place.send("hooks", "/", "").await;
+        watching.pop();
+        let room = async { while place.run(&["wait", "--within", "10s"]).await.code() != 0 {} };
+        tokio::time::timeout(PATIENCE, room).await.expect("who has gone makes room");
+    }
+
     #[tokio::test]
     async fn counts_a_request_that_nobody_answers_in_time() {
         let place = Place::new().await;
@@ -273,10 +337,10 @@ mod relay_wait {
         let relay = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("relay").display().to_string();
         let mut words = vec!["run", &upstream, "--subdomain", "hooks"];
         words.extend(way.iter().map(String::as_str));
-        words.extend(["--", &relay, "wait", "--within", "200ms"]);
+        words.extend(["--", &relay, "wait", "--within", "1s"]);
         let ended = place.run(&words).await;
         assert_eq!(ended.code(), 1, "{ended:?}");
-        assert!(ended.stderr.contains("0 of 1 such requests arrived within 200ms, and no other"), "{ended:?}");
+        assert!(ended.stderr.contains("0 of 1 such requests arrived within 1s, and no other"), "{ended:?}");
     }
 
     #[tokio::test]
@@ -304,6 +368,20 @@ mod relay_wait {
         wait.error_line("https://own.").await;
         assert_eq!(wait.terminate().await.code(), 143);
         assert!(place.sockets().is_empty());
+
+        // Where running clients cannot be looked for, too.
+        let directory = place.home.path().join("relay");
+        std::fs::set_permissions(&directory, PermissionsExt::from_mode(0o755)).unwrap();
+        let mut words = vec!["wait", "--path", "/late"];
+        words.extend(way.iter().map(String::as_str));
+        let mut wait = place.spawn(&words).await;
+        wait.error_line("running clients cannot be watched: ").await;
+        wait.error_line("connecting to").await;
+        let line = wait.error_line("https://").await;
+        let name = line.split_once("https://").unwrap().1.split('.').next().unwrap();
+        assert_eq!(place.send(name, "/late", "").await.code(), 200);
+        let ended = wait.wait().await;
+        assert_eq!((ended.code(), paths(&ended)), (0, vec!["/late".to_owned()]), "{ended:?}");
     }
 
     #[tokio::test]
@@ -369,7 +447,8 @@ mod relay_status {
         let app = App::echo().await;
         let mut client = place.client(&app, "hooks", &[]).await;
         let [socket] = &place.sockets()[..] else { panic!("{:?}", place.sockets()) };
-        assert_eq!(socket.file_name().unwrap().to_str().unwrap(), format!("{}.sock", client.pid()));
+        let name = socket.file_name().unwrap().to_str().unwrap();
+        assert!(name.starts_with(&format!("{}-", client.pid())) && name.ends_with(".sock"), "{name}");
         let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(socket), mode(socket.parent().unwrap())), (0o600, 0o700));
         client.kill().await;
@@ -386,6 +465,94 @@ mod relay_status {
         assert_eq!(place.send("hooks", "/", "").await.code(), 200);
         let ended = place.run(&["status"]).await;
         assert!(ended.code() == 1 && ended.stderr.contains("chmod 700"), "{ended:?}");
+    }
+
+    /// As after `sudo -E`, which leaves the variable as it was.
+    #[tokio::test]
+    async fn a_runtime_directory_of_another_user_is_left_alone() {
+        let place = Place::new().await;
+        let app = App::echo().await;
+        let runtime = place.home.path().join("runtime");
+        std::fs::create_dir(&runtime).unwrap();
+        std::os::unix::fs::chown(&runtime, Some(65534), None).unwrap();
+        let (upstream, way) = (app.upstream().to_string(), place.way());
+        let mut words = vec!["http", &upstream, "--subdomain", "hooks"];
+        words.extend(way.iter().map(String::as_str));
+        let variables = [("XDG_RUNTIME_DIR", runtime.to_str().unwrap())];
+        let mut client = Process::spawn_in(place.home.clone(), "relay", &words, &variables).await;
+        client.line().await;
+        let ended = Process::spawn_in(place.home.clone(), "relay", ["status"], &variables).await.wait().await;
+        assert!(ended.code() == 0 && ended.stdout.contains("https://hooks."), "{ended:?}");
+        assert_eq!(std::fs::read_dir(&runtime).unwrap().count(), 0);
+        assert_eq!(std::fs::read_dir(place.home.path().join(".local/state/relay/clients")).unwrap().count(), 1);
+    }
+
+    /// In containers that share a home.
+    #[tokio::test]
+    async fn clients_of_the_same_process_number_are_told_apart() {
+        let place = Place::new().await;
+        let app = App::echo().await;
+        let relay = relay_tests::process::binary("relay").await.display().to_string();
+        let (upstream, way) = (app.upstream().to_string(), place.way());
+        let mut clients = Vec::new();
+        for name in ["one", "two"] {
+            let mut words = vec!["--pid", "--fork", "--kill-child", &relay, "http", &upstream, "--subdomain", name];
+            words.extend(way.iter().map(String::as_str));
+            words.extend(["--output", "json"]);
+            let mut client = Process::spawn_in(place.home.clone(), "/usr/bin/unshare", &words, &[]).await;
+            assert_eq!(client.json().await["name"], name);
+            clients.push(client);
+        }
+        let both = lines(&place.run(&["status", "--output", "json"]).await);
+        let told: Vec<_> = both.iter().map(|status| (&status["pid"], &status["tunnels"][0]["name"])).collect();
+        let (one, two) = ((&1.into(), &"one".into()), (&1.into(), &"two".into()));
+        assert!(told == [one, two] || told == [two, one], "{told:?}");
+        for client in &mut clients {
+            client.kill().await;
+        }
+        // A process of that number runs here, too, and it is not theirs.
+        let gone = async {
+            while !place.sockets().is_empty() {
+                place.run(&["status"]).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, gone).await.expect("what they have left behind is removed");
+    }
+
+    #[tokio::test]
+    async fn those_that_do_not_answer_are_waited_for_together() {
+        let place = Place::new().await;
+        let app = App::echo().await;
+        let _client = place.client(&app, "hooks", &[]).await;
+        place.send("hooks", "/", "").await;
+        let directory = place.home.path().join("relay");
+        let silent =
+            |pid: u32| std::os::unix::net::UnixListener::bind(directory.join(format!("{pid}-0.sock"))).unwrap();
+        let _silent: Vec<_> = (1..=10).map(silent).collect();
+        let began = Instant::now();
+        let ended = place.run(&["status"]).await;
+        let took = began.elapsed();
+        assert!(ended.stdout.contains("https://hooks."), "{ended:?}");
+        assert_eq!(ended.stderr.matches("does not answer").count(), 10, "{ended:?}");
+        assert!(took < Duration::from_secs(15), "one after another they take 20 s: {took:?}");
+        let ended = place.run(&["wait", "--count", "2", "--within", "1s"]).await;
+        assert!(ended.code() == 1 && ended.stderr.contains("1 of 2 such requests arrived within 1s"), "{ended:?}");
+    }
+
+    #[tokio::test]
+    async fn a_path_that_is_too_long_for_a_socket_is_told() {
+        let place = Place::new().await;
+        let app = App::echo().await;
+        let runtime = place.home.path().join("x".repeat(100));
+        std::fs::create_dir(&runtime).unwrap();
+        let (upstream, way) = (app.upstream().to_string(), place.way());
+        let mut words = vec!["http", &upstream, "--subdomain", "hooks"];
+        words.extend(way.iter().map(String::as_str));
+        let variables = [("XDG_RUNTIME_DIR", runtime.to_str().unwrap())];
+        let mut client = Process::spawn_in(place.home.clone(), "relay", &words, &variables).await;
+        client.error_line("XDG_RUNTIME_DIR to a directory of yours with a shorter path").await;
+        client.line().await;
+        assert_eq!(place.send("hooks", "/", "").await.code(), 200);
     }
 
     /// Whatever has a tunnel is there.

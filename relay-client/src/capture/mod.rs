@@ -74,6 +74,12 @@ impl Capture {
         captured(seq, ring.get(seq)?)
     }
 
+    /// The client has ended. Whoever reads is told what there still is, and then that this was all.
+    pub(crate) fn close(&self) {
+        self.ring().closed = true;
+        self.0.news.notify_waiters();
+    }
+
     fn ring(&self) -> MutexGuard<'_, Ring> {
         self.0.ring.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -164,6 +170,8 @@ struct Ring {
     entries: VecDeque<Entry>,
     /// What they have together: see [`Entry::cost`].
     bytes: usize,
+    /// No more will come, and nothing will become of those that there are.
+    closed: bool,
 }
 
 #[derive(Debug)]
@@ -364,33 +372,37 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
-    /// The next news. Nothing is lost where this is given up.
-    pub(crate) async fn next(&mut self) -> News {
+    /// The next news; `None` when the client has ended and all is told. Nothing is lost where this is given up.
+    pub(crate) async fn next(&mut self) -> Option<News> {
         let shared = self.capture.0.clone();
         loop {
             if let Some(news) = self.look() {
-                return news;
+                return Some(news);
             }
             let mut changed = pin!(shared.news.notified());
             // From here on, what happens is heard of; what has happened before is seen.
             changed.as_mut().enable();
-            self.extend();
+            let closed = self.extend();
             if let Some(news) = self.look() {
-                return news;
+                return Some(news);
+            }
+            if closed {
+                return None;
             }
             changed.await;
         }
     }
 
-    /// Begins another round with what has come.
-    fn extend(&mut self) {
+    /// Begins another round with what has come. Whether it is the last one.
+    fn extend(&mut self) -> bool {
         let ring = self.capture.ring();
-        let (first, end) = (ring.first, ring.end());
+        let (first, end, closed) = (ring.first, ring.end(), ring.closed);
         drop(ring);
         self.missed += first.saturating_sub(self.next);
         self.open.extend((self.next.max(first)..end).map(|seq| (seq, false)));
         self.next = end;
         self.left = self.open.len();
+        closed
     }
 
     /// Goes on with the round.
@@ -521,7 +533,7 @@ mod tests {
 
     async fn request(reader: &mut Reader) -> Captured {
         match reader.next().await {
-            News::Request(captured) => captured,
+            Some(News::Request(captured)) => captured,
             other => panic!("{other:?}"),
         }
     }
@@ -546,7 +558,7 @@ mod tests {
         assert_eq!((told.id.as_str(), &told.body[..], told.body_size), ("1", &b"beginning"[..], 9));
         assert_eq!((told.body_truncated, told.answer.unwrap().status), (false, Some(200)));
         quick.ended(Some(StatusCode::BAD_GATEWAY), Duration::from_millis(3), Some("upstream-refused"));
-        let News::Answered { seq: 1, answer } = reader.next().await else { panic!("no answer") };
+        let Some(News::Answered { seq: 1, answer }) = reader.next().await else { panic!("no answer") };
         assert_eq!((answer.status, answer.duration_ms), (Some(502), Some(3.0)));
         assert_eq!(answer.error.as_deref(), Some("upstream-refused"));
         consistent(&capture);
@@ -587,8 +599,8 @@ mod tests {
         first.answered(StatusCode::OK);
         first.data(b"to nobody");
         // The first one was told of; 49 were not.
-        assert_eq!(reader.next().await, News::Missed(49));
-        assert_eq!(reader.next().await, News::Answered { seq: 0, answer: Answer::default() });
+        assert_eq!(reader.next().await, Some(News::Missed(49)));
+        assert_eq!(reader.next().await, Some(News::Answered { seq: 0, answer: Answer::default() }));
         assert_eq!(request(&mut reader).await.seq, 50);
         for _ in 0..40 {
             let large = begin(&capture, "large");
@@ -616,6 +628,22 @@ mod tests {
         for reader in [&mut now, &mut after, &mut between, &mut future] {
             assert_eq!(request(reader).await.id, "01E");
         }
+    }
+
+    #[tokio::test]
+    async fn at_the_end_all_that_has_arrived_is_told_and_then_the_end() {
+        let capture = Capture::default();
+        let (mut reads, mut waits) = (capture.read(Since::Start), capture.read(Since::Now));
+        begin(&capture, "0").whole();
+        begin(&capture, "1").data(b"half");
+        begin(&capture, "2").whole();
+        let waiting = tokio::spawn(async move { (waits.next().await, waits.next().await, waits.next().await) });
+        assert_eq!(request(&mut reads).await.seq, 0);
+        capture.close();
+        assert_eq!(request(&mut reads).await.seq, 2);
+        assert_eq!((reads.next().await, reads.next().await), (None, None));
+        let (Some(_), Some(_), None) = waiting.await.unwrap() else { panic!("both and the end") };
+        assert_eq!(request(&mut capture.read(Since::Start)).await.seq, 0, "also to whoever comes late");
     }
 
     /// Whatever comes while a reader is about to wait is told of.

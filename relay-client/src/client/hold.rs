@@ -29,10 +29,7 @@ const PROBE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 /// without a sign of life, and some more for a relay that is busy.
 const BELIEF: Duration = Duration::from_secs(20);
 
-/// How long a client that ends waits for what is under way.
-const DRAIN: Duration = Duration::from_secs(10);
-
-/// How long it does so without a word.
+/// How long a client that ends waits for what is under way without a word.
 const QUIETLY: Duration = Duration::from_millis(500);
 
 const TAKEN_OVER: &str = "Another client with the same token has taken the name over.";
@@ -162,25 +159,28 @@ impl<'a> Hold<'a> {
         mut shutdown: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<(), ClientError> {
         let result = self.hold(observer, shutdown.as_mut()).await;
-        // What does not end in time is given up; the relay answers for it.
-        let finish = timeout(DRAIN, self.finish(observer));
+        let finish = self.finish(observer);
         match &result {
-            Ok(()) => drop(finish.await),
+            Ok(()) => finish.await,
             Err(_) => tokio::select! {
-                _ = finish => {}
+                () = finish => {}
                 () = shutdown => {}
             },
         }
         result
     }
 
+    /// What does not end in time is given up; the relay answers for it.
     async fn finish(&mut self, observer: &mut dyn Observer) {
         self.serve.say_goodbye();
-        if timeout(QUIETLY, self.serve.finish(observer)).await.is_err() {
+        let drain = self.client.drain;
+        let finished = timeout(QUIETLY.min(drain), self.serve.finish(observer)).await.is_ok();
+        if !finished && drain > QUIETLY {
             let text =
-                format!("finishing what is under way, for at most {} s; Ctrl-C ends it at once", DRAIN.as_secs());
+                format!("finishing what is under way, for at most {} s; Ctrl-C ends it at once", drain.as_secs());
             observer.observe(&Event::Notice(&text));
-            self.serve.finish(observer).await;
+            // The rest of the time.
+            drop(timeout(drain - QUIETLY, self.serve.finish(observer)).await);
         }
     }
 

@@ -27,6 +27,9 @@ use crate::session::{ConnectError, connect, explain};
 use crate::upstream::rewrite::HostHeader;
 use crate::upstream::service::Destination;
 
+/// How long a client that ends waits for what is under way.
+const DRAIN: Duration = Duration::from_secs(10);
+
 /// One tunnel's settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TunnelOptions {
@@ -115,6 +118,7 @@ pub struct Client {
     ca_file: Option<String>,
     own: Option<Probe>,
     control: Option<Control>,
+    drain: Duration,
 }
 
 impl Client {
@@ -129,6 +133,7 @@ impl Client {
             ca_file: None,
             own: None,
             control: None,
+            drain: DRAIN,
         }
     }
 
@@ -157,6 +162,13 @@ impl Client {
     #[must_use]
     pub fn remember(mut self, names: Names) -> Self {
         self.names = Some(names);
+        self
+    }
+
+    /// Gives what is under way so long, and not 10 s, once the client is to end.
+    #[must_use]
+    pub(crate) fn drain(mut self, limit: Duration) -> Self {
+        self.drain = limit;
         self
     }
 
@@ -204,12 +216,14 @@ impl Client {
     /// # Errors
     /// [`ClientError`]: what trying again cannot mend.
     pub async fn run(self, observer: &mut dyn Observer, shutdown: impl Future<Output = ()>) -> Result<(), ClientError> {
-        // Its end tells those who wait for requests that none will come.
-        let _serving = self.control.as_ref().and_then(Control::serve);
+        let serving = self.control.as_ref().and_then(Control::serve);
         let board = self.control.as_ref().map(|control| control.board.clone());
         let mut hold = Hold::new(&self);
         let result = hold.run(&mut Beside { observer, board }, pin!(shutdown)).await;
         hold.tunnels.close().await;
+        if let Some(serving) = serving {
+            serving.close().await;
+        }
         result
     }
 

@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::ClientError;
@@ -28,7 +27,8 @@ use crate::session::probe::{Probe, ProbeError};
 use crate::terminal::screen::{PROBE, Screen};
 use crate::upstream::address::UpstreamAddr;
 
-/// How long the tunnel may finish what is under way once the command has ended.
+/// How long the tunnel may finish what is under way once the command has ended: what that has left behind, as an event
+/// stream that nobody reads any more, holds nobody up.
 const LEAVE: Duration = Duration::from_millis(500);
 
 /// Why a command was not run, or not to its end.
@@ -86,7 +86,7 @@ pub async fn run(
     let probe = Probe::new().ok_or_else(|| io::Error::other("the system has no randomness"))?;
     let (ready, is_ready) = oneshot::channel();
     let (stop, gone) = (CancellationToken::new(), CancellationToken::new());
-    let client = screen.prove(client, Some(probe.clone())).probe(probe.clone());
+    let client = screen.prove(client, Some(probe.clone())).probe(probe.clone()).drain(LEAVE);
     let mut watcher = Watcher { observer: &mut screen, ready: Some(ready) };
     let tunnel = async {
         let ended = client.run(&mut watcher, stop.cancelled()).await;
@@ -127,8 +127,7 @@ pub async fn run(
     };
     let (mut tunnel, mut job) = (pin!(tunnel), pin!(job));
     let (tunnel, job) = tokio::select! {
-        // What the command has left behind, as an event stream that nobody reads any more, holds nobody up.
-        job = &mut job => (timeout(LEAVE, tunnel).await.unwrap_or(Ok(())), job),
+        job = &mut job => (tunnel.await, job),
         ended = &mut tunnel => (ended, job.await),
     };
     match (job?, tunnel) {

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use crate::config::value::Output;
 use crate::control::board::{State, Status};
-use crate::control::{ControlError, Found, running};
+use crate::control::{Ask, ControlError, Found, PATIENCE, ask_all};
 use crate::terminal::{Shown, json_line};
 
 /// What `relay status` prints.
@@ -25,7 +25,7 @@ pub struct Report {
 /// [`ControlError`] where they cannot be looked for.
 pub async fn report(output: Output) -> Result<Report, ControlError> {
     let mut report = Report { shown: String::new(), notices: Vec::new() };
-    let found = running().await?;
+    let found = ask_all(&Ask::Status, PATIENCE).await?;
     if found.is_empty() {
         report.notices.push("no client of this user runs".to_owned());
     }

@@ -19,7 +19,7 @@ use futures_util::stream::{self, BoxStream, SelectAll};
 use http::{Request, Response};
 use http_body_util::BodyExt as _;
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::capture::filter::Filter;
 use crate::capture::{Answer, Captured, News, Reader, Since};
@@ -27,7 +27,7 @@ use crate::client::ClientError;
 use crate::commands::cli::{OpenArgs, ServiceArgs, TunnelArgs, WaitArgs};
 use crate::commands::open;
 use crate::config::{ConfigError, Files, Settings, ShowSettings};
-use crate::control::{Ask, Asked, ControlError, Found, ask_all};
+use crate::control::{Ask, Asked, Found, PATIENCE, ask_all};
 use crate::event::{Body, Event};
 use crate::session::dial::TargetError;
 use crate::terminal::screen::Screen;
@@ -60,9 +60,6 @@ pub enum WaitError {
     /// Nothing runs, and nothing can be opened.
     #[error("no client of this user runs; start one, as with `relay http 3000`, or name a relay with --relay")]
     NoClient,
-    /// Running clients cannot be looked for.
-    #[error(transparent)]
-    Control(#[from] ControlError),
     /// The configuration of a tunnel of our own is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -88,14 +85,24 @@ fn others(known: &[String]) -> String {
 pub async fn run(args: WaitArgs, files: &mut Files, shutdown: impl Future<Output = ()>) -> Result<(), WaitError> {
     let WaitArgs { path, method, headers, json, count, within, since, tunnel, subdomain, connection } = args;
     let filter = Filter { path, method, headers, json, tunnel };
-    let mut tally = Tally::new(filter, count.into());
-    let since = since.unwrap_or_default();
+    let mut tally = Tally::new(filter, count.into(), within);
+    let mut shutdown = pin!(shutdown);
     if subdomain.is_none() {
-        let found = ask_all(|| Ask::Requests { since: since.clone() }).await?;
+        // Half of the time is for what they tell.
+        let patience = within.map_or(PATIENCE, |within| PATIENCE.min(within / 2));
+        let ask = Ask::Requests { since: since.unwrap_or_default() };
+        let found = tokio::select! {
+            found = ask_all(&ask, patience) => found,
+            () = &mut shutdown => return Ok(()),
+        };
+        let found = found.unwrap_or_else(|error| {
+            tell(&format!("running clients cannot be watched: {error}"));
+            Vec::new()
+        });
         if !found.is_empty() {
             let sources = watch(found, tally.filter.tunnel.as_deref())?;
             return tokio::select! {
-                ended = tally.wait(sources, within) => ended,
+                ended = tally.wait(sources) => ended,
                 () = shutdown => Ok(()),
             };
         }
@@ -109,7 +116,7 @@ pub async fn run(args: WaitArgs, files: &mut Files, shutdown: impl Future<Output
         ConfigError::NoRelay => WaitError::NoClient,
         error => error.into(),
     })?;
-    own(settings, files, tally, within, shutdown).await
+    own(settings, files, tally, shutdown).await
 }
 
 /// The clients that tell of requests, each with a place in the list.
@@ -147,7 +154,6 @@ async fn own(
     mut settings: Settings,
     files: &Files,
     mut tally: Tally,
-    within: Option<Duration>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), WaitError> {
     // Lines for people, whatever a file says, and what it waits for is kept.
@@ -164,7 +170,7 @@ async fn own(
         }
     }));
     let counted = {
-        let mut counting = pin!(tally.wait(sources, within));
+        let mut counting = pin!(tally.wait(sources));
         tokio::select! {
             ended = &mut tunnel => return Ok(ended?),
             counted = &mut counting => counted,
@@ -202,8 +208,11 @@ fn of_client(number: usize, client: Box<Asked>) -> Source {
 
 fn of_capture(reader: Reader) -> Source {
     let next = |mut reader: Reader| async move {
-        let news = reader.next().await;
-        Some(((0, Some(news)), reader))
+        match reader.next().await {
+            Some(news) => Some(((0, Some(news)), reader)),
+            // What has ended the tunnel, it says itself.
+            None => std::future::pending().await,
+        }
     };
     stream::unfold(reader, next).boxed()
 }
@@ -213,6 +222,9 @@ fn of_capture(reader: Reader) -> Source {
 struct Tally {
     filter: Filter,
     wanted: usize,
+    /// How long there is, and since when.
+    within: Option<Duration>,
+    began: Instant,
     /// Those that count, in the order in which they came.
     found: Vec<Wanted>,
     /// The best of the others, each with what is in the way.
@@ -230,12 +242,14 @@ struct Wanted {
 }
 
 impl Tally {
-    fn new(filter: Filter, wanted: usize) -> Self {
-        Self { filter, wanted, found: Vec::new(), near: Vec::new(), others: 0, missed: 0 }
+    fn new(filter: Filter, wanted: usize, within: Option<Duration>) -> Self {
+        let (began, found, near) = (Instant::now(), Vec::new(), Vec::new());
+        Self { filter, wanted, within, began, found, near, others: 0, missed: 0 }
     }
 
     /// Waits for news until enough has come.
-    async fn wait(&mut self, mut sources: SelectAll<Source>, within: Option<Duration>) -> Result<(), WaitError> {
+    async fn wait(&mut self, mut sources: SelectAll<Source>) -> Result<(), WaitError> {
+        let left = self.within.map(|within| within.saturating_sub(self.began.elapsed()));
         let all = async {
             while let Some((source, news)) = sources.next().await {
                 match news {
@@ -248,8 +262,8 @@ impl Tally {
             }
             Ok::<_, io::Error>(false)
         };
-        let ended = match within {
-            Some(within) => timeout(within, all).await.ok(),
+        let ended = match left {
+            Some(left) => timeout(left, all).await.ok(),
             None => Some(all.await),
         };
         match ended {
@@ -261,7 +275,7 @@ impl Tally {
             None => {
                 // They have arrived, and that is what was asked for.
                 self.print_all(&mut print)?;
-                if self.is_done() { Ok(()) } else { Err(WaitError::NotYet(self.describe(within))) }
+                if self.is_done() { Ok(()) } else { Err(WaitError::NotYet(self.describe(self.within))) }
             }
         }
     }
@@ -381,7 +395,7 @@ mod tests {
     #[test]
     fn each_is_printed_once_answered_and_only_as_many_as_wanted() {
         let filter = Filter { path: Some(filter::path("/a").unwrap()), ..Filter::default() };
-        let mut tally = Tally::new(filter, 3);
+        let mut tally = Tally::new(filter, 3, None);
         let mut printed = Vec::new();
         let mut print = |request: &Captured| {
             printed.push((request.id.clone(), request.answer.as_ref().and_then(|answer| answer.status)));
@@ -412,7 +426,7 @@ mod tests {
     fn what_came_close_is_told() {
         let filter =
             Filter { path: Some(filter::path("/a").unwrap()), method: Some("POST".to_owned()), ..Filter::default() };
-        let mut tally = Tally::new(filter, 2);
+        let mut tally = Tally::new(filter, 2, Some(Duration::from_millis(1500)));
         let mut nowhere = |_: &Captured| Ok(());
         for seq in 0..5 {
             tally.take(0, request(seq, &format!("/\u{1b}{seq}"), Some(200)), &mut nowhere).unwrap();
@@ -420,7 +434,7 @@ mod tests {
         tally.take(0, request(9, "/a", Some(200)), &mut nowhere).unwrap();
         tally.take(0, News::Missed(4), &mut nowhere).unwrap();
         assert_eq!(
-            tally.describe(Some(Duration::from_millis(1500))),
+            tally.describe(tally.within),
             "1 of 2 such requests arrived within 1.5s, and 5 others; 4 more came too fast to be looked at\n  \
              POST /\\u{1b}4: its path is not /a\n  POST /\\u{1b}3: its path is not /a\n  \
              POST /\\u{1b}2: its path is not /a"

@@ -1,26 +1,31 @@
 //! The local socket of a running client: whoever is the same user asks it how it is, and what has come.
 //!
 //! ```text
-//!   relay status, relay wait ── a line of JSON ──▶ $XDG_RUNTIME_DIR/relay/PID.sock ──▶ Board, Capture
+//!   relay status, relay wait ── a line of JSON ──▶ $XDG_RUNTIME_DIR/relay/PID-RANDOM.sock ──▶ Board, Capture
 //!                            ◀── lines of JSON ──
 //! ```
 //!
 //! Each client has a socket of mode 0600 in a directory of mode 0700 that is this user's. One question is a line, and so
-//! is each answer; every conversation begins with the client's status. A socket whose process is dead is removed by
-//! whoever finds it.
+//! is each answer; every conversation begins with the client's status. A socket on which nobody listens is removed by
+//! whoever finds it. Its name is random, because clients in two containers that share a home may have the same process
+//! number, and clients in one process have.
 
 pub(crate) mod board;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 use self::board::{Board, Status};
 use crate::capture::{Capture, News, Since};
@@ -31,8 +36,12 @@ use crate::platform;
 /// The protocol's number. One that is asked in another one refuses, and says its own.
 const VERSION: u32 = 1;
 
-/// Conversations at once; others wait in the socket's backlog.
-const CONVERSATIONS: usize = 16;
+/// Those at once who have not been answered yet; others wait in the socket's backlog.
+const ASKING: usize = 16;
+
+/// Those at once who are told of requests; others are refused. Each costs a descriptor, and for a moment the memory of
+/// the request that it is told of.
+const WATCHING: usize = 64;
 
 /// The longest question.
 const QUESTION: usize = 4 * 1024;
@@ -41,7 +50,10 @@ const QUESTION: usize = 4 * 1024;
 const ANSWER: usize = 4 << 20;
 
 /// How long a client that is alive may take for a question or for its first answer.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long those who are told of requests may take for the last ones, once the client has ended.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// How long whoever asked may take to read an answer.
 const STUCK: Duration = Duration::from_secs(30);
@@ -68,6 +80,12 @@ pub enum ControlError {
         /// What the system says.
         source: io::Error,
     },
+    /// The socket has no room for its own path.
+    #[error(
+        "cannot listen on {}: that is longer than the path of a socket may be (107 bytes on Linux); set \
+         XDG_RUNTIME_DIR to a directory of yours with a shorter path", .0.display()
+    )]
+    TooLong(PathBuf),
 }
 
 /// What can be asked of a client.
@@ -78,7 +96,7 @@ struct Question {
     ask: Ask,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "snake_case")]
 pub(crate) enum Ask {
     /// How it is.
@@ -118,10 +136,10 @@ impl Control {
         Self { board: Board::new(), capture }
     }
 
-    /// Answers questions for as long as the returned value lives. A client does not need it: what is in the way is
+    /// Answers questions until the returned value is closed or dropped. A client does not need it: what is in the way is
     /// worth a warning and no more.
     pub(crate) fn serve(&self) -> Option<Serving> {
-        match Serving::start(self.clone()) {
+        match directory().and_then(|directory| Serving::start(&directory, self.clone())) {
             Ok(serving) => Some(serving),
             Err(error) => {
                 tracing::warn!("relay status and relay wait will not find this client: {error}");
@@ -135,24 +153,32 @@ impl Control {
 #[derive(Debug)]
 pub(crate) struct Serving {
     path: PathBuf,
+    capture: Option<Capture>,
+    closing: CancellationToken,
     /// Ends with this.
-    _task: JoinSet<()>,
+    task: JoinSet<()>,
 }
 
 impl Serving {
-    fn start(control: Control) -> Result<Self, ControlError> {
-        let directory = directory()?;
-        platform::own_directory(&directory)
-            .map_err(|source| ControlError::Directory { path: directory.clone(), source })?;
-        let path = directory.join(format!("{}.sock", std::process::id()));
-        // No other process has our number, so whoever left it is dead.
-        let _ = std::fs::remove_file(&path);
-        let failed = |source| ControlError::Socket { path: path.clone(), source };
-        let listener = UnixListener::bind(&path).map_err(failed)?;
-        platform::make_private(&path).map_err(failed)?;
+    fn start(directory: &Path, control: Control) -> Result<Self, ControlError> {
+        platform::own_directory(directory)
+            .map_err(|source| ControlError::Directory { path: directory.to_owned(), source })?;
+        let (path, listener) = bind(directory)?;
+        let (capture, closing) = (control.capture.clone(), CancellationToken::new());
         let mut task = JoinSet::new();
-        task.spawn(listen(listener, control));
-        Ok(Self { path, _task: task })
+        task.spawn(listen(listener, control, closing.clone()));
+        Ok(Self { path, capture, closing, task })
+    }
+
+    /// The client has ended: those who are told of requests get to know of the last ones, within [`FAREWELL`], and that no
+    /// more will come.
+    pub(crate) async fn close(mut self) {
+        self.closing.cancel();
+        if let Some(capture) = &self.capture {
+            capture.close();
+        }
+        // Who is slower than that is left behind.
+        let _ = timeout(FAREWELL, self.task.join_next()).await;
     }
 }
 
@@ -162,16 +188,45 @@ impl Drop for Serving {
     }
 }
 
-async fn listen(listener: UnixListener, control: Control) {
+fn bind(directory: &Path) -> Result<(PathBuf, UnixListener), ControlError> {
+    let mut random = [0; 4];
+    let path = aws_lc_rs::rand::fill(&mut random)
+        .map(|()| directory.join(format!("{}-{:08x}.sock", std::process::id(), u32::from_be_bytes(random))))
+        .map_err(|_| io::Error::other("the system has no randomness"))
+        .map_err(|source| ControlError::Socket { path: directory.to_owned(), source })?;
+    // Nobody must find it before there is somebody who listens, and take it for one that was left behind.
+    let new = path.with_extension("new");
+    let bound = UnixListener::bind(&new).and_then(|listener| {
+        platform::make_private(&new)?;
+        std::fs::rename(&new, &path)?;
+        Ok(listener)
+    });
+    match bound {
+        Ok(listener) => Ok((path, listener)),
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Err(ControlError::TooLong(path)),
+        Err(source) => {
+            let _ = std::fs::remove_file(&new);
+            Err(ControlError::Socket { path, source })
+        }
+    }
+}
+
+async fn listen(listener: UnixListener, control: Control, closing: CancellationToken) {
+    let (asking, watching) = (Arc::new(Semaphore::new(ASKING)), Arc::new(Semaphore::new(WATCHING)));
     let mut conversations = JoinSet::new();
     loop {
+        let next = async {
+            let turn = asking.clone().acquire_owned().await;
+            listener.accept().await.map(|(stream, _)| (stream, turn))
+        };
         tokio::select! {
+            () = closing.cancelled() => break,
             Some(_) = conversations.join_next() => {}
-            accepted = listener.accept(), if conversations.len() < CONVERSATIONS => match accepted {
-                Ok((stream, _)) => {
-                    let control = control.clone();
+            accepted = next => match accepted {
+                Ok((stream, turn)) => {
+                    let (control, watching) = (control.clone(), watching.clone());
                     conversations.spawn(async move {
-                        if let Err(error) = converse(stream, &control).await {
+                        if let Err(error) = converse(stream, &control, turn, &watching).await {
                             tracing::debug!(%error, "a question on the local socket came to nothing");
                         }
                     });
@@ -184,37 +239,47 @@ async fn listen(listener: UnixListener, control: Control) {
             },
         }
     }
+    // Who comes now is refused.
+    drop(listener);
+    while conversations.join_next().await.is_some() {}
 }
 
-async fn converse(stream: UnixStream, control: &Control) -> io::Result<()> {
-    if stream.peer_cred()?.uid() != platform::user() {
-        return Err(io::ErrorKind::PermissionDenied.into());
-    }
+/// Answers one question. `turn` is given back when that was the short part of it.
+async fn converse(stream: UnixStream, control: &Control, turn: impl Send, watching: &Semaphore) -> io::Result<()> {
+    must_be_ours(&stream)?;
     let (reader, mut writer) = stream.into_split();
     let mut lines = Lines::new(reader, QUESTION);
     let question = timeout(PATIENCE, lines.next()).await??.ok_or(io::ErrorKind::UnexpectedEof)?;
     let since = match understand(&question) {
-        Ok(Ask::Status) => None,
-        Ok(Ask::Requests { since }) => Some(since),
+        Ok(Ask::Status) => return say(&mut writer, &Reply::Status(control.board.status())).await,
+        Ok(Ask::Requests { since }) => since,
         Err(refusal) => return say(&mut writer, &Reply::Refused(refusal)).await,
     };
-    // Reading begins before the status is said: whoever has that will miss nothing.
-    let mut news = match (since, &control.capture) {
-        (None, _) => return say(&mut writer, &Reply::Status(control.board.status())).await,
-        (Some(since), Some(capture)) => capture.read(since),
-        (Some(_), None) => {
+    let (capture, _place) = match (&control.capture, watching.try_acquire()) {
+        (Some(capture), Ok(place)) => (capture, place),
+        (None, _) => {
             let refusal = "it keeps no requests, because it runs with --inspect off".to_owned();
             return say(&mut writer, &Reply::Refused(refusal)).await;
         }
+        (Some(_), Err(_)) => {
+            let refusal = format!("{WATCHING} others watch it already, which is as many as may");
+            return say(&mut writer, &Reply::Refused(refusal)).await;
+        }
     };
+    // Reading begins before the status is said: whoever has that will miss nothing.
+    let mut news = capture.read(since);
     say(&mut writer, &Reply::Status(control.board.status())).await?;
+    drop(turn);
     loop {
         let news = tokio::select! {
             news = news.next() => news,
             // Whoever asked has gone, or says what nobody has asked for.
             _ = lines.next() => return Ok(()),
         };
-        say(&mut writer, &Reply::News(news)).await?;
+        match news {
+            Some(news) => say(&mut writer, &Reply::News(news)).await?,
+            None => return Ok(()),
+        }
     }
 }
 
@@ -277,19 +342,11 @@ impl Asked {
     }
 }
 
-/// The running clients of this user, by process, as they are.
+/// Asks every running client of this user, all at once; by process. One that has not answered after `patience` is silent.
 ///
 /// # Errors
-/// [`ControlError::Directory`].
-pub(crate) async fn running() -> Result<Vec<Found>, ControlError> {
-    ask_all(|| Ask::Status).await
-}
-
-/// Asks every running client of this user.
-///
-/// # Errors
-/// [`ControlError::Directory`].
-pub(crate) async fn ask_all(ask: impl Fn() -> Ask) -> Result<Vec<Found>, ControlError> {
+/// [`ControlError::Directory`] and [`ControlError::Homeless`].
+pub(crate) async fn ask_all(ask: &Ask, patience: Duration) -> Result<Vec<Found>, ControlError> {
     let directory = directory()?;
     let failed = |source| ControlError::Directory { path: directory.clone(), source };
     match platform::is_own_directory(&directory) {
@@ -300,28 +357,34 @@ pub(crate) async fn ask_all(ask: impl Fn() -> Ask) -> Result<Vec<Found>, Control
         .map_err(failed)?
         .filter_map(|entry| {
             let path = entry.ok()?.path();
-            let pid = path.file_name()?.to_str()?.strip_suffix(".sock")?.parse().ok()?;
-            Some((pid, path))
+            let (pid, _) = path.file_name()?.to_str()?.strip_suffix(".sock")?.split_once('-')?;
+            Some((pid.parse().ok()?, path))
         })
         .collect();
     sockets.sort_unstable();
-    let mut found = Vec::new();
-    for (pid, path) in sockets {
-        let silent = |why: &str| Found::Silent { pid, why: why.to_owned() };
-        match timeout(PATIENCE, put(&path, ask())).await {
-            Err(_) => found.push(silent("does not answer")),
-            Ok(Ok(Put::Answered(asked))) => found.push(Found::Answers(asked)),
-            Ok(Ok(Put::Refused(why))) => found.push(silent(&format!("does not answer: {why}"))),
-            // It was ending just now, or is dead.
-            Ok(Err(error)) => {
-                tracing::debug!(%error, pid, "a socket without a client");
-                if error.kind() == io::ErrorKind::ConnectionRefused && !platform::is_running(pid) {
-                    let _ = std::fs::remove_file(&path);
-                }
+    let asked = sockets.iter().map(|(pid, path)| find(*pid, path, ask, patience));
+    Ok(join_all(asked).await.into_iter().flatten().collect())
+}
+
+/// Who listens on a socket; `None` where that is nobody.
+async fn find(pid: u32, path: &Path, ask: &Ask, patience: Duration) -> Option<Found> {
+    use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotFound, UnexpectedEof};
+    let why = match timeout(patience, put(path, ask.clone())).await {
+        Err(_) => "does not answer".to_owned(),
+        Ok(Ok(Put::Answered(asked))) => return Some(Found::Answers(asked)),
+        Ok(Ok(Put::Refused(why))) => format!("refuses: {why}"),
+        Ok(Err(error)) => match error.kind() {
+            // What a client that was killed has left behind.
+            ConnectionRefused => {
+                let _ = std::fs::remove_file(path);
+                return None;
             }
-        }
-    }
-    Ok(found)
+            // It was ending just now.
+            BrokenPipe | ConnectionReset | NotFound | UnexpectedEof => return None,
+            _ => format!("cannot be asked: {error}"),
+        },
+    };
+    Some(Found::Silent { pid, why })
 }
 
 enum Put {
@@ -330,7 +393,9 @@ enum Put {
 }
 
 async fn put(path: &Path, ask: Ask) -> io::Result<Put> {
-    let (reader, mut writer) = UnixStream::connect(path).await?.into_split();
+    let stream = UnixStream::connect(path).await?;
+    must_be_ours(&stream)?;
+    let (reader, mut writer) = stream.into_split();
     say(&mut writer, &Question { version: VERSION, ask }).await?;
     let mut lines = Lines::new(reader, ANSWER);
     let first = lines.next().await?.ok_or(io::ErrorKind::UnexpectedEof)?;
@@ -343,13 +408,22 @@ async fn put(path: &Path, ask: Ask) -> io::Result<Put> {
 
 /// Where this user's clients have their sockets: nowhere that others can make directories, too.
 fn directory() -> Result<PathBuf, ControlError> {
-    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-    let runtime = runtime.filter(|path| path.is_absolute() && path.is_dir()).map(|path| path.join("relay"));
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
+    // It may be another user's, as after `sudo -E`.
+    let runtime = runtime.filter(|path| platform::is_users(path)).map(|path| path.join("relay"));
     let state = || base_directory("XDG_STATE_HOME", ".local/state").map(|path| path.join("relay/clients"));
     runtime.or_else(state).ok_or(ControlError::Homeless)
 }
 
 // ---- both sides ------------------------------------------------------------------------------------
+
+/// Whether the other side is this user's, too.
+fn must_be_ours(stream: &UnixStream) -> io::Result<()> {
+    if stream.peer_cred()?.uid() == platform::user() {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, "it is another user's"))
+}
 
 /// Lines of at most so many bytes.
 #[derive(Debug)]
@@ -405,7 +479,8 @@ mod tests {
             }
             said
         };
-        let (said, _) = tokio::join!(ask, converse(theirs, control));
+        let watching = Semaphore::new(1);
+        let (said, _) = tokio::join!(ask, converse(theirs, control, (), &watching));
         said
     }
 
@@ -424,6 +499,28 @@ mod tests {
             assert!(said.len() == 1 && said[0].contains("refused") && said[0].contains(hint), "{question}: {said:?}");
         }
         assert!(answer(&keeps, &vec![b'x'; QUESTION + 1]).await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_ends_is_found_no_more_and_disturbs_no_other() {
+        let parent = tempfile::tempdir().unwrap();
+        let start = || Serving::start(&parent.path().join("clients"), Control::new(None)).unwrap();
+        let (one, two) = (start(), start());
+        let ask = Ask::Requests { since: Since::Start };
+        let mut watching = Vec::new();
+        for client in [&one, &two] {
+            let Some(Found::Answers(asked)) = find(7, &client.path, &ask, PATIENCE).await else { panic!("no answer") };
+            watching.push(asked);
+        }
+        let path = one.path.clone();
+        one.close().await;
+        assert!(watching[0].next().await.unwrap().is_none());
+        assert!(!path.exists() && two.path.exists());
+        assert!(find(7, &path, &ask, PATIENCE).await.is_none());
+        // Killed, it leaves its socket behind.
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(find(7, &path, &ask, PATIENCE).await.is_none() && !path.exists());
+        assert!(matches!(find(7, &two.path, &Ask::Status, PATIENCE).await, Some(Found::Answers(_))));
     }
 
     #[tokio::test]
