@@ -706,6 +706,62 @@ mod streaming {
         }
     }
 
+    /// A service that is simpler: it answers, and closes with the upload unread, which resets its connection. What it
+    /// has said is the answer, wherever the upload was at that moment.
+    #[tokio::test]
+    async fn gives_the_answer_of_a_service_that_reads_no_further() {
+        let world = World::start().await;
+        let app = App::raw(too_large).await;
+        let tunnel = world.tunnel(&app).await;
+        let host = world.host(tunnel.name());
+        for round in 0..40 {
+            let mut http = if round % 2 == 0 { world.http1(&host).await } else { world.http2(&host).await };
+            let (feed, body) = pipe();
+            let response = http.answer(Request::post(format!("{}/", tunnel.url())).body(body).unwrap());
+            let uploading = async {
+                let piece = noise(32 * 1024);
+                while feed.send(piece.clone()).await {}
+            };
+            let answer = within(format!("an answer, round {round}"), async {
+                tokio::select! {
+                    answer = response => answer,
+                    () = uploading => panic!("the upload ended before its answer, round {round}"),
+                }
+            })
+            .await;
+            assert_eq!((answer.code(), answer.text()), (413, "too large"), "round {round}");
+        }
+    }
+
+    /// curl 7.88 does not look at an answer whose stream is reset while it sends (`RST_STREAM`, RFC 9113, section 8.1).
+    #[tokio::test]
+    async fn gives_curl_an_early_answer() {
+        let world = World::start().await;
+        let app = App::raw(too_large).await;
+        let tunnel = world.tunnel(&app).await;
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("body");
+        std::fs::write(&file, noise(16 << 20)).unwrap();
+        for (name, says) in [(tunnel.name(), "413 too large"), ("nobody", "404 tunnel-not-found")] {
+            let connect = format!("{}:{}", world.host(name), world.https());
+            for version in ["--http1.1", "--http2", "--http1.1", "--http2"] {
+                let mut curl = tokio::process::Command::new(relay_tests::tools::program("curl"));
+                curl.args(["--silent", "--show-error", version, "--cacert"]).arg(world.ca_file());
+                curl.args(["--noproxy", "*", "--connect-to", &connect, "--header", "Expect:"]);
+                curl.args(["--output", "-", "--write-out", " %{http_code} %header{relay-error}"]);
+                curl.arg("--data-binary").arg(format!("@{}", file.display())).arg(world.url(name, "/"));
+                let said = relay_tests::tools::output(&mut curl).await;
+                assert!(says.split(' ').all(|word| said.contains(word)), "{version} {name}: {said}");
+            }
+        }
+    }
+
+    /// Answers at once, and closes.
+    async fn too_large(mut wire: Wire, _: usize) {
+        wire.head().await.unwrap();
+        wire.send("HTTP/1.1 413 Too Large\r\nConnection: close\r\nContent-Length: 9\r\n\r\ntoo large").await;
+    }
+
     /// A reader that stops reading stops its service too, and nobody else. What lies between them is bounded.
     #[tokio::test]
     async fn stalls_with_its_reader_and_with_nobody_else() {

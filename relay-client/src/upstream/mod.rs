@@ -501,7 +501,7 @@ impl Upstream {
             .initial_stream_window_size(1024 * 1024)
             .initial_connection_window_size(4 * 1024 * 1024);
         let read = Arc::new(AtomicU64::new(0));
-        let io = TokioIo::new(Noted { socket, read: read.clone() });
+        let io = TokioIo::new(Noted::new(socket, &read, false));
         let (sender, connection) = builder.handshake(io).await.map_err(|error| invalid(&error))?;
         hyper::rt::Executor::execute(&executor, async move {
             if let Err(error) = connection.await {
@@ -601,7 +601,7 @@ type Moving = Pin<Box<dyn Future<Output = Result<(), hyper::Error>> + Send>>;
 impl Connection {
     async fn new(socket: Socket, upgrades: bool) -> Result<Self, hyper::Error> {
         let read = Arc::new(AtomicU64::new(0));
-        let io = TokioIo::new(Noted { socket, read: read.clone() });
+        let io = TokioIo::new(Noted::new(socket, &read, true));
         let mut builder = http1::Builder::new();
         builder.max_buf_size(256 * 1024);
         let (sender, connection) = builder.handshake(io).await?;
@@ -657,6 +657,31 @@ impl Wire {
 struct Noted {
     socket: Socket,
     read: Arc<AtomicU64>,
+    /// Whether it is read on when it takes nothing more. A service that answers before it has all of a request, as with
+    /// 413, and closes, has said all it will: hyper would give up at the write that fails, and not look at the answer.
+    hears_out: bool,
+    /// Why it takes nothing more.
+    broken: Option<io::Error>,
+}
+
+impl Noted {
+    fn new(socket: Socket, read: &Arc<AtomicU64>, hears_out: bool) -> Self {
+        Self { socket, read: read.clone(), hears_out, broken: None }
+    }
+
+    /// Writes, or waits for what reading brings where that is in vain: the answer, or the end.
+    fn write<T>(&mut self, write: impl FnOnce(Pin<&mut Socket>) -> Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if self.broken.is_some() {
+            return Poll::Pending;
+        }
+        match write(Pin::new(&mut self.socket)) {
+            Poll::Ready(Err(error)) if self.hears_out => {
+                self.broken = Some(error);
+                Poll::Pending
+            }
+            written => written,
+        }
+    }
 }
 
 impl tokio::io::AsyncRead for Noted {
@@ -667,14 +692,19 @@ impl tokio::io::AsyncRead for Noted {
     ) -> Poll<io::Result<()>> {
         let before = out.filled().len();
         ready!(Pin::new(&mut self.socket).poll_read(cx, out))?;
-        self.read.fetch_add((out.filled().len() - before) as u64, Relaxed);
-        Poll::Ready(Ok(()))
+        let len = out.filled().len() - before;
+        self.read.fetch_add(len as u64, Relaxed);
+        match &self.broken {
+            // The kernel reports a reset once, and then an end, which must not look like the end of an answer.
+            Some(error) if len == 0 => Poll::Ready(Err(io::Error::new(error.kind(), error.to_string()))),
+            _ => Poll::Ready(Ok(())),
+        }
     }
 }
 
 impl tokio::io::AsyncWrite for Noted {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write(cx, bytes)
+        self.write(|socket| socket.poll_write(cx, bytes))
     }
 
     fn poll_write_vectored(
@@ -682,7 +712,7 @@ impl tokio::io::AsyncWrite for Noted {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write_vectored(cx, slices)
+        self.write(|socket| socket.poll_write_vectored(cx, slices))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -690,7 +720,7 @@ impl tokio::io::AsyncWrite for Noted {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(cx)
+        self.write(|socket| socket.poll_flush(cx))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -1,6 +1,6 @@
 //! The two bodies of an exchange as they pass the edge.
 
-use std::future::Future as _;
+use std::future::{Future as _, poll_fn};
 use std::io::ErrorKind;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -15,7 +15,7 @@ use relay_protocol::link::Stream;
 use relay_protocol::message::{HeaderList, Payload};
 use relay_protocol::mux::{Item, StreamError};
 use tokio::time::{Instant, Sleep};
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::sync::DropGuard;
 
 use super::cause::Cause;
 use super::gate::imitates_ours;
@@ -29,9 +29,8 @@ pub(crate) struct EdgeBody {
     source: Source,
     /// The record of the exchange, which ends with its body.
     exchange: Option<Box<Exchange>>,
-    /// What is left of the request. With HTTP/2 dropping it resets the stream, and a sender that is still sending would
-    /// not see the answer.
-    unread: Option<Box<Upload>>,
+    /// Tells of its end where a sender is still sending.
+    _end: Option<DropGuard>,
 }
 
 #[derive(Debug)]
@@ -48,8 +47,6 @@ pub(crate) struct Download {
     early: [Option<Item>; 2],
     ended: bool,
     progress: Arc<Progress>,
-    /// The rest of the request, which goes on while the response does. Dropping it stops it.
-    _upload: Option<AbortOnDropHandle<()>>,
 }
 
 /// When a download last moved, for whoever ends those that do not.
@@ -112,7 +109,7 @@ impl Progress {
 impl EdgeBody {
     /// An answer of the relay's own.
     pub(crate) fn full(bytes: Bytes) -> Self {
-        Self { source: Source::Whole(Some(bytes).filter(|bytes| !bytes.is_empty())), exchange: None, unread: None }
+        Self { source: Source::Whole(Some(bytes).filter(|bytes| !bytes.is_empty())), exchange: None, _end: None }
     }
 
     /// Nothing.
@@ -124,12 +121,7 @@ impl EdgeBody {
     /// together with the head: but only one of the length that the head `declared`, because hyper takes a whole body's
     /// word for it. It measures the others, and breaks off what is shorter.
     /// A `bodyless` response, such as that to HEAD, declares a length and has none.
-    pub(crate) fn download(
-        stream: Stream,
-        upload: Option<AbortOnDropHandle<()>>,
-        declared: Option<u64>,
-        bodyless: bool,
-    ) -> Self {
+    pub(crate) fn download(stream: Stream, uploading: bool, declared: Option<u64>, bodyless: bool) -> Self {
         // Nobody needs to be woken for what is not there yet: hyper asks for the body in any case.
         let cx = Context::from_waker(Waker::noop());
         let next = || match stream.poll_recv(&cx) {
@@ -141,7 +133,7 @@ impl EdgeBody {
         let second = if matches!(first, Some(Item::Data(_))) { next() } else { None };
         let is_whole = |bytes: &[u8], end: &Bytes| {
             let fits = |length| length == bytes.len() as u64 || bodyless && bytes.is_empty();
-            end.is_empty() && upload.is_none() && declared.is_none_or(fits)
+            end.is_empty() && !uploading && declared.is_none_or(fits)
         };
         let source = match (first, second) {
             (Some(Item::End(end)), None) if is_whole(&[], &end) => Source::Whole(None),
@@ -151,10 +143,9 @@ impl EdgeBody {
                 early: [first, second],
                 ended: false,
                 progress: Progress::new(),
-                _upload: upload,
             })),
         };
-        Self { source, exchange: None, unread: None }
+        Self { source, exchange: None, _end: None }
     }
 
     /// Lets the record of the exchange end with this body.
@@ -169,10 +160,9 @@ impl EdgeBody {
         self.exchange = Some(exchange);
     }
 
-    /// Keeps what is left of the request for as long as the answer takes.
-    pub(crate) fn outlive(&mut self, mut upload: Upload) {
-        upload.forget();
-        self.unread = Some(Box::new(upload));
+    /// Drops `end` with this body.
+    pub(crate) fn ends(&mut self, end: DropGuard) {
+        self._end = Some(end);
     }
 
     /// What to watch, where the body does not end at once.
@@ -469,6 +459,18 @@ impl Upload {
     /// Bytes received so far.
     pub(crate) fn received(&self) -> u64 {
         self.received
+    }
+
+    /// Whether the body was read to its end.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Reads to the end of the body what nobody wants.
+    pub(crate) async fn discard(mut self) {
+        while !self.ended {
+            self.ended = !matches!(poll_fn(|cx| Pin::new(&mut self.body).poll_frame(cx)).await, Some(Ok(_)));
+        }
     }
 
     /// What says, while the body goes on, how far it has come.

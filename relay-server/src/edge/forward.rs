@@ -1,6 +1,6 @@
 //! One exchange, from the request's head to the end of its response.
 
-use std::future::{Future as _, poll_fn};
+use std::future::{Future, poll_fn};
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -20,8 +20,8 @@ use relay_protocol::frame::{GoAway, Reset, StreamId};
 use relay_protocol::link::Stream;
 use relay_protocol::message::{MessageError, Payload, RequestHead, ResponseHead};
 use relay_protocol::mux::{Ended, Item, OpenError, StreamError};
-use tokio::time::{Instant, Sleep, sleep_until};
-use tokio_util::task::AbortOnDropHandle;
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
 use super::body::{EdgeBody, Upload, UploadError};
@@ -59,6 +59,9 @@ impl Sender {
 /// own, the service's time to answer then counts from the last byte, as long as there come this many in each second.
 const SLOWEST_UPLOAD: u64 = 1024;
 
+/// How long a sender may go on sending behind the end of its answer.
+const LINGER: Duration = Duration::from_secs(2);
+
 /// A client that has not said anything of a request for so long is asked whether it has got it, because what it has got
 /// is answered at once when its link is lost. Most requests are answered sooner, and cost no question.
 const SEEN: Duration = Duration::from_millis(200);
@@ -84,9 +87,13 @@ pub(crate) async fn forward(
     }
     let expects = expects_continue(&parts);
     let result = deliver(&shared, &mut exchange, &host, &mut upload, expects, on_upgrade).await;
+    let mut uploads_to = None;
     let mut response = match result {
-        Ok(Delivered { response, switched: None }) => response,
-        Ok(Delivered { response, switched: Some((stream, on_upgrade)) }) => {
+        Ok(Delivered { response, switched: None, uploads_to: stream }) => {
+            uploads_to = stream;
+            response
+        }
+        Ok(Delivered { response, switched: Some((stream, on_upgrade)), .. }) => {
             exchange.status = Some(response.status());
             let (idle, closing) = (shared.limits.upgrade_idle, shared.closing.clone());
             shared.spawn(upgrade::run(on_upgrade, stream, exchange, idle, closing));
@@ -101,10 +108,15 @@ pub(crate) async fn forward(
         }
     };
     exchange.status = Some(response.status());
-    response.body_mut().record(exchange);
-    if let Some(upload) = upload {
-        response.body_mut().outlive(upload);
+    // A sender that was to wait for a 100, and got none, may send another request where the body would be.
+    if let Some(upload) = upload.filter(|upload| uploads_to.is_some() || !(upload.has_ended() || expects)) {
+        let answered = CancellationToken::new();
+        response.body_mut().ends(answered.clone().drop_guard());
+        let rest = rest(upload, uploads_to, answered, &exchange);
+        let closing = shared.closing.clone();
+        shared.spawn(async move { closing.run_until_cancelled(rest).await.unwrap_or_default() });
     }
+    response.body_mut().record(exchange);
     if let Some((progress, stream)) = response.body().watch() {
         shared.janitor.watch(progress, &stream);
     }
@@ -116,6 +128,8 @@ struct Delivered {
     response: Response<EdgeBody>,
     /// After a 101: what is to be carried between the sender and the tunnel.
     switched: Option<(Stream, OnUpgrade)>,
+    /// Where what is left of the request goes.
+    uploads_to: Option<Stream>,
 }
 
 /// Why an exchange is answered by the relay itself.
@@ -184,30 +198,47 @@ async fn deliver(
     let declared = append_framed(&mut headers, theirs).map_err(|_| Cause::UpstreamInvalid)?;
     let is_bodyless = exchange.head.method == Method::HEAD
         || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    // What is left of the request goes on beside the response; it must not wait for a sender that reads slowly.
-    // That holds for one that was to wait for a 100, too: it may send its body without, and hyper sends none any more.
-    let rest = request_body.take().filter(|_| uploading).map(|mut upload| {
-        let receiving = upload.follow();
-        exchange.receiving(receiving.clone());
-        let stream = stream.clone();
-        AbortOnDropHandle::new(shared.spawn(async move {
-            match poll_fn(|cx| upload.poll(&stream, cx)).await {
-                // The response goes on: its stream says what became of the exchange.
-                Ok(()) | Err(UploadError::Unwanted | UploadError::Silent) => {}
-                // There is no whole request for the service to answer. The sender has the head of an answer already,
-                // so that the client is not told of another one.
-                Err(error) => {
-                    // The task ends once.
-                    let _ = receiving.stopped.set(error.cause());
-                    stream.reset(Reset::Cancelled);
-                }
-            }
-        }))
-    });
-    let mut response = Response::new(EdgeBody::download(stream, rest, declared, is_bodyless));
+    let uploads_to = uploading.then(|| stream.clone());
+    let mut response = Response::new(EdgeBody::download(stream, uploading, declared, is_bodyless));
     *response.status_mut() = head.status;
     *response.headers_mut() = headers;
-    Ok(Delivered { response, switched: None })
+    Ok(Delivered { response, switched: None, uploads_to })
+}
+
+/// What is left of a request whose answer has begun. It goes on beside the answer, which must not wait for a sender that
+/// reads slowly; that holds for one that was to wait for a 100, too, as it may send its body without.
+///
+/// Behind the answer it is read for a moment longer and goes nowhere. Many senders look at an answer only when they
+/// have sent what they had: to them HTTP/1.1's closing of the connection (RFC 9112, section 9.6) or HTTP/2's reset (RFC
+/// 9113, section 8.1) would be all that they see of it.
+fn rest(
+    mut upload: Upload,
+    to: Option<Stream>,
+    answered: CancellationToken,
+    exchange: &Exchange,
+) -> impl Future<Output = ()> + Send + use<> {
+    upload.forget();
+    let receiving = upload.follow();
+    exchange.receiving(receiving.clone());
+    async move {
+        if let Some(stream) = to {
+            match answered.run_until_cancelled(poll_fn(|cx| upload.poll(&stream, cx))).await {
+                // The response goes on: its stream says what became of the exchange.
+                Some(Ok(()) | Err(UploadError::Silent)) => return,
+                Some(Err(UploadError::Unwanted)) | None => {}
+                // There is no whole request for the service to answer. The sender has the head of an answer already,
+                // so that the client is not told of another one.
+                Some(Err(error)) => {
+                    // The task ends once.
+                    let _ = receiving.stopped.set(error.cause());
+                    return stream.reset(Reset::Cancelled);
+                }
+            }
+        }
+        answered.cancelled().await;
+        // Whoever still sends is cut off.
+        let _ = timeout(LINGER, upload.discard()).await;
+    }
 }
 
 /// Sends the request, and waits for the head of its answer. Where the link is lost, the request moves to the one that its
@@ -522,7 +553,7 @@ fn switch(
         }
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     }
-    Ok(Delivered { response, switched: Some((stream, on_upgrade)) })
+    Ok(Delivered { response, switched: Some((stream, on_upgrade)), uploads_to: None })
 }
 
 fn millis(duration: Duration) -> u32 {
