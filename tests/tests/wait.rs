@@ -372,6 +372,8 @@ mod relay_wait {
         // Where running clients cannot be looked for, too.
         let directory = place.home.path().join("relay");
         std::fs::set_permissions(&directory, PermissionsExt::from_mode(0o755)).unwrap();
+        let ended = place.run(&["wait"]).await;
+        assert!(ended.code() == 1 && ended.stderr.contains("chmod 700"), "{ended:?}");
         let mut words = vec!["wait", "--path", "/late"];
         words.extend(way.iter().map(String::as_str));
         let mut wait = place.spawn(&words).await;

@@ -27,7 +27,7 @@ use crate::client::ClientError;
 use crate::commands::cli::{OpenArgs, ServiceArgs, TunnelArgs, WaitArgs};
 use crate::commands::open;
 use crate::config::{ConfigError, Files, Settings, ShowSettings};
-use crate::control::{Ask, Asked, Found, PATIENCE, ask_all};
+use crate::control::{Ask, Asked, ControlError, Found, PATIENCE, ask_all};
 use crate::event::{Body, Event};
 use crate::session::dial::TargetError;
 use crate::terminal::screen::Screen;
@@ -60,6 +60,9 @@ pub enum WaitError {
     /// Nothing runs, and nothing can be opened.
     #[error("no client of this user runs; start one, as with `relay http 3000`, or name a relay with --relay")]
     NoClient,
+    /// Running clients cannot be looked for, and nothing can be opened.
+    #[error(transparent)]
+    Control(ControlError),
     /// The configuration of a tunnel of our own is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -87,6 +90,7 @@ pub async fn run(args: WaitArgs, files: &mut Files, shutdown: impl Future<Output
     let filter = Filter { path, method, headers, json, tunnel };
     let mut tally = Tally::new(filter, count.into(), within);
     let mut shutdown = pin!(shutdown);
+    let mut in_the_way = None;
     if subdomain.is_none() {
         // Half of the time is for what they tell.
         let patience = within.map_or(PATIENCE, |within| PATIENCE.min(within / 2));
@@ -96,7 +100,7 @@ pub async fn run(args: WaitArgs, files: &mut Files, shutdown: impl Future<Output
             () = &mut shutdown => return Ok(()),
         };
         let found = found.unwrap_or_else(|error| {
-            tell(&format!("running clients cannot be watched: {error}"));
+            in_the_way = Some(error);
             Vec::new()
         });
         if !found.is_empty() {
@@ -108,14 +112,17 @@ pub async fn run(args: WaitArgs, files: &mut Files, shutdown: impl Future<Output
         }
     }
     if let Some(wanted) = tally.filter.tunnel.clone() {
-        return Err(WaitError::NoTunnel { wanted, known: Vec::new() });
+        return Err(in_the_way.map_or(WaitError::NoTunnel { wanted, known: Vec::new() }, WaitError::Control));
     }
     let open =
         OpenArgs { tunnel: TunnelArgs { subdomain, ..TunnelArgs::default() }, connection, ..OpenArgs::default() };
-    let settings = Settings::new(open, ServiceArgs::default(), files).map_err(|error| match error {
-        ConfigError::NoRelay => WaitError::NoClient,
-        error => error.into(),
-    })?;
+    let settings = match Settings::new(open, ServiceArgs::default(), files) {
+        Err(ConfigError::NoRelay) => return Err(in_the_way.map_or(WaitError::NoClient, WaitError::Control)),
+        settings => settings?,
+    };
+    if let Some(error) = in_the_way {
+        tell(&format!("running clients cannot be watched: {error}"));
+    }
     own(settings, files, tally, shutdown).await
 }
 
