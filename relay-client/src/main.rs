@@ -51,7 +51,7 @@ fn main() -> ExitCode {
     log.log_internal_errors(false).init();
     // What neither waits nor listens needs no runtime, and Ctrl-C ends it as it ends everything.
     let done = match &mut cli.command {
-        Command::Login(args) => login::ask(args).map(|()| None).map_err(Failure::from),
+        Command::Login(args) => login::read_token(args).map(|()| None).map_err(Failure::from),
         Command::Logout => login::logout(&Places::of_process()).map_err(Failure::from).map(|done| {
             tell(&done);
             Some(Exit::Done as u8)

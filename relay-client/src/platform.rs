@@ -171,6 +171,14 @@ pub(crate) fn interrupt() {
     let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::INT);
 }
 
+/// Stops this process and those that it was started with, as Ctrl-Z does where the terminal sees to it, until somebody
+/// continues them. Returns at once where there is no such thing.
+pub(crate) fn suspend() {
+    #[cfg(unix)]
+    // A process may always signal its own group.
+    let _ = rustix::process::kill_current_process_group(rustix::process::Signal::TSTP);
+}
+
 /// A command's exit code as a shell would report it: 128 and the signal's number where one ended it.
 pub(crate) fn code_of(status: ExitStatus) -> u8 {
     #[cfg(unix)]

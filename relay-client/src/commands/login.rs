@@ -4,8 +4,9 @@
 
 use std::{
     fs,
-    io::{self, Write as _},
+    io::{self, IsTerminal as _, Write as _},
     path::{Path, PathBuf},
+    pin::pin,
 };
 
 use serde::Serialize;
@@ -59,22 +60,19 @@ pub enum LoginError {
     },
 }
 
-/// Asks for the token on standard input where none was given. It blocks, so nothing may wait for it.
+/// Takes the token from standard input where none was given and that is no terminal. It blocks, so nothing may wait for it.
 ///
 /// # Errors
-/// Where there is no token.
-pub fn ask(args: &mut LoginArgs) -> Result<(), LoginError> {
-    if args.way.token.is_none() {
-        let token = prompt::secret(&format!("Token for {}: ", args.relay));
-        args.way.token = Some(token.map_err(|error| match error.kind() {
-            io::ErrorKind::Interrupted => LoginError::Interrupted,
-            _ => LoginError::Ask(error),
-        })?);
+/// Where it cannot be read.
+pub fn read_token(args: &mut LoginArgs) -> Result<(), LoginError> {
+    if args.way.token.is_none() && !io::stdin().is_terminal() {
+        args.way.token = Some(prompt::piped().map_err(LoginError::Ask)?);
     }
     Ok(())
 }
 
-/// Stores what [`ask`] has completed, once the relay has taken the token; says what was done.
+/// Asks whoever sits at the terminal for the token where there is none yet, and stores it with its relay once that has
+/// taken it; says what was done.
 ///
 /// # Errors
 /// [`LoginError`]; nothing was stored then.
@@ -83,7 +81,20 @@ pub async fn login(
     places: &Places,
     interrupted: impl Future<Output = ()>,
 ) -> Result<String, LoginError> {
-    let token = args.way.token.filter(|token| !token.expose().is_empty()).ok_or(LoginError::Token { empty: true })?;
+    let mut interrupted = pin!(interrupted);
+    let token = match args.way.token {
+        Some(token) => token,
+        None => {
+            let typed = prompt::typed(&format!("Token for {}: ", args.relay), interrupted.as_mut()).await;
+            typed.map_err(|error| match error.kind() {
+                io::ErrorKind::Interrupted => LoginError::Interrupted,
+                _ => LoginError::Ask(error),
+            })?
+        }
+    };
+    if token.expose().is_empty() {
+        return Err(LoginError::Token { empty: true });
+    }
     if !token.is_one_word() {
         return Err(LoginError::Token { empty: false });
     }
