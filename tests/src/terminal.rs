@@ -27,7 +27,7 @@ impl Terminal {
         let (columns, rows) = (size.0.to_string(), size.1.to_string());
         // The terminal stays when the program has ended, so that one can see what it leaves behind.
         let mut all = vec!["-f", "/dev/null", "start-server", ";", "set", "-g", "remain-on-exit", "on", ";"];
-        all.extend(["set", "-g", "remain-on-exit-format", "", ";"]);
+        all.extend(["set", "-g", "remain-on-exit-format", "", ";", "set", "-g", "set-clipboard", "on", ";"]);
         all.extend(["new-session", "-d", "-x", &columns, "-y", &rows, "env"]);
         let variables: Vec<_> = variables.iter().map(|(name, value)| format!("{name}={value}")).collect();
         all.extend(variables.iter().map(String::as_str));
@@ -79,6 +79,18 @@ impl Terminal {
     pub async fn press(&self, keys: &[&str]) {
         let all: Vec<_> = ["send-keys"].iter().chain(keys).copied().collect();
         self.tmux(&all).await;
+    }
+
+    /// Types this, and Enter.
+    pub async fn type_line(&self, line: &str) {
+        self.tmux(&["send-keys", "-l", line]).await;
+        self.press(&["Enter"]).await;
+    }
+
+    /// What a program has put on the clipboard last; nothing where none has.
+    pub async fn clipboard(&self) -> String {
+        let all = self.tmux(&["list-buffers", "-F", "#{buffer_name}"]).await;
+        if all.is_empty() { String::new() } else { self.tmux(&["show-buffer"]).await }
     }
 
     /// Makes it wider or narrower.

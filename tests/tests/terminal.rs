@@ -6,9 +6,11 @@ use std::sync::Arc;
 use http::Request;
 use relay_tests::body::empty;
 use relay_tests::terminal::Terminal;
+use relay_tests::wire::Message;
 use relay_tests::world::connect_tls;
-use relay_tests::{App, Http, Process, RelayServer, within};
-use rustix::process::Signal;
+use relay_tests::{App, Http, Process, RelayServer, Wire, tools, within};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::sync::mpsc;
 
 const DEFAULTS: [&str; 0] = [];
 
@@ -278,7 +280,7 @@ async fn the_whole_terminal_is_taken_when_asked_and_given_back() {
         match end {
             "SIGTERM" => {
                 let pid = i32::try_from(terminal.pid().await).unwrap();
-                rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), Signal::TERM).unwrap();
+                kill_process(Pid::from_raw(pid).unwrap(), Signal::TERM).unwrap();
             }
             key => terminal.press(&[key]).await,
         }
@@ -288,4 +290,182 @@ async fn the_whole_terminal_is_taken_when_asked_and_given_back() {
     let terminal = world.open((110, 20), &[("NO_COLOR", "1")], &["http", &target, "--tui"]).await;
     terminal.shows("  forwards to ").await;
     assert!(!terminal.is_full().await, "lines, where a full screen would need colours");
+}
+
+/// What of a request is the sender's own: its first line, headers and body.
+fn sent(message: &Message) -> (String, Vec<String>, Vec<u8>) {
+    let theirs = |line: &&str| {
+        let name = line.split(':').next().unwrap().to_ascii_lowercase();
+        !name.starts_with("x-forwarded-")
+            && !["forwarded", "relay-request-id", "x-request-id", "x-real-ip"].contains(&name.as_str())
+    };
+    let mut headers: Vec<_> = message.head.split("\r\n").skip(1).filter(theirs).map(str::to_owned).collect();
+    // Where the length stands is up to curl.
+    headers.sort();
+    (message.first_line().to_owned(), headers, message.body.clone())
+}
+
+#[tokio::test]
+async fn a_copied_request_is_the_same_from_every_shell() {
+    let (arrived, mut requests) = mpsc::channel(9);
+    let app = App::raw(move |mut wire, _| {
+        let arrived = arrived.clone();
+        async move {
+            while let Some(message) = wire.message().await {
+                arrived.send(message).await.unwrap();
+                wire.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+            }
+        }
+    })
+    .await;
+    let world = World::start().await;
+    let terminal = world.open((200, 20), &[], &["http", &app.addr().to_string(), "--tui"]).await;
+    terminal.shows("no request yet").await;
+    let host = world.url().trim_start_matches("https://").to_owned();
+    let tls = connect_tls(world.relay.https, &host, &world.relay.ca_file(), &[b"http/1.1"]).await;
+    let mut sender = Wire::new(tls);
+
+    let way = tempfile::tempdir().unwrap();
+    let (ca, port) = (world.relay.ca_file().display().to_string(), world.relay.https.port());
+    let settings = format!("silent\ncacert = {ca}\nconnect-to = hooks.relay.test:{port}:127.0.0.1:{port}\n");
+    std::fs::write(way.path().join(".curlrc"), settings).unwrap();
+
+    let odd = r#"a '\'' "q" $HOME $(id) `id` !! \\ \ %self ~ {a,b} *? # \"#;
+    let body = format!("{odd}\n\t{odd}\n\n'\\'é😀\n");
+    let length = body.len();
+    let all = [
+        format!(
+            "GET /a/../b/./%2e%2E/[1-3]{{x,y}}/it's$(id)!*~%2f%41?q={{a}}&r=[1]&s='$HOME'& HTTP/1.1\r\nx-odd: {odd}\r\nx-empty:\r\n"
+        ),
+        format!("POST /hooks HTTP/1.1\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\nUser-Agent: me\r\n"),
+        "POST /hooks HTTP/1.1\r\nContent-Length: 1\r\nAccept: */*\r\n".to_owned(),
+        "POST /hooks HTTP/1.1\r\nContent-Length: 0\r\n".to_owned(),
+        "HEAD /? HTTP/1.1\r\n".to_owned(),
+        "PURGE'$x /~ HTTP/1.1\r\n".to_owned(),
+    ];
+    let bodies = ["", &body, "@", "", "", ""];
+    let mut line = String::new();
+    for (number, (head, body)) in all.iter().zip(bodies).enumerate() {
+        sender.send(format!("{head}Host: {host}\r\n\r\n{body}")).await;
+        let original = within("the request", requests.recv()).await.unwrap();
+        sender.head().await.unwrap();
+        // Those before were sent by each shell, too.
+        terminal.shows(&format!(" · {} request", number * 5 + 1)).await;
+        terminal.press(&["c"]).await;
+        let news = async {
+            loop {
+                let copied = terminal.clipboard().await;
+                if copied != line {
+                    return copied;
+                }
+            }
+        };
+        line = within("the copy", news).await;
+        for shell in ["sh", "bash", "zsh", "fish"] {
+            let mut copy = relay_tests::process::command("/usr/bin/env", way.path()).await;
+            tools::output(copy.arg(tools::program(shell)).args(["-c", &line])).await;
+            let again = within("the copy", requests.recv()).await.unwrap();
+            assert_eq!(sent(&again), sent(&original), "{shell}: {line}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn wide_characters_stand_in_their_columns() {
+    let world = World::start().await;
+    let app = App::echo().await;
+    let terminal = world.open((100, 20), &[], &["http", &app.addr().to_string()]).await;
+    terminal.shows("forwards to").await;
+    let host = world.url().trim_start_matches("https://").to_owned();
+    let tls = connect_tls(world.relay.https, &host, &world.relay.ca_file(), &[b"http/1.1"]).await;
+    let mut sender = Wire::new(tls);
+    for path in ["/ab", "/注文😀"] {
+        sender.send(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+        assert_eq!(sender.message().await.unwrap().status(), 200);
+    }
+    let text = terminal.shows(" · 2 requests").await;
+    let before = |path: &str| {
+        let line = text.lines().find(|line| line.contains(path)).unwrap();
+        line.split(" 200 ").next().unwrap().chars().count()
+    };
+    assert_eq!(before("/ab"), before("/注文😀") + 3, "three of them take two columns each: {text}");
+}
+
+/// A terminal that edits lines, shows what is typed and signals, as `stty -a` says it.
+const SANE: &str = "isig icanon iexten echo echoe";
+
+#[tokio::test]
+async fn a_full_screen_is_put_aside_and_taken_up_again() {
+    let world = World::start().await;
+    let app = App::echo().await;
+    let relay = relay_tests::process::binary("relay").await;
+    // A shell that leaves the terminal to its commands.
+    let terminal = Terminal::open((200, 24), &[], &["/bin/sh", "-i"]).await;
+    terminal.type_line(&format!("{} http {} --tui {}", relay.display(), app.addr(), world.way.join(" "))).await;
+    terminal.shows("no request yet").await;
+    for path in ["/first", "/second"] {
+        terminal.press(&["C-z"]).await;
+        terminal.shows("Stopped").await;
+        assert!(!terminal.is_full().await);
+        terminal.type_line("clear; stty -a").await;
+        terminal.shows(SANE).await;
+        terminal.type_line("clear; fg").await;
+        terminal.shows(" connected since ").await;
+        assert!(terminal.is_full().await);
+        world.send(path, 1).await;
+        terminal.shows(path).await;
+    }
+    terminal.press(&["q"]).await;
+    terminal.until("the shell", |text| !text.contains("/second")).await;
+    terminal.type_line("stty -a").await;
+    terminal.shows(SANE).await;
+}
+
+#[tokio::test]
+async fn a_terminal_that_was_asked_for_a_token_is_as_before() {
+    let relay = relay_tests::process::binary("relay").await.display().to_string();
+    for (end, code) in [("C-c", 130), ("INT", 130), ("TERM", 143), ("HUP", 129), ("Enter", 3)] {
+        let server = RelayServer::spawn(DEFAULTS).await;
+        let (ca, addr) = (server.ca_file().display().to_string(), server.https);
+        let line = format!("{relay} login {} --relay-ca {ca} --relay-addr {addr}; echo code $?; stty -a", server.url);
+        let terminal = Terminal::open((200, 24), &[], &["/bin/sh", "-c", &line]).await;
+        terminal.shows(&format!("Token for {}:", server.url)).await;
+        terminal.press(&["rly_secret"]).await;
+        let signal = match end {
+            "INT" => Some(Signal::INT),
+            "TERM" => Some(Signal::TERM),
+            "HUP" => Some(Signal::HUP),
+            _ => None,
+        };
+        if let Some(signal) = signal {
+            let shell = terminal.pid().await;
+            let children = std::fs::read_to_string(format!("/proc/{shell}/task/{shell}/children")).unwrap();
+            let login = Pid::from_raw(children.trim().parse().unwrap()).unwrap();
+            kill_process(login, signal).unwrap();
+        } else {
+            terminal.press(&[end]).await;
+        }
+        let text = terminal.shows(SANE).await;
+        assert!(text.contains(&format!("code {code}\n")) && !text.contains("secret"), "{end}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn a_question_for_a_token_is_asked_again_after_a_stop() {
+    let server = RelayServer::spawn(DEFAULTS).await;
+    let (token, ca, addr) = (server.token("me").await, server.ca_file().display().to_string(), server.https);
+    let relay = relay_tests::process::binary("relay").await.display().to_string();
+    let terminal = Terminal::open((200, 24), &[], &["/bin/sh", "-i"]).await;
+    terminal.type_line(&format!("{relay} login {} --relay-ca {ca} --relay-addr {addr}", server.url)).await;
+    let question = format!("Token for {}:", server.url);
+    terminal.shows(&question).await;
+    terminal.press(&["C-z"]).await;
+    terminal.shows("Stopped").await;
+    terminal.type_line("clear; stty -a").await;
+    terminal.shows(SANE).await;
+    terminal.type_line("clear; fg").await;
+    terminal.shows(&question).await;
+    terminal.type_line(&token).await;
+    let text = terminal.shows("takes the token").await;
+    assert!(!text.contains(&token), "{text}");
 }

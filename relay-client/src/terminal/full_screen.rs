@@ -12,6 +12,8 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Stdout, Write as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -26,9 +28,10 @@ use ratatui::{Frame, Terminal};
 
 use crate::capture::Captured;
 use crate::event::{Body, Event};
+use crate::platform;
 use crate::terminal::state_line::StateLine;
 use crate::terminal::{
-    CYAN, Clock, GREEN, Part, Quoted, RED, Shown, YELLOW, compact, hazardous, outcome_colour, plain_body,
+    CYAN, Clock, GREEN, Part, Quoted, RED, Shown, YELLOW, compact, hazardous, is_added, outcome_colour, plain_body,
 };
 
 /// Requests that are listed.
@@ -50,6 +53,8 @@ pub(crate) enum Wish {
     Quit,
     /// What Ctrl-C asks for where nobody reads keys.
     Interrupt,
+    /// What Ctrl-Z asks for there.
+    Suspend,
     /// To put this on the clipboard.
     Copy(String),
 }
@@ -166,6 +171,7 @@ impl View {
         let help = std::mem::take(&mut self.help);
         match key.code {
             KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => return Some(Wish::Interrupt),
+            KeyCode::Char('z') if key.modifiers.contains(KeyModifiers::CONTROL) => return Some(Wish::Suspend),
             KeyCode::Char('q') => return Some(Wish::Quit),
             KeyCode::Char('?') => self.help = !help,
             KeyCode::Enter | KeyCode::Right => self.detail = true,
@@ -201,7 +207,7 @@ impl View {
         let entry = self.rows.get(self.at())?;
         let url = self.tunnels.iter().find(|tunnel| tunnel.tunnel == entry.tunnel).or(self.tunnels.first());
         let content = look(&entry.id);
-        let line = curl(entry, url.map_or("", |tunnel| &tunnel.url), content.as_ref());
+        let line = url.and_then(|tunnel| curl(entry, &tunnel.url, content.as_ref()));
         match line {
             Some(line) => {
                 self.said = "copied, if your terminal lets programs do it".to_owned();
@@ -373,31 +379,54 @@ fn detail(entry: &Entry, content: Option<&Captured>) -> Vec<String> {
     lines
 }
 
-/// The request as a line for a shell; none where not all of it is there.
+/// The request as a line for a shell; none where not all of it is there, or a terminal that it is pasted into may obey what
+/// stands in it.
 fn curl(entry: &Entry, url: &str, content: Option<&Captured>) -> Option<String> {
-    let content = content?;
-    let mut line = format!("curl -X {} {}", Quoted(&entry.method), Quoted(&format!("{url}{}", content.path)));
+    let Captured { path, headers, body, body_size, .. } = content.filter(|content| !content.body_truncated)?;
+    let has = |name: &str| headers.iter().any(|(known, _)| known == name);
+    let has_body = *body_size > 0 || has("content-length");
+    let mut words = vec!["curl".to_owned()];
+    // curl makes several requests of braces and brackets, and takes dots out of a path.
+    if path.contains(['[', ']', '{', '}']) {
+        words.push("--globoff".to_owned());
+    }
+    if path.contains("/.") || path.to_ascii_lowercase().contains("/%2e") {
+        words.push("--path-as-is".to_owned());
+    }
+    // With another method curl would wait for the body of an answer that has none.
+    if entry.method == "HEAD" && !has_body {
+        words.push("--head".to_owned());
+    } else {
+        words.extend(["-X".to_owned(), entry.method.clone()]);
+    }
+    words.push(format!("{url}{path}"));
     // What belongs to the connection curl says by itself, and what the relay adds it adds again.
-    let own =
-        ["host", "content-length", "transfer-encoding", "connection", "forwarded", "x-real-ip", "relay-request-id"];
-    let theirs = |name: &&str| !own.contains(name) && !name.starts_with("x-forwarded-");
-    for (name, value) in content.headers.iter().filter(|(name, _)| theirs(&name.as_str())) {
-        line.push_str(&format!(" -H {}", Quoted(&format!("{name}: {value}"))));
+    let own = ["host", "content-length", "transfer-encoding", "connection", "x-forwarded-for"];
+    let theirs = |name: &str, value: &str| !own.contains(&name) && !is_added(name, value, &entry.id);
+    for (name, value) in headers.iter().filter(|(name, value)| theirs(name, value)) {
+        // A colon with nothing behind it takes a header away.
+        let header = if value.is_empty() { format!("{name};") } else { format!("{name}: {value}") };
+        words.extend(["-H".to_owned(), header]);
     }
-    if content.body_size > 0 {
-        let body = std::str::from_utf8(&content.body).ok().filter(|_| !content.body_truncated)?;
-        // A terminal that a line is pasted into may obey what stands in it.
-        let harmless = |character: char| matches!(character, '\n' | '\t') || !hazardous(character);
-        if !body.chars().all(harmless) {
-            return None;
-        }
-        line.push_str(&format!(" --data-raw '{}'", body.replace('\'', r"'\''")));
+    // What curl would add where the sender had none.
+    let added = ["accept", "user-agent", "content-type"].into_iter().filter(|name| has_body || *name != "content-type");
+    for name in added.filter(|name| !has(name)) {
+        words.extend(["-H".to_owned(), format!("{name}:")]);
     }
+    if has_body {
+        words.extend(["--data-raw".to_owned(), String::from_utf8(body.clone()).ok()?]);
+    }
+    let harmless = |character: char| matches!(character, '\n' | '\t') || !hazardous(character);
+    if !words.iter().all(|word| word.chars().all(harmless)) {
+        return None;
+    }
+    let line = words.iter().map(|word| Quoted(word).to_string()).collect::<Vec<_>>().join(" ");
     (line.len() <= COPY).then_some(line)
 }
 
 /// A terminal that shows nothing else. It is given back when this is dropped, and where the program panics.
 pub(crate) struct FullScreen {
+    taken: Taken,
     terminal: Terminal<CrosstermBackend<Stdout>>,
     pub(crate) view: View,
     clock: Clock,
@@ -415,21 +444,33 @@ impl FullScreen {
     /// # Errors
     /// Where it is none.
     pub(crate) fn open() -> io::Result<Self> {
-        let before = std::panic::take_hook();
+        let taken = Taken::default();
+        let (before, at_panic) = (std::panic::take_hook(), taken.clone());
         std::panic::set_hook(Box::new(move |panic| {
-            leave();
+            at_panic.give_back();
             before(panic);
         }));
-        tty::enable_raw_mode()?;
-        let opened = execute!(io::stdout(), tty::EnterAlternateScreen)
-            .and_then(|()| Terminal::new(CrosstermBackend::new(io::stdout())));
-        match opened {
-            Ok(terminal) => Ok(Self { terminal, view: View::default(), clock: Clock::new(None) }),
-            Err(error) => {
-                leave();
-                Err(error)
-            }
+        let opened = taken.take().and_then(|()| Terminal::new(CrosstermBackend::new(io::stdout())));
+        if opened.is_err() {
+            taken.give_back();
         }
+        Ok(Self { taken, terminal: opened?, view: View::default(), clock: Clock::new(None) })
+    }
+
+    /// Whether it still has the terminal: a panic has given it back, also one that did not end the program.
+    pub(crate) fn is_open(&self) -> bool {
+        self.taken.0.load(Relaxed)
+    }
+
+    /// Gives the terminal back while the process is stopped.
+    ///
+    /// # Errors
+    /// Where it cannot be had again.
+    pub(crate) fn suspend(&mut self) -> io::Result<()> {
+        self.taken.give_back();
+        platform::suspend();
+        self.taken.take()?;
+        self.terminal.clear()
     }
 
     /// Draws what there is, as of this time after 1970.
@@ -437,7 +478,7 @@ impl FullScreen {
     /// # Errors
     /// Where the terminal is gone.
     pub(crate) fn draw(&mut self, now: Duration, look: impl Fn(&str) -> Option<Captured>) -> io::Result<()> {
-        let Self { terminal, view, clock } = self;
+        let Self { terminal, view, clock, .. } = self;
         terminal.draw(|frame| view.draw(frame, now, clock, look)).map(|_| ())
     }
 
@@ -451,14 +492,27 @@ impl FullScreen {
 
 impl Drop for FullScreen {
     fn drop(&mut self) {
-        let _ = self.terminal.show_cursor();
-        leave();
+        self.taken.give_back();
     }
 }
 
-fn leave() {
-    let _ = execute!(io::stdout(), tty::LeaveAlternateScreen, crossterm::cursor::Show);
-    let _ = tty::disable_raw_mode();
+/// Whether we have the terminal. It is given back once: the second time would move the cursor into what was written since.
+#[derive(Clone, Debug, Default)]
+struct Taken(Arc<AtomicBool>);
+
+impl Taken {
+    fn take(&self) -> io::Result<()> {
+        self.0.store(true, Relaxed);
+        tty::enable_raw_mode()?;
+        execute!(io::stdout(), tty::EnterAlternateScreen)
+    }
+
+    fn give_back(&self) {
+        if self.0.swap(false, Relaxed) {
+            let _ = execute!(io::stdout(), tty::LeaveAlternateScreen, crossterm::cursor::Show);
+            let _ = tty::disable_raw_mode();
+        }
+    }
 }
 
 #[cfg(test)]
@@ -588,8 +642,8 @@ mod tests {
         assert_eq!(press(&mut view, KeyCode::Char('c')), None, "there is nothing to copy");
         view.observe(NOW, &exchange("1", "/hooks?a=1", Some(200)));
         let Some(Wish::Copy(line)) = press(&mut view, KeyCode::Char('c')) else { panic!("not copied") };
-        let expected =
-            "curl -X POST 'https://hooks.relay.example/hooks?a=1' -H 'x-a: it'\\''s' --data-raw '{\"a\":\"it'\\''s\"}'";
+        let expected = "curl -X POST 'https://hooks.relay.example/hooks?a=1' -H 'x-a: it'\\''s' -H accept: -H user-agent: \
+                        -H content-type: --data-raw '{\"a\":\"it'\\''s\"}'";
         assert_eq!(line, expected);
         press(&mut view, KeyCode::Char('?'));
         assert!(drawn(&mut view, 80, 20).contains("copy the request"));
@@ -598,6 +652,32 @@ mod tests {
         assert_eq!(press(&mut view, KeyCode::Char('q')), Some(Wish::Quit));
         let interrupt = KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL);
         assert_eq!(view.key(interrupt, content), Some(Wish::Interrupt));
+        let suspend = KeyEvent::new(KeyCode::Char('z'), KeyModifiers::CONTROL);
+        assert_eq!(view.key(suspend, content), Some(Wish::Suspend));
+    }
+
+    /// Run once more in a terminal, this is a program in which a panic ends something and not everything.
+    #[test]
+    fn a_panic_gives_the_terminal_back() {
+        const NAME: &str = "terminal::full_screen::tests::a_panic_gives_the_terminal_back";
+        if std::env::var_os("IN_A_TERMINAL").is_some() {
+            let mut screen = FullScreen::open().unwrap();
+            screen.draw(NOW, content).unwrap();
+            assert!(screen.is_open() && tty::is_raw_mode_enabled().unwrap());
+            std::thread::spawn(|| panic!("what has happened")).join().unwrap_err();
+            assert!(!screen.is_open() && !tty::is_raw_mode_enabled().unwrap());
+            return;
+        }
+        let program = std::env::current_exe().unwrap();
+        let program = Quoted(program.to_str().unwrap());
+        let line = format!("stty rows 24 cols 80; {program} --exact {NAME} --nocapture && stty -a");
+        let mut script = std::process::Command::new("script");
+        let done = script.args(["-qec", &line, "/dev/null"]).env("IN_A_TERMINAL", "1").output().unwrap();
+        let shown = String::from_utf8(done.stdout).unwrap();
+        let parts: Vec<&str> = shown.split("\u{1b}[?1049l").collect();
+        assert_eq!(parts.len(), 2, "it is left once: {shown}");
+        assert!(parts[0].contains("\u{1b}[?1049h") && parts[1].contains("what has happened"), "{shown}");
+        assert!(parts[1].contains("isig icanon iexten echo echoe"), "{shown}");
     }
 
     #[test]

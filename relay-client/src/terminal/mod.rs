@@ -62,6 +62,7 @@ use std::{
 
 use jiff::{Timestamp, tz::TimeZone};
 use serde::{Serialize, de::IgnoredAny};
+use unicode_width::UnicodeWidthChar as _;
 
 use crate::config::value::Output;
 use crate::event::{Body, Event};
@@ -577,7 +578,7 @@ impl<O: Write, E: Write> Printer<O, E> {
         if let Some(ca) = ca_file {
             // The local URL, because not every resolver knows names below `.localhost`.
             let url = local_url.as_ref().unwrap_or(url);
-            let _ = writeln!(out, "  curl --cacert {} {}/", Quoted(ca), Shown(url));
+            let _ = writeln!(out, "  curl --cacert {} {}", Quoted(ca), Quoted(&format!("{url}/")));
         }
         let _ = writeln!(out);
     }
@@ -607,7 +608,7 @@ impl<O: Write, E: Write> Printer<O, E> {
         // Once, because there is one CA.
         if !std::mem::replace(&mut self.announced, true) {
             if let Some(Fresh { url, ca_file: Some(ca), .. }) = fresh.first() {
-                let _ = writeln!(out, "  curl --cacert {} {}/", Quoted(ca), Shown(url));
+                let _ = writeln!(out, "  curl --cacert {} {}", Quoted(ca), Quoted(&format!("{url}/")));
             }
             let _ = writeln!(out);
         }
@@ -917,7 +918,8 @@ impl fmt::Display for Piece {
 impl Piece {
     fn columns(&self) -> usize {
         match self {
-            Self::Plain(_) => 1,
+            // Two for most of East Asia's and for emoji, none for an accent that joins the character before it (UAX #11).
+            Self::Plain(character) => character.width().unwrap_or(0),
             Self::Escape(character) => character.escape_unicode().len(),
         }
     }
@@ -1111,21 +1113,37 @@ fn hex(out: &mut Text<'_>, bytes: &[u8]) {
     }
 }
 
-/// In single quotes for a POSIX shell, where it needs them. What is pasted must be what is meant,
-/// so that hazardous characters are escaped even though the path is then wrong.
+/// One word for a shell, in single quotes where it needs them: bash, zsh, fish and any other POSIX shell read it alike. Between
+/// single quotes fish obeys a backslash and the others do not, so a backslash and a quote stand outside, each behind a backslash.
+///
+/// What is pasted must be what is meant, so hazardous characters are escaped even though the word is then wrong; all but
+/// a tab and the end of a line, which stand between quotes like any other.
 pub(crate) struct Quoted<'a>(pub(crate) &'a str);
 
 impl fmt::Display for Quoted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+:@%,=".contains(&byte);
-        if !self.0.is_empty() && self.0.bytes().all(plain) {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+:@,".contains(&byte);
+        if self.0.is_empty() {
+            return f.write_str("''");
+        }
+        if self.0.bytes().all(plain) {
             return f.write_str(self.0);
         }
-        f.write_char('\'')?;
-        for (index, part) in self.0.split('\'').enumerate() {
-            write!(f, "{}{}", if index == 0 { "" } else { r"'\''" }, Shown(part))?;
+        let mut quoted = false;
+        for character in self.0.chars() {
+            let outside = matches!(character, '\'' | '\\');
+            if outside == quoted {
+                f.write_char('\'')?;
+                quoted = !quoted;
+            }
+            match character {
+                _ if outside => write!(f, "\\{character}"),
+                '\t' | '\n' => f.write_char(character),
+                _ if hazardous(character) => Piece::Escape(character).fmt(f),
+                _ => f.write_char(character),
+            }?;
         }
-        f.write_char('\'')
+        if quoted { f.write_char('\'') } else { Ok(()) }
     }
 }
 
@@ -1199,6 +1217,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
     use serde_json::{Value, json};
+    use unicode_width::UnicodeWidthStr as _;
 
     use super::*;
 
@@ -1370,6 +1389,14 @@ mod tests {
         assert_eq!(Quoted("/home/me/ca.pem").to_string(), "/home/me/ca.pem");
         assert_eq!(Quoted("$(id)").to_string(), "'$(id)'");
         assert_eq!(Quoted("").to_string(), "''");
+        assert_eq!(Quoted("=cat").to_string(), "'=cat'", "zsh would look for the program");
+        assert_eq!(Quoted("it's").to_string(), r"'it'\''s'");
+        assert_eq!(
+            Quoted(r"\'a\").to_string(),
+            r"\\\''a'\\",
+            "nothing empty between: a setting of zsh reads that as a quote"
+        );
+        assert_eq!(Quoted("a\n\tb\u{1b}").to_string(), "'a\n\tb\\u{1b}'");
     }
 
     #[test]
@@ -1413,6 +1440,17 @@ mod tests {
         assert!(uncut.contains(&long));
         let method = line(Style::default(), &exchange(&"M".repeat(300), "/", None));
         assert!(method.len() < 120, "{method}");
+    }
+
+    #[test]
+    fn wide_characters_keep_the_columns() {
+        let style = Style { columns: Some(60), ..Style::default() };
+        let long = "注文".repeat(20);
+        for path in ["/注文/确认", "/😀", "/e\u{301}te\u{301}", &format!("/{long}"), &format!("/a{long}")] {
+            let line = line(style, &exchange("GET", path, Some(200)));
+            let (before, after) = line.split_once(" 200 ").unwrap();
+            assert_eq!((before.width(), after.len()), (44, 10), "{line}");
+        }
     }
 
     const TERMINAL: Style = Style { colour: false, columns: Some(80), sums: true, state_line: true };

@@ -208,11 +208,11 @@ impl Screen {
             state.full = FullScreen::open().ok();
         }
         match &mut state.full {
-            Some(full) => {
+            Some(full) if full.is_open() => {
                 full.view.observe(since_1970(), event);
                 self.changed.notify_one();
             }
-            None => state.printer.push(event),
+            _ => state.printer.push(event),
         }
     }
 
@@ -241,7 +241,10 @@ impl Screen {
     async fn be_full(&self) {
         self.changed.notified().await;
         let mut keys = EventStream::new();
-        while self.draw() {
+        while let Some(drawn) = self.draw() {
+            if drawn.is_err() {
+                return self.over.cancel();
+            }
             sleep(FRAME).await;
             let mut pressed = tokio::select! {
                 pressed = keys.next() => Some(pressed),
@@ -257,15 +260,15 @@ impl Screen {
                 pressed = keys.next().now_or_never();
             }
         }
-        self.over.cancel();
     }
 
-    /// False where the terminal is gone.
-    fn draw(&self) -> bool {
+    /// None where there is no full screen any more. An error means that the terminal is gone.
+    fn draw(&self) -> Option<io::Result<()>> {
         let mut state = self.state();
         let State { full, capture, .. } = &mut *state;
         let look = |id: &str| capture.as_ref()?.get(id);
-        full.as_mut().is_none_or(|full| full.draw(since_1970(), look).is_ok())
+        let full = full.as_mut().filter(|full| full.is_open())?;
+        Some(full.draw(since_1970(), look))
     }
 
     fn obey(&self, input: &Input) {
@@ -276,6 +279,8 @@ impl Screen {
         match full.view.key(*key, look) {
             Some(Wish::Quit) => self.over.cancel(),
             Some(Wish::Interrupt) => platform::interrupt(),
+            Some(Wish::Suspend) if full.suspend().is_err() => self.over.cancel(),
+            Some(Wish::Suspend) => self.changed.notify_one(),
             Some(Wish::Copy(text)) => full.copy(&text),
             None => {}
         }
