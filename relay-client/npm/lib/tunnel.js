@@ -9,8 +9,10 @@
 const { spawn } = require("node:child_process");
 const { createInterface } = require("node:readline");
 const { inspect } = require("node:util");
-const { RelayError, TimedOut, ofExit } = require("./errors.js");
+const errors = require("./errors.js");
 const { program } = require("./program.js");
+
+const { RelayError, TimedOut } = errors;
 
 /** How many exchanges a tunnel remembers; the oldest are forgotten first. */
 const KEPT = 1_000;
@@ -23,6 +25,17 @@ const LEAVE = 2_000;
 
 /** Node.js 18 has no `await using` yet, but whoever compiles it down needs the symbol to be the same. */
 Symbol.asyncDispose ??= Symbol("Symbol.asyncDispose");
+
+/** The program's exit codes that a caller may want to tell apart. */
+const byExitCode = {
+  1: errors.RelayError,
+  2: errors.Usage,
+  3: errors.Unauthorized,
+  4: errors.NameTaken,
+  5: errors.Unreachable,
+  6: errors.GaveUp,
+  7: errors.NameLost,
+};
 
 const tunnel = (target, options = {}) => Tunnel.open(target, options);
 
@@ -175,6 +188,18 @@ class Tunnel {
       look();
     });
   }
+}
+
+/** The error for a program that has ended like this, and whose last lines on standard error were these. */
+function ofExit(code, signal, said) {
+  // Before its last words it may have told of other things.
+  const last = said.findLastIndex((line) => /^(relay|error): /.test(line));
+  const message = said.slice(Math.max(last, 0)).join("\n").replace(/^(relay|error): /, "").trim();
+  const how = `the relay client ${signal ? `was ended by ${signal}` : `ended with exit code ${code}`}`;
+  const Class = byExitCode[code];
+  if (Class) return new Class(message || how, code);
+  // It was not the program that wanted it so.
+  return new RelayError(message ? `${how}: ${message}` : how, code);
 }
 
 function commandLine(target, options) {
