@@ -152,9 +152,9 @@ impl Command {
     /// Whether nothing else may write on the terminal.
     pub fn takes_the_terminal(&self) -> bool {
         match self {
-            Self::Http(args) => args.open.show.tui,
-            Self::Listen(args) => args.open.show.tui,
-            Self::Start(args) => args.show.tui,
+            Self::Http(args) => args.open.session.show.tui,
+            Self::Listen(args) => args.open.session.show.tui,
+            Self::Start(args) => args.session.show.tui,
             #[cfg(feature = "embedded")]
             Self::Dev(args) => args.show.tui,
             _ => false,
@@ -212,21 +212,9 @@ pub struct StartArgs {
     #[arg(long, conflicts_with = "names")]
     pub all: bool,
 
-    /// Take the names over from your own session elsewhere, which then ends
-    #[arg(long)]
-    pub takeover: bool,
-
-    /// Give up after having tried for this long to come back, as in 5m; for ever if not given
-    #[arg(long, value_name = "TIME", value_parser = duration)]
-    pub max_reconnect_time: Option<Duration>,
-
-    /// What is printed.
+    /// How the session is opened.
     #[command(flatten)]
-    pub show: ShowArgs,
-
-    /// The way to the relay.
-    #[command(flatten)]
-    pub connection: ConnectionArgs,
+    pub session: SessionArgs,
 }
 
 /// `relay run`.
@@ -339,7 +327,15 @@ pub struct OpenArgs {
     #[arg(long, conflicts_with = "subdomain")]
     pub random: bool,
 
-    /// Take the name over from your own session elsewhere, which then ends
+    /// How its session is opened.
+    #[command(flatten)]
+    pub session: SessionArgs,
+}
+
+/// How a session is opened, whatever tunnels it has.
+#[derive(Args, Clone, Debug, Default)]
+pub struct SessionArgs {
+    /// Take names over from your own session elsewhere, which then ends
     #[arg(long)]
     pub takeover: bool,
 
@@ -555,11 +551,12 @@ mod tests {
         let open = args.open;
         assert_eq!(open.tunnel.subdomain.as_deref(), Some("hooks"));
         assert_eq!(open.tunnel.timeout, Some(Duration::from_secs(10)));
-        assert_eq!(open.show.output, Some(Output::Json));
-        assert!(open.takeover && !open.random);
-        assert_eq!(open.max_reconnect_time, Some(Duration::from_secs(300)));
-        assert_eq!(open.connection.relay.unwrap().to_string(), "https://relay.example");
-        assert_eq!(open.connection.way.relay_addr.unwrap().to_string(), "127.0.0.1:8443");
+        let session = open.session;
+        assert_eq!(session.show.output, Some(Output::Json));
+        assert!(session.takeover && !open.random);
+        assert_eq!(session.max_reconnect_time, Some(Duration::from_secs(300)));
+        assert_eq!(session.connection.relay.unwrap().to_string(), "https://relay.example");
+        assert_eq!(session.connection.way.relay_addr.unwrap().to_string(), "127.0.0.1:8443");
     }
 
     #[test]

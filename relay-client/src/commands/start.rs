@@ -119,7 +119,7 @@ impl Start {
     }
 
     fn options(&self, tunnels: Vec<NamedTunnel>) -> Vec<TunnelOptions> {
-        let takeover = self.args.takeover;
+        let takeover = self.args.session.takeover;
         let options =
             |tunnel: NamedTunnel| open::options(Some(tunnel.label), tunnel.upstream.into(), tunnel.settings, takeover);
         tunnels.into_iter().map(options).collect()
@@ -130,8 +130,7 @@ const RESTART: &str =
     "the relay, the token or the way to the relay has changed in the configuration; that takes a restart";
 
 fn settings(args: &StartArgs, files: &mut Files) -> Result<Settings, ConfigError> {
-    let StartArgs { takeover, max_reconnect_time, show, connection, .. } = args.clone();
-    let open = OpenArgs { takeover, max_reconnect_time, show, connection, ..OpenArgs::default() };
+    let open = OpenArgs { session: args.session.clone(), ..OpenArgs::default() };
     Settings::new(open, ServiceArgs::default(), files)
 }
 

@@ -24,7 +24,7 @@ use tokio::time::{Instant, timeout};
 use crate::capture::filter::Filter;
 use crate::capture::{Answer, Captured, News, Reader, Since};
 use crate::client::ClientError;
-use crate::commands::cli::{OpenArgs, ServiceArgs, TunnelArgs, WaitArgs};
+use crate::commands::cli::{OpenArgs, ServiceArgs, SessionArgs, TunnelArgs, WaitArgs};
 use crate::commands::open;
 use crate::config::{ConfigError, Files, Settings, ShowSettings};
 use crate::control::{Ask, Asked, ControlError, Found, PATIENCE, ask_all};
@@ -114,8 +114,8 @@ pub async fn run(args: WaitArgs, files: &mut Files, shutdown: impl Future<Output
     if let Some(wanted) = tally.filter.tunnel.clone() {
         return Err(in_the_way.map_or(WaitError::NoTunnel { wanted, known: Vec::new() }, WaitError::Control));
     }
-    let open =
-        OpenArgs { tunnel: TunnelArgs { subdomain, ..TunnelArgs::default() }, connection, ..OpenArgs::default() };
+    let tunnel = TunnelArgs { subdomain, ..TunnelArgs::default() };
+    let open = OpenArgs { tunnel, random: false, session: SessionArgs { connection, ..SessionArgs::default() } };
     let settings = match Settings::new(open, ServiceArgs::default(), files) {
         Err(ConfigError::NoRelay) => return Err(in_the_way.map_or(WaitError::NoClient, WaitError::Control)),
         settings => settings?,

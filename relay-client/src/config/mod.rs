@@ -41,7 +41,7 @@ use std::{
 use relay_protocol::message::MAX_TUNNELS;
 use serde::{Deserialize, Deserializer, de};
 
-use crate::commands::cli::{DevArgs, OpenArgs, ServiceArgs, ShowArgs, TunnelArgs};
+use crate::commands::cli::{DevArgs, OpenArgs, ServiceArgs, SessionArgs, ShowArgs, TunnelArgs};
 use crate::config::value::{Inspect, Output, Secret, UpstreamProtocol, duration, inspect, is_table_name, subdomain};
 use crate::session::dial::RelayUrl;
 use crate::upstream::address::{HostPort, UpstreamAddr};
@@ -134,7 +134,7 @@ impl Settings {
     /// # Errors
     /// Where no relay is named, or the token cannot be one.
     pub fn new(args: OpenArgs, service: ServiceArgs, files: &mut Files) -> Result<Self, ConfigError> {
-        let typed = args.connection;
+        let SessionArgs { takeover, max_reconnect_time, show, connection: typed } = args.session;
         if let Some(relay) = &typed.relay {
             files.keep_to(relay);
         }
@@ -156,10 +156,10 @@ impl Settings {
             relay_ca: way.relay_ca.or_else(|| file.relay_ca.clone()),
             relay_addr: way.relay_addr.or_else(|| file.relay_addr.clone()),
             tunnel,
-            show: ShowSettings::new(args.show, file),
+            show: ShowSettings::new(show, file),
             random: args.random,
-            takeover: args.takeover,
-            max_reconnect_time: args.max_reconnect_time,
+            takeover,
+            max_reconnect_time,
         })
     }
 }
@@ -643,7 +643,7 @@ mod tests {
         let Command::Http(mut args) = cli.command else { panic!("another command") };
         // What the environment of the test says does not count.
         let typed = |flag: &str| flags.contains(&flag);
-        let ConnectionArgs { relay, way: WayArgs { token, relay_ca, .. } } = &mut args.open.connection;
+        let ConnectionArgs { relay, way: WayArgs { token, relay_ca, .. } } = &mut args.open.session.connection;
         relay.take_if(|_| !typed("--relay"));
         token.take_if(|_| !typed("--token"));
         relay_ca.take_if(|_| !typed("--relay-ca"));
