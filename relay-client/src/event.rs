@@ -207,3 +207,15 @@ fn microseconds<S: Serializer>(milliseconds: &f64, serializer: S) -> Result<S::O
     let rounded = (milliseconds * 1000.0).round() / 1000.0;
     serializer.serialize_f64(if rounded.is_finite() { rounded } else { 0.0 })
 }
+
+/// A tunnel of the tests.
+#[cfg(test)]
+pub(crate) const READY: Event<'_> = Event::Ready {
+    tunnel: "hooks",
+    name: "hooks",
+    url: "https://hooks.relay.example",
+    upstream: "http://localhost:3000",
+    relay: "https://relay.example",
+    ca_file: None,
+    local_url: None,
+};

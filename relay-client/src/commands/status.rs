@@ -90,24 +90,15 @@ mod tests {
 
     use super::*;
     use crate::control::board::Board;
-    use crate::event::Event;
+    use crate::event::{Event, READY};
 
     #[test]
     fn a_board_says_what_happened_last() {
         let board = Board::new();
         assert_eq!(board.status().state, State::Connecting);
         board.observe(&Event::Connecting { relay: "https://relay.example" });
-        let ready = Event::Ready {
-            tunnel: "web",
-            name: "hooks",
-            url: "https://hooks.relay.example",
-            upstream: "http://localhost:3000",
-            relay: "https://relay.example",
-            ca_file: None,
-            local_url: None,
-        };
-        board.observe(&ready);
-        board.observe(&ready);
+        board.observe(&READY);
+        board.observe(&READY);
         board.observe(&Event::Disconnected { reason: "it\u{1b}[2J broke", retry_in_ms: 3_600_000 });
         let status = board.status();
         assert_eq!(status.state, State::Reconnecting);
@@ -120,7 +111,7 @@ mod tests {
         let json = json_line(&status);
         assert_eq!(serde_json::from_str::<Status>(&json).unwrap(), status);
         let (name, url) = ("hooks", "https://hooks.relay.example");
-        board.observe(&Event::Closed { tunnel: "web", name, url, reason: "it is no longer wanted" });
+        board.observe(&Event::Closed { tunnel: name, name, url, reason: "it is no longer wanted" });
         assert!(board.status().tunnels.is_empty());
     }
 

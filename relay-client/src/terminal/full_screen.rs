@@ -523,6 +523,7 @@ mod tests {
     use ratatui::backend::TestBackend;
 
     use super::*;
+    use crate::event::READY;
 
     const NOW: Duration = Duration::from_secs(14 * 3600 + 3 * 60 + 11);
 
@@ -533,18 +534,7 @@ mod tests {
 
     fn view() -> View {
         let mut view = View::default();
-        view.observe(
-            NOW,
-            &Event::Ready {
-                tunnel: "hooks",
-                name: "hooks",
-                url: "https://hooks.relay.example",
-                upstream: "http://localhost:3000",
-                relay: "https://relay.example",
-                ca_file: None,
-                local_url: None,
-            },
-        );
+        view.observe(NOW, &READY);
         view
     }
 

@@ -1220,18 +1220,9 @@ mod tests {
     use unicode_width::UnicodeWidthStr as _;
 
     use super::*;
+    use crate::event::READY;
 
     const NOW: Duration = Duration::from_secs(14 * 3600 + 3 * 60 + 11);
-
-    const READY: Event<'_> = Event::Ready {
-        tunnel: "hooks",
-        name: "hooks",
-        url: "https://hooks.relay.example",
-        upstream: "http://localhost:3000",
-        relay: "https://relay.example",
-        ca_file: None,
-        local_url: None,
-    };
 
     fn exchange<'a>(method: &'a str, path: &'a str, status: Option<u16>) -> Event<'a> {
         Event::Exchange {
