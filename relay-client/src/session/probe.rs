@@ -10,6 +10,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use bytestring::ByteString;
 use http::header::HOST;
 use http::{HeaderName, HeaderValue, Request, StatusCode};
 use http_body_util::Empty;
@@ -30,7 +31,8 @@ const ANSWER: HeaderName = HeaderName::from_static("probe-answer");
 /// A path that this client answers by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Probe {
-    path: String,
+    /// Shared by clones, of which each request takes one.
+    path: ByteString,
     /// What the answer says, and nobody else can know.
     answer: HeaderValue,
 }
@@ -65,13 +67,13 @@ impl Probe {
             Some(format!("{:032x}", u128::from_be_bytes(nonce)))
         };
         let answer = HeaderValue::try_from(nonce()?).ok()?;
-        Some(Self { path: format!("/.relay/probe/{}", nonce()?), answer })
+        Some(Self { path: format!("/.relay/probe/{}", nonce()?).into(), answer })
     }
 
     /// Whether this request is the probe. Any tunnel of the client answers it: which of them a name leads to is the relay's
     /// word alone, for every request, and nobody else knows the path.
     pub(crate) fn is(&self, target: &str) -> bool {
-        target == self.path
+        *target == *self.path
     }
 
     /// Answers the probe.
