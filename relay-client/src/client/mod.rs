@@ -24,7 +24,7 @@ use crate::event::{Event, Observer};
 use crate::session::dial::Target;
 use crate::session::probe::Probe;
 use crate::session::{ConnectError, connect, explain};
-use crate::upstream::rewrite::HostHeader;
+use crate::upstream::rewrite::{HostHeader, PublicUrlError};
 use crate::upstream::service::Destination;
 
 /// How long a client that ends waits for what is under way.
@@ -103,8 +103,14 @@ pub enum ClientError {
     #[error("{0}")]
     Refused(String),
     /// The relay gave a public URL that is none.
-    #[error(transparent)]
-    PublicUrl(#[from] crate::upstream::rewrite::PublicUrlError),
+    #[error("{0}")]
+    PublicUrl(String),
+}
+
+impl From<PublicUrlError> for ClientError {
+    fn from(error: PublicUrlError) -> Self {
+        Self::PublicUrl(error.to_string())
+    }
 }
 
 /// A session with a relay that is kept up, and the tunnels on it.

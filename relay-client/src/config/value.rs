@@ -10,6 +10,7 @@ use serde::Deserialize;
 /// How the upstream is spoken to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum UpstreamProtocol {
     /// HTTP/1.1.
     #[default]

@@ -42,6 +42,7 @@ use crate::config::value::Secret;
 use crate::event::{Event, Observer};
 use crate::session::dial::{DialError, Stream as Wire, Target};
 use crate::session::probe::Probe;
+use crate::upstream::service::BoxError;
 use crate::upstream::{Outcome, Upstream};
 
 /// How long the relay has to answer the upgrade and the Hello. It may probe another session for a second meanwhile.
@@ -67,7 +68,7 @@ const MOST_STREAMS: u32 = 2 * MOST_EXCHANGES as u32;
 pub enum ConnectError {
     /// The relay is not reached.
     #[error(transparent)]
-    Dial(#[from] DialError),
+    Dial(BoxError),
     /// The relay answered, and not with a session.
     #[error("{message}{}", if .hint.is_empty() { String::new() } else { format!(" {}", .hint) })]
     Refused {
@@ -100,6 +101,12 @@ pub enum ConnectError {
     /// The token cannot stand in a header.
     #[error("the token has characters that a token cannot have")]
     BadToken,
+}
+
+impl From<DialError> for ConnectError {
+    fn from(error: DialError) -> Self {
+        Self::Dial(error.into())
+    }
 }
 
 /// A session that is set up.

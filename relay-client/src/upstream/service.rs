@@ -154,7 +154,7 @@ impl fmt::Debug for Service {
     }
 }
 
-/// What went wrong with a body, whatever it is made of.
+/// Whatever went wrong, as with a body of anybody's making.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The body of a request or of an answer: bytes that arrive over time, and trailers.
