@@ -143,7 +143,8 @@ pub struct Limits {
     pub session_tunnels: usize,
     /// How long after its end a session can be resumed.
     pub resume: Duration,
-    /// Ended sessions that can be resumed; beyond it the earliest cannot. Each costs about 150 bytes.
+    /// Ended sessions that can be resumed; beyond it the earliest cannot of the token that has most of them. Each costs
+    /// about 150 bytes.
     pub resume_keys: usize,
     /// Refused connect attempts from one address in a minute, before it has to wait.
     pub refusals_per_minute: u32,

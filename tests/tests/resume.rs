@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::Request;
-use relay_protocol::frame::{Frame, GoAway, Reset};
-use relay_protocol::message::{Resume, TunnelSpec, Welcome};
+use relay_protocol::frame::{Frame, GoAway, Reset, SessionKind};
+use relay_protocol::message::{Payload as _, Resume, TunnelSpec, Welcome};
 use relay_server::store::TokenLimits;
 use relay_tests::body::{empty, full};
 use relay_tests::peer::{Opened, Socket, connect_on, head, id, resuming, sessions, spec};
@@ -54,6 +54,16 @@ fn with(old: &Welcome, last_stream: u32) -> Resume {
 
 fn specs(names: &[&str]) -> Vec<TunnelSpec> {
     names.iter().zip(1..).map(|(name, number)| spec(number, name)).collect()
+}
+
+/// A Welcome to a session that goes on with another. The relay does not hear that it has come.
+async fn unanswered(socket: &mut Socket, old: &Welcome) -> Welcome {
+    socket.send(&[resuming(Some(with(old, 0)), specs(&["hooks"]))]).await;
+    loop {
+        if let Frame::Session(SessionKind::Welcome, payload) = within("a Welcome", socket.next()).await.unwrap() {
+            return Welcome::from_bytes(&payload).unwrap();
+        }
+    }
 }
 
 fn refusals(welcome: &Welcome) -> Vec<&str> {
@@ -214,6 +224,63 @@ mod keys {
         }
     }
 
+    /// An attempt that its client has given up arrives after the one that took its place, and ends that. The client has
+    /// the key of the one that was ended, and nobody is behind the late one.
+    #[tokio::test]
+    async fn bring_back_a_client_whose_session_was_ended_by_an_attempt_from_before() {
+        let world = World::start().await;
+        let token = world.token().await;
+        for closed in [true, false] {
+            let (old, first) = fresh(&world, &token).await;
+            drop(old);
+            sessions(&world, 0).await;
+            let mut late = connect(&world, &token).await;
+            let mut socket = connect(&world, &token).await;
+            let welcome = unanswered(&mut socket, &first).await;
+            assert!(unanswered(&mut late, &first).await.resumed);
+            assert_eq!(within("its end", socket.farewell()).await, Some(GoAway::Replaced));
+            let late = (!closed).then_some(late);
+            let (mut new, _) = resume(&world, &token, &welcome, 0, &["hooks"]).await;
+            serves(&world, &mut new).await;
+            drop((new, late, socket));
+            sessions(&world, 0).await;
+        }
+    }
+
+    /// Somebody who comes and goes all the time costs others nothing.
+    #[tokio::test]
+    async fn of_one_token_are_not_pushed_out_by_those_of_another() {
+        let world = World::with(|config| config.limits.resume_keys = 4).await;
+        let (mine, theirs) = (world.token().await, world.token().await);
+        let (old, first) = fresh(&world, &mine).await;
+        drop(old);
+        sessions(&world, 0).await;
+        for _ in 0..10 {
+            drop(begin(&world, &theirs, None, &["theirs"]).await);
+            sessions(&world, 0).await;
+        }
+        resume(&world, &mine, &first, 0, &["hooks"]).await;
+    }
+
+    /// A stranger on the wire who lets every Welcome vanish does not keep a key alive.
+    #[tokio::test]
+    async fn that_never_bring_a_welcome_end() {
+        let world = World::start().await;
+        let token = world.token().await;
+        let (old, first) = fresh(&world, &token).await;
+        drop(old);
+        sessions(&world, 0).await;
+        let mut resumed = 0;
+        for _ in 0..12 {
+            let mut socket = connect(&world, &token).await;
+            let welcome = unanswered(&mut socket, &first).await;
+            resumed += u32::from(welcome.resumed);
+            drop(socket);
+            sessions(&world, 0).await;
+        }
+        assert_eq!(resumed, 8);
+    }
+
     #[tokio::test]
     async fn die_with_their_token() {
         let world = World::start().await;
@@ -249,8 +316,8 @@ mod keys {
             let (mut socket, welcome) = resume(&world, &token, &last, 0, &["hooks", other]).await;
             assert_eq!(within("the old one's end", old).await.unwrap(), Some(GoAway::Replaced), "{round}");
             let bind = relay_protocol::message::Payload::to_bytes(&spec(9, "hooks2")).unwrap();
-            socket.send(&[Frame::Session(relay_protocol::frame::SessionKind::Bind, bind)]).await;
-            let kind = relay_protocol::frame::SessionKind::Bound;
+            socket.send(&[Frame::Session(SessionKind::Bind, bind)]).await;
+            let kind = SessionKind::Bound;
             let bound: relay_protocol::message::Bound = within("a Bound", socket.next_message(kind)).await;
             assert_eq!(bound.result.unwrap_err().code, "too-many-tunnels", "{round}");
             serves(&world, &mut socket).await;

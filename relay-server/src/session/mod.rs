@@ -77,7 +77,7 @@ impl Sessions {
 
     /// Ends every session of a token, at once and for good.
     pub fn end(&self, token: TokenId, reason: GoAway, text: &str) {
-        self.keys.revoke(token);
+        self.keys.revoke(token, Instant::now());
         let links: Vec<Link> =
             self.live.iter().filter(|live| live.token == token).map(|live| live.link.clone()).collect();
         links.iter().for_each(|link| link.go_away(reason, false, text));
@@ -413,11 +413,11 @@ impl Session {
         self.place.vacate();
         let keys = &self.shared.sessions.keys;
         if let Some(used) = self.used.filter(|_| is_heard(link, &self.welcomed)) {
-            keys.spend(used);
+            keys.spend(self.token.id, used, Instant::now());
         }
         self.shared.sessions.live.remove(&self.id);
         if let Some(key) = self.key {
-            keys.end(key, &self.shared.limits, Instant::now());
+            keys.end(self.token.id, key, &self.shared.limits, Instant::now());
         }
         self.touch().await;
         for tunnel in std::mem::take(&mut self.tunnels) {

@@ -2,12 +2,13 @@
 //!
 //! ```text
 //!   Welcome ─▶ live ── the session ends ─▶ ended ── Limits::resume later ─▶ forgotten
-//!                └──────── used ──────────────┴── the next Welcome is heard ─▶ forgotten
+//!                └──────── used ──────────────┴── the next Welcome is heard, or used too often ─▶ forgotten
 //! ```
 //!
 //! Only a key's SHA-256 is kept and looked up, as with tokens: 256 random bits need no slow hash, and how long a look-up
 //! takes tells nothing of them. A client that does not hear the Welcome of the session that it goes on with has no other
-//! key than the one it has used, and uses that again. There is one for each live session, and at most [`Limits::resume_keys`] for ended ones.
+//! key than the one it has used, and uses that again. There is one for each live session, and at most
+//! [`Limits::resume_keys`] for ended ones, of which no token can take what another one needs.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -25,8 +26,16 @@ pub(super) struct Keys(Mutex<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
+    tokens: HashMap<TokenId, OfToken>,
+    /// Keys of ended sessions of all tokens.
+    ended: usize,
+}
+
+/// The keys of one token.
+#[derive(Debug, Default)]
+struct OfToken {
     keys: HashMap<Hash, Key>,
-    /// Keys of ended sessions and when they expire, in that order. Some have been used since.
+    /// Those of ended sessions and when they expire, in that order.
     ended: VecDeque<(Instant, Hash)>,
 }
 
@@ -35,15 +44,14 @@ pub(super) type Hash = [u8; 32];
 
 #[derive(Debug)]
 struct Key {
-    token: TokenId,
     session: Ulid,
     /// The sessions that it was used for.
     used: Vec<Ulid>,
 }
 
-/// Sessions that one key can be used for, whose Welcomes have not arrived. Of more the earliest are forgotten, and what is
-/// under way there ends.
-const UNHEARD: usize = 8;
+/// How often a key can be used by a client that never hears the Welcome: more often than a network that brings the Hello
+/// and not its answer happens to. Each such session ends when the next one comes.
+const USES: usize = 8;
 
 impl Keys {
     /// A fresh key for a live session, and its hash for [`Self::end`].
@@ -52,17 +60,17 @@ impl Keys {
         // Without randomness there is no TLS either, and such a key resumes nothing.
         let is_random = rand::fill(&mut key).is_ok();
         let hash = hash(&key);
-        let mut inner = self.lock();
-        inner.purge(now, usize::MAX);
-        if is_random {
-            inner.keys.insert(hash, Key { token, session, used: Vec::new() });
-        }
+        self.lock().of(token, now, |of| {
+            if is_random {
+                of.keys.insert(hash, Key { session, used: Vec::new() });
+            }
+        });
         (key, hash)
     }
 
     /// Uses a key for a session. Returns its hash, the session that it resumes, and those that it was used for before, of
-    /// which the client has not heard. None for a key that is unknown, of another token, expired, or used for a session
-    /// that the client has heard of.
+    /// which the client has not heard. None for a key that is unknown, of another token, expired, used for a session
+    /// that the client has heard of, or used too often.
     pub(super) fn take(
         &self,
         key: &[u8; 32],
@@ -72,39 +80,38 @@ impl Keys {
         now: Instant,
     ) -> Option<(Hash, Ulid, Vec<Ulid>)> {
         let hash = hash(key);
-        let mut inner = self.lock();
-        inner.purge(now, usize::MAX);
         // A stranger's guess, however good, leaves its owner's key alone.
-        let key = inner.keys.get_mut(&hash).filter(|key| key.token == token)?;
-        if key.used.iter().any(|session| is_heard(*session)) {
-            inner.keys.remove(&hash);
-            return None;
-        }
-        let unheard = key.used.clone();
-        key.used.push(session);
-        if key.used.len() > UNHEARD {
-            key.used.remove(0);
-        }
-        Some((hash, key.session, unheard))
+        self.lock().of(token, now, |of| {
+            let key = of.keys.get_mut(&hash)?;
+            if key.used.len() >= USES || key.used.iter().any(|session| is_heard(*session)) {
+                of.forget(hash);
+                return None;
+            }
+            let unheard = key.used.clone();
+            key.used.push(session);
+            Some((hash, key.session, unheard))
+        })
     }
 
     /// The client has heard of the session that it has used a key for, and so has another.
-    pub(super) fn spend(&self, hash: Hash) {
-        self.lock().keys.remove(&hash);
+    pub(super) fn spend(&self, token: TokenId, hash: Hash, now: Instant) {
+        self.lock().of(token, now, |of| of.forget(hash));
     }
 
     /// The session of a key has ended, so that the key will, too.
-    pub(super) fn end(&self, hash: Hash, limits: &Limits, now: Instant) {
+    pub(super) fn end(&self, token: TokenId, hash: Hash, limits: &Limits, now: Instant) {
         let mut inner = self.lock();
-        if inner.keys.contains_key(&hash) {
-            inner.ended.push_back((now + limits.resume, hash));
-        }
-        inner.purge(now, limits.resume_keys);
+        inner.of(token, now, |of| {
+            if of.keys.contains_key(&hash) {
+                of.ended.push_back((now + limits.resume, hash));
+            }
+        });
+        inner.shrink(token, limits.resume_keys, now);
     }
 
     /// A token's keys die with it.
-    pub(super) fn revoke(&self, token: TokenId) {
-        self.lock().keys.retain(|_, key| key.token != token);
+    pub(super) fn revoke(&self, token: TokenId, now: Instant) {
+        self.lock().of(token, now, |of| *of = OfToken::default());
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -113,14 +120,54 @@ impl Keys {
 }
 
 impl Inner {
-    /// Forgets the keys that have expired, and the earliest ones beyond `most`.
-    fn purge(&mut self, now: Instant, most: usize) {
+    /// Changes the keys of a token, without those that have expired.
+    fn of<R>(&mut self, token: TokenId, now: Instant, change: impl FnOnce(&mut OfToken) -> R) -> R {
+        let of = self.tokens.entry(token).or_default();
+        self.ended -= of.ended.len();
+        of.expire(now);
+        let result = change(of);
+        self.ended += of.ended.len();
+        if of.keys.is_empty() {
+            self.tokens.remove(&token);
+        }
+        result
+    }
+
+    /// Forgets keys of ended sessions until there are no more than `most`: those that have expired, and then of whichever
+    /// token has the most, the earliest. `last` is the token whose session has ended just now.
+    fn shrink(&mut self, last: TokenId, most: usize, now: Instant) {
+        if self.ended <= most {
+            return;
+        }
+        self.tokens.retain(|_, of| {
+            of.expire(now);
+            !of.keys.is_empty()
+        });
+        self.ended = self.tokens.values().map(|of| of.ended.len()).sum();
+        while self.ended > most {
+            let fullest = self.tokens.iter_mut().max_by_key(|(token, of)| (of.ended.len(), **token == last));
+            let Some(of) = fullest.map(|(_, of)| of) else { return };
+            if let Some((_, hash)) = of.ended.pop_front() {
+                of.keys.remove(&hash);
+            }
+            self.ended -= 1;
+        }
+    }
+}
+
+impl OfToken {
+    fn expire(&mut self, now: Instant) {
         while let Some((until, hash)) = self.ended.front()
-            && (*until <= now || self.ended.len() > most)
+            && *until <= now
         {
             self.keys.remove(hash);
             self.ended.pop_front();
         }
+    }
+
+    fn forget(&mut self, hash: Hash) {
+        self.keys.remove(&hash);
+        self.ended.retain(|(_, ended)| *ended != hash);
     }
 }
 
@@ -144,7 +191,8 @@ mod tests {
 
     fn held(keys: &Keys) -> (usize, usize) {
         let inner = keys.lock();
-        (inner.keys.len(), inner.ended.len())
+        assert_eq!(inner.tokens.values().map(|of| of.ended.len()).sum::<usize>(), inner.ended);
+        (inner.tokens.values().map(|of| of.keys.len()).sum(), inner.ended)
     }
 
     /// The session that a key resumes for a session of which its client hears.
@@ -164,7 +212,7 @@ mod tests {
         assert_eq!(take(&keys, &hash, mine, now), None);
         assert_eq!(take(&keys, &key, mine, now), Some(session), "a stranger's try has not used it up");
         assert_eq!(take(&keys, &key, mine, now), None);
-        keys.end(hash, &Limits::default(), now);
+        keys.end(mine, hash, &Limits::default(), now);
         assert_eq!((take(&keys, &key, mine, now), held(&keys)), (None, (0, 0)));
     }
 
@@ -178,12 +226,19 @@ mod tests {
         assert_eq!(keys.take(&key, mine, Ulid::generate(), |id| id == third, now), None);
         assert_eq!(keys.take(&key, mine, Ulid::generate(), |_| false, now), None, "it was used up by then");
         let (key, hash) = keys.issue(mine, first, now);
-        for used in 0..20 {
-            let (_, _, unheard) = keys.take(&key, mine, Ulid::generate(), |_| false, now).unwrap();
-            assert_eq!(unheard.len(), used.min(UNHEARD));
-        }
-        keys.spend(hash);
+        keys.end(mine, hash, &Limits::default(), now);
+        keys.spend(mine, hash, now);
         assert_eq!(keys.take(&key, mine, second, |_| false, now), None);
+        assert_eq!(held(&keys), (0, 0));
+    }
+
+    #[test]
+    fn a_key_that_never_brings_a_welcome_is_not_used_for_ever() {
+        let (keys, now, mine) = (Keys::default(), Instant::now(), token(1));
+        let (key, _) = keys.issue(mine, Ulid::generate(), now);
+        let uses = (0..100).map_while(|_| keys.take(&key, mine, Ulid::generate(), |_| false, now));
+        let unheard: Vec<_> = uses.map(|(_, _, unheard)| unheard.len()).collect();
+        assert_eq!(unheard, (0..USES).collect::<Vec<_>>(), "it ends all those that it was used for before");
         assert_eq!(held(&keys), (0, 0));
     }
 
@@ -193,30 +248,72 @@ mod tests {
         let (keys, start, mine) = (Keys::default(), Instant::now(), token(1));
         let at = |seconds| start + Duration::from_secs(seconds);
         let [early, late, live] = [(); 3].map(|()| keys.issue(mine, Ulid::generate(), start));
-        keys.end(early.1, &limits, at(0));
-        keys.end(late.1, &limits, at(10));
+        keys.end(mine, early.1, &limits, at(0));
+        keys.end(mine, late.1, &limits, at(10));
         assert!(take(&keys, &early.0, mine, at(599)).is_some());
         assert_eq!(take(&keys, &late.0, mine, at(610)), None);
         assert!(take(&keys, &live.0, mine, at(1_000_000)).is_some(), "a live session's key does not expire");
-        keys.spend(live.1);
+        keys.spend(mine, live.1, at(1_000_000));
         assert_eq!(held(&keys), (0, 0));
-        keys.end(keys.issue(mine, Ulid::generate(), at(0)).1, &limits, at(0));
+        keys.end(mine, keys.issue(mine, Ulid::generate(), at(0)).1, &limits, at(0));
         keys.issue(mine, Ulid::generate(), at(600));
         assert_eq!(held(&keys), (1, 0), "a new one makes those go whose time is over");
     }
 
     #[test]
-    fn keys_are_bounded_and_die_with_their_token() {
-        let limits = Limits { resume_keys: 3, ..Limits::default() };
+    fn keys_die_with_their_token() {
         let (keys, now) = (Keys::default(), Instant::now());
-        let (mine, other) = (token(1), token(2));
-        let issued: Vec<_> = (0..10).map(|_| keys.issue(mine, Ulid::generate(), now)).collect();
-        issued.iter().for_each(|(_, hash)| keys.end(*hash, &limits, now));
-        assert_eq!(held(&keys), (3, 3));
-        assert_eq!(take(&keys, &issued[6].0, mine, now), None, "the earliest have gone");
-        let (theirs, _) = keys.issue(other, Ulid::generate(), now);
-        keys.revoke(mine);
-        assert_eq!(take(&keys, &issued[9].0, mine, now), None);
-        assert!(take(&keys, &theirs, other, now).is_some());
+        let [(mine, ended), (theirs, _)] = [token(1), token(2)].map(|token| keys.issue(token, Ulid::generate(), now));
+        keys.end(token(1), ended, &Limits::default(), now);
+        keys.revoke(token(1), now);
+        assert_eq!(take(&keys, &mine, token(1), now), None);
+        assert!(take(&keys, &theirs, token(2), now).is_some());
+        assert_eq!(held(&keys), (1, 0));
+    }
+
+    /// Whoever comes and goes all the time takes room from himself, however much of it there is.
+    #[test]
+    fn keys_are_bounded_and_no_token_takes_those_of_another() {
+        let limits = Limits { resume_keys: 10, ..Limits::default() };
+        let (keys, now) = (Keys::default(), Instant::now());
+        let ended = |number: i64, count: usize| -> Vec<[u8; 32]> {
+            let all = (0..count).map(|_| {
+                let (key, hash) = keys.issue(token(number), Ulid::generate(), now);
+                keys.end(token(number), hash, &limits, now);
+                key
+            });
+            all.collect()
+        };
+        let first = ended(1, 3);
+        let busy = ended(2, 1000);
+        assert_eq!(held(&keys), (10, 10));
+        let is_there = |number, key| take(&keys, key, token(number), now).is_some();
+        assert!(first.iter().all(|key| is_there(1, key)), "the earliest of all, and not the busy token's");
+        assert!(busy[993..].iter().all(|key| is_there(2, key)) && !is_there(2, &busy[992]));
+        // Late as they come, they have their part.
+        let late = ended(3, 3);
+        assert_eq!(held(&keys), (10, 10));
+        assert!(late.iter().all(|key| is_there(3, key)));
+        let many: Vec<_> = (4..20).map(|number| (number, ended(number, 1))).collect();
+        assert_eq!(held(&keys), (10, 10));
+        let (number, key) = many.last().unwrap();
+        assert!(!is_there(*number, &key[0]), "where nobody has more than one, there is no room for another");
+    }
+
+    /// Those that have expired make room, whosever they are.
+    #[test]
+    fn keys_that_have_expired_take_nobodys_place() {
+        let limits = Limits { resume_keys: 4, resume: Duration::from_secs(600), ..Limits::default() };
+        let (keys, start) = (Keys::default(), Instant::now());
+        let end = |number, at| {
+            let (key, hash) = keys.issue(token(number), Ulid::generate(), at);
+            keys.end(token(number), hash, &limits, at);
+            key
+        };
+        let later = start + Duration::from_secs(600);
+        let _expired = [1, 2, 3].map(|number| end(number, start));
+        let (one, two) = (end(4, later), end(4, later));
+        assert!([one, two].iter().all(|key| take(&keys, key, token(4), later).is_some()));
+        assert_eq!(held(&keys), (2, 2));
     }
 }
