@@ -816,6 +816,28 @@ mod a_relay_by_hand {
         assert!(ended.stderr.contains("lost while this client was away: It is in use."), "{}", ended.stderr);
     }
 
+    /// Only an earlier attempt of the client itself can have had its key. It is late on its way, and nobody is behind it.
+    #[tokio::test]
+    async fn that_lets_an_attempt_from_before_replace_the_session_has_the_client_back() {
+        let relay = Relay::start().await;
+        let app = service().await;
+        let mut process = relay.program(&app, &[]).await;
+        let (mut socket, _) = relay.session(1).await;
+        process.event("tunnel.ready").await;
+        socket.send(&[go_away(GoAway::Replaced, false, "The client goes on with another session.")]).await;
+        let lost = process.event("session.disconnected").await;
+        assert!(lost["reason"].as_str().unwrap().contains("goes on with another session"), "{lost}");
+        let (mut socket, hello) = relay.session(2).await;
+        assert_eq!(hello.resume.map(|resume| resume.key), Some([1; 32]));
+        process.event("session.reconnected").await;
+        socket.send(&[open(1, 0)]).await;
+        assert_eq!(status(&mut socket, 1).await, 200);
+        // Somebody else's is another matter.
+        drop(socket);
+        assert!(relay.refuses(true).await);
+        assert_eq!(process.wait().await.code(), 7);
+    }
+
     /// Otherwise it may be its own last session that the relay still believes in, but not for ever.
     #[tokio::test]
     async fn that_does_not_know_the_session_is_believed_once_that_is_dead_for_certain() {

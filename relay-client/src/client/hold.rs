@@ -294,13 +294,10 @@ impl<'a> Hold<'a> {
     }
 
     fn ended(&mut self, ended: &Ended, observer: &mut dyn Observer) -> Result<(), ClientError> {
-        match ended {
-            Ended::Remote { reason: GoAway::Replaced, text } => return Err(ClientError::NameLost(text.clone())),
-            Ended::Remote { reason: GoAway::Revoked | GoAway::Expired, text } => {
-                return Err(ClientError::Unauthorized(text.clone()));
-            }
-            _ => {}
+        if let Ended::Remote { reason: GoAway::Revoked | GoAway::Expired, text } = ended {
+            return Err(ClientError::Unauthorized(text.clone()));
         }
+        // Where it was replaced, that was by an earlier attempt of our own, late on its way: nobody else has had its key.
         if let Some(lost) = &mut self.lost {
             // It had said that it would end, and the next one is on its way.
             lost.unserved.get_or_insert_with(Instant::now);
