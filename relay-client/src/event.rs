@@ -51,13 +51,15 @@ pub enum Event<'a> {
         /// Why, as a sentence or a part of one.
         reason: &'a str,
     },
-    /// The relay refuses a tunnel that was asked for while the session is up.
+    /// The relay refuses a tunnel, and the session goes on. It is asked for again from time to time.
     #[serde(rename = "tunnel.refused")]
     Refused {
         /// What the tunnel is called on this machine.
         tunnel: &'a str,
         /// Why, and what to do.
         reason: &'a str,
+        /// The public URL where it answers all the same, as it was before it changed.
+        url: Option<&'a str>,
     },
     /// The configuration file has changed, and what it says now does not hold.
     #[serde(rename = "config.rejected")]

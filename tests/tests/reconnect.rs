@@ -571,6 +571,7 @@ mod a_relay_by_hand {
                 Event::Disconnected { reason, .. } => format!("disconnected: {reason}"),
                 Event::Reconnected { .. } => "reconnected".to_owned(),
                 Event::Closed { url, .. } => format!("closed {url}"),
+                Event::Refused { tunnel, reason, .. } => format!("refused {tunnel}: {reason}"),
                 Event::Notice(text) => format!("notice: {text}"),
                 _ => return,
             };
@@ -627,21 +628,14 @@ mod a_relay_by_hand {
         /// The client's next session, with all that it asks for, and this key.
         async fn session(&self, key: u8) -> (Socket, Hello) {
             let (mut socket, hello) = self.hello().await;
-            let bound = |spec: &TunnelSpec| {
-                let name = spec.name.clone().unwrap();
-                let url = format!("https://{name}.relay.test");
-                Bound { tunnel: spec.tunnel, result: Ok(PublicName { name, url }) }
-            };
-            socket.send(&[welcome(key, false, hello.tunnels.iter().map(bound).collect())]).await;
+            socket.send(&[welcome(key, false, hello.tunnels.iter().map(granted).collect())]).await;
             (socket, hello)
         }
 
         /// As [`Relay::session`], but the name is in use. Whether the client has come with a key.
         async fn refuses(&self, resumed: bool) -> bool {
             let (mut socket, hello) = self.hello().await;
-            let (code, message, hint) = ("name-in-use".into(), "It is in use.".into(), String::new());
-            let bound = Bound { tunnel: 0, result: Err(Refusal { code, message, hint }) };
-            socket.send(&[welcome(9, resumed, vec![bound])]).await;
+            socket.send(&[welcome(9, resumed, vec![refused(0, "name-in-use", "It is in use.")])]).await;
             assert_eq!(within("a goodbye", socket.farewell()).await, Some(GoAway::Shutdown));
             hello.resume.is_some()
         }
@@ -652,6 +646,21 @@ mod a_relay_by_hand {
             let all = ["http", &target, "--relay", &url, "--token", "rly_canary", "--subdomain", "hooks"];
             Process::spawn("relay", [&all[..], &["--output", "json"], more].concat()).await
         }
+    }
+
+    fn granted(spec: &TunnelSpec) -> Bound {
+        let name = spec.name.clone().unwrap();
+        let url = format!("https://{name}.relay.test");
+        Bound { tunnel: spec.tunnel, result: Ok(PublicName { name, url }) }
+    }
+
+    fn refused(tunnel: u32, code: &str, message: &str) -> Bound {
+        let (code, message, hint) = (code.to_owned(), message.to_owned(), String::new());
+        Bound { tunnel, result: Err(Refusal { code, message, hint }) }
+    }
+
+    fn answer(bound: &Bound) -> Frame {
+        Frame::Session(SessionKind::Bound, bound.to_bytes().unwrap())
     }
 
     fn welcome(key: u8, resumed: bool, tunnels: Vec<Bound>) -> Frame {
@@ -816,6 +825,125 @@ mod a_relay_by_hand {
         assert!(ended.stderr.contains("lost while this client was away: It is in use."), "{}", ended.stderr);
     }
 
+    /// Whatever is wrong with one, the others are up at once, and it comes back under its name when it can.
+    #[tokio::test]
+    async fn that_refuses_one_of_several_tunnels_serves_the_others_meanwhile() {
+        let relay = Relay::start().await;
+        let app = service().await;
+        let (running, mut lines) = relay.client(&app, &["one", "two", "three"]);
+        let (mut socket, _) = relay.session(1).await;
+        for name in ["one", "two", "three"] {
+            assert_eq!(line(&mut lines).await, format!("ready {name}"));
+        }
+        let codes = ["not-allowed", "name-in-use", "of-a-later-version"];
+        for (key, code) in (2..).zip(codes) {
+            drop(socket);
+            let (new, hello) = relay.hello().await;
+            socket = new;
+            let names: Vec<_> = hello.tunnels.iter().map(|spec| spec.name.as_deref().unwrap()).collect();
+            assert_eq!(names, ["one", "two", "three"], "{code}");
+            assert!(hello.tunnels.iter().all(|spec| !spec.takeover));
+            let mut tunnels: Vec<_> = hello.tunnels.iter().map(granted).collect();
+            tunnels[1] = refused(hello.tunnels[1].tunnel, code, code);
+            socket.send(&[welcome(key, false, tunnels)]).await;
+            socket.send(&[open(1, hello.tunnels[0].tunnel), open(2, hello.tunnels[2].tunnel)]).await;
+            assert_eq!((status(&mut socket, 1).await, status(&mut socket, 2).await), (200, 200), "{code}");
+            assert!(line(&mut lines).await.starts_with("disconnected: "), "{code}");
+            assert_eq!(line(&mut lines).await, format!("refused two: {code}"));
+            assert_eq!(line(&mut lines).await, "reconnected");
+            // Refused once more for the same reason, which is nothing new.
+            let bind: TunnelSpec = within("a Bind", socket.next_message(SessionKind::Bind)).await;
+            assert_eq!((bind.name.as_deref(), bind.takeover), (Some("two"), false), "{code}");
+            socket.send(&[answer(&refused(bind.tunnel, code, code))]).await;
+            let bind: TunnelSpec = within("a Bind", socket.next_message(SessionKind::Bind)).await;
+            socket.send(&[answer(&granted(&bind)), open(3, bind.tunnel)]).await;
+            assert_eq!(status(&mut socket, 3).await, 200, "{code}");
+            assert_eq!(line(&mut lines).await, "ready two", "{code}");
+        }
+        running.abort();
+    }
+
+    #[tokio::test]
+    async fn that_has_given_one_of_several_names_away_in_the_meantime_ends_that_tunnel_only() {
+        let relay = Relay::start().await;
+        let app = service().await;
+        let (running, mut lines) = relay.client(&app, &["one", "two"]);
+        let (mut socket, _) = relay.session(1).await;
+        assert_eq!((line(&mut lines).await, line(&mut lines).await), ("ready one".into(), "ready two".into()));
+        for (key, resumed, code) in [(2, true, "name-in-use"), (3, false, "name-taken")] {
+            drop(socket);
+            let (new, hello) = relay.hello().await;
+            socket = new;
+            let first = &hello.tunnels[0];
+            let mut tunnels: Vec<_> = hello.tunnels.iter().map(granted).collect();
+            tunnels[0] = refused(first.tunnel, code, "It is another's.");
+            socket.send(&[welcome(key, resumed, tunnels)]).await;
+            if hello.tunnels.len() > 1 {
+                socket.send(&[open(1, hello.tunnels[1].tunnel)]).await;
+                assert_eq!(status(&mut socket, 1).await, 200);
+                assert!(line(&mut lines).await.starts_with("disconnected: "));
+                assert_eq!(line(&mut lines).await, "closed https://one.relay.test");
+                assert_eq!(line(&mut lines).await, "reconnected");
+            }
+        }
+        let ended = within("the client's end", running).await.unwrap();
+        assert!(matches!(ended, Err(ClientError::NameLost(_))), "{ended:?}");
+    }
+
+    /// With one tunnel, too, what somebody has to see to ends the client, and nothing else does.
+    #[tokio::test]
+    async fn that_refuses_all_tunnels_is_asked_again_unless_that_cannot_help() {
+        for (codes, ends) in [
+            (["not-allowed", "too-many-names"], true),
+            (["not-allowed", "too-many-tunnels"], false),
+            (["internal", "of-a-later-version"], false),
+        ] {
+            let relay = Relay::start().await;
+            let app = service().await;
+            let (running, mut lines) = relay.client(&app, &["one", "two"]);
+            let (first, _) = relay.session(1).await;
+            assert_eq!((line(&mut lines).await, line(&mut lines).await), ("ready one".into(), "ready two".into()));
+            drop(first);
+            let (mut socket, hello) = relay.hello().await;
+            let tunnels = hello.tunnels.iter().zip(codes).map(|(spec, code)| refused(spec.tunnel, code, code));
+            socket.send(&[welcome(2, false, tunnels.collect())]).await;
+            assert_eq!(within("a goodbye", socket.farewell()).await, Some(GoAway::Shutdown));
+            if ends {
+                let ended = within("the client's end", running).await.unwrap();
+                assert!(matches!(ended, Err(ClientError::Refused(_))), "{ended:?}");
+            } else {
+                let (mut socket, hello) = relay.session(3).await;
+                socket.send(&[open(1, hello.tunnels[1].tunnel)]).await;
+                assert_eq!(status(&mut socket, 1).await, 200);
+                running.abort();
+            }
+        }
+    }
+
+    /// The session that gave nothing has taken the key of the one before it, and brings another.
+    #[tokio::test]
+    async fn that_resumes_a_session_and_gives_nothing_is_asked_with_its_last_key() {
+        let relay = Relay::start().await;
+        let app = service().await;
+        let (running, _lines) = relay.client(&app, &["hooks"]);
+        let (mut socket, _) = relay.session(1).await;
+        socket.send(&[open(1, 0)]).await;
+        assert_eq!(status(&mut socket, 1).await, 200);
+        drop(socket);
+        let mut expected = (1, 1);
+        for (key, resumed) in [(2, false), (3, true), (4, false), (5, true)] {
+            let (mut socket, hello) = relay.hello().await;
+            let resume = hello.resume.expect("a key");
+            assert_eq!((resume.key, resume.last_stream), ([expected.0; 32], expected.1));
+            socket.send(&[welcome(key, resumed, vec![refused(0, "internal", "Not now.")])]).await;
+            assert_eq!(within("a goodbye", socket.farewell()).await, Some(GoAway::Shutdown));
+            if resumed {
+                expected = (key, 0);
+            }
+        }
+        running.abort();
+    }
+
     /// Only an earlier attempt of the client itself can have had its key. It is late on its way, and nobody is behind it.
     #[tokio::test]
     async fn that_lets_an_attempt_from_before_replace_the_session_has_the_client_back() {
@@ -848,17 +976,16 @@ mod a_relay_by_hand {
         assert_eq!(line(&mut lines).await, "ready hooks");
         drop(first);
         let lost = Instant::now();
-        let mut last = lost;
         let ended = loop {
             tokio::select! {
-                _ = relay.refuses(false) => last = Instant::now(),
+                _ = relay.refuses(false) => {}
                 ended = &mut running => break ended.unwrap(),
             }
             assert!(lost.elapsed() < Duration::from_secs(60), "the client goes on for ever");
         };
-        println!("the name is given up {:.2?} after the loss", last - lost);
+        println!("the name is given up {:.2?} after the loss", lost.elapsed());
         assert!(matches!(ended, Err(ClientError::NameLost(_))), "{ended:?}");
-        assert!(last - lost > Duration::from_secs(15), "the relay may have believed in the old session");
+        assert!(lost.elapsed() > Duration::from_secs(15), "the relay may have believed in the old session");
     }
 
     /// What came before is answered, and told of.
@@ -921,15 +1048,10 @@ mod a_relay_by_hand {
         tunnels.send_modify(|tunnels| tunnels.push(named("two")));
         let bind: TunnelSpec = old.next_message(SessionKind::Bind).await;
         assert_eq!(bind.name.as_deref(), Some("two"));
-        let bound = |spec: &TunnelSpec| {
-            let name = spec.name.clone().unwrap();
-            let url = format!("https://{name}.relay.test");
-            Bound { tunnel: spec.tunnel, result: Ok(PublicName { name, url }) }
-        };
-        new.send(&[welcome(2, false, hello.tunnels.iter().map(bound).collect())]).await;
+        new.send(&[welcome(2, false, hello.tunnels.iter().map(granted).collect())]).await;
         let bind: TunnelSpec = within("the successor's Bind", new.next_message(SessionKind::Bind)).await;
         assert_eq!(bind.name.as_deref(), Some("two"));
-        new.send(&[Frame::Session(SessionKind::Bound, bound(&bind).to_bytes().unwrap())]).await;
+        new.send(&[answer(&granted(&bind))]).await;
         assert_eq!(line(&mut lines).await, "ready two");
         open_gate.send(true).unwrap();
         assert_eq!(status(&mut old, 1).await, 200);
@@ -974,11 +1096,8 @@ mod a_relay_by_hand {
         assert_eq!(line(&mut lines).await, "ready hooks");
         drop(first);
         let elsewhere = PublicName { name: "hooks2".into(), url: "not a url".into() };
-        let code = "of-a-later-version".to_owned();
-        let odd = Refusal { code, message: "Not now.".into(), hint: String::new() };
-        for tunnels in
-            [Vec::new(), vec![Bound { tunnel: 0, result: Ok(elsewhere) }], vec![Bound { tunnel: 0, result: Err(odd) }]]
-        {
+        let odd = refused(0, "of-a-later-version", "Not now.");
+        for tunnels in [Vec::new(), vec![Bound { tunnel: 0, result: Ok(elsewhere) }], vec![odd]] {
             let (mut socket, _) = relay.hello().await;
             socket.send(&[welcome(2, false, tunnels)]).await;
             assert_eq!(within("a goodbye", socket.farewell()).await, Some(GoAway::Shutdown));

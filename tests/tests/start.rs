@@ -12,6 +12,7 @@ use relay_tests::body::empty;
 use relay_tests::process::Ended;
 use relay_tests::world::connect_tls;
 use relay_tests::{Answer, App, Http, Process, RelayServer, within};
+use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -245,6 +246,47 @@ mod tunnels_of_a_file {
         let (mut client, _) = project.ready(1, &[]).await;
         client.terminate().await;
         holder.terminate().await;
+    }
+}
+
+mod a_client_that_comes_back {
+    use super::*;
+
+    /// Another client of the same owner has come first.
+    #[tokio::test]
+    async fn without_one_of_its_names_has_the_others_at_once_and_that_one_when_it_is_free() {
+        let mut relay = RelayServer::spawn(DEFAULTS).await;
+        let token = relay.token("me").await;
+        let (one, two) = (says("one").await, says("two").await);
+        let (project, elsewhere) = (Project::new(&relay, &token), Project::new(&relay, &token));
+        let table = |app: &App, name: &str| format!("{}\nsubdomain = \"{name}\"", upstream(app));
+        project.write(&[("web", &table(&one, "web")), ("api", &table(&one, "api"))]);
+        elsewhere.write(&[("api", &table(&two, "api"))]);
+        let (mut client, urls) = project.ready(2, &[]).await;
+        client.signal(Signal::STOP);
+        let (home, https) = (relay.process.home().clone(), relay.https.to_string());
+        relay.process.kill().await;
+        let relay = RelayServer::spawn_in(home, ["--https", https.as_str()]).await;
+        let (mut other, _) = elsewhere.ready(1, &[]).await;
+        client.signal(Signal::CONT);
+
+        let refused = client.event("tunnel.refused").await;
+        assert_eq!((&refused["tunnel"], &refused["url"]), (&"api".into(), &Value::Null));
+        assert!(text(&refused["reason"]).contains("in use"), "{refused}");
+        client.event("session.reconnected").await;
+        assert_eq!(get(&relay, &urls["web"]).await.text(), "one");
+        assert_eq!(get(&relay, &urls["api"]).await.text(), "two");
+        let asked = Process::spawn_in(project.home.clone(), "relay", ["status", "--output", "json"], &[]).await;
+        let status: Value = serde_json::from_str(&{ asked }.wait().await.stdout).unwrap();
+        let names =
+            |list: &str| status[list].as_array().unwrap().iter().map(|one| text(&one["tunnel"])).collect::<Vec<_>>();
+        assert_eq!((names("tunnels"), names("refused")), (vec!["web".into()], vec!["api".into()]), "{status}");
+
+        other.terminate().await;
+        let ready = client.event("tunnel.ready").await;
+        assert_eq!((&ready["tunnel"], text(&ready["url"])), (&"api".into(), urls["api"].clone()));
+        assert_eq!(get(&relay, &urls["api"]).await.text(), "one");
+        client.terminate().await;
     }
 }
 

@@ -9,8 +9,9 @@ use relay_protocol::mux::Ended;
 use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval, sleep, timeout};
 
+use super::backoff::backoff;
 use super::tunnels::{Asked, Tunnels};
-use super::{Client, ClientError, Failed, Refused, TunnelOptions};
+use super::{Client, ClientError, Failed, TunnelOptions};
 use crate::event::{Event, Observer};
 use crate::platform::{address_towards, time_with_sleep};
 use crate::session::watch::{PERIOD, Reading, Sign, Watch};
@@ -24,10 +25,6 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from
 /// How long the relay has to answer where it is to be found out whether a link is alive: four of its round trips, but
 /// no less and no more than this.
 const PROBE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(1));
-
-/// How long the relay may believe in a session of ours that is gone, and so in our having a name that we ask for: 15 s
-/// without a sign of life, and some more for a relay that is busy.
-const BELIEF: Duration = Duration::from_secs(20);
 
 /// How long a client that ends waits for what is under way without a word.
 const QUIETLY: Duration = Duration::from_millis(500);
@@ -86,8 +83,6 @@ impl Way<'_> {
 struct Lost {
     /// Since when nothing is served; `None` while the old session still serves what it has.
     unserved: Option<Instant>,
-    /// Since when each attempt was refused a tunnel.
-    refused: Option<Instant>,
     /// From when the pauses grow: since then nothing has spoken for trying harder.
     hopeless: Instant,
     /// Why, or why the last attempt failed.
@@ -220,7 +215,7 @@ impl<'a> Hold<'a> {
                 Step::News(News::Drains(reason)) => self.drains(reason),
                 Step::News(News::Unbound(tunnel)) => self.lose(tunnel, TAKEN_OVER, observer)?,
                 Step::News(News::Bound(bound)) => {
-                    self.tunnels.bound(bound, self.client, self.serve.link(), observer)?;
+                    self.tunnels.bound(bound, false, self.client, self.serve.link(), observer)?;
                     self.settle(observer)?;
                 }
                 Step::Wanted => {
@@ -232,10 +227,9 @@ impl<'a> Hold<'a> {
                 Step::Way(Some(Ok((session, asked)))) => self.up(session, asked, observer)?,
                 Step::Way(Some(Err(Failed::Final(error)))) => return Err(error),
                 Step::Way(Some(Err(Failed::ForNow(reason)))) => {
-                    self.not_refused();
+                    self.tunnels.forget_refusals();
                     self.wait(reason, observer)?;
                 }
-                Step::Way(Some(Err(Failed::Refused(refused)))) => self.refused(refused, observer)?,
                 Step::Tick => self.look_around(observer)?,
                 Step::Probed(true) => self.probe = None,
                 Step::Probed(false) => {
@@ -252,7 +246,7 @@ impl<'a> Hold<'a> {
     fn dial(&mut self) {
         if let Way::Connecting(_) = self.way {
             // What becomes of that attempt is not known.
-            self.not_refused();
+            self.tunnels.forget_refusals();
         }
         // A relay that drains is gone when somebody answers in its place, and the streams that it still has must not be
         // ended by our coming back.
@@ -275,6 +269,18 @@ impl<'a> Hold<'a> {
             self.serve.dismiss(*session);
             return if first { Err(error) } else { self.wait(error.to_string(), observer) };
         }
+        let resumed = session.welcome.resumed;
+        if self.tunnels.are_all_refused(&asked, &bound) {
+            self.serve.dismiss(*session);
+            return match self.tunnels.judge_all(&asked, &bound, resumed, observer)? {
+                Some(reason) => self.wait(reason, observer),
+                // Those that are lost are not asked for again.
+                None => {
+                    self.dial();
+                    Ok(())
+                }
+            };
+        }
         // Without an address the clocks are watched all the same.
         let nobody = SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, 9));
         self.watch = Some(Watching::new(session.peer.unwrap_or(nobody)));
@@ -284,7 +290,7 @@ impl<'a> Hold<'a> {
         }
         self.serve.add(*session, self.tunnels.routes());
         self.way = Way::Up { since: Instant::now() };
-        self.tunnels.welcome(&asked, bound, self.client, self.serve.link(), observer)?;
+        self.tunnels.welcome(&asked, bound, resumed, self.client, self.serve.link(), observer)?;
         self.settle(observer)?;
         if let Some(lost) = self.lost.take().filter(|lost| lost.told) {
             let after_ms = milliseconds(lost.unserved.map_or(Duration::ZERO, |since| since.elapsed()));
@@ -340,35 +346,14 @@ impl<'a> Hold<'a> {
         self.settle(observer)
     }
 
-    /// The relay would have given a session, but without this tunnel.
-    fn refused(&mut self, refused: Refused, observer: &mut dyn Observer) -> Result<(), ClientError> {
-        // A session of ours that the relay still believes in may have the name, unless it has just let go of that.
-        let perhaps_ours = self.lost.as_mut().is_some_and(|lost| {
-            let since = lost.refused.get_or_insert_with(Instant::now);
-            !refused.resumed && since.elapsed() < BELIEF
-        });
-        match refused.judge(self.watch.is_none(), perhaps_ours) {
-            Ok(reason) => self.wait(reason, observer),
-            Err(ClientError::NameLost(text)) => {
-                self.tunnels.lose(refused.number, &text, observer)?;
-                self.dial();
-                Ok(())
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// An attempt has come to something else than a refusal, perhaps to a session that the relay believes in.
-    fn not_refused(&mut self) {
-        if let Some(lost) = &mut self.lost {
-            lost.refused = None;
-        }
-    }
-
     /// Once a second.
     fn look_around(&mut self, observer: &mut dyn Observer) -> Result<(), ClientError> {
         self.tunnels.tidy();
         self.serve.set_upstreams(self.tunnels.routes());
+        if self.lost.is_none() {
+            // Those that were refused may have rested long enough.
+            self.settle(observer)?;
+        }
         let sign = self.watch.as_mut().and_then(Watching::look);
         if let Some(link) = self.serve.link() {
             observer.observe(&Event::Heard { ago: link.last_heard().elapsed() });
@@ -403,7 +388,7 @@ impl<'a> Hold<'a> {
         }
         let now = Instant::now();
         let unserved = (!drains).then_some(now);
-        self.lost.get_or_insert(Lost { unserved, refused: None, hopeless: now, reason, told: false });
+        self.lost.get_or_insert(Lost { unserved, hopeless: now, reason, told: false });
     }
 
     /// The session is lost, and the caller dials at once.
@@ -419,7 +404,9 @@ impl<'a> Hold<'a> {
     /// There is no session, for this reason: tries again after a pause.
     fn wait(&mut self, reason: String, observer: &mut dyn Observer) -> Result<(), ClientError> {
         let Some(lost) = &mut self.lost else { return Ok(()) };
-        let pause = backoff(lost.hopeless.elapsed(), self.short);
+        // A relay that takes us and drops us at once is asked once or twice a second, and not eight times.
+        let least = PAUSES.0 * (1 << self.short.min(2));
+        let pause = backoff(lost.hopeless.elapsed(), (least, PAUSES.1));
         // What began it is said once, and then why it goes on.
         let reason = if lost.told { reason } else { lost.reason.clone() };
         lost.told = true;
@@ -442,43 +429,4 @@ impl<'a> Hold<'a> {
 
 fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// A pause drawn at random below a bound: half the time that nothing has worked, so that attempts come ever more rarely.
-/// A relay that takes us and drops us at once is asked once or twice a second, and not eight times.
-fn backoff(hopeless: Duration, short: u32) -> Duration {
-    let bound = (hopeless / 2).clamp(PAUSES.0 * (1 << short.min(2)), PAUSES.1);
-    let mut random = [0; 4];
-    // Without randomness all clients wait as long as they may, which does no harm.
-    let drawn = aws_lc_rs::rand::fill(&mut random)
-        .map_or(1.0, |()| f64::from(u32::from_be_bytes(random)) / f64::from(u32::MAX));
-    bound.mul_f64(drawn).max(Duration::from_millis(10))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_grow_to_their_bound_and_no_further() {
-        let drawn = |hopeless: u64, short| (0..200).map(move |_| backoff(Duration::from_millis(hopeless), short));
-        for hopeless in [0, 1, 500, 10_000, 30_000, 86_400_000] {
-            assert!((0..40).all(|short| drawn(hopeless, short).all(|pause| pause <= PAUSES.1)), "{hopeless}");
-        }
-        assert!(drawn(0, 0).all(|pause| pause <= PAUSES.0));
-        assert!(drawn(2000, 0).all(|pause| pause <= Duration::from_secs(1)), "back in the time that a restart takes");
-        assert!(drawn(3_600_000, 0).any(|pause| pause > Duration::from_secs(10)), "they do grow");
-        assert!(drawn(0, 9).any(|pause| pause > PAUSES.0), "a session that does not last is asked for less often");
-    }
-
-    /// A day without a relay costs attempts that can be counted.
-    #[test]
-    fn an_outage_is_not_hammered() {
-        let (mut gone, mut attempts) = (Duration::ZERO, 0);
-        while gone < Duration::from_secs(60) {
-            gone += backoff(gone, 0);
-            attempts += 1;
-        }
-        assert!((8..80).contains(&attempts), "{attempts} attempts in the first minute");
-    }
 }

@@ -3,6 +3,7 @@
 //! [`Client`] is the whole: it connects, keeps reconnecting, and serves in the caller's task until it is told to stop.
 //! [`Tunnel`](crate::Tunnel) is the short form: one tunnel in a task of its own.
 
+mod backoff;
 mod hold;
 pub mod names;
 mod tunnels;
@@ -110,6 +111,17 @@ pub enum ClientError {
 impl From<PublicUrlError> for ClientError {
     fn from(error: PublicUrlError) -> Self {
         Self::PublicUrl(error.to_string())
+    }
+}
+
+impl ClientError {
+    /// The relay refuses a tunnel, and the client has no other.
+    fn refused(code: &str, text: String) -> Self {
+        match code {
+            "unauthorized" => Self::Unauthorized(text),
+            "name-in-use" | "name-taken" | "name-invalid" => Self::NameTaken(text),
+            _ => Self::Refused(text),
+        }
     }
 }
 
@@ -233,23 +245,25 @@ impl Client {
         result
     }
 
-    /// One attempt to have a session with these tunnels.
+    /// One attempt to have a session with these tunnels: at the start with all of them, and later with whatever the relay
+    /// gives.
     async fn connect(&self, mut asked: Vec<Asked>, resume: Option<Resume>, first: bool) -> Tried {
         loop {
             let specs = asked.iter().map(Asked::spec).collect();
             let session = connect(&self.target, self.token.as_ref(), specs, resume.clone()).await;
             let session = session.map_err(|error| Failed::to_connect(error, first))?;
             let mut is_whole = true;
-            for bound in &session.welcome.tunnels {
+            for bound in session.welcome.tunnels.iter().filter(|_| first) {
                 let Err(refusal) = &bound.result else { continue };
                 is_whole = false;
                 let mut asked = asked.iter_mut().find(|asked| asked.number == bound.tunnel);
                 if !asked.as_mut().is_some_and(|asked| asked.forget_name()) {
-                    let label = asked.and_then(|asked| asked.label());
-                    let text = label.map_or(explain(refusal), |label| format!("{label}: {}", explain(refusal)));
-                    let (number, code, resumed) = (bound.tunnel, refusal.code.clone(), session.welcome.resumed);
+                    let error = ClientError::refused(
+                        &refusal.code,
+                        asked.map_or(explain(refusal), |asked| asked.explain(refusal)),
+                    );
                     session.close().await;
-                    return Err(Failed::Refused(Refused { number, code, text, resumed }));
+                    return Err(Failed::Final(error));
                 }
             }
             if is_whole {
@@ -276,16 +290,6 @@ impl Client {
 enum Failed {
     Final(ClientError),
     ForNow(String),
-    Refused(Refused),
-}
-
-/// The relay refuses one of the tunnels. Whether trying again can help depends on what else is known.
-struct Refused {
-    number: u32,
-    code: String,
-    text: String,
-    /// The relay has let go of the session before.
-    resumed: bool,
 }
 
 impl Failed {
@@ -297,28 +301,6 @@ impl Failed {
             ConnectError::Revoked(_) => Self::Final(ClientError::Unauthorized(error.to_string())),
             _ if first => Self::Final(ClientError::Unreachable(error)),
             _ => Self::ForNow(error.to_string()),
-        }
-    }
-}
-
-impl Refused {
-    /// Why trying again can help. `perhaps_ours` says that a session of our own may have the name.
-    ///
-    /// # Errors
-    /// What it cannot mend.
-    fn judge(&self, first: bool, perhaps_ours: bool) -> Result<String, ClientError> {
-        let text = self.text.clone();
-        match self.code.as_str() {
-            "unauthorized" => Err(ClientError::Unauthorized(text)),
-            "name-in-use" | "name-taken" | "name-invalid" if first => Err(ClientError::NameTaken(text)),
-            _ if first => Err(ClientError::Refused(text)),
-            "name-in-use" if perhaps_ours => Ok(text),
-            "name-in-use" | "name-taken" => {
-                Err(ClientError::NameLost(format!("the name was lost while this client was away: {text}")))
-            }
-            "name-invalid" | "not-allowed" | "too-many-names" | "bad-request" => Err(ClientError::Refused(text)),
-            // It may have been full, broken, or of another version at that moment.
-            _ => Ok(text),
         }
     }
 }

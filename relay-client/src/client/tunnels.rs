@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   wanted ── not what is given ──▶ asked ── Bound ──▶ given ── no longer wanted ──▶ given back
-//!                                     └── refused: asked again with the next session, or when what is wanted changes
+//!                                   ▲   └── refused ──▶ rests ── the name is another's ──▶ lost
+//!                                   └── time, a session, or another wish ──┘
 //! ```
 //!
 //! Numbers are never used twice, so that a request on its way finds its service though the tunnel has moved.
@@ -13,9 +14,10 @@ use std::time::Duration;
 
 use relay_protocol::frame::SessionKind;
 use relay_protocol::link::Link;
-use relay_protocol::message::{Bound, Payload, PublicName, TunnelSpec};
+use relay_protocol::message::{Bound, Payload, PublicName, Refusal, TunnelSpec};
 use tokio::time::Instant;
 
+use super::backoff::backoff;
 use super::{Client, ClientError, TunnelOptions};
 use crate::event::{Event, Observer};
 use crate::session::{ConnectError, explain};
@@ -23,6 +25,14 @@ use crate::upstream::Upstream;
 
 /// How long requests still find the service of a tunnel that was given back: they may have been on their way.
 const LINGER: Duration = Duration::from_secs(10);
+
+/// The bounds of the pauses before the relay is asked again for a tunnel that it has refused. It may be refused for good,
+/// and the others go on, so that less is lost than with a session.
+const RESTS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// How long the relay may believe in a session of ours that is gone, and so in our having a name that we ask for: 15 s
+/// without a sign of life, and some more for a relay that is busy.
+const BELIEF: Duration = Duration::from_secs(20);
 
 /// Where requests go, by the tunnel's number.
 pub(super) type Routes = Arc<HashMap<u32, Arc<Upstream>>>;
@@ -45,15 +55,30 @@ struct Held {
     given: Option<Given>,
     asked: Option<Asked>,
     rests: Option<Rests>,
+    /// Since when each attempt to have it was refused.
+    refused: Option<Instant>,
+    /// Why it is refused, and whether it answers all the same, as the observer was told.
+    told: Option<(String, bool)>,
 }
 
 /// Why a tunnel is not asked for at present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rests {
-    /// The relay refused it.
-    Refused,
+    /// The relay refused it, and is asked again then.
+    Until(Instant),
     /// Somebody else has its name, and means it.
     Lost,
+}
+
+/// What a refusal means to a client that has had a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// Somebody else has the name now.
+    Lost,
+    /// It may pass by itself: the relay may have been full, broken, or of another version at that moment.
+    ForNow,
+    /// It passes when somebody sees to it.
+    AsThingsAre,
 }
 
 /// What the relay has given.
@@ -65,6 +90,8 @@ struct Given {
     public: PublicName,
     /// The remembered name is in use by another client, whose it stays.
     beside: bool,
+    /// The session that there is does not have it, because the relay has refused it since. Its name is asked for again.
+    away: bool,
 }
 
 /// What the relay is asked for.
@@ -92,9 +119,10 @@ impl Asked {
         }
     }
 
-    /// What the tunnel is called on this machine.
-    pub(super) fn label(&self) -> Option<&str> {
-        self.options.label.as_deref()
+    /// Why it was refused, for a person who may have several tunnels.
+    pub(super) fn explain(&self, refusal: &Refusal) -> String {
+        let text = explain(refusal);
+        self.options.label.as_ref().map_or(text.clone(), |label| format!("{label}: {text}"))
     }
 
     /// Asks for any name where the one of last time is not to be had, as when tests run side by side. False where the
@@ -124,7 +152,11 @@ impl Tunnels {
                 Some(held) if held.options == *options => {
                     Held { rests: held.rests.filter(|rests| *rests == Rests::Lost), ..held }
                 }
-                Some(held) => Held { options: options.clone(), rests: None, ..held },
+                Some(held) => {
+                    // What is refused now is said anew.
+                    let told = held.told.map(|(_, answers)| (String::new(), answers));
+                    Held { options: options.clone(), rests: None, refused: None, told, ..held }
+                }
                 None => Held::new(options.clone()),
             });
         }
@@ -182,11 +214,58 @@ impl Tunnels {
         Ok(())
     }
 
-    /// Takes in what became of the tunnels of a session's first message, as they were asked for in the end.
+    /// Whether a session that answers so to what it was asked for has nothing to serve, and none is left to ask for.
+    pub(super) fn are_all_refused(&self, asked: &[Asked], bound: &[Bound]) -> bool {
+        let is_refused = |number| bound.iter().any(|bound| bound.tunnel == number && bound.result.is_err());
+        let is_left = |held: &Held| held.rests != Some(Rests::Lost) && held.asked.is_none();
+        !asked.is_empty() && asked.iter().all(|asked| is_refused(asked.number)) && !self.held.iter().any(is_left)
+    }
+
+    /// Takes in such an answer. Returns why trying again can help; none where all that was asked for is lost, and
+    /// something else is wanted.
+    ///
+    /// # Errors
+    /// What trying again cannot mend.
+    pub(super) fn judge_all(
+        &mut self,
+        asked: &[Asked],
+        bound: &[Bound],
+        resumed: bool,
+        observer: &mut dyn Observer,
+    ) -> Result<Option<String>, ClientError> {
+        let (mut passes, mut lasts) = (None, None);
+        for bound in bound {
+            let (Err(refusal), Some(asked)) = (&bound.result, asked.iter().find(|asked| asked.number == bound.tunnel))
+            else {
+                continue;
+            };
+            let Some(held) = self.held.iter_mut().find(|held| held.is_asked(asked.number)) else { continue };
+            let text = asked.explain(refusal);
+            match held.judge(asked, refusal, resumed)? {
+                Verdict::Lost => self.lose(asked.number, &lost_while_away(&text), observer)?,
+                Verdict::ForNow => drop(passes.get_or_insert(text)),
+                Verdict::AsThingsAre => drop(lasts.get_or_insert(text)),
+            }
+        }
+        match (passes, lasts) {
+            (None, Some(text)) => Err(ClientError::Refused(text)),
+            (passes, _) => Ok(passes),
+        }
+    }
+
+    /// Forgets how often tunnels were refused: an attempt has come to something else, perhaps to a session that the relay
+    /// believes in.
+    pub(super) fn forget_refusals(&mut self) {
+        self.held.iter_mut().for_each(|held| held.refused = None);
+    }
+
+    /// Takes in what became of the tunnels of a session's first message, as they were asked for in the end. With `resumed`
+    /// the relay has let go of the session before.
     pub(super) fn welcome(
         &mut self,
         asked: &[Asked],
         bound: Vec<Bound>,
+        resumed: bool,
         client: &Client,
         link: Option<&Link>,
         observer: &mut dyn Observer,
@@ -196,13 +275,17 @@ impl Tunnels {
             held.asked =
                 held.asked.take().and_then(|old| asked.iter().find(|asked| asked.number == old.number).cloned());
         }
-        bound.into_iter().try_for_each(|bound| self.bound(bound, client, link, observer))
+        bound.into_iter().try_for_each(|bound| self.bound(bound, resumed, client, link, observer))
     }
 
-    /// Takes in what became of a tunnel that was asked for.
+    /// Takes in what became of a tunnel that was asked for; `resumed` as in [`Self::welcome`].
+    ///
+    /// # Errors
+    /// What ends the client.
     pub(super) fn bound(
         &mut self,
         bound: Bound,
+        resumed: bool,
         client: &Client,
         link: Option<&Link>,
         observer: &mut dyn Observer,
@@ -223,7 +306,7 @@ impl Tunnels {
                 return Ok(());
             }
             // There may be room for the new name once the old one has gone.
-            Err(refusal) if refusal.code == "too-many-tunnels" && held.given.is_some() => {
+            Err(refusal) if refusal.code == "too-many-tunnels" && held.has_another(number) => {
                 if let Some(given) = held.given.take() {
                     self.give_back(given.number, link);
                 }
@@ -231,24 +314,25 @@ impl Tunnels {
                 return Ok(());
             }
             Err(refusal) => {
-                held.rests = Some(Rests::Refused);
-                let reason = explain(&refusal);
-                observer
-                    .observe(&Event::Refused { tunnel: held.options.label.as_deref().unwrap_or(""), reason: &reason });
+                let verdict = held.judge(&asked, &refusal, resumed)?;
+                if verdict == Verdict::Lost {
+                    let number = held.given.as_ref().map_or(number, |given| given.number);
+                    return self.lose(number, &lost_while_away(&asked.explain(&refusal)), observer);
+                }
+                held.rest(&explain(&refusal), observer);
                 return Ok(());
             }
         };
         let before = held.given.take();
-        let is_as_before = before.as_ref().is_some_and(|before| before.number == number && before.public == public);
-        let given = Given { number, options: asked.options, public, beside: asked.beside };
+        let is_as_before =
+            before.as_ref().is_some_and(|before| !before.away && before.number == number && before.public == public);
+        let given = Given { number, options: asked.options, public, beside: asked.beside, away: false };
         if !is_as_before {
             let upstream = match given.upstream() {
                 Ok(upstream) => upstream,
                 Err(error) => {
-                    held.rests = Some(Rests::Refused);
-                    let tunnel = given.options.label.as_deref().unwrap_or(&given.public.name);
-                    observer.observe(&Event::Refused { tunnel, reason: &error.to_string() });
                     held.given = before;
+                    held.rest(&error.to_string(), observer);
                     self.give_back(number, link);
                     return Ok(());
                 }
@@ -258,7 +342,9 @@ impl Tunnels {
                 names.of_tunnel(given.options.label.as_deref()).remember(&given.public.name);
             }
             client.announce(&given.options, &given.public, observer);
+            held.told = None;
         }
+        held.refused = None;
         held.given = Some(given);
         if let Some(before) = before.filter(|before| before.number != number) {
             self.give_back(before.number, link);
@@ -277,12 +363,18 @@ impl Tunnels {
             return Ok(());
         }
         for at in 0..self.held.len() {
-            let Some(held) = self.held.get_mut(at).filter(|held| held.asked.is_none() && held.rests.is_none()) else {
+            let Some(held) = self.held.get_mut(at).filter(|held| held.asked.is_none() && !held.rests()) else {
                 continue;
             };
+            held.rests = None;
             match &mut held.given {
-                Some(given) if given.options == held.options => {}
-                Some(given) if given.is_bound_as(&held.options) => {
+                Some(given) if !given.away && given.options == held.options => {
+                    // What was refused is wanted no more.
+                    if held.told.take().is_some() {
+                        client.announce(&given.options, &given.public, observer);
+                    }
+                }
+                Some(given) if !given.away && given.is_bound_as(&held.options) => {
                     given.options = held.options.clone();
                     let upstream = given.upstream()?;
                     Arc::make_mut(&mut self.routes).insert(given.number, Arc::new(upstream));
@@ -354,7 +446,10 @@ impl Tunnels {
         let kept = held.given.as_ref().filter(|given| given.options.subdomain == options.subdomain);
         let meant = kept.map(|given| given.public.name.clone()).or_else(|| options.subdomain.clone());
         let is_ours = |name: &String| {
-            self.held.iter().filter_map(|held| held.given.as_ref()).any(|given| given.public.name == *name)
+            self.held
+                .iter()
+                .filter_map(|held| held.given.as_ref())
+                .any(|given| !given.away && given.public.name == *name)
         };
         let asked_already = |name: &String| {
             self.held.iter().filter_map(|held| held.asked.as_ref()).any(|asked| asked.name.as_ref() == Some(name))
@@ -395,7 +490,55 @@ impl Tunnels {
 
 impl Held {
     fn new(options: TunnelOptions) -> Self {
-        Self { options, given: None, asked: None, rests: None }
+        Self { options, given: None, asked: None, rests: None, refused: None, told: None }
+    }
+
+    /// Whether it is not to be asked for now.
+    fn rests(&self) -> bool {
+        match self.rests {
+            None => false,
+            Some(Rests::Until(then)) => Instant::now() < then,
+            Some(Rests::Lost) => true,
+        }
+    }
+
+    /// Whether the session has it under another number.
+    fn has_another(&self, number: u32) -> bool {
+        self.given.as_ref().is_some_and(|given| !given.away && given.number != number)
+    }
+
+    /// Takes in that it was refused. With `resumed` no session of ours can have its name.
+    ///
+    /// # Errors
+    /// [`ClientError::Unauthorized`]: nothing is given to this client any more.
+    fn judge(&mut self, asked: &Asked, refusal: &Refusal, resumed: bool) -> Result<Verdict, ClientError> {
+        let perhaps_ours = !resumed && self.refused.get_or_insert_with(Instant::now).elapsed() < BELIEF;
+        if let Some(given) = self.given.as_mut().filter(|given| given.number == asked.number) {
+            given.away = true;
+        }
+        let had_it =
+            self.given.as_ref().is_some_and(|given| given.away && asked.name.as_ref() == Some(&given.public.name));
+        Ok(match refusal.code.as_str() {
+            "unauthorized" => return Err(ClientError::Unauthorized(asked.explain(refusal))),
+            "name-taken" if had_it => Verdict::Lost,
+            "name-in-use" if had_it && !perhaps_ours => Verdict::Lost,
+            "name-invalid" | "not-allowed" | "too-many-names" | "bad-request" => Verdict::AsThingsAre,
+            _ => Verdict::ForNow,
+        })
+    }
+
+    /// Lets it rest for a while, and says why unless that was said before.
+    fn rest(&mut self, reason: &str, observer: &mut dyn Observer) {
+        let since = *self.refused.get_or_insert_with(Instant::now);
+        self.rests = Some(Rests::Until(Instant::now() + backoff(since.elapsed(), RESTS)));
+        let given = self.given.as_ref();
+        let url = given.filter(|given| !given.away).map(|given| &*given.public.url);
+        let told = Some((reason.to_owned(), url.is_some()));
+        if self.told != told {
+            let tunnel = self.options.label.as_deref().or(given.map(|given| &*given.public.name)).unwrap_or_default();
+            observer.observe(&Event::Refused { tunnel, reason, url });
+            self.told = told;
+        }
     }
 
     fn is_asked(&self, number: u32) -> bool {
@@ -420,4 +563,340 @@ impl Given {
 fn tell_closed(options: &TunnelOptions, public: &PublicName, reason: &str, observer: &mut dyn Observer) {
     let tunnel = options.label.as_deref().unwrap_or(&public.name);
     observer.observe(&Event::Closed { tunnel, name: &public.name, url: &public.url, reason });
+}
+
+fn lost_while_away(text: &str) -> String {
+    format!("the name was lost while this client was away: {text}")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+    use std::collections::BTreeMap;
+
+    use bytes::Bytes;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use relay_protocol::link::Driver;
+    use relay_protocol::mux::{Limits, Side};
+    use tokio::io::DuplexStream;
+    use tokio::time::advance;
+
+    use super::*;
+    use crate::session::dial::{Target, Trust};
+    use crate::upstream::address::UpstreamAddr;
+
+    /// What the relay answers: `None` is yes.
+    type Answer = Option<&'static str>;
+
+    const ANSWERS: [Answer; 10] = [
+        None,
+        None,
+        None,
+        Some("name-in-use"),
+        Some("name-taken"),
+        Some("too-many-tunnels"),
+        Some("not-allowed"),
+        Some("internal"),
+        Some("of-a-later-version"),
+        Some("unauthorized"),
+    ];
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        /// A new session, with these answers to its first message.
+        Session { resumed: bool, answers: Vec<usize> },
+        /// The answer to a question on the session.
+        Answer(usize),
+        /// An attempt that comes to nothing.
+        Attempt,
+        /// Seconds.
+        Wait(u64),
+        /// Somebody takes the name of the tunnel with this place over.
+        TakenOver(usize),
+        /// Tunnels, and which of some names each asks for.
+        Want(Vec<usize>),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (any::<bool>(), vec(0..ANSWERS.len(), 4)).prop_map(|(resumed, answers)| Step::Session { resumed, answers }),
+            (0..ANSWERS.len()).prop_map(Step::Answer),
+            Just(Step::Attempt),
+            (0..70_u64).prop_map(Step::Wait),
+            (0..4_usize).prop_map(Step::TakenOver),
+            vec(0..6_usize, 1..4).prop_map(Step::Want),
+        ]
+    }
+
+    fn wanted(names: &[usize]) -> Vec<TunnelOptions> {
+        let tunnels = names.iter().zip(["a", "b", "c", "d"]).map(|(name, label)| TunnelOptions {
+            label: Some(label.to_owned()),
+            // Of the others the relay chooses one.
+            subdomain: ["one", "two", "three", "four"].get(*name).map(|name| (*name).to_owned()),
+            ..TunnelOptions::new(UpstreamAddr::localhost(3000))
+        });
+        tunnels.collect()
+    }
+
+    /// What was told of each tunnel.
+    #[derive(Default)]
+    struct Told {
+        up: BTreeMap<String, String>,
+        refused: BTreeMap<String, String>,
+    }
+
+    impl Observer for Told {
+        fn observe(&mut self, event: &Event<'_>) {
+            match event {
+                Event::Ready { tunnel, name, .. } => {
+                    self.up.insert((*tunnel).to_owned(), (*name).to_owned());
+                    self.refused.remove(*tunnel);
+                }
+                Event::Closed { tunnel, .. } => {
+                    self.up.remove(*tunnel);
+                    self.refused.remove(*tunnel);
+                }
+                Event::Refused { tunnel, reason, url } => {
+                    if url.is_none() {
+                        self.up.remove(*tunnel);
+                    }
+                    self.refused.insert((*tunnel).to_owned(), (*reason).to_owned());
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// A client without its sockets: what it asks for goes nowhere, and what it is answered is made up.
+    struct Machine {
+        client: Client,
+        tunnels: Tunnels,
+        told: Told,
+        link: Option<(Link, Driver<DuplexStream>)>,
+        randoms: u32,
+    }
+
+    impl Machine {
+        fn new(wanted: &[TunnelOptions]) -> Self {
+            let target = Target::new("http://127.0.0.1:9".parse().unwrap(), &Trust::Only(Vec::new())).unwrap();
+            Self {
+                client: Client::new(target),
+                tunnels: Tunnels::new(wanted),
+                told: Told::default(),
+                link: None,
+                randoms: 0,
+            }
+        }
+
+        fn answer(&mut self, asked: &Asked, answer: Answer) -> Bound {
+            let result = match answer {
+                None => {
+                    let random = format!("random-{}", self.randoms);
+                    self.randoms += 1;
+                    let name = asked.name.clone().unwrap_or(random);
+                    Ok(PublicName { url: format!("https://{name}.relay.example"), name })
+                }
+                Some(code) => {
+                    Err(Refusal { code: code.to_owned(), message: format!("It is {code}."), hint: String::new() })
+                }
+            };
+            Bound { tunnel: asked.number, result }
+        }
+
+        async fn session(&mut self, first: bool, resumed: bool, answers: &[Answer]) -> Result<(), ClientError> {
+            self.link = None;
+            let asked = self.tunnels.hello(&self.client, first);
+            if !first {
+                self.names_are_kept(&asked);
+            }
+            let bound: Vec<_> = asked.iter().zip(answers).map(|(asked, answer)| self.answer(asked, *answer)).collect();
+            Tunnels::check(&asked, &bound)?;
+            if self.tunnels.are_all_refused(&asked, &bound) {
+                return self.tunnels.judge_all(&asked, &bound, resumed, &mut self.told).map(drop);
+            }
+            let (wire, _) = tokio::io::duplex(1024);
+            let socket = Driver::websocket(wire, Bytes::new(), Side::Client, 1024).await;
+            let (link, driver) = Driver::new(Side::Client, Limits::default(), socket);
+            self.tunnels.welcome(&asked, bound, resumed, &self.client, Some(&link), &mut self.told)?;
+            self.link = Some((link, driver));
+            self.settle()
+        }
+
+        fn settle(&mut self) -> Result<(), ClientError> {
+            let link = self.link.as_ref().map(|(link, _)| link);
+            self.tunnels.settle(&self.client, link, &mut self.told)
+        }
+
+        async fn step(&mut self, step: &Step) -> Result<(), ClientError> {
+            match step {
+                Step::Session { resumed, answers } => {
+                    let answers: Vec<_> = answers.iter().map(|answer| ANSWERS[*answer]).collect();
+                    self.session(false, *resumed, &answers).await
+                }
+                Step::Answer(answer) => {
+                    let asked = self.tunnels.held.iter().find_map(|held| held.asked.clone());
+                    let (Some(asked), true) = (asked, self.link.is_some()) else { return Ok(()) };
+                    let bound = self.answer(&asked, ANSWERS[*answer]);
+                    let link = self.link.as_ref().map(|(link, _)| link);
+                    self.tunnels.bound(bound, false, &self.client, link, &mut self.told)?;
+                    self.settle()
+                }
+                Step::Attempt => {
+                    self.link = None;
+                    self.tunnels.hello(&self.client, false);
+                    self.tunnels.forget_refusals();
+                    Ok(())
+                }
+                Step::Wait(seconds) => {
+                    advance(Duration::from_secs(*seconds)).await;
+                    self.tunnels.tidy();
+                    self.settle()
+                }
+                Step::TakenOver(at) => {
+                    let given = self.tunnels.held.get(*at).and_then(|held| held.given.as_ref());
+                    let (Some(number), true) = (given.map(|given| given.number), self.link.is_some()) else {
+                        return Ok(());
+                    };
+                    self.tunnels.lose(number, "It was taken over.", &mut self.told)?;
+                    self.settle()
+                }
+                Step::Want(names) => {
+                    let link = self.link.as_ref().map(|(link, _)| link);
+                    self.tunnels.want(&wanted(names), link, &mut self.told);
+                    self.settle()
+                }
+            }
+        }
+
+        /// What a tunnel is asked for again is what it had, and never at somebody else's cost.
+        fn names_are_kept(&self, asked: &[Asked]) {
+            for asked in asked {
+                let held = self.tunnels.held.iter().find(|held| held.is_asked(asked.number)).unwrap();
+                let had = held.given.as_ref().expect("only what there was is asked for at once");
+                assert_eq!(asked.name.as_ref(), Some(&had.public.name));
+                assert!(!asked.takeover);
+            }
+        }
+
+        fn check(&self) {
+            let now = Instant::now();
+            for held in &self.tunnels.held {
+                let live = held.given.as_ref().filter(|given| !given.away);
+                match held.rests {
+                    Some(Rests::Lost) => assert!(held.given.is_none() && held.asked.is_none(), "{held:?}"),
+                    Some(Rests::Until(then)) => assert!(then <= now + RESTS.1 && held.asked.is_none(), "{held:?}"),
+                    None => {}
+                }
+                if self.link.is_none() {
+                    continue;
+                }
+                assert!(live.is_some() || held.asked.is_some() || held.rests.is_some(), "nobody sees to {held:?}");
+                let label = held.options.label.as_ref().unwrap();
+                // One that is on its way to another name may have left the old one.
+                if live.is_some() || held.asked.is_none() {
+                    assert_eq!(self.told.up.get(label), live.map(|given| &given.public.name), "{held:?}");
+                }
+                if held.asked.is_none() && held.rests.is_none() {
+                    assert!(!self.told.refused.contains_key(label), "{held:?}");
+                }
+                if let Some(given) = live {
+                    assert!(self.tunnels.routes.contains_key(&given.number), "{held:?}");
+                }
+            }
+        }
+    }
+
+    fn run(test: impl Future) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(test);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Whatever the relay answers, and whenever: every tunnel is up, asked for, or rests for a known time, what was told of
+        /// it holds, and a client ends for the reasons that it may end for.
+        #[test]
+        fn tunnels_are_seen_to_one_by_one(
+            names in vec(0..6_usize, 1..4),
+            steps in vec(step(), 0..60),
+        ) {
+            run(async {
+                let mut machine = Machine::new(&wanted(&names));
+                machine.session(true, false, &[None; 4]).await.unwrap();
+                machine.check();
+                for step in &steps {
+                    let before = format!("{:?}", machine.tunnels.held);
+                    if let Err(error) = machine.step(step).await {
+                        let all = |is: fn(&Held) -> bool| machine.tunnels.held.iter().all(is);
+                        let may = match &error {
+                            ClientError::Unauthorized(text) => text.contains("unauthorized"),
+                            ClientError::NameLost(_) => all(|held| held.rests == Some(Rests::Lost)),
+                            ClientError::Refused(text) => text.contains("not-allowed") && all(|held| {
+                                held.rests == Some(Rests::Lost) || held.given.as_ref().is_none_or(|given| given.away)
+                            }),
+                            _ => false,
+                        };
+                        assert!(may, "{error:?} after {step:?} of {before}");
+                        return;
+                    }
+                    machine.check();
+                }
+            });
+        }
+    }
+
+    fn one() -> Machine {
+        Machine::new(&wanted(&[0, 1]))
+    }
+
+    /// A name that another session has may be our own last one's for a while, and then it is not.
+    #[test]
+    fn a_name_in_use_is_lost_once_no_session_of_ours_can_have_it() {
+        run(async {
+            let mut machine = one();
+            machine.session(true, false, &[None; 4]).await.unwrap();
+            machine.session(false, false, &[Some("name-in-use"), None]).await.unwrap();
+            let mut waited = 0;
+            while machine.told.refused.contains_key("a") {
+                machine.check();
+                advance(Duration::from_secs(1)).await;
+                waited += 1;
+                machine.settle().unwrap();
+                machine.step(&Step::Answer(3)).await.unwrap();
+            }
+            assert!((20..=30).contains(&waited), "{waited} s");
+            assert_eq!(machine.told.up.keys().collect::<Vec<_>>(), ["b"]);
+            machine.session(false, true, &[None]).await.unwrap();
+            assert_eq!(machine.told.up.keys().collect::<Vec<_>>(), ["b"], "it is not asked for again");
+
+            let mut machine = one();
+            machine.session(true, false, &[None; 4]).await.unwrap();
+            machine.session(false, true, &[Some("name-in-use"), None]).await.unwrap();
+            assert_eq!(machine.told.up.keys().collect::<Vec<_>>(), ["b"]);
+            assert!(machine.told.refused.is_empty(), "whose session was resumed knows at once");
+        });
+    }
+
+    #[test]
+    fn a_tunnel_that_is_refused_is_asked_for_ever_more_rarely() {
+        run(async {
+            let mut machine = one();
+            machine.session(true, false, &[None; 4]).await.unwrap();
+            machine.session(false, false, &[Some("not-allowed"), None]).await.unwrap();
+            let mut asked = Vec::new();
+            for second in 0..3600_u32 {
+                if machine.tunnels.held[0].asked.is_some() {
+                    asked.push(second);
+                    machine.step(&Step::Answer(6)).await.unwrap();
+                }
+                advance(Duration::from_secs(1)).await;
+                machine.settle().unwrap();
+            }
+            assert!((60..300).contains(&asked.len()), "{asked:?}");
+            assert!(asked[0] <= 2 && asked.last().unwrap() >= &3540, "{asked:?}");
+        });
+    }
 }

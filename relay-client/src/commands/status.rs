@@ -73,7 +73,11 @@ fn show(status: &Status, now: Timestamp, out: &mut String) {
         let (url, upstream) = (Shown(&tunnel.url).to_string(), Shown(&tunnel.upstream));
         let _ = writeln!(out, "  {url:<width$}  {upstream}");
     }
+    for refused in &status.refused {
+        let _ = writeln!(out, "  {} is refused: {}", Shown(&refused.tunnel), Shown(&refused.reason));
+    }
 }
+
 /// `3 s`, `5 min`, `2 h 3 min` or `4 d 1 h`.
 fn short(time: Duration) -> String {
     match time.as_secs() {
@@ -99,6 +103,8 @@ mod tests {
         board.observe(&Event::Connecting { relay: "https://relay.example" });
         board.observe(&READY);
         board.observe(&READY);
+        let refused = |url| Event::Refused { tunnel: "hooks", reason: "\u{1b}[2Jin use", url };
+        board.observe(&refused(Some("https://hooks.relay.example")));
         board.observe(&Event::Disconnected { reason: "it\u{1b}[2J broke", retry_in_ms: 3_600_000 });
         let status = board.status();
         assert_eq!(status.state, State::Reconnecting);
@@ -108,8 +114,13 @@ mod tests {
         show(&status, Timestamp::now(), &mut text);
         assert!(text.contains("reconnecting in ") && text.contains(": it\\u{1b}[2J broke\n"), "{text}");
         assert!(text.contains("  https://hooks.relay.example  http://localhost:3000\n"), "{text}");
+        assert!(text.ends_with("  hooks is refused: \\u{1b}[2Jin use\n"), "{text}");
         let json = json_line(&status);
         assert_eq!(serde_json::from_str::<Status>(&json).unwrap(), status);
+        board.observe(&refused(None));
+        assert_eq!((board.status().tunnels.len(), board.status().refused.len()), (0, 1));
+        board.observe(&READY);
+        assert_eq!((board.status().tunnels.len(), board.status().refused.len()), (1, 0));
         let (name, url) = ("hooks", "https://hooks.relay.example");
         board.observe(&Event::Closed { tunnel: name, name, url, reason: "it is no longer wanted" });
         assert!(board.status().tunnels.is_empty());

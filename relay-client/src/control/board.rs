@@ -26,6 +26,7 @@ struct Known {
 struct Session {
     relay: String,
     tunnels: Vec<Tunnel>,
+    refused: Vec<Refused>,
     link: Option<Link>,
     /// Of the session that there is, or of the last one.
     connected_since: Option<Timestamp>,
@@ -71,6 +72,7 @@ impl Board {
             last_heard_ms: session.link.as_ref().map(|link| milliseconds(link.last_heard().elapsed())),
             requests: self.0.requests.load(Relaxed),
             tunnels: session.tunnels.clone(),
+            refused: session.refused.clone(),
         }
     }
 
@@ -88,10 +90,21 @@ impl Board {
                     Tunnel { tunnel: text(tunnel), name: text(name), url: text(url), upstream: text(upstream) };
                 let mut session = self.session();
                 session.tunnels.retain(|other| other.tunnel != tunnel.tunnel);
+                session.refused.retain(|other| other.tunnel != tunnel.tunnel);
                 session.tunnels.push(tunnel);
             }
             Event::Closed { tunnel, name, .. } => {
-                self.session().tunnels.retain(|known| known.tunnel != *tunnel || known.name != *name);
+                let mut session = self.session();
+                session.tunnels.retain(|known| known.tunnel != *tunnel || known.name != *name);
+                session.refused.retain(|known| known.tunnel != *tunnel);
+            }
+            Event::Refused { tunnel, reason, url } => {
+                let mut session = self.session();
+                session.refused.retain(|known| known.tunnel != *tunnel);
+                if url.is_none() {
+                    session.tunnels.retain(|known| known.tunnel != *tunnel);
+                }
+                session.refused.push(Refused { tunnel: (*tunnel).to_owned(), reason: (*reason).to_owned() });
             }
             Event::Disconnected { reason, retry_in_ms } => {
                 let retry = Instant::now() + Duration::from_millis(*retry_in_ms);
@@ -146,8 +159,11 @@ pub(crate) struct Status {
     pub(crate) last_heard_ms: Option<u64>,
     /// Requests that have ended.
     pub(crate) requests: u64,
-    /// Its tunnels.
+    /// Its tunnels that answer while there is a session.
     pub(crate) tunnels: Vec<Tunnel>,
+    /// Its tunnels that the relay refuses. One whose change is refused is among the others, too.
+    #[serde(default)]
+    pub(crate) refused: Vec<Refused>,
 }
 
 /// Whether there is a session.
@@ -173,6 +189,15 @@ pub(crate) struct Tunnel {
     pub(crate) url: String,
     /// Where requests go.
     pub(crate) upstream: String,
+}
+
+/// A tunnel that the relay refuses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Refused {
+    /// What it is called on this machine.
+    pub(crate) tunnel: String,
+    /// Why, and what to do.
+    pub(crate) reason: String,
 }
 
 fn rfc3339(time: Timestamp) -> String {

@@ -353,8 +353,12 @@ impl Serve {
         self.sessions.push(Live { link: session.link, driver: session.driver, old: false });
     }
 
-    /// Says goodbye to a session that is not to be served.
+    /// Says goodbye to a session that is not to be served. What went on with the last one that counted is lost with it,
+    /// but for its key, which the relay has taken and replaced.
     pub(crate) fn dismiss(&mut self, session: Session) {
+        if session.welcome.resumed {
+            self.resume = Some(Resume { key: session.welcome.resume_key, last_stream: 0 });
+        }
         session.link.go_away(GoAway::Shutdown, false, "The client does not want the session.");
         self.sessions.insert(0, Live { link: session.link, driver: session.driver, old: true });
     }

@@ -139,7 +139,7 @@ impl View {
                 detail: None,
             }),
             Event::Notice(text) => self.said = (*text).to_owned(),
-            Event::Refused { tunnel, reason } => self.said = format!("the tunnel {tunnel} is refused: {reason}"),
+            Event::Refused { tunnel, reason, .. } => self.said = format!("the tunnel {tunnel} is refused: {reason}"),
             // There are no lines here.
             Event::Unread { .. } => {}
             Event::Rejected { reason } => self.said = format!("the new configuration is wrong: {reason}"),

@@ -706,7 +706,7 @@ impl<O: Write, E: Write> Printer<O, E> {
                 writeln!(out, "{time} disconnected: {}; next attempt in {wait:.1} s", Shown(reason))
             }
             Event::Closed { url, reason, .. } => writeln!(out, "{time} {} has ended: {}", Shown(url), Shown(reason)),
-            Event::Refused { tunnel, reason } => {
+            Event::Refused { tunnel, reason, .. } => {
                 writeln!(out, "{time} the tunnel {} is refused: {}", Shown(tunnel), Shown(reason))
             }
             Event::Unread { lines } => {

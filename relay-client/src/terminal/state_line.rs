@@ -21,6 +21,8 @@ pub(crate) struct StateLine {
     requests: u64,
     /// Tunnels, and their upstreams where nobody listens.
     down: Vec<(String, String)>,
+    /// Tunnels that the relay refuses, and why.
+    refused: Vec<(String, String)>,
 }
 
 #[derive(Debug, Default)]
@@ -49,6 +51,7 @@ impl StateLine {
             Event::Ready { .. } | Event::Reconnected { .. } => {
                 if let Event::Ready { tunnel, .. } = event {
                     self.down.retain(|(down, _)| down != tunnel);
+                    self.refused.retain(|(refused, _)| refused != tunnel);
                 }
                 if !matches!(self.session, Session::Up { .. }) {
                     self.session = Session::Up { since: now };
@@ -74,10 +77,18 @@ impl StateLine {
             Event::UpstreamDown { tunnel, upstream, .. } => {
                 self.down.push(((*tunnel).to_owned(), (*upstream).to_owned()));
             }
-            Event::UpstreamUp { tunnel, .. } | Event::Closed { tunnel, .. } => {
+            Event::UpstreamUp { tunnel, .. } => self.down.retain(|(down, _)| down != tunnel),
+            Event::Closed { tunnel, .. } => {
                 self.down.retain(|(down, _)| down != tunnel);
+                self.refused.retain(|(refused, _)| refused != tunnel);
             }
-            Event::Refused { .. } | Event::Rejected { .. } | Event::Unread { .. } | Event::Notice(_) => return false,
+            Event::Refused { tunnel, reason, url: None } => {
+                self.refused.retain(|(refused, _)| refused != tunnel);
+                self.refused.push(((*tunnel).to_owned(), (*reason).to_owned()));
+            }
+            Event::Refused { url: Some(_), .. } | Event::Rejected { .. } | Event::Unread { .. } | Event::Notice(_) => {
+                return false;
+            }
         }
         true
     }
@@ -89,6 +100,10 @@ impl StateLine {
         let is_up = matches!(self.session, Session::Up { .. });
         for (_, upstream) in self.down.iter().filter(|_| is_up) {
             let text = format!("{}nothing listens on {upstream}", if parts.is_empty() { "○ " } else { "" });
+            parts.push(Part { text, colour: RED });
+        }
+        for (tunnel, reason) in self.refused.iter().filter(|_| is_up) {
+            let text = format!("{}{tunnel} is refused: {reason}", if parts.is_empty() { "○ " } else { "" });
             parts.push(Part { text, colour: RED });
         }
         let heard = Part::plain(format!("last heard {} ago", coarse(now.saturating_sub(self.heard))));
@@ -140,6 +155,7 @@ mod tests {
     use jiff::tz::TimeZone;
 
     use super::*;
+    use crate::event::READY;
 
     const START: Duration = Duration::from_secs(14 * 3600 + 3 * 60 + 11);
 
@@ -201,6 +217,20 @@ mod tests {
         assert_eq!(text(&line, 0), format!("○ {both} · connected since 14:03:11 · last heard 0 s ago"));
         line.observe(START, &Event::UpstreamUp { tunnel: "web", upstream: web });
         line.observe(START, &Event::Closed { tunnel: "api", name: "", url: "", reason: "" });
+        assert_eq!(text(&line, 0), "● connected since 14:03:11 · last heard 0 s ago");
+    }
+
+    #[test]
+    fn it_names_the_tunnels_that_are_refused() {
+        let mut line = up();
+        let refused = |url| Event::Refused { tunnel: "hooks", reason: "It is in use.", url };
+        line.observe(START, &refused(Some("https://hooks.relay.example")));
+        assert_eq!(text(&line, 0), "● connected since 14:03:11 · last heard 0 s ago", "it answers as before");
+        line.observe(START, &refused(None));
+        line.observe(START, &refused(None));
+        let expected = "○ hooks is refused: It is in use. · connected since 14:03:11 · last heard 0 s ago";
+        assert_eq!(text(&line, 0), expected);
+        line.observe(START, &READY);
         assert_eq!(text(&line, 0), "● connected since 14:03:11 · last heard 0 s ago");
     }
 }
