@@ -11,6 +11,7 @@ use std::{
 };
 
 use clap::builder::{PathBufValueParser, TypedValueParser as _};
+use clap::error::{ContextKind, ContextValue};
 use clap::{Args, Parser, Subcommand};
 use http::{HeaderName, HeaderValue, StatusCode};
 
@@ -51,8 +52,36 @@ impl Cli {
     where
         I: IntoIterator<Item: Into<OsString> + Clone>,
     {
-        Self::try_parse_from(arguments)
+        Self::try_parse_from(arguments).map_err(with_tip)
     }
+}
+
+/// What other tools call our things, and a tip for who types it.
+const HABITS: [(&[&str], &str); 7] = [
+    (&["--url", "--domain", "--hostname", "--name", "-s"], "to ask for a name: --subdomain NAME"),
+    (&["--port", "-p", "--forward-to"], "the service stands by itself: relay http 3000"),
+    (&["--json"], "for programs: --output json"),
+    (&["--authtoken", "authtoken"], "to store a token once: relay login https://relay.example.com"),
+    (&["tunnel", "share", "expose", "forward"], "a public URL for port 3000: relay http 3000"),
+    (&["exec"], "a command with a tunnel around it: relay run 3000 -- COMMAND"),
+    (&["ps", "list"], "the clients that run: relay status"),
+];
+
+/// Says what was probably meant, where that is known better than by likeness.
+fn with_tip(mut error: clap::Error) -> clap::Error {
+    let typed = [ContextKind::InvalidArg, ContextKind::InvalidSubcommand].into_iter().find_map(|kind| error.get(kind));
+    let Some(ContextValue::String(typed)) = typed else { return error };
+    let habit = HABITS.iter().find(|(words, _)| words.contains(&typed.as_str()));
+    let tip = match habit {
+        Some((_, tip)) => (*tip).to_owned(),
+        None if typed.parse::<UpstreamAddr>().is_ok() => format!("a public URL for this service: relay http {typed}"),
+        None => return error,
+    };
+    for guess in [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand] {
+        error.remove(guess);
+    }
+    error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    error
 }
 
 /// The commands.
@@ -666,6 +695,14 @@ mod tests {
             ("relay http 3000 --upstream-protocol h3", "h2c"),
             ("relay dev --https x", "127.0.0.1:8443"),
             ("relay htpp 3000", "http"),
+            ("relay 3000", "relay http 3000"),
+            ("relay localhost:3000", "relay http localhost:3000"),
+            ("relay http --port 3000", "relay http 3000"),
+            ("relay http 3000 --url a.example", "--subdomain NAME"),
+            ("relay http 3000 --domain=a.example", "--subdomain NAME"),
+            ("relay http 3000 -s hooks", "--subdomain NAME"),
+            ("relay http 3000 --json", "--output json"),
+            ("relay exec -- npm test", "relay run 3000"),
             ("relay listen --url-only --output json", "cannot be used with"),
             ("relay start web --all", "cannot be used with"),
             ("relay start --subdomain a", "--subdomain"),

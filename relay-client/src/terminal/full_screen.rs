@@ -84,6 +84,8 @@ struct Tunnel {
     tunnel: String,
     url: String,
     upstream: String,
+    ca_file: Option<String>,
+    local_url: Option<String>,
 }
 
 #[derive(Debug)]
@@ -105,10 +107,15 @@ impl View {
     pub(crate) fn observe(&mut self, now: Duration, event: &Event<'_>) {
         self.state.observe(now, event);
         match event {
-            Event::Ready { tunnel, url, upstream, .. } => {
+            Event::Ready { tunnel, url, upstream, ca_file, local_url, .. } => {
                 self.tunnels.retain(|known| known.tunnel != *tunnel);
-                let (tunnel, url) = ((*tunnel).to_owned(), Shown(url).to_string());
-                self.tunnels.push(Tunnel { tunnel, url, upstream: Shown(upstream).to_string() });
+                self.tunnels.push(Tunnel {
+                    tunnel: (*tunnel).to_owned(),
+                    url: Shown(url).to_string(),
+                    upstream: Shown(upstream).to_string(),
+                    ca_file: ca_file.map(str::to_owned),
+                    local_url: local_url.map(str::to_owned),
+                });
             }
             Event::Closed { tunnel, url, reason, .. } => {
                 self.tunnels.retain(|known| known.tunnel != *tunnel);
@@ -205,9 +212,9 @@ impl View {
 
     fn copy(&mut self, look: impl Fn(&str) -> Option<Captured>) -> Option<Wish> {
         let entry = self.rows.get(self.at())?;
-        let url = self.tunnels.iter().find(|tunnel| tunnel.tunnel == entry.tunnel).or(self.tunnels.first());
+        let tunnel = self.tunnels.iter().find(|tunnel| tunnel.tunnel == entry.tunnel).or(self.tunnels.first());
         let content = look(&entry.id);
-        let line = url.and_then(|tunnel| curl(entry, &tunnel.url, content.as_ref()));
+        let line = tunnel.and_then(|tunnel| curl(entry, tunnel, content.as_ref()));
         match line {
             Some(line) => {
                 self.said = "copied, if your terminal lets programs do it".to_owned();
@@ -381,11 +388,14 @@ fn detail(entry: &Entry, content: Option<&Captured>) -> Vec<String> {
 
 /// The request as a line for a shell; none where not all of it is there, or a terminal that it is pasted into may obey what
 /// stands in it.
-fn curl(entry: &Entry, url: &str, content: Option<&Captured>) -> Option<String> {
+fn curl(entry: &Entry, tunnel: &Tunnel, content: Option<&Captured>) -> Option<String> {
     let Captured { path, headers, body, body_size, .. } = content.filter(|content| !content.body_truncated)?;
     let has = |name: &str| headers.iter().any(|(known, _)| known == name);
     let has_body = *body_size > 0 || has("content-length");
     let mut words = vec!["curl".to_owned()];
+    if let Some(ca) = &tunnel.ca_file {
+        words.extend(["--cacert".to_owned(), ca.clone()]);
+    }
     // curl makes several requests of braces and brackets, and takes dots out of a path.
     if path.contains(['[', ']', '{', '}']) {
         words.push("--globoff".to_owned());
@@ -399,7 +409,8 @@ fn curl(entry: &Entry, url: &str, content: Option<&Captured>) -> Option<String> 
     } else {
         words.extend(["-X".to_owned(), entry.method.clone()]);
     }
-    words.push(format!("{url}{path}"));
+    // The local URL, because not every resolver knows names below `.localhost`.
+    words.push(format!("{}{path}", tunnel.local_url.as_ref().unwrap_or(&tunnel.url)));
     // What belongs to the connection curl says by itself, and what the relay adds it adds again.
     let own = ["host", "content-length", "transfer-encoding", "connection", "x-forwarded-for"];
     let theirs = |name: &str, value: &str| !own.contains(&name) && !is_added(name, value, &entry.id);
@@ -635,6 +646,11 @@ mod tests {
         let expected = "curl -X POST 'https://hooks.relay.example/hooks?a=1' -H 'x-a: it'\\''s' -H accept: -H user-agent: \
                         -H content-type: --data-raw '{\"a\":\"it'\\''s\"}'";
         assert_eq!(line, expected);
+        view.tunnels[0].ca_file = Some("/my ca.pem".to_owned());
+        view.tunnels[0].local_url = Some("https://localhost:8443".to_owned());
+        let Some(Wish::Copy(line)) = press(&mut view, KeyCode::Char('c')) else { panic!("not copied") };
+        let expected = "curl --cacert '/my ca.pem' -X POST 'https://localhost:8443/hooks?a=1' ";
+        assert!(line.starts_with(expected), "as pasted where the tunnel is nobody else's: {line}");
         press(&mut view, KeyCode::Char('?'));
         assert!(drawn(&mut view, 80, 20).contains("copy the request"));
         press(&mut view, KeyCode::Down);
