@@ -82,7 +82,6 @@ async fn wrong_settings_are_named() {
         (here().upstream(3000).relay_addr("nowhere"), "relay_addr", "port"),
         (here().upstream(3000).host_header("a b"), "host_header", "preserve"),
         (here().upstream(3000).ca_file("/nowhere/ca.pem"), "ca_file", "/nowhere/ca.pem"),
-        (here().upstream(3000).capture(), "capture", "serve"),
     ] {
         let error = builder.open().await.unwrap_err();
         let OpenError::Setting { setting: named, reason } = &error else { panic!("{setting}: {error}") };
@@ -274,13 +273,55 @@ mod captured {
         for i in 0..1030 {
             caller.answer(Request::get(format!("{url}/{i}")).body(empty()).unwrap()).await;
         }
-        for i in 0..1024 {
+        for i in 6..1030 {
             let request = within("a request", tunnel.next_request()).await.unwrap();
-            assert_eq!((request.path, request.missed), (format!("/{i}"), 0));
+            assert_eq!((request.path, request.missed), (format!("/{i}"), if i == 6 { 6 } else { 0 }));
         }
         caller.answer(Request::get(format!("{url}/late")).body(empty()).unwrap()).await;
         let request = within("a request", tunnel.next_request()).await.unwrap();
-        assert_eq!((request.path.as_str(), request.missed), ("/late", 6));
+        assert_eq!((request.path.as_str(), request.missed), ("/late", 0));
+    }
+
+    /// The application under test answers, and the test sees what it was asked.
+    #[tokio::test]
+    async fn requests_reach_their_service_all_the_same() {
+        let (relay, app) = (Embedded::start().await, App::echo().await);
+        let mut tunnel = open(relay.tunnel().upstream(app.addr()).capture()).await;
+        for body in ["hello".to_owned(), "x".repeat(3 << 20)] {
+            let mut caller = relay.caller().await;
+            let request = Request::post(format!("{}/a?b", tunnel.url())).header("x-odd", b"\xe9".as_slice());
+            let answer = caller.answer(request.body(full(body.clone())).unwrap()).await;
+            assert!(answer.code() == 200 && answer.text() == body, "{} bytes", body.len());
+            let request = within("a request", tunnel.next_request()).await.unwrap();
+            assert_eq!((request.method.as_str(), request.path.as_str()), ("POST", "/a?b"));
+            assert!(request.body == body && !request.truncated, "{} of {}", request.body.len(), body.len());
+            assert_eq!((request.status, request.missed), (Some(StatusCode::OK), 0));
+            assert_eq!(request.headers["x-odd"], b"\xe9".as_slice());
+            assert_eq!(request.headers["x-forwarded-host"], request.headers["host"]);
+            assert!(request.headers.contains_key("relay-request-id"));
+        }
+        drop(app);
+        assert_eq!(relay.post(tunnel.url(), "to nobody").await.code(), 502);
+        let request = within("a request", tunnel.next_request()).await.unwrap();
+        assert_eq!((&request.body[..], request.status), (&b"to nobody"[..], Some(StatusCode::BAD_GATEWAY)));
+    }
+
+    /// Whatever a handler does with a body.
+    #[tokio::test]
+    async fn bodies_are_whole_where_nobody_has_read_them() {
+        let relay = Embedded::start().await;
+        let glance = |request: Request<Body>| async move {
+            let mut body = request.into_body();
+            let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
+            Response::new(format!("{}", first.len() < 5 << 20))
+        };
+        let mut tunnel = open(relay.tunnel().serve(glance).capture()).await;
+        let large = vec![7; 5 << 20];
+        let mut caller = relay.caller().await;
+        let answer = caller.answer(Request::post(tunnel.url()).body(full(large.clone())).unwrap()).await;
+        assert_eq!(answer.text(), "true");
+        let request = within("a request", tunnel.next_request()).await.unwrap();
+        assert!(request.body == large && !request.truncated, "{} bytes", request.body.len());
     }
 }
 

@@ -1,14 +1,16 @@
 //! The last requests of a running client, kept so that they can be looked at and waited for.
 //!
 //! ```text
-//!   session ── head ──▶ Recording ─┐
-//!   upstream ─ body, status ───────┼──▶ Ring ──▶ Reader ──▶ whoever watches
-//!   session ── outcome ────────────┘
+//!   session ── head ──▶ Arrival ─┐
+//!                                ▼
+//!   upstream ── body ──▶ Recording ──▶ Ring ──▶ Reader ──▶ whoever watches
+//!            └─ answer ──▶ ┘
 //! ```
 //!
 //! The ring has a bound of its count and of its bytes, and the oldest go first, whether they have ended or not. A
-//! request costs two copies into memory of its own, so that it holds no buffer of the link: its encoded head, which is
-//! taken apart only when somebody looks, and its body.
+//! request is copied into memory of its own, so that it holds no buffer of the link: its encoded head, which is taken
+//! apart only when somebody looks, and its body. That is on the way of every request, so most are kept in two steps: when
+//! they have arrived, and when their exchange is over.
 
 pub mod filter;
 
@@ -24,14 +26,22 @@ use relay_protocol::message::{Payload as _, RequestHead};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-/// Requests that are kept.
-const COUNT: usize = 1000;
+/// How much a capture keeps.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// Requests.
+    pub(crate) count: usize,
+    /// Bytes that they have together, with what it takes to keep them.
+    pub(crate) together: usize,
+    /// Bytes of one body; what comes behind them is counted.
+    pub(crate) body: usize,
+}
 
-/// Bytes that they have together, with what it takes to keep them.
-const TOGETHER: usize = 16 << 20;
-
-/// Bytes that are kept of one body; what comes behind them is counted.
-const BODY: usize = 1 << 20;
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { count: 1000, together: 16 << 20, body: 1 << 20 }
+    }
+}
 
 /// The last requests of a client; clones share them.
 #[derive(Clone, Debug, Default)]
@@ -45,15 +55,20 @@ struct Shared {
 }
 
 impl Capture {
-    /// Keeps a request whose head has come just now, through this tunnel. `encoded` is the same head.
-    pub(crate) fn begin(&self, head: &RequestHead, encoded: &[u8], tunnel: Option<Arc<str>>) -> Recording {
-        let seq = self.ring().begin(unix_now(), encoded, content_length(head), tunnel);
-        Recording(Some((self.0.clone(), seq)))
+    /// Keeps so much.
+    pub(crate) fn within(bounds: Bounds) -> Self {
+        Self(Arc::new(Shared { ring: Mutex::new(Ring { bounds, ..Ring::default() }), news: Notify::new() }))
+    }
+
+    /// A request whose encoded head has come just now.
+    pub(crate) fn arrival(&self, encoded: Bytes) -> Arrival {
+        Arrival(Some((self.clone(), encoded)))
     }
 
     /// Reads what is kept, and then what comes.
     pub(crate) fn read(&self, since: Since) -> Reader {
-        let ring = self.ring();
+        let mut ring = self.ring();
+        ring.readers += 1;
         let (next, after) = match since {
             Since::Start => (ring.first, None),
             Since::Now => (ring.end(), None),
@@ -64,14 +79,15 @@ impl Capture {
             },
         };
         drop(ring);
-        Reader { capture: self.clone(), next, after, open: VecDeque::new(), left: 0, missed: 0 }
+        Reader { capture: self.clone(), next, after, open: VecDeque::new(), left: 0, missed: 0, late: false }
     }
 
     /// The request of this id, as long as it is kept.
     pub(crate) fn get(&self, id: &str) -> Option<Captured> {
         let ring = self.ring();
         let seq = ring.find(|entry| entry.has_id(id))?;
-        captured(seq, ring.get(seq)?)
+        let entry = ring.get(seq)?;
+        Some(captured(seq, entry, entry.decode()?))
     }
 
     /// The client has ended. Whoever reads is told what there still is, and then that this was all.
@@ -106,6 +122,45 @@ pub enum Since {
     },
 }
 
+/// A request that may be kept, once it is known what came with its head.
+#[derive(Debug, Default)]
+pub(crate) struct Arrival(Option<(Capture, Bytes)>);
+
+impl Arrival {
+    /// Keeps the request, which came through this tunnel, with what of its body is there; `whole` says that this is all.
+    pub(crate) fn keep(self, head: &RequestHead, tunnel: Option<Arc<str>>, body: &[Bytes], whole: bool) -> Recording {
+        let Some((capture, encoded)) = self.0 else { return Recording::default() };
+        let size: usize = body.iter().map(Bytes::len).sum();
+        // When so many have come nobody asks for the body's end any more.
+        let length = if whole { None } else { content_length(head) };
+        let mut content = Vec::with_capacity(encoded.len() + size);
+        content.extend_from_slice(&encoded);
+        let entry = Entry {
+            at_ms: unix_now(),
+            tunnel,
+            head: content.len(),
+            content,
+            size: 0,
+            length,
+            whole: whole || length == Some(0),
+            status: None,
+            ended: None,
+        };
+        let mut ring = capture.ring();
+        let seq = ring.end();
+        ring.bytes += entry.cost();
+        ring.entries.push_back(entry);
+        body.iter().for_each(|bytes| ring.data(seq, bytes));
+        ring.make_room();
+        let is_news = ring.readers > 0;
+        drop(ring);
+        if is_news {
+            capture.0.news.notify_waiters();
+        }
+        Recording(Some((capture.0, seq)))
+    }
+}
+
 /// A request that is being recorded, or is not. It is a handle: the ring may have dropped the request meanwhile.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Recording(Option<(Arc<Shared>, u64)>);
@@ -113,50 +168,42 @@ pub(crate) struct Recording(Option<(Arc<Shared>, u64)>);
 impl Recording {
     /// A part of the body has come.
     pub(crate) fn data(&self, bytes: &[u8]) {
-        if self.change(|ring, seq| ring.data(seq, bytes)) == Some(true) {
-            self.notify();
-        }
+        self.change(|ring, seq| {
+            ring.data(seq, bytes);
+            ring.make_room();
+            ring.get(seq).is_some_and(|entry| entry.whole)
+        });
     }
 
     /// The request is here as a whole.
     pub(crate) fn whole(&self) {
         self.change(|ring, seq| {
-            if let Some(entry) = ring.get_mut(seq) {
-                entry.whole = true;
-            }
             ring.shrink(seq);
+            ring.get_mut(seq).is_some_and(|entry| !std::mem::replace(&mut entry.whole, true))
         });
-        self.notify();
     }
 
-    /// The head of the answer has been sent on.
+    /// The head of the answer has been sent on, and the rest of it takes a while.
     pub(crate) fn answered(&self, status: StatusCode) {
-        self.change(|ring, seq| {
-            if let Some(entry) = ring.get_mut(seq) {
-                entry.status = Some(status);
-            }
-        });
-        self.notify();
+        self.change(|ring, seq| ring.get_mut(seq).map(|entry| entry.status = Some(status)).is_some());
     }
 
     /// The exchange is over.
     pub(crate) fn ended(&self, status: Option<StatusCode>, duration: Duration, error: Option<&'static str>) {
         self.change(|ring, seq| {
-            if let Some(entry) = ring.get_mut(seq) {
-                (entry.status, entry.ended) = (status, Some(End { duration, error }));
-            }
             ring.shrink(seq);
+            let end = (status, Some(End { duration, error }));
+            ring.get_mut(seq).map(|entry| (entry.status, entry.ended) = end).is_some()
         });
-        self.notify();
     }
 
-    fn change<T>(&self, change: impl FnOnce(&mut Ring, u64) -> T) -> Option<T> {
-        let (shared, seq) = self.0.as_ref()?;
-        Some(change(&mut shared.ring.lock().unwrap_or_else(PoisonError::into_inner), *seq))
-    }
-
-    fn notify(&self) {
-        if let Some((shared, _)) = &self.0 {
+    /// Changes the ring, and wakes those who read where the change says that it is news.
+    fn change(&self, change: impl FnOnce(&mut Ring, u64) -> bool) {
+        let Some((shared, seq)) = &self.0 else { return };
+        let mut ring = shared.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_news = change(&mut ring, *seq) && ring.readers > 0;
+        drop(ring);
+        if is_news {
             shared.news.notify_waiters();
         }
     }
@@ -170,21 +217,26 @@ struct Ring {
     entries: VecDeque<Entry>,
     /// What they have together: see [`Entry::cost`].
     bytes: usize,
+    bounds: Bounds,
+    /// How many [`Reader`]s there are.
+    readers: usize,
     /// No more will come, and nothing will become of those that there are.
     closed: bool,
 }
 
+/// A request that is kept, and what has come of it.
 #[derive(Debug)]
-struct Entry {
+pub(crate) struct Entry {
     /// Milliseconds since 1970.
     at_ms: u64,
     tunnel: Option<Arc<str>>,
-    /// As it came over the wire.
-    head: Box<[u8]>,
-    body: Vec<u8>,
+    /// The head as it came over the wire, and behind it the body.
+    content: Vec<u8>,
+    /// Bytes of the head.
+    head: usize,
     /// Bytes of the body that have come.
     size: u64,
-    /// What `Content-Length` says. When so many have come nobody asks for the body's end any more.
+    /// What `Content-Length` says, where the body was not here at once.
     length: Option<u64>,
     whole: bool,
     status: Option<StatusCode>,
@@ -199,12 +251,27 @@ struct End {
 
 impl Entry {
     fn cost(&self) -> usize {
-        size_of::<Self>() + self.head.len() + self.body.capacity()
+        size_of::<Self>() + self.content.capacity()
+    }
+
+    /// The body, as far as it was kept.
+    pub(crate) fn body(&self) -> &[u8] {
+        self.content.get(self.head..).unwrap_or_default()
+    }
+
+    /// Whether there is more of the body than was kept, or should have been.
+    pub(crate) fn is_truncated(&self) -> bool {
+        !self.whole || self.size > self.body().len() as u64
+    }
+
+    /// What it was answered with.
+    pub(crate) fn status(&self) -> Option<StatusCode> {
+        self.status
     }
 
     fn decode(&self) -> Option<RequestHead> {
         // It was taken apart before it was kept, so it can be now.
-        RequestHead::from_bytes(&Bytes::copy_from_slice(&self.head)).ok()
+        RequestHead::from_bytes(&Bytes::copy_from_slice(self.content.get(..self.head)?)).ok()
     }
 
     fn has_id(&self, id: &str) -> bool {
@@ -248,50 +315,30 @@ impl Ring {
         self.entries.iter().position(is).map(|at| self.first + at as u64)
     }
 
-    fn begin(&mut self, at_ms: u64, head: &[u8], length: Option<u64>, tunnel: Option<Arc<str>>) -> u64 {
-        let seq = self.end();
-        let (head, body) = (head.into(), Vec::new());
-        let whole = length == Some(0);
-        let entry = Entry { at_ms, tunnel, head, body, size: 0, length, whole, status: None, ended: None };
-        self.bytes += entry.cost();
-        self.entries.push_back(entry);
-        self.make_room();
-        seq
-    }
-
-    /// Takes in a part of a body. Whether that was the last one.
-    fn data(&mut self, seq: u64, bytes: &[u8]) -> bool {
-        let Some(entry) = self.get_mut(seq) else { return false };
+    /// Takes in a part of a body.
+    fn data(&mut self, seq: u64, bytes: &[u8]) {
+        let most = self.bounds.body;
+        let Some(entry) = self.get_mut(seq) else { return };
         entry.size += bytes.len() as u64;
-        let is_last = entry.length == Some(entry.size);
-        entry.whole |= is_last;
-        let wanted = bytes.get(..BODY.saturating_sub(entry.body.len())).unwrap_or(bytes);
-        if wanted.is_empty() {
-            return is_last;
-        }
-        let before = entry.body.capacity();
-        if entry.body.is_empty() {
-            // Most bodies come in one piece.
-            entry.body.reserve_exact(wanted.len());
-        }
-        entry.body.extend_from_slice(wanted);
-        let more = entry.body.capacity() - before;
+        entry.whole |= entry.length == Some(entry.size);
+        let before = entry.content.capacity();
+        let wanted = bytes.get(..most.saturating_sub(entry.body().len())).unwrap_or(bytes);
+        entry.content.extend_from_slice(wanted);
+        let more = entry.content.capacity() - before;
         self.bytes += more;
-        self.make_room();
-        is_last
     }
 
     /// Gives back what a body's growth has taken and its bytes do not need.
     fn shrink(&mut self, seq: u64) {
         let Some(entry) = self.get_mut(seq) else { return };
-        let before = entry.body.capacity();
-        entry.body.shrink_to_fit();
-        let less = before - entry.body.capacity();
+        let before = entry.content.capacity();
+        entry.content.shrink_to_fit();
+        let less = before - entry.content.capacity();
         self.bytes -= less;
     }
 
     fn make_room(&mut self) {
-        while self.entries.len() > COUNT || self.bytes > TOGETHER {
+        while self.entries.len() > self.bounds.count || self.bytes > self.bounds.together {
             let Some(oldest) = self.entries.pop_front() else { return };
             self.first += 1;
             self.bytes -= oldest.cost();
@@ -341,9 +388,9 @@ pub(crate) struct Answer {
 /// What a [`Reader`] has to say.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum News {
+pub(crate) enum News<T = Captured> {
     /// A request has arrived.
-    Request(Captured),
+    Request(T),
     /// One that was told of before has been answered.
     Answered {
         /// Its number.
@@ -369,21 +416,34 @@ pub(crate) struct Reader {
     /// How many of `open` are still to be looked at before waiting again.
     left: usize,
     missed: u64,
+    /// Requests are told of only when they have been answered.
+    late: bool,
 }
 
 impl Reader {
+    /// Tells of each request when it has been answered, and of no answer.
+    pub(crate) fn when_answered(mut self) -> Self {
+        self.late = true;
+        self
+    }
+
     /// The next news; `None` when the client has ended and all is told. Nothing is lost where this is given up.
     pub(crate) async fn next(&mut self) -> Option<News> {
+        self.next_as(captured).await
+    }
+
+    /// As [`Reader::next`], with requests as `show` makes them: of their number, what was kept, and the head from that.
+    pub(crate) async fn next_as<T>(&mut self, show: fn(u64, &Entry, RequestHead) -> T) -> Option<News<T>> {
         let shared = self.capture.0.clone();
         loop {
-            if let Some(news) = self.look() {
+            if let Some(news) = self.look(show) {
                 return Some(news);
             }
             let mut changed = pin!(shared.news.notified());
             // From here on, what happens is heard of; what has happened before is seen.
             changed.as_mut().enable();
             let closed = self.extend();
-            if let Some(news) = self.look() {
+            if let Some(news) = self.look(show) {
                 return Some(news);
             }
             if closed {
@@ -406,7 +466,7 @@ impl Reader {
     }
 
     /// Goes on with the round.
-    fn look(&mut self) -> Option<News> {
+    fn look<T>(&mut self, show: fn(u64, &Entry, RequestHead) -> T) -> Option<News<T>> {
         loop {
             if self.missed > 0 {
                 return Some(News::Missed(std::mem::take(&mut self.missed)));
@@ -426,30 +486,33 @@ impl Reader {
             if told && answered {
                 return Some(News::Answered { seq, answer: entry.answer() });
             }
-            if told || !arrived {
+            if told || !arrived || self.late && !answered {
                 self.open.push_back((seq, told));
                 continue;
             }
-            let captured = captured(seq, entry);
-            drop(ring);
-            let Some(captured) = captured else { continue };
-            if self.after.as_ref().is_some_and(|after| captured.id <= *after) {
+            let Some(head) = entry.decode() else { continue };
+            if self.after.as_ref().is_some_and(|after| *head.id <= **after) {
                 continue;
             }
             if !answered {
                 self.open.push_back((seq, true));
             }
-            return Some(News::Request(captured));
+            return Some(News::Request(show(seq, entry, head)));
         }
     }
 }
 
-/// Takes a kept request apart.
-fn captured(seq: u64, entry: &Entry) -> Option<Captured> {
-    let head = entry.decode()?;
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.capture.ring().readers -= 1;
+    }
+}
+
+/// A kept request as it is shown.
+fn captured(seq: u64, entry: &Entry, head: RequestHead) -> Captured {
     let host = ("host".to_owned(), head.authority.to_string());
     let theirs = head.headers.iter().map(|(name, value)| (name.as_str().to_owned(), text(value.as_bytes())));
-    Some(Captured {
+    Captured {
         seq,
         tunnel: entry.tunnel.as_deref().map(str::to_owned),
         at_ms: entry.at_ms,
@@ -457,11 +520,11 @@ fn captured(seq: u64, entry: &Entry) -> Option<Captured> {
         method: head.method.as_str().to_owned(),
         path: head.target.as_str().to_owned(),
         headers: std::iter::once(host).chain(theirs).collect(),
-        body: entry.body.clone(),
+        body: entry.body().to_vec(),
         body_size: entry.size,
-        body_truncated: !entry.whole || entry.size > entry.body.len() as u64,
+        body_truncated: entry.is_truncated(),
         answer: entry.is_answered().then(|| entry.answer()),
-    })
+    }
 }
 
 fn content_length(head: &RequestHead) -> Option<u64> {
@@ -503,6 +566,9 @@ mod tests {
 
     use super::*;
 
+    const BODY: usize = 1 << 20;
+    const COUNT: usize = 1000;
+
     fn head(id: &str) -> Bytes {
         let head = RequestHead {
             tunnel: 7,
@@ -521,14 +587,20 @@ mod tests {
 
     fn begin(capture: &Capture, id: &str) -> Recording {
         let encoded = head(id);
-        capture.begin(&RequestHead::from_bytes(&encoded).unwrap(), &encoded, Some("hooks".into()))
+        let head = RequestHead::from_bytes(&encoded).unwrap();
+        capture.arrival(encoded).keep(&head, Some("hooks".into()), &[], false)
     }
 
     fn consistent(capture: &Capture) {
         let ring = capture.ring();
         let sum: usize = ring.entries.iter().map(Entry::cost).sum();
         assert_eq!(ring.bytes, sum);
-        assert!(ring.bytes <= TOGETHER && ring.entries.len() <= COUNT, "{} {}", ring.bytes, ring.entries.len());
+        assert!(
+            ring.bytes <= ring.bounds.together && ring.entries.len() <= ring.bounds.count,
+            "{} {}",
+            ring.bytes,
+            ring.entries.len()
+        );
     }
 
     async fn request(reader: &mut Reader) -> Captured {
@@ -581,7 +653,7 @@ mod tests {
         assert_eq!((told.body_truncated, &told.body[..]), (true, &b"half"[..]));
         let told = request(&mut reader).await;
         assert_eq!((told.body_truncated, told.body.len(), told.body_size), (true, BODY, 3 * (BODY as u64 / 2 + 1)));
-        assert!(capture.ring().entries[1].body.capacity() <= BODY + BODY / 8, "what it does not need is given back");
+        assert!(capture.ring().entries[1].content.capacity() <= BODY + BODY / 8, "what it does not need is given back");
         consistent(&capture);
     }
 
@@ -677,7 +749,10 @@ mod tests {
         let recording = begin(&capture, "1");
         recording.data(b"\xff\x00");
         recording.whole();
-        let news = News::Request(captured(0, &capture.ring().entries[0]).unwrap());
+        let news = {
+            let ring = capture.ring();
+            News::Request(captured(0, &ring.entries[0], ring.entries[0].decode().unwrap()))
+        };
         let text = serde_json::to_string(&news).unwrap();
         assert_eq!(serde_json::from_str::<News>(&text).unwrap(), news);
     }

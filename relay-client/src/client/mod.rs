@@ -137,6 +137,7 @@ pub struct Client {
     own: Option<Probe>,
     control: Option<Control>,
     drain: Duration,
+    capture: Option<Capture>,
 }
 
 impl Client {
@@ -152,6 +153,7 @@ impl Client {
             own: None,
             control: None,
             drain: DRAIN,
+            capture: None,
         }
     }
 
@@ -219,13 +221,20 @@ impl Client {
     /// Lets others of this user look at the client while it runs, as `relay status` and `relay wait` do.
     #[must_use]
     pub fn control(mut self, control: Control) -> Self {
+        self.capture.clone_from(&control.capture);
         self.control = Some(control);
+        self
+    }
+
+    /// Keeps requests here.
+    pub(crate) fn capturing(mut self, capture: Capture) -> Self {
+        self.capture = Some(capture);
         self
     }
 
     /// The requests that it keeps.
     pub(crate) fn capture(&self) -> Option<&Capture> {
-        self.control.as_ref()?.capture.as_ref()
+        self.capture.as_ref()
     }
 
     /// Connects and serves, coming back whenever the session is lost, until `shutdown` ends; then what is under way may

@@ -37,7 +37,7 @@ use relay_protocol::{CONNECT_PATH, SUBPROTOCOL};
 use tokio::time::{Instant, Sleep, timeout};
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 
-use crate::capture::{Capture, Recording};
+use crate::capture::Capture;
 use crate::config::value::Secret;
 use crate::event::{Event, Observer};
 use crate::session::dial::{DialError, Stream as Wire, Target};
@@ -545,22 +545,20 @@ impl Serve {
             let found = head.map(|head| (upstreams.get(&head.tunnel).cloned(), head));
             // An exchange that takes long keeps its own service, and not those of other tunnels.
             drop(upstreams);
-            let recording = match (&found, &capture) {
-                (Ok((upstream, head)), Some(capture)) => {
-                    capture.begin(head, &encoded, upstream.as_ref().map(|upstream| upstream.name()))
-                }
-                _ => Recording::default(),
-            };
-            drop(encoded);
+            let arrival = capture.map(|capture| capture.arrival(encoded)).unwrap_or_default();
             let outcome = match found {
                 Ok((upstream, head)) if is_full => {
                     stream.reset(Reset::Refused);
                     let status = Some(StatusCode::TOO_MANY_REQUESTS);
                     let detail = Some(format!("{MOST_EXCHANGES} exchanges are under way, which is the most"));
                     let tunnel = upstream.map(|upstream| upstream.name());
-                    Outcome { tunnel, head: Some(head), arrived, status, error: Some("too-many-requests"), detail }
+                    let recording = arrival.keep(&head, tunnel.clone(), &[], false);
+                    let error = Some("too-many-requests");
+                    let outcome = Outcome { tunnel, head: Some(head), arrived, status, error, detail };
+                    recording.ended(status, outcome.duration().unwrap_or_default(), error);
+                    outcome
                 }
-                Ok((Some(upstream), head)) => upstream.forward(stream, head, &turns, &recording).await,
+                Ok((Some(upstream), head)) => upstream.forward(stream, head, &turns, arrival).await,
                 Ok((None, _)) => {
                     stream.reset(Reset::Refused);
                     fail(Reset::Refused, "the relay named a tunnel that this client does not have".to_owned())
@@ -570,9 +568,6 @@ impl Serve {
                     fail(Reset::Malformed, detail)
                 }
             };
-            if let Some(duration) = outcome.duration() {
-                recording.ended(outcome.status, duration, outcome.error);
-            }
             Some(outcome)
         }));
     }

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use http::{Request, Response};
 
+use crate::capture::Capture;
 use crate::client::{Client, ClientError, TunnelOptions};
 use crate::config::value::{Secret, UpstreamProtocol};
 use crate::session::dial::{RelayUrl, Target, Trust};
 use crate::tunnel::Tunnel;
-use crate::tunnel::received::keeping;
+use crate::tunnel::received::{BOUNDS, reading_all};
 use crate::upstream::address::{HostPort, UpstreamAddr};
 use crate::upstream::rewrite::HostHeader;
 use crate::upstream::service::{Body, Destination, Service};
@@ -102,9 +103,9 @@ impl TunnelBuilder {
         self
     }
 
-    /// Keeps each request for [`Tunnel::next_request`]. Without [`TunnelBuilder::serve`] they are answered with an empty
-    /// 200; with it, the handler gets a request once its body has been read. Requests that go to an
-    /// [`TunnelBuilder::upstream`] cannot be kept.
+    /// Keeps each request for [`Tunnel::next_request`], whoever answers it: the [`TunnelBuilder::upstream`], the handler of
+    /// [`TunnelBuilder::serve`], or, without either, an empty 200. What a handler leaves of a body is read before its
+    /// answer goes out; of a service's requests is kept what that has read.
     pub fn capture(mut self) -> Self {
         self.capture = true;
         self
@@ -162,23 +163,14 @@ impl TunnelBuilder {
             Some(mode) => mode.parse().map_err(|error| wrong("host_header", &error))?,
             None => HostHeader::default(),
         };
-        let (destination, received): (Destination, _) = match (self.answers, self.capture) {
-            (Some(Answers::Upstream(_)), true) => {
-                return Err(wrong("capture", &"requests that go to an upstream are not kept; use serve(handler)"));
-            }
-            (Some(Answers::Upstream(address)), false) => {
+        let destination: Destination = match (self.answers, self.capture) {
+            (Some(Answers::Upstream(address)), _) => {
                 let address: UpstreamAddr = address.parse().map_err(|error| wrong("upstream", &error))?;
-                (address.into(), None)
+                address.into()
             }
-            (Some(Answers::Handler(service)), false) => (service.into(), None),
-            (Some(Answers::Handler(service)), true) => {
-                let (service, received) = keeping(service);
-                (service.into(), Some(received))
-            }
-            (None, true) => {
-                let (service, received) = keeping(Service::new("capture", |_| async { Response::new(()) }));
-                (service.into(), Some(received))
-            }
+            (Some(Answers::Handler(service)), false) => service.into(),
+            (Some(Answers::Handler(service)), true) => reading_all(service).into(),
+            (None, true) => reading_all(Service::new("capture", |_| async { Response::new(()) })).into(),
             (None, false) => {
                 let what = "nothing answers; call upstream(3000), serve(handler) or capture()";
                 return Err(wrong("upstream", &what));
@@ -205,7 +197,7 @@ impl TunnelBuilder {
             takeover: self.takeover,
             ..TunnelOptions::new(destination)
         };
-        Ok(Tunnel::open(client, options, received).await?)
+        Ok(Tunnel::open(client, options, self.capture.then(|| Capture::within(BOUNDS))).await?)
     }
 }
 

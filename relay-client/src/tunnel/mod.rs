@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::capture::Capture;
 use crate::client::{Client, ClientError, TunnelOptions};
 use crate::event::{Event, Observer};
 use crate::tunnel::builder::TunnelBuilder;
@@ -117,8 +118,13 @@ impl Tunnel {
     pub(crate) async fn open(
         client: Client,
         options: TunnelOptions,
-        received: Option<Received>,
+        capture: Option<Capture>,
     ) -> Result<Self, ClientError> {
+        let received = capture.as_ref().map(Received::of);
+        let client = match &capture {
+            Some(capture) => client.capturing(capture.clone()),
+            None => client,
+        };
         let (ready, is_ready) = oneshot::channel();
         let (seen, exchanges) = mpsc::channel(KEPT);
         let (said, status) = watch::channel(Status::Connecting);
@@ -137,6 +143,9 @@ impl Tunnel {
             };
             let reason = ended.as_ref().err().map(ToString::to_string);
             watcher.status.send_replace(Status::Ended { reason });
+            if let Some(capture) = capture {
+                capture.close();
+            }
             ended
         });
         tokio::select! {
@@ -166,9 +175,10 @@ impl Tunnel {
         self.exchanges.recv().await
     }
 
-    /// The next request that a tunnel with [`TunnelBuilder::capture`] has received; `None` once the tunnel has ended, or
-    /// where it captures nothing. 1,024 wait to be taken; the one behind those that come then tells how many were
-    /// [missed](ReceivedRequest::missed). Nothing is lost where the future is dropped.
+    /// The next request that a tunnel with [`TunnelBuilder::capture`] has received and that was answered; `None` once the
+    /// tunnel has ended, or where it captures nothing. The last 1,024 are kept, with up to 64 MiB; the next one behind
+    /// those that had to go tells how many were [missed](ReceivedRequest::missed). Nothing is lost where the future is
+    /// dropped.
     pub async fn next_request(&mut self) -> Option<ReceivedRequest> {
         match &mut self.received {
             Some(received) => received.next().await,

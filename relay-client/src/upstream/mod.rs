@@ -42,7 +42,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::capture::Recording;
+use crate::capture::{Arrival, Recording};
 use crate::config::value::UpstreamProtocol;
 use crate::upstream::rewrite::Rewriter;
 use crate::upstream::service::Destination;
@@ -147,7 +147,7 @@ impl Outcome {
 /// What an exchange has said of its answer.
 #[derive(Debug)]
 struct Sent<'a> {
-    recording: &'a Recording,
+    recording: Recording,
     status: Option<StatusCode>,
     /// The session's turn in which the head was queued, and the present one. At the end of a turn what is queued is
     /// sent.
@@ -157,9 +157,22 @@ struct Sent<'a> {
 
 impl Sent<'_> {
     fn head(&mut self, status: StatusCode) {
-        self.recording.answered(status);
         self.status = Some(status);
         self.turn = self.turns.load(Relaxed);
+    }
+
+    /// Sends what comes behind the head. Mostly it is there, and the end of the exchange tells of both.
+    async fn behind<T>(&self, rest: impl Future<Output = T>) -> T {
+        let (mut rest, mut told) = (pin!(rest), false);
+        poll_fn(|cx| {
+            let polled = rest.as_mut().poll(cx);
+            if let (Poll::Pending, false, Some(status)) = (&polled, told, self.status) {
+                told = true;
+                self.recording.answered(status);
+            }
+            polled
+        })
+        .await
     }
 
     /// The status that the relay has been told, as well as we can know it: a link that is stuck holds it back for longer.
@@ -218,17 +231,20 @@ impl Upstream {
         stream: Stream,
         head: RequestHead,
         turns: &AtomicU64,
-        recording: &Recording,
+        arrival: Arrival,
     ) -> Outcome {
         let arrived = Instant::now();
-        let mut sent = Sent { recording, status: None, turn: 0, turns };
+        let body = RequestBody::of(&stream, &self.kept, &head, |body, whole| {
+            arrival.keep(&head, Some(self.name()), body, whole)
+        });
+        let mut sent = Sent { recording: body.recording(), status: None, turn: 0, turns };
         // Dropping the exchange aborts the call to the service, so it must be dropped when the stream is reset.
         //
         // That is how a deadline ends it. The relay's clock alone decides, and may give a slow upload more time than
         // `head.deadline_ms` said; its reset comes when a clock of ours would strike, at the time that the head came
         // plus what it left. Where the link is dead, the session ends within 15 s and every exchange with it.
         let result = {
-            let mut exchange = pin!(self.exchange(&stream, &head, &mut sent));
+            let mut exchange = pin!(self.exchange(&stream, &head, body, &mut sent));
             poll_fn(|cx| match exchange.as_mut().poll(cx) {
                 Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
                 // What looks like the service's failure may be ours, made of a request that ended before its time.
@@ -260,7 +276,9 @@ impl Upstream {
                 (status, Some(code), detail)
             }
         };
-        Outcome { tunnel: Some(self.name()), head: Some(head), arrived, status, error, detail }
+        let outcome = Outcome { tunnel: Some(self.name()), head: Some(head), arrived, status, error, detail };
+        sent.recording.ended(status, outcome.duration().unwrap_or_default(), error);
+        outcome
     }
 
     /// What the tunnel is called on this machine.
@@ -302,11 +320,13 @@ impl Upstream {
         self.http2.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn exchange(&self, stream: &Stream, head: &RequestHead, sent: &mut Sent<'_>) -> Result<(), Failure> {
-        let mut body = match &head.upgrade {
-            Some(_) => RequestBody::none(stream, &self.kept, sent.recording),
-            None => RequestBody::of(stream, &self.kept, sent.recording, expects_continue(head)),
-        };
+    async fn exchange(
+        &self,
+        stream: &Stream,
+        head: &RequestHead,
+        mut body: RequestBody,
+        sent: &mut Sent<'_>,
+    ) -> Result<(), Failure> {
         if self.protocol == UpstreamProtocol::H2c && head.upgrade.is_none() {
             return self.exchange_http2(stream, head, body, sent).await;
         }
@@ -440,7 +460,7 @@ impl Upstream {
         self.send_head(stream, &response, None, sent).map_err(Attempt::Final)?;
         let pumped = {
             let pump = pump(response.body_mut(), stream);
-            connection.wire.drive(pump).await
+            sent.behind(connection.wire.drive(pump)).await
         };
         pumped.map_err(Attempt::Final)?;
         drop(response);
@@ -481,7 +501,7 @@ impl Upstream {
                 Err(error) => return Err(invalid(&error)),
             };
             self.send_head(stream, &response, None, sent)?;
-            return pump(response.body_mut(), stream).await;
+            return sent.behind(pump(response.body_mut(), stream)).await;
         }
     }
 
@@ -549,10 +569,14 @@ impl Upstream {
         }
         let protocol = response.headers().get(header::UPGRADE).cloned();
         self.send_head(stream, &response, protocol, sent)?;
-        let upgraded = connection.wire.drive(hyper::upgrade::on(response)).await.map_err(|error| invalid(&error))?;
-        // Whichever side ends it, both have been told.
-        let _ = splice(TokioIo::new(upgraded), stream.clone(), UPGRADE_IDLE).await;
-        Ok(())
+        sent.behind(async {
+            let upgraded =
+                connection.wire.drive(hyper::upgrade::on(response)).await.map_err(|error| invalid(&error))?;
+            // Whichever side ends it, both have been told.
+            let _ = splice(TokioIo::new(upgraded), stream.clone(), UPGRADE_IDLE).await;
+            Ok(())
+        })
+        .await
     }
 }
 
@@ -774,30 +798,28 @@ struct Sending {
 }
 
 impl RequestBody {
-    /// No body: what comes on the stream of an upgrade belongs to the new protocol.
-    fn none(stream: &Stream, kept: &Arc<AtomicUsize>, recording: &Recording) -> Self {
-        let mut sending = Sending::new(stream, kept, recording);
-        sending.ends(Bytes::new());
-        Self::new(sending)
-    }
-
     /// The body of a stream whose head was taken. What has arrived with the head is taken too, so that its length is
-    /// known where it is all.
-    fn of(stream: &Stream, kept: &Arc<AtomicUsize>, recording: &Recording, held_back: bool) -> Self {
-        let mut sending = Sending::new(stream, kept, recording);
+    /// known where it is all; `record` is told of it. An upgrade has no body: what comes belongs to the new protocol.
+    fn of(
+        stream: &Stream,
+        kept: &Arc<AtomicUsize>,
+        head: &RequestHead,
+        record: impl FnOnce(&[Bytes], bool) -> Recording,
+    ) -> Self {
+        let mut sending = Sending::new(stream, kept);
+        sending.end = head.upgrade.as_ref().map(|_| Bytes::new());
+        let held_back = expects_continue(head);
         let cx = Context::from_waker(Waker::noop());
         while !held_back && sending.end.is_none() && sending.may_keep(1) {
             match stream.poll_recv(&cx) {
-                Poll::Ready(Ok(Some(Item::Data(bytes)))) => {
-                    sending.recording.data(&bytes);
-                    sending.keep(&bytes);
-                }
-                Poll::Ready(Ok(Some(Item::End(trailers)))) => sending.ends(trailers),
+                Poll::Ready(Ok(Some(Item::Data(bytes)))) => sending.keep(&bytes),
+                Poll::Ready(Ok(Some(Item::End(trailers)))) => sending.end = Some(trailers),
                 // An error comes again when the body is asked for.
                 _ => break,
             }
         }
         sending.replayable = sending.kept_len <= REPLAY;
+        sending.recording = record(&sending.kept, sending.end.is_some());
         Self::new(sending)
     }
 
@@ -807,6 +829,10 @@ impl RequestBody {
 
     fn lock(&self) -> MutexGuard<'_, Sending> {
         self.sending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn recording(&self) -> Recording {
+        self.lock().recording.clone()
     }
 
     /// Starts again from the beginning, in this clone and those made of it; false when that is not held any more.
@@ -823,10 +849,10 @@ impl RequestBody {
 }
 
 impl Sending {
-    fn new(stream: &Stream, all: &Arc<AtomicUsize>, recording: &Recording) -> Self {
+    fn new(stream: &Stream, all: &Arc<AtomicUsize>) -> Self {
         Self {
             stream: stream.clone(),
-            recording: recording.clone(),
+            recording: Recording::default(),
             attempt: 1,
             all: all.clone(),
             kept: Vec::new(),
@@ -995,7 +1021,7 @@ const OWN_LINES: usize = 9;
 
 /// Adds the public truth: who asked, by which name and scheme. The relay has removed every line of these names that
 /// the sender wrote; what is there now is the relay's own.
-fn forwarded(head: &RequestHead, headers: &mut HeaderMap) {
+pub(crate) fn forwarded(head: &RequestHead, headers: &mut HeaderMap) {
     let proto = headers.entry(X_FORWARDED_PROTO).or_insert(HeaderValue::from_static("https"));
     let scheme = proto.to_str().unwrap_or("https");
     let (remote, host) = (&head.remote, &head.authority);
@@ -1063,7 +1089,7 @@ mod tests {
         let socket = Driver::websocket(io, Bytes::new(), Side::Relay, 1024).await;
         let (link, _driver) = Driver::new(Side::Relay, Limits::default(), socket);
         let stream = link.open(Bytes::from_static(b"head"), &mut Bytes::new(), false).unwrap();
-        let mut sending = Sending::new(&stream, &Arc::default(), &Recording::default());
+        let mut sending = Sending::new(&stream, &Arc::default());
         sending.keep(&Bytes::from_static(b"body"));
         sending.end = Some(Bytes::new());
         let mut body = RequestBody::new(sending);
