@@ -24,14 +24,13 @@ use relay_client::config::DevSettings;
 use relay_client::config::value::Output;
 use relay_client::config::{ConfigError, Files, Places, Settings};
 use relay_client::control::ControlError;
-use relay_client::platform::hangup_is_ignored;
+use relay_client::platform::{Signal, Signals};
 use relay_client::session::dial::TargetError;
 use relay_client::session::probe::Probe;
 use relay_client::terminal::screen::Screen;
 use relay_client::terminal::{self, tell};
 use relay_client::{ClientError, ConnectError};
 use tokio::runtime::Builder;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
@@ -104,7 +103,7 @@ async fn run(command: Command) -> ExitCode {
             Command::Dev(args) => dev(args, Files::load(&places)?, &mut signals).await,
             Command::Wait(args) => {
                 let mut by = Exit::Done;
-                wait::run(args, &mut Files::load(&places)?, async { by = signals.next().await }).await?;
+                wait::run(args, &mut Files::load(&places)?, async { by = signals.next().await.into() }).await?;
                 Ok(by as u8)
             }
             Command::Login(args) => login(args, &places, &mut signals).await,
@@ -125,7 +124,7 @@ async fn http(args: HttpArgs, mut files: Files, signals: &mut Signals) -> Ended 
     let screen = Screen::new(&settings.show, &files);
     let client = screen.prove(open::client(args.upstream, settings)?, Probe::new());
     let (mut observer, stop) = (screen.clone(), CancellationToken::new());
-    signals.attend(client.run(&mut observer, stop.cancelled()), &stop, &screen).await
+    attend(signals, client.run(&mut observer, stop.cancelled()), &stop, &screen).await
 }
 
 async fn listen(args: ListenArgs, mut files: Files, signals: &mut Signals) -> Ended {
@@ -134,13 +133,13 @@ async fn listen(args: ListenArgs, mut files: Files, signals: &mut Signals) -> En
     let screen = Screen::answering(&settings.show, &files, answer.describe());
     let (client, mut observer) = listen::open(settings, answer, screen.clone())?;
     let stop = CancellationToken::new();
-    signals.attend(client.run(&mut observer, stop.cancelled()), &stop, &screen).await
+    attend(signals, client.run(&mut observer, stop.cancelled()), &stop, &screen).await
 }
 
 async fn start(args: StartArgs, places: Places, signals: &mut Signals) -> Ended {
     let (start, files) = Start::new(args, places)?;
     let (screen, stop) = (Screen::new(start.show(), &files), CancellationToken::new());
-    signals.attend(Box::pin(start.run(screen.clone(), stop.cancelled())), &stop, &screen).await
+    attend(signals, Box::pin(start.run(screen.clone(), stop.cancelled())), &stop, &screen).await
 }
 
 async fn run_command(args: RunArgs, mut files: Files, signals: &mut Signals) -> Ended {
@@ -165,12 +164,12 @@ async fn dev(args: DevArgs, files: Files, signals: &mut Signals) -> Ended {
         None => Screen::answering(&settings.show, &files, dev::DEMO.to_owned()),
     };
     let stop = CancellationToken::new();
-    signals.attend(Box::pin(dev::run(settings, screen.clone(), stop.cancelled())), &stop, &screen).await
+    attend(signals, Box::pin(dev::run(settings, screen.clone(), stop.cancelled())), &stop, &screen).await
 }
 
 async fn login(args: LoginArgs, places: &Places, signals: &mut Signals) -> Ended {
     let mut by = Exit::Interrupted;
-    match login::login(args, places, async { by = signals.next().await }).await {
+    match login::login(args, places, async { by = signals.next().await.into() }).await {
         Ok(done) => {
             tell(&done);
             Ok(Exit::Done as u8)
@@ -183,7 +182,7 @@ async fn login(args: LoginArgs, places: &Places, signals: &mut Signals) -> Ended
 async fn status(output: Output, signals: &mut Signals) -> Ended {
     let report = tokio::select! {
         report = status::report(output) => report?,
-        by = signals.next() => return Ok(by as u8),
+        by = signals.next() => return Ok(Exit::from(by) as u8),
     };
     report.notices.iter().for_each(tell);
     print(report.shown.as_bytes())
@@ -272,69 +271,39 @@ fn exit_of(error: &ClientError) -> Exit {
     }
 }
 
-/// Ctrl-C, SIGTERM, and SIGHUP, which comes when the terminal is closed.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    /// None under `nohup`.
-    hangup: Option<Signal>,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        let hangup = if hangup_is_ignored() { None } else { Some(signal(SignalKind::hangup())?) };
-        let (interrupt, terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-        Ok(Self { interrupt, terminate, hangup })
-    }
-
-    async fn next(&mut self) -> Exit {
-        let hangup = async {
-            match &mut self.hangup {
-                Some(hangup) => hangup.recv().await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            _ = self.interrupt.recv() => Exit::Interrupted,
-            _ = self.terminate.recv() => Exit::Terminated,
-            _ = hangup => Exit::HungUp,
-        }
-    }
-
-    /// Runs a tunnel, and says what ended it. A signal, or the end of whatever the screen is for, lets it finish what is
-    /// under way; a second signal does not.
-    async fn attend<E: Into<Failure>>(
-        &mut self,
-        tunnel: impl Future<Output = Result<(), E>>,
-        stop: &CancellationToken,
-        screen: &Screen,
-    ) -> Ended {
-        let mut by = Exit::Done;
-        let ended = {
-            let mut tunnel = pin!(screen.during(tunnel));
-            loop {
-                tokio::select! {
-                    ended = &mut tunnel => break ended,
-                    signal = self.next() => {
-                        // Of a terminal that is closed both the system and the shell may tell.
-                        if signal == Exit::HungUp && by == Exit::HungUp {
-                            continue;
-                        }
-                        by = signal;
-                        if stop.is_cancelled() {
-                            break Ok(());
-                        }
-                        stop.cancel();
+/// Runs a tunnel, and says what ended it. A signal, or the end of whatever the screen is for, lets it finish what is
+/// under way; a second signal does not.
+async fn attend<E: Into<Failure>>(
+    signals: &mut Signals,
+    tunnel: impl Future<Output = Result<(), E>>,
+    stop: &CancellationToken,
+    screen: &Screen,
+) -> Ended {
+    let mut by = Exit::Done;
+    let ended = {
+        let mut tunnel = pin!(screen.during(tunnel));
+        loop {
+            tokio::select! {
+                ended = &mut tunnel => break ended,
+                signal = signals.next() => {
+                    // Of a terminal that is closed both the system and the shell may tell.
+                    if signal == Signal::HangUp && by == Exit::HungUp {
+                        continue;
                     }
-                    () = screen.over(), if !stop.is_cancelled() => stop.cancel(),
+                    by = signal.into();
+                    if stop.is_cancelled() {
+                        break Ok(());
+                    }
+                    stop.cancel();
                 }
+                () = screen.over(), if !stop.is_cancelled() => stop.cancel(),
             }
-        };
-        let failed = screen.close();
-        ended.map_err(Into::into)?;
-        match failed {
-            Some(message) => Err(Failure { exit: Exit::Failed, message }),
-            None => Ok(by as u8),
         }
+    };
+    let failed = screen.close();
+    ended.map_err(Into::into)?;
+    match failed {
+        Some(message) => Err(Failure { exit: Exit::Failed, message }),
+        None => Ok(by as u8),
     }
 }

@@ -19,9 +19,10 @@ use std::{
 
 use aws_lc_rs::digest::{Context, SHA256};
 
+use crate::atomic;
 use crate::config::value::{Secret, is_label};
+use crate::platform::{Base, base_directory, create_private_directory};
 use crate::session::dial::RelayUrl;
-use crate::{atomic, config::base_directory, platform::create_private_directory};
 
 /// The relay keeps a name for its token for 30 days after the last use. Long after that a file is
 /// of no use, and temporary directories would leave files behind for ever.
@@ -37,7 +38,7 @@ pub struct Names {
 impl Names {
     /// Those in `$XDG_STATE_HOME/relay`, or else `~/.local/state/relay`, for the current directory.
     pub fn here(relay: &RelayUrl, token: Option<&Secret>) -> Self {
-        match (base_directory("XDG_STATE_HOME", ".local/state"), std::env::current_dir()) {
+        match (base_directory(Base::State), std::env::current_dir()) {
             (Some(state), Ok(directory)) => Self::of(&state.join("relay"), relay, token, &directory),
             _ => Self { file: None },
         }

@@ -20,6 +20,7 @@ use crate::capture::filter::{self, HeaderPattern, JsonPattern, PathPattern};
 use crate::config::value::{
     Inspect, Output, Secret, UpstreamProtocol, duration, final_status, header, inspect, replaceable, size, subdomain,
 };
+use crate::platform::Signal;
 use crate::session::dial::RelayUrl;
 use crate::upstream::address::{HostPort, UpstreamAddr};
 use crate::upstream::rewrite::HostHeader;
@@ -541,6 +542,16 @@ pub enum Exit {
     Interrupted = 130,
     /// Ended by SIGTERM: 128 + 15.
     Terminated = 143,
+}
+
+impl From<Signal> for Exit {
+    fn from(signal: Signal) -> Self {
+        match signal {
+            Signal::HangUp => Self::HungUp,
+            Signal::Interrupt => Self::Interrupted,
+            Signal::Terminate => Self::Terminated,
+        }
+    }
 }
 
 impl From<Exit> for ExitCode {

@@ -11,8 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::client::{Client, ClientError, TunnelOptions};
 use crate::commands::demo;
-use crate::config::{DevSettings, base_directory};
+use crate::config::DevSettings;
 use crate::control::Control;
+use crate::platform::{Base, base_directory};
 use crate::session::dial::{Target, Trust};
 use crate::session::probe::Probe;
 use crate::terminal::screen::Screen;
@@ -109,5 +110,5 @@ fn config(settings: &DevSettings, name: &str) -> Config {
 
 /// Where the CA is kept when nobody says.
 fn default_dir() -> PathBuf {
-    base_directory("XDG_DATA_HOME", ".local/share").unwrap_or_else(std::env::temp_dir).join("relay-dev")
+    base_directory(Base::Data).unwrap_or_else(std::env::temp_dir).join("relay-dev")
 }

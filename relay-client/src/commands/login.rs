@@ -48,7 +48,7 @@ pub enum LoginError {
     #[error(transparent)]
     Connect(#[from] ConnectError),
     /// This user has no home.
-    #[error("there is no directory for settings: set HOME or XDG_CONFIG_HOME")]
+    #[error("there is no directory for settings: set HOME or XDG_CONFIG_HOME, or on Windows APPDATA")]
     NoHome,
     /// The file cannot be written or removed.
     #[error("{}: {source}", file.display())]

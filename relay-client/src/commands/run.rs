@@ -21,7 +21,7 @@ use crate::commands::cli::Exit;
 use crate::commands::open;
 use crate::config::Settings;
 use crate::event::{Event, Observer};
-use crate::platform;
+use crate::platform::{self, Signal};
 use crate::session::dial::{RelayUrlError, TargetError};
 use crate::session::probe::{Probe, ProbeError};
 use crate::terminal::screen::{PROBE, Screen};
@@ -79,7 +79,7 @@ pub async fn run(
     upstream: UpstreamAddr,
     words: &[OsString],
     mut screen: Screen,
-    mut signals: impl AsyncFnMut() -> Exit,
+    mut signals: impl AsyncFnMut() -> Signal,
 ) -> Result<u8, RunError> {
     let client = open::client(upstream, settings)?;
     let relay = client.target().clone();
@@ -108,7 +108,7 @@ pub async fn run(
             },
             signal = signals() => {
                 stop.cancel();
-                return Ok(Some(signal as u8));
+                return Ok(Some(Exit::from(signal) as u8));
             }
         };
         let job = async {
@@ -116,7 +116,7 @@ pub async fn run(
             tokio::select! {
                 answered = probe.come_back(&public, PROBE) => answered?,
                 () = gone.cancelled() => return Ok(None),
-                signal = signals() => return Ok(Some(signal as u8)),
+                signal = signals() => return Ok(Some(Exit::from(signal) as u8)),
             }
             let status = supervise(start(words, &ready)?, signals).await?;
             Ok(Some(platform::code_of(status)))
@@ -150,11 +150,11 @@ fn start(words: &[OsString], ready: &Ready) -> Result<Child, RunError> {
 }
 
 /// Waits for the command, and passes on what it is sent.
-async fn supervise(mut child: Child, mut signals: impl AsyncFnMut() -> Exit) -> Result<ExitStatus, RunError> {
+async fn supervise(mut child: Child, mut signals: impl AsyncFnMut() -> Signal) -> Result<ExitStatus, RunError> {
     loop {
         tokio::select! {
             status = child.wait() => return Ok(status?),
-            signal = signals() => platform::pass_on(&child, signal == Exit::Interrupted),
+            signal = signals() => platform::pass_on(&child, signal),
         }
     }
 }

@@ -43,6 +43,7 @@ use serde::{Deserialize, Deserializer, de};
 
 use crate::commands::cli::{DevArgs, OpenArgs, ServiceArgs, SessionArgs, ShowArgs, TunnelArgs};
 use crate::config::value::{Inspect, Output, Secret, UpstreamProtocol, duration, inspect, is_table_name, subdomain};
+use crate::platform::{Base, base_directory, readable_by_others};
 use crate::session::dial::RelayUrl;
 use crate::upstream::address::{HostPort, UpstreamAddr};
 use crate::upstream::rewrite::HostHeader;
@@ -330,7 +331,7 @@ pub struct Places {
 impl Places {
     /// Those of this process.
     pub fn of_process() -> Self {
-        let config_home = base_directory("XDG_CONFIG_HOME", ".config");
+        let config_home = base_directory(Base::Config);
         Self {
             only: std::env::var_os("RELAY_CONFIG").filter(|value| !value.is_empty()).map(PathBuf::from),
             project: Some(PathBuf::from("relay.toml")),
@@ -338,14 +339,6 @@ impl Places {
             login: config_home.map(|home| home.join("relay/login.toml")),
         }
     }
-}
-
-/// A directory of the XDG base directory specification: the variable where it is absolute, or else
-/// below the home directory.
-pub(crate) fn base_directory(variable: &str, below_home: &str) -> Option<PathBuf> {
-    let absolute = |path: &PathBuf| path.is_absolute();
-    let given = std::env::var_os(variable).map(PathBuf::from).filter(absolute);
-    given.or_else(|| std::env::home_dir().filter(absolute).map(|home| home.join(below_home)))
 }
 
 /// What the configuration files say together.
@@ -409,7 +402,7 @@ impl Files {
         if let (Some(ca), Some(directory)) = (&mut file.relay_ca, path.parent()) {
             *ca = directory.join(&*ca);
         }
-        if file.token.is_some() && readable_by_others(path) {
+        if file.token.is_some() && std::fs::metadata(path).is_ok_and(|data| readable_by_others(&data)) {
             self.warnings.push(format!(
                 "{0} holds a token and others on this machine can read it: chmod 600 {0}",
                 path.display()
@@ -550,17 +543,6 @@ fn places(file: &Path, text: &str) -> BTreeMap<String, Place> {
         keys.into_keys().map(|key| place(key, &table)).collect::<Vec<_>>()
     });
     inner.chain(keys.into_keys().map(|key| place(key, ""))).collect()
-}
-
-#[cfg(unix)]
-fn readable_by_others(path: &Path) -> bool {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::metadata(path).is_ok_and(|data| data.permissions().mode() & 0o077 != 0)
-}
-
-#[cfg(not(unix))]
-fn readable_by_others(_: &Path) -> bool {
-    false
 }
 
 /// Why there is no configuration. All of these are usage errors.

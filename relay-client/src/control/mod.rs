@@ -19,9 +19,9 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader};
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::io::{
+    AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader, ReadHalf, WriteHalf, split,
+};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -29,9 +29,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::board::{Board, Status};
 use crate::capture::{Capture, News, Since};
-use crate::config::base_directory;
 use crate::config::value::Inspect;
-use crate::platform;
+use crate::platform::{self, Base, Connected, Listener, base_directory};
 
 /// The protocol's number. One that is asked in another one refuses, and says its own.
 const VERSION: u32 = 1;
@@ -70,7 +69,10 @@ pub enum ControlError {
         source: io::Error,
     },
     /// There is no place for one.
-    #[error("running clients are found in XDG_RUNTIME_DIR or below the home directory, and neither is known; set HOME")]
+    #[error(
+        "running clients are found in XDG_RUNTIME_DIR or below the home directory, and neither is known; set HOME, or \
+         on Windows LOCALAPPDATA"
+    )]
     Homeless,
     /// The socket itself.
     #[error("cannot listen on {}: {source}", path.display())]
@@ -188,7 +190,7 @@ impl Drop for Serving {
     }
 }
 
-fn bind(directory: &Path) -> Result<(PathBuf, UnixListener), ControlError> {
+fn bind(directory: &Path) -> Result<(PathBuf, Listener), ControlError> {
     let mut random = [0; 4];
     let path = aws_lc_rs::rand::fill(&mut random)
         .map(|()| directory.join(format!("{}-{:08x}.sock", std::process::id(), u32::from_be_bytes(random))))
@@ -196,8 +198,7 @@ fn bind(directory: &Path) -> Result<(PathBuf, UnixListener), ControlError> {
         .map_err(|source| ControlError::Socket { path: directory.to_owned(), source })?;
     // Nobody must find it before there is somebody who listens, and take it for one that was left behind.
     let new = path.with_extension("new");
-    let bound = UnixListener::bind(&new).and_then(|listener| {
-        platform::make_private(&new)?;
+    let bound = Listener::bind(&new).and_then(|listener| {
         std::fs::rename(&new, &path)?;
         Ok(listener)
     });
@@ -211,13 +212,13 @@ fn bind(directory: &Path) -> Result<(PathBuf, UnixListener), ControlError> {
     }
 }
 
-async fn listen(listener: UnixListener, control: Control, closing: CancellationToken) {
+async fn listen(mut listener: Listener, control: Control, closing: CancellationToken) {
     let (asking, watching) = (Arc::new(Semaphore::new(ASKING)), Arc::new(Semaphore::new(WATCHING)));
     let mut conversations = JoinSet::new();
     loop {
         let next = async {
             let turn = asking.clone().acquire_owned().await;
-            listener.accept().await.map(|(stream, _)| (stream, turn))
+            listener.accept().await.map(|stream| (stream, turn))
         };
         tokio::select! {
             () = closing.cancelled() => break,
@@ -245,9 +246,13 @@ async fn listen(listener: UnixListener, control: Control, closing: CancellationT
 }
 
 /// Answers one question. `turn` is given back when that was the short part of it.
-async fn converse(stream: UnixStream, control: &Control, turn: impl Send, watching: &Semaphore) -> io::Result<()> {
-    must_be_ours(&stream)?;
-    let (reader, mut writer) = stream.into_split();
+async fn converse(
+    stream: impl AsyncRead + AsyncWrite,
+    control: &Control,
+    turn: impl Send,
+    watching: &Semaphore,
+) -> io::Result<()> {
+    let (reader, mut writer) = split(stream);
     let mut lines = Lines::new(reader, QUESTION);
     let question = timeout(PATIENCE, lines.next()).await??.ok_or(io::ErrorKind::UnexpectedEof)?;
     let since = match understand(&question) {
@@ -323,9 +328,9 @@ pub(crate) enum Found {
 pub(crate) struct Asked {
     /// How it was then.
     pub(crate) status: Status,
-    lines: Lines<OwnedReadHalf>,
+    lines: Lines<ReadHalf<Connected>>,
     /// Held open: closing it ends the conversation.
-    _writer: OwnedWriteHalf,
+    _writer: WriteHalf<Connected>,
 }
 
 impl Asked {
@@ -393,9 +398,7 @@ enum Put {
 }
 
 async fn put(path: &Path, ask: Ask) -> io::Result<Put> {
-    let stream = UnixStream::connect(path).await?;
-    must_be_ours(&stream)?;
-    let (reader, mut writer) = stream.into_split();
+    let (reader, mut writer) = split(platform::connect(path).await?);
     say(&mut writer, &Question { version: VERSION, ask }).await?;
     let mut lines = Lines::new(reader, ANSWER);
     let first = lines.next().await?.ok_or(io::ErrorKind::UnexpectedEof)?;
@@ -411,19 +414,11 @@ fn directory() -> Result<PathBuf, ControlError> {
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
     // It may be another user's, as after `sudo -E`.
     let runtime = runtime.filter(|path| platform::is_users(path)).map(|path| path.join("relay"));
-    let state = || base_directory("XDG_STATE_HOME", ".local/state").map(|path| path.join("relay/clients"));
+    let state = || base_directory(Base::State).map(|path| path.join("relay/clients"));
     runtime.or_else(state).ok_or(ControlError::Homeless)
 }
 
 // ---- both sides ------------------------------------------------------------------------------------
-
-/// Whether the other side is this user's, too.
-fn must_be_ours(stream: &UnixStream) -> io::Result<()> {
-    if stream.peer_cred()?.uid() == platform::user() {
-        return Ok(());
-    }
-    Err(io::Error::new(io::ErrorKind::PermissionDenied, "it is another user's"))
-}
 
 /// Lines of at most so many bytes.
 #[derive(Debug)]
@@ -468,8 +463,8 @@ mod tests {
 
     /// What a client answers to these bytes, up to its silence or the end.
     async fn answer(control: &Control, question: &[u8]) -> Vec<String> {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let (reader, mut writer) = ours.into_split();
+        let (ours, theirs) = tokio::io::duplex(2 * QUESTION);
+        let (reader, mut writer) = split(ours);
         let mut lines = Lines::new(reader, ANSWER);
         let ask = async {
             let _ = writer.write_all(question).await;
@@ -518,7 +513,7 @@ mod tests {
         assert!(!path.exists() && two.path.exists());
         assert!(find(7, &path, &ask, PATIENCE).await.is_none());
         // Killed, it leaves its socket behind.
-        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        drop(Listener::bind(&path).unwrap());
         assert!(find(7, &path, &ask, PATIENCE).await.is_none() && !path.exists());
         assert!(matches!(find(7, &two.path, &Ask::Status, PATIENCE).await, Some(Found::Answers(_))));
     }

@@ -66,7 +66,7 @@ use unicode_width::UnicodeWidthChar as _;
 
 use crate::config::value::Output;
 use crate::event::{Body, Event};
-use crate::platform::{is_ready, write_now};
+use crate::platform::{is_ready, terminal_knows_escapes, write_now};
 use crate::terminal::state_line::StateLine;
 use crate::terminal::traffic::{Sum, Traffic};
 
@@ -154,7 +154,7 @@ impl Style {
         let is = |name: &str, wanted: &dyn Fn(&str) -> bool| {
             std::env::var_os(name).is_some_and(|value| wanted(&value.to_string_lossy()))
         };
-        let dumb = is("TERM", &|value| value == "dumb");
+        let dumb = is("TERM", &|value| value == "dumb") || !terminal_knows_escapes();
         let colour = !dumb && !is("NO_COLOR", &|value| !value.is_empty());
         let state_line = !dumb && io::stderr().is_terminal();
         Self { colour, columns: columns(), sums: true, state_line }
@@ -220,11 +220,8 @@ impl Write for Destination {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        // Nothing is held back but elsewhere than on Unix.
-        match self {
-            Self::Stdout(out) if !cfg!(unix) => out.flush(),
-            _ => Ok(()),
-        }
+        // Nothing is held back.
+        Ok(())
     }
 }
 

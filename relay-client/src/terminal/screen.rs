@@ -278,7 +278,9 @@ impl Screen {
         let look = |id: &str| capture.as_ref()?.get(id);
         match full.view.key(*key, look) {
             Some(Wish::Quit) => self.over.cancel(),
-            Some(Wish::Interrupt) => platform::interrupt(),
+            // Where there are no signals, it ends as it does with `q`.
+            Some(Wish::Interrupt) if platform::interrupt() => {}
+            Some(Wish::Interrupt) => self.over.cancel(),
             Some(Wish::Suspend) if full.suspend().is_err() => self.over.cancel(),
             Some(Wish::Suspend) => self.changed.notify_one(),
             Some(Wish::Copy(text)) => full.copy(&text),

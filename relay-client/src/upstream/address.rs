@@ -10,6 +10,8 @@ use std::{
     str::FromStr,
 };
 
+use crate::platform::SOCKET_PATH_MAX;
+
 /// How the upstream is spoken to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scheme {
@@ -130,15 +132,14 @@ impl UpstreamAddr {
     fn unix(path: &str, input: &str) -> Result<Self, AddressError> {
         // `unix:///run/app.sock`, as some tools write it, is `unix:/run/app.sock`.
         let path = path.strip_prefix("//").filter(|rest| rest.starts_with('/')).unwrap_or(path);
-        if path.is_empty() || path.len() > SOCKET_PATH_MAX || path.contains('\0') {
-            return Err(AddressError::SocketPath { input: input.to_owned() });
+        let input = input.to_owned();
+        let Some(longest) = SOCKET_PATH_MAX else { return Err(AddressError::NoSockets { input }) };
+        if path.is_empty() || path.len() > longest || path.contains('\0') {
+            return Err(AddressError::SocketPath { input, longest });
         }
         Ok(Self(Place::Unix(PathBuf::from(path))))
     }
 }
-
-/// `sun_path` of Linux is 108 bytes with its final zero (unix(7)); other systems allow 104.
-const SOCKET_PATH_MAX: usize = 107;
 
 impl FromStr for UpstreamAddr {
     type Err = AddressError;
@@ -367,8 +368,16 @@ pub enum AddressError {
     #[error("an address holds no user or password (the part before '@'); leave it out")]
     Userinfo,
     /// The path of the Unix socket is empty or too long.
-    #[error("{input:?}: write unix:/path/to/socket, with a path of at most {SOCKET_PATH_MAX} bytes")]
+    #[error("{input:?}: write unix:/path/to/socket, with a path of at most {longest} bytes")]
     SocketPath {
+        /// The whole address.
+        input: String,
+        /// How many bytes it may have here.
+        longest: usize,
+    },
+    /// There are no Unix sockets here.
+    #[error("{input:?}: Unix sockets cannot be used on this system; let the service listen on a port, and give that")]
+    NoSockets {
         /// The whole address.
         input: String,
     },
@@ -448,7 +457,7 @@ mod tests {
             assert!(!error.contains("secret"), "{error}");
             assert!(!error.contains('\u{1b}'), "{error:?}");
         }
-        let long = format!("unix:/{}", "x".repeat(SOCKET_PATH_MAX));
+        let long = format!("unix:/{}", "x".repeat(SOCKET_PATH_MAX.unwrap()));
         assert!(matches!(long.parse::<UpstreamAddr>(), Err(AddressError::SocketPath { .. })));
     }
 

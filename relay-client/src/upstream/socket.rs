@@ -11,9 +11,10 @@ use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signat
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::net::{TcpStream, lookup_host};
 use tokio_rustls::TlsConnector;
 
+use crate::platform;
 use crate::upstream::address::{Candidates, Scheme, UpstreamAddr};
 
 /// A connection to the local service, whatever it is made of.
@@ -72,7 +73,9 @@ pub(crate) async fn connect(addr: &UpstreamAddr, preferred: &AtomicUsize) -> Res
 pub(crate) async fn reach(addr: &UpstreamAddr, preferred: &AtomicUsize) -> Result<Socket, Refused> {
     let refused = |error| Refused::one(addr, error);
     let tcp = match addr.candidates() {
-        Candidates::Socket(path) => return Ok(Box::new(UnixStream::connect(path).await.map_err(refused)?)),
+        Candidates::Socket(path) => {
+            return Ok(Box::new(platform::connect_to_service(path).await.map_err(refused)?));
+        }
         Candidates::Addresses(addresses) => first_of(addresses, preferred).await?,
         Candidates::Name(name, port) => {
             let found = lookup_host((name, port)).await.map_err(refused)?;
