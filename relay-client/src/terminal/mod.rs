@@ -46,10 +46,12 @@
 //! Methods, paths and reasons come from strangers. Characters that could move the cursor, recolour
 //! the screen or reorder a line are escaped in both forms.
 
+mod body;
 mod full_screen;
 mod qr;
 pub mod screen;
 mod state_line;
+mod text;
 mod traffic;
 
 use std::{
@@ -61,14 +63,17 @@ use std::{
 };
 
 use jiff::{Timestamp, tz::TimeZone};
-use serde::{Serialize, de::IgnoredAny};
-use unicode_width::UnicodeWidthChar as _;
 
 use crate::config::value::Output;
 use crate::event::{Body, Event};
 use crate::platform::{is_ready, terminal_knows_escapes, write_now};
+use crate::terminal::body::write_body;
 use crate::terminal::state_line::StateLine;
+use crate::terminal::text::{Text, duration, pad, size, tabbed_line, write_json};
 use crate::terminal::traffic::{Sum, Traffic};
+
+pub(crate) use self::body::plain_body;
+pub(crate) use self::text::{Quoted, Shown, compact, hazardous, json_line};
 
 /// Says something to people on standard error, where no [`Printer`] is at hand. It may have several lines, and strangers'
 /// words in them. That nobody reads it is no reason to fail.
@@ -114,20 +119,6 @@ fn drain(out: &mut impl Write, buffer: &mut Vec<u8>) -> io::Result<()> {
     // One large body is no reason to keep its room for ever.
     buffer.shrink_to(BUFFER_KEPT);
     result
-}
-
-/// A value as a line of JSON that is harmless on a terminal, too.
-pub(crate) fn json_line(value: &impl Serialize) -> String {
-    let mut line = Vec::new();
-    write_json(value, &mut line);
-    String::from_utf8(line).unwrap_or_default()
-}
-
-fn write_json(value: &impl Serialize, out: &mut Vec<u8>) {
-    let mut json = serde_json::Serializer::with_formatter(&mut *out, Harmless);
-    // A buffer takes everything, and every field has a JSON form.
-    let _ = value.serialize(&mut json);
-    out.push(b'\n');
 }
 
 /// How standard output can show things.
@@ -737,42 +728,6 @@ impl<O: Write, E: Write> Printer<O, E> {
     }
 }
 
-/// A body as people see it: readable JSON, text, or hexadecimal, as far as it is shown. `colour` begins and ends what is
-/// said of it.
-fn write_body(out: &mut Text<'_>, body: Body<'_>, size: u64, truncated: bool, colour: (&str, &str)) {
-    let shown = match body {
-        Body::Text(text) if text.len() <= TEXT_SHOWN && !truncated && is_json(text) => {
-            pretty(out, text);
-            text.len()
-        }
-        Body::Text(text) => {
-            let shown = text.get(..text.floor_char_boundary(TEXT_SHOWN)).unwrap_or_default();
-            shown.lines().for_each(|line| {
-                let _ = out.write_str("  ");
-                tabbed_line(out, line);
-            });
-            shown.len()
-        }
-        Body::Bytes(bytes) => {
-            let shown = bytes.get(..BYTES_SHOWN).unwrap_or(bytes);
-            hex(out, shown);
-            shown.len()
-        }
-    };
-    let more = size.saturating_sub(shown as u64);
-    if more > 0 {
-        let kept = if truncated && shown == body.as_bytes().len() { "were not kept" } else { "are not shown" };
-        let _ = writeln!(out, "  {}… {more} more bytes {kept}{}", colour.0, colour.1);
-    }
-}
-
-/// A body as people see it, without colours.
-pub(crate) fn plain_body(body: Body<'_>, size: u64, truncated: bool) -> String {
-    let mut text = Vec::new();
-    write_body(&mut Text(&mut text), body, size, truncated, ("", ""));
-    String::from_utf8_lossy(&text).into_owned()
-}
-
 /// A part of a line that is made of several.
 #[derive(Debug)]
 pub(crate) struct Part {
@@ -824,10 +779,6 @@ pub(crate) const CYAN: &str = "\x1b[36m";
 const DIM: &str = "\x1b[2m";
 const RESET: &str = "\x1b[0m";
 
-/// Bytes of a textual body that people are shown: some thousand lines. Programs get all of it.
-const TEXT_SHOWN: usize = 64 * 1024;
-/// Bytes of any other body that people are shown.
-const BYTES_SHOWN: usize = 256;
 /// Moves to the beginning of the line and erases it (ECMA-48, CR and EL).
 const ERASE_LINE: &str = "\r\x1b[K";
 /// A part of a line is not cut below this.
@@ -849,153 +800,6 @@ const LABEL_MAX: usize = 16;
 /// Methods longer than any registered one (RFC 9110, section 16.1) are cut.
 const METHOD_MAX: usize = 20;
 
-/// Text that is written into bytes.
-struct Text<'a>(&'a mut Vec<u8>);
-
-impl Text<'_> {
-    fn push(&mut self, ascii: char) {
-        let _ = self.write_char(ascii);
-    }
-}
-
-impl fmt::Write for Text<'_> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        self.0.extend_from_slice(text.as_bytes());
-        Ok(())
-    }
-
-    fn write_char(&mut self, character: char) -> fmt::Result {
-        self.write_str(character.encode_utf8(&mut [0; 4]))
-    }
-}
-
-/// A string of a stranger's, with the characters escaped that could do more than stand there.
-pub(crate) struct Shown<'a>(pub(crate) &'a str);
-
-impl Shown<'_> {
-    fn pieces(&self) -> impl Iterator<Item = Piece> {
-        self.0.chars().map(|character| match character {
-            _ if hazardous(character) => Piece::Escape(character),
-            _ => Piece::Plain(character),
-        })
-    }
-
-    /// Columns that it takes.
-    fn columns(&self) -> usize {
-        match self.0.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
-            true => self.0.len(),
-            false => self.pieces().map(|piece| piece.columns()).sum(),
-        }
-    }
-}
-
-impl fmt::Display for Shown<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
-            return f.pad(self.0);
-        }
-        self.pieces().try_for_each(|piece| piece.fmt(f))
-    }
-}
-
-enum Piece {
-    Plain(char),
-    Escape(char),
-}
-
-impl fmt::Display for Piece {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Plain(character) => f.write_char(*character),
-            Self::Escape(character) => character.escape_unicode().fmt(f),
-        }
-    }
-}
-
-impl Piece {
-    fn columns(&self) -> usize {
-        match self {
-            // Two for most of East Asia's and for emoji, none for an accent that joins the character before it (UAX #11).
-            Self::Plain(character) => character.width().unwrap_or(0),
-            Self::Escape(character) => character.escape_unicode().len(),
-        }
-    }
-}
-
-/// Control characters (C0, DEL, C1), line and paragraph separators, what changes the direction of
-/// text (UAX #9), and what has no width of its own and so hides or joins others.
-pub(crate) fn hazardous(character: char) -> bool {
-    match character {
-        ' '..='~' => false,
-        _ => {
-            character.is_control()
-                || matches!(character,
-                    '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-                    | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
-                    | '\u{e0000}'..='\u{e007f}')
-        }
-    }
-}
-
-/// Fills up to `width` with spaces. What is longer than `cut` loses its end to an ellipsis, never
-/// in the middle of an escape.
-fn pad(out: &mut Text<'_>, text: &Shown<'_>, width: usize, cut: Option<usize>) {
-    let columns = text.columns();
-    let mut used = columns;
-    match cut {
-        Some(cut) if columns > cut => {
-            used = 0;
-            for piece in text.pieces() {
-                if used + piece.columns() >= cut {
-                    break;
-                }
-                used += piece.columns();
-                let _ = write!(out, "{piece}");
-            }
-            out.push('…');
-            used += 1;
-        }
-        _ => {
-            let _ = write!(out, "{text}");
-        }
-    }
-    for _ in used..width {
-        out.push(' ');
-    }
-}
-
-/// Ten columns for everything below a hundred minutes.
-fn duration(out: &mut Text<'_>, milliseconds: f64) {
-    let _ = match milliseconds {
-        // Half a step below each limit, so that nothing is rounded up to it.
-        ..999.95 => write!(out, "{milliseconds:>7.1} ms"),
-        ..59_995.0 => write!(out, "{:>8.2} s", milliseconds / 1000.0),
-        _ => {
-            let seconds = (milliseconds / 1000.0).round() as u64;
-            write!(out, "{:>3} min {:>02}", seconds / 60, seconds % 60)
-        }
-    };
-}
-
-/// A duration in as few columns as it takes.
-pub(crate) fn compact(milliseconds: f64) -> String {
-    let mut text = Vec::new();
-    duration(&mut Text(&mut text), milliseconds);
-    String::from_utf8_lossy(&text).trim_start().to_owned()
-}
-
-/// Ten columns for everything below a million gibibytes.
-fn size(out: &mut Text<'_>, bytes: u64) {
-    let scaled = bytes as f64;
-    let _ = match scaled {
-        ..1024.0 => write!(out, "{bytes:>8} B"),
-        // Half a step below each limit, so that nothing is rounded up to it.
-        ..1_048_524.8 => write!(out, "{:>6.1} KiB", scaled / 1024.0),
-        ..1_073_689_395.2 => write!(out, "{:>6.1} MiB", scaled / f64::from(1 << 20)),
-        _ => write!(out, "{:>6.1} GiB", scaled / f64::from(1 << 30)),
-    };
-}
-
 /// Whether a header says what the relay has added to every request, rather than what the sender wrote. The address of
 /// the sender is worth a line.
 fn is_added(name: &str, value: &str, id: &str) -> bool {
@@ -1003,144 +807,6 @@ fn is_added(name: &str, value: &str, id: &str) -> bool {
         "forwarded" | "relay-request-id" | "x-forwarded-host" | "x-forwarded-proto" | "x-real-ip" => true,
         "x-request-id" => value == id,
         _ => false,
-    }
-}
-
-/// A line of a text of several. A tab does no harm, and neither does the end of a line of DOS.
-fn tabbed_line(out: &mut Text<'_>, line: &str) {
-    for (index, part) in line.split('\t').enumerate() {
-        let _ = write!(out, "{}{}", if index == 0 { "" } else { "\t" }, Shown(part));
-    }
-    out.push('\n');
-}
-
-/// An object or an array; a bare number or word reads no better than as text.
-fn is_json(text: &str) -> bool {
-    text.trim_start().starts_with(['{', '[']) && serde_json::from_str::<IgnoredAny>(text).is_ok()
-}
-
-/// Valid JSON with a line for each member. Only the space between tokens changes: numbers, escapes and the order of
-/// members stay what the sender wrote.
-fn pretty(out: &mut Text<'_>, json: &str) {
-    let mut lines = Lines { out, depth: 0 };
-    let (mut string, mut escaped) = (false, false);
-    let mut all = json.chars().peekable();
-    lines.begin();
-    while let Some(character) = all.next() {
-        if string {
-            string = escaped || character != '"';
-            escaped = !escaped && character == '\\';
-            lines.put(character);
-            continue;
-        }
-        match character {
-            '{' | '[' => {
-                lines.put(character);
-                while all.next_if(char::is_ascii_whitespace).is_some() {}
-                if let Some(close) = all.next_if(|next| matches!(next, '}' | ']')) {
-                    lines.put(close);
-                } else {
-                    lines.depth += 1;
-                    lines.end();
-                }
-            }
-            '}' | ']' => {
-                lines.depth = lines.depth.saturating_sub(1);
-                lines.end();
-                lines.put(character);
-            }
-            ',' => {
-                lines.put(character);
-                lines.end();
-            }
-            ':' => {
-                lines.put(character);
-                lines.put(' ');
-            }
-            _ if character.is_ascii_whitespace() => {}
-            _ => {
-                string = character == '"';
-                lines.put(character);
-            }
-        }
-    }
-    lines.out.push('\n');
-}
-
-struct Lines<'a, 'b> {
-    out: &'a mut Text<'b>,
-    depth: usize,
-}
-
-impl Lines<'_, '_> {
-    fn begin(&mut self) {
-        // What is nested deeper than anybody reads must not multiply its size.
-        let _ = write!(self.out, "{:1$}", "", 2 + 2 * self.depth.min(DEPTH_SHOWN));
-    }
-
-    fn end(&mut self) {
-        self.out.push('\n');
-        self.begin();
-    }
-
-    fn put(&mut self, character: char) {
-        let piece = if hazardous(character) { Piece::Escape(character) } else { Piece::Plain(character) };
-        let _ = write!(self.out, "{piece}");
-    }
-}
-
-/// JSON is indented by this many levels and no more.
-const DEPTH_SHOWN: usize = 24;
-
-/// Sixteen bytes a line: where they are, what they are, and what they would be as ASCII.
-fn hex(out: &mut Text<'_>, bytes: &[u8]) {
-    for (index, row) in bytes.chunks(16).enumerate() {
-        let _ = write!(out, "  {:08x} ", index * 16);
-        for column in 0..16 {
-            let gap = if column == 8 { " " } else { "" };
-            let _ = match row.get(column) {
-                Some(byte) => write!(out, "{gap} {byte:02x}"),
-                None => write!(out, "{gap}   "),
-            };
-        }
-        out.push(' ');
-        out.push(' ');
-        row.iter().for_each(|byte| out.push(if matches!(byte, b' '..=b'~') { char::from(*byte) } else { '.' }));
-        out.push('\n');
-    }
-}
-
-/// One word for a shell, in single quotes where it needs them: bash, zsh, fish and any other POSIX shell read it alike. Between
-/// single quotes fish obeys a backslash and the others do not, so a backslash and a quote stand outside, each behind a backslash.
-///
-/// What is pasted must be what is meant, so hazardous characters are escaped even though the word is then wrong; all but
-/// a tab and the end of a line, which stand between quotes like any other.
-pub(crate) struct Quoted<'a>(pub(crate) &'a str);
-
-impl fmt::Display for Quoted<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+:@,".contains(&byte);
-        if self.0.is_empty() {
-            return f.write_str("''");
-        }
-        if self.0.bytes().all(plain) {
-            return f.write_str(self.0);
-        }
-        let mut quoted = false;
-        for character in self.0.chars() {
-            let outside = matches!(character, '\'' | '\\');
-            if outside == quoted {
-                f.write_char('\'')?;
-                quoted = !quoted;
-            }
-            match character {
-                _ if outside => write!(f, "\\{character}"),
-                '\t' | '\n' => f.write_char(character),
-                _ if hazardous(character) => Piece::Escape(character).fmt(f),
-                _ => f.write_char(character),
-            }?;
-        }
-        if quoted { f.write_char('\'') } else { Ok(()) }
     }
 }
 
@@ -1186,29 +852,6 @@ fn system_zone() -> TimeZone {
     TimeZone::system()
 }
 
-/// Compact JSON that is harmless on a terminal too: what JSON leaves bare and [`hazardous`] names
-/// is written as `\u` escapes, which mean the same to every parser.
-struct Harmless;
-
-impl serde_json::ser::Formatter for Harmless {
-    fn write_string_fragment<W: Write + ?Sized>(&mut self, out: &mut W, text: &str) -> io::Result<()> {
-        // JSON's own escapes are written elsewhere; a fragment is free of them.
-        if text.is_ascii() && !text.contains('\x7f') {
-            return out.write_all(text.as_bytes());
-        }
-        for character in text.chars() {
-            if hazardous(character) {
-                for unit in character.encode_utf16(&mut [0; 2]) {
-                    write!(out, "\\u{unit:04x}")?;
-                }
-            } else {
-                out.write_all(character.encode_utf8(&mut [0; 4]).as_bytes())?;
-            }
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
@@ -1218,6 +861,7 @@ mod tests {
 
     use super::*;
     use crate::event::READY;
+    use crate::terminal::body::TEXT_SHOWN;
 
     const NOW: Duration = Duration::from_secs(14 * 3600 + 3 * 60 + 11);
 
@@ -1574,23 +1218,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn durations_keep_their_column() {
-        for (milliseconds, expected) in [
-            (0.04, "    0.0 ms"),
-            (12.34, "   12.3 ms"),
-            (999.94, "  999.9 ms"),
-            (999.96, "    1.00 s"),
-            (59_994.0, "   59.99 s"),
-            (60_000.0, "  1 min 00"),
-            (5_999_000.0, " 99 min 59"),
-        ] {
-            let mut bytes = Vec::new();
-            duration(&mut Text(&mut bytes), milliseconds);
-            assert_eq!(String::from_utf8(bytes).unwrap(), expected);
-        }
-    }
-
     fn request<'a>(headers: &'a [(String, String)], bytes: &'a [u8], size: usize) -> Event<'a> {
         let body_truncated = size > bytes.len();
         Event::Request {
@@ -1677,23 +1304,6 @@ mod tests {
         assert!(shown(b"abc", 1000).ends_with("  abc\n  … 997 more bytes were not kept\n\n"));
         let long = "é".repeat(TEXT_SHOWN);
         assert!(shown(long.as_bytes(), long.len()).ends_with("… 65536 more bytes are not shown\n\n"));
-    }
-
-    #[test]
-    fn sizes_keep_their_column() {
-        for (bytes, expected) in [
-            (0, "       0 B"),
-            (1023, "    1023 B"),
-            (1024, "   1.0 KiB"),
-            (1_048_524, "1023.9 KiB"),
-            (1_048_525, "   1.0 MiB"),
-            (16 << 20, "  16.0 MiB"),
-            (1_073_689_396, "   1.0 GiB"),
-        ] {
-            let mut text = Vec::new();
-            size(&mut Text(&mut text), bytes);
-            assert_eq!(String::from_utf8(text).unwrap(), expected);
-        }
     }
 
     #[test]
