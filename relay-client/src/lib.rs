@@ -62,6 +62,8 @@ mod atomic;
 #[doc(hidden)]
 pub mod capture;
 #[doc(hidden)]
+pub mod cli;
+#[doc(hidden)]
 pub mod client;
 #[doc(hidden)]
 pub mod commands;
@@ -79,11 +81,12 @@ pub mod terminal;
 mod tunnel;
 #[doc(hidden)]
 pub mod upstream;
+#[doc(hidden)]
+pub mod value;
 
 pub use self::client::ClientError;
 #[doc(hidden)]
 pub use self::client::{Client, TunnelOptions};
-pub use self::config::value::UpstreamProtocol;
 #[doc(hidden)]
 pub use self::event::{Event, Observer};
 pub use self::session::ConnectError;
@@ -91,6 +94,7 @@ pub use self::tunnel::builder::{OpenError, TunnelBuilder};
 pub use self::tunnel::received::ReceivedRequest;
 pub use self::tunnel::{Exchange, Status, Tunnel};
 pub use self::upstream::service::{Body, BodyError, BoxError};
+pub use self::value::UpstreamProtocol;
 
 /// The guide's code compiles.
 #[cfg(all(doctest, feature = "embedded"))]

@@ -5,12 +5,12 @@ use std::io::ErrorKind;
 use std::pin::pin;
 use std::process::ExitCode;
 
-use relay_client::commands::check::Report;
 #[cfg(feature = "embedded")]
-use relay_client::commands::cli::DevArgs;
-use relay_client::commands::cli::{
+use relay_client::cli::DevArgs;
+use relay_client::cli::{
     Cli, Command, ConfigCommand, Exit, HttpArgs, ListenArgs, LoginArgs, RunArgs, ServiceArgs, StartArgs,
 };
+use relay_client::commands::check::Report;
 #[cfg(feature = "embedded")]
 use relay_client::commands::dev::{self, DevError};
 use relay_client::commands::listen::{self, Answer, AnswerError};
@@ -21,7 +21,6 @@ use relay_client::commands::wait::{self, WaitError};
 use relay_client::commands::{open, pages, status};
 #[cfg(feature = "embedded")]
 use relay_client::config::DevSettings;
-use relay_client::config::value::Output;
 use relay_client::config::{ConfigError, Files, Places, Settings};
 use relay_client::control::ControlError;
 use relay_client::platform::{Signal, Signals};
@@ -29,6 +28,7 @@ use relay_client::session::dial::TargetError;
 use relay_client::session::probe::Probe;
 use relay_client::terminal::screen::Screen;
 use relay_client::terminal::{self, tell};
+use relay_client::value::Output;
 use relay_client::{ClientError, ConnectError};
 use tokio::runtime::Builder;
 use tokio_util::sync::CancellationToken;

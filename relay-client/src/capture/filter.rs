@@ -8,7 +8,7 @@ use http::HeaderName;
 use serde_json::Value;
 
 use crate::capture::{Captured, Since, unix_now};
-use crate::config::value::duration;
+use crate::value::duration;
 
 /// What a request must be like. The empty filter takes every request.
 #[derive(Clone, Debug, Default)]

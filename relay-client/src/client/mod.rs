@@ -18,7 +18,6 @@ use self::hold::{Hold, Tried};
 use self::tunnels::Asked;
 use crate::capture::Capture;
 use crate::client::names::Names;
-use crate::config::value::{Secret, UpstreamProtocol};
 use crate::control::Control;
 use crate::control::board::Beside;
 use crate::event::{Event, Observer};
@@ -27,6 +26,7 @@ use crate::session::probe::Probe;
 use crate::session::{ConnectError, connect, explain};
 use crate::upstream::rewrite::{HostHeader, PublicUrlError};
 use crate::upstream::service::Destination;
+use crate::value::{Secret, UpstreamProtocol};
 
 /// How long a client that ends waits for what is under way.
 const DRAIN: Duration = Duration::from_secs(10);

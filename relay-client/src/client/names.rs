@@ -20,9 +20,9 @@ use std::{
 use aws_lc_rs::digest::{Context, SHA256};
 
 use crate::atomic;
-use crate::config::value::{Secret, is_label};
 use crate::platform::{Base, base_directory, create_private_directory};
 use crate::session::dial::RelayUrl;
+use crate::value::{Secret, is_label};
 
 /// The relay keeps a name for its token for 30 days after the last use. Long after that a file is
 /// of no use, and temporary directories would leave files behind for ever.

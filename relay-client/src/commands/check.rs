@@ -5,9 +5,9 @@ use std::{ffi::OsString, fmt::Write as _, str::FromStr, time::Duration};
 use clap::ValueEnum;
 use serde::Serialize;
 
-use crate::config::value::{Inspect, Output, Secret};
 use crate::session::dial::{RelayUrl, Trust};
 use crate::upstream::rewrite::HostHeader;
+use crate::value::{Inspect, Output, Secret};
 use crate::{
     config::{ConfigError, Files, Places, TunnelSettings},
     terminal::Shown,

@@ -22,7 +22,7 @@ use http_body_util::BodyExt;
 use serde::de::IgnoredAny;
 
 use crate::capture::text;
-use crate::commands::cli::ListenArgs;
+use crate::cli::ListenArgs;
 use crate::commands::open::client;
 use crate::session::dial::TargetError;
 use crate::session::probe::Probe;
@@ -244,7 +244,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
     use super::*;
-    use crate::commands::cli::{Cli, Command};
+    use crate::cli::{Cli, Command};
     use crate::config::{Files, ShowSettings};
 
     fn settle(flags: &[&str]) -> Result<Answer, AnswerError> {

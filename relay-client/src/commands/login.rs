@@ -11,10 +11,10 @@ use std::{
 
 use serde::Serialize;
 
-use crate::commands::cli::LoginArgs;
+use crate::cli::LoginArgs;
 use crate::commands::prompt;
-use crate::config::value::Secret;
 use crate::session::dial::{Target, TargetError, Trust};
+use crate::value::Secret;
 use crate::{
     atomic,
     config::{Files, Places},

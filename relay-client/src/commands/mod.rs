@@ -1,11 +1,10 @@
-//! What can be typed, and a file for each command that does more than print.
+//! A file for each command that does more than print.
 //!
 //! ```text
-//!   cli ─▶ config ─▶ run, listen, start, wait, status, login, check, dev ─▶ client
+//!   cli, config ─▶ run, listen, start, wait, status, login, check, dev ─▶ client
 //! ```
 
 pub mod check;
-pub mod cli;
 #[cfg(feature = "embedded")]
 mod demo;
 #[cfg(feature = "embedded")]

@@ -5,7 +5,7 @@ use std::{io, path::Path};
 use clap::CommandFactory;
 use clap_complete::{Shell, generate};
 
-use crate::commands::cli::Cli;
+use crate::cli::Cli;
 
 /// The completion script of a shell.
 pub fn completions(shell: Shell) -> Vec<u8> {

@@ -7,8 +7,8 @@ use crossterm::event::{Event, EventStream, KeyCode, KeyEvent, KeyEventKind, KeyM
 use crossterm::terminal;
 use futures_util::StreamExt as _;
 
-use crate::config::value::Secret;
 use crate::platform;
+use crate::value::Secret;
 
 /// Longer than any token, in bytes; whatever comes behind is not read.
 const LONGEST: u64 = 4096;

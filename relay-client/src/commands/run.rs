@@ -16,8 +16,8 @@ use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+use crate::cli::Exit;
 use crate::client::ClientError;
-use crate::commands::cli::Exit;
 use crate::commands::open;
 use crate::config::Settings;
 use crate::event::{Event, Observer};

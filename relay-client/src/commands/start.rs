@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::cli::{OpenArgs, ServiceArgs, StartArgs};
 use crate::client::{ClientError, TunnelOptions};
-use crate::commands::cli::{OpenArgs, ServiceArgs, StartArgs};
 use crate::commands::open;
 use crate::config::{ConfigError, Files, NamedTunnel, Places, Settings, ShowSettings};
 use crate::event::Event;

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::config::value::Output;
 use crate::control::board::{State, Status};
 use crate::control::{Ask, ControlError, Found, PATIENCE, ask_all};
 use crate::terminal::{Shown, json_line};
+use crate::value::Output;
 
 /// What `relay status` prints.
 #[derive(Debug)]

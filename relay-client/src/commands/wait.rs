@@ -23,8 +23,8 @@ use tokio::time::{Instant, timeout};
 
 use crate::capture::filter::Filter;
 use crate::capture::{Answer, Captured, News, Reader, Since};
+use crate::cli::{OpenArgs, ServiceArgs, SessionArgs, TunnelArgs, WaitArgs};
 use crate::client::ClientError;
-use crate::commands::cli::{OpenArgs, ServiceArgs, SessionArgs, TunnelArgs, WaitArgs};
 use crate::commands::open;
 use crate::config::{ConfigError, Files, Settings, ShowSettings};
 use crate::control::{Ask, Asked, ControlError, Found, PATIENCE, ask_all};

@@ -1,6 +1,6 @@
 //! What was typed becomes what is true.
 //!
-//! First everything that was said is read as it stands: flags and environment by [`crate::commands::cli`] (a
+//! First everything that was said is read as it stands: flags and environment by [`crate::cli`] (a
 //! flag beats its variable), files by [`Files::load`]. Then [`Settings`] decides what holds: flag
 //! before environment before `./relay.toml` before `~/.config/relay/relay.toml` before what
 //! [`crate::commands::login`] has stored before default. Nothing after that parses or defaults.
@@ -27,8 +27,6 @@
 //! goes only to the relay that it stands beside: where the project's file or a flag names another
 //! relay, CA or address, the token of the user's own file stays at home.
 
-pub mod value;
-
 use std::{
     collections::BTreeMap,
     fmt, io,
@@ -41,12 +39,12 @@ use std::{
 use relay_protocol::message::MAX_TUNNELS;
 use serde::{Deserialize, Deserializer, de};
 
-use crate::commands::cli::{DevArgs, OpenArgs, ServiceArgs, SessionArgs, ShowArgs, TunnelArgs};
-use crate::config::value::{Inspect, Output, Secret, UpstreamProtocol, duration, inspect, is_table_name, subdomain};
+use crate::cli::{DevArgs, OpenArgs, ServiceArgs, SessionArgs, ShowArgs, TunnelArgs};
 use crate::platform::{Base, base_directory, readable_by_others};
 use crate::session::dial::RelayUrl;
 use crate::upstream::address::{HostPort, UpstreamAddr};
 use crate::upstream::rewrite::HostHeader;
+use crate::value::{Inspect, Output, Secret, UpstreamProtocol, duration, inspect, is_table_name, subdomain};
 
 /// What every command that opens a tunnel on a relay elsewhere needs to know.
 #[derive(Clone, Debug)]
@@ -599,7 +597,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::commands::cli::{Cli, Command, ConnectionArgs, WayArgs};
+    use crate::cli::{Cli, Command, ConnectionArgs, WayArgs};
 
     /// A directory with these two files.
     fn places(project: &str, user: &str) -> (TempDir, Places) {

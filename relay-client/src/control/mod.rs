@@ -29,8 +29,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::board::{Board, Status};
 use crate::capture::{Capture, News, Since};
-use crate::config::value::Inspect;
 use crate::platform::{self, Base, Connected, Listener, base_directory};
+use crate::value::Inspect;
 
 /// The protocol's number. One that is asked in another one refuses, and says its own.
 const VERSION: u32 = 1;

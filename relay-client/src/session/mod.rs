@@ -38,12 +38,12 @@ use tokio::time::{Instant, Sleep, timeout};
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 
 use crate::capture::Capture;
-use crate::config::value::Secret;
 use crate::event::{Event, Observer};
 use crate::session::dial::{DialError, Stream as Wire, Target};
 use crate::session::probe::Probe;
 use crate::upstream::service::BoxError;
 use crate::upstream::{Outcome, Upstream};
+use crate::value::Secret;
 
 /// How long the relay has to answer the upgrade and the Hello. It may probe another session for a second meanwhile.
 const ANSWER: Duration = Duration::from_secs(10);

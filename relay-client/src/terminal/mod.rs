@@ -64,13 +64,13 @@ use std::{
 
 use jiff::{Timestamp, tz::TimeZone};
 
-use crate::config::value::Output;
 use crate::event::{Body, Event};
 use crate::platform::{is_ready, terminal_knows_escapes, write_now};
 use crate::terminal::body::write_body;
 use crate::terminal::state_line::StateLine;
 use crate::terminal::text::{Text, duration, pad, size, tabbed_line, write_json};
 use crate::terminal::traffic::{Sum, Traffic};
+use crate::value::Output;
 
 pub(crate) use self::body::plain_body;
 pub(crate) use self::text::{Quoted, Shown, compact, hazardous, json_line};

@@ -21,11 +21,11 @@ use crate::{
     atomic,
     capture::Capture,
     client::Client,
-    config::value::Output,
     config::{Files, ShowSettings},
     event::{Event, Observer},
     platform,
     terminal::{Printer, Style, json_line, since_1970},
+    value::Output,
 };
 
 /// How often a slow reader is offered what it did not take.

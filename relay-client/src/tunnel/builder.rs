@@ -8,13 +8,13 @@ use http::{Request, Response};
 
 use crate::capture::Capture;
 use crate::client::{Client, ClientError, TunnelOptions};
-use crate::config::value::{Secret, UpstreamProtocol};
 use crate::session::dial::{RelayUrl, Target, Trust};
 use crate::tunnel::Tunnel;
 use crate::tunnel::received::{BOUNDS, reading_all};
 use crate::upstream::address::{HostPort, UpstreamAddr};
 use crate::upstream::rewrite::HostHeader;
 use crate::upstream::service::{Body, Destination, Service};
+use crate::value::{Secret, UpstreamProtocol};
 
 /// What a [`Tunnel`] is to be. Made by [`Tunnel::builder`], done by [`TunnelBuilder::open`].
 ///

@@ -43,10 +43,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::capture::{Arrival, Recording};
-use crate::config::value::UpstreamProtocol;
 use crate::upstream::rewrite::Rewriter;
 use crate::upstream::service::Destination;
 use crate::upstream::socket::{Refused, Socket, connect};
+use crate::value::UpstreamProtocol;
 
 /// A pooled connection that is older is not used again: Node closes after 5 s of silence, gunicorn after 2, and a
 /// request that meets the close is lost.

@@ -17,13 +17,13 @@ use http::{HeaderName, HeaderValue, StatusCode};
 
 use crate::capture::Since;
 use crate::capture::filter::{self, HeaderPattern, JsonPattern, PathPattern};
-use crate::config::value::{
-    Inspect, Output, Secret, UpstreamProtocol, duration, final_status, header, inspect, replaceable, size, subdomain,
-};
 use crate::platform::Signal;
 use crate::session::dial::RelayUrl;
 use crate::upstream::address::{HostPort, UpstreamAddr};
 use crate::upstream::rewrite::HostHeader;
+use crate::value::{
+    Inspect, Output, Secret, UpstreamProtocol, duration, final_status, header, inspect, replaceable, size, subdomain,
+};
 
 /// A public HTTPS URL for a service on this machine.
 #[derive(Debug, Parser)]
@@ -647,10 +647,10 @@ mod tests {
     #[test]
     fn the_documented_commands_are_understood() {
         let pages = [
-            include_str!("../../../README.md"),
-            include_str!("../../../docs/commands.md"),
-            include_str!("../../../docs/json-output.md"),
-            include_str!("../../../docs/self-hosting.md"),
+            include_str!("../../README.md"),
+            include_str!("../../docs/commands.md"),
+            include_str!("../../docs/json-output.md"),
+            include_str!("../../docs/self-hosting.md"),
         ];
         let mut seen = 0;
         for page in pages {
@@ -670,7 +670,7 @@ mod tests {
 
     #[test]
     fn every_command_and_flag_is_documented() {
-        let page = include_str!("../../../docs/commands.md");
+        let page = include_str!("../../docs/commands.md");
         let mut command = Cli::command();
         command.build();
         let mut commands: Vec<_> = command.get_subcommands().collect();
