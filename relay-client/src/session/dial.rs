@@ -587,7 +587,7 @@ pub enum TargetError {
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
     /// The name has no address.
-    #[error("could not resolve {name}, the host of {peer}: {source}")]
+    #[error("could not resolve {name}, the host of {peer}: {source}; is the name right, and this machine online?")]
     Resolve {
         /// Whose name it is.
         peer: Peer,
@@ -722,7 +722,8 @@ impl fmt::Display for Attempts<'_> {
                 _ => write!(f, "{separator}{address}: {error}")?,
             }
         }
-        Ok(())
+        let refused = self.0.iter().all(|(_, error)| error.kind() == io::ErrorKind::ConnectionRefused);
+        f.write_str(if refused { "; does it run, at that port?" } else { "; is this machine online?" })
     }
 }
 
@@ -884,6 +885,10 @@ mod tests {
         let error = target.dial().await.expect_err("nobody listens").to_string();
         assert!(error.contains(&format!("127.0.0.1:{port} refused")), "{error}");
         assert!(error.contains(&format!("[::1]:{port}")), "{error}");
+        assert!(
+            error.ends_with("; does it run, at that port?") || error.ends_with("; is this machine online?"),
+            "{error}"
+        );
     }
 
     #[tokio::test]

@@ -151,7 +151,8 @@ impl View {
             Event::Unread { .. } => {}
             Event::Rejected { reason } => self.said = format!("the new configuration is wrong: {reason}"),
             Event::UpstreamDown { upstream, reason, .. } => {
-                self.said = format!("nothing listens on {upstream} ({reason}); start your service, or give its port");
+                self.said =
+                    format!("nothing listens on {upstream} ({reason}); start your service, or give its address");
             }
             Event::UpstreamUp { upstream, .. } => self.said = format!("the service on {upstream} answers"),
             Event::Disconnected { reason, .. } => self.said = format!("disconnected: {reason}"),

@@ -714,7 +714,7 @@ impl<O: Write, E: Write> Printer<O, E> {
             }
             Event::UpstreamDown { upstream, reason, .. } => writeln!(
                 out,
-                "{time} {red}nothing listens on {}{plain} ({}); start your service, or give its port: until then \
+                "{time} {red}nothing listens on {}{plain} ({}); start your service, or give its address: until then \
                  callers get 502",
                 Shown(upstream),
                 Shown(reason)
@@ -1194,7 +1194,7 @@ mod tests {
         ];
         let (_, err) = print(Output::Text, Style::default(), &events);
         let expected = "14:03:11 nothing listens on http://localhost:3000 (connection refused by 127.0.0.1:3000 and \
-                        [::1]:3000); start your service, or give its port: until then callers get 502\n\
+                        [::1]:3000); start your service, or give its address: until then callers get 502\n\
                         14:03:11 the service on http://localhost:3000 answers\n";
         assert_eq!(err, expected);
         let (out, err) = print(Output::Json, Style::default(), &events);
