@@ -733,6 +733,30 @@ mod streaming {
         }
     }
 
+    /// A sender that is at it may look at an answer only when it has sent what it had, and may be too late for that where
+    /// the answer cuts it off.
+    #[tokio::test]
+    async fn lets_a_sender_go_on_for_a_moment_behind_its_answer() {
+        let world = World::start().await;
+        let app = App::raw(too_large).await;
+        let tunnel = world.tunnel(&app).await;
+        let host = world.host(tunnel.name());
+        for version in [1, 2] {
+            let mut http = if version == 1 { world.http1(&host).await } else { world.http2(&host).await };
+            let (feed, body) = pipe();
+            let answer = http.begin(Request::post(format!("{}/", tunnel.url())).body(body).unwrap());
+            assert!(feed.send("begin").await);
+            assert_eq!(within("an answer", answer).await.unwrap().text(), "too large");
+            for _ in 0..64 {
+                assert!(feed.send(noise(32 * 1024)).await, "HTTP/{version}");
+            }
+            drop(feed);
+            let next = Request::post(format!("{}/", tunnel.url())).body(empty()).unwrap();
+            http.ready().await;
+            assert_eq!(within("the next answer", http.answer(next)).await.code(), 413, "HTTP/{version}");
+        }
+    }
+
     /// curl 7.88 does not look at an answer whose stream is reset while it sends (`RST_STREAM`, RFC 9113, section 8.1).
     #[tokio::test]
     async fn gives_curl_an_early_answer() {

@@ -1083,6 +1083,70 @@ mod tests {
 
     use super::*;
 
+    /// A service that takes nothing of a request but its beginning, and whose answer is seen only then.
+    struct Hasty {
+        answer: &'static [u8],
+        written: bool,
+        broken: bool,
+        reader: Option<Waker>,
+    }
+
+    impl tokio::io::AsyncRead for Hasty {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            out: &mut tokio::io::ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            if !self.broken {
+                self.reader = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+            out.put_slice(std::mem::take(&mut self.answer));
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl tokio::io::AsyncWrite for Hasty {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+            if !std::mem::replace(&mut self.written, true) {
+                return Poll::Ready(Ok(1));
+            }
+            self.broken = true;
+            self.reader.take().into_iter().for_each(Waker::wake);
+            Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_read_also_where_the_request_is_not_taken() {
+        let (io, _peer) = tokio::io::duplex(1024);
+        let socket = Driver::websocket(io, Bytes::new(), Side::Relay, 1024).await;
+        let (link, _driver) = Driver::new(Side::Relay, Limits::default(), socket);
+        let whole: &[u8] = b"HTTP/1.1 413 Too Large\r\nContent-Length: 9\r\n\r\ntoo large";
+        // Without a length nobody knows whether the answer was whole: the end is the one of a broken connection.
+        let endless: &[u8] = b"HTTP/1.1 413 Too Large\r\n\r\ntoo large";
+        for (answer, is_whole) in [(whole, true), (endless, false)] {
+            let stream = link.open(Bytes::from_static(b"head"), &mut Bytes::new(), false).unwrap();
+            let body = RequestBody::new(Sending::new(&stream, &Arc::default()));
+            let hasty = Hasty { answer, written: false, broken: false, reader: None };
+            let mut connection = Connection::new(Box::new(hasty), false).await.unwrap();
+            let request = Request::post("/").header(header::HOST, "hasty").body(body).unwrap();
+            let answer = connection.sender.send_request(request);
+            let response = connection.wire.drive(answer).await.unwrap();
+            assert_eq!(response.status(), StatusCode::PAYLOAD_TOO_LARGE);
+            let body = connection.wire.drive(response.into_body().collect()).await;
+            assert_eq!(body.is_ok_and(|body| body.to_bytes() == "too large"), is_whole);
+        }
+    }
+
     #[tokio::test]
     async fn an_attempt_that_was_given_up_takes_nothing_from_the_next() {
         let (io, _peer) = tokio::io::duplex(1024);
