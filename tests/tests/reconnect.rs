@@ -916,6 +916,12 @@ mod a_relay_by_hand {
                 socket.send(&[open(1, hello.tunnels[1].tunnel)]).await;
                 assert_eq!(status(&mut socket, 1).await, 200);
                 running.abort();
+                let mut told = Vec::new();
+                while let Some(line) = within("the last line", lines.recv()).await {
+                    told.push(line);
+                }
+                assert!(told.contains(&"reconnected".to_owned()), "{told:?}");
+                assert!(!told.iter().any(|line| line.starts_with("ready")), "nothing is new: {told:?}");
             }
         }
     }

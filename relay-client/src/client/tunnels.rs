@@ -324,8 +324,7 @@ impl Tunnels {
             }
         };
         let before = held.given.take();
-        let is_as_before =
-            before.as_ref().is_some_and(|before| !before.away && before.number == number && before.public == public);
+        let is_as_before = before.as_ref().is_some_and(|before| before.number == number && before.public == public);
         let given = Given { number, options: asked.options, public, beside: asked.beside, away: false };
         if !is_as_before {
             let upstream = match given.upstream() {
@@ -341,6 +340,9 @@ impl Tunnels {
             if let (None, Some(names), false) = (&given.options.subdomain, &client.names, given.beside) {
                 names.of_tunnel(given.options.label.as_deref()).remember(&given.public.name);
             }
+        }
+        // Whoever was told that it does not answer is told that it does again.
+        if !is_as_before || held.told.as_ref().is_some_and(|(_, answers)| !answers) {
             client.announce(&given.options, &given.public, observer);
             held.told = None;
         }

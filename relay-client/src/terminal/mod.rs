@@ -691,7 +691,11 @@ impl<O: Write, E: Write> Printer<O, E> {
             }
             Event::Disconnected { reason, retry_in_ms } => {
                 let wait = *retry_in_ms as f64 / 1000.0;
-                writeln!(out, "{time} disconnected: {}; next attempt in {wait:.1} s", Shown(reason))
+                writeln!(
+                    out,
+                    "{time} disconnected: {}; next attempt in {wait:.1} s",
+                    Shown(reason.trim_end_matches('.'))
+                )
             }
             Event::Closed { url, reason, .. } => writeln!(out, "{time} {} has ended: {}", Shown(url), Shown(reason)),
             Event::Refused { tunnel, reason, .. } => {
@@ -942,7 +946,7 @@ mod tests {
 
     #[test]
     fn nothing_precedes_the_ready_line_in_json() {
-        let early = Event::Disconnected { reason: "refused", retry_in_ms: 1500 };
+        let early = Event::Disconnected { reason: "refused.", retry_in_ms: 1500 };
         let (out, err) = print(Output::Json, Style::default(), &[early]);
         assert_eq!(out, "");
         assert_eq!(err, "14:03:11 disconnected: refused; next attempt in 1.5 s\n");
