@@ -8,6 +8,8 @@
 //! ```
 
 pub mod address;
+mod body;
+mod connection;
 pub(crate) mod knock;
 pub mod rewrite;
 pub mod service;
@@ -17,10 +19,10 @@ use std::collections::VecDeque;
 use std::error::Error as _;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -29,20 +31,22 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, Scheme as UriScheme};
 use http::{Request, Response, StatusCode, Uri, Version};
 use http_body_util::BodyExt as _;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
-use hyper::client::conn::{http1, http2};
+use hyper::body::Incoming;
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use relay_protocol::exchange::{append_all, append_framed, end_to_end, end_to_end_trailers};
+use relay_protocol::exchange::{append_framed, end_to_end, end_to_end_trailers};
 use relay_protocol::frame::Reset;
 use relay_protocol::link::Stream;
-use relay_protocol::message::{HeaderList, Payload, RequestHead, ResponseHead};
-use relay_protocol::mux::{Item, StreamError};
+use relay_protocol::message::{Payload, RequestHead, ResponseHead};
+use relay_protocol::mux::StreamError;
 use relay_protocol::splice::splice;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::capture::{Arrival, Recording};
+use crate::upstream::body::RequestBody;
+use crate::upstream::connection::{Connection, Multiplexed, Noted, Share};
 use crate::upstream::rewrite::Rewriter;
 use crate::upstream::service::Destination;
 use crate::upstream::socket::{Refused, Socket, connect};
@@ -61,12 +65,6 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// How long the service may leave `Expect: 100-continue` unanswered before the body is sent anyway (RFC 9110, section
 /// 10.1.1 lets a client decide).
 const CONTINUE_WAIT: Duration = Duration::from_secs(1);
-
-/// A request body up to this many bytes is kept, so that it can be sent once more.
-const REPLAY: usize = 64 * 1024;
-
-/// What all exchanges with one service keep for that. Beyond it a body passes through and is gone.
-const KEPT: usize = 8 * 1024 * 1024;
 
 /// An upgraded connection on which nothing moves; the relay has its own limit and usually comes first.
 const UPGRADE_IDLE: Duration = Duration::from_secs(2 * 3600);
@@ -92,26 +90,6 @@ pub(crate) struct Upstream {
 struct Idle {
     connection: Connection,
     since: Instant,
-}
-
-/// The HTTP/2 connection of all exchanges.
-#[derive(Debug)]
-struct Multiplexed {
-    sender: http2::SendRequest<RequestBody>,
-    /// Bytes read from it.
-    read: Arc<AtomicU64>,
-    /// When the last exchange let go of it.
-    left: Mutex<Instant>,
-}
-
-/// An exchange's hold on the HTTP/2 connection.
-#[derive(Debug)]
-struct Share(Arc<Multiplexed>);
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        *self.0.left.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-    }
 }
 
 impl std::fmt::Debug for Idle {
@@ -587,169 +565,11 @@ impl Drop for Upstream {
     }
 }
 
-impl Multiplexed {
-    /// How long it is kept; `None` while an exchange uses it, which has a share of it then.
-    fn idle_until(self: &Arc<Self>) -> Option<Instant> {
-        let is_used = Arc::strong_count(self) > 1;
-        (!is_used).then(|| *self.left.lock().unwrap_or_else(PoisonError::into_inner) + POOL_IDLE)
-    }
-
-    fn is_stale(self: &Arc<Self>, now: Instant) -> bool {
-        self.idle_until().is_some_and(|until| until <= now)
-    }
-}
-
 /// What an attempt on one connection came to.
 enum Attempt {
     /// The connection closed before a byte of an answer.
     Unanswered(Failure),
     Final(Failure),
-}
-
-/// One HTTP/1.1 connection, polled by whichever exchange uses it.
-struct Connection {
-    sender: http1::SendRequest<RequestBody>,
-    wire: Wire,
-    is_fresh: bool,
-}
-
-/// The connection's own future, which moves its bytes.
-struct Wire {
-    connection: Option<Moving>,
-    /// Bytes read since the last exchange began.
-    read: Arc<AtomicU64>,
-}
-
-type Moving = Pin<Box<dyn Future<Output = Result<(), hyper::Error>> + Send>>;
-
-impl Connection {
-    async fn new(socket: Socket, upgrades: bool) -> Result<Self, hyper::Error> {
-        let read = Arc::new(AtomicU64::new(0));
-        let io = TokioIo::new(Noted::new(socket, &read, true));
-        let mut builder = http1::Builder::new();
-        builder.max_buf_size(256 * 1024);
-        let (sender, connection) = builder.handshake(io).await?;
-        let connection: Moving = if upgrades { Box::pin(connection.with_upgrades()) } else { Box::pin(connection) };
-        Ok(Self { sender, wire: Wire { connection: Some(connection), read }, is_fresh: true })
-    }
-
-    /// Whether the service has kept it open. Nothing is asked of it now, so nobody needs to be woken.
-    fn is_open(&mut self) -> bool {
-        let cx = &mut Context::from_waker(Waker::noop());
-        self.wire.read.store(0, Relaxed);
-        self.wire.poll(cx);
-        self.wire.connection.is_some() && self.sender.is_ready() && !self.wire.has_read()
-    }
-
-    /// Whether it can take another request. What hyper does after a response's end takes one more poll.
-    fn is_reusable(&mut self) -> bool {
-        let cx = &mut Context::from_waker(Waker::noop());
-        self.wire.poll(cx);
-        self.wire.connection.is_some() && matches!(self.sender.poll_ready(cx), Poll::Ready(Ok(())))
-    }
-}
-
-impl Wire {
-    fn poll(&mut self, cx: &mut Context<'_>) {
-        if let Some(connection) = &mut self.connection
-            && connection.as_mut().poll(cx).is_ready()
-        {
-            self.connection = None;
-        }
-    }
-
-    fn has_read(&self) -> bool {
-        self.read.load(Relaxed) > 0
-    }
-
-    /// Runs `future`, and the connection beside it: first the future, which may have something to send, then the
-    /// connection, and the future again, for which something may have arrived.
-    async fn drive<F: Future>(&mut self, future: F) -> F::Output {
-        let mut future = pin!(future);
-        poll_fn(|cx| {
-            if let Poll::Ready(output) = future.as_mut().poll(cx) {
-                return Poll::Ready(output);
-            }
-            self.poll(cx);
-            future.as_mut().poll(cx)
-        })
-        .await
-    }
-}
-
-/// A socket that counts what is read from it.
-struct Noted {
-    socket: Socket,
-    read: Arc<AtomicU64>,
-    /// Whether it is read on when it takes nothing more. A service that answers before it has all of a request, as with
-    /// 413, and closes, has said all it will: hyper would give up at the write that fails, and not look at the answer.
-    hears_out: bool,
-    /// Why it takes nothing more.
-    broken: Option<io::Error>,
-}
-
-impl Noted {
-    fn new(socket: Socket, read: &Arc<AtomicU64>, hears_out: bool) -> Self {
-        Self { socket, read: read.clone(), hears_out, broken: None }
-    }
-
-    /// Writes, or waits for what reading brings where that is in vain: the answer, or the end.
-    fn write<T>(&mut self, write: impl FnOnce(Pin<&mut Socket>) -> Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if self.broken.is_some() {
-            return Poll::Pending;
-        }
-        match write(Pin::new(&mut self.socket)) {
-            Poll::Ready(Err(error)) if self.hears_out => {
-                self.broken = Some(error);
-                Poll::Pending
-            }
-            written => written,
-        }
-    }
-}
-
-impl tokio::io::AsyncRead for Noted {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        out: &mut tokio::io::ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = out.filled().len();
-        ready!(Pin::new(&mut self.socket).poll_read(cx, out))?;
-        let len = out.filled().len() - before;
-        self.read.fetch_add(len as u64, Relaxed);
-        match &self.broken {
-            // The kernel reports a reset once, and then an end, which must not look like the end of an answer.
-            Some(error) if len == 0 => Poll::Ready(Err(io::Error::new(error.kind(), error.to_string()))),
-            _ => Poll::Ready(Ok(())),
-        }
-    }
-}
-
-impl tokio::io::AsyncWrite for Noted {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.write(|socket| socket.poll_write(cx, bytes))
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.write(|socket| socket.poll_write_vectored(cx, slices))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.socket.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.write(|socket| socket.poll_flush(cx))
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(cx)
-    }
 }
 
 /// Runs the tasks of HTTP/2 and of handlers, and ends them with the upstream.
@@ -766,199 +586,6 @@ where
     fn execute(&self, future: F) {
         let closing = self.closing.clone();
         self.tasks.spawn(async move { closing.run_until_cancelled(future).await });
-    }
-}
-
-/// A request's body as the service gets it. Clones share it, so that it can be sent once more.
-#[derive(Clone, Debug)]
-pub(crate) struct RequestBody {
-    sending: Arc<Mutex<Sending>>,
-    /// Which attempt this clone is for.
-    attempt: u32,
-}
-
-#[derive(Debug)]
-struct Sending {
-    stream: Stream,
-    recording: Recording,
-    /// The one attempt that may go on. HTTP/2 sends a body in a task of its own, which can outlive its attempt.
-    attempt: u32,
-    /// Taken off the stream and kept, while that is not too much.
-    kept: Vec<Bytes>,
-    /// What all exchanges keep.
-    all: Arc<AtomicUsize>,
-    kept_len: usize,
-    /// How many of the kept pieces this attempt has sent.
-    next: usize,
-    replayable: bool,
-    /// The body has ended, with these trailers.
-    end: Option<Bytes>,
-    ended: bool,
-    failed: bool,
-}
-
-impl RequestBody {
-    /// The body of a stream whose head was taken. What has arrived with the head is taken too, so that its length is
-    /// known where it is all; `record` is told of it. An upgrade has no body: what comes belongs to the new protocol.
-    fn of(
-        stream: &Stream,
-        kept: &Arc<AtomicUsize>,
-        head: &RequestHead,
-        record: impl FnOnce(&[Bytes], bool) -> Recording,
-    ) -> Self {
-        let mut sending = Sending::new(stream, kept);
-        sending.end = head.upgrade.as_ref().map(|_| Bytes::new());
-        let held_back = expects_continue(head);
-        let cx = Context::from_waker(Waker::noop());
-        while !held_back && sending.end.is_none() && sending.may_keep(1) {
-            match stream.poll_recv(&cx) {
-                Poll::Ready(Ok(Some(Item::Data(bytes)))) => sending.keep(&bytes),
-                Poll::Ready(Ok(Some(Item::End(trailers)))) => sending.end = Some(trailers),
-                // An error comes again when the body is asked for.
-                _ => break,
-            }
-        }
-        sending.replayable = sending.kept_len <= REPLAY;
-        sending.recording = record(&sending.kept, sending.end.is_some());
-        Self::new(sending)
-    }
-
-    fn new(sending: Sending) -> Self {
-        Self { attempt: sending.attempt, sending: Arc::new(Mutex::new(sending)) }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Sending> {
-        self.sending.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn recording(&self) -> Recording {
-        self.lock().recording.clone()
-    }
-
-    /// Starts again from the beginning, in this clone and those made of it; false when that is not held any more.
-    fn rewind(&mut self) -> bool {
-        let mut sending = self.lock();
-        sending.next = 0;
-        sending.ended = false;
-        sending.attempt += 1;
-        let (attempt, replayable) = (sending.attempt, sending.replayable);
-        drop(sending);
-        self.attempt = attempt;
-        replayable
-    }
-}
-
-impl Sending {
-    fn new(stream: &Stream, all: &Arc<AtomicUsize>) -> Self {
-        Self {
-            stream: stream.clone(),
-            recording: Recording::default(),
-            attempt: 1,
-            all: all.clone(),
-            kept: Vec::new(),
-            kept_len: 0,
-            next: 0,
-            replayable: true,
-            end: None,
-            ended: false,
-            failed: false,
-        }
-    }
-
-    /// The body has ended.
-    fn ends(&mut self, trailers: Bytes) {
-        self.recording.whole();
-        self.end = Some(trailers);
-    }
-
-    fn may_keep(&self, len: usize) -> bool {
-        self.replayable && self.kept_len + len <= REPLAY && self.all.load(Relaxed) < KEPT
-    }
-
-    fn keep(&mut self, bytes: &Bytes) {
-        self.kept_len += bytes.len();
-        self.all.fetch_add(bytes.len(), Relaxed);
-        self.kept.push(bytes.clone());
-    }
-
-    fn forget(&mut self) {
-        self.all.fetch_sub(std::mem::take(&mut self.kept_len), Relaxed);
-        self.kept = Vec::new();
-    }
-
-    fn poll_frame(&mut self, cx: &Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
-        if let Some(bytes) = self.kept.get(self.next) {
-            self.next += 1;
-            return Poll::Ready(Some(Ok(Frame::data(bytes.clone()))));
-        }
-        if self.end.is_none() {
-            match ready!(self.stream.poll_recv(cx)) {
-                Ok(Some(Item::Data(bytes))) => {
-                    self.recording.data(&bytes);
-                    if self.may_keep(bytes.len()) {
-                        self.keep(&bytes);
-                        self.next += 1;
-                    } else {
-                        self.replayable = false;
-                        self.forget();
-                        self.next = 0;
-                    }
-                    return Poll::Ready(Some(Ok(Frame::data(bytes))));
-                }
-                Ok(Some(Item::End(trailers))) => self.ends(trailers),
-                Ok(Some(Item::Head { .. }) | None) => self.ends(Bytes::new()),
-                Err(error) => {
-                    self.failed = true;
-                    return Poll::Ready(Some(Err(error)));
-                }
-            }
-        }
-        if self.ended {
-            return Poll::Ready(None);
-        }
-        self.ended = true;
-        let trailers = self.end.as_ref().and_then(|end| HeaderList::from_bytes(end).ok()).unwrap_or_default();
-        if trailers.is_empty() {
-            return Poll::Ready(None);
-        }
-        let mut map = HeaderMap::new();
-        append_all(&mut map, trailers);
-        Poll::Ready(Some(Ok(Frame::trailers(map))))
-    }
-}
-
-impl Drop for Sending {
-    fn drop(&mut self) {
-        self.forget();
-    }
-}
-
-impl Body for RequestBody {
-    type Data = Bytes;
-    type Error = StreamError;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
-        let mut sending = self.lock();
-        if sending.attempt != self.attempt {
-            return Poll::Ready(Some(Err(StreamError::Closed)));
-        }
-        sending.poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        let sending = self.lock();
-        let all_sent = sending.next == sending.kept.len();
-        all_sent && (sending.ended || sending.end.as_ref().is_some_and(Bytes::is_empty))
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        let sending = self.lock();
-        if sending.replayable && sending.end.as_ref().is_some_and(Bytes::is_empty) {
-            let left = sending.kept.iter().skip(sending.next).map(|bytes| bytes.len() as u64).sum();
-            SizeHint::with_exact(left)
-        } else {
-            SizeHint::default()
-        }
     }
 }
 
@@ -1072,94 +699,4 @@ fn is_unseen(error: &hyper::Error, is_silent: bool) -> bool {
 /// The request's body could not be sent on: its stream knows why.
 fn body_failure(stream: &Stream) -> Failure {
     stream.check().err().map_or(Reset::Cancelled.into(), Failure::from)
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
-
-    use relay_protocol::link::Driver;
-    use relay_protocol::mux::{Limits, Side};
-
-    use super::*;
-
-    /// A service that takes nothing of a request but its beginning, and whose answer is seen only then.
-    struct Hasty {
-        answer: &'static [u8],
-        written: bool,
-        broken: bool,
-        reader: Option<Waker>,
-    }
-
-    impl tokio::io::AsyncRead for Hasty {
-        fn poll_read(
-            mut self: Pin<&mut Self>,
-            cx: &mut Context<'_>,
-            out: &mut tokio::io::ReadBuf<'_>,
-        ) -> Poll<io::Result<()>> {
-            if !self.broken {
-                self.reader = Some(cx.waker().clone());
-                return Poll::Pending;
-            }
-            out.put_slice(std::mem::take(&mut self.answer));
-            Poll::Ready(Ok(()))
-        }
-    }
-
-    impl tokio::io::AsyncWrite for Hasty {
-        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
-            if !std::mem::replace(&mut self.written, true) {
-                return Poll::Ready(Ok(1));
-            }
-            self.broken = true;
-            self.reader.take().into_iter().for_each(Waker::wake);
-            Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
-        }
-
-        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Ready(Ok(()))
-        }
-
-        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Ready(Ok(()))
-        }
-    }
-
-    #[tokio::test]
-    async fn an_answer_is_read_also_where_the_request_is_not_taken() {
-        let (io, _peer) = tokio::io::duplex(1024);
-        let socket = Driver::websocket(io, Bytes::new(), Side::Relay, 1024).await;
-        let (link, _driver) = Driver::new(Side::Relay, Limits::default(), socket);
-        let whole: &[u8] = b"HTTP/1.1 413 Too Large\r\nContent-Length: 9\r\n\r\ntoo large";
-        // Without a length nobody knows whether the answer was whole: the end is the one of a broken connection.
-        let endless: &[u8] = b"HTTP/1.1 413 Too Large\r\n\r\ntoo large";
-        for (answer, is_whole) in [(whole, true), (endless, false)] {
-            let stream = link.open(Bytes::from_static(b"head"), &mut Bytes::new(), false).unwrap();
-            let body = RequestBody::new(Sending::new(&stream, &Arc::default()));
-            let hasty = Hasty { answer, written: false, broken: false, reader: None };
-            let mut connection = Connection::new(Box::new(hasty), false).await.unwrap();
-            let request = Request::post("/").header(header::HOST, "hasty").body(body).unwrap();
-            let answer = connection.sender.send_request(request);
-            let response = connection.wire.drive(answer).await.unwrap();
-            assert_eq!(response.status(), StatusCode::PAYLOAD_TOO_LARGE);
-            let body = connection.wire.drive(response.into_body().collect()).await;
-            assert_eq!(body.is_ok_and(|body| body.to_bytes() == "too large"), is_whole);
-        }
-    }
-
-    #[tokio::test]
-    async fn an_attempt_that_was_given_up_takes_nothing_from_the_next() {
-        let (io, _peer) = tokio::io::duplex(1024);
-        let socket = Driver::websocket(io, Bytes::new(), Side::Relay, 1024).await;
-        let (link, _driver) = Driver::new(Side::Relay, Limits::default(), socket);
-        let stream = link.open(Bytes::from_static(b"head"), &mut Bytes::new(), false).unwrap();
-        let mut sending = Sending::new(&stream, &Arc::default());
-        sending.keep(&Bytes::from_static(b"body"));
-        sending.end = Some(Bytes::new());
-        let mut body = RequestBody::new(sending);
-        let mut given_up = body.clone();
-        assert!(body.rewind());
-        assert!(given_up.frame().await.unwrap().is_err());
-        assert_eq!(body.collect().await.unwrap().to_bytes(), "body");
-    }
 }
