@@ -66,6 +66,12 @@ async fn unanswered(socket: &mut Socket, old: &Welcome) -> Welcome {
     }
 }
 
+/// A request has come as far as this session's socket, and nobody says so.
+async fn unseen(socket: &mut Socket) {
+    within("the request", async { while !matches!(socket.next().await.expect("a session"), Frame::Open { .. }) {} })
+        .await;
+}
+
 fn refusals(welcome: &Welcome) -> Vec<&str> {
     welcome.tunnels.iter().filter_map(|bound| Some(bound.result.as_ref().err()?.code.as_str())).collect()
 }
@@ -198,11 +204,7 @@ mod keys {
             for _ in 0..2 {
                 let mut socket = connect(&world, &token).await;
                 socket.send(&[again()]).await;
-                // Everything has come as far as here, and nobody has said so.
-                within("the request", async {
-                    while !matches!(socket.next().await.expect("a session"), Frame::Open { .. }) {}
-                })
-                .await;
+                unseen(&mut socket).await;
                 deaf.push(socket);
             }
             drop(old);
@@ -244,6 +246,40 @@ mod keys {
             serves(&world, &mut new).await;
             drop((new, late, socket));
             sessions(&world, 0).await;
+        }
+    }
+
+    /// The same with a token that has one seat, where the late attempt has come over a network that is gone, so that nothing
+    /// tells the relay that nobody is behind it. What was sent meanwhile has not been seen, and comes along.
+    #[tokio::test]
+    async fn bring_back_a_client_and_its_requests_while_the_attempt_from_before_seems_alive() {
+        let (world, _) = patient().await;
+        let limits = TokenLimits { max_tunnels: 1, max_names: 1, max_sessions: 1 };
+        let (token, _) = world.token_with(|new| new.limits = limits).await;
+        let (old, first) = fresh(&world, &token).await;
+        drop(old);
+        sessions(&world, 0).await;
+        let mut socket = connect(&world, &token).await;
+        let mut late = connect(&world, &token).await;
+        let welcome = unanswered(&mut socket, &first).await;
+        let one = post(&world, "/one", "1").await;
+        unseen(&mut socket).await;
+        assert!(unanswered(&mut late, &first).await.resumed);
+        assert_eq!(within("its end", socket.farewell()).await, Some(GoAway::Replaced));
+        unseen(&mut late).await;
+        let two = post(&world, "/two", "2").await;
+        unseen(&mut late).await;
+        let (mut new, _) = resume(&world, &token, &welcome, 0, &["hooks"]).await;
+        let mut served = Vec::new();
+        for _ in 0..2 {
+            let opened = within("a request", new.opened()).await;
+            new.answer(opened.stream, "served").await;
+            served.push(opened.head.target.to_string());
+        }
+        served.sort();
+        assert_eq!(served, ["/one", "/two"]);
+        for answer in [one, two] {
+            assert_eq!(answered(answer).await.text(), "served");
         }
     }
 

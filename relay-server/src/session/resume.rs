@@ -45,7 +45,7 @@ pub(super) type Hash = [u8; 32];
 #[derive(Debug)]
 struct Key {
     session: Ulid,
-    /// The sessions that it was used for.
+    /// The sessions that it was used for, and those that took the place of its own one, late, with the key before it.
     used: Vec<Ulid>,
 }
 
@@ -87,9 +87,14 @@ impl Keys {
                 of.forget(hash);
                 return None;
             }
-            let unheard = key.used.clone();
+            let (from, unheard) = (key.session, key.used.clone());
             key.used.push(session);
-            Some((hash, key.session, unheard))
+            // It takes the place of these, whose client may have heard of one after all, and come with that one's key.
+            if !unheard.is_empty() {
+                let theirs = of.keys.values_mut().filter(|key| unheard.contains(&key.session));
+                theirs.for_each(|key| key.used.push(session));
+            }
+            Some((hash, from, unheard))
         })
     }
 
@@ -230,6 +235,22 @@ mod tests {
         keys.spend(mine, hash, now);
         assert_eq!(keys.take(&key, mine, second, |_| false, now), None);
         assert_eq!(held(&keys), (0, 0));
+    }
+
+    /// An attempt comes late and takes the place of a session whose client has its Welcome by then.
+    #[test]
+    fn a_key_resumes_what_has_taken_the_place_of_its_session_too() {
+        let (keys, now, mine) = (Keys::default(), Instant::now(), token(1));
+        let [first, second, late, third] = [(); 4].map(|()| Ulid::generate());
+        let (before, _) = keys.issue(mine, first, now);
+        assert!(keys.take(&before, mine, second, |_| false, now).is_some());
+        let (key, hash) = keys.issue(mine, second, now);
+        let (of_late, _) = keys.issue(mine, late, now);
+        assert!(keys.take(&before, mine, late, |_| false, now).is_some());
+        assert_eq!(keys.take(&key, mine, third, |_| false, now), Some((hash, second, vec![late])));
+        assert_eq!(keys.take(&key, mine, Ulid::generate(), |id| id == late, now), None, "that one has a client");
+        let taken = keys.take(&of_late, mine, Ulid::generate(), |_| false, now);
+        assert_eq!(taken.map(|(_, from, unheard)| (from, unheard)), Some((late, vec![third])));
     }
 
     #[test]
