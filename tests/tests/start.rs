@@ -281,11 +281,16 @@ mod a_client_that_comes_back {
         let names =
             |list: &str| status[list].as_array().unwrap().iter().map(|one| text(&one["tunnel"])).collect::<Vec<_>>();
         assert_eq!((names("tunnels"), names("refused")), (vec!["web".into()], vec!["api".into()]), "{status}");
+        let wait = ["wait", "--tunnel", "api", "--path", "/hook"];
+        let mut wait = Process::spawn_in(project.home.clone(), "relay", wait, &[]).await;
+        wait.error_line("waiting for requests to api, which is refused at present: The name api is in use").await;
 
         other.terminate().await;
         let ready = client.event("tunnel.ready").await;
         assert_eq!((&ready["tunnel"], text(&ready["url"])), (&"api".into(), urls["api"].clone()));
-        assert_eq!(get(&relay, &urls["api"]).await.text(), "one");
+        assert_eq!(get(&relay, &format!("{}/hook", urls["api"])).await.text(), "one");
+        let ended = wait.wait().await;
+        assert_eq!((ended.code(), ended.stdout.contains("/hook")), (0, true), "{ended:?}");
         client.terminate().await;
     }
 }

@@ -27,6 +27,7 @@ use crate::cli::{OpenArgs, ServiceArgs, SessionArgs, TunnelArgs, WaitArgs};
 use crate::client::ClientError;
 use crate::commands::open;
 use crate::config::{ConfigError, Files, Settings, ShowSettings};
+use crate::control::board::{Refused, Status};
 use crate::control::{Ask, Asked, ControlError, Found, PATIENCE, ask_all};
 use crate::event::{Body, Event};
 use crate::session::dial::TargetError;
@@ -46,7 +47,7 @@ pub enum WaitError {
     /// Nobody is left who could tell.
     #[error("the client has ended; {0}")]
     Ended(String),
-    /// The tunnel that is asked for is none of a running client.
+    /// The tunnel that is asked for is none of a running client, not even one that the relay refuses at present.
     #[error("no running client has a tunnel {wanted}; {}", others(.known))]
     NoTunnel {
         /// Its name.
@@ -132,13 +133,17 @@ fn watch(found: Vec<Found>, tunnel: Option<&str>) -> Result<SelectAll<Source>, W
     for client in found {
         match client {
             Found::Answers(client) => {
-                let names: Vec<_> = client.status.tunnels.iter().map(|tunnel| tunnel.tunnel.clone()).collect();
+                let Status { tunnels, refused, .. } = &client.status;
+                // They may be up soon. One whose change is refused is up.
+                let is_down = |refused: &&Refused| tunnels.iter().all(|tunnel| tunnel.tunnel != refused.tunnel);
+                let down: Vec<_> = refused.iter().filter(is_down).collect();
+                let names = tunnels.iter().map(|tunnel| &tunnel.tunnel).chain(down.iter().map(|down| &down.tunnel));
+                let names: Vec<_> = names.cloned().collect();
                 if tunnel.is_none_or(|wanted| names.iter().any(|name| name == wanted)) {
-                    client
-                        .status
-                        .tunnels
-                        .iter()
-                        .for_each(|tunnel| tell(&format!("waiting for requests to {}", tunnel.url)));
+                    tunnels.iter().for_each(|tunnel| tell(&format!("waiting for requests to {}", tunnel.url)));
+                    for Refused { tunnel, reason } in down {
+                        tell(&format!("waiting for requests to {tunnel}, which is refused at present: {reason}"));
+                    }
                     sources.push(of_client(sources.len(), client));
                 }
                 known.extend(names);
