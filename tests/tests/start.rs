@@ -406,6 +406,26 @@ mod a_file_that_changes {
     }
 
     #[tokio::test]
+    async fn and_leaves_only_what_is_lost_ends_the_client() {
+        let relay = RelayServer::spawn(DEFAULTS).await;
+        let token = relay.token("me").await;
+        let (project, elsewhere) = (Project::new(&relay, &token), Project::new(&relay, &token));
+        let app = says("one").await;
+        let api = format!("{}\nsubdomain = \"api\"", upstream(&app));
+        project.write(&[("web", &upstream(&app)), ("api", &api)]);
+        elsewhere.write(&[("api", &api)]);
+        let (mut client, _) = project.ready(2, &[]).await;
+        let (mut other, _) = elsewhere.ready(1, &["--takeover"]).await;
+        assert_eq!(client.event("tunnel.closed").await["tunnel"], "api");
+        project.write(&[("api", &api)]);
+        assert_eq!(client.event("tunnel.closed").await["tunnel"], "web");
+        let ended = client.wait().await;
+        assert_eq!(ended.code(), 7, "{ended:?}");
+        assert!(ended.stderr.contains("api: Another client with the same token has taken the name over"), "{ended:?}");
+        other.terminate().await;
+    }
+
+    #[tokio::test]
     async fn asks_again_for_what_was_refused() {
         let relay = RelayServer::spawn(DEFAULTS).await;
         let (mine, other) = (relay.token("me").await, relay.token("other").await);

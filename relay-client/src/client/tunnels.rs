@@ -62,12 +62,12 @@ struct Held {
 }
 
 /// Why a tunnel is not asked for at present.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Rests {
     /// The relay refused it, and is asked again then.
     Until(Instant),
-    /// Somebody else has its name, and means it.
-    Lost,
+    /// Somebody else has its name, and means it. How that came, as a sentence.
+    Lost(String),
 }
 
 /// What a refusal means to a client that has had a session.
@@ -121,8 +121,7 @@ impl Asked {
 
     /// Why it was refused, for a person who may have several tunnels.
     pub(super) fn explain(&self, refusal: &Refusal) -> String {
-        let text = explain(refusal);
-        self.options.label.as_ref().map_or(text.clone(), |label| format!("{label}: {text}"))
+        self.options.of_it(&explain(refusal))
     }
 
     /// Asks for any name where the one of last time is not to be had, as when tests run side by side. False where the
@@ -133,6 +132,19 @@ impl Asked {
             (self.name, self.remembered, self.beside) = (None, false, true);
         }
         forgets
+    }
+}
+
+impl TunnelOptions {
+    /// Says what was said of this tunnel where it may be one of several.
+    fn of_it(&self, text: &str) -> String {
+        self.label.as_ref().map_or_else(|| text.to_owned(), |label| format!("{label}: {text}"))
+    }
+}
+
+impl Rests {
+    fn are_for_good(&self) -> bool {
+        matches!(self, Self::Lost(_))
     }
 }
 
@@ -150,7 +162,7 @@ impl Tunnels {
             let known = others.iter().position(|held| held.options.label == options.label);
             self.held.push(match known.map(|at| others.remove(at)) {
                 Some(held) if held.options == *options => {
-                    Held { rests: held.rests.filter(|rests| *rests == Rests::Lost), ..held }
+                    Held { rests: held.rests.filter(Rests::are_for_good), ..held }
                 }
                 Some(held) => {
                     // What is refused now is said anew.
@@ -173,7 +185,7 @@ impl Tunnels {
     pub(super) fn hello(&mut self, client: &Client, first: bool) -> Vec<Asked> {
         for held in &mut self.held {
             held.asked = None;
-            held.rests = held.rests.filter(|rests| *rests == Rests::Lost);
+            held.rests = held.rests.take().filter(Rests::are_for_good);
         }
         for at in 0..self.held.len() {
             let Some(held) = self.held.get(at) else { break };
@@ -217,7 +229,7 @@ impl Tunnels {
     /// Whether a session that answers so to what it was asked for has nothing to serve, and none is left to ask for.
     pub(super) fn are_all_refused(&self, asked: &[Asked], bound: &[Bound]) -> bool {
         let is_refused = |number| bound.iter().any(|bound| bound.tunnel == number && bound.result.is_err());
-        let is_left = |held: &Held| held.rests != Some(Rests::Lost) && held.asked.is_none();
+        let is_left = |held: &Held| held.lost().is_none() && held.asked.is_none();
         !asked.is_empty() && asked.iter().all(|asked| is_refused(asked.number)) && !self.held.iter().any(is_left)
     }
 
@@ -242,7 +254,7 @@ impl Tunnels {
             let Some(held) = self.held.iter_mut().find(|held| held.is_asked(asked.number)) else { continue };
             let text = asked.explain(refusal);
             match held.judge(asked, refusal, resumed)? {
-                Verdict::Lost => self.lose(asked.number, &lost_while_away(&text), observer)?,
+                Verdict::Lost => self.lose(asked.number, &lost_while_away(refusal), observer)?,
                 Verdict::ForNow => drop(passes.get_or_insert(text)),
                 Verdict::AsThingsAre => drop(lasts.get_or_insert(text)),
             }
@@ -317,7 +329,7 @@ impl Tunnels {
                 let verdict = held.judge(&asked, &refusal, resumed)?;
                 if verdict == Verdict::Lost {
                     let number = held.given.as_ref().map_or(number, |given| given.number);
-                    return self.lose(number, &lost_while_away(&asked.explain(&refusal)), observer);
+                    return self.lose(number, &lost_while_away(&refusal), observer);
                 }
                 held.rest(&explain(&refusal), observer);
                 return Ok(());
@@ -355,12 +367,16 @@ impl Tunnels {
     }
 
     /// Asks for what is wanted and not given, once there is a session. What changes on this machine alone changes at once.
+    ///
+    /// # Errors
+    /// [`ClientError::NameLost`] where all that is wanted is lost.
     pub(super) fn settle(
         &mut self,
         client: &Client,
         link: Option<&Link>,
         observer: &mut dyn Observer,
     ) -> Result<(), ClientError> {
+        self.check_left()?;
         if link.is_none() {
             return Ok(());
         }
@@ -408,14 +424,22 @@ impl Tunnels {
         }
         held.asked = None;
         // One whose change was refused is not after that name any more.
-        held.rests.get_or_insert(Rests::Lost);
-        if self.held.iter().all(|held| held.rests == Some(Rests::Lost)) {
-            return Err(ClientError::NameLost(text.to_owned()));
-        }
+        held.rests.get_or_insert_with(|| Rests::Lost(text.to_owned()));
+        self.check_left()?;
         if let Some(held) = self.held.iter().find(|held| held.options.label == given.options.label) {
             tell_closed(&held.options, &given.public, text, observer);
         }
         Ok(())
+    }
+
+    /// A client of which nothing is left that could come back ends, whether its last tunnel is lost or no longer wanted.
+    fn check_left(&self) -> Result<(), ClientError> {
+        let mut lost: Vec<_> = self.held.iter().map_while(Held::lost).collect();
+        if lost.is_empty() || lost.len() < self.held.len() {
+            return Ok(());
+        }
+        lost.dedup();
+        Err(ClientError::NameLost(lost.join(" ")))
     }
 
     /// Where requests go.
@@ -497,10 +521,18 @@ impl Held {
 
     /// Whether it is not to be asked for now.
     fn rests(&self) -> bool {
-        match self.rests {
+        match &self.rests {
             None => false,
-            Some(Rests::Until(then)) => Instant::now() < then,
-            Some(Rests::Lost) => true,
+            Some(Rests::Until(then)) => Instant::now() < *then,
+            Some(Rests::Lost(_)) => true,
+        }
+    }
+
+    /// How its name was lost, for a person who may have several tunnels.
+    fn lost(&self) -> Option<String> {
+        match &self.rests {
+            Some(Rests::Lost(text)) => Some(self.options.of_it(text)),
+            _ => None,
         }
     }
 
@@ -567,8 +599,9 @@ fn tell_closed(options: &TunnelOptions, public: &PublicName, reason: &str, obser
     observer.observe(&Event::Closed { tunnel, name: &public.name, url: &public.url, reason });
 }
 
-fn lost_while_away(text: &str) -> String {
-    format!("the name was lost while this client was away: {text}")
+/// Without the refusal's hint, which is for those who ask for the name: this client does so no more.
+fn lost_while_away(refusal: &Refusal) -> String {
+    format!("the name was lost while this client was away: {}", refusal.message)
 }
 
 #[cfg(test)]
@@ -647,6 +680,7 @@ mod tests {
     struct Told {
         up: BTreeMap<String, String>,
         refused: BTreeMap<String, String>,
+        closed: BTreeMap<String, String>,
     }
 
     impl Observer for Told {
@@ -656,7 +690,8 @@ mod tests {
                     self.up.insert((*tunnel).to_owned(), (*name).to_owned());
                     self.refused.remove(*tunnel);
                 }
-                Event::Closed { tunnel, .. } => {
+                Event::Closed { tunnel, reason, .. } => {
+                    self.closed.insert((*tunnel).to_owned(), (*reason).to_owned());
                     self.up.remove(*tunnel);
                     self.refused.remove(*tunnel);
                 }
@@ -700,9 +735,11 @@ mod tests {
                     let name = asked.name.clone().unwrap_or(random);
                     Ok(PublicName { url: format!("https://{name}.relay.example"), name })
                 }
-                Some(code) => {
-                    Err(Refusal { code: code.to_owned(), message: format!("It is {code}."), hint: String::new() })
-                }
+                Some(code) => Err(Refusal {
+                    code: code.to_owned(),
+                    message: format!("It is {code}."),
+                    hint: "Take it over.".to_owned(),
+                }),
             };
             Bound { tunnel: asked.number, result }
         }
@@ -784,11 +821,12 @@ mod tests {
 
         fn check(&self) {
             let now = Instant::now();
+            assert!(self.tunnels.held.iter().any(|held| held.lost().is_none()), "nothing is left to run for");
             for held in &self.tunnels.held {
                 let live = held.given.as_ref().filter(|given| !given.away);
-                match held.rests {
-                    Some(Rests::Lost) => assert!(held.given.is_none() && held.asked.is_none(), "{held:?}"),
-                    Some(Rests::Until(then)) => assert!(then <= now + RESTS.1 && held.asked.is_none(), "{held:?}"),
+                match &held.rests {
+                    Some(Rests::Lost(_)) => assert!(held.given.is_none() && held.asked.is_none(), "{held:?}"),
+                    Some(Rests::Until(then)) => assert!(*then <= now + RESTS.1 && held.asked.is_none(), "{held:?}"),
                     None => {}
                 }
                 if self.link.is_none() {
@@ -835,9 +873,9 @@ mod tests {
                         let all = |is: fn(&Held) -> bool| machine.tunnels.held.iter().all(is);
                         let may = match &error {
                             ClientError::Unauthorized(text) => text.contains("unauthorized"),
-                            ClientError::NameLost(_) => all(|held| held.rests == Some(Rests::Lost)),
+                            ClientError::NameLost(_) => all(|held| held.lost().is_some()),
                             ClientError::Refused(text) => text.contains("not-allowed") && all(|held| {
-                                held.rests == Some(Rests::Lost) || held.given.as_ref().is_none_or(|given| given.away)
+                                held.lost().is_some() || held.given.as_ref().is_none_or(|given| given.away)
                             }),
                             _ => false,
                         };
@@ -879,6 +917,30 @@ mod tests {
             machine.session(false, true, &[Some("name-in-use"), None]).await.unwrap();
             assert_eq!(machine.told.up.keys().collect::<Vec<_>>(), ["b"]);
             assert!(machine.told.refused.is_empty(), "whose session was resumed knows at once");
+        });
+    }
+
+    /// Whichever goes last: the one that is lost, or the one that is wanted no more.
+    #[test]
+    fn a_client_of_which_only_lost_tunnels_are_left_ends() {
+        run(async {
+            for with_session in [true, false] {
+                let mut machine = one();
+                machine.session(true, false, &[None; 4]).await.unwrap();
+                machine.session(false, true, &[Some("name-in-use"), None]).await.unwrap();
+                machine.link.take_if(|_| !with_session);
+                let ended = machine.step(&Step::Want(vec![0])).await.unwrap_err();
+                let lost = "the name was lost while this client was away: It is name-in-use.";
+                assert_eq!(machine.told.closed["a"], lost, "advice would be of no use");
+                assert!(matches!(&ended, ClientError::NameLost(text) if *text == format!("a: {lost}")), "{ended:?}");
+            }
+            // One that is asked for anew, under another name, is none of them.
+            let mut machine = one();
+            machine.session(true, false, &[None; 4]).await.unwrap();
+            machine.session(false, true, &[Some("name-in-use"), None]).await.unwrap();
+            machine.step(&Step::Want(vec![2])).await.unwrap();
+            machine.step(&Step::Answer(0)).await.unwrap();
+            assert_eq!(machine.told.up.keys().collect::<Vec<_>>(), ["a"]);
         });
     }
 
