@@ -23,7 +23,7 @@ use ratatui::backend::CrosstermBackend;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
-use ratatui::widgets::{Block, Borders, Paragraph, Row, Table};
+use ratatui::widgets::{Block, Borders, Paragraph, Row, Table, Wrap};
 use ratatui::{Frame, Terminal};
 
 use crate::capture::Captured;
@@ -249,7 +249,7 @@ impl View {
             .collect();
         frame.render_widget(Paragraph::new(lines), top);
         if self.help {
-            frame.render_widget(Paragraph::new(HELP), middle);
+            frame.render_widget(Paragraph::new(HELP).wrap(Wrap { trim: false }), middle);
         } else if self.detail && !self.rows.is_empty() {
             let halves = [Constraint::Fill(1), Constraint::Fill(1)];
             let wide = middle.width >= WIDE;
@@ -344,7 +344,8 @@ const HELP: &str = "
   Esc, ←            only the list
   PageUp PageDown   scroll in it
   c                 copy the request as a curl line
-  q                 end the tunnel, and this
+  Ctrl-Z            stop until fg; requests are not answered meanwhile
+  q, Ctrl-C         end the tunnel, and this
 ";
 
 fn clipped(path: &str) -> String {
@@ -654,6 +655,7 @@ mod tests {
         assert!(line.starts_with(expected), "as pasted where the tunnel is nobody else's: {line}");
         press(&mut view, KeyCode::Char('?'));
         assert!(drawn(&mut view, 80, 20).contains("copy the request"));
+        assert!(drawn(&mut view, 34, 30).contains("meanwhile"), "nothing is cut");
         press(&mut view, KeyCode::Down);
         assert!(!drawn(&mut view, 80, 20).contains("copy the request"), "any key ends the help");
         assert_eq!(press(&mut view, KeyCode::Char('q')), Some(Wish::Quit));
