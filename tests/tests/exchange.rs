@@ -757,6 +757,29 @@ mod streaming {
         }
     }
 
+    /// What is left of an upload behind its answer is no part of the next request on the connection: neither its time to
+    /// answer nor the one for its head count from there.
+    #[tokio::test]
+    async fn times_the_next_request_from_its_own_first_byte() {
+        let world = World::start().await;
+        let app = App::recording().await;
+        let timeout = Some(std::time::Duration::from_secs(2));
+        let tunnel = world.tunnel_with(TunnelOptions { timeout, ..TunnelOptions::new(app.upstream()) }).await;
+        let host = world.host(tunnel.name());
+        let mut wire = world.raw(&host).await;
+        let nobody = world.host("nobody");
+        wire.send(format!("POST / HTTP/1.1\r\nHost: {nobody}\r\nContent-Length: 100000\r\n\r\n")).await;
+        wire.send(noise(1000)).await;
+        assert_eq!(wire.message().await.unwrap().status(), 404);
+        wire.send(noise(99_000)).await;
+        // Longer than the tunnel's time to answer: that is what would be gone.
+        tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
+        wire.send(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+        let answer = wire.message().await.unwrap();
+        assert_eq!(answer.status(), 200, "{}", answer.head);
+        app.only();
+    }
+
     /// curl 7.88 does not look at an answer whose stream is reset while it sends (`RST_STREAM`, RFC 9113, section 8.1).
     #[tokio::test]
     async fn gives_curl_an_early_answer() {

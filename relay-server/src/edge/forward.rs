@@ -220,6 +220,7 @@ fn rest(
     upload.forget();
     let receiving = upload.follow();
     exchange.receiving(receiving.clone());
+    let clock = exchange.in_flight.clock().clone();
     async move {
         if let Some(stream) = to {
             match answered.run_until_cancelled(poll_fn(|cx| upload.poll(&stream, cx))).await {
@@ -236,6 +237,8 @@ fn rest(
             }
         }
         answered.cancelled().await;
+        // Not sooner: a peer that reads none of its answers is to be known by that.
+        let _in_flight = clock.hold();
         // Whoever still sends is cut off.
         let _ = timeout(LINGER, upload.discard()).await;
     }

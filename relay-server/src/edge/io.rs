@@ -137,8 +137,7 @@ impl Clock {
     /// the first byte came within a second of the handshake, else the request's first byte, else now.
     /// `trusted` says that a proxy in front of us opened the connection, perhaps long before.
     pub(crate) fn begin(self: &Arc<Self>, trusted: bool) -> (Instant, InFlight) {
-        self.in_flight.fetch_add(1, Relaxed);
-        let first_byte = self.first_byte.swap(0, Relaxed);
+        let (first_byte, in_flight) = self.hold();
         let later = self.used.swap(1, Relaxed) == 1;
         let at_once = first_byte.saturating_sub(self.ready) <= AT_ONCE.as_nanos() as u64;
         let from = if !later && !trusted && at_once {
@@ -148,7 +147,14 @@ impl Clock {
         } else {
             self.accepted + Duration::from_nanos(first_byte)
         };
-        (from, InFlight(self.clone()))
+        (from, in_flight)
+    }
+
+    /// Counts what comes from here on as bytes of a request that is known, not as the first of another one.
+    /// The first byte since the last request ended.
+    pub(crate) fn hold(self: &Arc<Self>) -> (u64, InFlight) {
+        self.in_flight.fetch_add(1, Relaxed);
+        (self.first_byte.swap(0, Relaxed), InFlight(self.clone()))
     }
 
     /// Waits for the first request, if that is still to be expected behind the handshake.
@@ -171,7 +177,7 @@ impl Clock {
 
     fn note_bytes(&self) {
         // Most reads belong to a request that has begun or to a busy connection; only the first one reads the clock.
-        if self.first_byte.load(Relaxed) == 0 {
+        if self.first_byte.load(Relaxed) == 0 && self.in_flight.load(Relaxed) == 0 {
             self.first_byte.store(since(self.accepted), Relaxed);
         }
     }
