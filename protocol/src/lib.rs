@@ -12,6 +12,8 @@
 //! | [`link`] | the only I/O: one task drives a mux over one WebSocket |
 //! | [`gather`] | fewer and larger reads below TLS |
 //! | [`splice`] | an exchange as a pipe of bytes, after an upgrade |
+//!
+//! Beside the wire stands [`webhook`]: what both ends know of those who send the requests.
 
 pub mod exchange;
 pub mod frame;
@@ -22,6 +24,7 @@ pub mod mux;
 pub mod splice;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod webhook;
 
 /// The WebSocket subprotocol that this version speaks, and the name of the wire in `PROTOCOL.md`.
 pub const SUBPROTOCOL: &str = "relay.v1";

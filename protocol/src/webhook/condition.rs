@@ -1,0 +1,82 @@
+//! What a request must be like for a row, a rule or a handshake to be meant.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer, de::Error as _};
+
+use super::request::{Place, Request};
+
+/// All of them must hold; none at all always holds.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(transparent)]
+pub(super) struct Conditions(BTreeMap<Place, Test>);
+
+impl Conditions {
+    /// The cheap ones first: a body is read only for a request whose head fits.
+    pub(super) fn hold(&self, request: &Request<'_>) -> bool {
+        self.0.iter().all(|(place, test)| match test {
+            Test::There => place.is_there(request),
+            Test::NotThere => !place.is_there(request),
+            Test::Like(pattern) => place.all(request).iter().any(|text| like(pattern.as_bytes(), text)),
+        })
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Of what stands at a place: `true`, it is there; `false`, it is not; a text, it is that text, in which `*` stands for
+/// anything.
+#[derive(Clone, Debug)]
+enum Test {
+    There,
+    NotThere,
+    Like(String),
+}
+
+impl<'de> Deserialize<'de> for Test {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match toml::Value::deserialize(deserializer)? {
+            toml::Value::Boolean(true) => Ok(Self::There),
+            toml::Value::Boolean(false) => Ok(Self::NotThere),
+            toml::Value::String(pattern) => Ok(Self::Like(pattern)),
+            other => Err(D::Error::custom(format!("a condition is true, false or a text, and not {other}"))),
+        }
+    }
+}
+
+/// Whether `text` is `pattern`, in which `*` stands for any bytes.
+fn like(pattern: &[u8], text: &[u8]) -> bool {
+    let mut parts = pattern.split(|byte| *byte == b'*');
+    let Some(mut rest) = parts.next().and_then(|first| text.strip_prefix(first)) else { return false };
+    let Some(last) = parts.next_back() else { return rest.is_empty() };
+    for part in parts.filter(|part| !part.is_empty()) {
+        let Some(at) = rest.windows(part.len()).position(|window| window == part) else { return false };
+        rest = rest.get(at + part.len()..).unwrap_or_default();
+    }
+    rest.ends_with(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_stands_for_anything() {
+        for (pattern, text, is) in [
+            ("", "", true),
+            ("a", "a", true),
+            ("a", "ab", false),
+            ("a*", "ab", true),
+            ("*b", "ab", true),
+            ("a*b", "ab", true),
+            ("ab*ba", "aba", false),
+            ("*x*y*", "axbyc", true),
+            ("*x*y*", "aybxc", false),
+            ("*", "", true),
+        ] {
+            assert_eq!(like(pattern.as_bytes(), text.as_bytes()), is, "{pattern} {text}");
+        }
+    }
+}

@@ -1,0 +1,486 @@
+//! A request as its sender made it, and the places in it where providers put things.
+
+use std::{borrow::Cow, cell::OnceCell, fmt, str::FromStr};
+
+use http::{HeaderName, HeaderValue, Method};
+use percent_encoding::percent_decode;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::json::{self, Level, Pointer, PointerError};
+
+/// The most fields of a form or a query that are looked at; one with more says nothing to us.
+const FIELDS_MAX: usize = 4096;
+
+/// A request as it arrived at the public URL: what is recognised, judged and signed.
+///
+/// Parses its body at most once and only when a rule asks for what is in there, so that one is made per request and
+/// lent to every question about it. Before the body has come it is empty, and only the head speaks.
+#[derive(Debug)]
+pub struct Request<'a> {
+    pub(super) method: &'a Method,
+    pub(super) url: &'a str,
+    pub(super) headers: &'a [(HeaderName, HeaderValue)],
+    pub(super) body: &'a [u8],
+    json: OnceCell<Level<'a>>,
+    form: OnceCell<Vec<Field<'a>>>,
+    query: OnceCell<Vec<Field<'a>>>,
+}
+
+/// A decoded pair of a form or a query.
+pub(super) type Field<'a> = (Cow<'a, [u8]>, Cow<'a, [u8]>);
+
+impl<'a> Request<'a> {
+    /// `url` is the one that the provider called, with scheme and host and its query as it was sent, because some sign
+    /// it; `headers` in the order in which they came; `body` byte for byte.
+    #[must_use]
+    pub fn new(method: &'a Method, url: &'a str, headers: &'a [(HeaderName, HeaderValue)], body: &'a [u8]) -> Self {
+        let (json, form, query) = (OnceCell::new(), OnceCell::new(), OnceCell::new());
+        Self { method, url, headers, body, json, form, query }
+    }
+
+    /// The values of a header in the order in which they came.
+    pub(super) fn header(&self, name: &str) -> impl Iterator<Item = &'a HeaderValue> {
+        self.headers.iter().filter(move |(given, _)| given.as_str() == name).map(|(_, value)| value)
+    }
+
+    /// The fields of the body, decoded: of a form of either media type, none of anything else.
+    pub(super) fn form(&self) -> &[Field<'a>] {
+        self.form.get_or_init(|| {
+            let content_type = self.header("content-type").next().and_then(|value| value.to_str().ok()).unwrap_or("");
+            let (kind, parameters) = content_type.split_once(';').unwrap_or((content_type, ""));
+            match kind.trim() {
+                kind if kind.eq_ignore_ascii_case("application/x-www-form-urlencoded") => url_encoded(self.body),
+                kind if kind.eq_ignore_ascii_case("multipart/form-data") => multipart(self.body, parameters),
+                _ => Vec::new(),
+            }
+        })
+    }
+
+    fn query(&self) -> &[Field<'a>] {
+        self.query.get_or_init(|| url_encoded(Url::of(self.url).query.unwrap_or("").as_bytes()))
+    }
+
+    fn json(&self) -> &Level<'a> {
+        self.json.get_or_init(|| Level::read(self.body))
+    }
+}
+
+/// The parts of a URL, each as it is written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Url<'a> {
+    /// Scheme, `://`, host and port.
+    pub(super) origin: &'a str,
+    pub(super) path: &'a str,
+    pub(super) query: Option<&'a str>,
+}
+
+impl<'a> Url<'a> {
+    pub(super) fn of(url: &'a str) -> Self {
+        let url = url.split('#').next().unwrap_or(url);
+        let (before, query) = url.split_once('?').map_or((url, None), |(before, query)| (before, Some(query)));
+        let host = before.find("://").map_or(0, |at| at + 3);
+        let path = before.get(host..).and_then(|rest| rest.find('/')).map_or(before.len(), |at| host + at);
+        let (origin, path) = before.split_at_checked(path).unwrap_or((before, ""));
+        Self { origin, path, query }
+    }
+
+    /// Path and query: what stands in the request line.
+    pub(super) fn target(&self) -> String {
+        let path = if self.path.is_empty() { "/" } else { self.path };
+        self.query.map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"))
+    }
+}
+
+/// Pairs of `application/x-www-form-urlencoded` (WHATWG URL, section 5.1), in their order.
+fn url_encoded(text: &[u8]) -> Vec<Field<'_>> {
+    let decode = |part: &[u8]| -> Vec<u8> {
+        let spaced: Vec<u8> = part.iter().map(|byte| if *byte == b'+' { b' ' } else { *byte }).collect();
+        percent_decode(&spaced).collect()
+    };
+    let field = |part: &[u8]| {
+        let mut halves = part.splitn(2, |byte| *byte == b'=');
+        let mut half = || Cow::Owned(decode(halves.next().unwrap_or_default()));
+        (half(), half())
+    };
+    let fields = text.split(|byte| *byte == b'&').filter(|part| !part.is_empty());
+    limited(fields.take(FIELDS_MAX + 1).map(field).collect())
+}
+
+/// The fields of `multipart/form-data` that are no files (RFC 7578).
+fn multipart<'a>(body: &'a [u8], parameters: &str) -> Vec<Field<'a>> {
+    let boundary = parameters.split(';').find_map(|parameter| parameter.trim().strip_prefix("boundary="));
+    let Some(boundary) = boundary.map(|boundary| boundary.trim_matches('"')).filter(|boundary| (1..=70).contains(&boundary.len()))
+    else {
+        return Vec::new();
+    };
+    let delimiter = format!("\r\n--{boundary}");
+    let part = |part: &'a [u8]| -> Option<Field<'a>> {
+        let blank = find(part, b"\r\n\r\n")?;
+        let (head, value) = (part.get(..blank)?, part.get(blank + 4..)?);
+        let head = String::from_utf8_lossy(head);
+        let disposition = head.lines().find(|line| line.to_ascii_lowercase().starts_with("content-disposition:"))?;
+        let mut parameters = disposition.split(';').map(str::trim);
+        if parameters.clone().any(|parameter| parameter.starts_with("filename")) {
+            return None;
+        }
+        let name = parameters.find_map(|parameter| parameter.strip_prefix("name="))?.trim_matches('"');
+        Some((Cow::Owned(name.as_bytes().to_vec()), Cow::Borrowed(value)))
+    };
+    // The first delimiter may stand at the very beginning, where no line ends before it.
+    let mut rest = body;
+    let mut fields = Vec::new();
+    let mut first = delimiter.as_bytes().get(2..).filter(|opening| rest.starts_with(opening)).map(<[u8]>::len);
+    while fields.len() <= FIELDS_MAX {
+        let begins = first.take().map_or_else(|| find(rest, delimiter.as_bytes()), |_| Some(0));
+        let Some(after) = begins.and_then(|at| rest.get(at..)).and_then(|rest| rest.get(delimiter.len() - 2..)) else {
+            break;
+        };
+        let after = after.get(find(after, b"\r\n").map_or(after.len(), |at| at + 2)..).unwrap_or_default();
+        let ends = find(after, delimiter.as_bytes()).unwrap_or(after.len());
+        fields.extend(after.get(..ends).and_then(part));
+        rest = after.get(ends..).unwrap_or_default();
+    }
+    limited(fields)
+}
+
+fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+    haystack.windows(needle.len()).position(|window| window == needle)
+}
+
+fn limited(fields: Vec<Field<'_>>) -> Vec<Field<'_>> {
+    if fields.len() > FIELDS_MAX { Vec::new() } else { fields }
+}
+
+/// One of the places of a request where a provider puts a value, as the table writes it:
+///
+/// | written | means |
+/// |---|---|
+/// | `header:NAME`, `header:NAME-*` | a header; all whose names begin so |
+/// | `json:/POINTER` | a value of a JSON body; `*` as a step stands for every member |
+/// | `number:/POINTER` | the same, where it is written as a number |
+/// | `form:NAME` | a field of a form |
+/// | `form:NAME#/POINTER` | a value of the JSON in that field |
+/// | `query:NAME` | a parameter of the URL |
+/// | `method` | the method |
+///
+/// In the order in which they are cheap to look at.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "String")]
+pub(super) enum Place {
+    Method,
+    Header(String),
+    Headers(String),
+    Query(String),
+    Form(String, Option<Pointer>),
+    Json(Pointer),
+    Number(Pointer),
+}
+
+/// What names no place.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum PlaceError {
+    #[error(
+        "{0:?} names no place of a request: write header:NAME, json:/POINTER, number:/POINTER, form:NAME, query:NAME \
+         or method"
+    )]
+    Unknown(String),
+    #[error("{0:?} is no name of a header")]
+    Header(String),
+    #[error(transparent)]
+    Pointer(#[from] PointerError),
+}
+
+impl TryFrom<String> for Place {
+    type Error = PlaceError;
+
+    fn try_from(text: String) -> Result<Self, PlaceError> {
+        text.parse()
+    }
+}
+
+impl FromStr for Place {
+    type Err = PlaceError;
+
+    fn from_str(text: &str) -> Result<Self, PlaceError> {
+        let header = |name: &str| match HeaderName::from_bytes(name.as_bytes()) {
+            Ok(name) => Ok(name.as_str().to_owned()),
+            Err(_) => Err(PlaceError::Header(name.to_owned())),
+        };
+        match text.split_once(':') {
+            None if text == "method" => Ok(Self::Method),
+            Some(("header", name)) => match name.strip_suffix('*') {
+                Some(prefix) => header(prefix).map(Self::Headers),
+                None => header(name).map(Self::Header),
+            },
+            Some(("query", name)) => Ok(Self::Query(name.to_owned())),
+            Some(("json", pointer)) => Ok(Self::Json(pointer.parse()?)),
+            Some(("number", pointer)) => Ok(Self::Number(pointer.parse()?)),
+            Some(("form", field)) => Ok(match field.split_once('#') {
+                Some((name, pointer)) => Self::Form(name.to_owned(), Some(pointer.parse()?)),
+                None => Self::Form(field.to_owned(), None),
+            }),
+            _ => Err(PlaceError::Unknown(text.to_owned())),
+        }
+    }
+}
+
+/// As a person is told where to look.
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Method => f.write_str("the method"),
+            Self::Header(name) => write!(f, "the header {name}"),
+            Self::Headers(prefix) => write!(f, "a header {prefix}*"),
+            Self::Query(name) => write!(f, "the parameter {name} of the URL"),
+            Self::Form(name, None) => write!(f, "the form field {name}"),
+            Self::Form(name, Some(pointer)) => write!(f, "{pointer} in the form field {name}"),
+            Self::Json(pointer) => write!(f, "{pointer} in the JSON body"),
+            Self::Number(pointer) => write!(f, "the number {pointer} in the JSON body"),
+        }
+    }
+}
+
+/// A place holds several values that differ, and whoever reads the request next may take another one than we do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ambiguous;
+
+impl Place {
+    /// All that stands there as text.
+    pub(super) fn all<'r>(&self, request: &'r Request<'_>) -> Vec<Cow<'r, [u8]>> {
+        let texts = |values: Vec<&'r RawValue>| {
+            let texts = values.into_iter().filter_map(json::text);
+            texts.map(|text| match text {
+                Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
+                Cow::Owned(text) => Cow::Owned(text.into_bytes()),
+            })
+        };
+        let named = |fields: &'r [Field<'_>], name: &str| -> Vec<Cow<'r, [u8]>> {
+            let values = fields.iter().filter(|(given, _)| **given == *name.as_bytes());
+            values.map(|(_, value)| Cow::Borrowed(&**value)).collect()
+        };
+        match self {
+            Self::Method => vec![Cow::Borrowed(request.method.as_str().as_bytes())],
+            Self::Header(name) => request.header(name).map(|value| Cow::Borrowed(value.as_bytes())).collect(),
+            Self::Headers(prefix) => {
+                let named = request.headers.iter().filter(|(name, _)| name.as_str().starts_with(prefix.as_str()));
+                named.map(|(_, value)| Cow::Borrowed(value.as_bytes())).collect()
+            }
+            Self::Query(name) => named(request.query(), name),
+            Self::Form(name, None) => named(request.form(), name),
+            Self::Form(..) | Self::Json(_) => texts(self.values(request)).collect(),
+            Self::Number(_) => {
+                let numbers = self.values(request).into_iter().filter(|value| json::is_number(value));
+                texts(numbers.collect()).collect()
+            }
+        }
+    }
+
+    /// The one text that stands there.
+    ///
+    /// # Errors
+    /// [`Ambiguous`]: there are several.
+    pub(super) fn one<'r>(&self, request: &'r Request<'_>) -> Result<Option<Cow<'r, [u8]>>, Ambiguous> {
+        let mut all = self.all(request).into_iter();
+        let first = all.next();
+        if all.any(|other| Some(other) != first) { Err(Ambiguous) } else { Ok(first) }
+    }
+
+    /// Whether there is anything, be it an object without a text.
+    pub(super) fn is_there(&self, request: &Request<'_>) -> bool {
+        match self {
+            Self::Json(_) | Self::Form(_, Some(_)) => self.values(request).into_iter().any(json::is_something),
+            _ => !self.all(request).is_empty(),
+        }
+    }
+
+    /// How many values there are.
+    pub(super) fn count(&self, request: &Request<'_>) -> usize {
+        match self {
+            Self::Json(_) | Self::Form(_, Some(_)) => self.values(request).len(),
+            _ => self.all(request).len(),
+        }
+    }
+
+    /// The JSON values of this place, which borrow the request's bytes.
+    fn values<'r>(&self, request: &'r Request<'_>) -> Vec<&'r RawValue> {
+        match self {
+            Self::Json(pointer) | Self::Number(pointer) => request.json().find(pointer),
+            Self::Form(name, Some(pointer)) => {
+                let fields = request.form().iter().filter(|(given, _)| **given == *name.as_bytes());
+                fields.flat_map(|(_, value)| Level::read(value).find(pointer)).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// A request that is being written: what signing changes and gives back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Draft {
+    /// With the parameters that a scheme adds.
+    pub url: String,
+    /// In their order, new ones behind.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// Byte for byte the original, but for values of the signature that stand in it.
+    pub body: Vec<u8>,
+}
+
+impl Draft {
+    pub(super) fn of(request: &Request<'_>) -> Self {
+        Self { url: request.url.to_owned(), headers: request.headers.to_vec(), body: request.body.to_vec() }
+    }
+
+    /// Puts a text where `place` says: in the stead of what stands there, or as a new header, field or parameter. In
+    /// JSON something must stand there already. `None` where it cannot be put.
+    pub(super) fn set(&mut self, method: &Method, place: &Place, text: &str) -> Option<()> {
+        match place {
+            Place::Header(name) => {
+                let value = HeaderValue::from_str(text).ok()?;
+                match self.headers.iter_mut().find(|(given, _)| given.as_str() == name) {
+                    Some((_, old)) => *old = value,
+                    None => self.headers.push((HeaderName::from_bytes(name.as_bytes()).ok()?, value)),
+                }
+                let mut seen = false;
+                self.headers.retain(|(given, _)| given.as_str() != name || !std::mem::replace(&mut seen, true));
+            }
+            // As its first signature; the others belonged to other keys.
+            Place::Headers(prefix) => {
+                self.headers.retain(|(given, _)| !given.as_str().starts_with(prefix.as_str()));
+                self.set(method, &Place::Header(format!("{prefix}1")), text)?;
+            }
+            Place::Json(_) | Place::Number(_) => {
+                let request = Request::new(method, &self.url, &self.headers, &self.body);
+                let quoted = serde_json::to_string(text).ok()?;
+                let replaced = place.values(&request).into_iter().map(|value| {
+                    // A slice of the body, which says where it stands by where it lies.
+                    let at = value.get().as_ptr().addr().checked_sub(self.body.as_ptr().addr())?;
+                    let range = at..at.checked_add(value.get().len())?;
+                    self.body.get(range.clone())?;
+                    Some((range, if json::is_number(value) { text } else { &quoted }))
+                });
+                let mut replaced: Vec<_> = replaced.collect::<Option<_>>()?;
+                if replaced.is_empty() {
+                    return None;
+                }
+                // From behind, so that what is still to come stays where it is.
+                replaced.sort_unstable_by_key(|(range, _)| std::cmp::Reverse(range.start));
+                for (range, new) in replaced {
+                    self.body.splice(range, new.bytes());
+                }
+            }
+            Place::Query(name) => {
+                let (before, query) = self.url.split_once('?').unwrap_or((&self.url, ""));
+                self.url = format!("{before}?{}", with_field(query, name, text));
+            }
+            Place::Form(name, None) => {
+                let fields = with_field(std::str::from_utf8(&self.body).ok()?, name, text);
+                self.body = fields.into_bytes();
+            }
+            Place::Method | Place::Form(_, Some(_)) => return None,
+        }
+        Some(())
+    }
+}
+
+/// A form's fields with one of them set, the others as they are written.
+fn with_field(fields: &str, name: &str, text: &str) -> String {
+    use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+
+    let encode = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
+    let new = format!("{}={}", encode(name), encode(text));
+    let is_it = |field: &&str| url_encoded(field.as_bytes()).iter().any(|(given, _)| **given == *name.as_bytes());
+    let others = fields.split('&').filter(|field| !field.is_empty() && !is_it(field));
+    others.chain([new.as_str()]).collect::<Vec<_>>().join("&")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(list: &[(&'static str, &str)]) -> Vec<(HeaderName, HeaderValue)> {
+        let header = |(name, value): &(&'static str, &str)| {
+            (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap())
+        };
+        list.iter().map(header).collect()
+    }
+
+    fn all(place: &str, request: &Request<'_>) -> Vec<String> {
+        let place: Place = place.parse().unwrap();
+        place.all(request).into_iter().map(|text| String::from_utf8(text.into_owned()).unwrap()).collect()
+    }
+
+    #[test]
+    fn every_place_is_found() {
+        let list = headers(&[
+            ("content-type", "application/json"),
+            ("x-sig-1", "a"),
+            ("x-sig-2", "b"),
+        ]);
+        let body = br#"{"id":"e","n":1.50,"list":[{"k":"x"},{"k":"y"}],"none":null}"#;
+        let request = Request::new(&Method::POST, "https://a.example:1/p/q?x=1%202&x=3+4&y#f", &list, body);
+        assert_eq!(all("method", &request), ["POST"]);
+        assert_eq!(all("header:X-Sig-1", &request), ["a"]);
+        assert_eq!(all("header:x-sig-*", &request), ["a", "b"]);
+        assert_eq!(all("query:x", &request), ["1 2", "3 4"]);
+        assert_eq!(all("query:y", &request), [""]);
+        assert_eq!(all("json:/id", &request), ["e"]);
+        assert_eq!(all("json:/n", &request), ["1.50"]);
+        assert_eq!(all("number:/n", &request), ["1.50"]);
+        assert_eq!(all("number:/id", &request), [""; 0]);
+        assert_eq!(all("json:/list/*/k", &request), ["x", "y"]);
+        assert_eq!(all("json:/none", &request), [""; 0]);
+        assert!("json:/list".parse::<Place>().unwrap().is_there(&request));
+        assert!(!"json:/none".parse::<Place>().unwrap().is_there(&request));
+        for wrong in ["", "body", "header:a b", "json:x", "cookie:x"] {
+            assert!(wrong.parse::<Place>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_form_is_read_in_both_of_its_media_types() {
+        let list = headers(&[("content-type", "application/x-www-form-urlencoded; charset=UTF-8")]);
+        let request = Request::new(&Method::POST, "https://a.example", &list, b"a=1+%2B&b=%7B%22c%22%3A5%7D&&a=2");
+        assert_eq!(all("form:a", &request), ["1 +", "2"]);
+        assert_eq!(all("form:b#/c", &request), ["5"]);
+        assert_eq!("form:a".parse::<Place>().unwrap().one(&request), Err(Ambiguous));
+
+        let list = headers(&[("content-type", "multipart/form-data; boundary=\"xx\"")]);
+        let body = b"--xx\r\nContent-Disposition: form-data; name=\"json\"\r\n\r\n{\"e\":\"f\"}\r\n--xx\r\n\
+            content-disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\nno\r\n--xx\r\n\
+            Content-Disposition: form-data; name=\"b\"\r\n\r\n\r\n--xx--\r\n";
+        let request = Request::new(&Method::POST, "https://a.example", &list, body);
+        assert_eq!(all("form:json#/e", &request), ["f"]);
+        assert_eq!(all("form:file", &request), [""; 0]);
+        assert_eq!(all("form:b", &request), [""]);
+    }
+
+    #[test]
+    fn more_fields_than_anybody_sends_say_nothing() {
+        let list = headers(&[("content-type", "application/x-www-form-urlencoded")]);
+        let body = "a=1&".repeat(FIELDS_MAX + 1);
+        let request = Request::new(&Method::POST, "https://a.example", &list, body.as_bytes());
+        assert_eq!(request.form().len(), 0);
+    }
+
+    #[test]
+    fn what_is_set_stands_there_and_nothing_else_moves() {
+        let list = headers(&[("x-a", "1"), ("content-type", "application/x-www-form-urlencoded"), ("x-a", "2")]);
+        let body = br#"{"t": 17 , "s":{"g" :"old"}}"#;
+        let mut draft = Draft::of(&Request::new(&Method::POST, "https://a.example/?k=1%20&v=2", &list, body));
+        let mut set = |place: &str, text| draft.set(&Method::POST, &place.parse().unwrap(), text);
+        set("header:x-a", "3").unwrap();
+        set("header:x-b", "4").unwrap();
+        set("query:v", "a b").unwrap();
+        set("number:/t", "18").unwrap();
+        set("json:/s/g", "ne\"w").unwrap();
+        assert_eq!(set("json:/s/none", "x"), None);
+        assert_eq!(draft.url, "https://a.example/?k=1%20&v=a%20b");
+        assert_eq!(draft.body, br#"{"t": 18 , "s":{"g" :"ne\"w"}}"#);
+        let names: Vec<_> = draft.headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+        assert_eq!(names, [("x-a", "3"), ("content-type", "application/x-www-form-urlencoded"), ("x-b", "4")]);
+        draft.body = b"a=1%20&sig=old&b".to_vec();
+        draft.set(&Method::POST, &"form:sig".parse().unwrap(), "pub|1").unwrap();
+        assert_eq!(draft.body, b"a=1%20&b&sig=pub%7C1");
+    }
+}

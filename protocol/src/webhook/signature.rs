@@ -1,0 +1,791 @@
+//! Whether a request was signed by who it says it is from, and how to sign one.
+//!
+//! A [`Rule`] of the table says where a signature stands, what it covers and how it is made. Judging reads the rule
+//! forwards, signing backwards; neither knows any provider.
+
+use std::{borrow::Cow, collections::BTreeMap, fmt, time::Duration};
+
+use http::Method;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    condition::Conditions,
+    credentials::{Credentials, Secret},
+    request::{Draft, Place, Request, Url},
+    scheme::{Encoding, Key, KeyForm, KeyPair, Scheme, SigningKey, pem_key},
+    table::Provider,
+    template::{Lacking, Scope, Template, hex},
+    token,
+};
+
+/// The most signatures of one request that are looked at: providers send two while a secret is renewed, and one as
+/// many as it has keys.
+const SIGNATURES_MAX: usize = 100;
+
+/// How one provider signs: a row of `[[provider.signature]]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Rule {
+    pub(super) scheme: Scheme,
+    /// Where the signature stands. A request that has nothing there is not signed by this rule.
+    pub(super) from: Place,
+    /// What separates several signatures there, or a signature from other things.
+    pub(super) list: Option<char>,
+    /// What those begin with that are meant, as in `v1=`.
+    #[serde(default)]
+    pub(super) prefix: Template,
+    #[serde(default)]
+    pub(super) encoding: Encoding,
+    /// What is signed.
+    #[serde(default)]
+    pub(super) content: Template,
+    #[serde(default)]
+    pub(super) key: KeyForm,
+    /// When else it is this rule: the first that applies decides.
+    #[serde(default)]
+    pub(super) when: Conditions,
+    /// Only for secrets that begin so.
+    pub(super) only_secret: Option<String>,
+    pub(super) timestamp: Option<Time>,
+    /// All the values that stand there must be right, and not one.
+    #[serde(default)]
+    pub(super) every: bool,
+    /// Whether the provider may write the default port into the URL that it signs, or leave it out.
+    #[serde(default)]
+    pub(super) any_port: bool,
+    /// The characters that the provider writes bare in the URL that it signs, though they were sent as `%XX`.
+    #[serde(default)]
+    pub(super) bare: String,
+    /// Where the SHA-256 of the body stands in hex, when the content covers that instead of the body.
+    pub(super) body_sha256: Option<Place>,
+    /// The claims of a token that must be as computed.
+    #[serde(default)]
+    pub(super) claims: Vec<token::Claim>,
+    /// How old a token may be, in seconds, that does not say when it ends.
+    pub(super) max_age: Option<i64>,
+    /// Where the provider publishes the key, and the hosts that it may be fetched from.
+    pub(super) key_url: Option<KeyUrl>,
+}
+
+/// When a request was signed.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Time {
+    /// Where it stands; beside the signature if nowhere else.
+    from: Option<Place>,
+    #[serde(default)]
+    prefix: Template,
+    pub(super) unit: Unit,
+    /// How old a request may be, in seconds.
+    #[serde(default = "window")]
+    past: i64,
+    /// How far a clock may be ahead of ours, in seconds.
+    #[serde(default = "window")]
+    future: i64,
+    /// How old a request may be for the provider's own library, in seconds, where that is stricter.
+    library_past: Option<i64>,
+}
+
+/// Five minutes: what most libraries take.
+fn window() -> i64 {
+    300
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub(super) enum Unit {
+    #[serde(rename = "s")]
+    Seconds,
+    #[serde(rename = "ms")]
+    Milliseconds,
+    #[serde(rename = "rfc3339")]
+    Rfc3339,
+}
+
+/// A page of the provider's that a request names.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct KeyUrl {
+    pub(super) from: Template,
+    /// Names of hosts, in which a `*` stands for one label or a part of it.
+    pub(super) hosts: Vec<String>,
+}
+
+impl KeyUrl {
+    /// The URL, if it is on one of the hosts.
+    pub(super) fn on_its_host(&self, scope: &Scope<'_, '_>) -> Result<String, Judgement> {
+        let url = self.from.bytes(scope).map_err(lacking)?;
+        let url = String::from_utf8_lossy(&url).into_owned();
+        let host = Url::of(&url).origin.strip_prefix("https://").unwrap_or("").to_ascii_lowercase();
+        let allowed = self.hosts.iter().any(|allowed| match allowed.split_once('*') {
+            Some((begins, ends)) => {
+                let middle = host.strip_prefix(begins).and_then(|rest| rest.strip_suffix(ends));
+                middle.is_some_and(|middle| !middle.is_empty() && !middle.contains('.'))
+            }
+            None => host == *allowed,
+        });
+        // A name that ends as the provider's must be a name: no user, no port, nothing encoded.
+        let is_name = host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.'));
+        if allowed && is_name {
+            return Ok(url);
+        }
+        let reason = format!("it names {url:?}, which is on none of the provider's hosts, {}", self.hosts.join(", "));
+        Err(Judgement::of(Verdict::BadSignature, reason))
+    }
+}
+
+/// What became of a signature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Signed with a secret that we know, and recently enough.
+    Valid,
+    /// Signed with another secret, or altered since.
+    BadSignature,
+    /// Signed rightly, and too long ago.
+    Stale,
+    /// Signed rightly, and by a clock that is too far ahead of ours.
+    Future,
+    /// Not signed, or without what the signature covers.
+    Missing,
+    /// Signed in a form that cannot be read.
+    Malformed,
+    /// Signed, and we have no secret to hold it against.
+    NoSecret,
+    /// Not signed by this provider, or in a way that cannot be checked here.
+    Unsupported,
+}
+
+impl Verdict {
+    /// The word that stands for it in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Valid => "valid",
+            Self::BadSignature => "bad_signature",
+            Self::Stale => "stale",
+            Self::Future => "future",
+            Self::Missing => "missing",
+            Self::Malformed => "malformed",
+            Self::NoSecret => "no_secret",
+            Self::Unsupported => "unsupported",
+        }
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A verdict and why, for somebody who wants to do something about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Judgement {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// The reason, as a sentence without its full stop.
+    pub reason: Cow<'static, str>,
+    /// Which of the secrets signed, when one did.
+    pub secret: Option<usize>,
+    /// What to know although it is valid.
+    pub warning: Option<String>,
+}
+
+impl Judgement {
+    pub(super) fn of(verdict: Verdict, reason: impl Into<Cow<'static, str>>) -> Self {
+        Self { verdict, reason: reason.into(), secret: None, warning: None }
+    }
+}
+
+/// Why a request cannot be signed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SignError {
+    /// No secret is given, or none that this provider's requests are signed with.
+    #[error("there is no secret of {0} to sign with")]
+    NoSecret(String),
+    /// Only the provider has what is needed.
+    #[error("only {0} itself can sign its requests: the key that is given here verifies")]
+    OnlyTheProvider(String),
+    /// Nothing is signed.
+    #[error("{0} does not sign its requests")]
+    Unsigned(String),
+    /// The request lacks something that the signature covers.
+    #[error("{0}")]
+    Lacking(String),
+    /// The signature has no place in the request.
+    #[error("the request has no place for the signature: it lacks {0}")]
+    NoPlace(String),
+}
+
+impl Provider {
+    /// Judges a request's signature at the time `now`, that of its arrival.
+    ///
+    /// Costs one hash of the body for each secret and form of the URL. What a bad signature may come from is not looked
+    /// for: that is [`Provider::explain`].
+    #[must_use]
+    pub fn judge(&self, request: &Request<'_>, credentials: &Credentials, now: Timestamp) -> Judgement {
+        match self.attempt(request, credentials).and_then(|attempt| attempt.verify(self, credentials, now)) {
+            Ok(judgement) | Err(judgement) => judgement,
+        }
+    }
+
+    /// Where the key is published that a request says it is signed with; nothing for a provider without such keys. What
+    /// is fetched from there goes to [`Credentials::published`].
+    ///
+    /// # Errors
+    /// The judgement, where the request names another place than the provider's own: it must not be asked.
+    pub fn key_url(&self, request: &Request<'_>, credentials: &Credentials) -> Result<Option<String>, Judgement> {
+        match self.rule(request, credentials) {
+            Some(rule) => rule.published_at(&Scope::of(request, &credentials.settings)),
+            None => Ok(None),
+        }
+    }
+
+    /// Whether the public URL is part of what is signed, so that the app must see it as the provider called it.
+    #[must_use]
+    pub fn signs_url(&self) -> bool {
+        let claims = |rule: &Rule| rule.claims.iter().any(|claim| claim.content.has_url());
+        self.signature.iter().any(|rule| rule.content.has_url() || claims(rule))
+    }
+
+    /// Whether a valid signature says that the whole body is the provider's, and not only that the sender knew a secret.
+    #[must_use]
+    pub fn signs_body(&self) -> bool {
+        let covers = |rule: &Rule| {
+            rule.content.has_body()
+                || rule.body_sha256.is_some()
+                || rule.claims.iter().any(|claim| claim.content.has_body())
+        };
+        self.signature.iter().all(covers) && !self.signature.is_empty()
+    }
+
+    /// Signs a request anew, as the provider would at the time `now` with the first secret that fits.
+    ///
+    /// # Errors
+    /// [`SignError`]; most often the provider signs with a key that it alone has.
+    pub fn sign(
+        &self,
+        request: &Request<'_>,
+        credentials: &Credentials,
+        now: Timestamp,
+    ) -> Result<Draft, SignError> {
+        let rule = self.rule(request, credentials).or_else(|| {
+            let fits = |rule: &&Rule| credentials.secrets.iter().any(|secret| rule.takes(secret));
+            self.signature.iter().find(fits).or(self.signature.first())
+        });
+        let rule = rule.ok_or_else(|| SignError::Unsigned(self.name.clone()))?;
+        if rule.key_url.is_some() || rule.scheme.is_token() {
+            return Err(SignError::OnlyTheProvider(self.name.clone()));
+        }
+        let secret = credentials.secrets.iter().find(|secret| rule.takes(secret));
+        let secret = secret.ok_or_else(|| SignError::NoSecret(self.name.clone()))?;
+        let key = rule.signing_key(secret, self.secret_prefix()).ok_or_else(|| {
+            if rule.scheme.is_symmetric() {
+                SignError::NoSecret(self.name.clone())
+            } else {
+                SignError::OnlyTheProvider(self.name.clone())
+            }
+        })?;
+        rule.sign(request, credentials, secret, &key, now)
+    }
+
+    /// A new key pair, to sign samples for an app that is given the public half; nothing for a provider whose two sides
+    /// share one secret.
+    #[must_use]
+    pub fn key_pair(&self) -> Option<KeyPair> {
+        self.signature.iter().find_map(|rule| KeyPair::generate(rule.scheme, rule.key))
+    }
+
+    /// What the provider's first scheme makes of a text: some handshakes ask for that as a proof.
+    pub(super) fn sign_text(&self, credentials: &Credentials, text: &[u8]) -> Option<String> {
+        let rule = self.signature.first()?;
+        let secret = credentials.secrets.iter().find(|secret| rule.takes(secret))?;
+        let key = rule.signing_key(secret, self.secret_prefix())?;
+        let content = |out: &mut dyn FnMut(&[u8])| -> Result<(), Lacking> {
+            out(text);
+            Ok(())
+        };
+        key.sign(&content).ok()?.map(|signature| rule.encoding.encode(&signature))
+    }
+
+    /// The rule that a request is signed by.
+    fn rule(&self, request: &Request<'_>, credentials: &Credentials) -> Option<&Rule> {
+        let fits = |rule: &&Rule| {
+            let secrets = &credentials.secrets;
+            rule.from.is_there(request)
+                && rule.when.hold(request)
+                && (rule.only_secret.is_none() || secrets.iter().any(|secret| rule.takes(secret)))
+        };
+        self.signature.iter().find(fits)
+    }
+
+    pub(super) fn attempt<'r, 'a>(
+        &'r self,
+        request: &'r Request<'a>,
+        credentials: &'r Credentials,
+    ) -> Result<Attempt<'r, 'a>, Judgement> {
+        if self.signature.is_empty() {
+            let reason = format!("{} does not sign its requests, as far as is known here", self.name);
+            return Err(Judgement::of(Verdict::Unsupported, reason));
+        }
+        let rule = self.rule(request, credentials).ok_or_else(|| {
+            let places: BTreeMap<_, ()> = self.signature.iter().map(|rule| (rule.from.to_string(), ())).collect();
+            let places: Vec<_> = places.into_keys().collect();
+            let reason = format!("it is not signed: a request of {} has {}", self.name, places.join(" or "));
+            Judgement::of(Verdict::Missing, reason)
+        })?;
+        Attempt::new(rule, Scope::of(request, &credentials.settings))
+    }
+}
+
+/// What stands in a request for a rule to judge.
+pub(super) struct Attempt<'r, 'a> {
+    pub(super) rule: &'r Rule,
+    pub(super) scope: Scope<'r, 'a>,
+    /// The texts of the signatures, and what they decode to.
+    pub(super) texts: Vec<String>,
+    pub(super) signatures: Vec<Vec<u8>>,
+    pub(super) timestamp: Option<Vec<u8>>,
+}
+
+impl<'r, 'a> Attempt<'r, 'a> {
+    fn new(rule: &'r Rule, scope: Scope<'r, 'a>) -> Result<Self, Judgement> {
+        let texts = items(&rule.from, rule.list, &rule.prefix, rule.every, &scope)?;
+        if texts.is_empty() {
+            let prefix = rule.prefix.text(&scope).unwrap_or_default();
+            let reason = format!("{} has no signature that begins with {prefix:?}", rule.from);
+            return Err(Judgement::of(Verdict::Malformed, reason));
+        }
+        let timestamp = match &rule.timestamp {
+            None => None,
+            Some(time) => {
+                let place = time.from.as_ref().unwrap_or(&rule.from);
+                let list = if time.from.is_none() { rule.list } else { None };
+                if !place.is_there(scope.request) {
+                    let verdict = if matches!(place, Place::Header(_)) { Verdict::Missing } else { Verdict::Malformed };
+                    return Err(Judgement::of(verdict, format!("the time of signing is not there: it lacks {place}")));
+                }
+                let times = items(place, list, &time.prefix, false, &scope)?;
+                let [time] = times.as_slice() else {
+                    let reason = format!("{place} does not say once when it was signed");
+                    return Err(Judgement::of(Verdict::Malformed, reason));
+                };
+                Some(time.clone().into_bytes())
+            }
+        };
+        let decoded: Vec<_> = texts.iter().map(|text| rule.decode(text)).collect();
+        let all = decoded.len();
+        let signatures: Vec<_> = decoded.into_iter().flatten().collect();
+        if signatures.is_empty() || (rule.every && signatures.len() < all) {
+            return Err(Judgement::of(Verdict::Malformed, rule.malformed(&texts)));
+        }
+        Ok(Self { rule, scope, texts, signatures, timestamp })
+    }
+
+    fn verify(&self, provider: &Provider, credentials: &Credentials, now: Timestamp) -> Result<Judgement, Judgement> {
+        if self.rule.scheme.is_token() {
+            return token::judge(self, provider, credentials, now);
+        }
+        let keys = self.rule.keys(provider, credentials, &self.scope)?;
+        for (index, key, secret) in &keys {
+            for url in self.rule.urls(self.scope.url) {
+                let scope = Scope { url: &url, secret: secret.as_bytes(), ..self.scope };
+                if self.matches(key, &scope).map_err(lacking)? {
+                    return Ok(self.accepted(provider, *index, keys.len(), now)?);
+                }
+            }
+        }
+        Err(Judgement::of(
+            Verdict::BadSignature,
+            format!("the signature does not match: another secret signed it, or {} was altered", self.covered()),
+        ))
+    }
+
+    /// Whether a key signed what `scope` says.
+    pub(super) fn matches(&self, key: &Key, scope: &Scope<'_, '_>) -> Result<bool, Lacking> {
+        let timestamp = self.timestamp.as_deref().unwrap_or_default();
+        let scope = Scope { timestamp, ..*scope };
+        let right = key.verify(&|out| self.rule.content.write(&scope, out), &self.signatures)?;
+        Ok(if self.rule.every { right.iter().all(|right| *right) } else { right.contains(&true) })
+    }
+
+    /// What a signature covers, in a person's words.
+    pub(super) fn covered(&self) -> &'static str {
+        let content = &self.rule.content;
+        match (content.has_body(), content.has_url()) {
+            (true, true) => "the URL or the body",
+            (false, true) => "the URL",
+            (true, false) => "the body",
+            (false, false) => "what it covers",
+        }
+    }
+
+    /// The signature is right: now the rest.
+    fn accepted(
+        &self,
+        provider: &Provider,
+        secret: usize,
+        secrets: usize,
+        now: Timestamp,
+    ) -> Result<Judgement, Judgement> {
+        if let Some(place) = &self.rule.body_sha256 {
+            let named = place.one(self.scope.request).ok().flatten().unwrap_or_default();
+            let real = hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, self.scope.body).as_ref());
+            if *named != *real.as_bytes() {
+                let reason = format!("the body was altered: its SHA-256 is not the one in {place}");
+                return Err(Judgement::of(Verdict::BadSignature, reason));
+            }
+        }
+        let which = match secrets {
+            0 | 1 => String::new(),
+            _ => format!(" with secret {} of {secrets}", secret + 1),
+        };
+        let mut judgement = Judgement::of(Verdict::Valid, format!("signed by {}{which}", provider.name));
+        judgement.secret = Some(secret);
+        if let (Some(time), Some(text)) = (&self.rule.timestamp, &self.timestamp) {
+            time.judge(provider, text, now, &mut judgement)?;
+        }
+        if !provider.signs_body() && judgement.warning.is_none() {
+            judgement.warning = Some("the sender is proven, the body is not: the signature does not cover it".into());
+        }
+        Ok(judgement)
+    }
+}
+
+pub(super) fn lacking(lacking: Lacking) -> Judgement {
+    let verdict = match lacking {
+        Lacking::Value(_) => Verdict::Missing,
+        Lacking::Ambiguous(_) => Verdict::Malformed,
+        Lacking::Setting(_) | Lacking::Signature => Verdict::NoSecret,
+    };
+    Judgement::of(verdict, lacking.to_string())
+}
+
+/// The values of a list that begin with a prefix, without it.
+fn items(
+    place: &Place,
+    list: Option<char>,
+    prefix: &Template,
+    every: bool,
+    scope: &Scope<'_, '_>,
+) -> Result<Vec<String>, Judgement> {
+    let prefix = if prefix.is_empty() { Vec::new() } else { prefix.bytes(scope).map_err(lacking)? };
+    let prefix = String::from_utf8_lossy(&prefix);
+    let values = if every || matches!(place, Place::Headers(_)) {
+        place.all(scope.request)
+    } else {
+        let one = place.one(scope.request).map_err(|_| lacking(Lacking::Ambiguous(place.clone())))?;
+        one.into_iter().collect()
+    };
+    let mut found = Vec::new();
+    for value in &values {
+        let value = String::from_utf8_lossy(value);
+        let parts: Vec<&str> = match list {
+            Some(separator) => value.split(separator).map(str::trim).collect(),
+            None => vec![&value],
+        };
+        found.extend(parts.into_iter().filter_map(|part| part.strip_prefix(&*prefix)).map(str::to_owned));
+    }
+    found.retain(|item| !item.is_empty());
+    if found.len() > SIGNATURES_MAX {
+        return Err(Judgement::of(Verdict::Malformed, format!("{place} has more than {SIGNATURES_MAX} signatures")));
+    }
+    Ok(found)
+}
+
+impl Rule {
+    fn takes(&self, secret: &Secret) -> bool {
+        self.only_secret.as_ref().is_none_or(|prefix| secret.expose().starts_with(prefix.as_str()))
+    }
+
+    fn decode(&self, text: &str) -> Option<Vec<u8>> {
+        let bytes = self.encoding.decode(text);
+        let Some(length) = self.scheme.signature_len() else { return bytes };
+        // The right digest in the wrong encoding can be told from a wrong one later, when the secret is at hand.
+        let in_hex = || Encoding::Hex.decode(text).is_some_and(|bytes| bytes.len() == length);
+        let other = self.scheme.is_symmetric() && self.encoding != Encoding::Hex && in_hex();
+        bytes.filter(|bytes| bytes.len() == length || other)
+    }
+
+    fn malformed(&self, texts: &[String]) -> String {
+        let text = texts.first().map_or("", String::as_str);
+        let encoding = self.encoding.name();
+        match (self.encoding.decode(text), self.scheme.signature_len()) {
+            (Some(bytes), Some(length)) => {
+                format!("the signature in {} has {} bytes, not {length}: it was cut or is in another encoding than {encoding}",
+                    self.from, bytes.len())
+            }
+            _ => format!("the signature in {} is not {encoding}", self.from),
+        }
+    }
+
+    /// The keys that may have signed, each with the number of its secret and that secret.
+    pub(super) fn keys(
+        &self,
+        provider: &Provider,
+        credentials: &Credentials,
+        scope: &Scope<'_, '_>,
+    ) -> Result<Vec<(usize, Key, String)>, Judgement> {
+        if let Some(url) = self.published_at(scope)? {
+            let text = credentials.published.get(&url).ok_or_else(|| {
+                let reason = format!("{} publishes its key at {url}, and it has not been fetched", provider.name);
+                Judgement::of(Verdict::Unsupported, reason)
+            })?;
+            let key = pem_key(text).and_then(|der| Key::new(self.scheme, der)).ok_or_else(|| {
+                let reason = format!("what {} publishes at {url} is no key that can be used", provider.name);
+                Judgement::of(Verdict::Unsupported, reason)
+            })?;
+            return Ok(vec![(0, key, String::new())]);
+        }
+        let fitting: Vec<_> = credentials.secrets.iter().enumerate().filter(|(_, secret)| self.takes(secret)).collect();
+        if fitting.is_empty() {
+            return Err(Judgement::of(Verdict::NoSecret, provider.ask_for_secret()));
+        }
+        let prefix = provider.secret_prefix();
+        let key = |(index, secret): &(usize, &Secret)| {
+            let text = secret.expose();
+            let bytes = pem_key(text).filter(|_| !self.scheme.is_symmetric()).or_else(|| self.key.key(text, prefix));
+            Some((*index, Key::new(self.scheme, bytes?)?, text.to_owned()))
+        };
+        let keys: Vec<_> = fitting.iter().filter_map(key).collect();
+        if keys.is_empty() {
+            let reason = format!("the secret is not in the form of one of {}: {}", provider.name, provider.ask_for_secret());
+            return Err(Judgement::of(Verdict::NoSecret, reason));
+        }
+        Ok(keys)
+    }
+
+    /// Where the key of a request is published, if the provider publishes keys and it is one of its own hosts.
+    pub(super) fn published_at(&self, scope: &Scope<'_, '_>) -> Result<Option<String>, Judgement> {
+        self.key_url.as_ref().map(|url| url.on_its_host(scope)).transpose()
+    }
+
+    /// The forms of the public URL that may have been signed.
+    pub(super) fn urls<'u>(&self, url: &'u str) -> Vec<Cow<'u, str>> {
+        let mut urls = vec![Cow::Borrowed(url)];
+        if self.any_port {
+            urls.push(Cow::Owned(other_port(url)));
+        }
+        if !self.bare.is_empty() {
+            urls.push(Cow::Owned(unescape(url, &self.bare)));
+        }
+        urls.dedup();
+        urls
+    }
+
+    fn signing_key(&self, secret: &Secret, prefix: Option<&str>) -> Option<SigningKey> {
+        if self.scheme.is_symmetric() {
+            let bytes = self.key.key(secret.expose(), prefix)?;
+            return Key::new(self.scheme, bytes).map(SigningKey::Symmetric);
+        }
+        SigningKey::from_pkcs8(self.scheme, secret.expose())
+    }
+
+    fn sign(
+        &self,
+        request: &Request<'_>,
+        credentials: &Credentials,
+        secret: &Secret,
+        key: &SigningKey,
+        now: Timestamp,
+    ) -> Result<Draft, SignError> {
+        let method: &Method = request.method;
+        let mut draft = Draft::of(request);
+        let put = |draft: &mut Draft, place: &Place, text: &str| {
+            draft.set(method, place, text).ok_or_else(|| SignError::NoPlace(place.to_string()))
+        };
+        let lacking = |lacking: Lacking| SignError::Lacking(lacking.to_string());
+        let scope = Scope::of(request, &credentials.settings);
+        let prefix = |template: &Template| match template.bytes(&scope) {
+            Ok(prefix) => Ok(String::from_utf8_lossy(&prefix).into_owned()),
+            Err(error) => Err(lacking(error)),
+        };
+        let (mut timestamp, mut beside) = (String::new(), None);
+        if let Some(time) = &self.timestamp {
+            timestamp = time.unit.write(now);
+            let text = prefix(&time.prefix)? + &timestamp;
+            match &time.from {
+                Some(place) => put(&mut draft, place, &text)?,
+                None => beside = Some(text),
+            }
+        }
+        if let Some(place) = &self.body_sha256 {
+            let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &draft.body);
+            put(&mut draft, place, &hex(hash.as_ref()))?;
+        }
+        let signature = {
+            let signed = Request::new(method, &draft.url, &draft.headers, &draft.body);
+            let scope = Scope {
+                timestamp: timestamp.as_bytes(),
+                secret: secret.expose().as_bytes(),
+                ..Scope::of(&signed, &credentials.settings)
+            };
+            key.sign(&|out| self.content.write(&scope, out)).map_err(lacking)?
+        };
+        let signature = signature.map(|signature| self.encoding.encode(&signature)).unwrap_or_default();
+        let mut text = prefix(&self.prefix)? + &signature;
+        if let (Some(before), Some(separator)) = (beside, self.list) {
+            text = format!("{before}{separator}{text}");
+        }
+        put(&mut draft, &self.from, &text)?;
+        Ok(draft)
+    }
+}
+
+impl Time {
+    /// Holds the time of signing against the clock: too old or too new is an error.
+    fn judge(
+        &self,
+        provider: &Provider,
+        text: &[u8],
+        now: Timestamp,
+        judgement: &mut Judgement,
+    ) -> Result<(), Judgement> {
+        let Some(signed) = self.unit.read(text) else {
+            let reason = format!("the time of signing is not {}", self.unit.name());
+            return Err(Judgement::of(Verdict::Malformed, reason));
+        };
+        let now = now.as_millisecond();
+        // Whole seconds are held against whole seconds, as the libraries do.
+        let now = if self.unit == Unit::Seconds { now.div_euclid(1000) * 1000 } else { now };
+        let age = now.saturating_sub(signed);
+        let span = |milliseconds: i64| words(Duration::from_millis(milliseconds.unsigned_abs()));
+        let (past, future) = (self.past.saturating_mul(1000), self.future.saturating_mul(1000));
+        let late = |verdict, reason| Err(Judgement { secret: judgement.secret, ..Judgement::of(verdict, reason) });
+        if age > past {
+            let reason = format!(
+                "the signature is right and {} old, {} more than the {} that are allowed: a copy from earlier must be \
+                 signed anew",
+                span(age),
+                span(age - past),
+                span(past)
+            );
+            return late(Verdict::Stale, reason);
+        }
+        if -age > future {
+            let reason = format!(
+                "the signature is right and {} ahead of this machine's clock, {} more than the {} that are allowed: \
+                 compare the clocks",
+                span(age),
+                span(-age - future),
+                span(future)
+            );
+            return late(Verdict::Future, reason);
+        }
+        if let Some(library) = self.library_past.filter(|library| age > library.saturating_mul(1000)) {
+            let allowed = span(library.saturating_mul(1000));
+            let warning = format!("it is {} old, and {}'s own library takes {allowed}", span(age), provider.name);
+            judgement.warning = Some(warning);
+        }
+        Ok(())
+    }
+}
+
+impl Unit {
+    /// In milliseconds since 1970.
+    fn read(self, text: &[u8]) -> Option<i64> {
+        let text = std::str::from_utf8(text).ok()?;
+        let number = || text.parse::<i64>().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()));
+        match self {
+            Self::Seconds => number()?.checked_mul(1000),
+            Self::Milliseconds => number(),
+            Self::Rfc3339 => Some(text.parse::<Timestamp>().ok()?.as_millisecond()),
+        }
+    }
+
+    fn write(self, now: Timestamp) -> String {
+        match self {
+            Self::Seconds => now.as_second().to_string(),
+            Self::Milliseconds => now.as_millisecond().to_string(),
+            Self::Rfc3339 => now.to_string(),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Seconds => "a number of seconds since 1970",
+            Self::Milliseconds => "a number of milliseconds since 1970",
+            Self::Rfc3339 => "a time as in 2026-01-31T12:00:00Z",
+        }
+    }
+}
+
+/// A span of time as one says it: `0.4 s`, `12 s`, `6 min 1 s`, `3 h 20 min`, `2 d 4 h`.
+pub(super) fn words(span: Duration) -> String {
+    let (seconds, fraction) = (span.as_secs(), span.subsec_millis());
+    let two = |large: u64, unit, small: u64, smaller| match small {
+        0 => format!("{large} {unit}"),
+        small => format!("{large} {unit} {small} {smaller}"),
+    };
+    match seconds {
+        0..10 if fraction > 0 => format!("{seconds}.{fraction:03} s").replace("00 s", " s"),
+        0..60 => format!("{seconds} s"),
+        60..3600 => two(seconds / 60, "min", seconds % 60, "s"),
+        3600..86_400 => two(seconds / 3600, "h", seconds / 60 % 60, "min"),
+        _ => two(seconds / 86_400, "d", seconds / 3600 % 24, "h"),
+    }
+}
+
+/// The URL with its default port written out, or left out where it is.
+pub(super) fn other_port(url: &str) -> String {
+    let origin = Url::of(url).origin;
+    let rest = url.get(origin.len()..).unwrap_or("");
+    let port = if origin.starts_with("http://") { ":80" } else { ":443" };
+    match origin.strip_suffix(port) {
+        Some(bare) => format!("{bare}{rest}"),
+        None if origin.rsplit_once("://").is_some_and(|(_, host)| host.contains(':')) => url.to_owned(),
+        None => format!("{origin}{port}{rest}"),
+    }
+}
+
+/// The URL with those of its `%XX` decoded that stand for one of `bare`.
+fn unescape(url: &str, bare: &str) -> String {
+    let mut out = String::with_capacity(url.len());
+    let mut parts = url.split('%');
+    out.push_str(parts.next().unwrap_or(""));
+    for part in parts {
+        let decoded = part.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok()).map(char::from);
+        match decoded.filter(|c| bare.contains(*c)) {
+            Some(c) => {
+                out.push(c);
+                out.push_str(part.get(2..).unwrap_or(""));
+            }
+            None => {
+                out.push('%');
+                out.push_str(part);
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_span_reads_as_one_says_it() {
+        let said = |milliseconds| words(Duration::from_millis(milliseconds));
+        assert_eq!(said(400), "0.4 s");
+        assert_eq!(said(60_001), "1 min");
+        assert_eq!(said(1), "0.001 s");
+        assert_eq!(said(12_345), "12 s");
+        assert_eq!(said(361_000), "6 min 1 s");
+        assert_eq!(said(12_000_000), "3 h 20 min");
+        assert_eq!(said(187_200_000), "2 d 4 h");
+    }
+
+    #[test]
+    fn a_default_port_comes_and_goes() {
+        assert_eq!(other_port("https://a.example/p?q"), "https://a.example:443/p?q");
+        assert_eq!(other_port("https://a.example:443/p?q"), "https://a.example/p?q");
+        assert_eq!(other_port("http://a.example"), "http://a.example:80");
+        assert_eq!(other_port("https://a.example:8443/"), "https://a.example:8443/");
+    }
+
+    #[test]
+    fn only_what_is_named_is_unescaped() {
+        assert_eq!(unescape("https://a.example/%3A%20%2F%zz%", ":/"), "https://a.example/:%20/%zz%");
+    }
+}

@@ -1,0 +1,476 @@
+//! The providers: data in `providers.toml`, and more or other rows of a user's own in the same form.
+
+use std::{borrow::Cow, collections::BTreeMap, fmt, time::Duration};
+
+use serde::Deserialize;
+
+use super::{
+    condition::Conditions,
+    credentials::Settings,
+    handshake::Handshake,
+    request::{Place, Request},
+    signature::Rule,
+    template::{Scope, Template},
+};
+
+/// The rows that are built in.
+const BUILT_IN: &str = include_str!("providers.toml");
+
+/// Every provider that is known, in the order in which they are looked for.
+#[derive(Clone, Debug)]
+pub struct Table {
+    /// As they were read, so that a user's row can replace single fields.
+    rows: Vec<toml::Table>,
+    providers: Vec<Provider>,
+}
+
+/// What is wrong with a table.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TableError {
+    /// It is no TOML, or has something else in it than rows.
+    #[error("the provider table cannot be read: {0}")]
+    Syntax(String),
+    /// A row has no name.
+    #[error("row {0} of the provider table has no id: write id = \"name\"")]
+    NoId(usize),
+    /// Two rows of one text have the same name.
+    #[error("the provider {0:?} stands twice in the table")]
+    Twice(String),
+    /// A field of a row.
+    #[error("the provider {row:?} has a mistake in `{field}`: {problem}")]
+    Row {
+        /// The row's id.
+        row: String,
+        /// Which field.
+        field: String,
+        /// What about it.
+        problem: String,
+    },
+}
+
+impl Table {
+    /// The rows that are built in.
+    ///
+    /// # Errors
+    /// None: a test reads the same bytes. It is a result because the reader is the one for users' rows.
+    pub fn built_in() -> Result<Self, TableError> {
+        let mut table = Self { rows: Vec::new(), providers: Vec::new() };
+        table.add(BUILT_IN)?;
+        Ok(table)
+    }
+
+    /// Adds a user's rows, `[[provider]]` tables like those that are built in. A row with the `id` of one that is there
+    /// replaces the fields that it names; a new one is looked for before all that are there.
+    ///
+    /// # Errors
+    /// [`TableError`]; the table is as it was.
+    pub fn add(&mut self, text: &str) -> Result<(), TableError> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Document {
+            #[serde(default)]
+            provider: Vec<toml::Table>,
+        }
+
+        let document: Document = toml::from_str(text).map_err(|error| TableError::Syntax(error.to_string()))?;
+        let mut rows = self.rows.clone();
+        let mut new = Vec::new();
+        let mut seen = Vec::new();
+        for (index, row) in document.provider.into_iter().enumerate() {
+            let id = row.get("id").and_then(toml::Value::as_str).ok_or(TableError::NoId(index + 1))?.to_owned();
+            if seen.contains(&id) {
+                return Err(TableError::Twice(id));
+            }
+            match rows.iter_mut().find(|known| known.get("id").and_then(toml::Value::as_str) == Some(&id)) {
+                Some(known) => known.extend(row),
+                None => new.push(row),
+            }
+            seen.push(id);
+        }
+        new.append(&mut rows);
+        let providers = new.iter().map(Provider::read).collect::<Result<_, _>>()?;
+        *self = Self { rows: new, providers };
+        Ok(())
+    }
+
+    /// Who sent a request: the first provider whose marks it has. With the head alone, those that mark the head.
+    #[must_use]
+    pub fn recognise(&self, request: &Request<'_>) -> Option<&Provider> {
+        self.providers.iter().find(|provider| provider.marks.iter().any(|marks| marks.hold(request)))
+    }
+
+    /// The provider of that id.
+    #[must_use]
+    pub fn get(&self, id: &str) -> Option<&Provider> {
+        self.providers.iter().find(|provider| provider.id == id)
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Provider> {
+        self.providers.iter()
+    }
+}
+
+/// A sender of webhooks: a row of the table.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Provider {
+    /// What it is called in options and files.
+    pub id: String,
+    /// What it is called on a screen.
+    pub name: String,
+    /// Where it describes its webhooks.
+    pub docs: Option<String>,
+    /// What else is worth knowing, in a sentence.
+    pub note: Option<String>,
+    /// What its requests are told by: any of these.
+    #[serde(rename = "match", default)]
+    marks: Vec<Conditions>,
+    /// What repeats of one event have in common: the first that can be filled.
+    #[serde(default)]
+    event_id: Vec<Template>,
+    #[serde(default)]
+    event_type: Vec<Template>,
+    /// The events of a request, where it may have several.
+    batch: Option<Place>,
+    limit_ms: Option<u32>,
+    connect_ms: Option<u32>,
+    #[serde(default)]
+    on_deadline: OnDeadline,
+    /// Requests whose answer only the app can know, though others may be answered for it.
+    #[serde(default)]
+    wait_when: Vec<Conditions>,
+    #[serde(default)]
+    answer: Answer,
+    /// How often and for how long it tries again.
+    pub retries: Option<String>,
+    /// Where it says that it tries again.
+    retry: Option<Template>,
+    /// The most bytes of a body, if known.
+    pub max_body: Option<u64>,
+    /// Where it publishes the addresses that it sends from.
+    pub addresses: Option<String>,
+    /// The parts of the event, `true` for live ones, by which live and test events are told apart.
+    mode: Option<Mode>,
+    #[serde(default)]
+    secret: SecretForm,
+    /// Values beside the secret that its scheme needs, and where the user finds each.
+    #[serde(default)]
+    settings: Settings,
+    #[serde(default)]
+    pub(super) signature: Vec<Rule>,
+    #[serde(default)]
+    pub(super) handshake: Vec<Handshake>,
+    /// Pages about the webhooks in the provider's own dashboard.
+    #[serde(default)]
+    links: BTreeMap<String, Template>,
+    /// Where each fact is from, by the name of the fact.
+    #[serde(default)]
+    source: BTreeMap<Fact, Source>,
+}
+
+/// What to do when the app has not answered in time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnDeadline {
+    /// A stored request may be acknowledged for the app.
+    Ack,
+    /// Only the app's own answer will do: an invented one would steer the provider.
+    #[default]
+    Wait,
+    /// Fail, so that the provider tries again.
+    Fail,
+}
+
+/// An answer that the relay may give for the app.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Answer {
+    /// An HTTP status.
+    pub status: u16,
+    /// Empty for most.
+    #[serde(default)]
+    pub body: String,
+}
+
+impl Default for Answer {
+    fn default() -> Self {
+        Self { status: 200, body: String::new() }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Mode {
+    at: Place,
+    /// What each value there means.
+    words: BTreeMap<String, String>,
+}
+
+/// What a provider's secrets look like.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SecretForm {
+    prefix: Option<String>,
+    /// Where the user finds it.
+    at: Option<String>,
+}
+
+/// A fact of a row, which has a source of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fact {
+    /// How its requests are recognised.
+    Match,
+    /// Where the event's id and type are.
+    Event,
+    /// How long it waits for an answer.
+    Limit,
+    /// How it tries again.
+    Retries,
+    /// What may be answered for the app.
+    Answer,
+    /// How it signs.
+    Signature,
+    /// How it checks an endpoint before it uses it.
+    Handshake,
+    /// The most that it sends.
+    Body,
+    /// The pages of its dashboard.
+    Links,
+}
+
+impl fmt::Display for Fact {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Match => "match",
+            Self::Event => "event",
+            Self::Limit => "limit",
+            Self::Retries => "retries",
+            Self::Answer => "answer",
+            Self::Signature => "signature",
+            Self::Handshake => "handshake",
+            Self::Body => "body",
+            Self::Links => "links",
+        })
+    }
+}
+
+/// How well a fact is known, from the surest down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Confidence {
+    /// Seen in the provider's own library or sender.
+    Sdk,
+    /// The provider's documentation, or the specification.
+    Docs,
+    /// Somebody else's code or pages.
+    Second,
+    /// Remembered, and not looked up again.
+    Memory,
+}
+
+/// Where a fact is from.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Source {
+    /// How well it is known.
+    pub confidence: Confidence,
+    /// What was read.
+    pub reference: String,
+}
+
+impl TryFrom<String> for Source {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let (word, reference) = text.split_once(':').unwrap_or((&text, ""));
+        let confidence = match word.trim() {
+            "sdk" => Confidence::Sdk,
+            "docs" => Confidence::Docs,
+            "second" => Confidence::Second,
+            "memory" => Confidence::Memory,
+            _ => return Err(format!("{text:?} begins with none of sdk:, docs:, second: and memory:")),
+        };
+        let reference = reference.trim().to_owned();
+        if reference.is_empty() && confidence != Confidence::Memory {
+            return Err(format!("{text:?} does not say what was read"));
+        }
+        Ok(Self { confidence, reference })
+    }
+}
+
+/// What a provider calls one thing that has happened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Event {
+    /// The same when it is sent again.
+    pub id: Option<String>,
+    /// Its kind, as in `invoice.paid`.
+    pub kind: Option<String>,
+    /// How many events the request has; id and kind are the first one's.
+    pub count: usize,
+}
+
+impl Provider {
+    fn read(row: &toml::Table) -> Result<Self, TableError> {
+        let id = row.get("id").and_then(toml::Value::as_str).unwrap_or_default();
+        let mistake = |field: &str, problem: String| TableError::Row { row: id.to_owned(), field: field.to_owned(), problem };
+        let provider: Self = row.clone().try_into().map_err(|error: toml::de::Error| {
+            let said = error.to_string();
+            let field = said.rsplit_once("in `").and_then(|(_, field)| field.split('`').next());
+            mistake(field.unwrap_or("the row"), error.message().to_owned())
+        })?;
+        provider.check().map_err(|(field, problem)| mistake(field, problem))?;
+        Ok(provider)
+    }
+
+    /// What the types cannot say.
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        let is_id = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        if self.id.is_empty() || !self.id.bytes().all(is_id) {
+            return Err(("id", "lower-case letters, digits and hyphens make an id".into()));
+        }
+        if self.marks.iter().any(Conditions::is_empty) {
+            return Err(("match", "a condition without a place would take every request".into()));
+        }
+        if !(200..=599).contains(&self.answer.status) {
+            return Err(("answer.status", format!("{} is no status of an answer", self.answer.status)));
+        }
+        for rule in &self.signature {
+            let what = |problem: &str| ("signature", problem.to_owned());
+            if rule.content.has_timestamp() && rule.timestamp.is_none() {
+                return Err(what("the content has {timestamp}, and there is no timestamp"));
+            }
+            if rule.content.has_secret() != (rule.scheme == super::scheme::Scheme::Sha256) {
+                return Err(what("{secret} stands in the content of a plain hash, and only there"));
+            }
+            let empty = matches!(rule.scheme, super::scheme::Scheme::Equal) || rule.scheme.is_token();
+            if rule.content.is_empty() != empty {
+                return Err(what("there is a content but for equal and tokens"));
+            }
+            if rule.claims.is_empty() != !rule.scheme.is_token() {
+                return Err(what("a token has claims, and only a token"));
+            }
+            let templates = rule.claims.iter().map(|claim| &claim.content).chain([&rule.content, &rule.prefix]);
+            self.know_settings(templates).map_err(|problem| ("signature", problem))?;
+        }
+        for handshake in &self.handshake {
+            self.know_settings(handshake.templates()).map_err(|problem| ("handshake", problem))?;
+        }
+        Ok(())
+    }
+
+    fn know_settings<'t>(&self, templates: impl IntoIterator<Item = &'t Template>) -> Result<(), String> {
+        let mut names = templates.into_iter().flat_map(Template::settings);
+        match names.find(|name| !self.settings.contains_key(*name)) {
+            Some(name) => Err(format!("{{setting:{name}}} is none of the row's settings")),
+            None => Ok(()),
+        }
+    }
+
+    /// The first event of a request, and how many there are.
+    #[must_use]
+    pub fn event(&self, request: &Request<'_>) -> Event {
+        let settings = Settings::new();
+        let scope = Scope::of(request, &settings);
+        let first = |templates: &[Template]| templates.iter().find_map(|template| template.text(&scope));
+        let count = self.batch.as_ref().map_or(1, |batch| batch.count(request).max(1));
+        Event { id: first(&self.event_id), kind: first(&self.event_type), count }
+    }
+
+    /// How long the provider waits for the whole answer, if that is known: [`Provider::source`] says how well.
+    #[must_use]
+    pub fn limit(&self) -> Option<Duration> {
+        self.limit_ms.map(|limit| Duration::from_millis(limit.into()))
+    }
+
+    /// How long it waits for a connection, where that is a limit of its own.
+    #[must_use]
+    pub fn connect_limit(&self) -> Option<Duration> {
+        self.connect_ms.map(|limit| Duration::from_millis(limit.into()))
+    }
+
+    /// By when an answer must be on its way: the limit less a margin for the way, 15 % and at least 300 ms.
+    #[must_use]
+    pub fn answer_within(&self) -> Option<Duration> {
+        let margin = |limit: Duration| (limit * 15 / 100).max(Duration::from_millis(300));
+        // The shortest limit that is known is half a second: something is always left.
+        self.limit().map(|limit| limit.saturating_sub(margin(limit)).max(limit / 4))
+    }
+
+    /// What to do with a request that the app has not answered in time.
+    #[must_use]
+    pub fn on_deadline(&self, request: &Request<'_>) -> OnDeadline {
+        let waits = self.wait_when.iter().any(|conditions| conditions.hold(request));
+        if waits { OnDeadline::Wait } else { self.on_deadline }
+    }
+
+    /// What acknowledges one of its requests.
+    #[must_use]
+    pub fn answer(&self) -> &Answer {
+        &self.answer
+    }
+
+    /// Which attempt it says this is, in its own words; nothing for a first one of which it says nothing.
+    #[must_use]
+    pub fn retry(&self, request: &Request<'_>) -> Option<String> {
+        self.retry.as_ref()?.text(&Scope::of(request, &Settings::new()))
+    }
+
+    /// Whether an event is of the live or the test mode, in the provider's words.
+    #[must_use]
+    pub fn mode(&self, request: &Request<'_>) -> Option<&str> {
+        let mode = self.mode.as_ref()?;
+        let value = mode.at.one(request).ok()??;
+        mode.words.get(&*String::from_utf8_lossy(&value)).map(String::as_str)
+    }
+
+    /// Pages about this request in the provider's own dashboard, by what they show: those that can be told from it.
+    #[must_use]
+    pub fn links(&self, request: &Request<'_>) -> Vec<(&str, String)> {
+        let settings = Settings::new();
+        let scope = Scope::of(request, &settings);
+        self.links.iter().filter_map(|(name, link)| Some((name.as_str(), link.text(&scope)?))).collect()
+    }
+
+    /// What its scheme needs beside the secret, and where the user finds each.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Where a fact is from; nothing for a user's own row.
+    #[must_use]
+    pub fn source(&self, fact: Fact) -> Option<&Source> {
+        self.source.get(&fact)
+    }
+
+    /// The facts that the row states.
+    #[must_use]
+    pub fn facts(&self) -> Vec<Fact> {
+        let stated = [
+            (Fact::Match, !self.marks.is_empty()),
+            (Fact::Event, !self.event_id.is_empty() || !self.event_type.is_empty()),
+            (Fact::Limit, self.limit_ms.is_some() || self.connect_ms.is_some()),
+            (Fact::Retries, self.retries.is_some() || self.retry.is_some()),
+            (Fact::Answer, true),
+            (Fact::Signature, !self.signature.is_empty()),
+            (Fact::Handshake, !self.handshake.is_empty()),
+            (Fact::Body, self.max_body.is_some()),
+            (Fact::Links, !self.links.is_empty()),
+        ];
+        stated.into_iter().filter(|(_, stated)| *stated).map(|(fact, _)| fact).collect()
+    }
+
+    pub(super) fn secret_prefix(&self) -> Option<&str> {
+        self.secret.prefix.as_deref()
+    }
+
+    /// Asks for the secret, and says where it is.
+    pub(super) fn ask_for_secret(&self) -> Cow<'static, str> {
+        let begins = self.secret_prefix().map(|prefix| format!(", which begins with {prefix}")).unwrap_or_default();
+        match &self.secret.at {
+            Some(at) => format!("give the secret of {}{begins}: {at}", self.name).into(),
+            None => format!("give the secret of {}{begins}", self.name).into(),
+        }
+    }
+}
