@@ -149,7 +149,8 @@ fn every_handshake_is_answered_as_its_provider_wants_it() {
         let is_as = |wanted: &Value| {
             let kind = wanted["content_type"].as_str().unwrap_or("");
             let text = wanted["body"].as_str().is_none_or(|text| text.as_bytes() == body);
-            let json = wanted["json"].is_null() || serde_json::from_slice(&body).is_ok_and(|json: Value| json == wanted["json"]);
+            let json = wanted["json"].is_null()
+                || serde_json::from_slice(&body).is_ok_and(|json: Value| json == wanted["json"]);
             header("content-type").unwrap_or("").starts_with(kind) && text && json
         };
         let any = respond["any_of"].as_array().cloned().unwrap_or_else(|| vec![respond.clone()]);

@@ -118,7 +118,10 @@ impl Attempt<'_, '_> {
             (as_text(bare), "whoever signed left out its beginning"),
             (Some((bare.as_bytes().to_vec(), bare.to_owned())), "whoever signed did not decode it"),
             (lenient_base64(bare).map(|key| (key, secret.to_owned())), "whoever signed decoded it from base64 first"),
-            (KeyForm::Hex.key(bare, None).map(|key| (key, secret.to_owned())), "whoever signed decoded it from hex first"),
+            (
+                KeyForm::Hex.key(bare, None).map(|key| (key, secret.to_owned())),
+                "whoever signed decoded it from hex first",
+            ),
         ];
         let fits = |key: Vec<u8>, secret: &str| {
             let scope = Scope { secret: secret.as_bytes(), ..self.scope };

@@ -135,10 +135,8 @@ impl Handshake {
         }
         let sign = |text: &[u8]| provider.sign_text(credentials, text).unwrap_or_default();
         let can_sign = provider.sign_text(credentials, b"").is_some();
-        let scope = Scope {
-            sign: if can_sign { Some(&sign) } else { None },
-            ..Scope::of(request, &credentials.settings)
-        };
+        let scope =
+            Scope { sign: if can_sign { Some(&sign) } else { None }, ..Scope::of(request, &credentials.settings) };
         for (place, wanted) in &self.equal {
             let wanted = wanted.bytes(&scope).map_err(|lacking| leave(&lacking))?;
             let given = place.one(request).ok().flatten().unwrap_or_default();

@@ -361,10 +361,7 @@ mod tests {
         let json = "{\"a\":[1.0,{}],\n \"u\":\"é/<\\ud83d\\ude80\", \"e\" : [ ]}";
         let styled = |name: &str| restyle(json, STYLES.iter().find(|style| style.name == name).unwrap()).unwrap();
         assert_eq!(styled("written without spaces"), r#"{"a":[1.0,{}],"u":"é/<🚀","e":[]}"#);
-        assert_eq!(
-            styled("written as PHP's json_encode does"),
-            r#"{"a":[1.0,{}],"u":"\u00e9\/<\ud83d\ude80","e":[]}"#
-        );
+        assert_eq!(styled("written as PHP's json_encode does"), r#"{"a":[1.0,{}],"u":"\u00e9\/<\ud83d\ude80","e":[]}"#);
         assert_eq!(styled("written as Go's encoding/json does"), r#"{"a":[1.0,{}],"u":"é/\u003c🚀","e":[]}"#);
         assert_eq!(
             styled("written as Python's json.dumps does"),

@@ -93,7 +93,7 @@ impl<'a> Url<'a> {
 }
 
 /// Pairs of `application/x-www-form-urlencoded` (WHATWG URL, section 5.1), in their order.
-fn url_encoded(text: &[u8]) -> Vec<Field<'_>> {
+pub(super) fn url_encoded(text: &[u8]) -> Vec<Field<'_>> {
     let decode = |part: &[u8]| -> Vec<u8> {
         let spaced: Vec<u8> = part.iter().map(|byte| if *byte == b'+' { b' ' } else { *byte }).collect();
         percent_decode(&spaced).collect()
@@ -110,7 +110,8 @@ fn url_encoded(text: &[u8]) -> Vec<Field<'_>> {
 /// The fields of `multipart/form-data` that are no files (RFC 7578).
 fn multipart<'a>(body: &'a [u8], parameters: &str) -> Vec<Field<'a>> {
     let boundary = parameters.split(';').find_map(|parameter| parameter.trim().strip_prefix("boundary="));
-    let Some(boundary) = boundary.map(|boundary| boundary.trim_matches('"')).filter(|boundary| (1..=70).contains(&boundary.len()))
+    let Some(boundary) =
+        boundary.map(|boundary| boundary.trim_matches('"')).filter(|boundary| (1..=70).contains(&boundary.len()))
     else {
         return Vec::new();
     };
@@ -412,11 +413,7 @@ mod tests {
 
     #[test]
     fn every_place_is_found() {
-        let list = headers(&[
-            ("content-type", "application/json"),
-            ("x-sig-1", "a"),
-            ("x-sig-2", "b"),
-        ]);
+        let list = headers(&[("content-type", "application/json"), ("x-sig-1", "a"), ("x-sig-2", "b")]);
         let body = br#"{"id":"e","n":1.50,"list":[{"k":"x"},{"k":"y"}],"none":null}"#;
         let request = Request::new(&Method::POST, "https://a.example:1/p/q?x=1%202&x=3+4&y#f", &list, body);
         assert_eq!(all("method", &request), ["POST"]);
@@ -477,7 +474,8 @@ mod tests {
         assert_eq!(set("json:/s/none", "x"), None);
         assert_eq!(draft.url, "https://a.example/?k=1%20&v=a%20b");
         assert_eq!(draft.body, br#"{"t": 18 , "s":{"g" :"ne\"w"}}"#);
-        let names: Vec<_> = draft.headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+        let names: Vec<_> =
+            draft.headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
         assert_eq!(names, [("x-a", "3"), ("content-type", "application/x-www-form-urlencoded"), ("x-b", "4")]);
         draft.body = b"a=1%20&sig=old&b".to_vec();
         draft.set(&Method::POST, &"form:sig".parse().unwrap(), "pub|1").unwrap();

@@ -97,7 +97,7 @@ impl KeyForm {
 
 /// How bytes stand in a header.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "lowercase")]
 pub(super) enum Encoding {
     #[default]
     Text,

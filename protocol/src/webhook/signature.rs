@@ -264,12 +264,7 @@ impl Provider {
     ///
     /// # Errors
     /// [`SignError`]; most often the provider signs with a key that it alone has.
-    pub fn sign(
-        &self,
-        request: &Request<'_>,
-        credentials: &Credentials,
-        now: Timestamp,
-    ) -> Result<Draft, SignError> {
+    pub fn sign(&self, request: &Request<'_>, credentials: &Credentials, now: Timestamp) -> Result<Draft, SignError> {
         let rule = self.rule(request, credentials).or_else(|| {
             let fits = |rule: &&Rule| credentials.secrets.iter().any(|secret| rule.takes(secret));
             self.signature.iter().find(fits).or(self.signature.first())
@@ -513,8 +508,11 @@ impl Rule {
         let encoding = self.encoding.name();
         match (self.encoding.decode(text), self.scheme.signature_len()) {
             (Some(bytes), Some(length)) => {
-                format!("the signature in {} has {} bytes, not {length}: it was cut or is in another encoding than {encoding}",
-                    self.from, bytes.len())
+                format!(
+                    "the signature in {} has {} bytes, not {length}: it was cut or is in another encoding than {encoding}",
+                    self.from,
+                    bytes.len()
+                )
             }
             _ => format!("the signature in {} is not {encoding}", self.from),
         }
@@ -550,7 +548,8 @@ impl Rule {
         };
         let keys: Vec<_> = fitting.iter().filter_map(key).collect();
         if keys.is_empty() {
-            let reason = format!("the secret is not in the form of one of {}: {}", provider.name, provider.ask_for_secret());
+            let reason =
+                format!("the secret is not in the form of one of {}: {}", provider.name, provider.ask_for_secret());
             return Err(Judgement::of(Verdict::NoSecret, reason));
         }
         Ok(keys)

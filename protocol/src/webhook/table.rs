@@ -313,7 +313,8 @@ pub struct Event {
 impl Provider {
     fn read(row: &toml::Table) -> Result<Self, TableError> {
         let id = row.get("id").and_then(toml::Value::as_str).unwrap_or_default();
-        let mistake = |field: &str, problem: String| TableError::Row { row: id.to_owned(), field: field.to_owned(), problem };
+        let mistake =
+            |field: &str, problem: String| TableError::Row { row: id.to_owned(), field: field.to_owned(), problem };
         let provider: Self = row.clone().try_into().map_err(|error: toml::de::Error| {
             let said = error.to_string();
             let field = said.rsplit_once("in `").and_then(|(_, field)| field.split('`').next());

@@ -7,20 +7,22 @@ use serde::Deserialize;
 
 use super::{
     credentials::Settings,
-    request::{Place, PlaceError, Request, Url},
+    request::{Place, PlaceError, Request, Url, url_encoded},
 };
 
 /// Literal text with `{…}` in it, where something else comes in its stead. A part in `[…]` is left out when a value
-/// within it is not there.
+/// within it is not there or empty.
 ///
 /// | written | means |
 /// |---|---|
 /// | `{body}`, `{sha256}`, `{crc32}` | the body; its SHA-256 in hex; its CRC-32 as a decimal number |
 /// | `{timestamp}` | the time of signing, as the request writes it |
-/// | `{method}`, `{url}`, `{origin}`, `{path}`, `{target}`, `{sorted-query}` | the method; the public URL; its parts |
+/// | `{method}`, `{url}` | the method; the public URL |
+/// | `{origin}`, `{path}`, `{target}` | its scheme and host; its path; path and query |
+/// | `{sorted-query}`, `{decoded-query}` | the fields of its query in order, as they are written or decoded |
 /// | `{form}` | the form's fields in the order of their names, each as its name and its value |
 /// | `{secret}` | the secret, for schemes that hash it without a key |
-/// | `{setting:NAME}` | a setting of the user's |
+/// | `{setting:NAME}`, `{setting:NAME\|WORD}` | a setting of the user's; or another word of this table |
 /// | `{listed:NAME}` | the headers that the header NAME lists, as `name:value` with `;` between |
 /// | `{signed:PLACE}` | what the provider's signature over that text would be |
 /// | `{PLACE}` | the text at a [`Place`] |
@@ -40,9 +42,10 @@ enum Piece {
     Path,
     Target,
     SortedQuery,
+    DecodedQuery,
     Form,
     Secret,
-    Setting(String),
+    Setting(String, Option<Box<Piece>>),
     Listed(String),
     Signed(Place),
     Value(Place),
@@ -113,11 +116,15 @@ impl Piece {
                 "path" => Self::Path,
                 "target" => Self::Target,
                 "sorted-query" => Self::SortedQuery,
+                "decoded-query" => Self::DecodedQuery,
                 "form" => Self::Form,
                 "secret" => Self::Secret,
                 word => Self::Value(place(word)?),
             },
-            Some(("setting", name)) => Self::Setting(name.to_owned()),
+            Some(("setting", name)) => match name.split_once('|') {
+                Some((name, instead)) => Self::Setting(name.to_owned(), Some(Box::new(Self::of(instead)?))),
+                None => Self::Setting(name.to_owned(), None),
+            },
             Some(("listed", name)) => Self::Listed(name.to_ascii_lowercase()),
             Some(("signed", name)) => Self::Signed(place(name)?),
             Some(_) => Self::Value(place(word)?),
@@ -195,7 +202,8 @@ impl Template {
 
     pub(super) fn has_url(&self) -> bool {
         self.has(|piece| {
-            matches!(piece, Piece::Url | Piece::Origin | Piece::Path | Piece::Target | Piece::SortedQuery)
+            use Piece::{DecodedQuery, Origin, Path, SortedQuery, Target, Url};
+            matches!(piece, Url | Origin | Path | Target | SortedQuery | DecodedQuery)
         })
     }
 
@@ -215,7 +223,7 @@ impl Template {
     pub(super) fn settings(&self) -> Vec<&str> {
         let mut names = Vec::new();
         self.each(&mut |piece| {
-            if let Piece::Setting(name) = piece {
+            if let Piece::Setting(name, _) = piece {
                 names.push(name.as_str());
             }
         });
@@ -231,8 +239,10 @@ impl Template {
     fn each<'t>(&'t self, visit: &mut dyn FnMut(&'t Piece)) {
         for piece in &self.0 {
             visit(piece);
-            if let Piece::Optional(inner) = piece {
-                inner.each(visit);
+            match piece {
+                Piece::Optional(inner) => inner.each(visit),
+                Piece::Setting(_, Some(instead)) => visit(instead),
+                _ => {}
             }
         }
     }
@@ -257,6 +267,16 @@ impl Piece {
                 fields.sort_unstable();
                 out(fields.join("&").as_bytes());
             }
+            Self::DecodedQuery => {
+                let mut fields: Vec<_> = url_encoded(url.query.unwrap_or("").as_bytes());
+                fields.sort_unstable();
+                for (at, (name, value)) in fields.iter().enumerate() {
+                    out(if at == 0 { b"" } else { b"&" });
+                    out(name);
+                    out(b"=");
+                    out(value);
+                }
+            }
             Self::Form => {
                 let mut fields: Vec<_> = request.form().iter().collect();
                 fields.sort_unstable();
@@ -267,10 +287,11 @@ impl Piece {
                 }
             }
             Self::Secret => out(scope.secret),
-            Self::Setting(name) => {
-                let value = scope.settings.get(name).ok_or_else(|| Lacking::Setting(name.clone()))?;
-                out(value.as_bytes());
-            }
+            Self::Setting(name, instead) => match (scope.settings.get(name), instead) {
+                (Some(value), _) => out(value.as_bytes()),
+                (None, Some(instead)) => instead.write(scope, out)?,
+                (None, None) => return Err(Lacking::Setting(name.clone())),
+            },
             Self::Listed(header) => {
                 let names = one(&Place::Header(header.clone()), request)?;
                 for (at, name) in String::from_utf8_lossy(&names).split([',', ';']).map(str::trim).enumerate() {
@@ -287,11 +308,18 @@ impl Piece {
                 out(sign(&one(place, request)?).as_bytes());
             }
             Self::Value(place) => out(&one(place, request)?),
-            Self::Optional(template) => match template.bytes(scope) {
-                Ok(bytes) => out(&bytes),
-                Err(Lacking::Value(_)) => {}
-                Err(other) => return Err(other),
-            },
+            Self::Optional(template) => {
+                let mut bytes = Vec::new();
+                for piece in &template.0 {
+                    let before = bytes.len();
+                    match piece.write(scope, &mut |part| bytes.extend_from_slice(part)) {
+                        Ok(()) if bytes.len() > before => {}
+                        Ok(()) | Err(Lacking::Value(_)) => return Ok(()),
+                        Err(other) => return Err(other),
+                    }
+                }
+                out(&bytes);
+            }
         }
         Ok(())
     }
@@ -361,7 +389,9 @@ mod tests {
         assert_eq!(fill("v0:{timestamp}:{body}", url, &[], "x").unwrap(), "v0:17:x");
         assert_eq!(fill("{secret}{method}{url}", url, &[], "").unwrap(), format!("keyPOST{url}"));
         assert_eq!(fill("{origin} {path} {target}", url, &[], "").unwrap(), "https://a.example /p /p?z=1&b=%20");
-        assert_eq!(fill("{sorted-query}", url, &[], "").unwrap(), "b=%20&z=1");
+        assert_eq!(fill("{sorted-query} {decoded-query}", url, &[], "").unwrap(), "b=%20&z=1 b= &z=1");
+        assert_eq!(fill("{path}[?{decoded-query}]", "https://a.example/p", &[], "").unwrap(), "/p");
+        assert_eq!(fill("{setting:webhook_id|path} {setting:none|path}", url, &[], "").unwrap(), "WH1 /p");
         assert_eq!(fill("{crc32}|{setting:webhook_id}", url, &[], "123456789").unwrap(), "3421780262|WH1");
         let listed = [("x-list", "X-B, x-a"), ("x-a", "1"), ("x-b", "2")];
         assert_eq!(fill("{listed:x-list}", url, &listed, "").unwrap(), "x-b:2;x-a:1");
