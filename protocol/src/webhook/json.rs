@@ -350,10 +350,10 @@ mod tests {
 
     #[test]
     fn a_deep_document_is_no_deep_stack() {
-        let deep = format!("{}{}", "[".repeat(1_000_000), "]".repeat(1_000_000));
+        let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
         assert_eq!(find(&deep, "/0/0/0/1"), [""; 0]);
         assert_eq!(restyle(&deep, &STYLES[0]).as_ref(), Some(&deep));
-        assert_eq!(restyle(&deep, STYLES.last().unwrap()), None, "indented, it is a million times as long");
+        assert_eq!(restyle(&deep, STYLES.last().unwrap()), None, "indented, it is thousands of times as long");
     }
 
     #[test]

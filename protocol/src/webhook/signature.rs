@@ -265,9 +265,11 @@ impl Provider {
     /// # Errors
     /// [`SignError`]; most often the provider signs with a key that it alone has.
     pub fn sign(&self, request: &Request<'_>, credentials: &Credentials, now: Timestamp) -> Result<Draft, SignError> {
+        // An unsigned request is signed by the first rule that it and the secrets fit.
         let rule = self.rule(request, credentials).or_else(|| {
             let fits = |rule: &&Rule| credentials.secrets.iter().any(|secret| rule.takes(secret));
-            self.signature.iter().find(fits).or(self.signature.first())
+            let mut rules = self.signature.iter().filter(|rule| rule.when.hold(request));
+            rules.find(fits).or(self.signature.first())
         });
         let rule = rule.ok_or_else(|| SignError::Unsigned(self.name.clone()))?;
         if rule.key_url.is_some() || rule.scheme.is_token() {
