@@ -98,13 +98,15 @@ fn every_vector_is_judged_as_the_providers_own_library_does() {
         valid += 1;
         assert_eq!(table.recognise(&request).map(|row| row.id.as_str()), Some(provider.as_str()), "{}", received.id);
         let event = row.event(&request);
-        assert_eq!(event.id.as_deref(), expect["event_id"].as_str(), "{}", received.id);
+        if let Some(id) = expect["event_id"].as_str() {
+            assert_eq!(event.id.as_deref(), Some(id), "{}", received.id);
+        }
         if let Some(kind) = expect["event_type"].as_str() {
             assert_eq!(event.kind.as_deref(), Some(kind), "{}", received.id);
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert_eq!((valid, tampered), (35, 56), "every vector is looked at");
+    assert_eq!((valid, tampered), (61, 116), "every vector is looked at");
 }
 
 #[test]
@@ -202,9 +204,8 @@ mod properties {
 
     /// A request that a provider could have sent, unsigned, and the credentials to sign it.
     fn unsigned(row: &Provider, body: &[u8]) -> (Draft, Credentials, Credentials) {
-        let header = |name: &'static str, value: &'static str| {
-            (HeaderName::from_static(name), HeaderValue::from_static(value))
-        };
+        let header =
+            |name: &'static str, value: &'static str| (HeaderName::from_static(name), HeaderValue::from_static(value));
         // What the contents of some schemes need to be there.
         let mut headers = vec![
             header("webhook-id", "msg_1"),
@@ -333,13 +334,13 @@ mod properties {
             let headers: Vec<_> = picks.iter().zip(&values).map(header).collect();
             let credentials = Credentials { secrets: vec![secret.as_str().into()], ..Credentials::default() };
             let request = Request::new(&Method::POST, &url, &headers, &body);
-            table.recognise(&request);
+            let _ = table.recognise(&request);
             for row in table.iter() {
-                row.event(&request);
-                row.mode(&request);
-                row.links(&request);
-                row.retry(&request);
-                row.on_deadline(&request);
+                let _ = row.event(&request);
+                let _ = row.mode(&request);
+                let _ = row.links(&request);
+                let _ = row.retry(&request);
+                let _ = row.on_deadline(&request);
                 let _ = row.key_url(&request, &credentials);
                 let judgement = row.explain(&request, &credentials, Timestamp::UNIX_EPOCH);
                 prop_assert!(!judgement.reason.contains(secret.as_str()) || secret.len() < 8, "{:?}", judgement);
