@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 
+use aws_lc_rs::constant_time::verify_slices_are_equal;
 use jiff::Timestamp;
 use percent_encoding::percent_decode;
 
@@ -94,7 +95,9 @@ impl Attempt<'_, '_> {
         let others = [Encoding::Hex, Encoding::Base64, Encoding::Base64Url];
         let is_there = |other: &Encoding| {
             *other != self.rule.encoding
-                && self.texts.iter().any(|text| other.decode(text).is_some_and(|bytes| bytes == expected))
+                && self.texts.iter().any(|text| {
+                    other.decode(text).is_some_and(|bytes| verify_slices_are_equal(&bytes, &expected).is_ok())
+                })
         };
         others.into_iter().find(is_there)
     }
@@ -110,24 +113,23 @@ impl Attempt<'_, '_> {
         let with_prefix = format!("{}{secret}", prefix.unwrap_or_default());
         let trimmed = secret.trim();
         let unquoted = trimmed.trim_matches(['"', '\'']);
-        let as_text = |text: &str| form.key(text, prefix).map(|key| (key, text.to_owned()));
-        let tries: [(Option<(Vec<u8>, String)>, &'static str); 7] = [
-            (as_text(trimmed), "it has white space around it"),
-            (as_text(unquoted), "it has quotation marks around it"),
-            (as_text(&with_prefix), "its beginning is missing"),
-            (as_text(bare), "whoever signed left out its beginning"),
-            (Some((bare.as_bytes().to_vec(), bare.to_owned())), "whoever signed did not decode it"),
-            (lenient_base64(bare).map(|key| (key, secret.to_owned())), "whoever signed decoded it from base64 first"),
-            (
-                KeyForm::Hex.key(bare, None).map(|key| (key, secret.to_owned())),
-                "whoever signed decoded it from hex first",
-            ),
+        // The key, the secret as a template may have it, and what was done to it.
+        let as_text = |text: &str, how| Some((form.key(text, prefix)?, text.to_owned(), how));
+        let decoded = |key: Option<Vec<u8>>, how| Some((key?, secret.to_owned(), how));
+        let tries = [
+            as_text(trimmed, "it has white space around it"),
+            as_text(unquoted, "it has quotation marks around it"),
+            as_text(&with_prefix, "its beginning is missing"),
+            as_text(bare, "whoever signed left out its beginning"),
+            decoded(Some(bare.as_bytes().to_vec()), "whoever signed did not decode it"),
+            decoded(lenient_base64(bare), "whoever signed decoded it from base64 first"),
+            decoded(KeyForm::Hex.key(bare, None), "whoever signed decoded it from hex first"),
         ];
         let fits = |key: Vec<u8>, secret: &str| {
             let scope = Scope { secret: secret.as_bytes(), ..self.scope };
             Key::new(self.rule.scheme, key).is_some_and(|key| self.matches(&key, &scope).unwrap_or(false))
         };
-        tries.into_iter().find_map(|(key, how)| key.is_some_and(|(key, secret)| fits(key, &secret)).then_some(how))
+        tries.into_iter().flatten().find_map(|(key, secret, how)| fits(key, &secret).then_some(how))
     }
 }
 

@@ -295,6 +295,10 @@ impl Place {
         }
     }
 
+    pub(super) fn is_in_body(&self) -> bool {
+        matches!(self, Self::Form(..) | Self::Json(_) | Self::Number(_))
+    }
+
     /// How many values there are.
     pub(super) fn count(&self, request: &Request<'_>) -> usize {
         match self {

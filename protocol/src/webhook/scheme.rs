@@ -163,7 +163,7 @@ pub(super) type Content<'c, E> = &'c dyn Fn(&mut dyn FnMut(&[u8])) -> Result<(),
 
 /// A key that verifies.
 pub(super) enum Key {
-    Hmac(hmac::Key),
+    Hmac(hmac::Algorithm, Vec<u8>),
     /// For a content with the secret in it.
     Hash,
     Equal(Vec<u8>),
@@ -176,8 +176,8 @@ impl Key {
     pub(super) fn new(scheme: Scheme, bytes: Vec<u8>) -> Option<Self> {
         let public = |algorithm: &'static dyn VerificationAlgorithm| UnparsedPublicKey::new(algorithm, bytes.clone());
         Some(match scheme {
-            Scheme::HmacSha256 | Scheme::JwtHs256 => Self::Hmac(hmac::Key::new(hmac::HMAC_SHA256, &bytes)),
-            Scheme::HmacSha1 => Self::Hmac(hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, &bytes)),
+            Scheme::HmacSha256 | Scheme::JwtHs256 => Self::Hmac(hmac::HMAC_SHA256, bytes),
+            Scheme::HmacSha1 => Self::Hmac(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, bytes),
             Scheme::Sha256 => Self::Hash,
             Scheme::Equal => Self::Equal(bytes),
             Scheme::Ed25519 => {
@@ -210,8 +210,8 @@ impl Key {
     /// Those of `content`.
     pub(super) fn expected<E>(&self, content: Content<'_, E>) -> Result<Option<Vec<u8>>, E> {
         match self {
-            Self::Hmac(key) => {
-                let mut context = hmac::Context::with_key(key);
+            Self::Hmac(algorithm, key) => {
+                let mut context = hmac::Context::with_key(&hmac::Key::new(*algorithm, key));
                 content(&mut |part| context.update(part))?;
                 Ok(Some(context.sign().as_ref().to_vec()))
             }
@@ -238,7 +238,7 @@ impl Key {
         let verify = |signature: &Vec<u8>| match self {
             Self::Public(key) => key.verify(&message, signature).is_ok(),
             Self::Rsa(key) => key.verify(&RSA_PKCS1_2048_8192_SHA256, &message, signature).is_ok(),
-            Self::Hmac(_) | Self::Hash | Self::Equal(_) => false,
+            Self::Hmac(..) | Self::Hash | Self::Equal(_) => false,
         };
         Ok(candidates.iter().map(verify).collect())
     }

@@ -252,12 +252,7 @@ impl Provider {
     /// Whether a valid signature says that the whole body is the provider's, and not only that the sender knew a secret.
     #[must_use]
     pub fn signs_body(&self) -> bool {
-        let covers = |rule: &Rule| {
-            rule.content.has_body()
-                || rule.body_sha256.is_some()
-                || rule.claims.iter().any(|claim| claim.content.has_body())
-        };
-        self.signature.iter().all(covers) && !self.signature.is_empty()
+        self.signature.iter().all(Rule::signs_body) && !self.signature.is_empty()
     }
 
     /// Signs a request anew, as the provider would at the time `now` with the first secret that fits.
@@ -389,7 +384,7 @@ impl<'r, 'a> Attempt<'r, 'a> {
             for url in self.rule.urls(self.scope.url) {
                 let scope = Scope { url: &url, secret: secret.as_bytes(), ..self.scope };
                 if self.matches(key, &scope).map_err(lacking)? {
-                    return Ok(self.accepted(provider, *index, keys.len(), now)?);
+                    return self.accepted(provider, *index, keys.len(), now);
                 }
             }
         }
@@ -443,8 +438,13 @@ impl<'r, 'a> Attempt<'r, 'a> {
         if let (Some(time), Some(text)) = (&self.rule.timestamp, &self.timestamp) {
             time.judge(provider, text, now, &mut judgement)?;
         }
-        if !provider.signs_body() && judgement.warning.is_none() {
-            judgement.warning = Some("the sender is proven, the body is not: the signature does not cover it".into());
+        if !self.rule.signs_body() && !self.scope.body.is_empty() && judgement.warning.is_none() {
+            let signed: Vec<_> = self.rule.content.places().filter(|place| place.is_in_body()).collect();
+            let signed: Vec<_> = signed.into_iter().map(ToString::to_string).collect();
+            judgement.warning = Some(match signed.join(", ") {
+                none if none.is_empty() => "the sender is proven, and the body is not: it is not signed".to_owned(),
+                signed => format!("of the body only this is signed: {signed}"),
+            });
         }
         Ok(judgement)
     }
@@ -492,6 +492,11 @@ fn items(
 }
 
 impl Rule {
+    fn signs_body(&self) -> bool {
+        let in_claims = || self.claims.iter().any(|claim| claim.content.has_body());
+        self.content.has_body() || self.body_sha256.is_some() || in_claims()
+    }
+
     fn takes(&self, secret: &Secret) -> bool {
         self.only_secret.as_ref().is_none_or(|prefix| secret.expose().starts_with(prefix.as_str()))
     }

@@ -348,7 +348,7 @@ impl Provider {
             if rule.content.is_empty() != empty {
                 return Err(what("there is a content but for equal and tokens"));
             }
-            if rule.claims.is_empty() != !rule.scheme.is_token() {
+            if rule.claims.is_empty() == rule.scheme.is_token() {
                 return Err(what("a token has claims, and only a token"));
             }
             let templates = rule.claims.iter().map(|claim| &claim.content).chain([&rule.content, &rule.prefix]);

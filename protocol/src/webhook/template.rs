@@ -143,8 +143,10 @@ pub(super) struct Scope<'s, 'a> {
     pub(super) secret: &'s [u8],
     pub(super) settings: &'s Settings,
     /// Signs a text as the provider does.
-    pub(super) sign: Option<&'s dyn Fn(&[u8]) -> String>,
+    pub(super) sign: Option<Sign<'s>>,
 }
+
+type Sign<'s> = &'s dyn Fn(&[u8]) -> String;
 
 impl<'s, 'a> Scope<'s, 'a> {
     /// The request as it is, without a secret.
@@ -228,6 +230,17 @@ impl Template {
             }
         });
         names
+    }
+
+    /// The places that it takes something from.
+    pub(super) fn places(&self) -> impl Iterator<Item = &Place> {
+        let mut places = Vec::new();
+        self.each(&mut |piece| {
+            if let Piece::Value(place) = piece {
+                places.push(place);
+            }
+        });
+        places.into_iter()
     }
 
     fn has(&self, is_it: impl Fn(&Piece) -> bool) -> bool {
@@ -340,21 +353,24 @@ pub(super) fn hex(bytes: &[u8]) -> String {
 
 /// CRC-32 as in ISO-HDLC and zlib, four bits at a time: there is one provider that asks for it.
 fn crc32(bytes: &[u8]) -> u32 {
-    const STEP: [u32; 16] = {
-        let mut table = [0; 16];
-        let mut index = 0;
-        while index < 16 {
-            let mut crc = index as u32;
-            let mut bit = 0;
-            while bit < 4 {
-                crc = (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg());
-                bit += 1;
-            }
-            table[index] = crc;
-            index += 1;
-        }
-        table
-    };
+    const STEP: [u32; 16] = [
+        0x0000_0000,
+        0x1db7_1064,
+        0x3b6e_20c8,
+        0x26d9_30ac,
+        0x76dc_4190,
+        0x6b6b_51f4,
+        0x4db2_6158,
+        0x5005_713c,
+        0xedb8_8320,
+        0xf00f_9344,
+        0xd6d6_a3e8,
+        0xcb61_b38c,
+        0x9b64_c2b0,
+        0x86d3_d2d4,
+        0xa00a_e278,
+        0xbdbd_f21c,
+    ];
     let step = |crc: u32| (crc >> 4) ^ STEP.get((crc & 15) as usize).copied().unwrap_or_default();
     !bytes.iter().fold(!0, |crc, byte| step(step(crc ^ u32::from(*byte))))
 }

@@ -3,11 +3,14 @@
 //
 //   npm i twilio square @hubspot/api-client @sendgrid/eventwebhook discord-interactions @adyen/api-library \
 //     @contentful/node-apps-toolkit plivo braintree @paddle/paddle-node-sdk @line/bot-sdk razorpay @sanity/webhook \
-//     @workos-inc/node @mux/mux-node gocardless-nodejs atlassian-jwt
+//     @workos-inc/node @mux/mux-node gocardless-nodejs atlassian-jwt sns-validator google-auth-library jose
 //   node make.mjs DIRECTORY
-import { createHash, createHmac, generateKeyPairSync, sign } from "node:crypto";
-import { readFileSync, writeFileSync } from "node:fs";
+import { execFileSync } from "node:child_process";
+import { createHash, createHmac, createPrivateKey, generateKeyPairSync, sign } from "node:crypto";
+import https from "node:https";
+import { mkdtempSync, readFileSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
+import { tmpdir } from "node:os";
 
 const require = createRequire(process.cwd() + "/");
 const NOW = 1767225600;
@@ -334,6 +337,91 @@ await attempt("atlassian-connect", async () => {
     const query = new URL(r.url).search;
     return claims.exp > NOW && claims.qsh === jwt.createQueryStringHash(jwt.fromMethodAndUrl(r.method, "/hooks" + query), false);
   }, { config: { path: "/hooks" } });
+});
+
+// A key as such providers publish it: a certificate at an address that the request names.
+function certificate(name) {
+  const file = mkdtempSync(tmpdir() + "/key-") + "/key.pem";
+  const request = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", file, "-days", "36500", "-subj", "/CN=" + name];
+  const pem = execFileSync("openssl", request, { stdio: ["ignore", "pipe", "ignore"] }).toString();
+  return { privateKey: createPrivateKey(readFileSync(file)), pem };
+}
+
+await attempt("aws-sns", async () => {
+  const Validator = require("sns-validator");
+  const { privateKey, pem } = certificate("sns.amazonaws.com");
+  const other = certificate("other").privateKey;
+  const at = "https://sns.us-west-2.amazonaws.com/SimpleNotificationService-abc.pem";
+  https.get = (url, done) => {
+    const answer = { statusCode: 200, on: (event, handler) => (handler(event === "data" ? pem : undefined), answer) };
+    done(answer);
+    return { on: () => {} };
+  };
+  const signed = (version, more = {}, wrong) => (r) => {
+    const message = {
+      Type: "Notification", MessageId: "22b80b92", TopicArn: "arn:aws:sns:us-west-2:123456789012:MyTopic", Message: "Grüße\n\"1\"",
+      Timestamp: "2026-01-01T00:00:00.000Z", SignatureVersion: version, SigningCertURL: at, ...more,
+    };
+    const keys = message.Type === "Notification" ? ["Message", "MessageId", "Subject", "Timestamp", "TopicArn", "Type"] : ["Message", "MessageId", "SubscribeURL", "Timestamp", "Token", "TopicArn", "Type"];
+    const text = keys.filter((key) => key in message).map((key) => `${key}\n${message[key]}\n`).join("");
+    message.Signature = sign(version === "1" ? "sha1" : "sha256", Buffer.from(text), wrong ? other : privateKey).toString("base64");
+    r.body = JSON.stringify(message, null, 2);
+    r.headers = { "x-amz-sns-message-type": message.Type, "x-amz-sns-message-id": message.MessageId, "Content-Type": "text/plain; charset=UTF-8" };
+    r.event_id = "22b80b92";
+  };
+  const confirmation = { Type: "SubscriptionConfirmation", Token: "2336", SubscribeURL: "https://sns.us-west-2.amazonaws.com/?Action=ConfirmSubscription" };
+  await provider("aws-sns", "sns-validator", "", {
+    "version-1": signed("1"), "version-2": signed("2"), "with-subject": signed("1", { Subject: "My subject" }),
+    confirmation: signed("1", confirmation),
+    "message-changed": (r) => { signed("2")(r); r.body = r.body.replace("Grü", "Gru"); },
+    "subject-changed": (r) => { signed("1")(r); r.body = r.body.replace('"Type"', '"Subject": "new", "Type"'); },
+    "wrong-key": signed("1", {}, true),
+    "other-host": signed("1", { SigningCertURL: "https://sns.us-west-2.amazonaws.com.example.com/a.pem" }),
+  }, (r) => new Promise((resolve, reject) => new Validator().validate(r.body, (error) => error ? reject(error) : resolve(true))), { published: { [at]: pem } });
+});
+
+await attempt("google-pubsub", async () => {
+  const { OAuth2Client } = require("google-auth-library");
+  const { privateKey, publicKey } = generateKeyPairSync("rsa", { modulusLength: 2048 });
+  const other = generateKeyPairSync("rsa", { modulusLength: 2048 }).privateKey;
+  const jwk = { ...publicKey.export({ format: "jwk" }), kid: "k1", alg: "RS256", use: "sig" };
+  const part = (value) => Buffer.from(JSON.stringify(value)).toString("base64url");
+  const signed = (r, more = {}, key = privateKey) => {
+    r.body = '{"message":{"data":"aGk=","messageId":"136969346945"},"subscription":"projects/p/subscriptions/s"}'; r.event_id = "136969346945";
+    const claims = { iss: "https://accounts.google.com", aud: r.url, email: "push@p.iam.gserviceaccount.com", email_verified: true, iat: NOW - 5, exp: NOW + 3595, ...more };
+    const text = part({ alg: "RS256", kid: "k1", typ: "JWT" }) + "." + part(claims);
+    r.headers.Authorization = "Bearer " + text + "." + sign("sha256", Buffer.from(text), key).toString("base64url");
+  };
+  await provider("google-pubsub", "google-auth-library", "", {
+    basic: (r) => signed(r), "wrong-key": (r) => signed(r, {}, other),
+    "other-audience": (r) => signed(r, { aud: "https://other.example/" }),
+    "other-account": (r) => signed(r, { email: "somebody@q.iam.gserviceaccount.com" }),
+    "stale-token": (r) => signed(r, { iat: NOW - 7200, exp: NOW - 3600 }),
+  }, async (r) => {
+    const client = new OAuth2Client();
+    client.clockSkewSecs_ = 10;
+    const ticket = await client.verifySignedJwtWithCertsAsync(r.headers.Authorization.slice(7), { k1: publicKey.export({ type: "spki", format: "pem" }) }, r.url, ["https://accounts.google.com"]);
+    return ticket.getPayload().email === "push@p.iam.gserviceaccount.com";
+  }, { config: { service_account: "push@p.iam.gserviceaccount.com" }, published: { "https://www.googleapis.com/oauth2/v3/certs": JSON.stringify({ keys: [jwk] }) } });
+});
+
+await attempt("plaid", async () => {
+  const jose = await import("jose");
+  const { privateKey, publicKey } = generateKeyPairSync("ec", { namedCurve: "P-256" });
+  const other = generateKeyPairSync("ec", { namedCurve: "P-256" }).privateKey;
+  const secret = JSON.stringify({ ...publicKey.export({ format: "jwk" }), kid: "bfbd5111", alg: "ES256", use: "sig" });
+  const signed = async (r, at = NOW - 5, key = privateKey) => {
+    r.body = '{\n  "webhook_type": "ITEM",\n  "webhook_code": "ERROR"\n}'; r.event_type = "ITEM.ERROR";
+    const claims = { request_body_sha256: createHash("sha256").update(r.body).digest("hex") };
+    r.headers["Plaid-Verification"] = await new jose.SignJWT(claims).setProtectedHeader({ alg: "ES256", kid: "bfbd5111", typ: "JWT" }).setIssuedAt(at).sign(key);
+  };
+  await provider("plaid", "jose", secret, {
+    basic: (r) => signed(r), "wrong-key": (r) => signed(r, undefined, other), "stale-301s": (r) => signed(r, NOW - 301),
+    "body-changed": async (r) => { await signed(r); r.body = JSON.stringify(JSON.parse(r.body)); },
+  }, async (r) => {
+    const { payload } = await jose.jwtVerify(r.headers["Plaid-Verification"], publicKey, { algorithms: ["ES256"], maxTokenAge: "5 min", currentDate: new Date(NOW * 1000) });
+    return payload.request_body_sha256 === createHash("sha256").update(r.body).digest("hex");
+  });
 });
 
 let count = [0, 0];
