@@ -84,14 +84,16 @@ pub(super) enum KeyForm {
 }
 
 impl KeyForm {
+    /// `None`: the secret is not in that form, or nothing is left of it.
     pub(super) fn key(self, secret: &str, prefix: Option<&str>) -> Option<Vec<u8>> {
         let bare = prefix.and_then(|prefix| secret.strip_prefix(prefix)).unwrap_or(secret);
-        match self {
+        let key = match self {
             Self::Text => Some(secret.as_bytes().to_vec()),
             Self::Hex => Encoding::Hex.decode(&bare.to_ascii_lowercase()),
             Self::Base64 => lenient_base64(bare),
             Self::Sha1 => Some(digest(&SHA1_FOR_LEGACY_USE_ONLY, secret.as_bytes()).as_ref().to_vec()),
-        }
+        };
+        key.filter(|key| !key.is_empty())
     }
 }
 

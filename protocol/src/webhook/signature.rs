@@ -497,8 +497,10 @@ impl Rule {
         self.content.has_body() || self.body_sha256.is_some() || in_claims()
     }
 
+    /// Whether a secret can be one of this rule. An empty one is none: a variable was not set, and everybody knows it.
     fn takes(&self, secret: &Secret) -> bool {
-        self.only_secret.as_ref().is_none_or(|prefix| secret.expose().starts_with(prefix.as_str()))
+        let begins = |prefix: &String| secret.expose().starts_with(prefix.as_str());
+        !secret.expose().trim().is_empty() && self.only_secret.as_ref().is_none_or(begins)
     }
 
     fn decode(&self, text: &str) -> Option<Vec<u8>> {

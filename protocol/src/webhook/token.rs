@@ -147,7 +147,7 @@ fn keys(
             Judgement::of(Verdict::Unsupported, reason)
         })?;
         read(text).into_iter().map(|key| (0, key)).collect()
-    } else if credentials.secrets.is_empty() {
+    } else if credentials.secrets.iter().all(|secret| secret.expose().trim().is_empty()) {
         return Err(Judgement::of(Verdict::NoSecret, provider.ask_for_secret()));
     } else {
         let secrets = credentials.secrets.iter().enumerate();
