@@ -392,6 +392,20 @@ fn a_secret_that_takes_anothers_place_is_good_beside_it() {
 }
 
 #[test]
+fn a_shared_token_stands_in_every_event() {
+    let table = Table::built_in().unwrap();
+    let credentials = Credentials { secrets: vec!["s".into()], ..Credentials::default() };
+    let verdict = |body: &str| {
+        let request = Request::new(&Method::POST, "https://t.example/", &[], body.as_bytes());
+        table.get("microsoft-graph").unwrap().judge(&request, &credentials, Timestamp::UNIX_EPOCH).verdict
+    };
+    assert_eq!(verdict(r#"{"value":[{"clientState":"s"},{"clientState":"s"}]}"#), Verdict::Valid);
+    assert_eq!(verdict(r#"{"value":[{"clientState":"s"},{"clientState":"t"}]}"#), Verdict::BadSignature);
+    assert_eq!(verdict(r#"{"value":[{"clientState":"s"},{}]}"#), Verdict::Malformed);
+    assert_eq!(verdict(r#"{"value":[{}]}"#), Verdict::Missing);
+}
+
+#[test]
 fn an_empty_secret_is_none() {
     let table = Table::built_in().unwrap();
     let now = Timestamp::UNIX_EPOCH;

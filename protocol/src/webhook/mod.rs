@@ -30,7 +30,8 @@
 //! | `condition`, `template` | the two small languages of the table: what must hold, and what is composed of what |
 //! | `credentials` | what the user knows: secrets and settings |
 //! | `scheme` | the handful of ways to sign, as arithmetic over bytes |
-//! | `signature`, `token` | judging a request by a rule of the table, and signing one |
+//! | `signature`, `token`, `time` | judging a request by a rule of the table |
+//! | `sign` | signing one by the same rule |
 //! | `explain` | what was done to a request whose signature does not fit |
 //! | `handshake` | how an endpoint is confirmed |
 
@@ -41,9 +42,11 @@ mod handshake;
 mod json;
 mod request;
 mod scheme;
+mod sign;
 mod signature;
 mod table;
 mod template;
+mod time;
 mod token;
 
 pub use self::{
@@ -51,6 +54,7 @@ pub use self::{
     handshake::Reply,
     request::{Draft, Request},
     scheme::KeyPair,
-    signature::{Judgement, SignError, Verdict},
+    sign::SignError,
+    signature::{Judgement, Verdict},
     table::{Answer, Confidence, Event, Fact, OnDeadline, Provider, Source, Table, TableError},
 };

@@ -1,21 +1,21 @@
-//! Whether a request was signed by who it says it is from, and how to sign one.
+//! Whether a request was signed by who it says it is from.
 //!
-//! A [`Rule`] of the table says where a signature stands, what it covers and how it is made. Judging reads the rule
-//! forwards, signing backwards; neither knows any provider.
+//! A [`Rule`] of the table says where a signature stands, what it covers and how it is made; nothing here knows any
+//! provider.
 
-use std::{borrow::Cow, collections::BTreeMap, fmt, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, fmt};
 
-use http::Method;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{
     condition::Conditions,
     credentials::{Credentials, Secret},
-    request::{Draft, Place, Request, Url},
-    scheme::{Encoding, Key, KeyForm, KeyPair, Scheme, SigningKey, pem_key},
+    request::{Place, Request, Url},
+    scheme::{Encoding, Key, KeyForm, Scheme, pem_key},
     table::Provider,
     template::{Lacking, Scope, Template, hex},
+    time::Time,
     token,
 };
 
@@ -66,40 +66,6 @@ pub(super) struct Rule {
     pub(super) max_age: Option<i64>,
     /// Where the provider publishes the key, and the hosts that it may be fetched from.
     pub(super) key_url: Option<KeyUrl>,
-}
-
-/// When a request was signed.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Time {
-    /// Where it stands; beside the signature if nowhere else.
-    from: Option<Place>,
-    #[serde(default)]
-    prefix: Template,
-    pub(super) unit: Unit,
-    /// How old a request may be, in seconds.
-    #[serde(default = "window")]
-    past: i64,
-    /// How far a clock may be ahead of ours, in seconds.
-    #[serde(default = "window")]
-    future: i64,
-    /// How old a request may be for the provider's own library, in seconds, where that is stricter.
-    library_past: Option<i64>,
-}
-
-/// Five minutes: what most libraries take.
-fn window() -> i64 {
-    300
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-pub(super) enum Unit {
-    #[serde(rename = "s")]
-    Seconds,
-    #[serde(rename = "ms")]
-    Milliseconds,
-    #[serde(rename = "rfc3339")]
-    Rfc3339,
 }
 
 /// A page of the provider's that a request names.
@@ -198,26 +164,6 @@ impl Judgement {
     }
 }
 
-/// Why a request cannot be signed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SignError {
-    /// No secret is given, or none that this provider's requests are signed with.
-    #[error("there is no secret of {0} to sign with")]
-    NoSecret(String),
-    /// Only the provider has what is needed.
-    #[error("only {0} itself can sign its requests: the key that is given here verifies")]
-    OnlyTheProvider(String),
-    /// Nothing is signed.
-    #[error("{0} does not sign its requests")]
-    Unsigned(String),
-    /// The request lacks something that the signature covers.
-    #[error("{0}")]
-    Lacking(String),
-    /// The signature has no place in the request.
-    #[error("the request has no place for the signature: it lacks {0}")]
-    NoPlace(String),
-}
-
 impl Provider {
     /// Judges a request's signature at the time `now`, that of its arrival.
     ///
@@ -255,54 +201,8 @@ impl Provider {
         self.signature.iter().all(Rule::signs_body) && !self.signature.is_empty()
     }
 
-    /// Signs a request anew, as the provider would at the time `now` with the first secret that fits.
-    ///
-    /// # Errors
-    /// [`SignError`]; most often the provider signs with a key that it alone has.
-    pub fn sign(&self, request: &Request<'_>, credentials: &Credentials, now: Timestamp) -> Result<Draft, SignError> {
-        // An unsigned request is signed by the first rule that it and the secrets fit.
-        let rule = self.rule(request, credentials).or_else(|| {
-            let fits = |rule: &&Rule| credentials.secrets.iter().any(|secret| rule.takes(secret));
-            let mut rules = self.signature.iter().filter(|rule| rule.when.hold(request));
-            rules.find(fits).or(self.signature.first())
-        });
-        let rule = rule.ok_or_else(|| SignError::Unsigned(self.name.clone()))?;
-        if rule.key_url.is_some() || rule.scheme.is_token() {
-            return Err(SignError::OnlyTheProvider(self.name.clone()));
-        }
-        let secret = credentials.secrets.iter().find(|secret| rule.takes(secret));
-        let secret = secret.ok_or_else(|| SignError::NoSecret(self.name.clone()))?;
-        let key = rule.signing_key(secret, self.secret_prefix()).ok_or_else(|| {
-            if rule.scheme.is_symmetric() {
-                SignError::NoSecret(self.name.clone())
-            } else {
-                SignError::OnlyTheProvider(self.name.clone())
-            }
-        })?;
-        rule.sign(request, credentials, secret, &key, now)
-    }
-
-    /// A new key pair, to sign samples for an app that is given the public half; nothing for a provider whose two sides
-    /// share one secret.
-    #[must_use]
-    pub fn key_pair(&self) -> Option<KeyPair> {
-        self.signature.iter().find_map(|rule| KeyPair::generate(rule.scheme, rule.key))
-    }
-
-    /// What the provider's first scheme makes of a text: some handshakes ask for that as a proof.
-    pub(super) fn sign_text(&self, credentials: &Credentials, text: &[u8]) -> Option<String> {
-        let rule = self.signature.first()?;
-        let secret = credentials.secrets.iter().find(|secret| rule.takes(secret))?;
-        let key = rule.signing_key(secret, self.secret_prefix())?;
-        let content = |out: &mut dyn FnMut(&[u8])| -> Result<(), Lacking> {
-            out(text);
-            Ok(())
-        };
-        key.sign(&content).ok()?.map(|signature| rule.encoding.encode(&signature))
-    }
-
     /// The rule that a request is signed by.
-    fn rule(&self, request: &Request<'_>, credentials: &Credentials) -> Option<&Rule> {
+    pub(super) fn rule(&self, request: &Request<'_>, credentials: &Credentials) -> Option<&Rule> {
         let fits = |rule: &&Rule| {
             let secrets = &credentials.secrets;
             rule.from.is_there(request)
@@ -327,7 +227,12 @@ impl Provider {
             let reason = format!("it is not signed: a request of {} has {}", self.name, places.join(" or "));
             Judgement::of(Verdict::Missing, reason)
         })?;
-        Attempt::new(rule, Scope::of(request, &credentials.settings))
+        let attempt = Attempt::new(rule, Scope::of(request, &credentials.settings))?;
+        if rule.every && attempt.texts.len() != self.event(request).count {
+            let reason = format!("{} does not stand in every event of the request", rule.from);
+            return Err(Judgement::of(Verdict::Malformed, reason));
+        }
+        Ok(attempt)
     }
 }
 
@@ -498,7 +403,7 @@ impl Rule {
     }
 
     /// Whether a secret can be one of this rule. An empty one is none: a variable was not set, and everybody knows it.
-    fn takes(&self, secret: &Secret) -> bool {
+    pub(super) fn takes(&self, secret: &Secret) -> bool {
         let begins = |prefix: &String| secret.expose().starts_with(prefix.as_str());
         !secret.expose().trim().is_empty() && self.only_secret.as_ref().is_none_or(begins)
     }
@@ -581,158 +486,6 @@ impl Rule {
         urls.dedup();
         urls
     }
-
-    fn signing_key(&self, secret: &Secret, prefix: Option<&str>) -> Option<SigningKey> {
-        if self.scheme.is_symmetric() {
-            let bytes = self.key.key(secret.expose(), prefix)?;
-            return Key::new(self.scheme, bytes).map(SigningKey::Symmetric);
-        }
-        SigningKey::from_pkcs8(self.scheme, secret.expose())
-    }
-
-    fn sign(
-        &self,
-        request: &Request<'_>,
-        credentials: &Credentials,
-        secret: &Secret,
-        key: &SigningKey,
-        now: Timestamp,
-    ) -> Result<Draft, SignError> {
-        let method: &Method = request.method;
-        let mut draft = Draft::of(request);
-        let put = |draft: &mut Draft, place: &Place, text: &str| {
-            draft.set(method, place, text).ok_or_else(|| SignError::NoPlace(place.to_string()))
-        };
-        let lacking = |lacking: Lacking| SignError::Lacking(lacking.to_string());
-        let scope = Scope::of(request, &credentials.settings);
-        let prefix = |template: &Template| match template.bytes(&scope) {
-            Ok(prefix) => Ok(String::from_utf8_lossy(&prefix).into_owned()),
-            Err(error) => Err(lacking(error)),
-        };
-        let (mut timestamp, mut beside) = (String::new(), None);
-        if let Some(time) = &self.timestamp {
-            timestamp = time.unit.write(now);
-            let text = prefix(&time.prefix)? + &timestamp;
-            match &time.from {
-                Some(place) => put(&mut draft, place, &text)?,
-                None => beside = Some(text),
-            }
-        }
-        if let Some(place) = &self.body_sha256 {
-            let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &draft.body);
-            put(&mut draft, place, &hex(hash.as_ref()))?;
-        }
-        let signature = {
-            let signed = Request::new(method, &draft.url, &draft.headers, &draft.body);
-            let scope = Scope {
-                timestamp: timestamp.as_bytes(),
-                secret: secret.expose().as_bytes(),
-                ..Scope::of(&signed, &credentials.settings)
-            };
-            key.sign(&|out| self.content.write(&scope, out)).map_err(lacking)?
-        };
-        let signature = signature.map(|signature| self.encoding.encode(&signature)).unwrap_or_default();
-        let mut text = prefix(&self.prefix)? + &signature;
-        if let (Some(before), Some(separator)) = (beside, self.list) {
-            text = format!("{before}{separator}{text}");
-        }
-        put(&mut draft, &self.from, &text)?;
-        Ok(draft)
-    }
-}
-
-impl Time {
-    /// Holds the time of signing against the clock: too old or too new is an error.
-    fn judge(
-        &self,
-        provider: &Provider,
-        text: &[u8],
-        now: Timestamp,
-        judgement: &mut Judgement,
-    ) -> Result<(), Judgement> {
-        let Some(signed) = self.unit.read(text) else {
-            let reason = format!("the time of signing is not {}", self.unit.name());
-            return Err(Judgement::of(Verdict::Malformed, reason));
-        };
-        let now = now.as_millisecond();
-        // Whole seconds are held against whole seconds, as the libraries do.
-        let now = if self.unit == Unit::Seconds { now.div_euclid(1000) * 1000 } else { now };
-        let age = now.saturating_sub(signed);
-        let span = |milliseconds: i64| words(Duration::from_millis(milliseconds.unsigned_abs()));
-        let (past, future) = (self.past.saturating_mul(1000), self.future.saturating_mul(1000));
-        let late = |verdict, reason| Err(Judgement { secret: judgement.secret, ..Judgement::of(verdict, reason) });
-        if age > past {
-            let reason = format!(
-                "the signature is right and {} old, {} more than the {} that are allowed: a copy from earlier must be \
-                 signed anew",
-                span(age),
-                span(age - past),
-                span(past)
-            );
-            return late(Verdict::Stale, reason);
-        }
-        if -age > future {
-            let reason = format!(
-                "the signature is right and {} ahead of this machine's clock, {} more than the {} that are allowed: \
-                 compare the clocks",
-                span(age),
-                span(-age - future),
-                span(future)
-            );
-            return late(Verdict::Future, reason);
-        }
-        if let Some(library) = self.library_past.filter(|library| age > library.saturating_mul(1000)) {
-            let allowed = span(library.saturating_mul(1000));
-            let warning = format!("it is {} old, and {}'s own library takes {allowed}", span(age), provider.name);
-            judgement.warning = Some(warning);
-        }
-        Ok(())
-    }
-}
-
-impl Unit {
-    /// In milliseconds since 1970.
-    fn read(self, text: &[u8]) -> Option<i64> {
-        let text = std::str::from_utf8(text).ok()?;
-        let number = || text.parse::<i64>().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()));
-        match self {
-            Self::Seconds => number()?.checked_mul(1000),
-            Self::Milliseconds => number(),
-            Self::Rfc3339 => Some(text.parse::<Timestamp>().ok()?.as_millisecond()),
-        }
-    }
-
-    fn write(self, now: Timestamp) -> String {
-        match self {
-            Self::Seconds => now.as_second().to_string(),
-            Self::Milliseconds => now.as_millisecond().to_string(),
-            Self::Rfc3339 => now.to_string(),
-        }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Seconds => "a number of seconds since 1970",
-            Self::Milliseconds => "a number of milliseconds since 1970",
-            Self::Rfc3339 => "a time as in 2026-01-31T12:00:00Z",
-        }
-    }
-}
-
-/// A span of time as one says it: `0.4 s`, `12 s`, `6 min 1 s`, `3 h 20 min`, `2 d 4 h`.
-pub(super) fn words(span: Duration) -> String {
-    let (seconds, fraction) = (span.as_secs(), span.subsec_millis());
-    let two = |large: u64, unit, small: u64, smaller| match small {
-        0 => format!("{large} {unit}"),
-        small => format!("{large} {unit} {small} {smaller}"),
-    };
-    match seconds {
-        0..10 if fraction > 0 => format!("{seconds}.{fraction:03} s").replace("00 s", " s"),
-        0..60 => format!("{seconds} s"),
-        60..3600 => two(seconds / 60, "min", seconds % 60, "s"),
-        3600..86_400 => two(seconds / 3600, "h", seconds / 60 % 60, "min"),
-        _ => two(seconds / 86_400, "d", seconds / 3600 % 24, "h"),
-    }
 }
 
 /// The URL with its default port written out, or left out where it is.
@@ -771,18 +524,6 @@ fn unescape(url: &str, bare: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_span_reads_as_one_says_it() {
-        let said = |milliseconds| words(Duration::from_millis(milliseconds));
-        assert_eq!(said(400), "0.4 s");
-        assert_eq!(said(60_001), "1 min");
-        assert_eq!(said(1), "0.001 s");
-        assert_eq!(said(12_345), "12 s");
-        assert_eq!(said(361_000), "6 min 1 s");
-        assert_eq!(said(12_000_000), "3 h 20 min");
-        assert_eq!(said(187_200_000), "2 d 4 h");
-    }
 
     #[test]
     fn a_default_port_comes_and_goes() {

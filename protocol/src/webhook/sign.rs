@@ -1,0 +1,141 @@
+//! Signing a request as a provider does: the rule that judges, read backwards.
+
+use http::Method;
+use jiff::Timestamp;
+
+use super::{
+    credentials::{Credentials, Secret},
+    request::{Draft, Place, Request},
+    scheme::{Key, KeyPair, SigningKey},
+    signature::Rule,
+    table::Provider,
+    template::{Lacking, Scope, Template, hex},
+};
+
+/// Why a request cannot be signed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SignError {
+    /// No secret is given, or none that this provider's requests are signed with.
+    #[error("there is no secret of {0} to sign with")]
+    NoSecret(String),
+    /// Only the provider has what is needed.
+    #[error("only {0} itself can sign its requests: the key that is given here verifies")]
+    OnlyTheProvider(String),
+    /// Nothing is signed.
+    #[error("{0} does not sign its requests")]
+    Unsigned(String),
+    /// The request lacks something that the signature covers.
+    #[error("{0}")]
+    Lacking(String),
+    /// The signature has no place in the request.
+    #[error("the request has no place for the signature: it lacks {0}")]
+    NoPlace(String),
+}
+
+impl Provider {
+    /// Signs a request anew, as the provider would at the time `now` with the first secret that fits.
+    ///
+    /// # Errors
+    /// [`SignError`]; most often the provider signs with a key that it alone has.
+    pub fn sign(&self, request: &Request<'_>, credentials: &Credentials, now: Timestamp) -> Result<Draft, SignError> {
+        // An unsigned request is signed by the first rule that it and the secrets fit.
+        let rule = self.rule(request, credentials).or_else(|| {
+            let fits = |rule: &&Rule| credentials.secrets.iter().any(|secret| rule.takes(secret));
+            let mut rules = self.signature.iter().filter(|rule| rule.when.hold(request));
+            rules.find(fits).or(self.signature.first())
+        });
+        let rule = rule.ok_or_else(|| SignError::Unsigned(self.name.clone()))?;
+        if rule.key_url.is_some() || rule.scheme.is_token() {
+            return Err(SignError::OnlyTheProvider(self.name.clone()));
+        }
+        let secret = credentials.secrets.iter().find(|secret| rule.takes(secret));
+        let secret = secret.ok_or_else(|| SignError::NoSecret(self.name.clone()))?;
+        let key = rule.signing_key(secret, self.secret_prefix()).ok_or_else(|| {
+            if rule.scheme.is_symmetric() {
+                SignError::NoSecret(self.name.clone())
+            } else {
+                SignError::OnlyTheProvider(self.name.clone())
+            }
+        })?;
+        rule.sign(request, credentials, secret, &key, now)
+    }
+
+    /// A new key pair, to sign samples for an app that is given the public half; nothing for a provider whose two sides
+    /// share one secret.
+    #[must_use]
+    pub fn key_pair(&self) -> Option<KeyPair> {
+        self.signature.iter().find_map(|rule| KeyPair::generate(rule.scheme, rule.key))
+    }
+
+    /// What the provider's first scheme makes of a text: some handshakes ask for that as a proof.
+    pub(super) fn sign_text(&self, credentials: &Credentials, text: &[u8]) -> Option<String> {
+        let rule = self.signature.first()?;
+        let secret = credentials.secrets.iter().find(|secret| rule.takes(secret))?;
+        let key = rule.signing_key(secret, self.secret_prefix())?;
+        let content = |out: &mut dyn FnMut(&[u8])| -> Result<(), Lacking> {
+            out(text);
+            Ok(())
+        };
+        key.sign(&content).ok()?.map(|signature| rule.encoding.encode(&signature))
+    }
+}
+
+impl Rule {
+    fn signing_key(&self, secret: &Secret, prefix: Option<&str>) -> Option<SigningKey> {
+        if self.scheme.is_symmetric() {
+            let bytes = self.key.key(secret.expose(), prefix)?;
+            return Key::new(self.scheme, bytes).map(SigningKey::Symmetric);
+        }
+        SigningKey::from_pkcs8(self.scheme, secret.expose())
+    }
+
+    fn sign(
+        &self,
+        request: &Request<'_>,
+        credentials: &Credentials,
+        secret: &Secret,
+        key: &SigningKey,
+        now: Timestamp,
+    ) -> Result<Draft, SignError> {
+        let method: &Method = request.method;
+        let mut draft = Draft::of(request);
+        let put = |draft: &mut Draft, place: &Place, text: &str| {
+            draft.set(method, place, text).ok_or_else(|| SignError::NoPlace(place.to_string()))
+        };
+        let lacking = |lacking: Lacking| SignError::Lacking(lacking.to_string());
+        let scope = Scope::of(request, &credentials.settings);
+        let prefix = |template: &Template| match template.bytes(&scope) {
+            Ok(prefix) => Ok(String::from_utf8_lossy(&prefix).into_owned()),
+            Err(error) => Err(lacking(error)),
+        };
+        let (mut timestamp, mut beside) = (String::new(), None);
+        if let Some(time) = &self.timestamp {
+            timestamp = time.unit.write(now);
+            let text = prefix(&time.prefix)? + &timestamp;
+            match &time.from {
+                Some(place) => put(&mut draft, place, &text)?,
+                None => beside = Some(text),
+            }
+        }
+        if let Some(place) = &self.body_sha256 {
+            let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &draft.body);
+            put(&mut draft, place, &hex(hash.as_ref()))?;
+        }
+        let signature = {
+            let signed = Request::new(method, &draft.url, &draft.headers, &draft.body);
+            let scope = Scope {
+                timestamp: timestamp.as_bytes(),
+                secret: secret.expose().as_bytes(),
+                ..Scope::of(&signed, &credentials.settings)
+            };
+            key.sign(&|out| self.content.write(&scope, out)).map_err(lacking)?
+        };
+        let signature = signature.map(|signature| self.encoding.encode(&signature)).unwrap_or_default();
+        let mut text = prefix(&self.prefix)? + &signature;
+        if let (Some(before), Some(separator)) = (beside, self.list) {
+            text = format!("{before}{separator}{text}");
+        }
+        put(&mut draft, &self.from, &text)?;
+        Ok(draft)
+    }
+}
