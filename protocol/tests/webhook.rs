@@ -406,6 +406,27 @@ fn a_shared_token_stands_in_every_event() {
 }
 
 #[test]
+fn a_body_that_is_no_form_is_not_covered_by_a_signature_over_none() {
+    let table = Table::built_in().unwrap();
+    let now = Timestamp::UNIX_EPOCH;
+    let row = table.get("twilio").unwrap();
+    let credentials = Credentials { secrets: vec!["token".into()], ..Credentials::default() };
+    let url = "https://t.example/hook";
+    // Twilio signs a GET by its URL alone; somebody sends a body along with that signature.
+    let draft = row.sign(&Request::new(&Method::GET, url, &[], b""), &credentials, now).unwrap();
+    let verdict = |kind: &'static str, body: &[u8]| {
+        let mut headers = draft.headers.clone();
+        headers.push((http::header::CONTENT_TYPE, HeaderValue::from_static(kind)));
+        row.judge(&Request::new(&Method::POST, url, &headers, body), &credentials, now).verdict
+    };
+    assert_eq!(verdict("text/plain", b""), Verdict::Valid);
+    assert_eq!(verdict("application/json", b"{}"), Verdict::Malformed);
+    assert_eq!(verdict("application/x-www-form-urlencoded", b"a=1"), Verdict::BadSignature);
+    let many = "a=1&".repeat(5000);
+    assert_eq!(verdict("application/x-www-form-urlencoded", many.as_bytes()), Verdict::Malformed);
+}
+
+#[test]
 fn an_empty_secret_is_none() {
     let table = Table::built_in().unwrap();
     let now = Timestamp::UNIX_EPOCH;
@@ -516,6 +537,7 @@ fn a_mistake_in_a_row_names_the_row_and_the_field() {
         (rule(""), vec!["acme", "signature", "content"]),
         (rule("content = \"{setting:id}{body}\""), vec!["acme", "signature", "{setting:id}"]),
         (rule("content = \"{body\""), vec!["acme", "signature", "bracket"]),
+        (rule("content = \"{body}\"\ntimestamp = { unit = \"s\" }"), vec!["acme", "signature", "no list"]),
     ] {
         let mut table = Table::built_in().unwrap();
         let error = table.add(&text).expect_err(&text).to_string();

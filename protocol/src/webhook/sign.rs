@@ -9,7 +9,7 @@ use super::{
     scheme::{Key, KeyPair, SigningKey},
     signature::Rule,
     table::Provider,
-    template::{Lacking, Scope, Template, hex},
+    template::{Lacking, Scope, Template, sha256},
 };
 
 /// Why a request cannot be signed.
@@ -118,8 +118,8 @@ impl Rule {
             }
         }
         if let Some(place) = &self.body_sha256 {
-            let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &draft.body);
-            put(&mut draft, place, &hex(hash.as_ref()))?;
+            let hash = sha256(&draft.body);
+            put(&mut draft, place, &hash)?;
         }
         let signature = {
             let signed = Request::new(method, &draft.url, &draft.headers, &draft.body);

@@ -14,7 +14,7 @@ use super::{
     request::{Place, Request, Url},
     scheme::{Encoding, Key, KeyForm, Scheme, pem_key},
     table::Provider,
-    template::{Lacking, Scope, Template, hex},
+    template::{Lacking, Scope, Template, sha256},
     time::Time,
     token,
 };
@@ -250,8 +250,10 @@ impl<'r, 'a> Attempt<'r, 'a> {
     fn new(rule: &'r Rule, scope: Scope<'r, 'a>) -> Result<Self, Judgement> {
         let texts = items(&rule.from, rule.list, &rule.prefix, rule.every, &scope)?;
         if texts.is_empty() {
-            let prefix = rule.prefix.text(&scope).unwrap_or_default();
-            let reason = format!("{} has no signature that begins with {prefix:?}", rule.from);
+            let reason = match rule.prefix.text(&scope) {
+                Some(prefix) => format!("{} has no signature that begins with {prefix:?}", rule.from),
+                None => format!("{} has no signature in it", rule.from),
+            };
             return Err(Judgement::of(Verdict::Malformed, reason));
         }
         let timestamp = match &rule.timestamp {
@@ -293,10 +295,13 @@ impl<'r, 'a> Attempt<'r, 'a> {
                 }
             }
         }
-        Err(Judgement::of(
-            Verdict::BadSignature,
-            format!("the signature does not match: another secret signed it, or {} was altered", self.covered()),
-        ))
+        let reason = match self.covered() {
+            Some(covered) => {
+                format!("the signature does not match: another secret signed it, or {covered} was altered")
+            }
+            None => format!("what stands in {} is not the secret that is given here", self.rule.from),
+        };
+        Err(Judgement::of(Verdict::BadSignature, reason))
     }
 
     /// Whether a key signed what `scope` says.
@@ -307,14 +312,15 @@ impl<'r, 'a> Attempt<'r, 'a> {
         Ok(if self.rule.every { right.iter().all(|right| *right) } else { right.contains(&true) })
     }
 
-    /// What a signature covers, in a person's words.
-    pub(super) fn covered(&self) -> &'static str {
+    /// What a signature covers, in a person's words; a secret by itself covers nothing.
+    fn covered(&self) -> Option<&'static str> {
         let content = &self.rule.content;
         match (content.has_body(), content.has_url()) {
-            (true, true) => "the URL or the body",
-            (false, true) => "the URL",
-            (true, false) => "the body",
-            (false, false) => "what it covers",
+            _ if content.is_empty() => None,
+            (true, true) => Some("the URL or the body"),
+            (false, true) => Some("the URL"),
+            (true, false) => Some("the body"),
+            (false, false) => Some("what it covers"),
         }
     }
 
@@ -328,8 +334,7 @@ impl<'r, 'a> Attempt<'r, 'a> {
     ) -> Result<Judgement, Judgement> {
         if let Some(place) = &self.rule.body_sha256 {
             let named = place.one(self.scope.request).ok().flatten().unwrap_or_default();
-            let real = hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, self.scope.body).as_ref());
-            if *named != *real.as_bytes() {
+            if *named != *sha256(self.scope.body).as_bytes() {
                 let reason = format!("the body was altered: its SHA-256 is not the one in {place}");
                 return Err(Judgement::of(Verdict::BadSignature, reason));
             }
@@ -358,7 +363,7 @@ impl<'r, 'a> Attempt<'r, 'a> {
 pub(super) fn lacking(lacking: Lacking) -> Judgement {
     let verdict = match lacking {
         Lacking::Value(_) => Verdict::Missing,
-        Lacking::Ambiguous(_) => Verdict::Malformed,
+        Lacking::Ambiguous(_) | Lacking::Form => Verdict::Malformed,
         Lacking::Setting(_) | Lacking::Signature => Verdict::NoSecret,
     };
     Judgement::of(verdict, lacking.to_string())

@@ -73,10 +73,18 @@ impl Table {
         }
 
         let document: Document = toml::from_str(text).map_err(|error| TableError::Syntax(error.to_string()))?;
+        self.add_rows(document.provider)
+    }
+
+    /// As [`Table::add`], with rows that were read as a part of something larger.
+    ///
+    /// # Errors
+    /// [`TableError`]; the table is as it was.
+    pub fn add_rows(&mut self, added: Vec<toml::Table>) -> Result<(), TableError> {
         let mut rows = self.rows.clone();
         let mut new = Vec::new();
         let mut seen = Vec::new();
-        for (index, row) in document.provider.into_iter().enumerate() {
+        for (index, row) in added.into_iter().enumerate() {
             let id = row.get("id").and_then(toml::Value::as_str).ok_or(TableError::NoId(index + 1))?.to_owned();
             if seen.contains(&id) {
                 return Err(TableError::Twice(id));
@@ -150,7 +158,7 @@ pub struct Provider {
     pub max_body: Option<u64>,
     /// Where it publishes the addresses that it sends from.
     pub addresses: Option<String>,
-    /// The parts of the event, `true` for live ones, by which live and test events are told apart.
+    /// Where an event says whether it is a live one or a test.
     mode: Option<Mode>,
     #[serde(default)]
     secret: SecretForm,
@@ -340,6 +348,9 @@ impl Provider {
             let what = |problem: &str| ("signature", problem.to_owned());
             if rule.content.has_timestamp() && rule.timestamp.is_none() {
                 return Err(what("the content has {timestamp}, and there is no timestamp"));
+            }
+            if rule.timestamp.as_ref().is_some_and(|time| time.from.is_none()) && rule.list.is_none() {
+                return Err(what("a timestamp without a `from` stands beside the signature, which is no list"));
             }
             if rule.content.has_secret() != (rule.scheme == super::scheme::Scheme::Sha256) {
                 return Err(what("{secret} stands in the content of a plain hash, and only there"));

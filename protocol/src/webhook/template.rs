@@ -164,6 +164,8 @@ pub(super) enum Lacking {
     Ambiguous(Place),
     #[error("the setting {0} is not given")]
     Setting(String),
+    #[error("the body is not a form that can be read")]
+    Form,
     #[error("a signature by the secret is needed, and no secret is given")]
     Signature,
 }
@@ -268,7 +270,7 @@ impl Piece {
         match self {
             Self::Text(text) => out(text.as_bytes()),
             Self::Body => out(scope.body),
-            Self::Sha256 => out(hex(digest(&SHA256, scope.body).as_ref()).as_bytes()),
+            Self::Sha256 => out(sha256(scope.body).as_bytes()),
             Self::Crc32 => out(crc32(scope.body).to_string().as_bytes()),
             Self::Timestamp => out(scope.timestamp),
             Self::Url => out(scope.url.as_bytes()),
@@ -292,6 +294,10 @@ impl Piece {
             }
             Self::Form => {
                 let mut fields: Vec<_> = request.form().iter().collect();
+                // Nothing to sign is not the same as nothing that is understood.
+                if fields.is_empty() && !request.body.is_empty() {
+                    return Err(Lacking::Form);
+                }
                 fields.sort_unstable();
                 fields.dedup();
                 for (name, value) in fields {
@@ -344,6 +350,11 @@ fn one<'r>(place: &Place, request: &'r Request<'_>) -> Result<std::borrow::Cow<'
         Ok(None) => Err(Lacking::Value(place.clone())),
         Err(_) => Err(Lacking::Ambiguous(place.clone())),
     }
+}
+
+/// A SHA-256 in hex.
+pub(super) fn sha256(bytes: &[u8]) -> String {
+    hex(digest(&SHA256, bytes).as_ref())
 }
 
 /// Lower-case hexadecimal digits.

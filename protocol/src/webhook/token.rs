@@ -1,7 +1,7 @@
 //! Requests that are vouched for by a JSON Web Token (RFC 7519): its signature covers claims, and the claims what the
 //! request is about.
 
-use aws_lc_rs::{constant_time::verify_slices_are_equal, digest, signature::RsaPublicKeyComponents};
+use aws_lc_rs::{constant_time::verify_slices_are_equal, signature::RsaPublicKeyComponents};
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -11,7 +11,7 @@ use super::{
     scheme::{Encoding, Key, KeyForm, Scheme, pem_key},
     signature::{Attempt, Judgement, Verdict, lacking},
     table::Provider,
-    template::{Scope, Template, hex},
+    template::{Scope, Template, sha256},
 };
 
 /// A claim that must be what the request says.
@@ -113,7 +113,7 @@ impl Claim {
     fn check(&self, claims: &Map<String, Value>, scope: &Scope<'_, '_>) -> Result<(), Judgement> {
         let mut wanted = self.content.bytes(scope).map_err(lacking)?;
         if self.sha256 {
-            wanted = hex(digest::digest(&digest::SHA256, &wanted).as_ref()).into_bytes();
+            wanted = sha256(&wanted).into_bytes();
         }
         let given = match claims.get(&self.name) {
             Some(Value::String(text)) => text.clone(),
