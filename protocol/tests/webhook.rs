@@ -514,6 +514,33 @@ fn a_users_rows_add_to_the_table_and_replace_fields_of_it() {
 }
 
 #[test]
+fn the_page_about_rows_has_rows_that_are_read_and_every_field_of_them() {
+    let page = include_str!("../../docs/providers.md");
+    let examples: Vec<&str> = page.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert_eq!(examples.len(), 2);
+    for example in examples {
+        Table::built_in().unwrap().add(example).unwrap();
+    }
+    // A field that is unknown is refused with the list of those that are known.
+    for (row, section) in [
+        ("[[provider]]\nid = \"a\"\nname = \"A\"\nx = 1", "## Fields of a row"),
+        ("[[provider]]\nid = \"a\"\nname = \"A\"\n[[provider.signature]]\nx = 1", "### `[[provider.signature]]`"),
+        ("[[provider]]\nid = \"a\"\nname = \"A\"\n[[provider.handshake]]\nx = 1", "### `[[provider.handshake]]`"),
+        (
+            "[[provider]]\nid = \"a\"\nname = \"A\"\n[[provider.signature]]\nscheme = \"x\"",
+            "### `[[provider.signature]]`",
+        ),
+    ] {
+        let error = Table::built_in().unwrap().add(row).unwrap_err().to_string();
+        let known = error.split_once("expected one of ").unwrap().1;
+        let section = page.split_once(section).unwrap().1.split("\n#").next().unwrap();
+        for field in known.split('`').skip(1).step_by(2).filter(|field| !["signature", "handshake"].contains(field)) {
+            assert!(section.contains(&format!("`{field}`")), "the page does not say what {field} means");
+        }
+    }
+}
+
+#[test]
 fn a_mistake_in_a_row_names_the_row_and_the_field() {
     let row = |rest: &str| format!("[[provider]]\nid = \"acme\"\nname = \"Acme\"\n{rest}");
     let rule = |rest: &str| {
