@@ -21,6 +21,14 @@ impl Conditions {
         })
     }
 
+    /// A header without which they do not hold.
+    pub(super) fn header(&self) -> Option<&str> {
+        self.0.iter().find_map(|(place, test)| match (place, test) {
+            (Place::Header(name), Test::There | Test::Like(_)) => Some(name.as_str()),
+            _ => None,
+        })
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

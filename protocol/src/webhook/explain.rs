@@ -18,13 +18,13 @@ use super::{
 };
 
 /// The longest body, in bytes, that is tried in other forms: some thirty of them are hashed.
-const BODY_MAX: usize = 256 << 10;
+const BODY_MAX: usize = 64 << 10;
 
 impl Provider {
     /// As [`Provider::judge`], and a bad signature's reason says what was done to the request or the secret, if that can
     /// be found.
     ///
-    /// A bad signature costs some thirty hashes of the body for each secret, of a body of at most 256 KiB: this is for
+    /// A bad signature costs some thirty hashes of the body for each secret, of a body of at most 64 KiB: this is for
     /// showing to a person, and not for what strangers can send without end.
     #[must_use]
     pub fn explain(&self, request: &Request<'_>, credentials: &Credentials, now: Timestamp) -> Judgement {

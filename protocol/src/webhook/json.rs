@@ -3,7 +3,7 @@
 //! Values are slices of the body, so that a number keeps its digits and an object its order; only the parts on the way
 //! to what is asked for are read closely.
 
-use std::{borrow::Cow, fmt, str::FromStr};
+use std::{borrow::Cow, cmp::Ordering, fmt, str::FromStr};
 
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
@@ -12,9 +12,22 @@ use serde_json::value::RawValue;
 /// so many, and a stranger could make us hold millions.
 const MEMBERS_MAX: usize = 10_000;
 
-/// A path into a document (RFC 6901), where a step `*` stands for every member.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// A path into a document (RFC 6901), where a step `*` stands for every member. The shallow ones, which are cheaper to
+/// follow, come first in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Pointer(Vec<Step>);
+
+impl Ord for Pointer {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (self.0.len(), &self.0).cmp(&(other.0.len(), &other.0))
+    }
+}
+
+impl PartialOrd for Pointer {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Step {

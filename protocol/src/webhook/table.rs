@@ -1,6 +1,11 @@
 //! The providers: data in `providers.toml`, and more or other rows of a user's own in the same form.
 
-use std::{borrow::Cow, collections::BTreeMap, fmt, time::Duration};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
+    fmt,
+    time::Duration,
+};
 
 use serde::Deserialize;
 
@@ -22,6 +27,16 @@ pub struct Table {
     /// As they were read, so that a user's row can replace single fields.
     rows: Vec<toml::Table>,
     providers: Vec<Provider>,
+    index: Index,
+}
+
+/// Which rows may be meant by a request, so that not every request asks every row.
+#[derive(Clone, Debug, Default)]
+struct Index {
+    /// By a header that the request must have.
+    by_header: HashMap<String, Vec<usize>>,
+    /// Those that are told by something else.
+    others: Vec<usize>,
 }
 
 /// What is wrong with a table.
@@ -54,7 +69,7 @@ impl Table {
     /// # Errors
     /// None: a test reads the same bytes. It is a result because the reader is the one for users' rows.
     pub fn built_in() -> Result<Self, TableError> {
-        let mut table = Self { rows: Vec::new(), providers: Vec::new() };
+        let mut table = Self { rows: Vec::new(), providers: Vec::new(), index: Index::default() };
         table.add(BUILT_IN)?;
         Ok(table)
     }
@@ -96,15 +111,21 @@ impl Table {
             seen.push(id);
         }
         new.append(&mut rows);
-        let providers = new.iter().map(Provider::read).collect::<Result<_, _>>()?;
-        *self = Self { rows: new, providers };
+        let providers = new.iter().map(Provider::read).collect::<Result<Vec<_>, _>>()?;
+        *self = Self { rows: new, index: Index::of(&providers), providers };
         Ok(())
     }
 
     /// Who sent a request: the first provider whose marks it has. With the head alone, those that mark the head.
     #[must_use]
     pub fn recognise(&self, request: &Request<'_>) -> Option<&Provider> {
-        self.providers.iter().find(|provider| provider.marks.iter().any(|marks| marks.hold(request)))
+        let mut candidates = self.index.others.clone();
+        for (name, _) in request.headers {
+            candidates.extend(self.index.by_header.get(name.as_str()).into_iter().flatten());
+        }
+        candidates.sort_unstable();
+        let mut candidates = candidates.into_iter().filter_map(|row| self.providers.get(row));
+        candidates.find(|provider| provider.marks.iter().any(|marks| marks.hold(request)))
     }
 
     /// The provider of that id.
@@ -116,6 +137,22 @@ impl Table {
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = &Provider> {
         self.providers.iter()
+    }
+}
+
+impl Index {
+    fn of(providers: &[Provider]) -> Self {
+        let mut index = Self::default();
+        for (row, provider) in providers.iter().enumerate() {
+            for marks in &provider.marks {
+                match marks.header() {
+                    Some(name) => index.by_header.entry(name.to_owned()).or_default().push(row),
+                    None => index.others.push(row),
+                }
+            }
+        }
+        index.others.dedup();
+        index
     }
 }
 
