@@ -7,7 +7,7 @@ use std::{fs, path::Path};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use http::{HeaderName, HeaderValue, Method};
 use jiff::Timestamp;
-use relay_protocol::webhook::{Credentials, Draft, Fact, OnDeadline, Reply, Request, Table, Verdict};
+use relay_protocol::webhook::{Credentials, Draft, Fact, OnDeadline, Reply, Request, SignError, Table, Verdict};
 use serde_json::Value;
 
 /// A request of a vector, whole.
@@ -427,6 +427,18 @@ fn a_body_that_is_no_form_is_not_covered_by_a_signature_over_none() {
 }
 
 #[test]
+fn a_request_cannot_have_its_own_signature_signed() {
+    let table = Table::built_in().unwrap();
+    let credentials = Credentials { secrets: vec!["s".into()], ..Credentials::default() };
+    let header = |name, value| (HeaderName::from_static(name), HeaderValue::from_static(value));
+    let listed = header("x-contentful-signed-headers", "x-contentful-signature");
+    let headers = [header("x-contentful-signature", "00"), listed];
+    let request = Request::new(&Method::POST, "https://t.example/", &headers, b"{}");
+    let signed = table.get("contentful").unwrap().sign(&request, &credentials, Timestamp::UNIX_EPOCH);
+    assert_eq!(signed, Err(SignError::Circular));
+}
+
+#[test]
 fn an_empty_secret_is_none() {
     let table = Table::built_in().unwrap();
     let now = Timestamp::UNIX_EPOCH;
@@ -559,6 +571,7 @@ fn a_mistake_in_a_row_names_the_row_and_the_field() {
         (row("event_id = [\"{json:id}\"]"), vec!["acme", "event_id", "begins with a slash"]),
         (row("answer = { status = 99 }"), vec!["acme", "answer.status", "99"]),
         (row("[provider.source]\nlimit = \"hearsay\""), vec!["acme", "source", "hearsay", "second:"]),
+        (row("[[provider.handshake]]\nwhen = {}"), vec!["acme", "handshake.when", "every request"]),
         (rule("content = \"{timestamp}\""), vec!["acme", "signature", "timestamp"]),
         (rule("content = \"{secret}{body}\""), vec!["acme", "signature", "{secret}"]),
         (rule(""), vec!["acme", "signature", "content"]),

@@ -22,7 +22,7 @@ const ANSWER_MAX: usize = 1024;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Handshake {
-    when: Conditions,
+    pub(super) when: Conditions,
     #[serde(default)]
     signed: Signed,
     /// Places that must say the same as a template, such as a token that the user has chosen.

@@ -1,5 +1,7 @@
 //! The handful of ways in which providers sign, as arithmetic over bytes.
 
+use std::convert::Infallible;
+
 use aws_lc_rs::{
     constant_time::verify_slices_are_equal,
     digest::{Context, Digest, SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest},
@@ -278,21 +280,20 @@ impl SigningKey {
         }
     }
 
-    /// # Errors
-    /// Those of `content`.
-    pub(super) fn sign<E>(&self, content: Content<'_, E>) -> Result<Option<Vec<u8>>, E> {
-        if let Self::Symmetric(key) = self {
-            return key.expected(content);
-        }
-        let mut message = Vec::new();
-        content(&mut |part| message.extend_from_slice(part))?;
-        Ok(match self {
-            Self::Symmetric(_) => None,
-            Self::Ed25519(pair) => Some(pair.sign(&message).as_ref().to_vec()),
-            Self::Ecdsa(pair) => {
-                pair.sign(&SystemRandom::new(), &message).ok().map(|signature| signature.as_ref().to_vec())
+    pub(super) fn sign(&self, message: &[u8]) -> Option<Vec<u8>> {
+        match self {
+            Self::Symmetric(key) => {
+                let content = |out: &mut dyn FnMut(&[u8])| -> Result<(), Infallible> {
+                    out(message);
+                    Ok(())
+                };
+                key.expected(&content).ok()?
             }
-        })
+            Self::Ed25519(pair) => Some(pair.sign(message).as_ref().to_vec()),
+            Self::Ecdsa(pair) => {
+                pair.sign(&SystemRandom::new(), message).ok().map(|signature| signature.as_ref().to_vec())
+            }
+        }
     }
 }
 

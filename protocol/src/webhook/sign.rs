@@ -27,6 +27,9 @@ pub enum SignError {
     /// The request lacks something that the signature covers.
     #[error("{0}")]
     Lacking(String),
+    /// What is signed would have the signature in it.
+    #[error("the request says that its own signature is a part of what is signed")]
+    Circular,
     /// The signature has no place in the request.
     #[error("the request has no place for the signature: it lacks {0}")]
     NoPlace(String),
@@ -72,11 +75,7 @@ impl Provider {
         let rule = self.signature.first()?;
         let secret = credentials.secrets.iter().find(|secret| rule.takes(secret))?;
         let key = rule.signing_key(secret, self.secret_prefix())?;
-        let content = |out: &mut dyn FnMut(&[u8])| -> Result<(), Lacking> {
-            out(text);
-            Ok(())
-        };
-        key.sign(&content).ok()?.map(|signature| rule.encoding.encode(&signature))
+        key.sign(text).map(|signature| rule.encoding.encode(&signature))
     }
 }
 
@@ -121,21 +120,24 @@ impl Rule {
             let hash = sha256(&draft.body);
             put(&mut draft, place, &hash)?;
         }
-        let signature = {
+        let content = |draft: &Draft| {
             let signed = Request::new(method, &draft.url, &draft.headers, &draft.body);
             let scope = Scope {
                 timestamp: timestamp.as_bytes(),
                 secret: secret.expose().as_bytes(),
                 ..Scope::of(&signed, &credentials.settings)
             };
-            key.sign(&|out| self.content.write(&scope, out)).map_err(lacking)?
+            self.content.bytes(&scope).map_err(lacking)
         };
+        let covered = content(&draft)?;
+        let signature = key.sign(&covered);
         let signature = signature.map(|signature| self.encoding.encode(&signature)).unwrap_or_default();
         let mut text = prefix(&self.prefix)? + &signature;
         if let (Some(before), Some(separator)) = (beside, self.list) {
             text = format!("{before}{separator}{text}");
         }
         put(&mut draft, &self.from, &text)?;
-        Ok(draft)
+        // A request may list the headers that are signed, and whoever sent it may have listed any.
+        if content(&draft)? != covered { Err(SignError::Circular) } else { Ok(draft) }
     }
 }

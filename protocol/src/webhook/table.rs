@@ -403,6 +403,9 @@ impl Provider {
             self.know_settings(templates).map_err(|problem| ("signature", problem))?;
         }
         for handshake in &self.handshake {
+            if handshake.when.is_empty() {
+                return Err(("handshake.when", "without a condition every request would be one".into()));
+            }
             self.know_settings(handshake.templates()).map_err(|problem| ("handshake", problem))?;
         }
         Ok(())
