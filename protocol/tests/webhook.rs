@@ -439,6 +439,18 @@ fn a_request_cannot_have_its_own_signature_signed() {
 }
 
 #[test]
+fn a_link_leads_to_the_providers_own_dashboard() {
+    let table = Table::built_in().unwrap();
+    let links = |body: &[u8]| {
+        let request = Request::new(&Method::POST, "https://t.example/", &[], body);
+        table.get("stripe").unwrap().links(&request).into_iter().map(|(_, url)| url).collect::<Vec<_>>()
+    };
+    assert_eq!(links(b"{\"id\":\"evt_1\"}"), ["https://dashboard.stripe.com/events/evt_1"]);
+    assert_eq!(links(b"{\"id\":\"evt_1\\n\"}"), [""; 0], "what is no URL is none");
+    assert_eq!(links(b"{}"), [""; 0]);
+}
+
+#[test]
 fn an_empty_secret_is_none() {
     let table = Table::built_in().unwrap();
     let now = Timestamp::UNIX_EPOCH;
@@ -569,6 +581,8 @@ fn a_mistake_in_a_row_names_the_row_and_the_field() {
         (row("match = [{ \"cookie:x\" = true }]"), vec!["acme", "match", "cookie:x", "header:NAME"]),
         (row("match = [{}]"), vec!["acme", "match", "every request"]),
         (row("event_id = [\"{json:id}\"]"), vec!["acme", "event_id", "begins with a slash"]),
+        (row("links = { event = \"{json:/url}\" }"), vec!["acme", "links", "https://"]),
+        (row("links = { event = \"https://{json:/host}/\" }"), vec!["acme", "links", "https://"]),
         (row("answer = { status = 99 }"), vec!["acme", "answer.status", "99"]),
         (row("[provider.source]\nlimit = \"hearsay\""), vec!["acme", "source", "hearsay", "second:"]),
         (row("[[provider.handshake]]\nwhen = {}"), vec!["acme", "handshake.when", "every request"]),

@@ -402,6 +402,9 @@ impl Provider {
             let templates = rule.claims.iter().map(|claim| &claim.content).chain([&rule.content, &rule.prefix]);
             self.know_settings(templates).map_err(|problem| ("signature", problem))?;
         }
+        if !self.links.values().all(Template::begins_with_https_host) {
+            return Err(("links", "a link begins with https:// and a host that no request can change".into()));
+        }
         for handshake in &self.handshake {
             if handshake.when.is_empty() {
                 return Err(("handshake.when", "without a condition every request would be one".into()));
@@ -481,7 +484,8 @@ impl Provider {
     pub fn links(&self, request: &Request<'_>) -> Vec<(&str, String)> {
         let settings = Settings::new();
         let scope = Scope::of(request, &settings);
-        self.links.iter().filter_map(|(name, link)| Some((name.as_str(), link.text(&scope)?))).collect()
+        let links = self.links.iter().filter_map(|(name, link)| Some((name.as_str(), link.text(&scope)?)));
+        links.filter(|(_, url)| url.bytes().all(|byte| byte.is_ascii_graphic())).collect()
     }
 
     /// What its scheme needs beside the secret, and where the user finds each.

@@ -223,6 +223,12 @@ impl Template {
         self.0.is_empty()
     }
 
+    /// Whether it leads to one host, whatever a request says.
+    pub(super) fn begins_with_https_host(&self) -> bool {
+        let Some(Piece::Text(text)) = self.0.first() else { return false };
+        text.strip_prefix("https://").is_some_and(|rest| rest.find('/').is_some_and(|host| host > 0))
+    }
+
     /// The settings that it needs.
     pub(super) fn settings(&self) -> Vec<&str> {
         let mut names = Vec::new();
