@@ -7,7 +7,9 @@ use std::{fs, path::Path};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use http::{HeaderName, HeaderValue, Method};
 use jiff::Timestamp;
-use relay_protocol::webhook::{Credentials, Draft, Fact, OnDeadline, Reply, Request, SignError, Table, Verdict};
+use relay_protocol::webhook::{
+    Confidence, Credentials, Draft, Fact, OnDeadline, Reply, Request, SignError, Table, Verdict,
+};
 use serde_json::Value;
 
 /// A request of a vector, whole.
@@ -481,6 +483,10 @@ fn an_answer_is_due_before_the_provider_gives_up() {
     assert_eq!(due("sentry"), Some(700));
     assert_eq!(due("yousign"), Some(200));
     assert_eq!(due("telnyx"), None, "nobody knows");
+    // A number that is only remembered says so.
+    let source = |id: &str| table.get(id).unwrap().source(Fact::Limit).unwrap().confidence;
+    assert_eq!(source("paddle"), Confidence::Docs);
+    assert_eq!(source("dropbox").to_string(), "remembered");
 }
 
 #[test]

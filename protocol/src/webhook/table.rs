@@ -314,6 +314,18 @@ pub enum Confidence {
     Memory,
 }
 
+/// As a person is told how far to trust a number.
+impl fmt::Display for Confidence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Sdk => "from its own library",
+            Self::Docs => "documented",
+            Self::Second => "second-hand",
+            Self::Memory => "remembered",
+        })
+    }
+}
+
 /// Where a fact is from.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
