@@ -314,7 +314,7 @@ fn write_string(out: &mut String, token: &str, escape: Escape) {
             '/' if escape.slash => out.push_str("\\/"),
             '<' | '>' | '&' | '\u{2028}' | '\u{2029}' if escape.html => escape_unicode(out, c),
             '\0'..' ' => escape_unicode(out, c),
-            '\u{7f}'.. if escape.beyond_ascii && c != '\u{7f}' => escape_unicode(out, c),
+            '\u{80}'.. if escape.beyond_ascii => escape_unicode(out, c),
             c => out.push(c),
         }
     }
