@@ -315,6 +315,23 @@ fn a_bad_signature_says_what_was_done_to_the_body() {
 }
 
 #[test]
+fn a_body_that_is_signed_by_its_hash_is_told_from_a_wrong_secret() {
+    let now = Timestamp::UNIX_EPOCH;
+    let sent = b"{\"a\":1}";
+    let mut draft = signed("twilio", "token", "https://t.example/?bodySHA256=", sent, now);
+    for (arrived, words) in [
+        (&b"{\"a\":1}\n"[..], "a newline was added"),
+        (b"{\"a\": 1}", "written without spaces"),
+        (b"{\"b\":1}", "its SHA-256 is not the one in"),
+    ] {
+        draft.body = arrived.to_vec();
+        let (verdict, reason) = explained("twilio", "token", &draft, now);
+        assert_eq!(verdict, Verdict::BadSignature);
+        assert!(reason.contains(words) && !reason.contains("white space"), "{reason}");
+    }
+}
+
+#[test]
 fn a_bad_signature_says_what_is_wrong_with_the_secret_or_the_url() {
     let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
     let url = "https://t.example/hook";

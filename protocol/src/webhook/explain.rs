@@ -14,7 +14,7 @@ use super::{
     scheme::{Encoding, Key, KeyForm, lenient_base64},
     signature::{Attempt, Judgement, Verdict, other_port},
     table::Provider,
-    template::Scope,
+    template::{Scope, sha256},
 };
 
 /// The longest body, in bytes, that is tried in other forms: some thirty of them are hashed.
@@ -35,6 +35,8 @@ impl Provider {
         {
             match attempt.cause(self, credentials) {
                 Some(cause) => judgement.reason = cause.into(),
+                // The signature fits, and the body not its hash: there is nothing to say of the secret.
+                None if attempt.rule.body_sha256.is_some() => {}
                 None => judgement.reason.to_mut().push_str(&self.hint(request, credentials)),
             }
         }
@@ -64,6 +66,13 @@ impl Attempt<'_, '_> {
         for (index, key, secret) in &keys {
             let scope = Scope { secret: secret.as_bytes(), ..self.scope };
             let fits = |scope: &Scope<'_, '_>| self.matches(key, scope).unwrap_or(false);
+            if let Some(place) = &self.rule.body_sha256
+                && self.rule.urls(self.scope.url).iter().any(|url| fits(&Scope { url, ..scope }))
+            {
+                let named = place.one(self.scope.request).ok()??;
+                let how = altered(self.scope.body, |body| *sha256(body).as_bytes() == *named)?;
+                return Some(format!("the secret is right, and the body was altered on its way: {how}"));
+            }
             if let Some(encoding) = self.other_encoding(key, &scope) {
                 let own = self.rule.encoding.name();
                 return Some(format!("the signature is right, but in {}, and {name} writes {own}", encoding.name()));
@@ -74,7 +83,6 @@ impl Attempt<'_, '_> {
                 return Some(format!("the secret is right, and the URL is not: {name} signed {url} ({how})"));
             }
             if self.rule.content.has_body_bytes()
-                && self.scope.body.len() <= BODY_MAX
                 && let Some(how) = altered(self.scope.body, |body| fits(&Scope { body, ..scope }))
             {
                 return Some(format!("the secret is right, and the body was altered on its way: {how}"));
@@ -162,6 +170,9 @@ fn other_urls(url: &str) -> impl Iterator<Item = (String, &'static str)> {
 
 /// What was done to a body, if undoing it makes the signature fit.
 fn altered(body: &[u8], fits: impl Fn(&[u8]) -> bool) -> Option<Cow<'static, str>> {
+    if body.len() > BODY_MAX {
+        return None;
+    }
     let text = std::str::from_utf8(body).ok();
     for ending in ["\r\n", "\n"] {
         if body.strip_suffix(ending.as_bytes()).is_some_and(&fits) {
