@@ -246,6 +246,52 @@ fn a_handshake_that_proves_something_needs_the_secret_and_a_right_signature() {
 }
 
 #[test]
+fn a_handshake_is_proven_as_the_providers_own_library_proves_it() {
+    let table = Table::built_in().unwrap();
+    let body = |id: &str, url: &str, secret: &str| {
+        let request = Request::new(&Method::GET, url, &[], b"");
+        let settings = [("public_key".to_owned(), "public_1".to_owned())].into();
+        let credentials = Credentials { secrets: vec![secret.into()], settings, ..Credentials::default() };
+        assert_eq!(table.recognise(&request).map(|row| row.id.as_str()), Some(id));
+        match table.get(id).unwrap().handshake(&request, &credentials, Timestamp::UNIX_EPOCH) {
+            Some(Reply::Answer { body, .. }) => String::from_utf8(body).unwrap(),
+            other => panic!("{other:?}"),
+        }
+    };
+    // Made by the package braintree 3.40.0.
+    let challenge = "https://t.example/?bt_challenge=20f9f8ed05f77439fe955c977e4c8a53";
+    assert_eq!(body("braintree", challenge, "private_1"), "public_1|9786a973761f5e91de614409a6e393983ac3d94d");
+    // Made by Node's crypto.
+    let challenge = "https://t.example/?crc_token=challenge_string";
+    assert_eq!(
+        body("x", challenge, "consumer"),
+        r#"{"response_token":"sha256=eVCiy88Y5uz+6uBjQU3UFAARMBRB4rhPoSudtGlt0mE="}"#
+    );
+}
+
+#[test]
+fn nobody_gets_a_webhook_signed_by_asking_for_a_handshake() {
+    let table = Table::built_in().unwrap();
+    let credentials = Credentials {
+        secrets: vec!["secret".into()],
+        settings: [("public_key".to_owned(), "public_1".to_owned())].into(),
+        ..Credentials::default()
+    };
+    // A body for X, a payload for Braintree, and one that is merely long.
+    let long = format!("https://t.example/?crc_token={}", "a".repeat(65));
+    for (id, url) in [
+        ("x", "https://t.example/?crc_token=%7B%22for_user_id%22:%221%22%7D"),
+        ("x", "https://t.example/?crc_token="),
+        ("x", long.as_str()),
+        ("braintree", "https://t.example/?bt_challenge=PG5vdGlmaWNhdGlvbi8%2B"),
+    ] {
+        let request = Request::new(&Method::GET, url, &[], b"");
+        let reply = table.get(id).unwrap().handshake(&request, &credentials, Timestamp::UNIX_EPOCH);
+        assert!(matches!(reply, Some(Reply::LeaveToApp { .. })), "{url}: {reply:?}");
+    }
+}
+
+#[test]
 fn what_a_stranger_could_have_reflected_is_short_and_no_page() {
     let table = Table::built_in().unwrap();
     let reply = |id: &str, url: &str| {

@@ -18,6 +18,9 @@ use super::{
 /// The longest answer, in bytes. What is sent back is mostly what somebody sent, and no challenge is longer.
 const ANSWER_MAX: usize = 1024;
 
+/// The longest challenge that is signed, in bytes.
+const CHALLENGE_MAX: usize = 64;
+
 /// A row of `[[provider.handshake]]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -28,6 +31,8 @@ pub(super) struct Handshake {
     /// Places that must say the same as a template, such as a token that the user has chosen.
     #[serde(default)]
     equal: BTreeMap<Place, Template>,
+    /// The characters of the provider's challenges, where they are fewer than those of a token.
+    challenge: Option<String>,
     /// The status for a request that is not the provider's.
     refuse: Option<u16>,
     status: Option<u16>,
@@ -133,10 +138,8 @@ impl Handshake {
                 _ => return Err(refuse(&judgement.reason)),
             }
         }
-        let sign = |text: &[u8]| provider.sign_text(credentials, text).unwrap_or_default();
-        let can_sign = provider.sign_text(credentials, b"").is_some();
-        let scope =
-            Scope { sign: if can_sign { Some(&sign) } else { None }, ..Scope::of(request, &credentials.settings) };
+        let sign = |text: &[u8]| provider.sign_text(credentials, text).filter(|_| self.is_challenge(text));
+        let scope = Scope { sign: Some(&sign), ..Scope::of(request, &credentials.settings) };
         for (place, wanted) in &self.equal {
             let wanted = wanted.bytes(&scope).map_err(|lacking| leave(&lacking))?;
             let given = place.one(request).ok().flatten().unwrap_or_default();
@@ -161,6 +164,15 @@ impl Handshake {
         }
         let status = self.status.and_then(|code| StatusCode::from_u16(code).ok()).unwrap_or(StatusCode::OK);
         Ok(Reply::Answer { status, headers, body, confirm })
+    }
+
+    /// Whether a text may be signed for whoever asks: one that could be a webhook's body would make us forge webhooks.
+    fn is_challenge(&self, text: &[u8]) -> bool {
+        let allowed = |byte: &u8| match &self.challenge {
+            Some(characters) => characters.as_bytes().contains(byte),
+            None => byte.is_ascii_alphanumeric() || b"-_.+/=".contains(byte),
+        };
+        (1..=CHALLENGE_MAX).contains(&text.len()) && text.iter().all(allowed)
     }
 
     fn body(&self, scope: &Scope<'_, '_>) -> Result<(Option<&'static str>, Vec<u8>), super::template::Lacking> {

@@ -146,7 +146,7 @@ pub(super) struct Scope<'s, 'a> {
     pub(super) sign: Option<Sign<'s>>,
 }
 
-type Sign<'s> = &'s dyn Fn(&[u8]) -> String;
+type Sign<'s> = &'s dyn Fn(&[u8]) -> Option<String>;
 
 impl<'s, 'a> Scope<'s, 'a> {
     /// The request as it is, without a secret.
@@ -166,7 +166,7 @@ pub(super) enum Lacking {
     Setting(String),
     #[error("the body is not a form that can be read")]
     Form,
-    #[error("a signature by the secret is needed, and no secret is given")]
+    #[error("what it asks to be signed is not signed: no secret is given, or it is no mere challenge")]
     Signature,
 }
 
@@ -329,8 +329,8 @@ impl Piece {
                 }
             }
             Self::Signed(place) => {
-                let sign = scope.sign.ok_or(Lacking::Signature)?;
-                out(sign(&one(place, request)?).as_bytes());
+                let text = one(place, request)?;
+                out(scope.sign.and_then(|sign| sign(&text)).ok_or(Lacking::Signature)?.as_bytes());
             }
             Self::Value(place) => out(&one(place, request)?),
             Self::Optional(template) => {
