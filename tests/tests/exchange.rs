@@ -562,6 +562,33 @@ mod expect_continue {
         }
     }
 
+    /// A sender that got its answer instead of a 100 may send its next request where the body would be, which is then no
+    /// part of the body, and must not wait for nothing.
+    #[tokio::test]
+    async fn ends_the_connection_where_nobody_asked_for_the_body() {
+        let world = World::start().await;
+        let (told, mut tells) = tokio::sync::mpsc::channel(4);
+        let app = App::raw(move |mut wire: Wire, _| {
+            let told = told.clone();
+            async move {
+                wire.head().await.unwrap();
+                wire.send("HTTP/1.1 401 No\r\nContent-Length: 2\r\n\r\nno").await;
+                told.send(wire.some().await).await.unwrap();
+            }
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        for (name, status) in [(tunnel.name(), 401), ("nobody", 404)] {
+            let host = world.host(name);
+            let mut wire = world.raw(&host).await;
+            wire.send(post(&host, "/", 100_000)).await;
+            let answer = wire.message().await.unwrap();
+            assert_eq!((answer.status(), answer.values("connection")), (status, vec!["close"]));
+            assert!(wire.rest().await.is_ok_and(|rest| rest.is_empty()), "{name}");
+        }
+        assert_eq!(within("the end at the service", tells.recv()).await.unwrap(), b"", "a body that nobody asked for");
+    }
+
     #[tokio::test]
     async fn gives_up_on_a_service_that_never_asks() {
         let world = World::start().await;

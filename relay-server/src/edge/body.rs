@@ -322,6 +322,8 @@ pub(crate) struct Upload {
     received: u64,
     /// The same for the exchange's record, once the response has begun.
     counted: Option<Arc<Receiving>>,
+    /// The body was asked for: with that hyper sends the 100 that a sender may wait for.
+    asked: bool,
     /// The body was read to its end.
     ended: bool,
     /// What stood behind it, as it crosses the wire.
@@ -402,6 +404,7 @@ impl Upload {
             kept: Kept::default(),
             received: 0,
             counted: None,
+            asked: false,
             ended,
             trailers: Bytes::new(),
             idle: None,
@@ -412,6 +415,7 @@ impl Upload {
     /// Reads what is there before there is a stream; ready once there is something or the body has ended.
     pub(crate) fn poll_first(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UploadError>> {
         while !self.ended && self.held.is_empty() {
+            self.asked = true;
             match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
                 Some(Ok(frame)) => self.take(frame)?,
                 Some(Err(error)) => return Poll::Ready(Err(UploadError::of(&error))),
@@ -461,6 +465,11 @@ impl Upload {
         self.received
     }
 
+    /// Whether the sender has been asked for the body, where it waits for that.
+    pub(crate) fn is_asked_for(&self) -> bool {
+        self.asked
+    }
+
     /// Whether the body was read to its end.
     pub(crate) fn has_ended(&self) -> bool {
         self.ended
@@ -492,6 +501,7 @@ impl Upload {
             if self.ended {
                 return Poll::Ready(stream.finish(self.trailers.clone()).map_err(|_| UploadError::Unwanted));
             }
+            self.asked = true;
             let frame = match Pin::new(&mut self.body).poll_frame(cx) {
                 Poll::Ready(frame) => frame,
                 Poll::Pending => return self.poll_idle(cx),

@@ -109,10 +109,14 @@ pub(crate) async fn forward(
     };
     exchange.status = Some(response.status());
     // A sender that was to wait for a 100, and got none, may send another request where the body would be.
-    if let Some(upload) = upload.filter(|upload| uploads_to.is_some() || !(upload.has_ended() || expects)) {
+    let unasked = expects && upload.as_ref().is_some_and(|upload| !(upload.has_ended() || upload.is_asked_for()));
+    if unasked && !response.status().is_success() {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    if let Some(upload) = upload.filter(|upload| uploads_to.is_some() || !(upload.has_ended() || unasked)) {
         let answered = CancellationToken::new();
         response.body_mut().ends(answered.clone().drop_guard());
-        let rest = rest(upload, uploads_to, answered, &exchange);
+        let rest = rest(upload, uploads_to, unasked, answered, &exchange);
         let closing = shared.closing.clone();
         shared.spawn(async move { closing.run_until_cancelled(rest).await.unwrap_or_default() });
     }
@@ -208,12 +212,13 @@ async fn deliver(
 /// What is left of a request whose answer has begun. It goes on beside the answer, which must not wait for a sender that
 /// reads slowly; that holds for one that was to wait for a 100, too, as it may send its body without.
 ///
-/// Behind the answer it is read for a moment longer and goes nowhere. Many senders look at an answer only when they
+/// Behind the answer it is read for a moment longer and goes nowhere, unless it is not known whether it is the body. Many senders look at an answer only when they
 /// have sent what they had: to them HTTP/1.1's closing of the connection (RFC 9112, section 9.6) or HTTP/2's reset (RFC
 /// 9113, section 8.1) would be all that they see of it.
 fn rest(
     mut upload: Upload,
     to: Option<Stream>,
+    unasked: bool,
     answered: CancellationToken,
     exchange: &Exchange,
 ) -> impl Future<Output = ()> + Send + use<> {
@@ -237,6 +242,9 @@ fn rest(
             }
         }
         answered.cancelled().await;
+        if unasked {
+            return;
+        }
         // Not sooner: a peer that reads none of its answers is to be known by that.
         let _in_flight = clock.hold();
         // Whoever still sends is cut off.
