@@ -816,18 +816,35 @@ mod streaming {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("body");
         std::fs::write(&file, noise(16 << 20)).unwrap();
-        for (name, says) in [(tunnel.name(), "413 too large"), ("nobody", "404 tunnel-not-found")] {
-            let connect = format!("{}:{}", world.host(name), world.https());
+        let (tunnel, nobody) = (world.host(tunnel.name()), world.host("nobody"));
+        let (_, domain) = nobody.split_once('.').unwrap();
+        for (host, says) in [(&*tunnel, "413 too large"), (&*nobody, "404 tunnel-not-found"), (domain, "404 not-found")]
+        {
+            let connect = format!("{host}:{}", world.https());
             for version in ["--http1.1", "--http2", "--http1.1", "--http2"] {
                 let mut curl = tokio::process::Command::new(relay_tests::tools::program("curl"));
                 curl.args(["--silent", "--show-error", version, "--cacert"]).arg(world.ca_file());
                 curl.args(["--noproxy", "*", "--connect-to", &connect, "--header", "Expect:"]);
                 curl.args(["--output", "-", "--write-out", " %{http_code} %header{relay-error}"]);
-                curl.arg("--data-binary").arg(format!("@{}", file.display())).arg(world.url(name, "/"));
+                curl.arg("--data-binary").arg(format!("@{}", file.display())).arg(format!("https://{host}/"));
                 let said = relay_tests::tools::output(&mut curl).await;
-                assert!(says.split(' ').all(|word| said.contains(word)), "{version} {name}: {said}");
+                assert!(says.split(' ').all(|word| said.contains(word)), "{version} {host}: {said}");
             }
         }
+    }
+
+    /// Who looks at the answer only at the end, and takes its time, gets it too.
+    #[tokio::test]
+    async fn gives_a_slow_sender_an_early_answer() {
+        let world = World::start().await;
+        let host = world.host("nobody");
+        let mut wire = world.raw(&host).await;
+        wire.send(format!("POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: 600000\r\n\r\n")).await;
+        for _ in 0..6 {
+            wire.try_send(noise(100_000)).await.unwrap();
+            tokio::time::sleep(std::time::Duration::from_millis(600)).await;
+        }
+        assert_eq!(wire.message().await.unwrap().status(), 404);
     }
 
     /// Answers at once, and closes.

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
@@ -14,7 +15,7 @@ use relay_protocol::frame::Reset;
 use relay_protocol::link::Stream;
 use relay_protocol::message::{HeaderList, Payload};
 use relay_protocol::mux::{Item, StreamError};
-use tokio::time::{Instant, Sleep};
+use tokio::time::{Instant, Sleep, timeout};
 use tokio_util::sync::DropGuard;
 
 use super::cause::Cause;
@@ -47,6 +48,20 @@ pub(crate) struct Download {
     early: [Option<Item>; 2],
     ended: bool,
     progress: Arc<Progress>,
+}
+
+/// How long a sender may be silent, and go on in all, behind the end of its answer.
+const LINGER: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
+
+/// Reads on behind an answer what nobody wants, so that its sender sees the answer. Many look at one only when they have
+/// sent what they had: to them HTTP/1.1's closing of the connection (RFC 9112, section 9.6) or HTTP/2's reset (RFC 9113,
+/// section 8.1) would be all that they see of it. Whoever goes on for too long is cut off.
+pub(crate) async fn discard(mut body: Incoming) {
+    let (silence, all) = LINGER;
+    let rest = async {
+        while let Ok(Some(Ok(_))) = timeout(silence, poll_fn(|cx| Pin::new(&mut body).poll_frame(cx))).await {}
+    };
+    let _ = timeout(all, rest).await;
 }
 
 /// When a download last moved, for whoever ends those that do not.
@@ -475,11 +490,9 @@ impl Upload {
         self.ended
     }
 
-    /// Reads to the end of the body what nobody wants.
-    pub(crate) async fn discard(mut self) {
-        while !self.ended {
-            self.ended = !matches!(poll_fn(|cx| Pin::new(&mut self.body).poll_frame(cx)).await, Some(Ok(_)));
-        }
+    /// What was not read.
+    pub(crate) fn into_body(self) -> Incoming {
+        self.body
     }
 
     /// What says, while the body goes on, how far it has come.

@@ -56,12 +56,16 @@ impl Refusals {
 }
 
 /// Answers a request to the relay's own host: the connect endpoint, and nothing else.
-pub(super) async fn own_host(shared: &Arc<Shared>, sender: Sender, request: Request<Incoming>) -> Response<EdgeBody> {
+pub(super) async fn own_host(
+    shared: &Arc<Shared>,
+    sender: Sender,
+    request: &mut Request<Incoming>,
+) -> Response<EdgeBody> {
     let peer = sender.address(request.headers());
     if request.uri().path() != CONNECT_PATH {
         return answer(Cause::NotFound, request.headers());
     }
-    match admit(shared, peer, &request).await {
+    match admit(shared, peer, request).await {
         Ok((token, place)) => upgrade(shared, peer, request, token, place),
         Err((cause, message)) => {
             let mut response = explain(cause, request.headers(), &message);
@@ -133,7 +137,7 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 fn upgrade(
     shared: &Arc<Shared>,
     peer: IpAddr,
-    mut request: Request<Incoming>,
+    request: &mut Request<Incoming>,
     token: Token,
     place: Place,
 ) -> Response<EdgeBody> {
@@ -141,7 +145,7 @@ fn upgrade(
     let Ok(accept) = HeaderValue::try_from(derive_accept_key(key)) else {
         return answer(Cause::Internal, request.headers());
     };
-    let upgraded = hyper::upgrade::on(&mut request);
+    let upgraded = hyper::upgrade::on(request);
     let owner = shared.clone();
     shared.spawn(async move {
         let Ok(upgraded) = upgraded.await else { return };

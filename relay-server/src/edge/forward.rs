@@ -20,12 +20,13 @@ use relay_protocol::frame::{GoAway, Reset, StreamId};
 use relay_protocol::link::Stream;
 use relay_protocol::message::{MessageError, Payload, RequestHead, ResponseHead};
 use relay_protocol::mux::{Ended, Item, OpenError, StreamError};
-use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
-use super::body::{EdgeBody, Upload, UploadError};
+use super::body::{EdgeBody, Upload, UploadError, discard};
 use super::cause::Cause;
+use super::close;
 use super::gate::{PublicHost, is_owned};
 use super::io::InFlight;
 use super::record::Exchange;
@@ -59,9 +60,6 @@ impl Sender {
 /// own, the service's time to answer then counts from the last byte, as long as there come this many in each second.
 const SLOWEST_UPLOAD: u64 = 1024;
 
-/// How long a sender may go on sending behind the end of its answer.
-const LINGER: Duration = Duration::from_secs(2);
-
 /// A client that has not said anything of a request for so long is asked whether it has got it, because what it has got
 /// is answered at once when its link is lost. Most requests are answered sooner, and cost no question.
 const SEEN: Duration = Duration::from_millis(200);
@@ -85,7 +83,7 @@ pub(crate) async fn forward(
         // 7.8, lets us ignore the wish.
         exchange.head.upgrade = None;
     }
-    let expects = expects_continue(&parts);
+    let expects = expects_continue(parts.version, &parts.headers);
     let result = deliver(&shared, &mut exchange, &host, &mut upload, expects, on_upgrade).await;
     let mut uploads_to = None;
     let mut response = match result {
@@ -111,7 +109,7 @@ pub(crate) async fn forward(
     // A sender that was to wait for a 100, and got none, may send another request where the body would be.
     let unasked = expects && upload.as_ref().is_some_and(|upload| !(upload.has_ended() || upload.is_asked_for()));
     if unasked && !response.status().is_success() {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        close(parts.version, &mut response);
     }
     if let Some(upload) = upload.filter(|upload| uploads_to.is_some() || !(upload.has_ended() || unasked)) {
         let answered = CancellationToken::new();
@@ -212,9 +210,7 @@ async fn deliver(
 /// What is left of a request whose answer has begun. It goes on beside the answer, which must not wait for a sender that
 /// reads slowly; that holds for one that was to wait for a 100, too, as it may send its body without.
 ///
-/// Behind the answer it is read for a moment longer and goes nowhere, unless it is not known whether it is the body. Many senders look at an answer only when they
-/// have sent what they had: to them HTTP/1.1's closing of the connection (RFC 9112, section 9.6) or HTTP/2's reset (RFC
-/// 9113, section 8.1) would be all that they see of it.
+/// Behind the answer it is [discarded](discard), unless it is not known whether it is the body.
 fn rest(
     mut upload: Upload,
     to: Option<Stream>,
@@ -247,8 +243,7 @@ fn rest(
         }
         // Not sooner: a peer that reads none of its answers is to be known by that.
         let _in_flight = clock.hold();
-        // Whoever still sends is cut off.
-        let _ = timeout(LINGER, upload.discard()).await;
+        discard(upload.into_body()).await;
     }
 }
 
@@ -519,10 +514,9 @@ fn forwarded_for(parts: &request::Parts) -> String {
     lines.join(", ")
 }
 
-fn expects_continue(parts: &request::Parts) -> bool {
-    let expects = parts.headers.get(header::EXPECT);
-    parts.version == Version::HTTP_11
-        && expects.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+pub(super) fn expects_continue(version: Version, headers: &HeaderMap) -> bool {
+    let expects = headers.get(header::EXPECT);
+    version == Version::HTTP_11 && expects.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
 fn content_length(head: &RequestHead) -> Option<u64> {

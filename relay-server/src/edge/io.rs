@@ -150,8 +150,8 @@ impl Clock {
         (from, in_flight)
     }
 
-    /// Counts what comes from here on as bytes of a request that is known, not as the first of another one.
-    /// The first byte since the last request ended.
+    /// Counts what comes from here on as bytes of a request that is known, not as the first of another one. When the first
+    /// byte since the last request came is returned with that.
     pub(crate) fn hold(self: &Arc<Self>) -> (u64, InFlight) {
         self.in_flight.fetch_add(1, Relaxed);
         (self.first_byte.swap(0, Relaxed), InFlight(self.clone()))

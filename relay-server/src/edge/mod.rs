@@ -24,7 +24,7 @@ use std::time::Duration;
 use dashmap::DashMap;
 use http::header::LOCATION;
 use http::{HeaderValue, Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -32,8 +32,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 
-use self::body::EdgeBody;
+use self::body::{EdgeBody, discard};
 use self::cause::Cause;
 use self::forward::Sender;
 use self::gate::PublicHost;
@@ -166,23 +167,32 @@ async fn handle(
     request: Request<Incoming>,
 ) -> Response<EdgeBody> {
     let (parts, body) = request.into_parts();
-    let host = match gate::check(&parts) {
-        Ok(host) => host,
+    let host = gate::check(&parts);
+    let mut request = Request::from_parts(parts, body);
+    let mut response = match host {
         Err(refusal) => {
             shared.metrics.refused.inc();
-            let mut response = explain(Cause::BadRequest, &parts.headers, &format!("Refused: {refusal}."));
-            close(parts.version, &mut response);
-            return response;
+            let mut response = explain(Cause::BadRequest, request.headers(), &format!("Refused: {refusal}."));
+            close(request.version(), &mut response);
+            response
         }
+        Ok(host) if matches!(purpose, Purpose::Http(HttpMode::Redirect)) => redirect(&shared, &host, &request),
+        Ok(host) if host.host == shared.config.domain => connect::own_host(&shared, sender, &mut request).await,
+        Ok(host) => return forward::forward(shared, sender, host, started, in_flight, request).await,
     };
-    let request = Request::from_parts(parts, body);
-    if matches!(purpose, Purpose::Http(HttpMode::Redirect)) {
-        return redirect(&shared, &host, &request);
+    // A sender that waits for a 100 gets this answer instead, and the connection ends with it.
+    if !request.body().is_end_stream() && !forward::expects_continue(request.version(), request.headers()) {
+        let (answered, clock) = (CancellationToken::new(), in_flight.clock().clone());
+        response.body_mut().ends(answered.clone().drop_guard());
+        let rest = async move {
+            answered.cancelled().await;
+            let _in_flight = clock.hold();
+            discard(request.into_body()).await;
+        };
+        let closing = shared.closing.clone();
+        shared.spawn(async move { closing.run_until_cancelled(rest).await.unwrap_or_default() });
     }
-    if host.host == shared.config.domain {
-        return connect::own_host(&shared, sender, request).await;
-    }
-    forward::forward(shared, sender, host, started, in_flight, request).await
+    response
 }
 
 /// Ends the connection after an answer to a request whose end may be misread.
