@@ -14,15 +14,18 @@ use clap::builder::{PathBufValueParser, TypedValueParser as _};
 use clap::error::{ContextKind, ContextValue};
 use clap::{Args, Parser, Subcommand};
 use http::{HeaderName, HeaderValue, StatusCode};
+use jiff::Timestamp;
 
 use crate::capture::Since;
 use crate::capture::filter::{self, HeaderPattern, JsonPattern, PathPattern};
+use crate::commands::verify::SecretSource;
 use crate::platform::Signal;
 use crate::session::dial::RelayUrl;
 use crate::upstream::address::{HostPort, UpstreamAddr};
 use crate::upstream::rewrite::HostHeader;
 use crate::value::{
-    Inspect, Output, Secret, UpstreamProtocol, duration, final_status, header, inspect, replaceable, size, subdomain,
+    Inspect, Output, Secret, UpstreamProtocol, duration, final_status, header, inspect, replaceable, setting, size,
+    subdomain, unix_time, web_url,
 };
 
 /// A public HTTPS URL for a service on this machine.
@@ -139,6 +142,14 @@ pub enum Command {
         It watches the clients that run on this machine. Where none does, it opens a tunnel of its own, which \
         answers 200. Exit code 1 says that the time has passed.")]
     Wait(WaitArgs),
+    /// Say whether a saved webhook was signed by its provider, and why not
+    #[command(after_help = "Examples:\n  \
+        relay verify request.http --secret env:STRIPE_SECRET\n  \
+        relay verify request.http --provider github --secret @new.txt --secret @old.txt\n  \
+        relay verify - --secret @key.txt --url https://hooks.relay.example.com --output json < request.http\n\n\
+        The file has the request as it was sent: POST /hooks HTTP/1.1, a line for each header, an empty line, and \
+        the body byte for byte. Exit code 0 says that it is valid, 1 that it is not, and 2 that nothing was judged.")]
+    Verify(VerifyArgs),
     /// Show the clients that run on this machine, their tunnels and how they are
     #[command(after_help = "Examples:\n  \
         relay status\n  \
@@ -344,6 +355,41 @@ pub struct WaitArgs {
     /// The way to the relay.
     #[command(flatten)]
     pub connection: ConnectionArgs,
+}
+
+/// `relay verify`.
+#[derive(Args, Debug)]
+pub struct VerifyArgs {
+    /// The file with the request, of at most 64 MiB; - is standard input
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+
+    /// Who has sent it, as in stripe; recognised if not given
+    #[arg(long, value_name = "NAME")]
+    pub provider: Option<String>,
+
+    /// What it may be signed with: the secret itself, @FILE or env:NAME, which others on this
+    /// machine do not see in command lines; can be given several times, while one takes another's
+    /// place. Of a provider that signs with a key pair it is the public key
+    #[arg(long = "secret", value_name = "VALUE|@FILE|env:NAME", allow_hyphen_values = true)]
+    pub secrets: Vec<SecretSource>,
+
+    /// What a few providers need beside it, as in webhook_id=1; can be given several times
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
+    pub settings: Vec<(String, String)>,
+
+    /// The URL that the provider called, which some of them sign; without a path the request's own
+    /// follows it. Made of Host and path if not given
+    #[arg(long, value_name = "URL", value_parser = web_url)]
+    pub url: Option<String>,
+
+    /// The time of its arrival in seconds since 1970; now if not given
+    #[arg(long, value_name = "UNIX", value_parser = unix_time, allow_negative_numbers = true)]
+    pub now: Option<Timestamp>,
+
+    /// A line for people, or a JSON object
+    #[arg(long, value_name = "FORM", value_enum, default_value = "text")]
+    pub output: Output,
 }
 
 /// How a tunnel is opened, whatever is behind it.
@@ -721,6 +767,12 @@ mod tests {
             ("relay listen --header x", "Name: value"),
             ("relay listen --header Content-Length:3", "by itself"),
             ("relay listen --max-body 1GB", "MiB"),
+            ("relay verify", "FILE"),
+            ("relay verify a --set key", "KEY=VALUE"),
+            ("relay verify a --set =value", "KEY=VALUE"),
+            ("relay verify a --url t.example/hook", "https://"),
+            ("relay verify a --url https:///hook", "https://"),
+            ("relay verify a --now today", "1970"),
         ] {
             let error = parse(line).expect_err(line);
             assert_eq!(error.exit_code(), i32::from(Exit::Usage as u8), "{line}");
@@ -736,5 +788,11 @@ mod tests {
         }
         let cli = parse("relay http 3000 --token rly_secret").unwrap();
         assert!(!format!("{cli:?}").contains("rly_secret"));
+        let cli = parse("relay verify a --secret whsec_1 --secret -whsec_2").unwrap();
+        assert!(!format!("{cli:?}").contains("whsec_"));
+        for wrong in ["--now x", "--provider", "--nonsense"] {
+            let error = parse(&format!("relay verify a --secret whsec_1 {wrong}")).expect_err(wrong);
+            assert!(!error.to_string().contains("whsec_") && !format!("{error:?}").contains("whsec_"), "{error:?}");
+        }
     }
 }

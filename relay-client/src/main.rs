@@ -8,7 +8,7 @@ use std::process::ExitCode;
 #[cfg(feature = "embedded")]
 use relay_client::cli::DevArgs;
 use relay_client::cli::{
-    Cli, Command, ConfigCommand, Exit, HttpArgs, ListenArgs, LoginArgs, RunArgs, ServiceArgs, StartArgs,
+    Cli, Command, ConfigCommand, Exit, HttpArgs, ListenArgs, LoginArgs, RunArgs, ServiceArgs, StartArgs, VerifyArgs,
 };
 use relay_client::commands::check::Report;
 #[cfg(feature = "embedded")]
@@ -17,6 +17,7 @@ use relay_client::commands::listen::{self, Answer, AnswerError};
 use relay_client::commands::login::{self, LoginError};
 use relay_client::commands::run::{self, RunError};
 use relay_client::commands::start::{Start, StartError};
+use relay_client::commands::verify::{self, VerifyError};
 use relay_client::commands::wait::{self, WaitError};
 use relay_client::commands::{open, pages, status};
 #[cfg(feature = "embedded")]
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
             Some(Exit::Done as u8)
         }),
         Command::Config(ConfigCommand::Check { output }) => check(*output).map(Some),
+        Command::Verify(args) => verify(args).map(Some),
         Command::Completions { shell } => print(&pages::completions(*shell)).map(Some),
         Command::Man { directory } => pages::manual(directory)
             .map_err(|error| Failure::new(Exit::Failed, &format_args!("{}: {error}", directory.display())))
@@ -108,9 +110,11 @@ async fn run(command: Command) -> ExitCode {
             }
             Command::Login(args) => login(args, &places, &mut signals).await,
             Command::Status { output } => status(output, &mut signals).await,
-            Command::Logout | Command::Config(_) | Command::Completions { .. } | Command::Man { .. } => {
-                Ok(Exit::Done as u8)
-            }
+            Command::Logout
+            | Command::Config(_)
+            | Command::Verify(_)
+            | Command::Completions { .. }
+            | Command::Man { .. } => Ok(Exit::Done as u8),
         }
     };
     match Box::pin(ended).await {
@@ -197,6 +201,13 @@ fn check(output: Output) -> Ended {
     if report.problems.is_empty() { shown } else { Ok(Exit::Usage as u8) }
 }
 
+fn verify(args: &VerifyArgs) -> Ended {
+    let report = verify::verify(args)?;
+    report.notices.iter().for_each(tell);
+    let shown = print(report.show(args.output).as_bytes());
+    if report.is_valid() { shown } else { shown.map(|_| Exit::Failed as u8) }
+}
+
 fn print(data: &[u8]) -> Ended {
     match terminal::print(data) {
         // Whoever reads has seen enough.
@@ -241,6 +252,10 @@ exits! {
         WaitError::Client(error) => exit_of(error),
         WaitError::Config(_) | WaitError::Target(_) => Exit::Usage,
         _ => Exit::Failed,
+    };
+    VerifyError: |error| match error {
+        VerifyError::Table(_) => Exit::Failed,
+        _ => Exit::Usage,
     };
     LoginError: |error| match error {
         LoginError::Connect(ConnectError::Refused { code, .. }) if code == "unauthorized" => Exit::Unauthorized,

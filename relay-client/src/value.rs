@@ -4,8 +4,10 @@ use std::{fmt, fs::symlink_metadata, path::PathBuf, time::Duration};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use http::{HeaderName, HeaderValue, StatusCode};
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
+
+use crate::capture::saved::origin;
 
 /// How the upstream is spoken to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
@@ -153,6 +155,57 @@ pub fn replaceable(file: PathBuf) -> Result<PathBuf, ReplaceableError> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("it is not a regular file, and would be replaced; name a file of its own, which need not be there")]
 pub struct ReplaceableError;
+
+/// Reads `KEY=VALUE`.
+///
+/// # Errors
+/// Where there is no key, or no `=`.
+pub fn setting(text: &str) -> Result<(String, String), SettingError> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(SettingError),
+    }
+}
+
+/// A setting that was not understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it is not KEY=VALUE, as in webhook_id=1")]
+pub struct SettingError;
+
+/// Reads a URL of HTTP, and leaves it as it is written: some sign it so.
+///
+/// # Errors
+/// What has another scheme, no host, or white space in it.
+pub fn web_url(text: &str) -> Result<String, UrlError> {
+    let odd = |c: char| c.is_whitespace() || c.is_control();
+    match origin(text) {
+        Some(_) if !text.contains(odd) => Ok(text.to_owned()),
+        _ => Err(UrlError { input: text.to_owned() }),
+    }
+}
+
+/// A URL that nobody can have called.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{input:?} is not the URL of a webhook; write it whole, as in https://hooks.relay.example.com/path")]
+pub struct UrlError {
+    input: String,
+}
+
+/// Reads a time in seconds since 1970-01-01T00:00:00Z.
+///
+/// # Errors
+/// Everything else, and years beyond 9999.
+pub fn unix_time(text: &str) -> Result<Timestamp, UnixTimeError> {
+    let seconds = text.parse().ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
+    seconds.ok_or_else(|| UnixTimeError { input: text.to_owned() })
+}
+
+/// A time that was not understood.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{input:?} is not a time in whole seconds since 1970, as `date +%s` prints it")]
+pub struct UnixTimeError {
+    input: String,
+}
 
 /// Reads the status of a final answer: 200 to 599.
 ///

@@ -13,6 +13,7 @@
 //! they have arrived, and when their exchange is over.
 
 pub mod filter;
+pub mod saved;
 
 use std::collections::VecDeque;
 use std::pin::pin;

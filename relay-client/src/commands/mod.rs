@@ -1,7 +1,7 @@
 //! A file for each command that does more than print.
 //!
 //! ```text
-//!   cli, config ─▶ run, listen, start, wait, status, login, check, dev ─▶ client
+//!   cli, config ─▶ run, listen, start, wait, status, login, check, verify, dev ─▶ client
 //! ```
 
 pub mod check;
@@ -17,4 +17,5 @@ mod prompt;
 pub mod run;
 pub mod start;
 pub mod status;
+pub mod verify;
 pub mod wait;
