@@ -28,7 +28,7 @@ pub(super) struct Time {
     #[serde(default = "window")]
     future: i64,
     /// How old a request may be for the provider's own library, in seconds, where that is stricter.
-    library_past: Option<i64>,
+    sdk_past: Option<i64>,
 }
 
 /// Five minutes: what most libraries take.
@@ -87,8 +87,8 @@ impl Time {
             return late(Verdict::Future, reason);
         }
         judgement.reason.to_mut().push_str(&format!(", {} ago", span(age.max(0))));
-        if let Some(library) = self.library_past.filter(|library| age > library.saturating_mul(1000)) {
-            let allowed = span(library.saturating_mul(1000));
+        if let Some(past) = self.sdk_past.filter(|past| age > past.saturating_mul(1000)) {
+            let allowed = span(past.saturating_mul(1000));
             let warning = format!("it is {} old, and {}'s own library takes {allowed}", span(age), provider.name);
             judgement.warning = Some(warning);
         }
