@@ -82,7 +82,9 @@ pub(super) struct Window {
     grown: u64,
     outstanding: u64,
     unread: u64,
-    last_grant: Instant,
+    /// Bytes read, and given back as credit, since `since`.
+    read: u64,
+    since: Instant,
     /// The peer sends nothing more.
     ended: bool,
     /// Both directions have ended.
@@ -99,7 +101,8 @@ impl Window {
             grown: 0,
             outstanding: initial as u64,
             unread: 0,
-            last_grant: now,
+            read: 0,
+            since: now,
             ended: false,
             closed: false,
             lingering: 0,
@@ -130,9 +133,11 @@ impl Window {
     /// The application took `bytes`. Returns the credit to grant, once that is half the window: grants are then few,
     /// and the peer still has half a window to go on with while one is on its way.
     ///
-    /// A reader that takes half a window in less than two round trips is held back by the window and not by itself:
-    /// its window grows fourfold, as far as the budget goes. It stops growing at about twice the product of bandwidth
-    /// and delay, and overshoots that fourfold at most.
+    /// A reader that takes one and a half windows in less than three round trips is held back by the window and not by
+    /// itself: its window grows fourfold, as far as the budget goes. It stops growing at about twice the product of
+    /// bandwidth and delay, and overshoots that fourfold at most. One window would say nothing: it may have lain there
+    /// while the reader was busy, and what lies there is read faster than any link brings it. A window that grew by that
+    /// would fill, and everything else on the link would stand behind what is in it.
     pub(super) fn consume(
         &mut self,
         bytes: usize,
@@ -149,14 +154,23 @@ impl Window {
         if idle < self.size() / 2 {
             return None;
         }
-        let eager = rtt.is_some_and(|rtt| now.saturating_duration_since(self.last_grant) < 2 * rtt);
-        let more = if eager { (3 * self.size()).min(budget.growth) } else { 0 };
+        self.read += idle;
+        let more = self.growth(now, rtt).min(budget.growth);
         budget.growth -= more;
         self.grown += more;
-        self.last_grant = now;
         let credit = u32::try_from(idle + more).unwrap_or(u32::MAX);
         self.outstanding += u64::from(credit);
         Some(credit)
+    }
+
+    /// By how much it is too small, as far as that can be told now.
+    fn growth(&mut self, now: Instant, rtt: Option<Duration>) -> u64 {
+        if 2 * self.read < 3 * self.size() {
+            return 0;
+        }
+        let taken = now.saturating_duration_since(self.since);
+        (self.since, self.read) = (now, 0);
+        if rtt.is_some_and(|rtt| taken < 3 * rtt) { 3 * self.size() } else { 0 }
     }
 
     /// The peer sends nothing more. Unread bytes stay on the account until they are read.
@@ -229,7 +243,7 @@ mod tests {
     fn an_eager_reader_grows_to_the_budget_and_gives_it_back() {
         let (mut now, mut budget) = (Instant::now(), Budget::new());
         let mut window = Window::new(budget.take_initial(), now);
-        for _ in 0..6 {
+        for _ in 0..12 {
             now += RTT;
             let bytes = usize::try_from(window.outstanding()).unwrap_or(0);
             assert!(window.receive(bytes));
@@ -238,6 +252,23 @@ mod tests {
         assert_eq!(window.size(), u64::from(INITIAL) + Budget::GROWTH_POOL);
         window.end(&mut budget);
         assert_eq!(budget.left().1, Budget::GROWTH_POOL);
+    }
+
+    #[test]
+    fn a_reader_that_was_busy_keeps_its_window() {
+        let (mut now, mut budget) = (Instant::now(), Budget::new());
+        let mut window = Window::new(INITIAL, now);
+        for _ in 0..10 {
+            // What has come meanwhile is read at once, and the next comes when there is credit for it again.
+            now += 3 * RTT;
+            for _ in 0..2 {
+                let bytes = INITIAL / 2;
+                assert!(window.receive(bytes as usize));
+                now += RTT / 10;
+                assert_eq!(window.consume(bytes as usize, now, Some(RTT), &mut budget), Some(bytes));
+            }
+        }
+        assert_eq!(window.size(), u64::from(INITIAL));
     }
 
     #[test]
@@ -257,8 +288,10 @@ mod tests {
     fn unread_bytes_stay_on_the_account_after_the_end() {
         let (now, mut budget) = (Instant::now(), Budget::new());
         let mut window = Window::new(INITIAL, now);
-        assert!(window.receive(200_000));
-        assert!(window.consume(200_000, now, Some(RTT), &mut budget).is_some());
+        for _ in 0..2 {
+            assert!(window.receive(200_000));
+            assert!(window.consume(200_000, now, Some(RTT), &mut budget).is_some());
+        }
         assert!(window.receive(1000));
         window.end(&mut budget);
         assert!(budget.left().1 < Budget::GROWTH_POOL);
