@@ -15,17 +15,18 @@ use clap::error::{ContextKind, ContextValue};
 use clap::{Args, Parser, Subcommand};
 use http::{HeaderName, HeaderValue, StatusCode};
 use jiff::Timestamp;
+use relay_protocol::webhook::Credentials;
 
 use crate::capture::Since;
 use crate::capture::filter::{self, HeaderPattern, JsonPattern, PathPattern};
-use crate::commands::verify::SecretSource;
 use crate::platform::Signal;
+use crate::secret::{SecretError, SecretSource};
 use crate::session::dial::RelayUrl;
 use crate::upstream::address::{HostPort, UpstreamAddr};
 use crate::upstream::rewrite::HostHeader;
 use crate::value::{
-    Inspect, Output, Secret, UpstreamProtocol, duration, final_status, header, inspect, replaceable, setting, size,
-    subdomain, unix_time, web_url,
+    Inspect, Output, Secret, UpstreamProtocol, Verify, VerifyAt, duration, final_status, header, inspect, replaceable,
+    setting, size, subdomain, unix_time, web_url,
 };
 
 /// A public HTTPS URL for a service on this machine.
@@ -368,15 +369,13 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "NAME")]
     pub provider: Option<String>,
 
-    /// What it may be signed with: the secret itself, @FILE or env:NAME, which others on this
-    /// machine do not see in command lines; can be given several times, while one takes another's
-    /// place. Of a provider that signs with a key pair it is the public key
-    #[arg(long = "secret", value_name = "VALUE|@FILE|env:NAME", allow_hyphen_values = true)]
-    pub secrets: Vec<SecretSource>,
+    /// What it may be signed with.
+    #[command(flatten)]
+    pub credentials: CredentialArgs,
 
-    /// What a few providers need beside it, as in webhook_id=1; can be given several times
-    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
-    pub settings: Vec<(String, String)>,
+    /// Fetch the key that the provider publishes, where it signs with such a one
+    #[arg(long)]
+    pub fetch_keys: bool,
 
     /// The URL that the provider called, which some of them sign; without a path the request's own
     /// follows it. Made of Host and path if not given
@@ -390,6 +389,37 @@ pub struct VerifyArgs {
     /// A line for people, or a JSON object
     #[arg(long, value_name = "FORM", value_enum, default_value = "text")]
     pub output: Output,
+}
+
+/// What a webhook is judged and signed with.
+#[derive(Args, Clone, Debug, Default)]
+pub struct CredentialArgs {
+    /// What webhooks are signed with: the secret itself, @FILE or env:NAME, which others on this
+    /// machine do not see in command lines; can be given several times, while one takes another's
+    /// place. Of a provider that signs with a key pair it is the public key
+    #[arg(
+        long = "secret",
+        value_name = "VALUE|@FILE|env:NAME",
+        allow_hyphen_values = true,
+        env = "RELAY_SECRET",
+        hide_env_values = true
+    )]
+    pub secrets: Vec<SecretSource>,
+
+    /// What a few providers need beside it, as in webhook_id=1; can be given several times
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
+    pub settings: Vec<(String, String)>,
+}
+
+impl CredentialArgs {
+    /// Fetches the secrets.
+    ///
+    /// # Errors
+    /// Where one is not to be had.
+    pub fn read(&self) -> Result<Credentials, SecretError> {
+        let secrets = self.secrets.iter().map(SecretSource::read).collect::<Result<_, _>>()?;
+        Ok(Credentials { secrets, settings: self.settings.iter().cloned().collect(), ..Credentials::default() })
+    }
 }
 
 /// How a tunnel is opened, whatever is behind it.
@@ -503,6 +533,32 @@ pub struct TunnelArgs {
     /// Answer the sender with 504 after this long, as in 10s; 30s if the relay has no other rule
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub timeout: Option<Duration>,
+
+    /// What is known of its webhooks.
+    #[command(flatten)]
+    pub webhooks: WebhookArgs,
+}
+
+/// What is known of a tunnel's webhooks, and what is done with them.
+#[derive(Args, Debug, Default)]
+#[command(next_help_heading = "Webhooks")]
+pub struct WebhookArgs {
+    /// What they are signed with.
+    #[command(flatten)]
+    pub credentials: CredentialArgs,
+
+    /// What to do about signatures: "warn" says what is wrong with one, "reject" also answers such
+    /// a request with 401 and keeps it from the service; warn if a secret is given, else off
+    #[arg(long, value_name = "off|warn|reject", value_enum, hide_possible_values = true)]
+    pub verify: Option<Verify>,
+
+    /// Who does that: the client, or the relay ("edge"), which is then told the secrets
+    #[arg(long, value_name = "client|edge", value_enum, hide_possible_values = true)]
+    pub verify_at: Option<VerifyAt>,
+
+    /// Answer for the service when a provider checks the URL before it uses it
+    #[arg(long)]
+    pub handshake: bool,
 }
 
 /// How the service behind a tunnel is spoken to.

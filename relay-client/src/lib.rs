@@ -72,8 +72,12 @@ pub mod config;
 #[doc(hidden)]
 pub mod control;
 mod event;
+mod fetch;
+mod keys;
 #[doc(hidden)]
 pub mod platform;
+#[doc(hidden)]
+pub mod secret;
 #[doc(hidden)]
 pub mod session;
 #[doc(hidden)]

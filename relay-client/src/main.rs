@@ -49,7 +49,7 @@ fn main() -> ExitCode {
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     // It would complain on standard error that nobody reads standard error, and panic.
     log.log_internal_errors(false).init();
-    // What neither waits nor listens needs no runtime, and Ctrl-C ends it as it ends everything.
+    // What neither waits nor listens needs no signals: Ctrl-C ends it as it ends everything.
     let done = match &mut cli.command {
         Command::Login(args) => login::read_token(args).map(|()| None).map_err(Failure::from),
         Command::Logout => login::logout(&Places::of_process()).map_err(Failure::from).map(|done| {
@@ -162,7 +162,7 @@ async fn run_command(args: RunArgs, mut files: Files, signals: &mut Signals) -> 
 
 #[cfg(feature = "embedded")]
 async fn dev(args: DevArgs, files: Files, signals: &mut Signals) -> Ended {
-    let settings = DevSettings::new(args, &files);
+    let settings = DevSettings::new(args, &files)?;
     let screen = match settings.upstream {
         Some(_) => Screen::new(&settings.show, &files),
         None => Screen::answering(&settings.show, &files, dev::DEMO.to_owned()),
@@ -202,7 +202,7 @@ fn check(output: Output) -> Ended {
 }
 
 fn verify(args: &VerifyArgs) -> Ended {
-    let report = verify::verify(args)?;
+    let report = Builder::new_current_thread().enable_all().build()?.block_on(verify::verify(args))?;
     report.notices.iter().for_each(tell);
     let shown = print(report.show(args.output).as_bytes());
     if report.is_valid() { shown } else { shown.map(|_| Exit::Failed as u8) }

@@ -29,6 +29,7 @@ pub mod peer;
 pub mod process;
 pub mod terminal;
 pub mod tools;
+pub mod web;
 pub mod wire;
 pub mod world;
 
@@ -36,6 +37,7 @@ pub use self::app::{App, Seen};
 pub use self::body::{Body, Pipe};
 pub use self::network::Network;
 pub use self::process::{Process, RelayClient, RelayServer};
+pub use self::web::Web;
 pub use self::wire::Wire;
 pub use self::world::{Answer, Http, World};
 

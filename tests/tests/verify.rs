@@ -5,8 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use relay_tests::Process;
+use http::Response;
 use relay_tests::process::{Ended, binary};
+use relay_tests::{Process, Web, app, body};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -206,6 +207,7 @@ async fn takes_secrets_from_files_and_variables_and_several_of_them() {
         (&["--secret", "@old.txt"][..], 0, "signed by GitHub"),
         (&["--secret", "@new.txt", "--secret", "@old.txt"], 0, "secret 2 of 2"),
         (&["--secret", "env:HOOK_SECRET"], 0, "signed by GitHub"),
+        (&[], 0, "signed by GitHub"),
         (&["--secret", "@new.txt", "--secret", "another"], 1, "another secret"),
         (&["--secret", "@none.txt"], 2, "--secret @none.txt: "),
         (&["--secret", "@."], 2, "--secret @.: "),
@@ -213,7 +215,7 @@ async fn takes_secrets_from_files_and_variables_and_several_of_them() {
         (&["--secret", ""], 2, "it is empty"),
         (&["--secret", "env:EMPTY"], 2, "it is empty"),
     ] {
-        let variables = [("HOOK_SECRET", secret), ("EMPTY", "")];
+        let variables = [("HOOK_SECRET", secret), ("EMPTY", ""), ("RELAY_SECRET", "@old.txt")];
         let ended = desk.verify_with(&variables, &[&request, secrets].concat()).await;
         assert_eq!(ended.code(), code, "{secrets:?}: {ended:?}");
         let all = [ended.stdout, ended.stderr].concat();
@@ -253,6 +255,75 @@ async fn judges_the_url_that_the_provider_called() {
     }
     let ended = desk.verify(&[&all[..], &["--url", "https://t-7f3a.relay.example/"]].concat()).await;
     assert_eq!(ended.code(), 1, "that is another path: {ended:?}");
+}
+
+/// The keys of a provider who publishes them, and everything about a request that is signed with one.
+#[tokio::test]
+async fn fetches_a_published_key_where_that_is_asked_for() {
+    for id in ["aws-sns/version-2", "google-pubsub/basic", "google-pubsub/wrong-key"] {
+        let vector = vector(id);
+        let published = vector["published"].clone();
+        let web = Web::start(move |url| match published[url].as_str() {
+            Some(key) => app::ok(key.to_owned()),
+            None => Response::builder().status(404).body(body::empty()).unwrap(),
+        })
+        .await;
+        let variables = web.variables();
+        let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let desk = Desk::with(&raw(&vector, "\r\n"));
+        let now = vector["now"].to_string();
+        let mut all = vec!["request.http", "--now", &now, "--set", "service_account=push@p.iam.gserviceaccount.com"];
+        let ended = desk.verify_with(&variables, &all).await;
+        assert!(ended.stdout.starts_with("unsupported: ") && ended.stdout.contains("--fetch-keys"), "{id}: {ended:?}");
+        assert!(web.asked().is_empty(), "nothing is fetched unasked");
+        all.push("--fetch-keys");
+        let ended = desk.verify_with(&variables, &all).await;
+        let (code, said) = if vector["expect"]["valid"] == true { (0, "valid: ") } else { (1, "bad signature: ") };
+        assert_eq!(ended.code(), code, "{id}: {ended:?}");
+        assert!(ended.stdout.starts_with(said), "{id}: {ended:?}");
+        assert_eq!(web.asked(), vector["published"].as_object().unwrap().keys().cloned().collect::<Vec<_>>(), "{id}");
+    }
+}
+
+/// What a request names is fetched from the provider's hosts alone, and what they say is believed only where it is a key.
+#[tokio::test]
+async fn a_request_leads_to_no_other_place() {
+    let vector = vector("aws-sns/version-2");
+    let whole = String::from_utf8(raw(&vector, "\n")).unwrap();
+    let own = "https://sns.us-west-2.amazonaws.com/SimpleNotificationService-abc.pem";
+    assert!(whole.contains(own));
+    let web = Web::start(|url| {
+        let response = Response::builder();
+        match url.rsplit('/').next().unwrap() {
+            "moved.pem" => {
+                response.status(302).header("location", "https://evil.example/").body(body::empty()).unwrap()
+            }
+            "page.pem" => app::ok("<p>-----BEGIN CERTIFICATE-----</p>"),
+            "long.pem" => app::ok("{".repeat(70_000)),
+            _ => response.status(404).body(body::empty()).unwrap(),
+        }
+    })
+    .await;
+    let variables = web.variables();
+    let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    for (named, said, is_asked) in [
+        ("https://evil.example/key.pem", "bad signature: ", false),
+        ("https://sns.us-west-2.amazonaws.com.evil.example/key.pem", "bad signature: ", false),
+        ("http://sns.us-west-2.amazonaws.com/key.pem", "bad signature: ", false),
+        ("https://sns.us-west-2.amazonaws.com/?Action=key.pem", "page of its own", false),
+        ("https://sns.us-west-2.amazonaws.com/moved.pem", "status 302", true),
+        ("https://sns.us-west-2.amazonaws.com/page.pem", "is no key", true),
+        ("https://sns.us-west-2.amazonaws.com/long.pem", "more than 64 KiB", true),
+        ("https://sns.us-west-2.amazonaws.com/none.pem", "status 404", true),
+    ] {
+        let before = web.asked().len();
+        let desk = Desk::with(whole.replace(own, named).as_bytes());
+        let ended = desk.verify_with(&variables, &["request.http", "--fetch-keys"]).await;
+        assert_eq!(ended.code(), 1, "{named}: {ended:?}");
+        assert!(ended.stdout.contains(said), "{named}: {ended:?}");
+        assert_eq!(web.asked().len() - before, usize::from(is_asked), "{named}: {:?}", web.asked());
+    }
+    assert!(!web.asked().iter().any(|url| url.contains("evil")), "{:?}", web.asked());
 }
 
 #[tokio::test]

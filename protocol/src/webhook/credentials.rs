@@ -8,7 +8,7 @@ use serde::Deserialize;
 pub type Settings = BTreeMap<String, String>;
 
 /// All that judging and signing may need to know. Nothing in it is printed.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Credentials {
     /// The secrets that may have signed, the current one first: several while one takes another's place. Of a provider
     /// that signs with a key pair these are its public keys, in the form in which it shows them, or as PEM.
@@ -20,8 +20,9 @@ pub struct Credentials {
     pub published: BTreeMap<String, String>,
 }
 
-/// A signing secret. It prints as `[redacted]`; [`Secret::expose`] is the one way to the text.
-#[derive(Clone, Deserialize)]
+/// A signing secret. It prints as `[redacted]`; [`Secret::expose`] is the one way to the text. Two of
+/// the user's own may be compared; what a request says is held against one in constant time, elsewhere.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(from = "String")]
 pub struct Secret(String);
 

@@ -26,7 +26,7 @@ use crate::session::probe::Probe;
 use crate::session::{ConnectError, connect, explain};
 use crate::upstream::rewrite::{HostHeader, PublicUrlError};
 use crate::upstream::service::Destination;
-use crate::value::{Secret, UpstreamProtocol};
+use crate::value::{Secret, UpstreamProtocol, WebhookSettings};
 
 /// How long a client that ends waits for what is under way.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -47,6 +47,8 @@ pub struct TunnelOptions {
     pub host_header: HostHeader,
     /// How the service is spoken to.
     pub protocol: UpstreamProtocol,
+    /// What is known of its webhooks' signatures, and what is done about them.
+    pub webhooks: WebhookSettings,
     /// Take the name over from a live session of the same token.
     pub takeover: bool,
     /// Where the tunnel also answers on this machine, for [`Event::Ready`].
@@ -63,6 +65,7 @@ impl TunnelOptions {
             timeout: None,
             host_header: HostHeader::default(),
             protocol: UpstreamProtocol::default(),
+            webhooks: WebhookSettings::default(),
             takeover: false,
             local_url: None,
         }

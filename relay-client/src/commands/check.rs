@@ -5,6 +5,7 @@ use std::{ffi::OsString, fmt::Write as _, str::FromStr, time::Duration};
 use clap::ValueEnum;
 use serde::Serialize;
 
+use crate::secret::SecretSource;
 use crate::session::dial::{RelayUrl, Trust};
 use crate::upstream::rewrite::HostHeader;
 use crate::value::{Inspect, Output, Secret};
@@ -12,6 +13,9 @@ use crate::{
     config::{ConfigError, Files, Places, TunnelSettings},
     terminal::Shown,
 };
+
+/// What stands for a secret.
+const HIDDEN: &str = "(not shown)";
 
 /// What was found.
 #[derive(Debug)]
@@ -47,6 +51,7 @@ impl Report {
             Some(value).filter(|value| !value.is_empty())
         };
         let (relay, token, ca) = (said("RELAY_URL"), said("RELAY_TOKEN").map(Secret::from), said("RELAY_CA_FILE"));
+        let secret = said("RELAY_SECRET").map(SecretSource::from);
         let relay = relay.and_then(|text| {
             RelayUrl::from_str(&text).map_err(|error| problems.push(format!("RELAY_URL: {error}"))).ok()
         });
@@ -59,7 +64,7 @@ impl Report {
             Some((name, value)) => Setting { setting: setting.to_owned(), value: Some(value), from: name.to_owned() },
             None => Setting { setting: setting.to_owned(), value, from: place(setting) },
         };
-        let hidden = |_: &Secret| "(not shown)".to_owned();
+        let hidden = |_: &Secret| HIDDEN.to_owned();
         let default = TunnelSettings::default();
         let mut settings = vec![
             setting(
@@ -84,16 +89,39 @@ impl Report {
             setting("upstream_protocol", None, word(&file.upstream_protocol.unwrap_or_default())),
             setting("output", None, word(&file.output.unwrap_or_default())),
             setting("inspect", None, file.inspect.map(|Inspect::Off| "off".to_owned())),
+            setting(
+                "secret",
+                secret.as_ref().map(|_| ("RELAY_SECRET", HIDDEN.to_owned())),
+                file.secret.as_ref().map(|_| HIDDEN.to_owned()),
+            ),
+            setting("set", None, file.set.as_ref().map(|_| HIDDEN.to_owned())),
+            setting("verify", None, file.verify.as_ref().and_then(word)),
+            setting("verify_at", None, word(&file.verify_at.unwrap_or_default())),
+            setting("handshake", None, Some(file.handshake.unwrap_or_default().to_string())),
         ];
+        problems.extend(secret.and_then(|secret| secret.read().err()).map(|error| format!("RELAY_SECRET: {error}")));
+        problems.extend(file.check_secret().err().map(|error| error.to_string()));
         for (label, table) in &file.tunnels {
-            let tunnel = file.tunnel(label, table);
+            let tunnel = match file.tunnel(label, table) {
+                Ok(tunnel) => tunnel,
+                Err(error) => {
+                    problems.push(error.to_string());
+                    continue;
+                }
+            };
             let of = &tunnel.settings;
+            let webhooks = &of.webhooks;
             for (key, value) in [
                 ("upstream", Some(tunnel.upstream.to_string())),
                 ("subdomain", of.subdomain.clone()),
                 ("timeout", time(of.timeout)),
                 ("host_header", Some(host_header(&of.host_header))),
                 ("upstream_protocol", word(&of.upstream_protocol)),
+                ("secret", webhooks.credentials.secrets.first().map(|_| HIDDEN.to_owned())),
+                ("set", webhooks.credentials.settings.first_key_value().map(|_| HIDDEN.to_owned())),
+                ("verify", word(&webhooks.verify)),
+                ("verify_at", word(&webhooks.verify_at)),
+                ("handshake", Some(webhooks.handshake.to_string())),
             ] {
                 let own = format!("tunnels.{label}.{key}");
                 let from = match file.places.get(&own) {
@@ -105,6 +133,7 @@ impl Report {
                 settings.push(Setting { setting: own, value, from });
             }
         }
+        problems.dedup();
         let from = |key: &str| settings.iter().find(|setting| setting.setting == key).map_or("", |found| &found.from);
         if token.as_ref().or(file.token.as_ref()).is_some_and(|token| !token.is_one_word()) {
             problems.push(format!("{}: the token is not one word of letters, digits and _", from("token")));
@@ -183,6 +212,30 @@ mod tests {
             variables.iter().find(|(known, _)| *known == name).map(|(_, value)| OsString::from(value))
         });
         (directory, report)
+    }
+
+    #[test]
+    fn secrets_are_looked_for_and_not_shown() {
+        let project = "secret = ['whsec_own', '@key.txt']\nset = { webhook_id = 'WH-1' }\n[tunnels.web]\nupstream = 3000\n\
+                       [tunnels.api]\nupstream = 4000\nsecret = 'env:RELAY_SECRET_THAT_NOBODY_HAS_SET'\nverify = 'reject'\n";
+        let (directory, report) = report(project, "relay = 'a.example'", &[("RELAY_SECRET", "@/nowhere/s.txt")]);
+        let problems = report.problems.join("\n");
+        let at = |line: usize| format!("{}:{line}", directory.path().join("relay.toml").display());
+        for hint in
+            ["RELAY_SECRET: @/nowhere/s.txt: ", &at(1), "key.txt: No such file", &at(7), "this variable is not set"]
+        {
+            assert!(problems.contains(hint), "{hint}: {problems}");
+        }
+        std::fs::write(directory.path().join("key.txt"), "whsec_other").unwrap();
+        let file = directory.path().join("relay.toml");
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+        let places = Places { project: Some(file), ..Places::default() };
+        let report = Report::new(&places, |_| None);
+        assert_eq!(found(&report, "tunnels.web.secret"), (Some(HIDDEN.to_owned()), at(1)));
+        assert_eq!(found(&report, "tunnels.web.verify"), (Some("warn".to_owned()), "default".to_owned()));
+        assert!(report.warnings.concat().contains("relay.toml holds a secret"), "{:?}", report.warnings);
+        let all = [report.show(Output::Text), report.show(Output::Json), format!("{report:?}")].concat();
+        assert!(!all.contains("whsec") && !all.contains("WH-1"), "{all}");
     }
 
     fn found(report: &Report, setting: &str) -> (Option<String>, String) {

@@ -77,6 +77,7 @@ pub async fn run(
         timeout: settings.tunnel.timeout,
         host_header: settings.tunnel.host_header,
         protocol: settings.tunnel.upstream_protocol,
+        webhooks: settings.tunnel.webhooks,
         takeover: false,
         local_url: Some(format!("https://localhost:{port}")),
     };

@@ -54,6 +54,7 @@ pub(crate) fn options(
         timeout: settings.timeout,
         host_header: settings.host_header,
         protocol: settings.upstream_protocol,
+        webhooks: settings.webhooks,
         takeover,
         local_url: None,
     }

@@ -1,25 +1,23 @@
 //! `relay verify`: whether a saved request was signed by who it says it is from.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::{env, fmt};
 
 use http::header::CONTENT_LENGTH;
 use jiff::Timestamp;
-use relay_protocol::webhook::{Credentials, Provider, Request, Secret, Table, TableError, Verdict};
+use relay_protocol::webhook::{Credentials, Provider, Request, Table, TableError, Verdict};
 use serde::Serialize;
 
 use crate::capture::saved::{Saved, SavedError};
 use crate::cli::VerifyArgs;
+use crate::keys::Keys;
+use crate::secret::{ReadError, SecretError, read};
 use crate::terminal::{Shown, json_line};
 use crate::value::Output;
 
 /// The largest file with a request: providers send up to 25 MiB.
 const FILE_MAX: u64 = 64 << 20;
-
-/// The largest file with a secret; the longest ones are public keys.
-const SECRET_MAX: u64 = 64 << 10;
 
 /// Names of providers that are proposed for one that is not known.
 const PROPOSED: usize = 3;
@@ -44,13 +42,8 @@ pub enum VerifyError {
         problem: SavedError,
     },
     /// A secret is not where it was said to be.
-    #[error("--secret {from}: {problem}")]
-    Secret {
-        /// As it was written, but never a secret itself.
-        from: String,
-        /// Why.
-        problem: SecretError,
-    },
+    #[error("--secret {0}")]
+    Secret(#[from] SecretError),
     /// Nobody has that name.
     #[error("no provider is called {wanted:?}; {}", proposals(.near))]
     Provider {
@@ -64,80 +57,10 @@ pub enum VerifyError {
     Table(#[from] TableError),
 }
 
-/// Why a file was not read.
-#[derive(Debug, thiserror::Error)]
-pub enum ReadError {
-    /// The system says so.
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    /// It is too large.
-    #[error("it has more than {} KiB", .0 >> 10)]
-    TooLarge(u64),
-}
-
-/// Why a secret cannot be had.
-#[derive(Debug, thiserror::Error)]
-pub enum SecretError {
-    /// From a file.
-    #[error(transparent)]
-    Read(#[from] ReadError),
-    /// From a variable.
-    #[error("this variable is not set")]
-    NotSet,
-    /// Of bytes that are none.
-    #[error("it is not text in UTF-8")]
-    NotText,
-    /// Nothing is there.
-    #[error("it is empty")]
-    Empty,
-}
-
 fn proposals(near: &[String]) -> String {
     match near {
         [] => "docs/providers.md lists none like it; without --provider the request is recognised".to_owned(),
         near => format!("is it {}?", near.join(", ")),
-    }
-}
-
-/// Where a secret is: what `--secret` says. It is shown nowhere, because it may be the secret itself.
-#[derive(Clone)]
-pub struct SecretSource(String);
-
-impl From<String> for SecretSource {
-    fn from(text: String) -> Self {
-        Self(text)
-    }
-}
-
-impl fmt::Debug for SecretSource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("SecretSource(…)")
-    }
-}
-
-impl SecretSource {
-    /// Fetches it. The end of its line is not part of it.
-    fn secret(&self) -> Result<Secret, VerifyError> {
-        let (from, text) = if let Some(file) = self.0.strip_prefix('@') {
-            let bytes = File::open(file).map_err(ReadError::from).and_then(|file| read(file, SECRET_MAX));
-            let text = bytes.map_err(SecretError::from);
-            let text = text.and_then(|bytes| String::from_utf8(bytes).map_err(|_| SecretError::NotText));
-            (self.0.as_str(), text)
-        } else if let Some(name) = self.0.strip_prefix("env:") {
-            let text = match env::var(name) {
-                Ok(text) => Ok(text),
-                Err(env::VarError::NotPresent) => Err(SecretError::NotSet),
-                Err(env::VarError::NotUnicode(_)) => Err(SecretError::NotText),
-            };
-            (self.0.as_str(), text)
-        } else {
-            ("VALUE", Ok(self.0.clone()))
-        };
-        let text = text.and_then(|text| {
-            let line = text.strip_suffix('\n').map_or(text.as_str(), |line| line.strip_suffix('\r').unwrap_or(line));
-            if line.trim().is_empty() { Err(SecretError::Empty) } else { Ok(line.into()) }
-        });
-        text.map_err(|problem| VerifyError::Secret { from: from.to_owned(), problem })
     }
 }
 
@@ -181,16 +104,14 @@ impl Report {
     }
 }
 
-/// Judges the request in the file.
+/// Judges the request in the file. Nothing is fetched unless that is asked for.
 ///
 /// # Errors
 /// [`VerifyError`]; a request that is not valid is none.
-pub fn verify(args: &VerifyArgs) -> Result<Report, VerifyError> {
+pub async fn verify(args: &VerifyArgs) -> Result<Report, VerifyError> {
     let table = Table::built_in()?;
     let named = args.provider.as_deref().map(|wanted| named(&table, wanted)).transpose()?;
-    let secrets = args.secrets.iter().map(SecretSource::secret).collect::<Result<_, _>>()?;
-    let credentials =
-        Credentials { secrets, settings: args.settings.iter().cloned().collect(), ..Credentials::default() };
+    let credentials = args.credentials.read()?;
     let file = input(&args.file).map_err(|problem| VerifyError::File { file: args.file.clone(), problem })?;
     let saved = Saved::read(&file).map_err(|problem| VerifyError::Request { file: args.file.clone(), problem })?;
     let url = args.url.as_deref().map_or_else(|| saved.url(), |url| saved.url_at(url).into());
@@ -205,12 +126,19 @@ pub fn verify(args: &VerifyArgs) -> Result<Report, VerifyError> {
             notices: Vec::new(),
         });
     };
-    let judgement = provider.explain(&request, &credentials, args.now.unwrap_or_else(Timestamp::now));
+    let key_url = provider.key_url(&request, &credentials).ok().flatten();
+    let is_published = key_url.is_some();
+    let complete = Keys::default().complete(&credentials, key_url.filter(|_| args.fetch_keys)).await;
+    let now = args.now.unwrap_or_else(Timestamp::now);
+    let judgement = complete.map_or_else(|judgement| judgement, |known| provider.explain(&request, &known, now));
     let mut reason = judgement.reason.into_owned();
     let mut add = |more: &str| reason.extend(["; ", more]);
     judgement.warning.iter().for_each(|warning| add(warning));
     if judgement.verdict == Verdict::NoSecret && credentials.secrets.is_empty() {
         add("--secret takes it, @FILE or env:NAME");
+    }
+    if judgement.verdict == Verdict::Unsupported && is_published && !args.fetch_keys {
+        add("--fetch-keys fetches it");
     }
     if judgement.verdict == Verdict::BadSignature {
         if provider.signs_url() && args.url.is_none() {
@@ -257,10 +185,4 @@ fn unknown_settings(provider: &Provider, credentials: &Credentials) -> Vec<Strin
 
 fn input(file: &Path) -> Result<Vec<u8>, ReadError> {
     if file == Path::new("-") { read(io::stdin().lock(), FILE_MAX) } else { read(File::open(file)?, FILE_MAX) }
-}
-
-fn read(from: impl Read, limit: u64) -> Result<Vec<u8>, ReadError> {
-    let mut bytes = Vec::new();
-    let read = from.take(limit + 1).read_to_end(&mut bytes)?;
-    if read as u64 > limit { Err(ReadError::TooLarge(limit)) } else { Ok(bytes) }
 }

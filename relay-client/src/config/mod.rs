@@ -25,7 +25,10 @@
 //!
 //! A file in the working directory may have come with a repository, from a stranger. So a token
 //! goes only to the relay that it stands beside: where the project's file or a flag names another
-//! relay, CA or address, the token of the user's own file stays at home.
+//! relay, CA or address, the token of the user's own file stays at home. Nor does such a file tell
+//! a relay any secret, or reach for one that it was not meant to have.
+
+mod webhooks;
 
 use std::{
     collections::BTreeMap,
@@ -39,12 +42,17 @@ use std::{
 use relay_protocol::message::MAX_TUNNELS;
 use serde::{Deserialize, Deserializer, de};
 
+use self::webhooks::{WebhookKeys, secrets};
 use crate::cli::{DevArgs, OpenArgs, ServiceArgs, SessionArgs, ShowArgs, TunnelArgs};
 use crate::platform::{Base, base_directory, readable_by_others};
+use crate::secret::{SecretError, SecretSource};
 use crate::session::dial::RelayUrl;
 use crate::upstream::address::{HostPort, UpstreamAddr};
 use crate::upstream::rewrite::HostHeader;
-use crate::value::{Inspect, Output, Secret, UpstreamProtocol, duration, inspect, is_table_name, subdomain};
+use crate::value::{
+    Inspect, Output, Secret, UpstreamProtocol, Verify, VerifyAt, WebhookSettings, duration, inspect, is_table_name,
+    subdomain,
+};
 
 /// What every command that opens a tunnel on a relay elsewhere needs to know.
 #[derive(Clone, Debug)]
@@ -95,6 +103,8 @@ pub struct TunnelSettings {
     pub timeout: Option<Duration>,
     /// How the service is spoken to.
     pub upstream_protocol: UpstreamProtocol,
+    /// What is known of its webhooks' signatures.
+    pub webhooks: WebhookSettings,
 }
 
 /// A tunnel of `relay start`.
@@ -145,7 +155,7 @@ impl Settings {
             Some(_) => {}
             None => files.warnings.extend(files.withheld.take()),
         }
-        let mut tunnel = TunnelSettings::new(args.tunnel, service, file);
+        let mut tunnel = TunnelSettings::new(args.tunnel, service, file)?;
         if args.random {
             tunnel.subdomain = None;
         }
@@ -173,25 +183,29 @@ impl Settings {
 impl DevSettings {
     /// Decides what holds for `relay dev`. It has a relay of its own, so nothing of a file that is
     /// about the connection applies.
-    pub fn new(args: DevArgs, files: &Files) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// Where a secret is not to be had.
+    pub fn new(args: DevArgs, files: &Files) -> Result<Self, ConfigError> {
+        Ok(Self {
             upstream: args.upstream,
-            tunnel: TunnelSettings::new(args.tunnel, args.service, &files.file),
+            tunnel: TunnelSettings::new(args.tunnel, args.service, &files.file)?,
             show: ShowSettings::new(args.show, &files.file),
             https: args.https,
             data_dir: args.data_dir,
-        }
+        })
     }
 }
 
 impl TunnelSettings {
-    fn new(typed: TunnelArgs, service: ServiceArgs, file: &File) -> Self {
-        Self {
+    fn new(typed: TunnelArgs, service: ServiceArgs, file: &File) -> Result<Self, ConfigError> {
+        Ok(Self {
             subdomain: typed.subdomain.or_else(|| file.subdomain.clone()),
             host_header: service.host_header.or_else(|| file.host_header.clone()).unwrap_or_default(),
             timeout: typed.timeout.or(file.timeout),
             upstream_protocol: service.upstream_protocol.or(file.upstream_protocol).unwrap_or_default(),
-        }
+            webhooks: WebhookKeys::from(typed.webhooks).or(file.webhooks()).settle()?,
+        })
     }
 }
 
@@ -225,6 +239,12 @@ pub(crate) struct File {
     pub(crate) output: Option<Output>,
     #[serde(default, deserialize_with = "inspecting")]
     pub(crate) inspect: Option<Inspect>,
+    #[serde(default, deserialize_with = "secrets")]
+    pub(crate) secret: Option<Vec<SecretSource>>,
+    pub(crate) set: Option<BTreeMap<String, String>>,
+    pub(crate) verify: Option<Verify>,
+    pub(crate) verify_at: Option<VerifyAt>,
+    pub(crate) handshake: Option<bool>,
     /// The tunnels of `relay start` by their tables' names.
     #[serde(default, deserialize_with = "tables")]
     pub(crate) tunnels: BTreeMap<String, Table>,
@@ -246,6 +266,12 @@ pub(crate) struct Table {
     #[serde(default, deserialize_with = "time")]
     pub(crate) timeout: Option<Duration>,
     pub(crate) upstream_protocol: Option<UpstreamProtocol>,
+    #[serde(default, deserialize_with = "secrets")]
+    pub(crate) secret: Option<Vec<SecretSource>>,
+    pub(crate) set: Option<BTreeMap<String, String>>,
+    pub(crate) verify: Option<Verify>,
+    pub(crate) verify_at: Option<VerifyAt>,
+    pub(crate) handshake: Option<bool>,
 }
 
 /// A line of a file.
@@ -400,9 +426,15 @@ impl Files {
         if let (Some(ca), Some(directory)) = (&mut file.relay_ca, path.parent()) {
             *ca = directory.join(&*ca);
         }
-        if file.token.is_some() && std::fs::metadata(path).is_ok_and(|data| readable_by_others(&data)) {
+        file.settle_secrets(path, self.project.as_deref() == Some(path))?;
+        let holds = match (&file.token, file.has_secret_text()) {
+            (Some(_), _) => Some("a token"),
+            (None, true) => Some("a secret"),
+            (None, false) => None,
+        };
+        if let Some(what) = holds.filter(|_| std::fs::metadata(path).is_ok_and(|data| readable_by_others(&data))) {
             self.warnings.push(format!(
-                "{0} holds a token and others on this machine can read it: chmod 600 {0}",
+                "{0} holds {what} and others on this machine can read it: chmod 600 {0}",
                 path.display()
             ));
         }
@@ -450,6 +482,11 @@ impl Files {
             upstream_protocol: upper.upstream_protocol.or(lower.upstream_protocol),
             output: upper.output.or(lower.output),
             inspect: upper.inspect.or(lower.inspect),
+            secret: upper.secret.or(lower.secret),
+            set: upper.set.or(lower.set),
+            verify: upper.verify.or(lower.verify),
+            verify_at: upper.verify_at.or(lower.verify_at),
+            handshake: upper.handshake.or(lower.handshake),
             // Those of one file: what a project's file has no word of does not start with it.
             tunnels: if upper.tunnels.is_empty() { lower.tunnels } else { upper.tunnels },
             places,
@@ -459,7 +496,7 @@ impl Files {
     /// The tunnels of `relay start`: those of the highest file that has any, with these names, or all where none is given.
     ///
     /// # Errors
-    /// [`ConfigError::NoTunnel`], [`ConfigError::UnknownTunnel`].
+    /// [`ConfigError::NoTunnel`], [`ConfigError::UnknownTunnel`], and where a secret is not to be had.
     pub fn tunnels(&self, names: &[String]) -> Result<Vec<NamedTunnel>, ConfigError> {
         let known = &self.file.tunnels;
         if known.is_empty() {
@@ -470,11 +507,8 @@ impl Files {
             return Err(ConfigError::UnknownTunnel { name: name.clone(), known });
         }
         let is_asked = |label: &String| names.is_empty() || names.contains(label);
-        Ok(known
-            .iter()
-            .filter(|(label, _)| is_asked(label))
-            .map(|(label, table)| self.file.tunnel(label, table))
-            .collect())
+        let asked = known.iter().filter(|(label, _)| is_asked(label));
+        asked.map(|(label, table)| self.file.tunnel(label, table)).collect()
     }
 
     /// Forgets what the files say of another relay than this one, and where a project's file says that it is: whoever
@@ -506,19 +540,27 @@ const CONNECTION: [&str; 3] = ["relay", "relay_ca", "relay_addr"];
 
 impl File {
     /// A tunnel with what its table leaves open. A name is nobody's default: two tunnels cannot share it.
-    pub(crate) fn tunnel(&self, label: &str, table: &Table) -> NamedTunnel {
+    ///
+    /// # Errors
+    /// Where a secret is not to be had.
+    pub(crate) fn tunnel(&self, label: &str, table: &Table) -> Result<NamedTunnel, ConfigError> {
         let settings = TunnelSettings {
             subdomain: table.subdomain.clone(),
             host_header: table.host_header.clone().or_else(|| self.host_header.clone()).unwrap_or_default(),
             timeout: table.timeout.or(self.timeout),
             upstream_protocol: table.upstream_protocol.or(self.upstream_protocol).unwrap_or_default(),
+            webhooks: self.webhooks_of(label, table).or(self.webhooks()).settle()?,
         };
-        NamedTunnel { label: label.to_owned(), upstream: table.upstream.clone(), settings }
+        Ok(NamedTunnel { label: label.to_owned(), upstream: table.upstream.clone(), settings })
     }
 
+    /// Whoever was to be told secrets is part of it, too.
     fn forget_connection(&mut self) {
         (self.relay, self.token, self.relay_ca, self.relay_addr) = (None, None, None, None);
-        self.places.retain(|key, _| key != "token" && !CONNECTION.contains(&key.as_str()));
+        self.verify_at = None;
+        self.tunnels.values_mut().for_each(|table| table.verify_at = None);
+        let is_gone = |key: &str| key == "token" || key.ends_with("verify_at") || CONNECTION.contains(&key);
+        self.places.retain(|key, _| !is_gone(key));
     }
 }
 
@@ -583,6 +625,22 @@ pub enum ConfigError {
         /// Those that there are.
         known: String,
     },
+    /// A secret is not to be had, or not meant for the file that asks for it.
+    #[error("{place}: {source}")]
+    Secret {
+        /// Who says that there is one.
+        place: String,
+        /// Why it is not.
+        source: SecretError,
+    },
+    /// A file that may be a stranger's says that a relay is to be told secrets.
+    #[error(
+        "{place}: a file that may have come with a project cannot say that the relay is told your secrets; use          --verify-at edge, or say it in your own relay.toml"
+    )]
+    Tells {
+        /// Where it says so.
+        place: String,
+    },
     /// The token is empty or not one word. It is not shown.
     #[error(
         "the token is not one word of letters, digits and _; look at --token, RELAY_TOKEN, relay.toml or relay login"
@@ -624,6 +682,9 @@ mod tests {
         // What the environment of the test says does not count.
         let typed = |flag: &str| flags.contains(&flag);
         let ConnectionArgs { relay, way: WayArgs { token, relay_ca, .. } } = &mut args.open.session.connection;
+        if !typed("--secret") {
+            args.open.tunnel.webhooks.credentials.secrets.clear();
+        }
         relay.take_if(|_| !typed("--relay"));
         token.take_if(|_| !typed("--token"));
         relay_ca.take_if(|_| !typed("--relay-ca"));
@@ -667,6 +728,7 @@ mod tests {
             host_header: "app.test".parse().unwrap(),
             timeout: Some(Duration::from_secs(90)),
             upstream_protocol: UpstreamProtocol::H2c,
+            ..TunnelSettings::default()
         };
         assert_eq!((settings.tunnel, settings.show.output), (expected, Output::Json));
         assert_eq!(files.warnings, [""; 0]);
@@ -720,6 +782,64 @@ mod tests {
     }
 
     #[test]
+    fn secrets_come_from_one_place_and_a_tunnel_may_have_its_own() {
+        let user = "relay = 'a.example'\nsecret = ['a', 'b']\nset = { webhook_id = '1' }\nhandshake = true\n";
+        let (settings, _) = settle("", user, &[]);
+        let webhooks = settings.tunnel.webhooks;
+        let exposed = |webhooks: &WebhookSettings| {
+            webhooks.credentials.secrets.iter().map(|secret| secret.expose().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(exposed(&webhooks), ["a", "b"]);
+        assert_eq!(webhooks.credentials.settings["webhook_id"], "1");
+        assert_eq!((webhooks.verify, webhooks.verify_at, webhooks.handshake), (Verify::Warn, VerifyAt::Client, true));
+        let (settings, _) = settle("verify = 'reject'", user, &["--secret", "c", "--verify-at", "edge"]);
+        let webhooks = settings.tunnel.webhooks;
+        assert_eq!(exposed(&webhooks), ["c"]);
+        assert_eq!((webhooks.verify, webhooks.verify_at), (Verify::Reject, VerifyAt::Edge));
+        let (settings, _) = settle("", "relay = 'a.example'", &[]);
+        assert_eq!(settings.tunnel.webhooks, WebhookSettings::default());
+
+        let project = "secret = 'whsec_above'\n[tunnels.a]\nupstream = 1\n[tunnels.b]\nupstream = 2\nsecret = '@b.txt'\nverify = 'off'";
+        let (directory, places) = places(project, user);
+        std::fs::write(directory.path().join("b.txt"), "whsec_own\n").unwrap();
+        let tunnels = Files::load(&places).unwrap().tunnels(&[]).unwrap();
+        let webhooks = |at: usize| &tunnels[at].settings.webhooks;
+        assert_eq!(
+            (exposed(webhooks(0)), exposed(webhooks(1))),
+            (vec!["whsec_above".to_owned()], vec!["whsec_own".to_owned()])
+        );
+        assert_eq!((webhooks(0).verify, webhooks(1).verify), (Verify::Warn, Verify::Off));
+        assert!(webhooks(1).handshake);
+        assert!(!format!("{tunnels:?}").contains("whsec_"));
+    }
+
+    #[test]
+    fn a_strangers_file_reaches_for_no_secret_and_gives_none_away() {
+        for (project, hint) in [
+            ("secret = 'env:RELAY_TOKEN'", "relay.toml:1: secret: env:RELAY_TOKEN: "),
+            ("\nsecret = ['x', '@/etc/hostname']", "relay.toml:2: secret: @/etc/hostname: "),
+            ("[tunnels.web]\nupstream = 1\nsecret = '@../user.toml'", "relay.toml:3: secret: "),
+            ("verify_at = 'edge'", "relay.toml:1: verify_at: "),
+            ("[tunnels.web]\nupstream = 1\nverify_at = 'edge'", "relay.toml:3: verify_at: "),
+        ] {
+            let (_directory, mut places) = places(project, "");
+            let error = Files::load(&places).expect_err(project).to_string();
+            assert!(error.contains(hint), "{project}: {error}");
+            (places.only, places.project) = (places.project.take(), None);
+            assert!(Files::load(&places).is_ok(), "{project}: who names the file means it");
+        }
+        // Nor does it lead what the user has said of the own relay to another.
+        let user =
+            "relay = 'a.example'\nsecret = 's'\nverify_at = 'edge'\n[tunnels.web]\nupstream = 1\nverify_at = 'edge'";
+        for (project, at) in [("", VerifyAt::Edge), ("relay = 'evil.example'", VerifyAt::Client)] {
+            let (_directory, places) = places(project, user);
+            let mut files = Files::load(&places).unwrap();
+            assert_eq!(decide(&[], &mut files).unwrap().tunnel.webhooks.verify_at, at, "{project}");
+            assert_eq!(files.tunnels(&[]).unwrap()[0].settings.webhooks.verify_at, at, "{project}");
+        }
+    }
+
+    #[test]
     fn what_was_stored_comes_last_and_stays_with_its_relay() {
         let stored = "relay = 'a.example'\ntoken = 'stored'";
         for (project, user, token) in [
@@ -764,6 +884,9 @@ mod tests {
             ("[tunnels.web]\nupstream = 'localhost'", ":2:12:", "no port"),
             ("[tunnels.'a b']\nupstream = 1", ":1:", "letters"),
             ("tunnels = 3", ":1:11:", "map"),
+            ("secret = 3", ":1:10:", "@FILE"),
+            ("verify = 'maybe'", ":1:10:", "reject"),
+            ("set = 'a'", ":1:7:", "map"),
             ("[tunnels]\na = {upstream=1,subdomain='x'}\nb = {upstream=2,subdomain='X'}", ":1:", "[tunnels.b]"),
         ] {
             let (directory, places) = places(text, "");
@@ -789,6 +912,7 @@ mod tests {
             host_header: HostHeader::Preserve,
             timeout: Some(Duration::from_secs(timeout)),
             upstream_protocol,
+            ..TunnelSettings::default()
         };
         assert_eq!(tunnels[0].settings, settings(None, 2, UpstreamProtocol::H2c));
         assert_eq!(tunnels[1].settings, settings(Some("hooks"), 1, UpstreamProtocol::Http1));

@@ -157,6 +157,8 @@ pub struct Target {
     addr: Option<HostPort>,
     proxies: Option<Arc<Matcher>>,
     tls: Option<Tls>,
+    /// Who is there.
+    peer: Peer,
 }
 
 #[derive(Clone)]
@@ -175,7 +177,14 @@ impl Target {
     /// Where this machine has no trusted CAs, or one that was given is not a CA.
     pub fn new(url: RelayUrl, trust: &Trust) -> Result<Self, TargetError> {
         let tls = if url.tls { Some(Tls::new(&url, trust)?) } else { None };
-        Ok(Self { url, addr: None, proxies: proxies_of_environment().map(Arc::new), tls })
+        Ok(Self { url, addr: None, proxies: proxies_of_environment().map(Arc::new), tls, peer: Peer::Relay })
+    }
+
+    /// Says in messages that somebody else than the relay is there.
+    #[must_use]
+    pub(crate) fn naming(mut self, peer: Peer) -> Self {
+        self.peer = peer;
+        self
     }
 
     /// Dials this address instead of the one that the URL names. The certificate must still be
@@ -223,13 +232,13 @@ impl Target {
         let at = self.addr.as_ref().unwrap_or(&self.url.at);
         let tcp = match self.proxy(at)? {
             Some(proxy) => proxy.connect(at, deadline).await?,
-            None => connect(Peer::Relay, at, deadline).await?,
+            None => connect(self.peer, at, deadline).await?,
         };
         let Some(tls) = &self.tls else { return Ok(Stream::Plain(tcp)) };
         match timeout_at(deadline, tls.connector.connect(tls.name.clone(), Gathered::new(tcp))).await {
             Ok(Ok(stream)) => Ok(Stream::Tls(Box::new(stream))),
-            Ok(Err(error)) => Err(tls.explain(at, error)),
-            Err(_) => Err(DialError::Silent { peer: Peer::Relay, at: at.clone() }),
+            Ok(Err(error)) => Err(tls.explain(self.peer, at, error)),
+            Err(_) => Err(DialError::Silent { peer: self.peer, at: at.clone() }),
         }
     }
 
@@ -272,12 +281,12 @@ impl Tls {
         Ok(Self { connector: TlsConnector::from(Arc::new(config)), name, private })
     }
 
-    fn explain(&self, at: &HostPort, error: io::Error) -> DialError {
+    fn explain(&self, peer: Peer, at: &HostPort, error: io::Error) -> DialError {
         let name = self.name.to_str().into_owned();
         match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
             Some(rustls::Error::InvalidCertificate(reason)) => {
-                let reason = Distrust::new(reason, self.private);
-                DialError::Untrusted { name, reason, source: error }
+                let reason = Distrust::new(peer, reason, self.private);
+                DialError::Untrusted { peer, name, reason, source: error }
             }
             Some(rustls::Error::InvalidMessage(_)) => DialError::NotTls { at: at.clone(), source: error },
             _ => DialError::Handshake { at: at.clone(), source: error },
@@ -541,6 +550,8 @@ pub enum Peer {
     Relay,
     /// The proxy that the environment names.
     Proxy,
+    /// Who sends webhooks, and publishes keys.
+    Provider,
 }
 
 impl fmt::Display for Peer {
@@ -548,6 +559,7 @@ impl fmt::Display for Peer {
         f.write_str(match self {
             Self::Relay => "the relay",
             Self::Proxy => "the proxy (of HTTPS_PROXY or ALL_PROXY)",
+            Self::Provider => "the provider",
         })
     }
 }
@@ -614,9 +626,11 @@ pub enum DialError {
         /// Where it is.
         at: HostPort,
     },
-    /// The relay's certificate is not to be trusted.
-    #[error("the certificate that the relay showed for {name} is not to be trusted: {reason}")]
+    /// The certificate is not to be trusted.
+    #[error("the certificate that {peer} showed for {name} is not to be trusted: {reason}")]
     Untrusted {
+        /// Who showed it.
+        peer: Peer,
         /// The name it should be valid for.
         name: String,
         /// What is wrong with it, and what to do.
@@ -625,7 +639,7 @@ pub enum DialError {
         source: io::Error,
     },
     /// The other side does not speak TLS.
-    #[error("{at} does not speak TLS; is it the relay's HTTPS port?")]
+    #[error("{at} does not speak TLS; is it an HTTPS port?")]
     NotTls {
         /// Where we connected to.
         at: HostPort,
@@ -642,15 +656,15 @@ pub enum DialError {
     },
     /// The proxy is not an HTTP proxy.
     #[error(
-        "the proxy {proxy} is of a kind that is not supported; name an http:// one in HTTPS_PROXY, or the relay's host \
-         in NO_PROXY to go without"
+        "the proxy {proxy} is of a kind that is not supported; name an http:// one in HTTPS_PROXY, or the host in \
+         NO_PROXY to go without"
     )]
     ProxyScheme {
         /// The proxy's URL, without its password.
         proxy: String,
     },
     /// The proxy does not let us through.
-    #[error("the proxy {proxy} refused to connect us to the relay (status {status}){}", match status {
+    #[error("the proxy {proxy} refused to connect us (status {status}){}", match status {
         407 => "; put its user and password into HTTPS_PROXY, as in http://user:password@host:port",
         _ => "",
     })]
@@ -675,9 +689,13 @@ pub enum DialError {
 pub struct Distrust(String);
 
 impl Distrust {
-    fn new(reason: &CertificateError, private: bool) -> Self {
+    fn new(peer: Peer, reason: &CertificateError, private: bool) -> Self {
         use CertificateError as Reason;
         Self(match reason {
+            Reason::UnknownIssuer | Reason::BadSignature if peer == Peer::Provider => {
+                "no CA that this machine trusts has issued it".to_owned()
+            }
+            _ if peer == Peer::Provider => reason.to_string(),
             // A CA that was made anew under its old name shows as a bad signature.
             Reason::UnknownIssuer | Reason::BadSignature if private => {
                 "it was not issued by the CA that was given (--relay-ca, RELAY_CA_FILE)".to_owned()
@@ -728,7 +746,7 @@ impl fmt::Display for Attempts<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
     use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
@@ -778,10 +796,10 @@ mod tests {
         assert_eq!(alternate(std::iter::empty()), []);
     }
 
-    /// A TLS server that greets, its CA, and its port.
-    struct Server {
-        ca: Trust,
-        port: u16,
+    /// A TLS server, its CA, and its port.
+    pub(crate) struct Server {
+        pub(crate) ca: Trust,
+        pub(crate) port: u16,
         task: JoinHandle<()>,
     }
 
@@ -791,7 +809,17 @@ mod tests {
         }
     }
 
+    /// One that greets.
     async fn server(name: &str) -> Server {
+        serving(name, false, |_| "hello".to_owned()).await
+    }
+
+    /// One that answers the head of a request, and closes.
+    pub(crate) async fn answering(name: &str, answer: impl Fn(&str) -> String + Send + 'static) -> Server {
+        serving(name, true, answer).await
+    }
+
+    async fn serving(name: &str, asks: bool, answer: impl Fn(&str) -> String + Send + 'static) -> Server {
         let mut params = CertificateParams::new(vec![]).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
@@ -813,10 +841,13 @@ mod tests {
         let task = tokio::spawn(async move {
             loop {
                 let (tcp, _) = listener.accept().await.unwrap();
-                if let Ok(mut tls) = acceptor.accept(tcp).await {
-                    let _ = tls.write_all(b"hello").await;
-                    let _ = tls.shutdown().await;
+                let Ok(mut tls) = acceptor.accept(tcp).await else { continue };
+                let mut head = Vec::new();
+                while asks && !head.ends_with(b"\r\n\r\n") && tls.read_buf(&mut head).await.is_ok_and(|read| read > 0) {
                 }
+                let said = answer(&String::from_utf8_lossy(&head));
+                let _ = tls.write_all(said.as_bytes()).await;
+                let _ = tls.shutdown().await;
             }
         });
         Server { ca: Trust::Only(vec![issuer.der().clone()]), port, task }

@@ -1,0 +1,147 @@
+//! What the command line and the files say of webhooks' signatures.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Deserializer};
+
+use super::{ConfigError, File, Place, Table};
+use crate::cli::WebhookArgs;
+use crate::secret::SecretSource;
+use crate::value::{Verify, VerifyAt, WebhookSettings};
+
+/// What one place says.
+#[derive(Clone, Debug, Default)]
+pub(super) struct WebhookKeys {
+    /// With who says so.
+    secrets: Option<(String, Vec<SecretSource>)>,
+    settings: Option<BTreeMap<String, String>>,
+    verify: Option<Verify>,
+    verify_at: Option<VerifyAt>,
+    handshake: Option<bool>,
+}
+
+impl From<WebhookArgs> for WebhookKeys {
+    fn from(typed: WebhookArgs) -> Self {
+        let credentials = typed.credentials;
+        let given = Some(credentials.secrets).filter(|secrets| !secrets.is_empty());
+        Self {
+            secrets: given.map(|secrets| ("--secret or RELAY_SECRET".to_owned(), secrets)),
+            settings: Some(credentials.settings.into_iter().collect()).filter(|set: &BTreeMap<_, _>| !set.is_empty()),
+            verify: typed.verify,
+            verify_at: typed.verify_at,
+            handshake: typed.handshake.then_some(true),
+        }
+    }
+}
+
+impl WebhookKeys {
+    /// This, and where it says nothing, what a lower place says.
+    pub(super) fn or(self, lower: Self) -> Self {
+        Self {
+            secrets: self.secrets.or(lower.secrets),
+            settings: self.settings.or(lower.settings),
+            verify: self.verify.or(lower.verify),
+            verify_at: self.verify_at.or(lower.verify_at),
+            handshake: self.handshake.or(lower.handshake),
+        }
+    }
+
+    /// What holds. Fetches the secrets.
+    pub(super) fn settle(self) -> Result<WebhookSettings, ConfigError> {
+        let mut settings = WebhookSettings::default();
+        if let Some((place, secrets)) = self.secrets {
+            let read = secrets.iter().map(SecretSource::read).collect::<Result<_, _>>();
+            settings.credentials.secrets = read.map_err(|source| ConfigError::Secret { place, source })?;
+        }
+        settings.credentials.settings = self.settings.unwrap_or_default();
+        let knows = !settings.credentials.secrets.is_empty() || !settings.credentials.settings.is_empty();
+        settings.verify = self.verify.unwrap_or(if knows { Verify::Warn } else { Verify::Off });
+        settings.verify_at = self.verify_at.unwrap_or_default();
+        settings.handshake = self.handshake.unwrap_or_default();
+        Ok(settings)
+    }
+}
+
+impl File {
+    /// What the keys above the tables say.
+    pub(super) fn webhooks(&self) -> WebhookKeys {
+        WebhookKeys {
+            secrets: self.secret.clone().map(|secrets| (self.place("secret"), secrets)),
+            settings: self.set.clone(),
+            verify: self.verify,
+            verify_at: self.verify_at,
+            handshake: self.handshake,
+        }
+    }
+
+    /// What a tunnel's table says.
+    pub(super) fn webhooks_of(&self, label: &str, table: &Table) -> WebhookKeys {
+        let place = || self.place(&format!("tunnels.{label}.secret"));
+        WebhookKeys {
+            secrets: table.secret.clone().map(|secrets| (place(), secrets)),
+            settings: table.set.clone(),
+            verify: table.verify,
+            verify_at: table.verify_at,
+            handshake: table.handshake,
+        }
+    }
+
+    /// Whether the secrets that the keys above the tables name are to be had.
+    ///
+    /// # Errors
+    /// Where one is not.
+    pub(crate) fn check_secret(&self) -> Result<(), ConfigError> {
+        self.webhooks().settle().map(drop)
+    }
+
+    /// Whether a secret itself stands in it.
+    pub(super) fn has_secret_text(&self) -> bool {
+        let tables = self.tunnels.values().map(|table| &table.secret);
+        tables.chain([&self.secret]).flatten().flatten().any(SecretSource::is_text)
+    }
+
+    /// Takes the places of secrets as seen from the file. One that is `strangers` has bounds.
+    pub(super) fn settle_secrets(&mut self, file: &Path, strangers: bool) -> Result<(), ConfigError> {
+        let places = self.places.clone();
+        let place = |key: &str| said(&places, key);
+        let directory = file.parent().unwrap_or(Path::new(""));
+        let tables = self.tunnels.iter_mut();
+        let tables = tables.map(|(label, table)| (format!("tunnels.{label}."), &mut table.secret, table.verify_at));
+        for (above, secrets, at) in tables.chain([(String::new(), &mut self.secret, self.verify_at)]) {
+            for secret in secrets.iter_mut().flatten() {
+                let seen = secret.seen_from(directory, strangers);
+                seen.map_err(|source| ConfigError::Secret { place: place(&format!("{above}secret")), source })?;
+            }
+            if strangers && at == Some(VerifyAt::Edge) {
+                return Err(ConfigError::Tells { place: place(&format!("{above}verify_at")) });
+            }
+        }
+        Ok(())
+    }
+
+    fn place(&self, key: &str) -> String {
+        said(&self.places, key)
+    }
+}
+
+/// Where a key stands, for a person.
+fn said(places: &BTreeMap<String, Place>, key: &str) -> String {
+    places
+        .get(key)
+        .map_or_else(|| key.to_owned(), |place| format!("{place}: {}", key.rsplit('.').next().unwrap_or(key)))
+}
+
+/// A secret, or several while one takes another's place.
+pub(super) fn secrets<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<SecretSource>>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a secret, @FILE or env:NAME, or a list of them")]
+    enum Secrets {
+        One(SecretSource),
+        Several(Vec<SecretSource>),
+    }
+    Ok(Some(match Secrets::deserialize(from)? {
+        Secrets::One(secret) => vec![secret],
+        Secrets::Several(secrets) => secrets,
+    }))
+}

@@ -1,0 +1,168 @@
+//! Fetches a page of a provider: a key that it publishes, or one that completes a handshake.
+//!
+//! One `GET` over HTTPS and HTTP/1.1, on a connection of its own: nothing is sent along, nothing is followed, and time
+//! and bytes have a limit. Which URL may be fetched is for the caller to know: it stands in what a stranger has sent.
+
+use std::pin::pin;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, AGE, CACHE_CONTROL, HOST, USER_AGENT};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri};
+use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::time::timeout;
+
+use crate::session::dial::{DialError, Peer, RelayUrl, RelayUrlError, Target, TargetError, Trust};
+
+/// The whole of it: resolving, connecting, the answer and its body.
+const WITHIN: Duration = Duration::from_secs(5);
+
+/// The longest page. A set of keys has some thousand bytes.
+const BODY_MAX: usize = 64 << 10;
+
+/// Fetches pages, and remembers whom to trust.
+#[derive(Debug, Default)]
+pub(crate) struct Fetcher {
+    trust: Trust,
+    /// The way to the last host: reading the machine's CAs for each would take milliseconds.
+    last: Mutex<Option<Target>>,
+}
+
+/// What was fetched.
+#[derive(Debug)]
+pub(crate) struct Page {
+    /// All of it.
+    pub(crate) body: Bytes,
+    /// For how long it may be kept, where the answer says that (RFC 9111, section 4.2.1).
+    pub(crate) fresh: Option<Duration>,
+}
+
+/// Why a page was not fetched.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FetchError {
+    /// The URL is none that can be fetched.
+    #[error("{0:?} is not the URL of a page")]
+    Url(String),
+    /// Its host is none.
+    #[error(transparent)]
+    Host(#[from] RelayUrlError),
+    /// TLS cannot be set up.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// The host is not reached.
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    /// What it says is no answer.
+    #[error("{host} did not answer: {source}")]
+    Broken {
+        /// Where that was.
+        host: String,
+        /// What hyper made of it.
+        source: hyper::Error,
+    },
+    /// It answered with something else.
+    #[error("{host} answered with status {}", status.as_u16())]
+    Status {
+        /// Where that was.
+        host: String,
+        /// The status: 200 would have been right.
+        status: StatusCode,
+    },
+    /// The page is too large.
+    #[error("{host} answered with more than {} KiB", BODY_MAX >> 10)]
+    TooLarge {
+        /// Where that was.
+        host: String,
+    },
+    /// It took too long.
+    #[error("{host} did not answer within {} s", WITHIN.as_secs())]
+    Slow {
+        /// Where that was.
+        host: String,
+    },
+}
+
+impl Fetcher {
+    /// Trusts these CAs.
+    #[cfg(test)]
+    pub(crate) fn trusting(trust: Trust) -> Self {
+        Self { trust, last: Mutex::default() }
+    }
+
+    /// Fetches a page, within 5 s and 64 KiB. Dropping the future ends it.
+    ///
+    /// # Errors
+    /// [`FetchError`]: also for an answer that leads elsewhere, and any other than 200.
+    pub(crate) async fn get(&self, url: &str) -> Result<Page, FetchError> {
+        let not_one = || FetchError::Url(url.to_owned());
+        let rest = url.strip_prefix("https://").ok_or_else(not_one)?;
+        let (host, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+        let path: PathAndQuery = if path.is_empty() { "/" } else { path }.parse().map_err(|_| not_one())?;
+        let target = self.target(host.parse()?)?;
+        let slow = |_| FetchError::Slow { host: host.to_owned() };
+        timeout(WITHIN, ask(&target, host, path)).await.map_err(slow)?
+    }
+
+    fn target(&self, url: RelayUrl) -> Result<Target, TargetError> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let target = match &*last {
+            Some(known) => known.to(url)?,
+            None => Target::new(url, &self.trust)?.naming(Peer::Provider),
+        };
+        *last = Some(target.clone());
+        Ok(target)
+    }
+}
+
+async fn ask(target: &Target, host: &str, path: PathAndQuery) -> Result<Page, FetchError> {
+    let broken = |source| FetchError::Broken { host: host.to_owned(), source };
+    let stream = target.dial().await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    let mut request = Request::new(Empty::<Bytes>::new());
+    *request.uri_mut() = Uri::from(path);
+    let name = HeaderValue::try_from(target.url().authority()).map_err(|_| FetchError::Url(host.to_owned()))?;
+    let headers = request.headers_mut();
+    headers.insert(HOST, name);
+    headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
+    headers.insert(USER_AGENT, HeaderValue::from_static(concat!("relay/", env!("CARGO_PKG_VERSION"))));
+    let exchange = async {
+        let response = sender.send_request(request).await.map_err(broken)?;
+        if response.status() != StatusCode::OK {
+            return Err(FetchError::Status { host: host.to_owned(), status: response.status() });
+        }
+        let fresh = fresh(response.headers());
+        let body = Limited::new(response.into_body(), BODY_MAX).collect().await;
+        let body = body.map_err(|error| match error.downcast::<hyper::Error>() {
+            Ok(source) => broken(*source),
+            Err(error) => {
+                debug_assert!(error.is::<LengthLimitError>());
+                FetchError::TooLarge { host: host.to_owned() }
+            }
+        })?;
+        Ok(Page { body: body.to_bytes(), fresh })
+    };
+    let (mut exchange, connection) = (pin!(exchange), pin!(connection));
+    tokio::select! {
+        done = &mut exchange => done,
+        // What it has read is the exchange's, which then ends by itself.
+        _ = connection => exchange.await,
+    }
+}
+
+/// For how long an answer says that it holds, less the time for which a cache has kept it already.
+fn fresh(headers: &HeaderMap) -> Option<Duration> {
+    let directives = headers.get_all(CACHE_CONTROL).into_iter().filter_map(|value| value.to_str().ok());
+    let mut directives = directives.flat_map(|value| value.split(',')).map(|directive| directive.trim());
+    let seconds = |text: &str| text.trim_matches('"').parse::<u64>().ok();
+    let said = directives.find_map(|directive| match directive.split_once('=') {
+        Some((name, value)) if name.eq_ignore_ascii_case("max-age") => Some(seconds(value).unwrap_or(0)),
+        None if directive.eq_ignore_ascii_case("no-store") || directive.eq_ignore_ascii_case("no-cache") => Some(0),
+        _ => None,
+    })?;
+    let age = headers.get(AGE).and_then(|value| seconds(value.to_str().ok()?)).unwrap_or(0);
+    Some(Duration::from_secs(said.saturating_sub(age)))
+}
