@@ -2,7 +2,10 @@
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-use crate::message::HeaderList;
+use crate::message::{HeaderList, RequestHead};
+
+/// The scheme that a request was sent by. On the wire it stands among the headers, where that is not `https`.
+pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// The header lines that belong to the message and not to the connection it came on, in order.
 ///
@@ -22,6 +25,14 @@ pub fn end_to_end(headers: &HeaderMap) -> HeaderList {
         }
     }
     list
+}
+
+/// The URL that the sender of a request called, as providers sign it: `http` only where the edge or a proxy in front of it
+/// says so.
+pub fn public_url(head: &RequestHead) -> String {
+    let is_plain = |(name, value): &(HeaderName, HeaderValue)| *name == X_FORWARDED_PROTO && value == "http";
+    let scheme = if head.headers.iter().any(is_plain) { "http" } else { "https" };
+    format!("{scheme}://{}{}", head.authority, head.target)
 }
 
 /// The trailers that may follow a body: RFC 9110, section 6.5.1 forbids what is needed before it.

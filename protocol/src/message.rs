@@ -57,7 +57,7 @@ pub struct TunnelSpec {
     pub timeout_ms: Option<u32>,
     /// Take the name over from a live session of the same token.
     pub takeover: bool,
-    /// Additions of later versions; unknown tags are ignored.
+    /// What [`Webhooks`](crate::webhook::Webhooks) reads, and additions of later versions; unknown tags are ignored.
     pub extra: Vec<Extra>,
 }
 
@@ -76,13 +76,20 @@ impl std::fmt::Debug for Resume {
     }
 }
 
-/// A tagged addition that an older peer ignores.
-#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+/// A tagged addition that an older peer ignores. Each message has tags of its own. Debug output does not show the value,
+/// which may be a secret.
+#[derive(Clone, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct Extra {
     /// What it is.
     pub tag: u16,
     /// Its content.
     pub value: Vec<u8>,
+}
+
+impl std::fmt::Debug for Extra {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Extra {{ tag: {}, bytes: {} }}", self.tag, self.value.len())
+    }
 }
 
 /// The relay's answer to [`Hello`].

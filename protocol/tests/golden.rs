@@ -14,6 +14,7 @@ use relay_protocol::message::{
     TunnelSpec, Welcome,
 };
 use relay_protocol::mux::{FLOOR, INITIAL, MAX_INTERIM};
+use relay_protocol::webhook::{Credentials, MAX_SECRETS, MAX_SETTINGS, MAX_TOLD, Verify, Webhooks};
 use relay_protocol::{CONNECT_PATH, SUBPROTOCOL};
 
 const DOCUMENT: &str = include_str!("../PROTOCOL.md");
@@ -95,6 +96,19 @@ fn meant() -> BTreeMap<&'static str, Frame> {
         extra: vec![],
     };
     let bind = TunnelSpec { tunnel: 2, takeover: true, ..TunnelSpec::default() };
+    let webhooks = Webhooks {
+        provider: Some("stripe".into()),
+        handshake: true,
+        verify: Verify::Warn,
+        credentials: Credentials {
+            secrets: vec!["whsec_1".into()],
+            settings: [("token".to_owned(), "a+b=c".to_owned())].into(),
+            ..Credentials::default()
+        },
+    };
+    let extra = webhooks.extras().unwrap();
+    assert_eq!(Webhooks::of(&extra), Ok(webhooks));
+    let webhooks = TunnelSpec { tunnel: 3, extra, ..TunnelSpec::default() };
     let session = Frame::Session;
     BTreeMap::from([
         ("open", Frame::Open { stream, request_credit: INITIAL, response_credit: INITIAL, last: false, head: request }),
@@ -110,6 +124,7 @@ fn meant() -> BTreeMap<&'static str, Frame> {
         ("hello", session(SessionKind::Hello, payload(hello))),
         ("welcome", session(SessionKind::Welcome, payload(welcome))),
         ("bind", session(SessionKind::Bind, payload(bind))),
+        ("webhooks", session(SessionKind::Bind, payload(webhooks))),
         ("bound", session(SessionKind::Bound, payload(refused))),
         ("unbind", session(SessionKind::Unbind, payload(300_u32))),
         ("skipped", Frame::Skipped),
@@ -146,7 +161,8 @@ fn tables_name_every_frame_kind() {
     for (label, example) in examples() {
         let name = DOCUMENT.lines().find_map(|line| line.strip_prefix(&format!("| 0x{:02x} | ", example[0])));
         let name = name.map_or("skipped", |rest| rest.split(' ').next().unwrap()).to_lowercase();
-        assert!(name == label || (name == "head" && label == "interim"), "{label} is a {name}");
+        let is_another = matches!((name.as_str(), label), ("head", "interim") | ("bind", "webhooks"));
+        assert!(name == label || is_another, "{label} is a {name}");
     }
 }
 
@@ -177,6 +193,9 @@ fn numbers_in_the_text_are_those_of_the_code() {
         ("| Data | {} bytes", MAX_DATA_ACCEPTED),
         ("| unread interim heads of a stream | {} |", MAX_INTERIM),
         ("| tunnels of a session | {} |", MAX_TUNNELS),
+        ("| secrets of a tunnel | {} |", MAX_SECRETS),
+        ("| settings of a tunnel | {} |", MAX_SETTINGS),
+        ("| extras of a tunnel's webhooks | {} bytes", MAX_TOLD),
         ("| reason text of a GoAway | {} bytes", MAX_REASON),
         ("| floor | {} bytes", FLOOR as usize),
         ("| most | {} bytes", INITIAL as usize),

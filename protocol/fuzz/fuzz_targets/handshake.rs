@@ -6,6 +6,7 @@ use std::fmt::Debug;
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use relay_protocol::message::{Bound, HeaderList, Hello, Payload, RequestHead, ResponseHead, TunnelSpec, Welcome};
+use relay_protocol::webhook::Webhooks;
 
 fn round_trip<M: Payload + PartialEq + Debug>(bytes: &Bytes) {
     if let Ok(message) = M::from_bytes(bytes) {
@@ -22,7 +23,14 @@ fuzz_target!(|data: &[u8]| {
     match which % 8 {
         0 => round_trip::<Hello>(&bytes),
         1 => round_trip::<Welcome>(&bytes),
-        2 => round_trip::<TunnelSpec>(&bytes),
+        2 => {
+            round_trip::<TunnelSpec>(&bytes);
+            let Ok(spec) = TunnelSpec::from_bytes(&bytes) else { return };
+            if let Ok(webhooks) = Webhooks::of(&spec.extra) {
+                let again = webhooks.extras().expect("what was heard can be told");
+                assert_eq!(Webhooks::of(&again).as_ref(), Ok(&webhooks));
+            }
+        }
         3 => round_trip::<Bound>(&bytes),
         4 => round_trip::<u32>(&bytes),
         5 => round_trip::<RequestHead>(&bytes),

@@ -34,6 +34,7 @@
 //! | `sign` | signing one by the same rule |
 //! | `explain` | what was done to a request whose signature does not fit |
 //! | `handshake` | how an endpoint is confirmed |
+//! | `told` | what a client tells its relay of a tunnel's webhooks |
 
 mod condition;
 mod credentials;
@@ -48,6 +49,7 @@ mod table;
 mod template;
 mod time;
 mod token;
+mod told;
 
 pub use self::{
     credentials::{Credentials, Secret, Settings},
@@ -57,4 +59,5 @@ pub use self::{
     sign::SignError,
     signature::{Judgement, Verdict},
     table::{Answer, Confidence, Event, Fact, OnDeadline, Provider, Source, Table, TableError},
+    told::{MAX_SECRETS, MAX_SETTINGS, MAX_TOLD, Verify, Webhooks, WebhooksError},
 };

@@ -188,6 +188,12 @@ impl Provider {
         }
     }
 
+    /// Whether its signatures can be judged where nothing may be fetched.
+    #[must_use]
+    pub fn signs_with_given_secret(&self) -> bool {
+        self.signature.iter().any(|rule| rule.key_url.is_none())
+    }
+
     /// Whether the public URL is part of what is signed, so that the app must see it as the provider called it.
     #[must_use]
     pub fn signs_url(&self) -> bool {

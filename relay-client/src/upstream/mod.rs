@@ -34,7 +34,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use relay_protocol::exchange::{append_framed, end_to_end, end_to_end_trailers};
+use relay_protocol::exchange::{X_FORWARDED_PROTO, append_framed, end_to_end, end_to_end_trailers};
 use relay_protocol::frame::Reset;
 use relay_protocol::link::Stream;
 use relay_protocol::message::{Payload, RequestHead, ResponseHead};
@@ -636,7 +636,6 @@ fn expects_continue(head: &RequestHead) -> bool {
 const FORWARDED: HeaderName = header::FORWARDED;
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const RELAY_REQUEST_ID: HeaderName = HeaderName::from_static("relay-request-id");
