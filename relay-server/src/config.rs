@@ -127,7 +127,7 @@ pub struct Limits {
     /// body is held only until its request is answered, and a session has at most [`Self::session_streams`] requests
     /// under way (128 MiB).
     pub http2_streams: u32,
-    /// The deadline for a response's head where the tunnel has none of its own.
+    /// The deadline for a response's head where neither the tunnel nor the sender's provider has one.
     pub deadline: Duration,
     /// How long a request waits for a client that is away.
     pub client_wait: Duration,
@@ -219,7 +219,7 @@ pub struct ServeArgs {
     /// A proxy whose X-Forwarded-For is believed, as an address or a network; may be repeated
     #[arg(long, value_name = "CIDR")]
     pub trusted_proxy: Vec<String>,
-    /// The longest wait for a response's head [default: 30s]
+    /// The longest wait for a response's head where neither the tunnel nor the sender's provider has one [default: 30s]
     #[arg(long, value_name = "DURATION")]
     pub timeout: Option<String>,
     /// Threads that serve requests [default: half of the cores]

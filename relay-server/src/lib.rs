@@ -35,6 +35,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use futures_util::FutureExt as _;
+use relay_protocol::webhook::{Table, TableError};
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{self, cipher_suite};
@@ -66,6 +67,8 @@ const BACKLOG: u32 = 4096;
 pub(crate) struct Shared {
     config: Config,
     limits: Arc<Limits>,
+    /// Who sends webhooks, and how long each waits.
+    providers: Table,
     /// In public URLs.
     https_port: u16,
     store: Store,
@@ -152,6 +155,9 @@ pub enum StartError {
     /// Another relay uses the data directory, or its socket cannot be made.
     #[error(transparent)]
     Control(#[from] control::ControlError),
+    /// What is known of providers cannot be read.
+    #[error(transparent)]
+    Providers(#[from] TableError),
     /// TLS cannot be set up.
     #[error("TLS cannot be set up: {0}")]
     Tls(#[from] rustls::Error),
@@ -218,6 +224,7 @@ impl Relay {
         let shared = Arc::new(Shared {
             places: Places::new(limits.connections, limits.connections_per_address),
             limits,
+            providers: Table::built_in()?,
             https_port,
             store,
             registry: Registry::default(),

@@ -65,6 +65,8 @@ pub(crate) struct AccessLine<'a> {
     pub(crate) received: u64,
     pub(crate) sent: u64,
     pub(crate) duration: Duration,
+    /// An id of the provider table, or of a client's own.
+    pub(crate) provider: Option<&'a str>,
     pub(crate) error: Option<&'static str>,
 }
 
@@ -181,13 +183,15 @@ impl AccessLine<'_> {
         put(out, ["/", number.format(self.sent)]);
         put(out, [" B ", number.format(tenths / 10)]);
         put(out, [".", number.format(tenths % 10)]);
-        put(
-            out,
-            match self.error {
-                Some(error) => [" ms ", error, "\n"],
-                None => [" ms", "", "\n"],
-            },
-        );
+        put(out, [" ms"]);
+        if let Some(provider) = self.provider {
+            put(out, [" provider="]);
+            put_safe(out, provider)?;
+        }
+        if let Some(error) = self.error {
+            put(out, [" ", error]);
+        }
+        put(out, ["\n"]);
         Ok(())
     }
 
@@ -197,7 +201,7 @@ impl AccessLine<'_> {
             out,
             "{{\"timestamp\":\"{now:.6}\",\"level\":\"INFO\",\"event\":\"exchange\",\"id\":\"{}\",\"remote\":\"{}\",\
              \"version\":\"{:?}\",\"method\":\"{}\",\"host\":\"{}\",\"target\":\"{}\",\"status\":{},\"received\":{},\
-             \"sent\":{},\"duration_ms\":{:.3},\"error\":",
+             \"sent\":{},\"duration_ms\":{:.3},\"provider\":",
             self.id,
             Quoted(self.remote),
             self.version,
@@ -209,9 +213,13 @@ impl AccessLine<'_> {
             self.sent,
             self.duration.as_secs_f64() * 1e3,
         )?;
+        match self.provider {
+            Some(provider) => write!(out, "\"{}\"", Quoted(provider))?,
+            None => put(out, ["null"]),
+        }
         match self.error {
-            Some(error) => writeln!(out, "\"{error}\"}}"),
-            None => out.write_all(b"null}\n"),
+            Some(error) => writeln!(out, ",\"error\":\"{error}\"}}"),
+            None => out.write_all(b",\"error\":null}\n"),
         }
     }
 }
@@ -285,6 +293,7 @@ mod tests {
             received: 1,
             sent: 2,
             duration: Duration::from_micros(1500),
+            provider: None,
             error: None,
         }
     }

@@ -441,6 +441,11 @@ impl Upload {
         Poll::Ready(Ok(()))
     }
 
+    /// What has been read and not been sent.
+    pub(crate) fn held(&self) -> &[u8] {
+        &self.held
+    }
+
     /// What a stream is opened with, and whether it is all.
     pub(crate) fn first(&mut self) -> (&mut Bytes, bool) {
         let is_all = self.ended && self.trailers.is_empty() && self.kept.taken == self.kept.count();

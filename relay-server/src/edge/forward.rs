@@ -15,7 +15,7 @@ use http::{Method, Request, Response, StatusCode, Version, request};
 use hyper::body::Incoming;
 use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
-use relay_protocol::exchange::{append_all, append_framed, end_to_end, upgrade_of};
+use relay_protocol::exchange::{X_FORWARDED_PROTO, append_all, append_framed, end_to_end, upgrade_of};
 use relay_protocol::frame::{GoAway, Reset, StreamId};
 use relay_protocol::link::Stream;
 use relay_protocol::message::{MessageError, Payload, RequestHead, ResponseHead};
@@ -32,8 +32,9 @@ use super::io::InFlight;
 use super::record::Exchange;
 use super::respond::{RELAY_ERROR, answer, explain};
 use super::upgrade;
+use super::webhook::Allowed;
 use crate::Shared;
-use crate::session::registry::{Found, Tunnel};
+use crate::session::registry::{Asked, Found, Tunnel};
 
 /// Where a request came from.
 #[derive(Clone, Copy, Debug)]
@@ -56,8 +57,8 @@ impl Sender {
     }
 }
 
-/// A body that is still arriving after a second is an upload and not a webhook. Unless the tunnel has a deadline of its
-/// own, the service's time to answer then counts from the last byte, as long as there come this many in each second.
+/// A body that is still arriving after a second is an upload and not a webhook. Where nobody but the relay has set the
+/// deadline, the service's time to answer then counts from the last byte, as long as there come this many in each second.
 const SLOWEST_UPLOAD: u64 = 1024;
 
 /// A client that has not said anything of a request for so long is asked whether it has got it, because what it has got
@@ -256,16 +257,16 @@ async fn request(
     upload: &mut Upload,
     expects: bool,
 ) -> Result<(Stream, Bytes, bool), Failure> {
-    let mut tunnel = find(shared, host, exchange.started).await?;
     if !expects {
         let first = first_part(upload).await;
         exchange.received(upload.received());
         first.map_err(UploadError::cause)?;
     }
+    let mut tunnel = find(shared, exchange, host, upload).await?;
     let mut latest = exchange.started;
     loop {
-        let allowed = tunnel.timeout.unwrap_or(shared.limits.deadline);
-        let deadline = latest.max(exchange.started + allowed);
+        let allowed = Allowed::of(shared, exchange, &tunnel.asked, upload.held());
+        let deadline = latest.max(exchange.started + allowed.time);
         let now = Instant::now();
         exchange.head.tunnel = tunnel.number;
         exchange.head.elapsed_ms = millis(now - exchange.started);
@@ -279,7 +280,7 @@ async fn request(
             Err(OpenError::TooMany(_)) => return Err(Cause::TooManyRequests.into()),
             // It ended just now, and its client knows nothing of the request.
             Err(OpenError::Ending) => {
-                tunnel = find(shared, host, exchange.started).await?;
+                tunnel = find(shared, exchange, host, upload).await?;
                 continue;
             }
         };
@@ -290,7 +291,6 @@ async fn request(
             timer: pin!(sleep_until(deadline.min(now + SEEN))),
             deadline,
             allowed,
-            extends: tunnel.timeout.is_none(),
         };
         match poll_fn(|cx| attempt.poll(exchange, upload, cx)).await {
             Ok(head) => return Ok((attempt.stream, head, attempt.uploading)),
@@ -334,10 +334,7 @@ struct Attempt<'a> {
     /// Goes off when the client is to be asked whether it has seen the request, and then at the deadline.
     timer: Pin<&'a mut Sleep>,
     deadline: Instant,
-    /// How long an answer may take.
-    allowed: Duration,
-    /// The time counts from the end of an upload that takes its own.
-    extends: bool,
+    allowed: Allowed<'a>,
 }
 
 impl Attempt<'_> {
@@ -391,17 +388,16 @@ impl Attempt<'_> {
             // A large body that takes its time is no fault of the service, which has not seen all of it.
             let extended = upload.moved().filter(|moved| {
                 let waited = moved.saturating_duration_since(exchange.started).as_secs();
-                self.extends && waited > 0 && upload.received() / waited >= SLOWEST_UPLOAD
+                self.allowed.extends() && waited > 0 && upload.received() / waited >= SLOWEST_UPLOAD
             });
-            match extended.map(|moved| moved + self.allowed).filter(|later| *later > self.deadline) {
+            match extended.map(|moved| moved + self.allowed.time).filter(|later| *later > self.deadline) {
                 Some(later) => {
                     self.deadline = later;
                     self.timer.as_mut().reset(later);
                 }
                 None => {
                     self.stream.reset(Reset::Deadline);
-                    let message = format!("The local service did not answer within {}.", show(self.allowed));
-                    return Poll::Ready(Failure { cause: Cause::Deadline, message: Some(message) });
+                    return Poll::Ready(Failure { cause: Cause::Deadline, message: Some(self.allowed.passed()) });
                 }
             }
         }
@@ -409,7 +405,12 @@ impl Attempt<'_> {
 }
 
 /// The tunnel that serves `host`, waiting for its client where that is away.
-async fn find(shared: &Shared, host: &PublicHost, started: Instant) -> Result<Arc<Tunnel>, Failure> {
+async fn find(
+    shared: &Shared,
+    exchange: &mut Exchange,
+    host: &PublicHost,
+    upload: &Upload,
+) -> Result<Arc<Tunnel>, Failure> {
     let name = shared.name_of(&host.host).ok_or(Cause::UnknownHost)?;
     match shared.registry.find(name) {
         Found::Tunnel(tunnel) => Ok(tunnel),
@@ -418,7 +419,8 @@ async fn find(shared: &Shared, host: &PublicHost, started: Instant) -> Result<Ar
             Err(Failure { cause: Cause::TunnelNotFound, message: Some(message) })
         }
         Found::Away => {
-            let found = wait(shared, name, started + shared.limits.deadline).await;
+            let allowed = Allowed::of(shared, exchange, &Asked::default(), upload.held());
+            let found = wait(shared, name, exchange.started + allowed.time).await;
             let stops = shared.stopping.is_cancelled();
             found.ok_or_else(|| if stops { Cause::Draining } else { Cause::ClientOffline }.into())
         }
@@ -467,11 +469,11 @@ fn request_head(parts: &request::Parts, sender: Sender, host: &PublicHost) -> Re
         if let Ok(value) = HeaderValue::from_str(&chain) {
             headers.push((super::gate::X_FORWARDED_FOR, value));
         }
-        if let Some(proto) = parts.headers.get(super::gate::X_FORWARDED_PROTO) {
-            headers.push((super::gate::X_FORWARDED_PROTO, proto.clone()));
+        if let Some(proto) = parts.headers.get(X_FORWARDED_PROTO) {
+            headers.push((X_FORWARDED_PROTO, proto.clone()));
         }
     } else if !sender.encrypted {
-        headers.push((super::gate::X_FORWARDED_PROTO, HeaderValue::from_static("http")));
+        headers.push((X_FORWARDED_PROTO, HeaderValue::from_static("http")));
     }
     let upgrade = match parts.extensions.get::<Protocol>() {
         // RFC 8441: the upstream speaks HTTP/1.1, where a handshake has a key.
@@ -563,12 +565,4 @@ fn switch(
 
 fn millis(duration: Duration) -> u32 {
     u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
-}
-
-fn show(duration: Duration) -> String {
-    if duration.subsec_millis() == 0 {
-        format!("{} s", duration.as_secs())
-    } else {
-        format!("{} ms", duration.as_millis())
-    }
 }

@@ -24,7 +24,6 @@ pub(crate) struct PublicHost {
 pub(crate) type Refusal = &'static str;
 
 pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// Headers whose truth the relay or its client states; nobody else may.
 const OWNED: &[&str] = &[

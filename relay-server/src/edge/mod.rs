@@ -15,6 +15,7 @@ pub(crate) mod janitor;
 mod record;
 mod respond;
 mod upgrade;
+mod webhook;
 
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};

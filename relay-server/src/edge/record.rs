@@ -20,6 +20,8 @@ pub(crate) struct Exchange {
     pub(crate) started: Instant,
     pub(crate) version: Version,
     pub(crate) status: Option<StatusCode>,
+    /// Whose webhook it is, where somebody had to know.
+    pub(crate) provider: Option<String>,
     shared: Arc<Shared>,
     error: OnceLock<Cause>,
     sent: AtomicU64,
@@ -51,6 +53,7 @@ impl Exchange {
             started,
             version,
             status: None,
+            provider: None,
             shared,
             error: OnceLock::new(),
             sent: AtomicU64::new(0),
@@ -103,6 +106,7 @@ impl Drop for Exchange {
             received,
             sent,
             duration: self.started.elapsed(),
+            provider: self.provider.as_deref(),
             error,
         });
     }

@@ -22,12 +22,13 @@ use relay_protocol::frame::{GoAway, SessionKind};
 use relay_protocol::link::{Driver, Link, Signal};
 use relay_protocol::message::{Bound, Hello, Payload, PublicName, Refusal, Resume, TunnelSpec, Welcome};
 use relay_protocol::mux::{Ended, Limits as MuxLimits, Side};
+use relay_protocol::webhook::Webhooks;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use ulid::Ulid;
 
-use self::registry::{Resumed, Tunnel};
+use self::registry::{Asked, Resumed, Tunnel};
 use self::resume::{Hash, Keys};
 use self::seats::{Counted, Seat, Seats};
 pub(crate) use self::seats::{Full, Place};
@@ -327,11 +328,12 @@ impl Session {
         counted: Counted,
         mute: &mut Vec<Link>,
     ) -> Result<Arc<Tunnel>, Refusal> {
+        let asked = asked(&spec)?;
         let name = self.claim(spec.name.as_deref()).await?;
         let tunnel = Arc::new(Tunnel {
             name: name.as_str().to_owned(),
             number: spec.tunnel,
-            timeout: spec.timeout_ms.map(|ms| Duration::from_millis(ms.into()).clamp(TIMEOUTS.0, TIMEOUTS.1)),
+            asked,
             link: link.clone(),
             token: self.token.id,
             session: self.id,
@@ -492,6 +494,15 @@ fn send(link: &Link, kind: SessionKind, message: &impl Payload) {
     match message.to_bytes() {
         Ok(payload) => drop(link.send_message(kind, payload)),
         Err(error) => link.go_away(GoAway::Internal, false, &error.to_string()),
+    }
+}
+
+/// What a client has said of a tunnel beside its name.
+fn asked(spec: &TunnelSpec) -> Result<Asked, Refusal> {
+    let timeout = spec.timeout_ms.map(|ms| Duration::from_millis(ms.into()).clamp(TIMEOUTS.0, TIMEOUTS.1));
+    match Webhooks::of(&spec.extra) {
+        Ok(webhooks) => Ok(Asked { timeout, webhooks }),
+        Err(error) => Err(refusal("bad-request", &sentence(&error), "Update whichever of client and relay is older.")),
     }
 }
 

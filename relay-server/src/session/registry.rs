@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use dashmap::DashMap;
 use relay_protocol::link::Link;
+use relay_protocol::webhook::Webhooks;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 use ulid::Ulid;
@@ -24,8 +25,8 @@ pub struct Tunnel {
     pub name: String,
     /// The client's number for it.
     pub number: u32,
-    /// The deadline that the client asked for.
-    pub timeout: Option<Duration>,
+    /// What the client has said of it.
+    pub asked: Asked,
     /// Where its exchanges go.
     pub link: Link,
     /// Whose it is.
@@ -40,6 +41,15 @@ pub struct Tunnel {
     pub announced: AtomicBool,
     /// Its place among the tunnels of its token.
     pub(super) counted: Counted,
+}
+
+/// What a client says of a tunnel.
+#[derive(Debug, Default)]
+pub struct Asked {
+    /// The deadline that it asks for.
+    pub timeout: Option<Duration>,
+    /// What its webhooks are.
+    pub webhooks: Webhooks,
 }
 
 /// What a session goes on with.
