@@ -102,6 +102,34 @@ fn private_words(tree: &Tree) -> Vec<String> {
 }
 
 #[test]
+fn the_inspector_shows_everything_as_text() {
+    let page = "relay-client/inspector-web/src/a.tsx";
+    check(
+        markup_from_data,
+        &[(page, "element.innerHTML = body;"), (page, "<p dangerouslySetInnerHTML={{ __html: body }} />")],
+    );
+}
+
+/// What strangers send is never read as HTML or as a program by the page that shows it.
+fn markup_from_data(tree: &Tree) -> Vec<String> {
+    let page = |path: &str| path.starts_with("relay-client/inspector-web/src/");
+    let sinks = [
+        "nnerHTML",
+        "outerHTML",
+        "insertAdjacentHTML",
+        "createContextualFragment",
+        "setHTML",
+        "DOMParser",
+        "document.write",
+        "srcdoc",
+        "eval(",
+        "new Function",
+        "javascript:",
+    ];
+    matches(tree, page, &sinks, "may run what a stranger has sent; show it as text")
+}
+
+#[test]
 fn links_in_documents_lead_somewhere() {
     check(
         broken_links,

@@ -1,0 +1,164 @@
+// What a body can be shown as.
+
+import type { Header, Message } from "./api";
+import * as json from "./json";
+
+export type View = "json" | "xml" | "form" | "parts" | "text" | "hex";
+
+export interface Body {
+  type: string;
+  /** Null where it is not UTF-8. */
+  text: string | null;
+  /** The ways to show it, the best first. */
+  views: View[];
+  root: json.Node | null;
+  bytes(): Uint8Array;
+}
+
+export function read(message: Message): Body {
+  const type = header(message.headers, "content-type")?.toLowerCase() ?? "";
+  const text = message.body ?? (message.body_base64 === undefined ? "" : null);
+  const views: View[] = [];
+  const root = text !== null && /^\s*[[{"]/.test(text) ? json.document(text) : null;
+  if (root) views.push("json");
+  if (text !== null && (type.includes("xml") || /^\s*<\?xml/.test(text)) && /^\s*</.test(text)) views.push("xml");
+  if (text && type.startsWith("application/x-www-form-urlencoded")) views.push("form");
+  if (type.startsWith("multipart/") && boundary(message)) views.push("parts");
+  if (text !== null) views.push("text");
+  views.push("hex");
+  let bytes: Uint8Array | null = null;
+  return { type, text, views, root, bytes: () => (bytes ??= bytesOf(message)) };
+}
+
+export function header(headers: Header[], name: string): string | null {
+  return headers.find(([other]) => other.toLowerCase() === name)?.[1] ?? null;
+}
+
+function bytesOf(message: Message): Uint8Array {
+  if (message.body_base64 === undefined) return new TextEncoder().encode(message.body ?? "");
+  return Uint8Array.from(atob(message.body_base64), (character) => character.charCodeAt(0));
+}
+
+/** The fields of a form: names and values as they were meant. */
+export function fields(text: string): Header[] {
+  return [...new URLSearchParams(text)];
+}
+
+/** A part of a multipart body (RFC 2046, section 5.1). */
+export interface Part {
+  head: string;
+  /** Null where it is not text. */
+  text: string | null;
+  size: number;
+}
+
+export function parts(message: Message, bytes: Uint8Array): Part[] {
+  const mark = `--${boundary(message)}`;
+  // One character per byte, so that places in the text are places in the bytes.
+  const raw = new TextDecoder("latin1").decode(bytes);
+  const found: Part[] = [];
+  for (let at = raw.indexOf(mark); at >= 0;) {
+    const start = raw.indexOf("\n", at) + 1;
+    const next = raw.indexOf(`\n${mark}`, start - 1);
+    if (!start || next < 0) return found;
+    const end = raw[next - 1] === "\r" ? next - 1 : next;
+    const [blank] = /\r?\n\r?\n/.exec(raw.slice(start, Math.min(end, start + MOST_HEAD))) ?? [];
+    const headEnd = blank ? raw.indexOf(blank, start) : end;
+    const content = bytes.subarray(Math.min(end, headEnd + (blank?.length ?? 0)), end);
+    const head = utf8(bytes.subarray(start, headEnd)) ?? raw.slice(start, headEnd);
+    found.push({ head, text: utf8(content), size: content.length });
+    at = next + 1;
+  }
+  return found;
+}
+
+/** Bytes of a part's head. */
+const MOST_HEAD = 16_384;
+
+function utf8(bytes: Uint8Array): string | null {
+  try {
+    return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+  } catch {
+    return null;
+  }
+}
+
+function boundary(message: Message): string | null {
+  const found = /;\s*boundary=(?:"([^"]+)"|([^\s;"]+))/i.exec(header(message.headers, "content-type") ?? "");
+  return found?.[1] ?? found?.[2] ?? null;
+}
+
+/** XML over several lines. It is taken apart by its tags only, so that what is malformed is shown too. */
+export function xmlLines(text: string): string[] {
+  const lines: string[] = [];
+  let depth = 0;
+  // Whether the last line is an element that has begun there.
+  let open = false;
+  for (const piece of pieces(text)) {
+    if (!piece.startsWith("<")) {
+      // Words stay on the line of their element.
+      if (open) lines.push(lines.pop() + piece);
+      else lines.push(indent(depth) + piece);
+      continue;
+    }
+    const closing = piece.startsWith("</");
+    if (closing) depth = Math.max(0, depth - 1);
+    if (closing && open) lines.push(lines.pop() + piece);
+    else lines.push(indent(depth) + piece);
+    open = !closing && !/^<[!?]|\/>$/.test(piece);
+    if (open) depth += 1;
+  }
+  return lines;
+}
+
+/** Tags, comments and what stands between them, in one pass whatever the text is. */
+function* pieces(text: string): Generator<string> {
+  for (let at = 0, end; at < text.length; at = end) {
+    if (text[at] === "<") {
+      const [, close] = MARKS.find(([mark]) => text.startsWith(mark, at))!;
+      const found = text.indexOf(close, at);
+      end = found < 0 ? text.length : found + close.length;
+    } else {
+      const found = text.indexOf("<", at);
+      end = found < 0 ? text.length : found;
+    }
+    const piece = text.slice(at, end).trim();
+    if (piece) yield piece;
+  }
+}
+
+/** What begins as the first ends with the second. */
+const MARKS: [string, string][] = [
+  ["<!--", "-->"],
+  ["<![CDATA[", "]]>"],
+  ["<?", "?>"],
+  ["<", ">"],
+];
+
+function indent(depth: number): string {
+  return "  ".repeat(Math.min(depth, 40));
+}
+
+/** Lines of sixteen bytes: where they are, what they are, and what they would be as ASCII. */
+export function hexLines(bytes: Uint8Array, from: number, to: number): string {
+  const lines: string[] = [];
+  for (let at = from; at < Math.min(to, bytes.length); at += 16) {
+    const row = [...bytes.subarray(at, Math.min(at + 16, bytes.length))];
+    const digits = row.map((byte) => byte.toString(16).padStart(2, "0"));
+    const left = digits.slice(0, 8).join(" ");
+    const right = digits.slice(8).join(" ");
+    const ascii = row.map((byte) => (byte >= 0x20 && byte < 0x7f ? String.fromCharCode(byte) : ".")).join("");
+    lines.push(`${at.toString(16).padStart(8, "0")}  ${left.padEnd(23)}  ${right.padEnd(23)}  ${ascii}`);
+  }
+  return lines.join("\n");
+}
+
+/** The body over several lines, to be compared with another one's: as much of it as fits `most` characters. */
+export function comparable(body: Body, most: number): string[] {
+  if (body.text === null) return hexLines(body.bytes(), 0, most / 4).split("\n");
+  const text = body.text.slice(0, most);
+  if (body.root && text.length === body.text.length) return json.pretty(text, body.root).split("\n");
+  if (body.views[0] === "xml") return xmlLines(text);
+  if (body.views[0] === "form") return fields(text).map(([name, value]) => `${name} = ${value}`);
+  return text.split("\n");
+}
