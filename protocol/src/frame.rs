@@ -145,6 +145,8 @@ codes! {
         Refused = 8, "refused";
         /// The message is not valid HTTP.
         Malformed = 9, "malformed";
+        /// The request is not signed by the provider whose webhooks alone are wanted.
+        SignatureInvalid = 10, "signature-invalid";
     }
 }
 

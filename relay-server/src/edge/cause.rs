@@ -73,6 +73,10 @@ causes! {
     Unauthorized = "unauthorized", UNAUTHORIZED, None,
         "The token is missing, unknown, expired or revoked.",
         "Ask the relay's operator for a token (`relay-server token create NAME`), and give it as RELAY_TOKEN or --token.";
+    /// The request is not signed as the tunnel's owner wants it.
+    SignatureInvalid = "signature-invalid", UNAUTHORIZED, None,
+        "The request is not signed as this tunnel wants it.",
+        "Sign it as the provider does, with the secret that the tunnel was given; the tunnel's owner sees what is wrong.";
     /// The relay shuts down.
     Draining = "draining", SERVICE_UNAVAILABLE, Some(5),
         "The relay is restarting.",
@@ -109,6 +113,7 @@ impl From<StreamError> for Cause {
                 Reset::Refused => Self::TooManyRequests,
                 Reset::TooLarge => Self::BodyTooLarge,
                 Reset::Malformed => Self::BadRequest,
+                Reset::SignatureInvalid => Self::SignatureInvalid,
                 _ => Self::UpstreamInvalid,
             },
             StreamError::SessionEnded | StreamError::Closed => Self::LinkLost,
