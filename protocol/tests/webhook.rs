@@ -700,6 +700,68 @@ fn a_key_is_fetched_from_nowhere_but_the_providers_hosts() {
     }
 }
 
+/// The prefix tells which secret it is, and is no part of the key (Standard Webhooks, "Signature scheme").
+#[test]
+fn a_prefix_that_tells_a_secret_is_no_part_of_its_key() {
+    let table = Table::built_in().unwrap();
+    let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+    let list = [("webhook-id", "msg_1"), ("x-gitlab-event", "Push Hook"), ("webhook-timestamp", "1767225600")];
+    let list = list.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+    let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    let signed = |id: &str, secret: &str| {
+        let request = Request::new(&Method::POST, "https://t.example/", &list, b"{}");
+        let credentials = Credentials { secrets: vec![secret.into()], ..Credentials::default() };
+        table.get(id).unwrap().sign(&request, &credentials, now).unwrap().headers
+    };
+    let signature = |headers: Vec<(HeaderName, HeaderValue)>| {
+        headers.into_iter().find(|(name, _)| name == "webhook-signature").unwrap().1
+    };
+    assert_eq!(signature(signed("gitlab", secret)), signature(signed("standard-webhooks", secret)));
+
+    let row = table.get("standard-webhooks").unwrap();
+    let pair = row.key_pair().unwrap();
+    // Only a shared secret is told by its prefix when signing; a public key is when judging.
+    let headers = {
+        let key = BASE64_STANDARD.decode(pair.private.expose()).unwrap();
+        let key = aws_lc_rs::signature::Ed25519KeyPair::from_pkcs8(&key).unwrap();
+        let signature = key.sign(b"msg_1.1767225600.{}");
+        let signature = BASE64_STANDARD.encode(signature);
+        let value = HeaderValue::try_from(format!("v1a,{signature}")).unwrap();
+        [&list[..], &[(HeaderName::from_static("webhook-signature"), value)]].concat()
+    };
+    let request = Request::new(&Method::POST, "https://t.example/", &headers, b"{}");
+    let public = Credentials { secrets: vec![format!("whpk_{}", pair.public).into()], ..Credentials::default() };
+    let judgement = row.judge(&request, &public, now);
+    assert_eq!(judgement.verdict, Verdict::Valid, "{judgement:?}");
+}
+
+#[test]
+fn a_new_secret_has_the_form_of_the_providers_own() {
+    let table = Table::built_in().unwrap();
+    let new =
+        |id: &str| table.get(id).unwrap().new_secret().map(|pair| (pair.private.expose().to_owned(), pair.public));
+    for (id, begins, length) in [
+        ("stripe", "whsec_", 70),
+        ("github", "", 64),
+        ("standard-webhooks", "whsec_", 50),
+        ("gitlab", "whsec_", 50),
+        ("adyen", "", 64),
+        ("basic", "relay:", 70),
+        ("alertmanager", "", 64),
+    ] {
+        let (private, public) = new(id).unwrap();
+        assert!(private == public && public.starts_with(begins) && public.len() == length, "{id}: {public}");
+        assert_ne!(new(id).unwrap().0, private, "{id}");
+    }
+    for id in ["discord", "sendgrid", "telnyx"] {
+        let (private, public) = new(id).unwrap();
+        assert_ne!(private, public, "{id}");
+    }
+    for id in ["paypal", "aws-sns", "plaid", "google-pubsub", "atlassian-connect", "mailchimp", "wix"] {
+        assert_eq!(new(id), None, "{id}");
+    }
+}
+
 mod properties {
     use proptest::{collection::vec, prelude::*, sample::Index};
     use relay_protocol::webhook::{KeyPair, Provider};

@@ -115,7 +115,7 @@ impl Attempt<'_, '_> {
         if !self.rule.scheme.is_symmetric() {
             return None;
         }
-        let prefix = provider.secret_prefix();
+        let prefix = self.rule.secret_prefix(provider);
         let form = self.rule.key;
         let bare = prefix.and_then(|prefix| secret.strip_prefix(prefix)).unwrap_or(secret);
         let with_prefix = format!("{}{secret}", prefix.unwrap_or_default());

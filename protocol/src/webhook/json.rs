@@ -178,6 +178,11 @@ pub(super) fn is_number(value: &RawValue) -> bool {
     value.get().starts_with(|first: char| first == '-' || first.is_ascii_digit())
 }
 
+/// Whether a value is a string.
+pub(super) fn is_text(value: &RawValue) -> bool {
+    value.get().starts_with('"')
+}
+
 /// How a program writes JSON. The names say who does so by default.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Style {

@@ -54,7 +54,7 @@ mod told;
 pub use self::{
     credentials::{Credentials, Secret, Settings},
     handshake::Reply,
-    request::{Draft, Request},
+    request::{Draft, ReplaceError, Request},
     scheme::KeyPair,
     sign::SignError,
     signature::{Judgement, Verdict},

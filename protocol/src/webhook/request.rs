@@ -3,7 +3,7 @@
 use std::{borrow::Cow, cell::OnceCell, fmt, str::FromStr};
 
 use http::{HeaderName, HeaderValue, Method};
-use percent_encoding::percent_decode;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, utf8_percent_encode};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -331,11 +331,13 @@ pub struct Draft {
     pub body: Vec<u8>,
 }
 
-impl Draft {
-    pub(super) fn of(request: &Request<'_>) -> Self {
+impl From<&Request<'_>> for Draft {
+    fn from(request: &Request<'_>) -> Self {
         Self { url: request.url.to_owned(), headers: request.headers.to_vec(), body: request.body.to_vec() }
     }
+}
 
+impl Draft {
     /// Puts a text where `place` says: in the stead of what stands there, or as a new header, field or parameter. In
     /// JSON something must stand there already. `None` where it cannot be put.
     pub(super) fn set(&mut self, method: &Method, place: &Place, text: &str) -> Option<()> {
@@ -355,24 +357,8 @@ impl Draft {
                 self.set(method, &Place::Header(format!("{prefix}1")), text)?;
             }
             Place::Json(_) | Place::Number(_) => {
-                let request = Request::new(method, &self.url, &self.headers, &self.body);
                 let quoted = serde_json::to_string(text).ok()?;
-                let replaced = place.values(&request).into_iter().map(|value| {
-                    // A slice of the body, which says where it stands by where it lies.
-                    let at = value.get().as_ptr().addr().checked_sub(self.body.as_ptr().addr())?;
-                    let range = at..at.checked_add(value.get().len())?;
-                    self.body.get(range.clone())?;
-                    Some((range, if json::is_number(value) { text } else { &quoted }))
-                });
-                let mut replaced: Vec<_> = replaced.collect::<Option<_>>()?;
-                if replaced.is_empty() {
-                    return None;
-                }
-                // From behind, so that what is still to come stays where it is.
-                replaced.sort_unstable_by_key(|(range, _)| std::cmp::Reverse(range.start));
-                for (range, new) in replaced {
-                    self.body.splice(range, new.bytes());
-                }
+                self.splice(method, place, |old| if json::is_number(old) { text } else { &quoted })?;
             }
             Place::Query(name) => {
                 let (before, query) = self.url.split_once('?').unwrap_or((&self.url, ""));
@@ -386,13 +372,72 @@ impl Draft {
         }
         Some(())
     }
+
+    /// Puts a value in the stead of the one at a JSON pointer (RFC 6901) into the body, as in `/data/id`, where `*` stands
+    /// for every member; in a form, of the field of that name. In the place of a string it is a string, unless it is an
+    /// object, an array, null or in quotes; elsewhere it is JSON where it can be. Nothing else moves.
+    ///
+    /// # Errors
+    /// [`ReplaceError`]; the body is as it was.
+    pub fn replace(&mut self, pointer: &str, value: &str) -> Result<(), ReplaceError> {
+        let method = &Method::POST;
+        let steps: Pointer = pointer.parse().map_err(|_| ReplaceError::Pointer(pointer.to_owned()))?;
+        let missing = || ReplaceError::Missing(pointer.to_owned());
+        let field = pointer.get(1..).unwrap_or_default();
+        let request = Request::new(method, &self.url, &self.headers, &self.body);
+        if request.form().iter().any(|(name, _)| **name == *field.as_bytes()) {
+            return self.set(method, &Place::Form(field.to_owned(), None), value).ok_or_else(missing);
+        }
+        let quoted = serde_json::to_string(value).map_err(|_| missing())?;
+        let given: Option<&RawValue> = serde_json::from_str(value).ok();
+        let new = |old: &RawValue| match given {
+            Some(_) if json::is_text(old) && !value.trim_start().starts_with(['{', '[', '"', 'n']) => quoted.as_str(),
+            Some(given) => given.get(),
+            None => quoted.as_str(),
+        };
+        self.splice(method, &Place::Json(steps), new).ok_or_else(missing)
+    }
+
+    /// Puts what `new` makes of each JSON value of a place into its stead. `None` where there is none.
+    fn splice<'n>(&mut self, method: &Method, place: &Place, new: impl Fn(&RawValue) -> &'n str) -> Option<()> {
+        let request = Request::new(method, &self.url, &self.headers, &self.body);
+        let replaced = place.values(&request).into_iter().map(|value| {
+            // A slice of the body, which says where it stands by where it lies.
+            let at = value.get().as_ptr().addr().checked_sub(self.body.as_ptr().addr())?;
+            let range = at..at.checked_add(value.get().len())?;
+            self.body.get(range.clone())?;
+            Some((range, new(value)))
+        });
+        let mut replaced: Vec<_> = replaced.collect::<Option<_>>()?;
+        if replaced.is_empty() {
+            return None;
+        }
+        // From behind, so that what is still to come stays where it is.
+        replaced.sort_unstable_by_key(|(range, _)| std::cmp::Reverse(range.start));
+        for (range, new) in replaced {
+            self.body.splice(range, new.bytes());
+        }
+        Some(())
+    }
 }
+
+/// Why nothing was put into a body.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReplaceError {
+    /// It names no place.
+    #[error("{0:?} is no JSON pointer: it begins with a slash, as in /data/id")]
+    Pointer(String),
+    /// Nothing stands there.
+    #[error("the body has nothing at {0}")]
+    Missing(String),
+}
+
+/// What is encoded in a form (WHATWG URL, section 1.3).
+const FORM: &AsciiSet = &NON_ALPHANUMERIC.remove(b'*').remove(b'-').remove(b'.').remove(b'_');
 
 /// A form's fields with one of them set, the others as they are written.
 fn with_field(fields: &str, name: &str, text: &str) -> String {
-    use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-
-    let encode = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
+    let encode = |text| utf8_percent_encode(text, FORM);
     let new = format!("{}={}", encode(name), encode(text));
     let is_it = |field: &&str| url_encoded(field.as_bytes()).iter().any(|(given, _)| **given == *name.as_bytes());
     let others = fields.split('&').filter(|field| !field.is_empty() && !is_it(field));
@@ -465,10 +510,38 @@ mod tests {
     }
 
     #[test]
+    fn a_value_is_replaced_by_one_of_its_kind() {
+        let mut draft = Draft {
+            url: String::new(),
+            headers: Vec::new(),
+            body: br#"{"s": "old", "n": 1.50, "list": [{"k": true}, {"k": null}]}"#.to_vec(),
+        };
+        for (pointer, value, body) in [
+            ("/s", "5", r#"{"s": "5", "n": 1.50, "list": [{"k": true}, {"k": null}]}"#),
+            ("/s", "tr\"ue", r#"{"s": "tr\"ue", "n": 1.50, "list": [{"k": true}, {"k": null}]}"#),
+            ("/n", "2.0", r#"{"s": "tr\"ue", "n": 2.0, "list": [{"k": true}, {"k": null}]}"#),
+            ("/n", "many", r#"{"s": "tr\"ue", "n": "many", "list": [{"k": true}, {"k": null}]}"#),
+            ("/list/*/k", "[1]", r#"{"s": "tr\"ue", "n": "many", "list": [{"k": [1]}, {"k": [1]}]}"#),
+            ("/list", "null", r#"{"s": "tr\"ue", "n": "many", "list": null}"#),
+            ("/s", "{\"a\": 1}", r#"{"s": {"a": 1}, "n": "many", "list": null}"#),
+        ] {
+            draft.replace(pointer, value).unwrap();
+            assert_eq!(String::from_utf8(draft.body.clone()).unwrap(), body, "{pointer}={value}");
+        }
+        assert_eq!(draft.replace("/none", "1"), Err(ReplaceError::Missing("/none".into())));
+        assert_eq!(draft.replace("s", "1"), Err(ReplaceError::Pointer("s".into())));
+        draft.headers = headers(&[("content-type", "application/x-www-form-urlencoded")]);
+        draft.body = b"From=%2B1&To=2".to_vec();
+        draft.replace("/From", "+49 1").unwrap();
+        assert_eq!(draft.body, b"To=2&From=%2B49%201");
+        assert!(draft.replace("/Body", "x").is_err());
+    }
+
+    #[test]
     fn what_is_set_stands_there_and_nothing_else_moves() {
         let list = headers(&[("x-a", "1"), ("content-type", "application/x-www-form-urlencoded"), ("x-a", "2")]);
         let body = br#"{"t": 17 , "s":{"g" :"old"}}"#;
-        let mut draft = Draft::of(&Request::new(&Method::POST, "https://a.example/?k=1%20&v=2", &list, body));
+        let mut draft = Draft::from(&Request::new(&Method::POST, "https://a.example/?k=1%20&v=2", &list, body));
         let mut set = |place: &str, text| draft.set(&Method::POST, &place.parse().unwrap(), text);
         set("header:x-a", "3").unwrap();
         set("header:x-b", "4").unwrap();

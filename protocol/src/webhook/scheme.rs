@@ -20,7 +20,7 @@ use base64::{
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
     prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD},
 };
-use rustls_pki_types::{CertificateDer, SubjectPublicKeyInfoDer, pem::PemObject as _};
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, SubjectPublicKeyInfoDer, pem::PemObject as _};
 use serde::Deserialize;
 
 use super::template::hex;
@@ -268,9 +268,10 @@ pub(super) enum SigningKey {
 }
 
 impl SigningKey {
-    /// The private half, as [`KeyPair::private`] holds it.
+    /// The private half, as [`KeyPair::private`] holds it, or as PEM.
     pub(super) fn from_pkcs8(scheme: Scheme, text: &str) -> Option<Self> {
-        let der = lenient_base64(text)?;
+        let pem = || PrivatePkcs8KeyDer::from_pem_slice(text.as_bytes()).ok();
+        let der = lenient_base64(text).or_else(|| pem().map(|key| key.secret_pkcs8_der().to_vec()))?;
         match scheme {
             Scheme::Ed25519 => Ed25519KeyPair::from_pkcs8(&der).ok().map(Self::Ed25519),
             Scheme::EcdsaP256Sha256 => {
@@ -297,16 +298,34 @@ impl SigningKey {
     }
 }
 
-/// A key pair of ours, to sign samples as a provider does that signs with one.
+/// A secret of ours, to sign samples as a provider does.
 #[derive(Debug)]
 pub struct KeyPair {
-    /// To be given as the secret when signing: PKCS #8 in base64.
+    /// To be given as the secret when signing; of a pair it is PKCS #8 in base64.
     pub private: super::Secret,
-    /// For the app's configuration, in the form in which the provider shows its own.
+    /// For the app's configuration, in the form in which the provider shows its own. Where two sides share one secret, it
+    /// is that.
     pub public: String,
 }
 
 impl KeyPair {
+    /// A new one that begins with `prefix`, if a secret of this kind is shared.
+    pub(super) fn shared(scheme: Scheme, form: KeyForm, encoding: Encoding, prefix: &str) -> Option<Self> {
+        if !scheme.is_symmetric() || scheme.is_token() {
+            return None;
+        }
+        let mut bytes = [0; 32];
+        aws_lc_rs::rand::fill(&mut bytes).ok()?;
+        let text = match (form, encoding) {
+            (KeyForm::Base64, _) => BASE64_STANDARD.encode(bytes),
+            // What stands encoded in a header is a user and a password (RFC 7617).
+            (_, Encoding::Base64) if scheme == Scheme::Equal => format!("relay:{}", hex(&bytes)),
+            (KeyForm::Text | KeyForm::Hex | KeyForm::Sha1, _) => hex(&bytes),
+        };
+        let text = format!("{prefix}{text}");
+        Some(Self { private: text.as_str().into(), public: text })
+    }
+
     pub(super) fn generate(scheme: Scheme, form: KeyForm) -> Option<Self> {
         let encoding = if form == KeyForm::Hex { Encoding::Hex } else { Encoding::Base64 };
         let (private, public) = match scheme {

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use super::{
     credentials::{Credentials, Secret},
     request::{Draft, Place, Request},
-    scheme::{Key, KeyPair, SigningKey},
+    scheme::{Key, KeyPair, Scheme, SigningKey},
     signature::Rule,
     table::Provider,
     template::{Lacking, Scope, Template, sha256},
@@ -53,7 +53,7 @@ impl Provider {
         }
         let secret = credentials.secrets.iter().find(|secret| rule.takes(secret));
         let secret = secret.ok_or_else(|| SignError::NoSecret(self.name.clone()))?;
-        let key = rule.signing_key(secret, self.secret_prefix()).ok_or_else(|| {
+        let key = rule.signing_key(secret, self).ok_or_else(|| {
             if rule.scheme.is_symmetric() {
                 SignError::NoSecret(self.name.clone())
             } else {
@@ -70,19 +70,44 @@ impl Provider {
         self.signature.iter().find_map(|rule| KeyPair::generate(rule.scheme, rule.key))
     }
 
+    /// A new secret in the form of the provider's own, for samples: the shared one where it can sign with one, and else a
+    /// key pair. Nothing for a provider that does not sign, or with a key that only it can have.
+    #[must_use]
+    pub fn new_secret(&self) -> Option<KeyPair> {
+        let shared = |rule: &Rule| {
+            let prefix = rule.secret_prefix(self).unwrap_or_default();
+            KeyPair::shared(rule.scheme, rule.key, rule.encoding, prefix)
+        };
+        let mut rules = self.signature.iter().filter(|rule| rule.when.is_empty() && rule.key_url.is_none());
+        rules.find_map(shared).or_else(|| self.key_pair())
+    }
+
+    /// The request with `instead` in the place of every shared secret that it carries, as a token or a password. Signatures
+    /// stay as they are: they tell nothing of their key.
+    #[must_use]
+    pub fn mask(&self, request: &Request<'_>, instead: &str) -> Draft {
+        let mut draft = Draft::from(request);
+        let shared = self.signature.iter().filter(|rule| rule.scheme == Scheme::Equal);
+        for rule in shared.filter(|rule| rule.from.is_there(request)) {
+            // What is there can be replaced.
+            let _ = draft.set(request.method, &rule.from, instead);
+        }
+        draft
+    }
+
     /// What the provider's first scheme makes of a text: some handshakes ask for that as a proof.
     pub(super) fn sign_text(&self, credentials: &Credentials, text: &[u8]) -> Option<String> {
         let rule = self.signature.first()?;
         let secret = credentials.secrets.iter().find(|secret| rule.takes(secret))?;
-        let key = rule.signing_key(secret, self.secret_prefix())?;
+        let key = rule.signing_key(secret, self)?;
         key.sign(text).map(|signature| rule.encoding.encode(&signature))
     }
 }
 
 impl Rule {
-    fn signing_key(&self, secret: &Secret, prefix: Option<&str>) -> Option<SigningKey> {
+    fn signing_key(&self, secret: &Secret, provider: &Provider) -> Option<SigningKey> {
         if self.scheme.is_symmetric() {
-            let bytes = self.key.key(secret.expose(), prefix)?;
+            let bytes = self.key.key(secret.expose(), self.secret_prefix(provider))?;
             return Key::new(self.scheme, bytes).map(SigningKey::Symmetric);
         }
         SigningKey::from_pkcs8(self.scheme, secret.expose())
@@ -97,7 +122,7 @@ impl Rule {
         now: Timestamp,
     ) -> Result<Draft, SignError> {
         let method: &Method = request.method;
-        let mut draft = Draft::of(request);
+        let mut draft = Draft::from(request);
         let put = |draft: &mut Draft, place: &Place, text: &str| {
             draft.set(method, place, text).ok_or_else(|| SignError::NoPlace(place.to_string()))
         };

@@ -419,6 +419,11 @@ impl Rule {
         !secret.expose().trim().is_empty() && self.only_secret.as_ref().is_none_or(begins)
     }
 
+    /// What its secrets begin with, which is no part of the key.
+    pub(super) fn secret_prefix<'p>(&'p self, provider: &'p Provider) -> Option<&'p str> {
+        self.only_secret.as_deref().or(provider.secret_prefix())
+    }
+
     fn decode(&self, text: &str) -> Option<Vec<u8>> {
         let bytes = self.encoding.decode(text);
         let Some(length) = self.scheme.signature_len() else { return bytes };
@@ -465,7 +470,7 @@ impl Rule {
         if fitting.is_empty() {
             return Err(Judgement::of(Verdict::NoSecret, provider.ask_for_secret()));
         }
-        let prefix = provider.secret_prefix();
+        let prefix = self.secret_prefix(provider);
         let key = |(index, secret): &(usize, &Secret)| {
             let text = secret.expose();
             let bytes = pem_key(text).filter(|_| !self.scheme.is_symmetric()).or_else(|| self.key.key(text, prefix));

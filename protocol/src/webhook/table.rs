@@ -444,6 +444,12 @@ impl Provider {
         Event { id: first(&self.event_id), kind: first(&self.event_type), count }
     }
 
+    /// The header that says what kind of event a request is about, where it is a header that does.
+    #[must_use]
+    pub fn type_header(&self) -> Option<&str> {
+        self.event_type.iter().find_map(Template::header)
+    }
+
     /// How long the provider waits for the whole answer, if that is known: [`Provider::source`] says how well.
     #[must_use]
     pub fn limit(&self) -> Option<Duration> {

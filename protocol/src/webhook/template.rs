@@ -229,6 +229,14 @@ impl Template {
         text.strip_prefix("https://").is_some_and(|rest| rest.find('/').is_some_and(|host| host > 0))
     }
 
+    /// The header whose value it is, without anything else.
+    pub(super) fn header(&self) -> Option<&str> {
+        match self.0.as_slice() {
+            [Piece::Value(Place::Header(name))] => Some(name),
+            _ => None,
+        }
+    }
+
     /// The settings that it needs.
     pub(super) fn settings(&self) -> Vec<&str> {
         let mut names = Vec::new();
