@@ -13,6 +13,8 @@
 //! they have arrived, and when their exchange is over.
 
 pub mod filter;
+pub mod fixture;
+pub mod mask;
 pub mod saved;
 
 use std::collections::VecDeque;

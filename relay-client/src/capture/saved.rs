@@ -1,8 +1,20 @@
-//! A request as a file has it: its request line, a line for each header, an empty line, and the body byte for byte.
+//! A request, or an answer, as a file has it: its first line, a line for each header, an empty line, and the body byte for
+//! byte.
 
 use std::borrow::Cow;
+use std::fs::File;
+use std::io;
+use std::path::Path;
 
-use http::{HeaderName, HeaderValue, Method};
+use http::{HeaderName, HeaderValue, Method, StatusCode};
+
+use crate::secret::{ReadError, read};
+
+/// The largest file: providers send up to 25 MiB.
+const FILE_MAX: u64 = 64 << 20;
+
+/// Name and value of each header, in the order of their lines.
+pub type Headers = Vec<(HeaderName, HeaderValue)>;
 
 /// A request out of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,12 +24,31 @@ pub struct Saved<'a> {
     /// What stands in the request line: a path and a query as they were sent, or a whole URL.
     pub target: &'a str,
     /// In the order of their lines.
-    pub headers: Vec<(HeaderName, HeaderValue)>,
+    pub headers: Headers,
     /// All that follows the empty line, whatever Content-Length says.
     pub body: &'a [u8],
 }
 
-/// What is no request, and where.
+/// An answer out of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavedAnswer<'a> {
+    /// Its status.
+    pub status: StatusCode,
+    /// In the order of their lines.
+    pub headers: Headers,
+    /// All that follows the empty line.
+    pub body: &'a [u8],
+}
+
+/// A file of at most 64 MiB; `-` is standard input.
+///
+/// # Errors
+/// [`ReadError`].
+pub fn load(file: &Path) -> Result<Vec<u8>, ReadError> {
+    if file == Path::new("-") { read(io::stdin().lock(), FILE_MAX) } else { read(File::open(file)?, FILE_MAX) }
+}
+
+/// What is no request and no answer, and where.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SavedError {
     /// A line of the head, which may hold a secret and is not repeated.
@@ -39,27 +70,14 @@ impl<'a> Saved<'a> {
     /// # Errors
     /// [`SavedError`].
     pub fn read(file: &'a [u8]) -> Result<Self, SavedError> {
-        let (mut rest, mut line) = (file, 0);
-        let mut next = || {
-            let (text, after) = rest.split_at_checked(rest.iter().position(|byte| *byte == b'\n')?)?;
-            (rest, line) = (after.get(1..)?, line + 1);
-            Some((line, text.strip_suffix(b"\r").unwrap_or(text), rest))
-        };
-        let (_, first, _) = next().ok_or(SavedError::NoEnd)?;
-        let (method, target) = request_line(first).ok_or(SavedError::Line {
-            line: 1,
-            problem: "is no request line; it is written as in POST /hooks HTTP/1.1",
-        })?;
-        let mut headers = Vec::new();
-        loop {
-            let (line, text, body) = next().ok_or(SavedError::NoEnd)?;
-            if text.is_empty() {
-                return Ok(Self { method, target, headers, body });
-            }
-            let problem =
-                "is no header; it is written as Name: value, on a line of its own, and an empty line ends them";
-            headers.push(header(text).ok_or(SavedError::Line { line, problem })?);
-        }
+        let problem = "is no request line; it is written as in POST /hooks HTTP/1.1";
+        let ((method, target), headers, body) = message(file, request_line, problem)?;
+        Ok(Self { method, target, headers, body })
+    }
+
+    /// As a file has it. The lines of the head end in LF, as those of a text do.
+    pub fn write(&self) -> Vec<u8> {
+        written(&format!("{} {} HTTP/1.1", self.method, self.target), &self.headers, self.body)
     }
 
     /// The first value of a header, where it is text.
@@ -90,6 +108,61 @@ impl<'a> Saved<'a> {
     }
 }
 
+impl<'a> SavedAnswer<'a> {
+    /// Reads a file's contents, as [`Saved::read`] does.
+    ///
+    /// # Errors
+    /// [`SavedError`].
+    pub fn read(file: &'a [u8]) -> Result<Self, SavedError> {
+        let problem = "is no status line; it is written as in HTTP/1.1 200 OK";
+        let (status, headers, body) = message(file, status_line, problem)?;
+        Ok(Self { status, headers, body })
+    }
+
+    /// As a file has it.
+    pub fn write(&self) -> Vec<u8> {
+        let reason = self.status.canonical_reason().unwrap_or("");
+        written(&format!("HTTP/1.1 {} {reason}", self.status.as_str()), &self.headers, self.body)
+    }
+}
+
+/// What `first` makes of the first line, the headers, and the body.
+fn message<'a, T>(
+    file: &'a [u8],
+    first: impl FnOnce(&'a [u8]) -> Option<T>,
+    problem: &'static str,
+) -> Result<(T, Headers, &'a [u8]), SavedError> {
+    let (mut rest, mut line) = (file, 0);
+    let mut next = || {
+        let (text, after) = rest.split_at_checked(rest.iter().position(|byte| *byte == b'\n')?)?;
+        (rest, line) = (after.get(1..)?, line + 1);
+        Some((line, text.strip_suffix(b"\r").unwrap_or(text), rest))
+    };
+    let (_, text, _) = next().ok_or(SavedError::NoEnd)?;
+    let first = first(text).ok_or(SavedError::Line { line: 1, problem })?;
+    let mut headers = Vec::new();
+    loop {
+        let (line, text, body) = next().ok_or(SavedError::NoEnd)?;
+        if text.is_empty() {
+            return Ok((first, headers, body));
+        }
+        let problem = "is no header; it is written as Name: value, on a line of its own, and an empty line ends them";
+        headers.push(header(text).ok_or(SavedError::Line { line, problem })?);
+    }
+}
+
+fn written(first: &str, headers: &Headers, body: &[u8]) -> Vec<u8> {
+    let mut file = format!("{first}\n").into_bytes();
+    for (name, value) in headers {
+        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\n"] {
+            file.extend_from_slice(part);
+        }
+    }
+    file.push(b'\n');
+    file.extend_from_slice(body);
+    file
+}
+
 /// Scheme and host of a URL of HTTP.
 pub(crate) fn origin(url: &str) -> Option<&str> {
     let scheme = ["https://", "http://"]
@@ -106,6 +179,12 @@ fn request_line(line: &[u8]) -> Option<(Method, &str)> {
     let is_target = !target.is_empty() && !target.contains(|c: char| c.is_control());
     (is_target && version.starts_with("HTTP/") && words.next().is_none()).then_some(())?;
     Some((method.parse().ok()?, target))
+}
+
+fn status_line(line: &[u8]) -> Option<StatusCode> {
+    let mut words = str::from_utf8(line).ok()?.split(' ');
+    words.next()?.strip_prefix("HTTP/")?;
+    words.next()?.parse().ok()
 }
 
 fn header(line: &[u8]) -> Option<(HeaderName, HeaderValue)> {
@@ -171,10 +250,34 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_is_written_is_read_again() {
+        let headers = vec![
+            (HeaderName::from_static("x-two"), HeaderValue::from_static("1")),
+            (HeaderName::from_static("x-empty"), HeaderValue::from_static("")),
+            (HeaderName::from_static("x-two"), HeaderValue::from_bytes(b"\xff: \t2").unwrap()),
+        ];
+        let body = b"\r\n\xff\0{}\n";
+        let saved = Saved { method: Method::PUT, target: "//a/../b?x=%2F", headers: headers.clone(), body };
+        assert_eq!(Saved::read(&saved.write()).unwrap(), saved);
+        for (status, line) in [(200, "HTTP/1.1 200 OK\n"), (599, "HTTP/1.1 599 \n")] {
+            let answer = SavedAnswer { status: StatusCode::from_u16(status).unwrap(), headers: headers.clone(), body };
+            let file = answer.write();
+            assert!(file.starts_with(line.as_bytes()), "{file:?}");
+            assert_eq!(SavedAnswer::read(&file).unwrap(), answer);
+        }
+        for wrong in
+            ["", "200 OK\n\n", "HTTP/1.1\n\n", "HTTP/1.1 abc OK\n\n", "POST / HTTP/1.1\n\n", "HTTP/1.1 200 OK\n"]
+        {
+            assert!(SavedAnswer::read(wrong.as_bytes()).is_err(), "{wrong}");
+        }
+    }
+
     proptest! {
         #[test]
         fn no_file_is_too_odd(tail in any::<Vec<u8>>(), url in ".*") {
             let _ = Saved::read(&tail);
+            let _ = SavedAnswer::read(&tail);
             let file = [b"POST / HTTP/1.1\n", &tail[..], b"\n\nbody"].concat();
             if let Ok(saved) = Saved::read(&file) {
                 prop_assert!(saved.body.ends_with(b"body"));

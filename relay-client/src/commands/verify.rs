@@ -1,23 +1,18 @@
 //! `relay verify`: whether a saved request was signed by who it says it is from.
 
-use std::fs::File;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use http::header::CONTENT_LENGTH;
 use jiff::Timestamp;
 use relay_protocol::webhook::{Credentials, Provider, Request, Table, TableError, Verdict};
 use serde::Serialize;
 
-use crate::capture::saved::{Saved, SavedError};
+use crate::capture::saved::{self, Saved, SavedError};
 use crate::cli::VerifyArgs;
 use crate::keys::Keys;
-use crate::secret::{ReadError, SecretError, read};
+use crate::secret::{ReadError, SecretError};
 use crate::terminal::{Shown, json_line};
 use crate::value::Output;
-
-/// The largest file with a request: providers send up to 25 MiB.
-const FILE_MAX: u64 = 64 << 20;
 
 /// Names of providers that are proposed for one that is not known.
 const PROPOSED: usize = 3;
@@ -112,7 +107,7 @@ pub async fn verify(args: &VerifyArgs) -> Result<Report, VerifyError> {
     let table = Table::built_in()?;
     let named = args.provider.as_deref().map(|wanted| named(&table, wanted)).transpose()?;
     let credentials = args.credentials.read()?;
-    let file = input(&args.file).map_err(|problem| VerifyError::File { file: args.file.clone(), problem })?;
+    let file = saved::load(&args.file).map_err(|problem| VerifyError::File { file: args.file.clone(), problem })?;
     let saved = Saved::read(&file).map_err(|problem| VerifyError::Request { file: args.file.clone(), problem })?;
     let url = args.url.as_deref().map_or_else(|| saved.url(), |url| saved.url_at(url).into());
     let request = Request::new(&saved.method, &url, &saved.headers, saved.body);
@@ -181,8 +176,4 @@ fn unknown_settings(provider: &Provider, credentials: &Credentials) -> Vec<Strin
     let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
     let unknown = credentials.settings.keys().filter(|name| !provider.settings().contains_key(*name));
     unknown.map(|name| format!("--set {name}: {} has no such setting; it has {known}", provider.name)).collect()
-}
-
-fn input(file: &Path) -> Result<Vec<u8>, ReadError> {
-    if file == Path::new("-") { read(io::stdin().lock(), FILE_MAX) } else { read(File::open(file)?, FILE_MAX) }
 }
