@@ -15,10 +15,10 @@ use clap::error::{ContextKind, ContextValue};
 use clap::{Args, Parser, Subcommand};
 use http::{HeaderName, HeaderValue, StatusCode};
 use jiff::Timestamp;
-use relay_protocol::webhook::Credentials;
+use relay_protocol::webhook::{Credentials, Verdict};
 
 use crate::capture::Since;
-use crate::capture::filter::{self, HeaderPattern, JsonPattern, PathPattern};
+use crate::capture::filter::{self, HeaderPattern, JsonPattern, PathPattern, StatusPattern};
 use crate::platform::Signal;
 use crate::secret::{SecretError, SecretSource};
 use crate::session::dial::RelayUrl;
@@ -143,6 +143,19 @@ pub enum Command {
         It watches the clients that run on this machine. Where none does, it opens a tunnel of its own, which \
         answers 200. Exit code 1 says that the time has passed.")]
     Wait(WaitArgs),
+    /// List the requests that clients on this machine have forwarded
+    #[command(after_help = "Examples:\n  \
+        relay requests\n  \
+        relay requests --status error --since 1h\n  \
+        relay requests --provider stripe --type 'invoice.*' --output json | jq -r .id\n  \
+        relay requests --follow\n\n\
+        The newest stands last. `relay show ID` has all of one.")]
+    Requests(RequestsArgs),
+    /// Show one request and its answer: headers, bodies, times
+    #[command(after_help = "Examples:\n  \
+        relay show last\n  \
+        relay show 01KB2Z4QJ5 --output json | jq .request.body")]
+    Show(ShowOneArgs),
     /// Say whether a saved webhook was signed by its provider, and why not
     #[command(after_help = "Examples:\n  \
         relay verify request.http --secret env:STRIPE_SECRET\n  \
@@ -356,6 +369,75 @@ pub struct WaitArgs {
     /// The way to the relay.
     #[command(flatten)]
     pub connection: ConnectionArgs,
+}
+
+/// `relay requests`.
+#[derive(Args, Debug)]
+pub struct RequestsArgs {
+    /// Only those of this provider, as in stripe
+    #[arg(long, value_name = "NAME")]
+    pub provider: Option<String>,
+
+    /// Only those of this type of event; with a * at its end, of all that begin so
+    #[arg(long = "type", value_name = "TYPE")]
+    pub event_type: Option<String>,
+
+    /// Only those that were answered so: 404, 4xx, or error for what went wrong on the way
+    #[arg(long, value_name = "STATUS", value_parser = filter::status)]
+    pub status: Option<StatusPattern>,
+
+    /// Only those of this path; with a * at its end, of all that begin so. A query counts only where
+    /// one stands here
+    #[arg(long, value_name = "PATH", value_parser = filter::path)]
+    pub path: Option<PathPattern>,
+
+    /// Only those of this method
+    #[arg(long, value_name = "METHOD")]
+    pub method: Option<String>,
+
+    /// Only those through the tunnel of this name
+    #[arg(long, value_name = "NAME")]
+    pub tunnel: Option<String>,
+
+    /// Only those whose signature was judged so, as in valid or bad_signature
+    #[arg(long, value_name = "VERDICT", value_parser = filter::verdict)]
+    pub verdict: Option<Verdict>,
+
+    /// Only those with this text in path, event, provider, tunnel, id, method, error or address
+    #[arg(long, value_name = "TEXT")]
+    pub text: Option<String>,
+
+    /// Only those that came in the last 30s, or after the one with this id
+    #[arg(long, value_name = "now|TIME|ID", value_parser = filter::since)]
+    pub since: Option<Since>,
+
+    /// The newest so many
+    #[arg(long, value_name = "N", default_value = "50", value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    pub limit: u32,
+
+    /// Go on with those that come
+    #[arg(long)]
+    pub follow: bool,
+
+    /// Remove them all from this machine, and print how many there were
+    #[arg(long, exclusive = true)]
+    pub clear: bool,
+
+    /// A table for people, or one JSON object per line
+    #[arg(long, value_name = "FORM", value_enum, default_value = "text")]
+    pub output: Output,
+}
+
+/// `relay show`.
+#[derive(Args, Debug)]
+pub struct ShowOneArgs {
+    /// The request's id, its beginning, or last
+    #[arg(value_name = "ID")]
+    pub id: String,
+
+    /// For people, or a JSON object
+    #[arg(long, value_name = "FORM", value_enum, default_value = "text")]
+    pub output: Output,
 }
 
 /// `relay verify`.

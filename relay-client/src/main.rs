@@ -15,11 +15,12 @@ use relay_client::commands::check::Report;
 use relay_client::commands::dev::{self, DevError};
 use relay_client::commands::listen::{self, Answer, AnswerError};
 use relay_client::commands::login::{self, LoginError};
+use relay_client::commands::requests::{self, HistoryError};
 use relay_client::commands::run::{self, RunError};
 use relay_client::commands::start::{Start, StartError};
 use relay_client::commands::verify::{self, VerifyError};
 use relay_client::commands::wait::{self, WaitError};
-use relay_client::commands::{open, pages, status};
+use relay_client::commands::{open, pages, show, status};
 #[cfg(feature = "embedded")]
 use relay_client::config::DevSettings;
 use relay_client::config::{ConfigError, Files, Places, Settings};
@@ -110,6 +111,8 @@ async fn run(command: Command) -> ExitCode {
             }
             Command::Login(args) => login(args, &places, &mut signals).await,
             Command::Status { output } => status(output, &mut signals).await,
+            Command::Requests(args) => until_signal(&mut signals, requests::run(args)).await,
+            Command::Show(args) => until_signal(&mut signals, show::run(args)).await,
             Command::Logout
             | Command::Config(_)
             | Command::Verify(_)
@@ -192,6 +195,14 @@ async fn status(output: Output, signals: &mut Signals) -> Ended {
     print(report.shown.as_bytes())
 }
 
+/// A command that a signal ends at once.
+async fn until_signal<E: Into<Failure>>(signals: &mut Signals, run: impl Future<Output = Result<(), E>>) -> Ended {
+    tokio::select! {
+        ended = run => ended.map(|()| Exit::Done as u8).map_err(Into::into),
+        by = signals.next() => Ok(Exit::from(by) as u8),
+    }
+}
+
 fn check(output: Output) -> Ended {
     let report = Report::new(&Places::of_process(), |name| std::env::var_os(name));
     let shown = print(report.show(output).as_bytes());
@@ -253,6 +264,7 @@ exits! {
         WaitError::Config(_) | WaitError::Target(_) => Exit::Usage,
         _ => Exit::Failed,
     };
+    HistoryError: |_| Exit::Failed;
     VerifyError: |error| match error {
         VerifyError::Table(_) => Exit::Failed,
         _ => Exit::Usage,

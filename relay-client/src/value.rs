@@ -151,6 +151,52 @@ pub struct DurationError {
     input: String,
 }
 
+/// The longest time that requests can be kept: ten years.
+const AGE_MAX: u64 = 3653;
+
+/// Reads `30d`, or what [`duration`] does.
+///
+/// # Errors
+/// Everything else, with a hint.
+pub fn age(text: &str) -> Result<Duration, AgeError> {
+    let days = text.strip_suffix('d').and_then(|days| days.parse().ok()).filter(|days| (1..=AGE_MAX).contains(days));
+    let days = days.map(|days| Duration::from_secs(days * 24 * 60 * 60));
+    days.or_else(|| duration(text).ok()).ok_or_else(|| AgeError { input: text.to_owned() })
+}
+
+/// A time that was not understood.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{input:?} is not a time up to {AGE_MAX}d; write a number of days, as in 30d, or a shorter time, as in 12h")]
+pub struct AgeError {
+    input: String,
+}
+
+/// The most bytes of a disk that requests can take.
+const DISK_MAX: u64 = 1 << 40;
+
+/// Reads a number of bytes, as [`size`] does, from 1 MiB to 1 TiB, with GiB and TiB beside the smaller units.
+///
+/// # Errors
+/// Everything else, with a hint.
+pub fn disk_size(text: &str) -> Result<u64, DiskSizeError> {
+    let units = [("GiB", 1 << 30), ("TiB", 1 << 40)];
+    let large =
+        units.into_iter().find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?.parse::<u64>().ok()?, bytes)));
+    let bytes = match large {
+        Some((number, unit)) => number.checked_mul(unit),
+        None => size(text).ok().and_then(|size| u64::try_from(size).ok()),
+    };
+    let allowed = 1 << 20..=DISK_MAX;
+    bytes.filter(|bytes| allowed.contains(bytes)).ok_or_else(|| DiskSizeError { input: text.to_owned() })
+}
+
+/// A size that was not understood.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{input:?} is not a size from 1MiB to 1TiB; write a number and a unit, as in 500MiB or 1GiB")]
+pub struct DiskSizeError {
+    input: String,
+}
+
 /// The most bytes of a request's body that can be kept.
 const SIZE_MAX: usize = 256 << 20;
 
@@ -352,6 +398,18 @@ mod tests {
         }
         for bad in ["", "MiB", "-1", "1 MiB", "1kb", "257MiB", "99999999999999999999"] {
             assert!(size(bad).is_err(), "{bad}");
+        }
+        for (text, days) in [("30d", 30), ("1d", 1), ("24h", 1)] {
+            assert_eq!(age(text), Ok(Duration::from_secs(days * 86_400)));
+        }
+        for (text, bytes) in [("1MiB", 1 << 20), ("1048576", 1 << 20), ("2GiB", 2 << 30), ("1TiB", 1 << 40)] {
+            assert_eq!(disk_size(text), Ok(bytes));
+        }
+        for bad in ["", "d", "0d", "-1d", "1.5d", "3654d", "99999999999999999999d", "30"] {
+            assert!(age(bad).is_err(), "{bad}");
+        }
+        for bad in ["", "GiB", "1023KiB", "2TiB", "1 GiB", "1GB", "99999999999999999999GiB"] {
+            assert!(disk_size(bad).is_err(), "{bad}");
         }
         assert_eq!(subdomain("My-App2"), Ok("my-app2".to_owned()));
         for bad in ["", "-a", "a-", "a.b", "a_b", "ü", &"a".repeat(64)] {

@@ -5,6 +5,9 @@
 //! ```
 
 use http::HeaderName;
+use relay_protocol::webhook::Verdict;
+use serde::Deserialize as _;
+use serde::de::value::{Error as ValueError, StrDeserializer};
 use serde_json::Value;
 
 use crate::capture::{Captured, Since, unix_now};
@@ -54,6 +57,11 @@ impl Filter {
 pub struct PathPattern(String);
 
 impl PathPattern {
+    /// As it was written.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+
     fn matches(&self, target: &str) -> bool {
         let path = if self.0.contains('?') { target } else { target.split('?').next().unwrap_or(target) };
         match self.0.strip_suffix('*') {
@@ -78,6 +86,14 @@ pub enum FilterError {
     /// RFC 6901 knows no such pointer.
     #[error("{0:?} is not a JSON pointer; write /member/0/member, with ~1 for a slash and ~0 for a tilde in a name")]
     Pointer(String),
+    /// No answer has it.
+    #[error("{0:?} is not a status; write one, as in 404, a class of them, as in 4xx, or error")]
+    Status(String),
+    /// No signature is judged so.
+    #[error(
+        "{0:?} is not a verdict; write valid, bad_signature, stale, future, missing, malformed, no_secret or unsupported"
+    )]
+    Verdict(String),
     /// Neither a moment nor an id.
     #[error("{0:?} is not a time; write now, a time that has passed, as in 30s, or the id of a request")]
     Since(String),
@@ -92,6 +108,40 @@ pub fn path(text: &str) -> Result<PathPattern, FilterError> {
         Ok(PathPattern(text.to_owned()))
     } else {
         Err(FilterError::Path(text.to_owned()))
+    }
+}
+
+/// What a request was answered with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StatusPattern {
+    /// This status.
+    Code(u16),
+    /// One with this first digit.
+    Class(u8),
+    /// Something went wrong on the way, or there was no answer at all.
+    Error,
+}
+
+/// Reads `valid`, `bad_signature` and the other verdicts.
+///
+/// # Errors
+/// Everything else, with a hint.
+pub fn verdict(text: &str) -> Result<Verdict, FilterError> {
+    let text = text.replace('-', "_");
+    Verdict::deserialize(StrDeserializer::<ValueError>::new(&text)).map_err(|_| FilterError::Verdict(text))
+}
+
+/// Reads `404`, `4xx` or `error`.
+///
+/// # Errors
+/// Everything else, with a hint.
+pub fn status(text: &str) -> Result<StatusPattern, FilterError> {
+    let class = text.strip_suffix("xx").or(text.strip_suffix("XX")).and_then(|class| class.parse().ok());
+    match (text, class, text.parse().ok()) {
+        ("error", ..) => Ok(StatusPattern::Error),
+        (_, Some(class @ 1..=5), _) => Ok(StatusPattern::Class(class)),
+        (_, _, Some(code @ 100..=599)) => Ok(StatusPattern::Code(code)),
+        _ => Err(FilterError::Status(text.to_owned())),
     }
 }
 

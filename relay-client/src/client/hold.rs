@@ -12,6 +12,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval, sleep,
 use super::backoff::backoff;
 use super::tunnels::{Asked, Tunnels};
 use super::{Client, ClientError, Failed, TunnelOptions};
+use crate::capture::Capture;
 use crate::event::{Event, Observer};
 use crate::platform::{address_towards, time_with_sleep};
 use crate::session::watch::{PERIOD, Reading, Sign, Watch};
@@ -357,6 +358,9 @@ impl<'a> Hold<'a> {
         let sign = self.watch.as_mut().and_then(Watching::look);
         if let Some(link) = self.serve.link() {
             observer.observe(&Event::Heard { ago: link.last_heard().elapsed() });
+        }
+        if let Some(notice) = self.client.capture().and_then(Capture::notice) {
+            observer.observe(&Event::Notice(&notice));
         }
         match (&mut self.lost, sign) {
             (None, Some(why)) if self.probe.is_none() => {

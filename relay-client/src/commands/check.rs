@@ -101,6 +101,13 @@ impl Report {
         ];
         problems.extend(secret.and_then(|secret| secret.read().err()).map(|error| format!("RELAY_SECRET: {error}")));
         problems.extend(file.check_secret().err().map(|error| error.to_string()));
+        let limits = file.capture.limits();
+        settings.extend([
+            setting("capture.count", None, Some(limits.count.to_string())),
+            setting("capture.bytes", None, Some(limits.bytes.to_string())),
+            setting("capture.age", None, Some(format!("{}s", limits.age.as_secs()))),
+            setting("capture.body", None, Some(limits.body.to_string())),
+        ]);
         for (label, table) in &file.tunnels {
             let tunnel = match file.tunnel(label, table) {
                 Ok(tunnel) => tunnel,

@@ -84,7 +84,7 @@ pub async fn run(
     let client = Client::new(target)
         .token(token.expose().to_owned().into())
         .ca_file(ca_file.display().to_string())
-        .control(Control::new(settings.show.inspect))
+        .control(Control::new(settings.show.inspect, settings.show.capture))
         .tunnel(options);
 
     let client = screen.prove(client, Probe::new());

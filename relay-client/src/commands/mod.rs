@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   cli, config ─▶ run, listen, start, wait, status, login, check, verify, dev ─▶ client
+//!                  requests, show ─▶ capture::history
 //! ```
 
 pub mod check;
@@ -14,7 +15,9 @@ pub mod login;
 pub mod open;
 pub mod pages;
 mod prompt;
+pub mod requests;
 pub mod run;
+pub mod show;
 pub mod start;
 pub mod status;
 pub mod verify;

@@ -23,7 +23,7 @@ pub(crate) fn without_tunnel(settings: Settings) -> Result<Client, TargetError> 
     let trust = settings.relay_ca.as_deref().map_or(Ok(Trust::System), Trust::only)?;
     let names = Names::here(&settings.relay, settings.token.as_ref());
     let target = Target::new(settings.relay, &trust)?.dialling(settings.relay_addr);
-    let mut client = Client::new(target).control(Control::new(settings.show.inspect));
+    let mut client = Client::new(target).control(Control::new(settings.show.inspect, settings.show.capture));
     if !settings.random {
         client = client.remember(names);
     }

@@ -18,6 +18,12 @@
 //! output = "text"
 //! inspect = "off"
 //!
+//! [capture]                             # what is kept of requests; only in ~/.config/relay/relay.toml
+//! count = 100000
+//! bytes = "1GiB"
+//! age = "30d"
+//! body = "10MiB"
+//!
 //! [tunnels.web]                         # for `relay start`; what it leaves open, the keys above say
 //! upstream = 3000
 //! subdomain = "hooks"
@@ -34,6 +40,7 @@ use std::{
     collections::BTreeMap,
     fmt, io,
     net::SocketAddr,
+    num::NonZeroU32,
     path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
@@ -43,6 +50,7 @@ use relay_protocol::message::MAX_TUNNELS;
 use serde::{Deserialize, Deserializer, de};
 
 use self::webhooks::{WebhookKeys, secrets};
+use crate::capture::store::Limits;
 use crate::cli::{DevArgs, OpenArgs, ServiceArgs, SessionArgs, ShowArgs, TunnelArgs};
 use crate::platform::{Base, base_directory, readable_by_others};
 use crate::secret::{SecretError, SecretSource};
@@ -50,8 +58,8 @@ use crate::session::dial::RelayUrl;
 use crate::upstream::address::{HostPort, UpstreamAddr};
 use crate::upstream::rewrite::HostHeader;
 use crate::value::{
-    Inspect, Output, Secret, UpstreamProtocol, Verify, VerifyAt, WebhookSettings, duration, inspect, is_table_name,
-    subdomain,
+    Inspect, Output, Secret, UpstreamProtocol, Verify, VerifyAt, WebhookSettings, age, disk_size, duration, inspect,
+    is_table_name, size, subdomain,
 };
 
 /// What every command that opens a tunnel on a relay elsewhere needs to know.
@@ -133,8 +141,10 @@ pub struct ShowSettings {
     pub qr: bool,
     /// Says as JSON that the tunnel is up, as long as it is.
     pub ready_file: Option<PathBuf>,
-    /// Whether the last requests are kept, so that they can be looked at; if none, they are.
+    /// Whether requests are kept, so that they can be looked at; if none, they are.
     pub inspect: Option<Inspect>,
+    /// How many of them, on the disk.
+    pub capture: Limits,
 }
 
 impl Settings {
@@ -215,7 +225,7 @@ impl ShowSettings {
         let output = if for_people { Output::Text } else { typed.output.or(file.output).unwrap_or_default() };
         let inspect = typed.inspect.or(file.inspect);
         let ShowArgs { url_only, plain, tui, qr, ready_file, .. } = typed;
-        Self { output, url_only, plain, tui, qr, ready_file, inspect }
+        Self { output, url_only, plain, tui, qr, ready_file, inspect, capture: file.capture.limits() }
     }
 }
 
@@ -245,12 +255,40 @@ pub(crate) struct File {
     pub(crate) verify: Option<Verify>,
     pub(crate) verify_at: Option<VerifyAt>,
     pub(crate) handshake: Option<bool>,
+    #[serde(default)]
+    pub(crate) capture: Kept,
     /// The tunnels of `relay start` by their tables' names.
     #[serde(default, deserialize_with = "tables")]
     pub(crate) tunnels: BTreeMap<String, Table>,
     /// Where each key stands.
     #[serde(skip)]
     pub(crate) places: BTreeMap<String, Place>,
+}
+
+/// The table `[capture]` as it was written.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Kept {
+    count: Option<NonZeroU32>,
+    #[serde(default, deserialize_with = "disk")]
+    bytes: Option<u64>,
+    #[serde(default, deserialize_with = "days")]
+    age: Option<Duration>,
+    #[serde(default, deserialize_with = "bytes")]
+    body: Option<usize>,
+}
+
+impl Kept {
+    /// With what it leaves open.
+    pub(crate) fn limits(&self) -> Limits {
+        let open = Limits::default();
+        Limits {
+            count: self.count.map_or(open.count, NonZeroU32::get),
+            bytes: self.bytes.unwrap_or(open.bytes),
+            age: self.age.unwrap_or(open.age),
+            body: self.body.unwrap_or(open.body),
+        }
+    }
 }
 
 /// A table `[tunnels.NAME]` as it was written.
@@ -301,6 +339,18 @@ fn inspecting<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Inspect>, D::
 
 fn time<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
     duration(&String::deserialize(from)?).map(Some).map_err(de::Error::custom)
+}
+
+fn disk<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+    disk_size(&String::deserialize(from)?).map(Some).map_err(de::Error::custom)
+}
+
+fn bytes<'de, D: Deserializer<'de>>(from: D) -> Result<Option<usize>, D::Error> {
+    size(&String::deserialize(from)?).map(Some).map_err(de::Error::custom)
+}
+
+fn days<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    age(&String::deserialize(from)?).map(Some).map_err(de::Error::custom)
 }
 
 /// A port, or a target as it is typed.
@@ -399,7 +449,13 @@ impl Files {
         }
         files.project.clone_from(&places.project);
         for path in [&places.login, &places.user, &places.project].into_iter().flatten() {
-            let upper = read(&mut files, path, false);
+            let mut upper = read(&mut files, path, false);
+            if Some(path) == places.project.as_ref() && upper.capture != Kept::default() {
+                // All of a user's clients share one history, and a stranger's file must not shorten it.
+                files.warnings.push(format!("{}: [capture] counts only in your own file", path.display()));
+                upper.capture = Kept::default();
+                upper.places.retain(|key, _| !key.starts_with("capture"));
+            }
             files.put_over(upper);
         }
         (files, errors)
@@ -487,6 +543,7 @@ impl Files {
             verify: upper.verify.or(lower.verify),
             verify_at: upper.verify_at.or(lower.verify_at),
             handshake: upper.handshake.or(lower.handshake),
+            capture: if upper.capture == Kept::default() { lower.capture } else { upper.capture },
             // Those of one file: what a project's file has no word of does not start with it.
             tunnels: if upper.tunnels.is_empty() { lower.tunnels } else { upper.tunnels },
             places,
@@ -571,6 +628,7 @@ fn places(file: &Path, text: &str) -> BTreeMap<String, Place> {
     #[serde(default)]
     struct Tables {
         tunnels: Keys<Keys<de::IgnoredAny>>,
+        capture: Keys<de::IgnoredAny>,
     }
     let place = |key: toml::Spanned<String>, table: &str| {
         let line = text.get(..key.span().start).unwrap_or_default().matches('\n').count() + 1;
@@ -582,7 +640,8 @@ fn places(file: &Path, text: &str) -> BTreeMap<String, Place> {
         let table = format!("tunnels.{}.", name.into_inner());
         keys.into_keys().map(|key| place(key, &table)).collect::<Vec<_>>()
     });
-    inner.chain(keys.into_keys().map(|key| place(key, ""))).collect()
+    let capture: Vec<_> = tables.capture.into_keys().map(|key| place(key, "capture.")).collect();
+    inner.chain(capture).chain(keys.into_keys().map(|key| place(key, ""))).collect()
 }
 
 /// Why there is no configuration. All of these are usage errors.

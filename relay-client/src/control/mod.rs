@@ -28,6 +28,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use self::board::{Board, Status};
+use crate::capture::store::{Limits, Place};
 use crate::capture::{Capture, News, Since};
 use crate::platform::{self, Base, Connected, Listener, base_directory};
 use crate::value::Inspect;
@@ -103,6 +104,8 @@ struct Question {
 pub(crate) enum Ask {
     /// How it is.
     Status,
+    /// How it is, once everything that is over has been stored.
+    Stored,
     /// The requests that it keeps, and then those that come.
     Requests {
         /// From which one on.
@@ -132,10 +135,13 @@ pub struct Control {
 }
 
 impl Control {
-    /// Of a client that starts now. It keeps its last requests unless it must not.
-    pub fn new(inspect: Option<Inspect>) -> Self {
-        let capture = (inspect != Some(Inspect::Off)).then(Capture::default);
-        Self { board: Board::new(), capture }
+    /// Of a client that starts now. It keeps its requests unless it must not, and stores them within these limits.
+    pub fn new(inspect: Option<Inspect>, limits: Limits) -> Self {
+        let capture = || match Place::of_user() {
+            Some(place) => Capture::stored(place, limits),
+            None => Capture::default(),
+        };
+        Self { board: Board::new(), capture: (inspect != Some(Inspect::Off)).then(capture) }
     }
 
     /// Answers questions until the returned value is closed or dropped. A client does not need it: what is in the way is
@@ -257,6 +263,12 @@ async fn converse(
     let question = timeout(PATIENCE, lines.next()).await??.ok_or(io::ErrorKind::UnexpectedEof)?;
     let since = match understand(&question) {
         Ok(Ask::Status) => return say(&mut writer, &Reply::Status(control.board.status())).await,
+        Ok(Ask::Stored) => {
+            if let Some(capture) = control.capture.clone() {
+                tokio::task::spawn_blocking(move || capture.flush()).await?;
+            }
+            return say(&mut writer, &Reply::Status(control.board.status())).await;
+        }
         Ok(Ask::Requests { since }) => since,
         Err(refusal) => return say(&mut writer, &Reply::Refused(refusal)).await,
     };
@@ -461,6 +473,12 @@ mod tests {
 
     use super::*;
 
+    /// Of a client that stores nothing.
+    fn control(inspect: Option<Inspect>) -> Control {
+        let capture = (inspect != Some(Inspect::Off)).then(Capture::default);
+        Control { board: Board::new(), capture }
+    }
+
     /// What a client answers to these bytes, up to its silence or the end.
     async fn answer(control: &Control, question: &[u8]) -> Vec<String> {
         let (ours, theirs) = tokio::io::duplex(2 * QUESTION);
@@ -481,7 +499,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_question_is_answered_or_refused() {
-        let (keeps, does_not) = (Control::new(None), Control::new(Some(Inspect::Off)));
+        let (keeps, does_not) = (control(None), control(Some(Inspect::Off)));
         let said = answer(&keeps, b"{\"version\":1,\"ask\":\"status\"}\n").await;
         assert!(said[0].contains("\"state\":\"connecting\""), "{said:?}");
         for (control, question, hint) in [
@@ -499,7 +517,7 @@ mod tests {
     #[tokio::test]
     async fn who_ends_is_found_no_more_and_disturbs_no_other() {
         let parent = tempfile::tempdir().unwrap();
-        let start = || Serving::start(&parent.path().join("clients"), Control::new(None)).unwrap();
+        let start = || Serving::start(&parent.path().join("clients"), control(None)).unwrap();
         let (one, two) = (start(), start());
         let ask = Ask::Requests { since: Since::Start };
         let mut watching = Vec::new();

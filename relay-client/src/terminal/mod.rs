@@ -766,6 +766,14 @@ fn row(out: &mut Text<'_>, parts: &[Part], gap: &str, style: Style) {
     }
 }
 
+/// Parts in one line, as far as they fit, and its end.
+pub(crate) fn line_of(parts: &[Part], style: Style) -> Vec<u8> {
+    let mut line = Vec::new();
+    row(&mut Text(&mut line), parts, "  ", style);
+    line.push(b'\n');
+    line
+}
+
 /// The colour of an outcome: of a status, or of none.
 pub(crate) fn outcome_colour(status: Option<u16>) -> &'static str {
     match status {

@@ -73,6 +73,9 @@ impl RequestBody {
         }
         sending.replayable = sending.kept_len <= REPLAY;
         sending.recording = record(&sending.kept, sending.end.is_some());
+        if let Some(trailers) = sending.end.as_ref().filter(|trailers| !trailers.is_empty()) {
+            sending.recording.whole(trailers);
+        }
         Self::new(sending)
     }
 
@@ -125,7 +128,7 @@ impl Sending {
 
     /// The body has ended.
     fn ends(&mut self, trailers: Bytes) {
-        self.recording.whole();
+        self.recording.whole(&trailers);
         self.end = Some(trailers);
     }
 

@@ -31,7 +31,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, Scheme as UriScheme};
 use http::{Request, Response, StatusCode, Uri, Version};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use relay_protocol::exchange::{X_FORWARDED_PROTO, append_framed, end_to_end, end_to_end_trailers};
@@ -319,7 +319,10 @@ impl Upstream {
             let request = self.request(head, body.clone(), Version::HTTP_11, attempt, stream)?;
             match self.exchange_http1(stream, head, connection, request, sent).await {
                 // The service closed a connection that it had kept open, and has not seen the request.
-                Err(Attempt::Unanswered(_)) if !is_fresh && body.rewind() => attempt += 1,
+                Err(Attempt::Unanswered(_)) if !is_fresh && body.rewind() => {
+                    attempt += 1;
+                    sent.recording.annotate(|note| note.attempt = attempt);
+                }
                 Err(Attempt::Unanswered(failure) | Attempt::Final(failure)) => return Err(failure),
                 Ok(()) => return Ok(()),
             }
@@ -437,7 +440,7 @@ impl Upstream {
         }
         self.send_head(stream, &response, None, sent).map_err(Attempt::Final)?;
         let pumped = {
-            let pump = pump(response.body_mut(), stream);
+            let pump = pump(response.body_mut(), stream, sent.recording.clone());
             sent.behind(connection.wire.drive(pump)).await
         };
         pumped.map_err(Attempt::Final)?;
@@ -473,13 +476,15 @@ impl Upstream {
                     // Another exchange may have noticed before, and have a new one already.
                     self.http2().take_if(|known| Arc::ptr_eq(known, &share.0));
                     attempt += 1;
+                    sent.recording.annotate(|note| note.attempt = attempt);
                     continue;
                 }
                 Err(error) if error.is_user() => return Err(body_failure(stream)),
                 Err(error) => return Err(invalid(&error)),
             };
             self.send_head(stream, &response, None, sent)?;
-            return sent.behind(pump(response.body_mut(), stream)).await;
+            let pump = pump(response.body_mut(), stream, sent.recording.clone());
+            return sent.behind(pump).await;
         }
     }
 
@@ -527,6 +532,8 @@ impl Upstream {
             reset: Reset::UpstreamInvalid,
             detail: Some(format!("the response's head cannot be passed on: {error}")),
         })?;
+        let length = response.body().size_hint().exact();
+        sent.recording.response(&head, length.unwrap_or_default());
         stream.send_head(head, false)?;
         sent.head(status);
         Ok(())
@@ -590,19 +597,24 @@ where
 }
 
 /// Moves a response's body into the stream until its end.
-async fn pump(body: &mut Incoming, stream: &Stream) -> Result<(), Failure> {
+async fn pump(body: &mut Incoming, stream: &Stream, recording: Recording) -> Result<(), Failure> {
+    let mut trailers = Bytes::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| invalid(&error))?;
         match frame.into_data() {
-            Ok(bytes) => stream.send(bytes).await?,
+            Ok(bytes) => {
+                recording.response_data(&bytes);
+                stream.send(bytes).await?;
+            }
             Err(frame) => {
-                let trailers = frame.into_trailers().unwrap_or_default();
-                let trailers = end_to_end_trailers(&trailers).to_bytes().unwrap_or_default();
-                return Ok(stream.finish(trailers)?);
+                let map = frame.into_trailers().unwrap_or_default();
+                trailers = end_to_end_trailers(&map).to_bytes().unwrap_or_default();
+                break;
             }
         }
     }
-    Ok(stream.finish(Bytes::new())?)
+    recording.response_whole(&trailers);
+    Ok(stream.finish(trailers)?)
 }
 
 /// Waits for the answer; where the body waits for a 100 that does not come, it is sent after a second.
