@@ -35,6 +35,8 @@ export interface Message {
   body_truncated: boolean;
   body?: string;
   body_base64?: string;
+  /** Headers behind the body. */
+  trailers?: Header[];
 }
 
 export interface Detail extends Summary {

@@ -2,7 +2,7 @@
 
 import type { ComponentChildren } from "preact";
 
-import { type Detail, type Message, bodyUrl } from "./api";
+import { type Detail, type Header, type Message, bodyUrl } from "./api";
 import { BodyView } from "./body_view";
 import { allowance, duration, judgement, moment, number, outcome, time, verdict } from "./format";
 import { pressure } from "./list";
@@ -222,28 +222,34 @@ interface MessageProps {
 }
 
 function MessageView({ model, id, side, title, message }: MessageProps) {
-  const { headers } = message;
   return (
     <section class="message" aria-label={title}>
       <h3>{title}</h3>
-      <details open={model.headersOpen} onToggle={(event) => model.openHeaders(event.currentTarget.open)}>
-        <summary>
-          Headers <span class="reason">{headers.length}</span>
-        </summary>
-        <table class="headers">
-          <tbody>
-            {headers.map(([name, value], index) => (
-              <tr key={index}>
-                <th scope="row">{name}</th>
-                <td>
-                  <Long text={value} chunk={2_000} />
-                </td>
-              </tr>
-            ))}
-          </tbody>
-        </table>
-      </details>
+      <Headers model={model} title="Headers" headers={message.headers} />
       <BodyView model={model} message={message} name={`${title} body`} url={bodyUrl(id, side)} />
+      {message.trailers && <Headers model={model} title="Trailers" headers={message.trailers} />}
     </section>
+  );
+}
+
+function Headers({ model, title, headers }: { model: Model; title: string; headers: Header[] }) {
+  return (
+    <details open={model.headersOpen} onToggle={(event) => model.openHeaders(event.currentTarget.open)}>
+      <summary>
+        {title} <span class="reason">{headers.length}</span>
+      </summary>
+      <table class="headers">
+        <tbody>
+          {headers.map(([name, value], index) => (
+            <tr key={index}>
+              <th scope="row">{name}</th>
+              <td>
+                <Long text={value} chunk={2_000} />
+              </td>
+            </tr>
+          ))}
+        </tbody>
+      </table>
+    </details>
   );
 }

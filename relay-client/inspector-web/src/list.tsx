@@ -114,7 +114,6 @@ function Row({ entry, summary, attempts, selected, marked, place, rows }: RowPro
       aria-selected={selected}
       aria-setsize={rows}
       aria-posinset={place}
-      aria-label={label(summary, attempt, attempts)}
       data-id={id}
     >
       <span class={`code ${outcome(summary)}`}>{summary.status ?? (summary.error ? "error" : "…")}</span>
@@ -152,7 +151,7 @@ export function Sign({ code }: { code: string | null }) {
   if (!code) return <span class="sign" />;
   const taken = judgement(code);
   return (
-    <span class={`sign ${taken}`} title={verdict(code)}>
+    <span class={`sign ${taken}`} role="img" aria-label={verdict(code)} title={verdict(code)}>
       {taken === "good" ? "✓" : taken === "bad" ? "✗" : "–"}
     </span>
   );
@@ -162,20 +161,4 @@ export function Sign({ code }: { code: string | null }) {
 export function pressure({ duration_ms, allowed_ms }: Summary): "" | "near" | "over" {
   if (duration_ms === null || !allowed_ms) return "";
   return duration_ms > allowed_ms ? "over" : duration_ms > 0.7 * allowed_ms ? "near" : "";
-}
-
-function label(summary: Summary, attempt: number, attempts: number): string {
-  const { method, path, status, error, provider_name, event_type, duration_ms, at } = summary;
-  const parts = [
-    `${method} ${path}`,
-    status ?? error ?? "no answer yet",
-    provider_name,
-    event_type,
-    summary.verdict && verdict(summary.verdict),
-    attempt > 0 && `attempt ${attempt} of ${attempts}`,
-    summary.replay_of && "a replay",
-    duration_ms !== null && duration(duration_ms),
-    time(at),
-  ];
-  return parts.filter(Boolean).join(", ");
 }

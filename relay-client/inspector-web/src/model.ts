@@ -155,10 +155,13 @@ export class Model {
       this.complete = true;
     } catch (error) {
       this.say(ApiError.describe(error), "bad");
+      // Where the stream has broken too, all of it is asked for again when that is back.
+      this.complete = this.connection === "live";
     } finally {
       this.#catchingUp = false;
       this.#changed();
     }
+    void this.#catchUp();
   }
 
   /** Something was left out since the newest row that is here. */
