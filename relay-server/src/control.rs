@@ -66,9 +66,33 @@ pub enum Request {
         token: String,
         /// The tunnel names.
         names: Vec<Name>,
+        /// Whose handshakes are answered there while the client is away, as the provider's id.
+        #[serde(default)]
+        provider: Option<String>,
     },
     /// Give up reservations.
     Release {
+        /// The tunnel names.
+        names: Vec<Name>,
+    },
+}
+
+/// What a request has changed for those who are connected or expected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The token has ended.
+    Revoked(TokenId),
+    /// Names are a token's own from now on, and for the webhooks of a provider, if for any.
+    Reserved {
+        /// The token.
+        token: TokenId,
+        /// The tunnel names.
+        names: Vec<Name>,
+        /// The provider's id.
+        provider: Option<String>,
+    },
+    /// Names are not reserved any more.
+    Released {
         /// The tunnel names.
         names: Vec<Name>,
     },
@@ -203,15 +227,15 @@ impl Listener {
         Ok(listener)
     }
 
-    /// Answers requests until `shutdown`, then finishes those that have begun. `on_revoke` is called
-    /// for each token that was revoked, once that is on disk: its sessions are to end.
+    /// Answers requests until `shutdown`, then finishes those that have begun. `changed` is called
+    /// for each change that matters to those who are connected or expected, once it is on disk.
     pub async fn serve(
         self,
         store: Store,
-        on_revoke: impl Fn(TokenId) + Send + Sync + 'static,
+        changed: impl Fn(Change) + Send + Sync + 'static,
         shutdown: CancellationToken,
     ) {
-        let on_revoke = Arc::new(on_revoke);
+        let changed = Arc::new(changed);
         let mut conversations = JoinSet::new();
         loop {
             tokio::select! {
@@ -219,9 +243,9 @@ impl Listener {
                 Some(ended) = conversations.join_next() => report(ended),
                 accepted = self.socket.accept(), if conversations.len() < MAX_CONVERSATIONS => match accepted {
                     Ok((stream, _)) => {
-                        let (store, on_revoke, shutdown) = (store.clone(), Arc::clone(&on_revoke), shutdown.clone());
+                        let (store, changed, shutdown) = (store.clone(), Arc::clone(&changed), shutdown.clone());
                         conversations.spawn(async move {
-                            let conversation = converse(stream, &store, &*on_revoke, &shutdown);
+                            let conversation = converse(stream, &store, &*changed, &shutdown);
                             timeout(CONVERSATION_TIME, conversation).await.unwrap_or_else(|late| Err(late.into()))
                         });
                     }
@@ -257,7 +281,7 @@ fn report(ended: Result<io::Result<()>, tokio::task::JoinError>) {
 async fn converse(
     stream: UnixStream,
     store: &Store,
-    on_revoke: &impl Fn(TokenId),
+    changed: &impl Fn(Change),
     shutdown: &CancellationToken,
 ) -> io::Result<()> {
     // The socket's mode says the same, but not between its making and the setting of its mode.
@@ -271,7 +295,7 @@ async fn converse(
         return Ok(());
     };
     let reply = match serde_json::from_slice(&line?) {
-        Ok(request) => apply(store, request, on_revoke).await,
+        Ok(request) => apply(store, request, changed).await,
         Err(error) => Reply::Refused {
             message: format!(
                 "the relay, version {}, does not understand the request ({error}); \
@@ -285,7 +309,7 @@ async fn converse(
 }
 
 /// Does what was asked: in the relay, or in the command itself when no relay runs.
-async fn apply(store: &Store, request: Request, on_revoke: &impl Fn(TokenId)) -> Reply {
+async fn apply(store: &Store, request: Request, changed: &impl Fn(Change)) -> Reply {
     fn refused(error: impl std::error::Error) -> Reply {
         Reply::Refused { message: error.to_string() }
     }
@@ -306,15 +330,27 @@ async fn apply(store: &Store, request: Request, on_revoke: &impl Fn(TokenId)) ->
         Request::RevokeToken { token } => match store.revoke_token(&token, now).await {
             Ok(id) => {
                 tracing::info!(%token, "a token was revoked");
-                on_revoke(id);
+                changed(Change::Revoked(id));
                 Reply::Revoked
             }
             Err(error) => refused(error),
         },
-        Request::Reserve { token, names } => {
-            store.reserve(&token, names, now).await.map_or_else(refused, |()| Reply::Reserved)
+        Request::Reserve { token, names, provider } => {
+            match store.reserve(&token, names.clone(), provider.as_deref(), now).await {
+                Ok(token) => {
+                    changed(Change::Reserved { token, names, provider });
+                    Reply::Reserved
+                }
+                Err(error) => refused(error),
+            }
         }
-        Request::Release { names } => store.release(names, now).await.map_or_else(refused, |()| Reply::Released),
+        Request::Release { names } => match store.release(names.clone(), now).await {
+            Ok(()) => {
+                changed(Change::Released { names });
+                Reply::Released
+            }
+            Err(error) => refused(error),
+        },
     }
 }
 
@@ -482,7 +518,7 @@ mod tests {
     struct Relay {
         directory: TempDir,
         store: Store,
-        revoked: mpsc::Receiver<TokenId>,
+        changes: mpsc::Receiver<Change>,
         shutdown: CancellationToken,
         task: JoinHandle<()>,
     }
@@ -492,11 +528,11 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             let listener = Listener::bind(directory.path()).await.unwrap();
             let store = Store::open(directory.path()).await.unwrap();
-            let (sender, revoked) = mpsc::channel(8);
+            let (sender, changes) = mpsc::channel(8);
             let shutdown = CancellationToken::new();
-            let on_revoke = move |token| sender.try_send(token).unwrap();
-            let task = tokio::spawn(listener.serve(store.clone(), on_revoke, shutdown.clone()));
-            Self { directory, store, revoked, shutdown, task }
+            let changed = move |change| sender.try_send(change).unwrap();
+            let task = tokio::spawn(listener.serve(store.clone(), changed, shutdown.clone()));
+            Self { directory, store, changes, shutdown, task }
         }
 
         async fn stop(self) -> TempDir {
@@ -543,13 +579,17 @@ mod tests {
         assert!(message.contains("there is a token named \"alice\" already"), "{message}");
 
         let names = vec![Name::parse("hooks").unwrap()];
-        let reserve = Request::Reserve { token: "alice".to_owned(), names: names.clone() };
+        let provider = Some("slack".to_owned());
+        let reserve = Request::Reserve { token: "alice".to_owned(), names: names.clone(), provider: provider.clone() };
         assert!(matches!(request(&directory, reserve).await, Reply::Reserved));
-        assert!(matches!(request(&directory, Request::Release { names }).await, Reply::Released));
+        let reserved = Change::Reserved { token: token.id, names: names.clone(), provider };
+        assert_eq!(relay.changes.try_recv(), Ok(reserved), "before the reply");
+        assert!(matches!(request(&directory, Request::Release { names: names.clone() }).await, Reply::Released));
+        assert_eq!(relay.changes.try_recv(), Ok(Change::Released { names }));
 
         let revoke = Request::RevokeToken { token: "alice".to_owned() };
         assert!(matches!(request(&directory, revoke).await, Reply::Revoked));
-        assert_eq!(relay.revoked.try_recv(), Ok(token.id), "before the reply");
+        assert_eq!(relay.changes.try_recv(), Ok(Change::Revoked(token.id)));
         relay.stop().await;
     }
 

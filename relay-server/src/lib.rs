@@ -48,13 +48,14 @@ use tokio_util::task::TaskTracker;
 use self::admin::metrics::Metrics;
 use self::certs::Certificates;
 use self::config::{CertificateSource, Config, Limits};
+use self::control::Change;
 use self::edge::connect::Refusals;
 use self::edge::janitor::Janitor;
 use self::edge::{Places, Purpose};
 use self::log::AccessLog;
 use self::session::Sessions;
 use self::session::registry::Registry;
-use self::store::Store;
+use self::store::{Store, TokenSummary};
 
 /// How long tasks that were told to end have to do so.
 const LAST_WAIT: std::time::Duration = std::time::Duration::from_secs(5);
@@ -113,6 +114,20 @@ impl Shared {
                 tracing::error!("a task panicked; this is a bug in the relay");
             }
         })
+    }
+
+    /// Does what a change of tokens and names means for those who are connected or expected.
+    fn follow(&self, change: Change) {
+        match change {
+            Change::Revoked(token) => {
+                self.sessions.end(token, relay_protocol::frame::GoAway::Revoked, "The token was revoked.");
+                self.registry.revoke(token);
+            }
+            Change::Reserved { token, names, provider } => {
+                names.iter().for_each(|name| self.registry.reserve(name.as_str(), token, provider.as_deref()));
+            }
+            Change::Released { names } => names.iter().for_each(|name| self.registry.release(name.as_str())),
+        }
     }
 
     fn public_url(&self, host: &str) -> String {
@@ -239,8 +254,11 @@ impl Relay {
             config,
         });
         // Names that belong to somebody are away, not unknown: their clients come back after a restart.
-        for token in shared.store.list_tokens(store::unix_now()).await? {
-            token.reserved.iter().chain(&token.leased).for_each(|name| shared.registry.expect(name.as_str()));
+        for TokenSummary { token, reserved, leased, providers } in shared.store.list_tokens(store::unix_now()).await? {
+            leased.iter().for_each(|name| shared.registry.expect(name.as_str()));
+            for name in reserved {
+                shared.registry.reserve(name.as_str(), token.id, providers.get(&name).map(String::as_str));
+            }
         }
         let http = shared.config.http.map(|address| listen("--http", address)).transpose()?;
         let admin = shared.config.admin.map(|address| listen("--admin", address)).transpose()?;
@@ -297,17 +315,14 @@ impl Relay {
         if let Some(listener) = control {
             let (owner, closing) = (shared.clone(), ended.clone());
             tasks.spawn(async move {
-                let sessions = owner.clone();
-                let revoked = move |token| {
-                    sessions.sessions.end(token, relay_protocol::frame::GoAway::Revoked, "The token was revoked.");
-                };
-                listener.serve(owner.store.clone(), revoked, closing).await;
+                let store = owner.store.clone();
+                listener.serve(store, move |change| owner.follow(change), closing).await;
             });
         }
         let (watch, closing) = (certificates, ended.clone());
         tasks.spawn(async move { watch.watch(closing).await });
         let (janitor, closing) = (shared.clone(), ended.clone());
-        tasks.spawn(async move { janitor.janitor.run(&janitor.limits, closing).await });
+        tasks.spawn(async move { janitor.janitor.run(&janitor.limits, &janitor.registry, closing).await });
         let (access, last) = (shared.access.clone(), stop.clone());
         let logging = tokio::spawn(async move { access.run(last).await });
 

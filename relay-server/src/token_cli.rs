@@ -2,11 +2,13 @@
 //!
 //! What a script wants is alone on stdout; what a person is told besides goes to stderr.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::Path;
 use std::str::FromStr;
 
 use clap::{Subcommand, ValueEnum};
+use relay_protocol::webhook::{Table, TableError};
 use serde::Serialize;
 use thiserror::Error;
 
@@ -53,12 +55,18 @@ pub enum TokenCommand {
         name: String,
     },
     /// Make tunnel names a token's own for good
+    ///
+    /// Once more for the same token: the provider, or that there is none, is that of the last time.
     Reserve {
         /// The token's name
         name: String,
         /// The tunnel names
         #[arg(required = true, value_name = "TUNNEL")]
         names: Vec<Name>,
+        /// Whose webhooks they are for: the relay answers its handshakes while the client is away, where that needs no
+        /// secret
+        #[arg(long, value_name = "PROVIDER")]
+        provider: Option<ProviderId>,
     },
     /// Give up reserved tunnel names; they rest for 30 days before another token may have them
     Release {
@@ -151,10 +159,12 @@ async fn run_to(
             ask(Request::RevokeToken { token: name.clone() }).await?;
             writeln!(talk, "The token {name:?} is revoked, and its sessions are ended.")?;
         }
-        TokenCommand::Reserve { name, names } => {
+        TokenCommand::Reserve { name, names, provider } => {
             let labels = listed(&names);
-            ask(Request::Reserve { token: name.clone(), names }).await?;
-            writeln!(talk, "Reserved for the token {name:?}: {labels}.")?;
+            let (provider, its) = provider.map(|ProviderId { id, name }| (id, name)).unzip();
+            ask(Request::Reserve { token: name.clone(), names, provider }).await?;
+            let webhooks = its.map(|its| format!(", for the webhooks of {its}")).unwrap_or_default();
+            writeln!(talk, "Reserved for the token {name:?}: {labels}{webhooks}.")?;
         }
         TokenCommand::Release { names } => {
             let labels = listed(&names);
@@ -183,10 +193,12 @@ struct Line {
     limits: TokenLimits,
     reserved: Vec<Name>,
     leased: Vec<Name>,
+    /// Of the reserved ones, those that are for a provider's webhooks, and its id.
+    providers: BTreeMap<Name, String>,
 }
 
 impl Line {
-    fn new(TokenSummary { token, reserved, leased }: TokenSummary, now: i64) -> Self {
+    fn new(TokenSummary { token, reserved, leased, providers }: TokenSummary, now: i64) -> Self {
         let state = match (token.revoked_at, token.expires_at) {
             (Some(_), _) => "revoked",
             (None, Some(at)) if at <= now => "expired",
@@ -202,6 +214,7 @@ impl Line {
             limits: token.limits,
             reserved,
             leased,
+            providers,
         }
     }
 
@@ -213,7 +226,10 @@ impl Line {
     }
 
     fn names(&self) -> String {
-        let reserved = self.reserved.iter().map(|name| format!("{name} (reserved)"));
+        let reserved = self.reserved.iter().map(|name| match self.providers.get(name) {
+            Some(provider) => format!("{name} (reserved, {provider})"),
+            None => format!("{name} (reserved)"),
+        });
         reserved.chain(self.leased.iter().map(Name::to_string)).collect::<Vec<_>>().join(", ")
     }
 }
@@ -245,6 +261,36 @@ fn listed(names: &[Name]) -> String {
 fn moment(unix_seconds: i64) -> String {
     jiff::Timestamp::from_second(unix_seconds)
         .map_or_else(|_| format!("second {unix_seconds}"), |timestamp| timestamp.to_string())
+}
+
+// ---- whose webhooks a name is for ------------------------------------------------------------------
+
+/// A provider that this relay knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProviderId {
+    id: String,
+    name: String,
+}
+
+/// Why a text names no provider.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ProviderError {
+    /// None has that id.
+    #[error("no provider is called that; docs/providers.md tells where all of them are")]
+    Unknown,
+    /// What is known of providers cannot be read.
+    #[error(transparent)]
+    Table(#[from] TableError),
+}
+
+impl FromStr for ProviderId {
+    type Err = ProviderError;
+
+    fn from_str(text: &str) -> Result<Self, ProviderError> {
+        let table = Table::built_in()?;
+        let provider = table.get(text).ok_or(ProviderError::Unknown)?;
+        Ok(Self { id: provider.id.clone(), name: provider.name.clone() })
+    }
 }
 
 // ---- how long a token is valid ---------------------------------------------------------------------
@@ -360,6 +406,8 @@ mod tests {
         run(directory.path(), "create alice --max-tunnels 3 --max-names 4 --max-sessions 5").await.unwrap();
         run(directory.path(), "create continuous-integration --expires 1w").await.unwrap();
         run(directory.path(), "reserve alice hooks API").await.unwrap();
+        let (_, talk) = run(directory.path(), "reserve alice forms --provider dropbox").await.unwrap();
+        assert_eq!(talk, "Reserved for the token \"alice\": forms, for the webhooks of Dropbox.\n");
         run(directory.path(), "release hooks").await.unwrap();
         run(directory.path(), "revoke continuous-integration").await.unwrap();
 
@@ -367,7 +415,7 @@ mod tests {
         let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(rows[0][..2], ["TOKEN", "STATE"]);
         assert_eq!(rows[1][..2], ["alice", "valid"]);
-        assert_eq!(rows[1][3..], ["never", "never", "api", "(reserved)"]);
+        assert_eq!(rows[1][3..], ["never", "never", "api", "(reserved),", "forms", "(reserved,", "dropbox)"]);
         assert_eq!(rows[2][..2], ["continuous-integration", "revoked"]);
 
         let (json, _) = run(directory.path(), "list --output json").await.unwrap();
@@ -378,7 +426,8 @@ mod tests {
             serde_json::json!({
                 "name": "alice", "state": "valid", "created_at": created, "expires_at": null,
                 "revoked_at": null, "last_used_at": null, "max_tunnels": 3, "max_names": 4,
-                "max_sessions": 5, "reserved": ["api"], "leased": [],
+                "max_sessions": 5, "reserved": ["api", "forms"], "leased": [],
+                "providers": {"forms": "dropbox"},
             })
         );
         assert!(created.parse::<jiff::Timestamp>().is_ok());
@@ -398,6 +447,7 @@ mod tests {
             ("create bob --max-names 0", "0 is not in 1.."),
             ("reserve bob hooks", "no token named \"bob\""),
             ("reserve alice", "required"),
+            ("reserve alice hooks --provider Slack", "no provider is called that"),
             ("release hooks", "is not reserved"),
             ("revoke bob", "no token named \"bob\""),
         ] {

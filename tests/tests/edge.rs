@@ -4,10 +4,11 @@
 use std::time::{Duration, Instant};
 
 use http::Request;
+use relay_protocol::frame::{Frame, GoAway};
 use relay_protocol::message::TunnelSpec;
-use relay_protocol::webhook::Webhooks;
+use relay_protocol::webhook::{Credentials, Secret, Webhooks};
 use relay_tests::body::{full, noise, pipe};
-use relay_tests::peer::{Socket, session_of, sessions, spec};
+use relay_tests::peer::{Socket, connect_on, session_of, sessions, spec};
 use relay_tests::{Answer, App, RelayServer, Wire, World, within};
 use serde_json::Value;
 use tokio::task::JoinHandle;
@@ -145,5 +146,217 @@ mod deadlines {
             let line = server.process.error_line(&format!("\"target\":\"{path}\"")).await;
             assert_eq!(serde_json::from_str::<Value>(&line).unwrap()["provider"], provider, "{line}");
         }
+    }
+}
+
+mod handshakes {
+    use super::*;
+
+    const SLACK: &str = r#"{"type":"url_verification","challenge":"3eZb","token":"x"}"#;
+
+    fn slack() -> Webhooks {
+        Webhooks { provider: Some("slack".into()), handshake: true, ..Webhooks::default() }
+    }
+
+    /// A world in which nobody who is away comes back soon enough to be waited for.
+    async fn impatient() -> (World, String) {
+        let world = World::with(|config| config.limits.client_wait = Duration::from_millis(50)).await;
+        let token = world.token().await;
+        (world, token)
+    }
+
+    /// The last answer to a handshake of Slack at this name.
+    async fn asked(world: &World, name: &str) -> Answer {
+        let answer = post(world, name, &[("X-Slack-Request-Timestamp", "1")], SLACK).await;
+        within("the answer", answer).await.unwrap()
+    }
+
+    fn is_answered(answer: &Answer) {
+        assert_eq!((answer.code(), answer.text(), answer.error()), (200, "3eZb", None), "{answer:?}");
+        assert_eq!(answer.header("relay-handshake"), "slack");
+        assert_eq!(answer.header("content-type"), "text/plain; charset=utf-8");
+        assert_eq!((answer.header("x-content-type-options"), answer.header("cache-control")), ("nosniff", "no-store"));
+    }
+
+    fn is_left(answer: &Answer) {
+        assert_eq!((answer.code(), answer.error()), (503, Some("client-offline")), "{answer:?}");
+        assert!(!answer.headers.contains_key("relay-handshake"));
+    }
+
+    /// A client that is lost without a word.
+    async fn lost(world: &World, token: &str, tunnels: Vec<TunnelSpec>) {
+        drop(session_of(world, token, tunnels).await);
+        sessions(world, 0).await;
+    }
+
+    #[tokio::test]
+    async fn are_answered_for_a_client_that_was_lost_and_has_asked_for_it() {
+        let (world, token) = impatient().await;
+        let unasked = Webhooks { handshake: false, ..slack() };
+        let unnamed = Webhooks { provider: None, ..slack() };
+        let tunnels = vec![
+            webhooks(1, "asks", &slack()),
+            webhooks(2, "unasked", &unasked),
+            webhooks(3, "unnamed", &unnamed),
+            spec(4, "plain"),
+        ];
+        let mut socket = session_of(&world, &token, tunnels.clone()).await;
+        // While it is there, it answers by itself.
+        let answer = post(&world, "asks", &[], SLACK).await;
+        let opened = within("the request", socket.opened()).await;
+        socket.answer(opened.stream, "mine").await;
+        assert_eq!(within("the answer", answer).await.unwrap().text(), "mine");
+        drop(socket);
+        sessions(&world, 0).await;
+        is_answered(&asked(&world, "asks").await);
+        for name in ["unasked", "unnamed", "plain"] {
+            is_left(&asked(&world, name).await);
+        }
+        // What is no handshake waits for the client, however long it is.
+        let long = Box::leak(format!("{{\"a\":\"{}\"}}", "x".repeat(100_000)).into_boxed_str());
+        for body in ["{\"type\":\"event_callback\"}", "", long] {
+            is_left(&within("the answer", post(&world, "asks", &[], body).await).await.unwrap());
+        }
+    }
+
+    /// Those who have stopped their client on purpose have taken the URL away from their provider, too.
+    #[tokio::test]
+    async fn are_not_answered_for_a_client_that_said_goodbye() {
+        let (world, token) = impatient().await;
+        let mut socket = session_of(&world, &token, vec![webhooks(1, "hooks", &slack())]).await;
+        let goodbye = Frame::GoAway { reason: GoAway::Shutdown, drain: false, text: "bye".into() };
+        socket.send(&[goodbye]).await;
+        sessions(&world, 0).await;
+        is_left(&asked(&world, "hooks").await);
+    }
+
+    #[tokio::test]
+    async fn are_answered_as_long_as_the_session_can_be_resumed() {
+        let world = World::with(|config| {
+            config.limits.client_wait = Duration::from_millis(50);
+            config.limits.resume = Duration::from_millis(1);
+        })
+        .await;
+        let token = world.token().await;
+        lost(&world, &token, vec![webhooks(1, "hooks", &slack())]).await;
+        within("the end of that", async {
+            while asked(&world, "hooks").await.code() == 200 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+        is_left(&asked(&world, "hooks").await);
+    }
+
+    #[tokio::test]
+    async fn that_need_a_secret_are_answered_with_the_clients() {
+        let (world, token) = impatient().await;
+        let x = |secrets: Vec<Secret>| Webhooks {
+            provider: Some("x".into()),
+            handshake: true,
+            credentials: Credentials { secrets, ..Credentials::default() },
+            ..Webhooks::default()
+        };
+        let tunnels = vec![webhooks(1, "knows", &x(vec!["consumer".into()])), webhooks(2, "forgot", &x(Vec::new()))];
+        lost(&world, &token, tunnels).await;
+        let ask = async |name: &str| world.get(&world.url(name, "/?crc_token=challenge_string")).await;
+        // Made by Node's crypto.
+        let token = r#"{"response_token":"sha256=eVCiy88Y5uz+6uBjQU3UFAARMBRB4rhPoSudtGlt0mE="}"#;
+        let answer = ask("knows").await;
+        assert_eq!((answer.code(), answer.text(), answer.header("content-type")), (200, token, "application/json"));
+        is_left(&ask("forgot").await);
+    }
+
+    #[tokio::test]
+    async fn of_somebody_else_are_refused() {
+        let (world, token) = impatient().await;
+        let meta = Webhooks {
+            provider: Some("meta-whatsapp".into()),
+            handshake: true,
+            credentials: Credentials {
+                settings: [("verify_token".to_owned(), "mine".to_owned())].into(),
+                ..Credentials::default()
+            },
+            ..Webhooks::default()
+        };
+        lost(&world, &token, vec![webhooks(1, "hooks", &meta)]).await;
+        let ask = async |token: &str| {
+            let query = format!("/?hub.mode=subscribe&hub.verify_token={token}&hub.challenge=%3Cb%3E");
+            world.get(&world.url("hooks", &query)).await
+        };
+        let answer = ask("mine").await;
+        assert_eq!((answer.code(), answer.text()), (200, "<b>"));
+        assert_eq!(answer.header("content-type"), "text/plain; charset=utf-8");
+        let answer = ask("yours").await;
+        assert_eq!((answer.code(), answer.text(), answer.error()), (403, "", Some("signature-invalid")));
+    }
+
+    /// One is confirmed by a call, which the relay does not make; the other brings the key that the app must keep.
+    #[tokio::test]
+    async fn that_only_the_client_can_answer_wait_for_it() {
+        let (world, token) = impatient().await;
+        let of = |id: &str| Webhooks { provider: Some(id.to_owned()), ..slack() };
+        lost(&world, &token, vec![webhooks(1, "sns", &of("aws-sns")), webhooks(2, "asana", &of("asana"))]).await;
+        let body = r#"{"Type":"SubscriptionConfirmation","SubscribeURL":"https://sns.us-east-1.amazonaws.com/?a",
+            "SigningCertURL":"https://sns.us-east-1.amazonaws.com/a.pem","SignatureVersion":"1","Signature":"c2ln"}"#;
+        let answer = post(&world, "sns", &[("X-Amz-Sns-Message-Type", "SubscriptionConfirmation")], body).await;
+        is_left(&within("the answer", answer).await.unwrap());
+        is_left(&within("the answer", post(&world, "asana", &[("X-Hook-Secret", "s")], "{}").await).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn die_with_the_token() {
+        let home = tempfile::tempdir().unwrap();
+        let server = RelayServer::spawn_in(home.into(), ["--timeout", "200ms"]).await;
+        let secret = server.token("mine").await;
+        for reserve in [&["reserve", "mine", "slack", "--provider", "slack"][..], &["reserve", "mine", "plain"]] {
+            assert_eq!(server.token_command(reserve).await.code(), 0);
+        }
+        let mut socket = connect_on(server.raw(RelayServer::DOMAIN).await, &secret).await;
+        let bound = socket.hello(vec![webhooks(1, "tunnel", &slack())]).await;
+        assert!(bound[0].result.is_ok(), "{bound:?}");
+        drop(socket);
+        let ask = async |name: &str| {
+            let host = format!("{name}.{}", RelayServer::DOMAIN);
+            let mut wire = server.raw(&host).await;
+            let length = SLACK.len();
+            wire.send(format!("POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n\r\n{SLACK}")).await;
+            wire.message().await.expect("an answer")
+        };
+        within("the client to be away", async {
+            while ask("tunnel").await.status() != 200 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+        assert_eq!(ask("slack").await.status(), 200);
+        assert_eq!(ask("plain").await.status(), 503);
+        assert_eq!(server.token_command(&["revoke", "mine"]).await.code(), 0);
+        for name in ["tunnel", "slack"] {
+            assert_eq!(ask(name).await.status(), 503, "{name}");
+        }
+    }
+
+    /// The operator knows what a name is for, also where no client has ever come.
+    #[tokio::test]
+    async fn are_answered_at_a_name_that_is_reserved_for_a_provider() {
+        let home: std::sync::Arc<_> = tempfile::tempdir().unwrap().into();
+        let mut server = RelayServer::spawn_in(home.clone(), ["--timeout", "200ms"]).await;
+        server.token("mine").await;
+        let command = ["reserve", "mine", "files", "--provider", "dropbox"];
+        assert_eq!(server.token_command(&command).await.code(), 0);
+        let ask = async |server: &RelayServer| {
+            let host = format!("files.{}", RelayServer::DOMAIN);
+            let mut wire = server.raw(&host).await;
+            wire.send(format!("GET /?challenge=abc HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+            wire.message().await.expect("an answer")
+        };
+        let answer = ask(&server).await;
+        assert_eq!((answer.status(), &answer.body[..]), (200, &b"abc"[..]));
+        server.process.terminate().await;
+        let server = RelayServer::spawn_in(home, ["--timeout", "200ms"]).await;
+        assert_eq!(ask(&server).await.status(), 200, "after a restart");
+        assert_eq!(server.token_command(&["release", "files"]).await.code(), 0);
+        assert_eq!(ask(&server).await.status(), 503);
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use relay_protocol::exchange::{append_all, end_to_end_trailers};
 use relay_protocol::frame::Reset;
@@ -439,6 +439,24 @@ impl Upload {
             self.ended |= self.body.is_end_stream();
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Reads the body to its end, before any of it is sent, if it has no more than `most` bytes, and says whether it has.
+    /// What was read is held in one piece.
+    pub(crate) async fn gather(&mut self, most: usize) -> Result<bool, UploadError> {
+        if self.ended {
+            return Ok(self.held.len() <= most);
+        }
+        let mut whole = BytesMut::from(std::mem::take(&mut self.held));
+        while !self.ended && whole.len() <= most {
+            let piece = timeout(self.limits.body_idle, poll_fn(|cx| self.poll_first(cx))).await;
+            piece.unwrap_or(Err(UploadError::Silent))?;
+            whole.extend_from_slice(&std::mem::take(&mut self.held));
+        }
+        self.held = whole.freeze();
+        self.kept = Kept::default();
+        self.kept.push(&self.held);
+        Ok(self.ended && self.held.len() <= most)
     }
 
     /// What has been read and not been sent.

@@ -148,6 +148,7 @@ mod tests {
             include_str!("connect.rs"),
             include_str!("forward.rs"),
             include_str!("mod.rs"),
+            include_str!("webhook.rs"),
         ]
         .concat()
         .replace("== Cause::", "== ");

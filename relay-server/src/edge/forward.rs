@@ -16,10 +16,10 @@ use hyper::body::Incoming;
 use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
 use relay_protocol::exchange::{X_FORWARDED_PROTO, append_all, append_framed, end_to_end, upgrade_of};
-use relay_protocol::frame::{GoAway, Reset, StreamId};
+use relay_protocol::frame::{Reset, StreamId};
 use relay_protocol::link::Stream;
 use relay_protocol::message::{MessageError, Payload, RequestHead, ResponseHead};
-use relay_protocol::mux::{Ended, Item, OpenError, StreamError};
+use relay_protocol::mux::{Item, OpenError, StreamError};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
@@ -32,9 +32,10 @@ use super::io::InFlight;
 use super::record::Exchange;
 use super::respond::{RELAY_ERROR, answer, explain};
 use super::upgrade;
-use super::webhook::Allowed;
+use super::webhook::{Allowed, handshake};
 use crate::Shared;
-use crate::session::registry::{Asked, Found, Tunnel};
+use crate::session::registry::{Found, Tunnel};
+use crate::session::resumes;
 
 /// Where a request came from.
 #[derive(Clone, Copy, Debug)]
@@ -98,7 +99,8 @@ pub(crate) async fn forward(
             shared.spawn(upgrade::run(on_upgrade, stream, exchange, idle, closing));
             return response;
         }
-        Err(Failure { cause, message }) => {
+        Err(Instead::Answered(response)) => *response,
+        Err(Instead::Failed(Failure { cause, message })) => {
             exchange.failed(cause);
             match message {
                 Some(message) => explain(cause, &parts.headers, &message),
@@ -135,11 +137,26 @@ struct Delivered {
     uploads_to: Option<Stream>,
 }
 
+/// What a sender gets instead of its service's answer.
+#[derive(Debug)]
+pub(super) enum Instead {
+    /// Why there is none.
+    Failed(Failure),
+    /// The answer to a handshake.
+    Answered(Box<Response<EdgeBody>>),
+}
+
+impl<F: Into<Failure>> From<F> for Instead {
+    fn from(failure: F) -> Self {
+        Self::Failed(failure.into())
+    }
+}
+
 /// Why an exchange is answered by the relay itself.
 #[derive(Debug)]
-struct Failure {
-    cause: Cause,
-    message: Option<String>,
+pub(super) struct Failure {
+    pub(super) cause: Cause,
+    pub(super) message: Option<String>,
 }
 
 impl From<Cause> for Failure {
@@ -163,14 +180,12 @@ async fn deliver(
     request_body: &mut Option<Upload>,
     expects: bool,
     on_upgrade: Option<OnUpgrade>,
-) -> Result<Delivered, Failure> {
+) -> Result<Delivered, Instead> {
     let Some(upload) = request_body else { return Err(Cause::Internal.into()) };
     if let Some(declared) = content_length(&exchange.head).filter(|n| *n > shared.limits.body_bytes) {
         let limit = shared.limits.body_bytes;
-        return Err(Failure {
-            cause: Cause::BodyTooLarge,
-            message: Some(format!("The request's body has {declared} bytes; this relay allows {limit}.")),
-        });
+        let message = Some(format!("The request's body has {declared} bytes; this relay allows {limit}."));
+        return Err(Failure { cause: Cause::BodyTooLarge, message }.into());
     }
     let (stream, head, uploading) = request(shared, exchange, host, upload, expects).await?;
     upload.forget();
@@ -179,7 +194,7 @@ async fn deliver(
         Cause::UpstreamInvalid
     })?;
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
-        return switch(exchange, head, stream, on_upgrade);
+        return Ok(switch(exchange, head, stream, on_upgrade)?);
     }
     if head.status.is_informational() {
         return Err(Cause::UpstreamInvalid.into());
@@ -188,7 +203,7 @@ async fn deliver(
         // RFC 8441: to the sender any success would say that the WebSocket is open.
         let message = "The local service answered the WebSocket request with something else.".to_owned();
         stream.reset(Reset::UpstreamInvalid);
-        return Err(Failure { cause: Cause::UpstreamInvalid, message: Some(message) });
+        return Err(Failure { cause: Cause::UpstreamInvalid, message: Some(message) }.into());
     }
     if exchange.head.upgrade.is_some() {
         // Nothing is to come after all. A stream that is gone has nothing to be told.
@@ -256,7 +271,7 @@ async fn request(
     host: &PublicHost,
     upload: &mut Upload,
     expects: bool,
-) -> Result<(Stream, Bytes, bool), Failure> {
+) -> Result<(Stream, Bytes, bool), Instead> {
     if !expects {
         let first = first_part(upload).await;
         exchange.received(upload.received());
@@ -294,7 +309,7 @@ async fn request(
         };
         match poll_fn(|cx| attempt.poll(exchange, upload, cx)).await {
             Ok(head) => return Ok((attempt.stream, head, attempt.uploading)),
-            Err(Stopped::Failed(failure)) => return Err(failure),
+            Err(Stopped::Failed(failure)) => return Err(failure.into()),
             Err(Stopped::Lost) => {
                 latest = attempt.deadline;
                 let (id, seen) = (attempt.stream.id(), attempt.stream.is_seen());
@@ -404,23 +419,27 @@ impl Attempt<'_> {
     }
 }
 
-/// The tunnel that serves `host`, waiting for its client where that is away.
+/// The tunnel that serves `host`, waiting for its client where that is away and the request is no handshake that can be
+/// answered for it.
 async fn find(
     shared: &Shared,
     exchange: &mut Exchange,
     host: &PublicHost,
-    upload: &Upload,
-) -> Result<Arc<Tunnel>, Failure> {
+    upload: &mut Upload,
+) -> Result<Arc<Tunnel>, Instead> {
     let name = shared.name_of(&host.host).ok_or(Cause::UnknownHost)?;
     match shared.registry.find(name) {
         Found::Tunnel(tunnel) => Ok(tunnel),
         Found::Nothing => {
             let message = format!("No tunnel has the name {name}.");
-            Err(Failure { cause: Cause::TunnelNotFound, message: Some(message) })
+            Err(Failure { cause: Cause::TunnelNotFound, message: Some(message) }.into())
         }
-        Found::Away => {
-            let allowed = Allowed::of(shared, exchange, &Asked::default(), upload.held());
-            let found = wait(shared, name, exchange.started + allowed.time).await;
+        Found::Away(asked) => {
+            let until = exchange.started + Allowed::of(shared, exchange, &asked, upload.held()).time;
+            if let Some(answer) = handshake(shared, exchange, &asked, upload, until).await? {
+                return Err(Instead::Answered(Box::new(answer)));
+            }
+            let found = wait(shared, name, until).await;
             let stops = shared.stopping.is_cancelled();
             found.ok_or_else(|| if stops { Cause::Draining } else { Cause::ClientOffline }.into())
         }
@@ -440,13 +459,7 @@ async fn wait(shared: &Shared, name: &str, until: Instant) -> Option<Arc<Tunnel>
 
 /// The tunnel on which the client of a lost one is back, if it has not seen the request that was stream `id` there.
 async fn come_back(shared: &Shared, lost: &Tunnel, id: StreamId, deadline: Instant) -> Option<Arc<Tunnel>> {
-    // Whoever has said goodbye, or was sent away, does not resume.
-    let comes_back = match lost.link.ended()? {
-        Ended::Silent(_) | Ended::Link(_) | Ended::Local(GoAway::Replaced) => true,
-        Ended::Remote { reason, .. } => reason != GoAway::Shutdown,
-        Ended::Local(_) | Ended::Violation { .. } => false,
-    };
-    if !comes_back {
+    if !resumes(&lost.link.ended()?) {
         return None;
     }
     let tunnel = wait(shared, &lost.name, deadline).await?;

@@ -1,4 +1,5 @@
-//! Ends downloads that do not move: a receiver that does not read, or a tunnel that sends nothing.
+//! Ends downloads that do not move: a receiver that does not read, or a tunnel that sends nothing. And lets what clients
+//! have left behind be forgotten.
 //!
 //! Receivers that stop asking leave nobody who could run a timer, and a timer for each response would cost every
 //! request. One task looks at those that outlive their first piece, every few seconds.
@@ -8,10 +9,12 @@ use std::time::Duration;
 
 use relay_protocol::frame::Reset;
 use relay_protocol::link::{Stream, WeakStream};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::body::Progress;
 use crate::config::Limits;
+use crate::session::registry::Registry;
 
 /// The downloads that are watched.
 #[derive(Debug, Default)]
@@ -26,13 +29,14 @@ impl Janitor {
     }
 
     /// Looks every few seconds, until the relay closes.
-    pub(crate) async fn run(&self, limits: &Limits, closing: CancellationToken) {
+    pub(crate) async fn run(&self, limits: &Limits, registry: &Registry, closing: CancellationToken) {
         let pause =
             (limits.write_idle.min(limits.response_idle) / 4).clamp(Duration::from_millis(20), Duration::from_secs(5));
         let mut tick = tokio::time::interval(pause);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while closing.run_until_cancelled(tick.tick()).await.is_some() {
             self.sweep(limits);
+            registry.sweep(Instant::now());
         }
     }
 

@@ -328,7 +328,7 @@ impl Session {
         counted: Counted,
         mute: &mut Vec<Link>,
     ) -> Result<Arc<Tunnel>, Refusal> {
-        let asked = asked(&spec)?;
+        let asked = Arc::new(asked(&spec)?);
         let name = self.claim(spec.name.as_deref()).await?;
         let tunnel = Arc::new(Tunnel {
             name: name.as_str().to_owned(),
@@ -422,8 +422,11 @@ impl Session {
             keys.end(self.token.id, key, &self.shared.limits, Instant::now());
         }
         self.touch().await;
+        let comes_back = link.ended().is_some_and(|ended| resumes(&ended));
+        let until = comes_back.then(|| Instant::now() + self.shared.limits.resume);
+        let until = until.map(|until| self.expiry().map_or(until, |expiry| until.min(expiry)));
         for tunnel in std::mem::take(&mut self.tunnels) {
-            self.shared.registry.unbind(&tunnel);
+            self.shared.registry.unbind(&tunnel, until);
         }
     }
 
@@ -452,6 +455,16 @@ impl Session {
                 tracing::info!(session = %self.id, peer = %self.peer, token = %self.token.name, seconds, %ended, "a session ended")
             }
         }
+    }
+}
+
+/// Whether the client of a session that has ended so may come back to it: whoever has said goodbye, or was sent away, does
+/// not.
+pub(crate) fn resumes(ended: &Ended) -> bool {
+    match ended {
+        Ended::Silent(_) | Ended::Link(_) | Ended::Local(GoAway::Replaced) => true,
+        Ended::Remote { reason, .. } => *reason != GoAway::Shutdown,
+        Ended::Local(_) | Ended::Violation { .. } => false,
     }
 }
 
@@ -500,10 +513,9 @@ fn send(link: &Link, kind: SessionKind, message: &impl Payload) {
 /// What a client has said of a tunnel beside its name.
 fn asked(spec: &TunnelSpec) -> Result<Asked, Refusal> {
     let timeout = spec.timeout_ms.map(|ms| Duration::from_millis(ms.into()).clamp(TIMEOUTS.0, TIMEOUTS.1));
-    match Webhooks::of(&spec.extra) {
-        Ok(webhooks) => Ok(Asked { timeout, webhooks }),
-        Err(error) => Err(refusal("bad-request", &sentence(&error), "Update whichever of client and relay is older.")),
-    }
+    let webhooks = Webhooks::of(&spec.extra)
+        .map_err(|error| refusal("bad-request", &sentence(&error), "Update whichever of client and relay is older."))?;
+    Ok(Asked { timeout, webhooks })
 }
 
 fn refusal(code: &str, message: &str, hint: &str) -> Refusal {

@@ -26,7 +26,7 @@ pub struct Tunnel {
     /// The client's number for it.
     pub number: u32,
     /// What the client has said of it.
-    pub asked: Asked,
+    pub asked: Arc<Asked>,
     /// Where its exchanges go.
     pub link: Link,
     /// Whose it is.
@@ -89,8 +89,25 @@ const MAX_SLOTS: usize = 100_000;
 #[derive(Debug, Default)]
 struct Slot {
     tunnel: Mutex<Option<Arc<Tunnel>>>,
+    known: Mutex<Known>,
     changed: Notify,
     waiters: AtomicU64,
+}
+
+/// What is known of a name while nobody has it.
+#[derive(Debug, Default)]
+struct Known {
+    left: Option<Left>,
+    /// What the operator has said who reserved it for a token.
+    reserved: Option<(TokenId, Arc<Asked>)>,
+}
+
+/// What the last client has said of its tunnel, until its session cannot be resumed any more. Secrets may be among it.
+#[derive(Debug)]
+struct Left {
+    token: TokenId,
+    asked: Arc<Asked>,
+    until: Instant,
 }
 
 /// What a request finds at a name.
@@ -98,8 +115,8 @@ struct Slot {
 pub enum Found {
     /// A tunnel.
     Tunnel(Arc<Tunnel>),
-    /// The client is away.
-    Away,
+    /// The client is away. What is known of the tunnel.
+    Away(Arc<Asked>),
     /// Nobody has ever asked for that name, or it was given up.
     Nothing,
 }
@@ -120,6 +137,7 @@ impl Registry {
             return None;
         }
         *current = Some(tunnel);
+        slot.known().left = None;
         Some(old.announced.load(Acquire))
     }
 
@@ -153,16 +171,20 @@ impl Registry {
                 Some(other) if other.link.is_accepting() => return Err(other.clone()),
                 _ => *current = Some(tunnel),
             }
+            slot.known().left = None;
         }
         Ok(())
     }
 
-    /// Marks the name as away, if this very binding still has it.
-    pub fn unbind(&self, tunnel: &Tunnel) {
+    /// Marks the name as away, if this very binding still has it. What its client has said of it is known until `until`,
+    /// where that one may come back.
+    pub fn unbind(&self, tunnel: &Tunnel, until: Option<Instant>) {
         if let Some(slot) = self.slot(&tunnel.name) {
             let mut current = slot.lock();
             if current.as_ref().is_some_and(|current| current.generation == tunnel.generation) {
                 *current = None;
+                let left = |until| Left { token: tunnel.token, asked: tunnel.asked.clone(), until };
+                slot.known().left = until.map(left);
             }
         }
         if self.slots.len() > MAX_SLOTS {
@@ -184,13 +206,45 @@ impl Registry {
         self.slots.entry(name.into()).or_default();
     }
 
+    /// Expects a client of that token at a name that is reserved for it, and for the webhooks of a provider, if for any.
+    pub fn reserve(&self, name: &str, token: TokenId, provider: Option<&str>) {
+        let reserved = provider.map(|id| {
+            let webhooks = Webhooks { provider: Some(id.to_owned()), handshake: true, ..Webhooks::default() };
+            (token, Arc::new(Asked { webhooks, ..Asked::default() }))
+        });
+        self.slots.entry(name.into()).or_default().known().reserved = reserved;
+    }
+
+    /// A name is not reserved any more.
+    pub fn release(&self, name: &str) {
+        if let Some(slot) = self.slot(name) {
+            slot.known().reserved = None;
+        }
+    }
+
+    /// Knows nothing any more of what a token has said, or was said of it.
+    pub fn revoke(&self, token: TokenId) {
+        for slot in self.slots.iter() {
+            let mut known = slot.known();
+            known.left.take_if(|left| left.token == token);
+            known.reserved.take_if(|(owner, _)| *owner == token);
+        }
+    }
+
+    /// Forgets what clients have said whose time is over.
+    pub fn sweep(&self, now: Instant) {
+        for slot in self.slots.iter() {
+            slot.known().left.take_if(|left| left.until <= now);
+        }
+    }
+
     /// What is at `name` now.
     pub fn find(&self, name: &str) -> Found {
         match self.slot(name) {
             None => Found::Nothing,
             Some(slot) => match slot.online() {
                 Some(tunnel) => Found::Tunnel(tunnel),
-                None => Found::Away,
+                None => Found::Away(slot.known().asked(Instant::now())),
             },
         }
     }
@@ -226,9 +280,23 @@ impl Slot {
         self.tunnel.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The tunnel, unless its session takes no more requests.
     fn online(&self) -> Option<Arc<Tunnel>> {
         self.lock().clone().filter(|tunnel| tunnel.announced.load(Acquire) && tunnel.link.is_accepting())
+    }
+}
+
+impl Known {
+    /// What the client has said, which knows best; but whom its handshakes are from, the operator may know alone.
+    fn asked(&self, now: Instant) -> Arc<Asked> {
+        let left = self.left.as_ref().filter(|left| left.until > now).map(|left| &left.asked);
+        let reserved = self.reserved.as_ref().map(|(_, asked)| asked);
+        let answers = left.filter(|asked| asked.webhooks.handshake);
+        answers.or(reserved).or(left).cloned().unwrap_or_default()
     }
 }
 

@@ -24,6 +24,7 @@ mod schema;
 mod secret;
 mod writer;
 
+use std::collections::BTreeMap;
 use std::fs::{DirBuilder, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -145,6 +146,9 @@ pub struct TokenSummary {
     pub reserved: Vec<Name>,
     /// The names that are its own until they have gone unused for 30 days.
     pub leased: Vec<Name>,
+    /// Of the reserved ones, those that are for the webhooks of a provider, and its id.
+    #[serde(default)]
+    pub providers: BTreeMap<Name, String>,
 }
 
 /// Why the store could not be opened.
@@ -449,15 +453,22 @@ impl Store {
         self.read(move |db| check_token(db, token, now)).await
     }
 
-    /// Makes tunnel names a token's own for good; all of them or none.
+    /// Makes tunnel names a token's own for good; all of them or none. They are for the webhooks of the provider of that id
+    /// from now on, or for none. Returns the token's identity.
     ///
     /// # Errors
     ///
     /// [`ReserveError`].
-    pub async fn reserve(&self, token: &str, names: Vec<Name>, now: i64) -> Result<(), ReserveError> {
-        let token = token.to_owned();
+    pub async fn reserve(
+        &self,
+        token: &str,
+        names: Vec<Name>,
+        provider: Option<&str>,
+        now: i64,
+    ) -> Result<TokenId, ReserveError> {
+        let (token, provider) = (token.to_owned(), provider.map(str::to_owned));
         self.write(move |db| match token_in_force(db, &token)? {
-            Some(id) => reserve(db, id, &names, now),
+            Some(id) => Ok(reserve(db, id, &names, provider.as_deref(), now)?.map(|()| id)),
             None => Ok(Err(ReserveError::NoSuchToken { token })),
         })
         .await
@@ -620,27 +631,30 @@ fn create_token(db: &Connection, new: NewToken, hash: &[u8; 32], now: i64) -> Ou
          WHERE token_id IN (SELECT id FROM tokens WHERE name = ?2 AND id <> ?1)",
         params![token.id.0, token.name],
     )?;
-    Ok(reserve(db, token.id, &new.reserve, now)?.map(|()| token).map_err(Into::into))
+    Ok(reserve(db, token.id, &new.reserve, None, now)?.map(|()| token).map_err(Into::into))
 }
 
 fn list_tokens(db: &Connection, now: i64) -> rusqlite::Result<Vec<TokenSummary>> {
     let mut tokens = db.prepare(&format!("SELECT {TOKEN_COLUMNS} FROM tokens ORDER BY id"))?;
     let mut names = db.prepare(
-        "SELECT name, state FROM names
+        "SELECT name, state, provider FROM names
          WHERE token_id = ?1 AND (state = 'reserved' OR (state = 'leased' AND free_at > ?2))
          ORDER BY name",
     )?;
     let mut summary = |token: Token| {
-        let (mut reserved, mut leased) = (Vec::new(), Vec::new());
+        let (mut reserved, mut leased, mut providers) = (Vec::new(), Vec::new(), BTreeMap::new());
         let mut rows = names.query(params![token.id.0, now])?;
         while let Some(row) = rows.next()? {
             let name = Name::stored(row.get("name")?);
+            if let Some(provider) = row.get("provider")? {
+                providers.insert(name.clone(), provider);
+            }
             match row.get_ref("state")?.as_str()? {
                 RESERVED => reserved.push(name),
                 _ => leased.push(name),
             }
         }
-        Ok(TokenSummary { token, reserved, leased })
+        Ok(TokenSummary { token, reserved, leased, providers })
     };
     tokens.query_map([], token_from)?.map(|token| summary(token?)).collect()
 }
@@ -653,7 +667,7 @@ fn revoke_token(db: &Connection, name: String, now: i64) -> Outcome<TokenId, Rev
     };
     db.execute("UPDATE tokens SET revoked_at = ?2 WHERE id = ?1 AND revoked_at IS NULL", params![id.0, now])?;
     db.execute(
-        "UPDATE names SET state = 'resting', free_at = ?2 WHERE token_id = ?1 AND state = 'reserved'",
+        "UPDATE names SET state = 'resting', free_at = ?2, provider = NULL WHERE token_id = ?1 AND state = 'reserved'",
         params![id.0, rested(now)],
     )?;
     Ok(Ok(id))
@@ -737,7 +751,13 @@ fn give(
     statement.execute(params![name.as_str(), token.0, state, generated, free_at]).map(drop)
 }
 
-fn reserve(db: &Connection, token: TokenId, names: &[Name], now: i64) -> Outcome<(), ReserveError> {
+fn reserve(
+    db: &Connection,
+    token: TokenId,
+    names: &[Name],
+    provider: Option<&str>,
+    now: i64,
+) -> Outcome<(), ReserveError> {
     for name in names {
         match holding(db, name, now)? {
             Some(Holding { token: holder, owner, state, free_at }) if holder != token => {
@@ -747,15 +767,20 @@ fn reserve(db: &Connection, token: TokenId, names: &[Name], now: i64) -> Outcome
                     None => ReserveError::OwnedByOther { name, owner },
                 }));
             }
-            _ => give(db, name, token, RESERVED, false, None)?,
+            _ => {
+                give(db, name, token, RESERVED, false, None)?;
+                db.prepare_cached("UPDATE names SET provider = ?2 WHERE name = ?1")?
+                    .execute(params![name.as_str(), provider])?;
+            }
         }
     }
     Ok(Ok(()))
 }
 
 fn release(db: &Connection, names: Vec<Name>, now: i64) -> Outcome<(), ReleaseError> {
-    let mut statement =
-        db.prepare_cached("UPDATE names SET state = 'resting', free_at = ?2 WHERE name = ?1 AND state = 'reserved'")?;
+    let mut statement = db.prepare_cached(
+        "UPDATE names SET state = 'resting', free_at = ?2, provider = NULL WHERE name = ?1 AND state = 'reserved'",
+    )?;
     for name in names {
         if statement.execute(params![name.as_str(), rested(now)])? == 0 {
             return Ok(Err(ReleaseError::NotReserved { name }));
@@ -1048,12 +1073,51 @@ mod tests {
         assert_eq!(claim(&store, &bob, "hooks", until - 1).await, resting);
         let owner = "alice".to_owned();
         assert_eq!(
-            store.reserve("bob", names(&["hooks"]), until - 1).await,
+            store.reserve("bob", names(&["hooks"]), None, until - 1).await,
             Err(ReserveError::Resting { name: name("hooks"), owner, until })
         );
-        store.reserve("alice", names(&["hooks"]), until - 1).await.expect("its own token may");
+        store.reserve("alice", names(&["hooks"]), None, until - 1).await.expect("its own token may");
         store.release(names(&["hooks"]), NOW).await.unwrap();
         claim(&store, &bob, "hooks", until).await.expect("it has rested");
+    }
+
+    #[tokio::test]
+    async fn a_reservation_says_whose_webhooks_a_name_is_for_until_it_ends() {
+        let store = Store::in_memory().unwrap();
+        token(&store, "alice", &["api"]).await;
+        let of = async || {
+            let providers = store.list_tokens(NOW).await.unwrap().remove(0).providers;
+            providers.into_iter().map(|(name, id)| format!("{name}={id}")).collect::<Vec<_>>()
+        };
+        let reserve = |provider| store.reserve("alice", names(&["hooks", "api"]), provider, NOW);
+        assert!(of().await.is_empty());
+        reserve(Some("slack")).await.unwrap();
+        assert_eq!(of().await, ["api=slack", "hooks=slack"]);
+        store.release(names(&["api"]), NOW).await.unwrap();
+        assert_eq!(of().await, ["hooks=slack"]);
+        reserve(None).await.unwrap();
+        assert!(of().await.is_empty(), "the last word counts");
+        reserve(Some("slack")).await.unwrap();
+        store.revoke_token("alice", NOW).await.unwrap();
+        assert!(of().await.is_empty());
+    }
+
+    /// A database of the relay before this one.
+    #[test]
+    fn a_database_of_version_1_is_brought_up_to_date() {
+        let mut db = Connection::open_in_memory().unwrap();
+        schema::migrate_to(&mut db, 1).unwrap();
+        db.execute_batch(
+            "INSERT INTO tokens (name, secret_sha256, created_at, max_tunnels, max_names, max_sessions)
+             VALUES ('alice', x'00', 0, 1, 1, 1);
+             INSERT INTO names (name, token_id, state, generated, free_at)
+             VALUES ('hooks', 1, 'reserved', 0, NULL), ('api', 1, 'leased', 0, 1900000000);",
+        )
+        .unwrap();
+        schema::migrate(&mut db).unwrap();
+        let listed = list_tokens(&db, NOW).unwrap().remove(0);
+        assert_eq!((listed.reserved, listed.leased), (names(&["hooks"]), names(&["api"])));
+        assert!(listed.providers.is_empty());
     }
 
     #[tokio::test]
@@ -1061,13 +1125,13 @@ mod tests {
         let store = Store::in_memory().unwrap();
         let (_, _alice) = token(&store, "alice", &["one"]).await;
         token(&store, "bob", &[]).await;
-        let refused = store.reserve("bob", names(&["two", "one"]), NOW).await;
+        let refused = store.reserve("bob", names(&["two", "one"]), None, NOW).await;
         assert!(matches!(refused, Err(ReserveError::OwnedByOther { ref owner, .. }) if owner == "alice"));
         let refused = store.release(names(&["one", "two"]), NOW).await;
         assert_eq!(refused, Err(ReleaseError::NotReserved { name: name("two") }));
         let refused = store.create_token(new_token("carol", &["three", "one"]), NOW).await;
         assert!(matches!(refused, Err(CreateTokenError::Reserve(_))));
-        let refused = store.reserve("dave", names(&["four"]), NOW).await;
+        let refused = store.reserve("dave", names(&["four"]), None, NOW).await;
         assert!(matches!(refused, Err(ReserveError::NoSuchToken { .. })));
 
         let listed = store.list_tokens(NOW).await.unwrap();
@@ -1226,7 +1290,7 @@ mod tests {
                         }
                         Step::Reserve { token, name } => {
                             let own = vec![labels[name].clone()];
-                            if store.reserve(&tokens[token].name, own, now).await.is_err() { continue }
+                            if store.reserve(&tokens[token].name, own, None, now).await.is_err() { continue }
                             reserved[name] = Some(token);
                             (token, name)
                         }

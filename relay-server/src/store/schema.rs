@@ -34,21 +34,28 @@ const MIGRATIONS: &[&str] = &[
      ) STRICT, WITHOUT ROWID;
      CREATE INDEX names_of_token ON names (token_id, state);
      CREATE INDEX names_by_end ON names (free_at);",
+    // 2: the provider whose webhooks a reserved name is for.
+    "ALTER TABLE names ADD COLUMN provider TEXT CHECK (provider IS NULL OR state = 'reserved');",
 ];
 
 /// Brings the database up to date, all or nothing.
 pub(super) fn migrate(connection: &mut Connection) -> Result<(), OpenError> {
+    migrate_to(connection, MIGRATIONS.len())
+}
+
+/// As [`migrate`], to this version.
+pub(super) fn migrate_to(connection: &mut Connection, version: usize) -> Result<(), OpenError> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let found: i64 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     let done = usize::try_from(found).ok().filter(|&done| done <= MIGRATIONS.len());
     let Some(done) = done else {
         return Err(OpenError::Newer { found, known: MIGRATIONS.len() });
     };
-    for migration in MIGRATIONS.iter().skip(done) {
+    for migration in MIGRATIONS.iter().take(version).skip(done) {
         transaction.execute_batch(migration)?;
     }
-    if done < MIGRATIONS.len() {
-        transaction.execute_batch(&format!("PRAGMA user_version = {}", MIGRATIONS.len()))?;
+    if done < version {
+        transaction.execute_batch(&format!("PRAGMA user_version = {version}"))?;
     }
     transaction.commit()?;
     Ok(())
