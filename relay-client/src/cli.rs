@@ -623,8 +623,13 @@ pub struct TunnelArgs {
 
 /// What is known of a tunnel's webhooks, and what is done with them.
 #[derive(Args, Debug, Default)]
-#[command(next_help_heading = "Webhooks")]
+#[command(next_help_heading = "WebhookOptions")]
 pub struct WebhookArgs {
+    /// Who sends them, as in stripe; otherwise each sender is recognised. What the sender allows,
+    /// less a margin, is the deadline
+    #[arg(long, value_name = "PROVIDER")]
+    pub provider: Option<String>,
+
     /// What they are signed with.
     #[command(flatten)]
     pub credentials: CredentialArgs,
@@ -646,9 +651,10 @@ pub struct WebhookArgs {
 /// How the service behind a tunnel is spoken to.
 #[derive(Args, Debug, Default)]
 pub struct ServiceArgs {
-    /// What the service sees as Host: "rewrite" (the default) for its own address, so that
-    /// development servers answer; "preserve" for the public name; or any host
-    #[arg(long, value_name = "rewrite|preserve|HOST")]
+    /// What the service sees as Host: "rewrite" for its own address, so that development servers
+    /// answer; "preserve" for the public name; any host; or "auto" (the default): its own address,
+    /// but the public name where the sender's signature covers that
+    #[arg(long, value_name = "auto|rewrite|preserve|HOST")]
     pub host_header: Option<HostHeader>,
 
     /// How to speak to the service; h2c is HTTP/2 without TLS, as for gRPC

@@ -1,8 +1,10 @@
 //! What happens to a client's tunnels, and whoever is told of it.
 
+use std::fmt;
 use std::time::Duration;
 
 use base64::{display::Base64Display, engine::general_purpose::STANDARD};
+use relay_protocol::webhook::Confidence;
 use serde::{Serialize, Serializer};
 
 /// Whoever wants to know what happens. Called in the session's task, so it must not block.
@@ -89,6 +91,8 @@ pub enum Event<'a> {
         /// while it stays the same.
         #[serde(skip)]
         detail: Option<&'a str>,
+        /// What it is as a webhook; none where its sender is not known.
+        webhook: Option<Webhook<'a>>,
     },
     /// Lines about requests were left out, because nobody has read those before them in time.
     #[serde(rename = "output.unread")]
@@ -166,6 +170,58 @@ pub enum Event<'a> {
     /// Something a person should know, such as a warning. Goes to standard error in both forms.
     #[serde(skip)]
     Notice(&'a str),
+}
+
+/// What a request is as a webhook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Webhook<'a> {
+    /// Its provider, as options and files call it.
+    pub provider: &'a str,
+    /// What the provider is called on a screen.
+    #[serde(skip)]
+    pub name: &'a str,
+    /// The same when the event is sent again.
+    pub event_id: Option<&'a str>,
+    /// The event's kind, as in `invoice.paid`.
+    pub event_type: Option<&'a str>,
+    /// How long the provider waits for an answer, in milliseconds, where that is known.
+    pub limit_ms: Option<u64>,
+    /// How well that is known: `sdk`, `docs`, `second` or `memory`; none for a user's own row.
+    #[serde(serialize_with = "confidence")]
+    pub limit_source: Option<Confidence>,
+}
+
+/// The most of an event's kind that is shown, in bytes. Senders write it.
+const KIND: usize = 48;
+
+impl Webhook<'_> {
+    /// What stands behind a duration: of how much it was, where that was half of it or more, and what this is.
+    pub(crate) fn beside(&self, duration_ms: f64) -> String {
+        let limit = self.limit_ms.map(|limit| limit as f64).filter(|limit| 2.0 * duration_ms >= *limit);
+        let unsure = self.limit_source.filter(|source| matches!(source, Confidence::Second | Confidence::Memory));
+        match (limit, unsure) {
+            (Some(limit), Some(source)) => format!("of {} s ({source}), {self}", limit / 1000.0),
+            (Some(limit), None) => format!("of {} s, {self}", limit / 1000.0),
+            (None, _) => self.to_string(),
+        }
+    }
+}
+
+impl fmt::Display for Webhook<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.event_type {
+            Some(kind) => {
+                let shown = kind.get(..kind.floor_char_boundary(KIND)).unwrap_or_default();
+                let rest = if shown.len() < kind.len() { "…" } else { "" };
+                write!(f, "{} {shown}{rest}", self.name)
+            }
+            None => f.write_str(self.name),
+        }
+    }
+}
+
+fn confidence<S: Serializer>(confidence: &Option<Confidence>, serializer: S) -> Result<S::Ok, S::Error> {
+    confidence.map(Confidence::as_str).serialize(serializer)
 }
 
 /// A body as it can be shown.

@@ -213,7 +213,8 @@ fn check(output: Output) -> Ended {
 }
 
 fn verify(args: &VerifyArgs) -> Ended {
-    let report = Builder::new_current_thread().enable_all().build()?.block_on(verify::verify(args))?;
+    let files = Files::load(&Places::of_process())?;
+    let report = Builder::new_current_thread().enable_all().build()?.block_on(verify::verify(args, &files))?;
     report.notices.iter().for_each(tell);
     let shown = print(report.show(args.output).as_bytes());
     if report.is_valid() { shown } else { shown.map(|_| Exit::Failed as u8) }
@@ -265,10 +266,7 @@ exits! {
         _ => Exit::Failed,
     };
     HistoryError: |_| Exit::Failed;
-    VerifyError: |error| match error {
-        VerifyError::Table(_) => Exit::Failed,
-        _ => Exit::Usage,
-    };
+    VerifyError: |_| Exit::Usage;
     LoginError: |error| match error {
         LoginError::Connect(ConnectError::Refused { code, .. }) if code == "unauthorized" => Exit::Unauthorized,
         LoginError::Connect(ConnectError::Revoked(_)) => Exit::Unauthorized,

@@ -5,7 +5,6 @@ use std::{fmt, fs::symlink_metadata, path::PathBuf, time::Duration};
 use aws_lc_rs::digest::{SHA256, digest};
 use http::{HeaderName, HeaderValue, StatusCode};
 use jiff::{SignedDuration, Timestamp};
-use relay_protocol::webhook::Credentials;
 use serde::Deserialize;
 
 use crate::capture::saved::origin;
@@ -55,19 +54,6 @@ pub enum VerifyAt {
     Client,
     /// The relay, which is told the secrets for as long as the session lasts.
     Edge,
-}
-
-/// What a tunnel knows of its webhooks' signatures, and what it does about them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct WebhookSettings {
-    /// Secrets and what belongs to them.
-    pub credentials: Credentials,
-    /// What is done about signatures.
-    pub verify: Verify,
-    /// Who does it.
-    pub verify_at: VerifyAt,
-    /// Whether handshakes are answered for the service.
-    pub handshake: bool,
 }
 
 /// Whether the last requests are kept, so that they can be looked at.

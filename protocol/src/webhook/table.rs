@@ -4,6 +4,7 @@ use std::{
     borrow::Cow,
     collections::{BTreeMap, HashMap},
     fmt,
+    sync::Arc,
     time::Duration,
 };
 
@@ -22,11 +23,11 @@ use super::{
 const BUILT_IN: &str = include_str!("providers.toml");
 
 /// Every provider that is known, in the order in which they are looked for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Default)]
 pub struct Table {
     /// As they were read, so that a user's row can replace single fields.
     rows: Vec<toml::Table>,
-    providers: Vec<Provider>,
+    providers: Vec<Arc<Provider>>,
     index: Index,
 }
 
@@ -69,7 +70,7 @@ impl Table {
     /// # Errors
     /// None: a test reads the same bytes. It is a result because the reader is the one for users' rows.
     pub fn built_in() -> Result<Self, TableError> {
-        let mut table = Self { rows: Vec::new(), providers: Vec::new(), index: Index::default() };
+        let mut table = Self::default();
         table.add(BUILT_IN)?;
         Ok(table)
     }
@@ -111,14 +112,14 @@ impl Table {
             seen.push(id);
         }
         new.append(&mut rows);
-        let providers = new.iter().map(Provider::read).collect::<Result<Vec<_>, _>>()?;
+        let providers = new.iter().map(|row| Provider::read(row).map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
         *self = Self { rows: new, index: Index::of(&providers), providers };
         Ok(())
     }
 
     /// Who sent a request: the first provider whose marks it has. With the head alone, those that mark the head.
     #[must_use]
-    pub fn recognise(&self, request: &Request<'_>) -> Option<&Provider> {
+    pub fn recognise(&self, request: &Request<'_>) -> Option<&Arc<Provider>> {
         let mut candidates = self.index.others.clone();
         for (name, _) in request.headers {
             candidates.extend(self.index.by_header.get(name.as_str()).into_iter().flatten());
@@ -130,18 +131,31 @@ impl Table {
 
     /// The provider of that id.
     #[must_use]
-    pub fn get(&self, id: &str) -> Option<&Provider> {
+    pub fn get(&self, id: &str) -> Option<&Arc<Provider>> {
         self.providers.iter().find(|provider| provider.id == id)
     }
 
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = &Provider> {
-        self.providers.iter()
+        self.providers.iter().map(|provider| &**provider)
+    }
+}
+
+impl fmt::Debug for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Table").field("providers", &self.providers.len()).finish_non_exhaustive()
+    }
+}
+
+/// Two tables are the same that know the same rows.
+impl PartialEq for Table {
+    fn eq(&self, other: &Self) -> bool {
+        self.rows == other.rows
     }
 }
 
 impl Index {
-    fn of(providers: &[Provider]) -> Self {
+    fn of(providers: &[Arc<Provider>]) -> Self {
         let mut index = Self::default();
         for (row, provider) in providers.iter().enumerate() {
             for marks in &provider.marks {
@@ -323,6 +337,19 @@ impl fmt::Display for Confidence {
             Self::Second => "second-hand",
             Self::Memory => "remembered",
         })
+    }
+}
+
+impl Confidence {
+    /// As the table writes it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Sdk => "sdk",
+            Self::Docs => "docs",
+            Self::Second => "second",
+            Self::Memory => "memory",
+        }
     }
 }
 

@@ -61,7 +61,7 @@ mod tests {
         let (url, body) =
             ("https://t.example/?access_token=secret&b=%20", br#"{"value":[{"clientState":"secret","n":1.0}]}"#);
         let asked = Request::new(&Method::POST, url, &list, body);
-        let masked = |provider| request(&asked, table.get(provider));
+        let masked = |provider| request(&asked, table.get(provider).map(AsRef::as_ref));
         let nobodys = masked("none");
         assert_eq!((nobodys.url.as_str(), nobodys.body.as_slice()), (url, &body[..]));
         let values: Vec<_> = nobodys.headers.iter().map(|(_, value)| value.to_str().unwrap()).collect();

@@ -337,7 +337,7 @@ impl<'a> Hold<'a> {
     /// Asks the relay for what is wanted and is not there.
     fn settle(&mut self, observer: &mut dyn Observer) -> Result<(), ClientError> {
         self.tunnels.settle(self.client, self.serve.link(), observer)?;
-        self.serve.set_upstreams(self.tunnels.routes());
+        self.serve.set_intakes(self.tunnels.routes());
         Ok(())
     }
 
@@ -350,7 +350,7 @@ impl<'a> Hold<'a> {
     /// Once a second.
     fn look_around(&mut self, observer: &mut dyn Observer) -> Result<(), ClientError> {
         self.tunnels.tidy();
-        self.serve.set_upstreams(self.tunnels.routes());
+        self.serve.set_intakes(self.tunnels.routes());
         if self.lost.is_none() {
             // Those that were refused may have rested long enough.
             self.settle(observer)?;

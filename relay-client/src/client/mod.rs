@@ -21,18 +21,19 @@ use crate::client::names::Names;
 use crate::control::Control;
 use crate::control::board::Beside;
 use crate::event::{Event, Observer};
+use crate::intake::WebhookOptions;
 use crate::session::dial::Target;
 use crate::session::probe::Probe;
 use crate::session::{ConnectError, connect, explain};
 use crate::upstream::rewrite::{HostHeader, PublicUrlError};
 use crate::upstream::service::Destination;
-use crate::value::{Secret, UpstreamProtocol, WebhookSettings};
+use crate::value::{Secret, UpstreamProtocol};
 
 /// How long a client that ends waits for what is under way.
 const DRAIN: Duration = Duration::from_secs(10);
 
 /// One tunnel's settings.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct TunnelOptions {
     /// What the tunnel is called on this machine, which tells it from the client's others. A random name is remembered for
     /// it. `None` for the only one.
@@ -47,8 +48,8 @@ pub struct TunnelOptions {
     pub host_header: HostHeader,
     /// How the service is spoken to.
     pub protocol: UpstreamProtocol,
-    /// What is known of its webhooks' signatures, and what is done about them.
-    pub webhooks: WebhookSettings,
+    /// What is known of its webhooks, and what is done about them.
+    pub webhooks: WebhookOptions,
     /// Take the name over from a live session of the same token.
     pub takeover: bool,
     /// Where the tunnel also answers on this machine, for [`Event::Ready`].
@@ -65,7 +66,7 @@ impl TunnelOptions {
             timeout: None,
             host_header: HostHeader::default(),
             protocol: UpstreamProtocol::default(),
-            webhooks: WebhookSettings::default(),
+            webhooks: WebhookOptions::default(),
             takeover: false,
             local_url: None,
         }

@@ -20,8 +20,10 @@ use tokio::time::Instant;
 use super::backoff::backoff;
 use super::{Client, ClientError, TunnelOptions};
 use crate::event::{Event, Observer};
+use crate::intake::Intake;
 use crate::session::{ConnectError, explain};
 use crate::upstream::Upstream;
+use crate::upstream::rewrite::HostHeader;
 
 /// How long requests still find the service of a tunnel that was given back: they may have been on their way.
 const LINGER: Duration = Duration::from_secs(10);
@@ -35,7 +37,7 @@ const RESTS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 const BELIEF: Duration = Duration::from_secs(20);
 
 /// Where requests go, by the tunnel's number.
-pub(super) type Routes = Arc<HashMap<u32, Arc<Upstream>>>;
+pub(super) type Routes = Arc<HashMap<u32, Arc<Intake>>>;
 
 /// All tunnels of a client.
 #[derive(Debug, Default)]
@@ -108,14 +110,16 @@ pub(super) struct Asked {
 
 impl Asked {
     pub(super) fn spec(&self) -> TunnelSpec {
-        let timeout = self.options.timeout.map(|timeout| u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX));
+        let timeout = self.options.timeout.or_else(|| self.options.webhooks.timeout());
+        let timeout = timeout.map(|timeout| u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX));
         TunnelSpec {
             tunnel: self.number,
             name: self.name.clone(),
             domain: None,
             timeout_ms: timeout,
             takeover: self.takeover,
-            extra: Vec::new(),
+            // What was read from options can be said.
+            extra: self.options.webhooks.told().extras().unwrap_or_default(),
         }
     }
 
@@ -339,7 +343,7 @@ impl Tunnels {
         let is_as_before = before.as_ref().is_some_and(|before| before.number == number && before.public == public);
         let given = Given { number, options: asked.options, public, beside: asked.beside, away: false };
         if !is_as_before {
-            let upstream = match given.upstream() {
+            let intake = match given.intake() {
                 Ok(upstream) => upstream,
                 Err(error) => {
                     held.given = before;
@@ -348,7 +352,7 @@ impl Tunnels {
                     return Ok(());
                 }
             };
-            Arc::make_mut(&mut self.routes).insert(number, Arc::new(upstream));
+            Arc::make_mut(&mut self.routes).insert(number, Arc::new(intake));
             if let (None, Some(names), false) = (&given.options.subdomain, &client.names, given.beside) {
                 names.of_tunnel(given.options.label.as_deref()).remember(&given.public.name);
             }
@@ -394,8 +398,8 @@ impl Tunnels {
                 }
                 Some(given) if !given.away && given.is_bound_as(&held.options) => {
                     given.options = held.options.clone();
-                    let upstream = given.upstream()?;
-                    Arc::make_mut(&mut self.routes).insert(given.number, Arc::new(upstream));
+                    let intake = given.intake()?;
+                    Arc::make_mut(&mut self.routes).insert(given.number, Arc::new(intake));
                     client.announce(&given.options, &given.public, observer);
                 }
                 _ => {
@@ -581,16 +585,22 @@ impl Held {
 }
 
 impl Given {
-    fn upstream(&self) -> Result<Upstream, ClientError> {
+    fn intake(&self) -> Result<Intake, ClientError> {
         let options = &self.options;
         let rewriter = options.upstream.rewriter(&options.host_header, &self.public.url)?;
         let name = options.label.as_deref().unwrap_or(&self.public.name);
-        Ok(Upstream::new(name, options.upstream.clone(), options.protocol, rewriter))
+        let upstream = Upstream::new(options.upstream.clone(), options.protocol, rewriter);
+        let by_provider = options.host_header == HostHeader::Auto;
+        Ok(Intake::new(name, options.webhooks.clone(), by_provider, upstream))
     }
 
     /// Whether the relay need not know of the difference.
     fn is_bound_as(&self, wanted: &TunnelOptions) -> bool {
-        (&self.options.subdomain, self.options.timeout) == (&wanted.subdomain, wanted.timeout)
+        let of = |options: &TunnelOptions| {
+            let TunnelOptions { subdomain, timeout, webhooks, .. } = options;
+            (subdomain.clone(), timeout.or_else(|| webhooks.timeout()), webhooks.told())
+        };
+        of(&self.options) == of(wanted)
     }
 }
 

@@ -58,7 +58,7 @@ impl Report {
         if let Some(relay) = &relay {
             files.keep_to(relay);
         }
-        let file = &files.file;
+        let (file, providers) = (&files.file, files.table());
         let place = |key: &str| file.places.get(key).map_or_else(|| "default".to_owned(), ToString::to_string);
         let setting = |setting: &str, variable: Option<(&str, String)>, value: Option<String>| match variable {
             Some((name, value)) => Setting { setting: setting.to_owned(), value: Some(value), from: name.to_owned() },
@@ -96,6 +96,7 @@ impl Report {
             ),
             setting("set", None, file.set.as_ref().map(|_| HIDDEN.to_owned())),
             setting("verify", None, file.verify.as_ref().and_then(word)),
+            setting("provider", None, file.provider().map(str::to_owned)),
             setting("verify_at", None, word(&file.verify_at.unwrap_or_default())),
             setting("handshake", None, Some(file.handshake.unwrap_or_default().to_string())),
         ];
@@ -109,7 +110,7 @@ impl Report {
             setting("capture.body", None, Some(limits.body.to_string())),
         ]);
         for (label, table) in &file.tunnels {
-            let tunnel = match file.tunnel(label, table) {
+            let tunnel = match file.tunnel(label, table, providers.clone()) {
                 Ok(tunnel) => tunnel,
                 Err(error) => {
                     problems.push(error.to_string());
@@ -127,6 +128,7 @@ impl Report {
                 ("secret", webhooks.credentials.secrets.first().map(|_| HIDDEN.to_owned())),
                 ("set", webhooks.credentials.settings.first_key_value().map(|_| HIDDEN.to_owned())),
                 ("verify", word(&webhooks.verify)),
+                ("provider", webhooks.provider.clone()),
                 ("verify_at", word(&webhooks.verify_at)),
                 ("handshake", Some(webhooks.handshake.to_string())),
             ] {
@@ -184,6 +186,7 @@ fn time(value: Option<Duration>) -> Option<String> {
 
 fn host_header(value: &HostHeader) -> String {
     match value {
+        HostHeader::Auto => "auto".to_owned(),
         HostHeader::Rewrite => "rewrite".to_owned(),
         HostHeader::Preserve => "preserve".to_owned(),
         HostHeader::Value(host) => String::from_utf8_lossy(host.as_bytes()).into_owned(),

@@ -4,18 +4,17 @@ use std::path::PathBuf;
 
 use http::header::CONTENT_LENGTH;
 use jiff::Timestamp;
-use relay_protocol::webhook::{Credentials, Provider, Request, Table, TableError, Verdict};
+use relay_protocol::webhook::{Credentials, Provider, Request, Verdict};
 use serde::Serialize;
 
 use crate::capture::saved::{self, Saved, SavedError};
 use crate::cli::VerifyArgs;
+use crate::config::Files;
+use crate::intake::{UnknownProvider, named};
 use crate::keys::Keys;
 use crate::secret::{ReadError, SecretError};
 use crate::terminal::{Shown, json_line};
 use crate::value::Output;
-
-/// Names of providers that are proposed for one that is not known.
-const PROPOSED: usize = 3;
 
 /// Why nothing was judged.
 #[derive(Debug, thiserror::Error)]
@@ -39,24 +38,9 @@ pub enum VerifyError {
     /// A secret is not where it was said to be.
     #[error("--secret {0}")]
     Secret(#[from] SecretError),
-    /// Nobody has that name.
-    #[error("no provider is called {wanted:?}; {}", proposals(.near))]
-    Provider {
-        /// As it was written.
-        wanted: String,
-        /// Those that are called alike.
-        near: Vec<String>,
-    },
-    /// The table cannot be read.
+    /// No provider has that name.
     #[error(transparent)]
-    Table(#[from] TableError),
-}
-
-fn proposals(near: &[String]) -> String {
-    match near {
-        [] => "docs/providers.md lists none like it; without --provider the request is recognised".to_owned(),
-        near => format!("is it {}?", near.join(", ")),
-    }
+    Provider(#[from] UnknownProvider),
 }
 
 /// What was found. In JSON these are the fields.
@@ -103,8 +87,8 @@ impl Report {
 ///
 /// # Errors
 /// [`VerifyError`]; a request that is not valid is none.
-pub async fn verify(args: &VerifyArgs) -> Result<Report, VerifyError> {
-    let table = Table::built_in()?;
+pub async fn verify(args: &VerifyArgs, files: &Files) -> Result<Report, VerifyError> {
+    let table = files.table();
     let named = args.provider.as_deref().map(|wanted| named(&table, wanted)).transpose()?;
     let credentials = args.credentials.read()?;
     let file = saved::load(&args.file).map_err(|problem| VerifyError::File { file: args.file.clone(), problem })?;
@@ -152,21 +136,6 @@ pub async fn verify(args: &VerifyArgs) -> Result<Report, VerifyError> {
         event_id: event.id,
         event_type: event.kind,
         notices: unknown_settings(provider, &credentials),
-    })
-}
-
-fn named<'t>(table: &'t Table, wanted: &str) -> Result<&'t Provider, VerifyError> {
-    table.get(wanted).ok_or_else(|| {
-        let lower = wanted.to_lowercase();
-        let likeness = |provider: &Provider| {
-            let likeness = |name: &str| strsim::jaro_winkler(name, &lower);
-            likeness(&provider.id).max(likeness(&provider.name.to_lowercase()))
-        };
-        let mut near: Vec<_> = table.iter().map(|provider| (likeness(provider), &provider.id)).collect();
-        near.retain(|(likeness, _)| *likeness > 0.8);
-        near.sort_by(|(one, _), (other, _)| other.total_cmp(one));
-        let near = near.into_iter().take(PROPOSED).map(|(_, id)| id.clone()).collect();
-        VerifyError::Provider { wanted: wanted.to_owned(), near }
     })
 }
 

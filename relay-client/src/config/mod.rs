@@ -43,23 +43,25 @@ use std::{
     num::NonZeroU32,
     path::{Path, PathBuf},
     str::FromStr,
+    sync::Arc,
     time::Duration,
 };
 
-use relay_protocol::message::MAX_TUNNELS;
+use relay_protocol::{message::MAX_TUNNELS, webhook};
 use serde::{Deserialize, Deserializer, de};
 
 use self::webhooks::{WebhookKeys, secrets};
 use crate::capture::store::Limits;
 use crate::cli::{DevArgs, OpenArgs, ServiceArgs, SessionArgs, ShowArgs, TunnelArgs};
+use crate::intake::{UnknownProvider, WebhookOptions, built_in};
 use crate::platform::{Base, base_directory, readable_by_others};
 use crate::secret::{SecretError, SecretSource};
 use crate::session::dial::RelayUrl;
 use crate::upstream::address::{HostPort, UpstreamAddr};
 use crate::upstream::rewrite::HostHeader;
 use crate::value::{
-    Inspect, Output, Secret, UpstreamProtocol, Verify, VerifyAt, WebhookSettings, age, disk_size, duration, inspect,
-    is_table_name, size, subdomain,
+    Inspect, Output, Secret, UpstreamProtocol, Verify, VerifyAt, age, disk_size, duration, inspect, is_table_name,
+    size, subdomain,
 };
 
 /// What every command that opens a tunnel on a relay elsewhere needs to know.
@@ -101,7 +103,7 @@ pub struct DevSettings {
 }
 
 /// A tunnel's own settings.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct TunnelSettings {
     /// The name asked for; none for a random one.
     pub subdomain: Option<String>,
@@ -111,12 +113,12 @@ pub struct TunnelSettings {
     pub timeout: Option<Duration>,
     /// How the service is spoken to.
     pub upstream_protocol: UpstreamProtocol,
-    /// What is known of its webhooks' signatures.
-    pub webhooks: WebhookSettings,
+    /// What is known of its webhooks.
+    pub webhooks: WebhookOptions,
 }
 
 /// A tunnel of `relay start`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct NamedTunnel {
     /// Its table's name.
     pub label: String,
@@ -165,7 +167,7 @@ impl Settings {
             Some(_) => {}
             None => files.warnings.extend(files.withheld.take()),
         }
-        let mut tunnel = TunnelSettings::new(args.tunnel, service, file)?;
+        let mut tunnel = TunnelSettings::new(args.tunnel, service, files)?;
         if args.random {
             tunnel.subdomain = None;
         }
@@ -199,7 +201,7 @@ impl DevSettings {
     pub fn new(args: DevArgs, files: &Files) -> Result<Self, ConfigError> {
         Ok(Self {
             upstream: args.upstream,
-            tunnel: TunnelSettings::new(args.tunnel, args.service, &files.file)?,
+            tunnel: TunnelSettings::new(args.tunnel, args.service, files)?,
             show: ShowSettings::new(args.show, &files.file),
             https: args.https,
             data_dir: args.data_dir,
@@ -208,13 +210,14 @@ impl DevSettings {
 }
 
 impl TunnelSettings {
-    fn new(typed: TunnelArgs, service: ServiceArgs, file: &File) -> Result<Self, ConfigError> {
+    fn new(typed: TunnelArgs, service: ServiceArgs, files: &Files) -> Result<Self, ConfigError> {
+        let file = &files.file;
         Ok(Self {
             subdomain: typed.subdomain.or_else(|| file.subdomain.clone()),
             host_header: service.host_header.or_else(|| file.host_header.clone()).unwrap_or_default(),
             timeout: typed.timeout.or(file.timeout),
             upstream_protocol: service.upstream_protocol.or(file.upstream_protocol).unwrap_or_default(),
-            webhooks: WebhookKeys::from(typed.webhooks).or(file.webhooks()).settle()?,
+            webhooks: WebhookKeys::from(typed.webhooks).or(file.webhooks()).settle(files.table())?,
         })
     }
 }
@@ -249,6 +252,7 @@ pub(crate) struct File {
     pub(crate) output: Option<Output>,
     #[serde(default, deserialize_with = "inspecting")]
     pub(crate) inspect: Option<Inspect>,
+    pub(crate) provider: Option<ProviderKey>,
     #[serde(default, deserialize_with = "secrets")]
     pub(crate) secret: Option<Vec<SecretSource>>,
     pub(crate) set: Option<BTreeMap<String, String>>,
@@ -291,6 +295,16 @@ impl Kept {
     }
 }
 
+/// What `provider` is in a file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged, expecting = "a provider such as \"stripe\", or rows of the provider table, [[provider]]")]
+pub(crate) enum ProviderKey {
+    /// Who sends the webhooks of a tunnel.
+    Name(String),
+    /// Rows of the provider table, or fields of rows.
+    Rows(Vec<toml::Table>),
+}
+
 /// A table `[tunnels.NAME]` as it was written.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -304,6 +318,7 @@ pub(crate) struct Table {
     #[serde(default, deserialize_with = "time")]
     pub(crate) timeout: Option<Duration>,
     pub(crate) upstream_protocol: Option<UpstreamProtocol>,
+    pub(crate) provider: Option<String>,
     #[serde(default, deserialize_with = "secrets")]
     pub(crate) secret: Option<Vec<SecretSource>>,
     pub(crate) set: Option<BTreeMap<String, String>>,
@@ -423,6 +438,8 @@ pub struct Files {
     project: Option<PathBuf>,
     /// Why a token that a file holds is not used; of interest where there is no other.
     pub(crate) withheld: Option<String>,
+    /// The table of providers with what the files add to it; none where that is nothing.
+    table: Option<Arc<webhook::Table>>,
     /// What the user should know: a sentence each.
     pub warnings: Vec<String>,
 }
@@ -479,6 +496,9 @@ impl Files {
             }
         })?;
         file.places = places(path, &text);
+        if let Some(ProviderKey::Rows(rows)) = file.provider.take_if(|key| matches!(key, ProviderKey::Rows(_))) {
+            self.add_providers(path, rows)?;
+        }
         if let (Some(ca), Some(directory)) = (&mut file.relay_ca, path.parent()) {
             *ca = directory.join(&*ca);
         }
@@ -538,6 +558,7 @@ impl Files {
             upstream_protocol: upper.upstream_protocol.or(lower.upstream_protocol),
             output: upper.output.or(lower.output),
             inspect: upper.inspect.or(lower.inspect),
+            provider: upper.provider.or(lower.provider),
             secret: upper.secret.or(lower.secret),
             set: upper.set.or(lower.set),
             verify: upper.verify.or(lower.verify),
@@ -565,7 +586,33 @@ impl Files {
         }
         let is_asked = |label: &String| names.is_empty() || names.contains(label);
         let asked = known.iter().filter(|(label, _)| is_asked(label));
-        asked.map(|(label, table)| self.file.tunnel(label, table)).collect()
+        asked.map(|(label, table)| self.file.tunnel(label, table, self.table())).collect()
+    }
+
+    /// All that is known of providers.
+    pub(crate) fn table(&self) -> Arc<webhook::Table> {
+        self.table.clone().unwrap_or_else(built_in)
+    }
+
+    /// Adds rows to the provider table.
+    ///
+    /// # Errors
+    /// [`ConfigError::Providers`].
+    fn add_providers(&mut self, path: &Path, rows: Vec<toml::Table>) -> Result<(), ConfigError> {
+        let wrong = |problem: String| ConfigError::Providers { file: path.to_owned(), problem };
+        // What is fetched is for the user to say, and not for a stranger.
+        if self.project.as_deref() == Some(path)
+            && let Some(key) = FETCHED.into_iter().find(|key| rows.iter().any(|row| names(row, key)))
+        {
+            return Err(wrong(format!(
+                "`{key}` names a page to fetch, which only a file of your own may do; write the row into \
+                 ~/.config/relay/relay.toml"
+            )));
+        }
+        let mut table = webhook::Table::clone(&self.table());
+        table.add_rows(rows).map_err(|error| wrong(error.to_string()))?;
+        self.table = Some(Arc::new(table));
+        Ok(())
     }
 
     /// Forgets what the files say of another relay than this one, and where a project's file says that it is: whoever
@@ -592,6 +639,21 @@ impl Files {
     }
 }
 
+/// The keys of a provider's row that name pages to fetch.
+const FETCHED: [&str; 2] = ["key_url", "confirm"];
+
+/// Whether there is such a key in a table, at any depth.
+fn names(table: &toml::Table, key: &str) -> bool {
+    fn within(value: &toml::Value, key: &str) -> bool {
+        match value {
+            toml::Value::Table(table) => names(table, key),
+            toml::Value::Array(values) => values.iter().any(|value| within(value, key)),
+            _ => false,
+        }
+    }
+    table.iter().any(|(name, value)| name == key || within(value, key))
+}
+
 /// The keys that lead to a relay, and belong together.
 const CONNECTION: [&str; 3] = ["relay", "relay_ca", "relay_addr"];
 
@@ -599,14 +661,19 @@ impl File {
     /// A tunnel with what its table leaves open. A name is nobody's default: two tunnels cannot share it.
     ///
     /// # Errors
-    /// Where a secret is not to be had.
-    pub(crate) fn tunnel(&self, label: &str, table: &Table) -> Result<NamedTunnel, ConfigError> {
+    /// Where a secret is not to be had, or a provider is not known.
+    pub(crate) fn tunnel(
+        &self,
+        label: &str,
+        table: &Table,
+        providers: Arc<webhook::Table>,
+    ) -> Result<NamedTunnel, ConfigError> {
         let settings = TunnelSettings {
             subdomain: table.subdomain.clone(),
             host_header: table.host_header.clone().or_else(|| self.host_header.clone()).unwrap_or_default(),
             timeout: table.timeout.or(self.timeout),
             upstream_protocol: table.upstream_protocol.or(self.upstream_protocol).unwrap_or_default(),
-            webhooks: self.webhooks_of(label, table).or(self.webhooks()).settle()?,
+            webhooks: self.webhooks_of(label, table).or(self.webhooks()).settle(providers)?,
         };
         Ok(NamedTunnel { label: label.to_owned(), upstream: table.upstream.clone(), settings })
     }
@@ -700,6 +767,17 @@ pub enum ConfigError {
         /// Where it says so.
         place: String,
     },
+    /// The rows that a file adds to the provider table do not fit.
+    #[error("{}: [[provider]]: {problem}", file.display())]
+    Providers {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong, and where.
+        problem: String,
+    },
+    /// No row of the table has the name of a tunnel's provider.
+    #[error(transparent)]
+    UnknownProvider(#[from] UnknownProvider),
     /// The token is empty or not one word. It is not shown.
     #[error(
         "the token is not one word of letters, digits and _; look at --token, RELAY_TOKEN, relay.toml or relay login"
@@ -845,7 +923,7 @@ mod tests {
         let user = "relay = 'a.example'\nsecret = ['a', 'b']\nset = { webhook_id = '1' }\nhandshake = true\n";
         let (settings, _) = settle("", user, &[]);
         let webhooks = settings.tunnel.webhooks;
-        let exposed = |webhooks: &WebhookSettings| {
+        let exposed = |webhooks: &WebhookOptions| {
             webhooks.credentials.secrets.iter().map(|secret| secret.expose().to_owned()).collect::<Vec<_>>()
         };
         assert_eq!(exposed(&webhooks), ["a", "b"]);
@@ -856,7 +934,7 @@ mod tests {
         assert_eq!(exposed(&webhooks), ["c"]);
         assert_eq!((webhooks.verify, webhooks.verify_at), (Verify::Reject, VerifyAt::Edge));
         let (settings, _) = settle("", "relay = 'a.example'", &[]);
-        assert_eq!(settings.tunnel.webhooks, WebhookSettings::default());
+        assert_eq!(settings.tunnel.webhooks, WebhookOptions::default());
 
         let project = "secret = 'whsec_above'\n[tunnels.a]\nupstream = 1\n[tunnels.b]\nupstream = 2\nsecret = '@b.txt'\nverify = 'off'";
         let (directory, places) = places(project, user);

@@ -2,17 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
+use relay_protocol::webhook;
 use serde::{Deserialize, Deserializer};
 
-use super::{ConfigError, File, Place, Table};
+use super::{ConfigError, File, Place, ProviderKey, Table};
 use crate::cli::WebhookArgs;
+use crate::intake::{WebhookOptions, built_in, named};
 use crate::secret::SecretSource;
-use crate::value::{Verify, VerifyAt, WebhookSettings};
+use crate::value::{Verify, VerifyAt};
 
 /// What one place says.
 #[derive(Clone, Debug, Default)]
 pub(super) struct WebhookKeys {
+    provider: Option<String>,
     /// With who says so.
     secrets: Option<(String, Vec<SecretSource>)>,
     settings: Option<BTreeMap<String, String>>,
@@ -26,6 +30,7 @@ impl From<WebhookArgs> for WebhookKeys {
         let credentials = typed.credentials;
         let given = Some(credentials.secrets).filter(|secrets| !secrets.is_empty());
         Self {
+            provider: typed.provider,
             secrets: given.map(|secrets| ("--secret or RELAY_SECRET".to_owned(), secrets)),
             settings: Some(credentials.settings.into_iter().collect()).filter(|set: &BTreeMap<_, _>| !set.is_empty()),
             verify: typed.verify,
@@ -39,6 +44,7 @@ impl WebhookKeys {
     /// This, and where it says nothing, what a lower place says.
     pub(super) fn or(self, lower: Self) -> Self {
         Self {
+            provider: self.provider.or(lower.provider),
             secrets: self.secrets.or(lower.secrets),
             settings: self.settings.or(lower.settings),
             verify: self.verify.or(lower.verify),
@@ -47,9 +53,12 @@ impl WebhookKeys {
         }
     }
 
-    /// What holds. Fetches the secrets.
-    pub(super) fn settle(self) -> Result<WebhookSettings, ConfigError> {
-        let mut settings = WebhookSettings::default();
+    /// What holds, with the providers of this table. Fetches the secrets.
+    pub(super) fn settle(self, table: Arc<webhook::Table>) -> Result<WebhookOptions, ConfigError> {
+        let mut settings = WebhookOptions::of(table);
+        if let Some(provider) = self.provider {
+            settings.provider = Some(named(&settings.table, &provider)?.id.clone());
+        }
         if let Some((place, secrets)) = self.secrets {
             let read = secrets.iter().map(SecretSource::read).collect::<Result<_, _>>();
             settings.credentials.secrets = read.map_err(|source| ConfigError::Secret { place, source })?;
@@ -64,9 +73,18 @@ impl WebhookKeys {
 }
 
 impl File {
+    /// Who sends the webhooks of a tunnel that has no word of its own.
+    pub(crate) fn provider(&self) -> Option<&str> {
+        match &self.provider {
+            Some(ProviderKey::Name(name)) => Some(name),
+            _ => None,
+        }
+    }
+
     /// What the keys above the tables say.
     pub(super) fn webhooks(&self) -> WebhookKeys {
         WebhookKeys {
+            provider: self.provider().map(str::to_owned),
             secrets: self.secret.clone().map(|secrets| (self.place("secret"), secrets)),
             settings: self.set.clone(),
             verify: self.verify,
@@ -79,6 +97,7 @@ impl File {
     pub(super) fn webhooks_of(&self, label: &str, table: &Table) -> WebhookKeys {
         let place = || self.place(&format!("tunnels.{label}.secret"));
         WebhookKeys {
+            provider: table.provider.clone(),
             secrets: table.secret.clone().map(|secrets| (place(), secrets)),
             settings: table.set.clone(),
             verify: table.verify,
@@ -92,7 +111,7 @@ impl File {
     /// # Errors
     /// Where one is not.
     pub(crate) fn check_secret(&self) -> Result<(), ConfigError> {
-        self.webhooks().settle().map(drop)
+        self.webhooks().settle(built_in()).map(drop)
     }
 
     /// Whether a secret itself stands in it.

@@ -39,10 +39,11 @@ use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 
 use crate::capture::Capture;
 use crate::event::{Event, Observer};
+use crate::intake::{Intake, Outcome, Webhook};
 use crate::session::dial::{DialError, Stream as Wire, Target};
 use crate::session::probe::Probe;
+use crate::upstream::Ending;
 use crate::upstream::service::BoxError;
-use crate::upstream::{Outcome, Upstream};
 use crate::value::Secret;
 
 /// How long the relay has to answer the upgrade and the Hello. It may probe another session for a second meanwhile.
@@ -278,7 +279,7 @@ type Exchanges = FuturesUnordered<Pin<Box<dyn Future<Output = Option<Outcome>> +
 pub(crate) struct Serve {
     /// The last one is the one that counts, unless it is over; those before it end what they have.
     sessions: Vec<Live>,
-    upstreams: Arc<HashMap<u32, Arc<Upstream>>>,
+    intakes: Arc<HashMap<u32, Arc<Intake>>>,
     exchanges: Exchanges,
     news: VecDeque<News>,
     /// What resumes the session that counts, or the last one that did.
@@ -331,7 +332,7 @@ impl Serve {
     pub(crate) fn new(own: Option<Probe>, capture: Option<Capture>) -> Self {
         Self {
             sessions: Vec::new(),
-            upstreams: Arc::default(),
+            intakes: Arc::default(),
             exchanges: FuturesUnordered::new(),
             news: VecDeque::new(),
             resume: None,
@@ -344,12 +345,12 @@ impl Serve {
     }
 
     /// Serves this session from now on, and any other only until its streams have ended.
-    pub(crate) fn add(&mut self, session: Session, upstreams: Arc<HashMap<u32, Arc<Upstream>>>) {
+    pub(crate) fn add(&mut self, session: Session, intakes: Arc<HashMap<u32, Arc<Intake>>>) {
         self.sessions.iter_mut().for_each(|live| live.old = true);
         // What happened to the others is of no interest now.
         self.news.clear();
         self.resume = Some(Resume { key: session.welcome.resume_key, last_stream: 0 });
-        self.upstreams = upstreams;
+        self.intakes = intakes;
         self.sessions.push(Live { link: session.link, driver: session.driver, old: false });
     }
 
@@ -364,8 +365,8 @@ impl Serve {
     }
 
     /// Where requests go from now on.
-    pub(crate) fn set_upstreams(&mut self, upstreams: Arc<HashMap<u32, Arc<Upstream>>>) {
-        self.upstreams = upstreams;
+    pub(crate) fn set_intakes(&mut self, intakes: Arc<HashMap<u32, Arc<Intake>>>) {
+        self.intakes = intakes;
     }
 
     /// The link of the session that counts, while there is one.
@@ -514,7 +515,7 @@ impl Serve {
         {
             resume.last_stream = resume.last_stream.max(stream.id().get());
         }
-        let (upstreams, turns, own) = (self.upstreams.clone(), self.turns.clone(), self.own.clone());
+        let (intakes, turns, own) = (self.intakes.clone(), self.turns.clone(), self.own.clone());
         let capture = self.capture.clone();
         let is_full = self.exchanges.len() >= MOST_EXCHANGES;
         self.exchanges.push(Box::pin(async move {
@@ -523,9 +524,8 @@ impl Serve {
                 tunnel: None,
                 head: None,
                 arrived,
-                status: None,
-                error: Some(reset.name()),
-                detail: Some(detail),
+                webhook: None,
+                ending: Ending { status: None, error: Some(reset.name()), detail: Some(detail) },
             };
             let mut encoded = Bytes::new();
             let head = match stream.recv().await {
@@ -542,23 +542,17 @@ impl Serve {
                 own.answer(&stream);
                 return None;
             }
-            let found = head.map(|head| (upstreams.get(&head.tunnel).cloned(), head));
+            let found = head.map(|head| (intakes.get(&head.tunnel).cloned(), head));
             // An exchange that takes long keeps its own service, and not those of other tunnels.
-            drop(upstreams);
+            drop(intakes);
             let arrival = capture.map(|capture| capture.arrival(encoded)).unwrap_or_default();
             let outcome = match found {
-                Ok((upstream, head)) if is_full => {
+                Ok((Some(intake), head)) if is_full => {
                     stream.reset(Reset::Refused);
-                    let status = Some(StatusCode::TOO_MANY_REQUESTS);
-                    let detail = Some(format!("{MOST_EXCHANGES} exchanges are under way, which is the most"));
-                    let tunnel = upstream.map(|upstream| upstream.name());
-                    let recording = arrival.keep(&head, tunnel.clone(), &[], false);
-                    let error = Some("too-many-requests");
-                    let outcome = Outcome { tunnel, head: Some(head), arrived, status, error, detail };
-                    recording.ended(status, outcome.duration().unwrap_or_default(), error);
-                    outcome
+                    let detail = format!("{MOST_EXCHANGES} exchanges are under way, which is the most");
+                    intake.refuse(head, arrival, detail)
                 }
-                Ok((Some(upstream), head)) => upstream.forward(stream, head, &turns, arrival).await,
+                Ok((Some(intake), head)) => intake.take(stream, head, &turns, arrival).await,
                 Ok((None, _)) => {
                     stream.reset(Reset::Refused);
                     fail(Reset::Refused, "the relay named a tunnel that this client does not have".to_owned())
@@ -589,7 +583,7 @@ impl Serve {
             self.sweep = None;
         }
         let now = Instant::now();
-        if let Some(next) = self.upstreams.values().filter_map(|upstream| upstream.expire(now)).min() {
+        if let Some(next) = self.intakes.values().filter_map(|intake| intake.expire(now)).min() {
             let mut sleep = Box::pin(tokio::time::sleep_until(next));
             // Polled once, so that it wakes us.
             let _ = sleep.as_mut().poll(cx);
@@ -613,8 +607,9 @@ impl Observer for ToTheEnd<'_> {
 }
 
 fn report(observer: &mut dyn Observer, outcome: &Outcome) {
+    let Ending { status, error, detail } = &outcome.ending;
     let Some(head) = &outcome.head else {
-        tracing::warn!(error = outcome.error, detail = outcome.detail, "a request could not be taken");
+        tracing::warn!(error, detail, "a request could not be taken");
         return;
     };
     let duration = outcome.duration().unwrap_or_default();
@@ -623,10 +618,11 @@ fn report(observer: &mut dyn Observer, outcome: &Outcome) {
         id: &head.id,
         method: head.method.as_str(),
         path: head.target.as_str(),
-        status: outcome.status.map(|status| status.as_u16()),
+        status: status.map(|status| status.as_u16()),
         duration_ms: duration.as_secs_f64() * 1e3,
-        error: outcome.error,
-        detail: outcome.detail.as_deref(),
+        error: *error,
+        detail: detail.as_deref(),
+        webhook: outcome.webhook.as_ref().map(Webhook::shown),
     });
 }
 

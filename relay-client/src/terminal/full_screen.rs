@@ -100,6 +100,7 @@ struct Entry {
     duration_ms: Option<f64>,
     error: Option<String>,
     detail: Option<String>,
+    webhook: Option<String>,
 }
 
 impl View {
@@ -121,18 +122,21 @@ impl View {
                 self.tunnels.retain(|known| known.tunnel != *tunnel);
                 self.said = format!("{url} has ended: {reason}");
             }
-            Event::Exchange { tunnel, id, method, path, status, duration_ms, error, detail } => self.add(Entry {
-                number: 0,
-                at: now,
-                tunnel: (*tunnel).to_owned(),
-                id: (*id).to_owned(),
-                method: (*method).to_owned(),
-                path: clipped(path),
-                status: *status,
-                duration_ms: Some(*duration_ms),
-                error: error.map(str::to_owned),
-                detail: detail.map(str::to_owned),
-            }),
+            Event::Exchange { tunnel, id, method, path, status, duration_ms, error, detail, webhook } => {
+                self.add(Entry {
+                    number: 0,
+                    at: now,
+                    tunnel: (*tunnel).to_owned(),
+                    id: (*id).to_owned(),
+                    method: (*method).to_owned(),
+                    path: clipped(path),
+                    status: *status,
+                    duration_ms: Some(*duration_ms),
+                    error: error.map(str::to_owned),
+                    detail: detail.map(str::to_owned),
+                    webhook: webhook.map(|webhook| webhook.beside(*duration_ms)),
+                })
+            }
             Event::Request { id, method, path, status, .. } => self.add(Entry {
                 number: 0,
                 at: now,
@@ -144,6 +148,7 @@ impl View {
                 duration_ms: None,
                 error: None,
                 detail: None,
+                webhook: None,
             }),
             Event::Notice(text) => self.said = (*text).to_owned(),
             Event::Refused { tunnel, reason, .. } => self.said = format!("the tunnel {tunnel} is refused: {reason}"),
@@ -373,7 +378,8 @@ fn detail(entry: &Entry, content: Option<&Captured>) -> Vec<String> {
     let status = entry.status.map_or("no answer".to_owned(), |status| status.to_string());
     let time = entry.duration_ms.map(|time| format!(" in {}", compact(time))).unwrap_or_default();
     let error = entry.error.as_ref().map(|error| format!(", {}", Shown(error))).unwrap_or_default();
-    lines.push(format!(" {status}{time}{error}"));
+    let webhook = entry.webhook.as_ref().map(|webhook| format!(" {}", Shown(webhook))).unwrap_or_default();
+    lines.push(format!(" {status}{time}{webhook}{error}"));
     lines.extend(entry.detail.as_ref().map(|detail| format!(" {}", Shown(detail))));
     lines.push(format!(" {} {}", Shown(&entry.tunnel), Shown(&entry.id)));
     lines.push(String::new());
@@ -542,7 +548,17 @@ mod tests {
 
     fn exchange<'a>(id: &'a str, path: &'a str, status: Option<u16>) -> Event<'a> {
         let error = (status == Some(502)).then_some("upstream-refused");
-        Event::Exchange { tunnel: "hooks", id, method: "POST", path, status, duration_ms: 12.25, error, detail: None }
+        Event::Exchange {
+            tunnel: "hooks",
+            id,
+            method: "POST",
+            path,
+            status,
+            duration_ms: 12.25,
+            error,
+            detail: None,
+            webhook: None,
+        }
     }
 
     fn view() -> View {

@@ -12,7 +12,7 @@
 //!
 //! ```json
 //! {"event":"tunnel.ready","name":"hooks","url":"https://hooks.relay.example","upstream":"http://localhost:3000","relay":"https://relay.example","ca_file":null,"local_url":null,"tunnel":"hooks"}
-//! {"event":"exchange","id":"01J…","method":"POST","path":"/hooks?a=1","status":200,"duration_ms":12.25,"error":null,"tunnel":"hooks"}
+//! {"event":"exchange","id":"01J…","method":"POST","path":"/hooks?a=1","status":200,"duration_ms":12.25,"error":null,"tunnel":"hooks","webhook":null}
 //! {"event":"request","id":"01J…","method":"POST","path":"/hooks","status":200,"headers":[["host","hooks.relay.example"]],"body":"hello","body_size":5,"body_truncated":false}
 //! {"event":"upstream.down","tunnel":"hooks","upstream":"http://localhost:3000","reason":"connection refused by 127.0.0.1:3000 and [::1]:3000"}
 //! {"event":"upstream.up","tunnel":"hooks","upstream":"http://localhost:3000"}
@@ -63,6 +63,7 @@ use std::{
 };
 
 use jiff::{Timestamp, tz::TimeZone};
+use unicode_width::UnicodeWidthStr as _;
 
 use crate::event::{Body, Event};
 use crate::platform::{is_ready, terminal_knows_escapes, write_now};
@@ -229,6 +230,8 @@ pub struct Printer<O = Destination, E = Destination> {
     ready: bool,
     /// The tunnels that there are, by what they are called.
     tunnels: BTreeSet<String>,
+    /// Columns that lines leave to what is said of their senders.
+    beside: usize,
     /// Those that people have not been told of yet: they stand together.
     fresh: Vec<Fresh>,
     /// They have been told of one.
@@ -335,6 +338,7 @@ impl<O: Write, E: Write> Printer<O, E> {
             clock: Clock::new(zone),
             ready: false,
             tunnels: BTreeSet::new(),
+            beside: 0,
             fresh: Vec::new(),
             announced: false,
             answers: None,
@@ -415,15 +419,20 @@ impl<O: Write, E: Write> Printer<O, E> {
                 ca_file: ca_file.map(str::to_owned),
                 local_url: local_url.map(str::to_owned),
             }),
-            (Output::Text, Event::Exchange { tunnel, id, method, path, status, duration_ms, error, detail }) => {
+            (
+                Output::Text,
+                Event::Exchange { tunnel, id, method, path, status, duration_ms, error, detail, webhook },
+            ) => {
                 if self.has_line(*status, *error, Some(*duration_ms)) {
-                    self.line(second, Some(tunnel), method, path, *status, |out| duration(out, *duration_ms), *error);
+                    let figure = |out: &mut Text<'_>| duration(out, *duration_ms);
+                    let beside = webhook.map(|webhook| webhook.beside(*duration_ms));
+                    self.line(second, Some(tunnel), method, path, *status, figure, beside, *error);
                     self.detail(second, id, *detail);
                 }
             }
             (Output::Text, Event::Request { id, method, path, status, headers, body, body_size, body_truncated }) => {
                 if self.has_line(*status, None, None) {
-                    self.line(second, None, method, path, *status, |out| size(out, *body_size), None);
+                    self.line(second, None, method, path, *status, |out| size(out, *body_size), None, None);
                     self.request(id, headers, *body, *body_size, *body_truncated);
                 }
             }
@@ -617,6 +626,7 @@ impl<O: Write, E: Write> Printer<O, E> {
         path: &str,
         status: Option<u16>,
         figure: impl FnOnce(&mut Text<'_>),
+        beside: Option<String>,
         error: Option<&str>,
     ) {
         // Only where there are others.
@@ -625,6 +635,12 @@ impl<O: Write, E: Write> Printer<O, E> {
         // Either every line has the same width, or nothing is cut.
         let error_columns = error.map_or(0, |code| code.len() + 2);
         let fixed = FIXED_COLUMNS + tunnel.map_or(0, |(_, width)| width + 1);
+        // Where there is no room for it beside a path that can be read, it is left out.
+        let has_room = |wide: usize| self.style.columns.is_none_or(|columns| columns >= fixed + wide + PATH_WISHED);
+        let beside = beside.map(|text| Shown(&text).to_string()).filter(|text| has_room(text.width() + 1));
+        // The columns of the lines that follow stay where they are now.
+        self.beside = self.beside.max(beside.as_ref().map_or(0, |text| text.width() + 1));
+        let fixed = fixed + self.beside;
         let is_narrow = self.style.columns.is_some_and(|columns| columns < fixed + PATH_MIN);
         let (width, cut) = match self.style.columns {
             Some(columns) => {
@@ -651,6 +667,9 @@ impl<O: Write, E: Write> Printer<O, E> {
             None => write!(out, " {colour}---{plain} "),
         };
         figure(out);
+        if let Some(text) = beside {
+            let _ = write!(out, " {text}");
+        }
         if let Some(code) = error {
             let (colour, plain) = if self.style.colour { (RED, RESET) } else { ("", "") };
             let _ = write!(out, "  {colour}{}{plain}", Shown(code));
@@ -805,6 +824,9 @@ const FIXED_COLUMNS: usize = 8 + 7 + 3 + 10 + 5;
 const TIME_COLUMNS: usize = 9;
 /// A path is not cut below this, however narrow the terminal.
 const PATH_MIN: usize = 12;
+
+/// Columns of a path that are not given away for what is said of its sender.
+const PATH_WISHED: usize = 20;
 /// The path's column where nothing is cut; longer paths push the rest to the right.
 const PATH_UNCUT: usize = 40;
 /// What a tunnel is called is cut to this.
@@ -868,12 +890,10 @@ fn system_zone() -> TimeZone {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
-    use serde_json::{Value, json};
-    use unicode_width::UnicodeWidthStr as _;
-
     use super::*;
     use crate::event::READY;
     use crate::terminal::body::TEXT_SHOWN;
+    use serde_json::{Value, json};
 
     const NOW: Duration = Duration::from_secs(14 * 3600 + 3 * 60 + 11);
 
@@ -887,6 +907,7 @@ mod tests {
             duration_ms: 12.25,
             error: None,
             detail: None,
+            webhook: None,
         }
     }
 
@@ -919,6 +940,7 @@ mod tests {
             duration_ms: 30000.0,
             error: Some("deadline"),
             detail: None,
+            webhook: None,
         };
         let local = Event::Ready {
             tunnel: "web",
@@ -943,8 +965,8 @@ mod tests {
         let expected = [
             r#"{"event":"tunnel.ready","name":"hooks","url":"https://hooks.relay.example","upstream":"http://localhost:3000","relay":"https://relay.example","ca_file":null,"local_url":null,"tunnel":"hooks"}"#,
             r#"{"event":"tunnel.ready","name":"a","url":"https://a.relay.localhost:8443","upstream":"unix:/run/a","relay":"https://relay.localhost:8443","ca_file":"/ca.pem","local_url":"https://localhost:8443","tunnel":"web"}"#,
-            r#"{"event":"exchange","id":"01J","method":"POST","path":"/hooks?a=1&b=\"","status":200,"duration_ms":12.25,"error":null,"tunnel":"hooks"}"#,
-            r#"{"event":"exchange","id":"7","method":"GET","path":"/","status":null,"duration_ms":30000.0,"error":"deadline","tunnel":"hooks"}"#,
+            r#"{"event":"exchange","id":"01J","method":"POST","path":"/hooks?a=1&b=\"","status":200,"duration_ms":12.25,"error":null,"tunnel":"hooks","webhook":null}"#,
+            r#"{"event":"exchange","id":"7","method":"GET","path":"/","status":null,"duration_ms":30000.0,"error":"deadline","tunnel":"hooks","webhook":null}"#,
             r#"{"event":"session.disconnected","reason":"reset","retry_in_ms":250}"#,
             r#"{"event":"session.reconnected","relay":"https://relay.example","after_ms":1250}"#,
         ];
@@ -1186,6 +1208,7 @@ mod tests {
             duration_ms: 1.0,
             error: Some("upstream-invalid"),
             detail,
+            webhook: None,
         };
         for output in [Output::Text, Output::Json] {
             let events =
@@ -1330,6 +1353,7 @@ mod tests {
                 duration_ms: odd,
                 error: None,
                 detail: None,
+                webhook: None,
             };
             let (out, _) = print(Output::Json, Style::default(), &[READY, event]);
             assert!(out.contains(r#""duration_ms":0.0"#), "{out}");

@@ -53,7 +53,7 @@ struct Sending {
 impl RequestBody {
     /// The body of a stream whose head was taken. What has arrived with the head is taken too, so that its length is
     /// known where it is all; `record` is told of it. An upgrade has no body: what comes belongs to the new protocol.
-    pub(super) fn of(
+    pub(crate) fn of(
         stream: &Stream,
         kept: &Arc<AtomicUsize>,
         head: &RequestHead,
@@ -92,8 +92,19 @@ impl RequestBody {
         self.sending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn recording(&self) -> Recording {
+    pub(crate) fn recording(&self) -> Recording {
         self.lock().recording.clone()
+    }
+
+    /// All of it, where all of it has come and is kept.
+    pub(crate) fn whole(&self) -> Option<Bytes> {
+        let sending = self.lock();
+        sending.end.as_ref().filter(|_| sending.replayable)?;
+        Some(match &sending.kept[..] {
+            [] => Bytes::new(),
+            [all] => all.clone(),
+            pieces => pieces.concat().into(),
+        })
     }
 
     /// Starts again from the beginning, in this clone and those made of it; false when that is not held any more.

@@ -44,8 +44,8 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::capture::{Arrival, Recording};
-use crate::upstream::body::RequestBody;
+use crate::capture::Recording;
+pub(crate) use crate::upstream::body::RequestBody;
 use crate::upstream::connection::{Connection, Multiplexed, Noted, Share};
 use crate::upstream::rewrite::Rewriter;
 use crate::upstream::service::Destination;
@@ -72,17 +72,15 @@ const UPGRADE_IDLE: Duration = Duration::from_secs(2 * 3600);
 /// The service behind one tunnel.
 #[derive(Debug)]
 pub(crate) struct Upstream {
-    /// What the tunnel is called on this machine.
-    name: Arc<str>,
     destination: Destination,
     protocol: UpstreamProtocol,
     rewriter: Rewriter,
+    /// For exchanges whose service is to be told its public name.
+    untouched: Rewriter,
     /// Which of several addresses answered last.
     preferred: AtomicUsize,
     idle: Mutex<VecDeque<Idle>>,
     http2: Mutex<Option<Arc<Multiplexed>>>,
-    /// Bytes of request bodies that are kept at the moment.
-    kept: Arc<AtomicUsize>,
     tasks: TaskTracker,
     closing: CancellationToken,
 }
@@ -98,14 +96,9 @@ impl std::fmt::Debug for Idle {
     }
 }
 
-/// How an exchange ended, for whoever reports it.
+/// How an exchange with a service ended.
 #[derive(Debug)]
-pub(crate) struct Outcome {
-    /// What the tunnel is called on this machine, where there is one.
-    pub(crate) tunnel: Option<Arc<str>>,
-    pub(crate) head: Option<RequestHead>,
-    /// When the head arrived here.
-    pub(crate) arrived: Instant,
+pub(crate) struct Ending {
     /// What the public sender was answered with.
     pub(crate) status: Option<StatusCode>,
     /// A stable code.
@@ -114,12 +107,12 @@ pub(crate) struct Outcome {
     pub(crate) detail: Option<String>,
 }
 
-impl Outcome {
-    /// From the start of the deadline until now; none where no head has come.
-    pub(crate) fn duration(&self) -> Option<Duration> {
-        let before = self.head.as_ref()?.elapsed_ms;
-        Some(Duration::from_millis(before.into()) + self.arrived.elapsed())
-    }
+/// An exchange as it is forwarded.
+#[derive(Clone, Copy, Debug)]
+struct Call<'a> {
+    stream: &'a Stream,
+    head: &'a RequestHead,
+    rewriter: &'a Rewriter,
 }
 
 /// What an exchange has said of its answer.
@@ -183,38 +176,35 @@ impl From<StreamError> for Failure {
 }
 
 impl Upstream {
-    pub(crate) fn new(name: &str, destination: Destination, protocol: UpstreamProtocol, rewriter: Rewriter) -> Self {
+    pub(crate) fn new(destination: Destination, protocol: UpstreamProtocol, rewriter: Rewriter) -> Self {
         let protocol = match destination {
             Destination::Address(_) => protocol,
             Destination::Service(_) => UpstreamProtocol::Http1,
         };
         Self {
-            name: name.into(),
             destination,
             protocol,
+            untouched: rewriter.preserving(),
             rewriter,
             preferred: AtomicUsize::new(0),
             idle: Mutex::default(),
             http2: Mutex::default(),
-            kept: Arc::default(),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
         }
     }
 
-    /// Forwards the request of a stream whose head has been taken off it. `turns` counts how often the session has sent
-    /// what was queued.
+    /// Forwards the request of a stream whose head has been taken off it; with `as_called` the service sees the name that
+    /// its sender has called, whatever it sees otherwise. `turns` counts how often the session has sent what was queued.
     pub(crate) async fn forward(
         &self,
-        stream: Stream,
-        head: RequestHead,
+        stream: &Stream,
+        head: &RequestHead,
+        body: RequestBody,
+        as_called: bool,
         turns: &AtomicU64,
-        arrival: Arrival,
-    ) -> Outcome {
-        let arrived = Instant::now();
-        let body = RequestBody::of(&stream, &self.kept, &head, |body, whole| {
-            arrival.keep(&head, Some(self.name()), body, whole)
-        });
+    ) -> Ending {
+        let rewriter = if as_called { &self.untouched } else { &self.rewriter };
         let mut sent = Sent { recording: body.recording(), status: None, turn: 0, turns };
         // Dropping the exchange aborts the call to the service, so it must be dropped when the stream is reset.
         //
@@ -222,7 +212,7 @@ impl Upstream {
         // `head.deadline_ms` said; its reset comes when a clock of ours would strike, at the time that the head came
         // plus what it left. Where the link is dead, the session ends within 15 s and every exchange with it.
         let result = {
-            let mut exchange = pin!(self.exchange(&stream, &head, body, &mut sent));
+            let mut exchange = pin!(self.exchange(Call { stream, head, rewriter }, body, &mut sent));
             poll_fn(|cx| match exchange.as_mut().poll(cx) {
                 Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
                 // What looks like the service's failure may be ours, made of a request that ended before its time.
@@ -234,34 +224,23 @@ impl Upstream {
             })
             .await
         };
-        let (status, error, detail) = match result {
-            Ok(()) => (sent.status, None, None),
-            Err(Failure { reset, detail }) => {
-                // This takes back what is still queued, the head too. The relay then answers for us, and this is how.
-                stream.reset(reset);
-                let ours = sent.on_the_way();
-                let (status, code) = match reset {
-                    Reset::UpstreamRefused | Reset::UpstreamInvalid => {
-                        (ours.or(Some(StatusCode::BAD_GATEWAY)), reset.name())
-                    }
-                    // These are said only before a head is passed on: ours came too late.
-                    Reset::Deadline => (Some(StatusCode::GATEWAY_TIMEOUT), reset.name()),
-                    Reset::TooLarge => (Some(StatusCode::PAYLOAD_TOO_LARGE), reset.name()),
-                    Reset::Malformed => (Some(StatusCode::BAD_REQUEST), "bad-request"),
-                    Reset::Idle if ours.is_none() => (Some(StatusCode::REQUEST_TIMEOUT), "body-timeout"),
-                    _ => (ours, reset.name()),
-                };
-                (status, Some(code), detail)
-            }
+        let Failure { reset, detail } = match result {
+            Ok(()) => return Ending { status: sent.status, error: None, detail: None },
+            Err(failure) => failure,
         };
-        let outcome = Outcome { tunnel: Some(self.name()), head: Some(head), arrived, status, error, detail };
-        sent.recording.ended(status, outcome.duration().unwrap_or_default(), error);
-        outcome
-    }
-
-    /// What the tunnel is called on this machine.
-    pub(crate) fn name(&self) -> Arc<str> {
-        self.name.clone()
+        // This takes back what is still queued, the head too. The relay then answers for us, and this is how.
+        stream.reset(reset);
+        let ours = sent.on_the_way();
+        let (status, code) = match reset {
+            Reset::UpstreamRefused | Reset::UpstreamInvalid => (ours.or(Some(StatusCode::BAD_GATEWAY)), reset.name()),
+            // These are said only before a head is passed on: ours came too late.
+            Reset::Deadline => (Some(StatusCode::GATEWAY_TIMEOUT), reset.name()),
+            Reset::TooLarge => (Some(StatusCode::PAYLOAD_TOO_LARGE), reset.name()),
+            Reset::Malformed => (Some(StatusCode::BAD_REQUEST), "bad-request"),
+            Reset::Idle if ours.is_none() => (Some(StatusCode::REQUEST_TIMEOUT), "body-timeout"),
+            _ => (ours, reset.name()),
+        };
+        Ending { status, error: Some(code), detail }
     }
 
     /// Closes connections that have been idle for too long. Returns when to ask again.
@@ -298,26 +277,21 @@ impl Upstream {
         self.http2.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn exchange(
-        &self,
-        stream: &Stream,
-        head: &RequestHead,
-        mut body: RequestBody,
-        sent: &mut Sent<'_>,
-    ) -> Result<(), Failure> {
-        if self.protocol == UpstreamProtocol::H2c && head.upgrade.is_none() {
-            return self.exchange_http2(stream, head, body, sent).await;
+    async fn exchange(&self, call: Call<'_>, mut body: RequestBody, sent: &mut Sent<'_>) -> Result<(), Failure> {
+        let upgrades = call.head.upgrade.is_some();
+        if self.protocol == UpstreamProtocol::H2c && !upgrades {
+            return self.exchange_http2(call, body, sent).await;
         }
-        let mut reused = head.upgrade.is_none().then(|| self.checkout()).flatten();
+        let mut reused = if upgrades { None } else { self.checkout() };
         let mut attempt = 1;
         loop {
             let connection = match reused.take() {
                 Some(connection) => connection,
-                None => self.connect(head.upgrade.is_some()).await?,
+                None => self.connect(upgrades).await?,
             };
             let is_fresh = connection.is_fresh;
-            let request = self.request(head, body.clone(), Version::HTTP_11, attempt, stream)?;
-            match self.exchange_http1(stream, head, connection, request, sent).await {
+            let request = call.request(body.clone(), Version::HTTP_11, attempt)?;
+            match self.exchange_http1(call, connection, request, sent).await {
                 // The service closed a connection that it had kept open, and has not seen the request.
                 Err(Attempt::Unanswered(_)) if !is_fresh && body.rewind() => {
                     attempt += 1;
@@ -369,63 +343,14 @@ impl Upstream {
             .map_err(|refused| Failure { reset: Reset::UpstreamRefused, detail: Some(refused.to_string()) })
     }
 
-    /// The request as the service gets it.
-    fn request(
-        &self,
-        head: &RequestHead,
-        body: RequestBody,
-        version: Version,
-        attempt: u32,
-        stream: &Stream,
-    ) -> Result<Request<RequestBody>, Failure> {
-        let mut request = Request::new(body);
-        *request.method_mut() = head.method.clone();
-        *request.version_mut() = version;
-        let host = self.rewriter.host(&head.authority);
-        if version == Version::HTTP_2 {
-            // HTTP/2 has an authority where HTTP/1.1 has Host (RFC 9113, section 8.3.1).
-            let authority = Authority::try_from(host.as_bytes()).map_err(|_| Reset::Malformed)?;
-            let uri = Uri::builder().scheme(UriScheme::HTTP).authority(authority).path_and_query(head.target.clone());
-            *request.uri_mut() = uri.build().map_err(|_| Reset::Malformed)?;
-        } else {
-            *request.uri_mut() = Uri::from(head.target.clone());
-        }
-        let headers = request.headers_mut();
-        headers.reserve(head.headers.len() + OWN_LINES);
-        if version != Version::HTTP_2 {
-            // First, as RFC 9110, section 7.2 asks.
-            headers.insert(header::HOST, host);
-        }
-        let theirs = head.headers.iter().filter(|(name, _)| *name != header::HOST).cloned();
-        append_framed(headers, theirs).map_err(|_| Reset::Malformed)?;
-        self.rewriter.request(headers);
-        forwarded(head, headers);
-        if attempt > 1 {
-            headers.insert(RELAY_ATTEMPT, HeaderValue::from(attempt));
-        }
-        if let Some(protocol) = &head.upgrade {
-            headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-            headers.insert(header::UPGRADE, line(protocol.clone()));
-        }
-        if expects_continue(head) {
-            let stream = stream.clone();
-            hyper::ext::on_informational(&mut request, move |response| {
-                if response.status() == StatusCode::CONTINUE {
-                    send_continue(&stream);
-                }
-            });
-        }
-        Ok(request)
-    }
-
     async fn exchange_http1(
         &self,
-        stream: &Stream,
-        head: &RequestHead,
+        call: Call<'_>,
         mut connection: Connection,
         request: Request<RequestBody>,
         sent: &mut Sent<'_>,
     ) -> Result<(), Attempt> {
+        let Call { stream, head, .. } = call;
         let answer = connection.sender.send_request(request);
         let waits = expects_continue(head);
         let response = connection.wire.drive(with_continue(stream, waits, answer)).await;
@@ -436,9 +361,9 @@ impl Upstream {
             Err(error) => return Err(Attempt::Unanswered(invalid(&error))),
         };
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            return self.switch(stream, head, connection, response, sent).await.map_err(Attempt::Final);
+            return switch(call, connection, response, sent).await.map_err(Attempt::Final);
         }
-        self.send_head(stream, &response, None, sent).map_err(Attempt::Final)?;
+        call.send_head(&response, None, sent).map_err(Attempt::Final)?;
         let pumped = {
             let pump = pump(response.body_mut(), stream, sent.recording.clone());
             sent.behind(connection.wire.drive(pump)).await
@@ -451,13 +376,8 @@ impl Upstream {
         Ok(())
     }
 
-    async fn exchange_http2(
-        &self,
-        stream: &Stream,
-        head: &RequestHead,
-        mut body: RequestBody,
-        sent: &mut Sent<'_>,
-    ) -> Result<(), Failure> {
+    async fn exchange_http2(&self, call: Call<'_>, mut body: RequestBody, sent: &mut Sent<'_>) -> Result<(), Failure> {
+        let Call { stream, head, .. } = call;
         let mut attempt = 1;
         loop {
             let reused = self.share_http2();
@@ -466,7 +386,7 @@ impl Upstream {
                 Some(share) => share,
                 None => self.connect_http2().await?,
             };
-            let request = self.request(head, body.clone(), Version::HTTP_2, attempt, stream)?;
+            let request = call.request(body.clone(), Version::HTTP_2, attempt)?;
             let read = || share.0.read.load(Relaxed);
             let before = read();
             let answer = share.0.sender.clone().send_request(request);
@@ -482,7 +402,7 @@ impl Upstream {
                 Err(error) if error.is_user() => return Err(body_failure(stream)),
                 Err(error) => return Err(invalid(&error)),
             };
-            self.send_head(stream, &response, None, sent)?;
+            call.send_head(&response, None, sent)?;
             let pump = pump(response.body_mut(), stream, sent.recording.clone());
             return sent.behind(pump).await;
         }
@@ -515,11 +435,62 @@ impl Upstream {
         *self.http2() = Some(connection.clone());
         Ok(Share(connection))
     }
+}
+
+impl Drop for Upstream {
+    /// Whoever had no time to [`Upstream::close`] it leaves no task behind either.
+    fn drop(&mut self) {
+        self.closing.cancel();
+    }
+}
+
+impl Call<'_> {
+    /// The request as the service gets it.
+    fn request(self, body: RequestBody, version: Version, attempt: u32) -> Result<Request<RequestBody>, Failure> {
+        let Self { stream, head, rewriter } = self;
+        let mut request = Request::new(body);
+        *request.method_mut() = head.method.clone();
+        *request.version_mut() = version;
+        let host = rewriter.host(&head.authority);
+        if version == Version::HTTP_2 {
+            // HTTP/2 has an authority where HTTP/1.1 has Host (RFC 9113, section 8.3.1).
+            let authority = Authority::try_from(host.as_bytes()).map_err(|_| Reset::Malformed)?;
+            let uri = Uri::builder().scheme(UriScheme::HTTP).authority(authority).path_and_query(head.target.clone());
+            *request.uri_mut() = uri.build().map_err(|_| Reset::Malformed)?;
+        } else {
+            *request.uri_mut() = Uri::from(head.target.clone());
+        }
+        let headers = request.headers_mut();
+        headers.reserve(head.headers.len() + OWN_LINES);
+        if version != Version::HTTP_2 {
+            // First, as RFC 9110, section 7.2 asks.
+            headers.insert(header::HOST, host);
+        }
+        let theirs = head.headers.iter().filter(|(name, _)| *name != header::HOST).cloned();
+        append_framed(headers, theirs).map_err(|_| Reset::Malformed)?;
+        rewriter.request(headers);
+        forwarded(head, headers);
+        if attempt > 1 {
+            headers.insert(RELAY_ATTEMPT, HeaderValue::from(attempt));
+        }
+        if let Some(protocol) = &head.upgrade {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            headers.insert(header::UPGRADE, line(protocol.clone()));
+        }
+        if expects_continue(head) {
+            let stream = stream.clone();
+            hyper::ext::on_informational(&mut request, move |response| {
+                if response.status() == StatusCode::CONTINUE {
+                    send_continue(&stream);
+                }
+            });
+        }
+        Ok(request)
+    }
 
     /// Sends a response's head into the stream.
     fn send_head(
-        &self,
-        stream: &Stream,
+        self,
         response: &Response<Incoming>,
         upgrade: Option<HeaderValue>,
         sent: &mut Sent<'_>,
@@ -534,41 +505,9 @@ impl Upstream {
         })?;
         let length = response.body().size_hint().exact();
         sent.recording.response(&head, length.unwrap_or_default());
-        stream.send_head(head, false)?;
+        self.stream.send_head(head, false)?;
         sent.head(status);
         Ok(())
-    }
-
-    /// The service speaks another protocol from here on.
-    async fn switch(
-        &self,
-        stream: &Stream,
-        head: &RequestHead,
-        mut connection: Connection,
-        response: Response<Incoming>,
-        sent: &mut Sent<'_>,
-    ) -> Result<(), Failure> {
-        if head.upgrade.is_none() {
-            let detail = "the service switched protocols without being asked".to_owned();
-            return Err(Failure { reset: Reset::UpstreamInvalid, detail: Some(detail) });
-        }
-        let protocol = response.headers().get(header::UPGRADE).cloned();
-        self.send_head(stream, &response, protocol, sent)?;
-        sent.behind(async {
-            let upgraded =
-                connection.wire.drive(hyper::upgrade::on(response)).await.map_err(|error| invalid(&error))?;
-            // Whichever side ends it, both have been told.
-            let _ = splice(TokioIo::new(upgraded), stream.clone(), UPGRADE_IDLE).await;
-            Ok(())
-        })
-        .await
-    }
-}
-
-impl Drop for Upstream {
-    /// Whoever had no time to [`Upstream::close`] it leaves no task behind either.
-    fn drop(&mut self) {
-        self.closing.cancel();
     }
 }
 
@@ -594,6 +533,28 @@ where
         let closing = self.closing.clone();
         self.tasks.spawn(async move { closing.run_until_cancelled(future).await });
     }
+}
+
+/// The service speaks another protocol from here on.
+async fn switch(
+    call: Call<'_>,
+    mut connection: Connection,
+    response: Response<Incoming>,
+    sent: &mut Sent<'_>,
+) -> Result<(), Failure> {
+    if call.head.upgrade.is_none() {
+        let detail = "the service switched protocols without being asked".to_owned();
+        return Err(Failure { reset: Reset::UpstreamInvalid, detail: Some(detail) });
+    }
+    let protocol = response.headers().get(header::UPGRADE).cloned();
+    call.send_head(&response, protocol, sent)?;
+    sent.behind(async {
+        let upgraded = connection.wire.drive(hyper::upgrade::on(response)).await.map_err(|error| invalid(&error))?;
+        // Whichever side ends it, both have been told.
+        let _ = splice(TokioIo::new(upgraded), call.stream.clone(), UPGRADE_IDLE).await;
+        Ok(())
+    })
+    .await
 }
 
 /// Moves a response's body into the stream until its end.

@@ -32,8 +32,11 @@ use crate::upstream::address::{Scheme, UpstreamAddr};
 /// The choice of `--host-header`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum HostHeader {
-    /// `Host` becomes the upstream's own.
+    /// As [`HostHeader::Rewrite`], but as [`HostHeader::Preserve`] for requests of a provider whose signature covers the
+    /// public URL: an app that verifies it puts that URL together from what it is told.
     #[default]
+    Auto,
+    /// `Host` becomes the upstream's own.
     Rewrite,
     /// `Host` stays the public name, and no header is translated in either direction.
     Preserve,
@@ -46,6 +49,7 @@ impl FromStr for HostHeader {
 
     fn from_str(text: &str) -> Result<Self, HostHeaderError> {
         match text {
+            "auto" => Ok(Self::Auto),
             "rewrite" => Ok(Self::Rewrite),
             "preserve" => Ok(Self::Preserve),
             _ => match (split_authority(text.as_bytes()), HeaderValue::from_str(text)) {
@@ -58,7 +62,7 @@ impl FromStr for HostHeader {
 
 /// A `--host-header` that could not stand in a request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{input:?} is not a host; write rewrite, preserve, or a host such as app.test or app.test:8080")]
+#[error("{input:?} is not a host; write auto, rewrite, preserve, or a host such as app.test or app.test:8080")]
 pub struct HostHeaderError {
     input: String,
 }
@@ -88,10 +92,16 @@ impl Rewriter {
             .ok_or_else(|| PublicUrlError { url: public_url.to_owned() })?;
         let local = match mode {
             HostHeader::Preserve => None,
-            HostHeader::Rewrite => Local::new(upstream, &upstream.host_header()),
+            HostHeader::Auto | HostHeader::Rewrite => Local::new(upstream, &upstream.host_header()),
             HostHeader::Value(host) => host.to_str().ok().and_then(|host| Local::new(upstream, host)),
         };
         Ok(Self { public, local })
+    }
+
+    /// As it would be under `preserve`.
+    #[must_use]
+    pub fn preserving(&self) -> Self {
+        Self { public: self.public.clone(), local: None }
     }
 
     /// The `Host` that the upstream gets, where the sender called `authority`. An authority that no header can hold is

@@ -1,6 +1,7 @@
 //! What the edge makes of a request that is a webhook: who sends it, how long that one waits, and what it can be answered
 //! without the client.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -76,7 +77,7 @@ impl<'t> Allowed<'t> {
 }
 
 /// Whose webhook a request is: that of the provider that its tunnel is for, or of whom it is recognised to be from.
-fn sender<'t>(table: &'t Table, asked: &Asked, head: &RequestHead, body: &[u8]) -> Option<&'t Provider> {
+fn sender<'t>(table: &'t Table, asked: &Asked, head: &RequestHead, body: &[u8]) -> Option<&'t Arc<Provider>> {
     match &asked.webhooks.provider {
         Some(id) => table.get(id),
         // What is about to be no request any more is no webhook.

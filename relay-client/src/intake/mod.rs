@@ -1,0 +1,265 @@
+//! What comes through a tunnel, before its service sees it: who has sent it, and what follows from that.
+//!
+//! ```text
+//!   session ── head, body ──▶ Intake ── recognised ──▶ upstream ── what became of it ──▶ Outcome
+//! ```
+//!
+//! The table of providers says what is known of a sender. Nothing is held back for that: a sender that cannot be told by
+//! its head, or by the body that has come with it, is told when the request is here as a whole.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use http::StatusCode;
+use relay_protocol::exchange::public_url;
+use relay_protocol::link::Stream;
+use relay_protocol::message::RequestHead;
+use relay_protocol::webhook::{Credentials, Event, Fact, Provider, Request, Table, Webhooks};
+use tokio::time::Instant;
+
+use crate::capture::{Annotation, Arrival};
+use crate::event;
+use crate::upstream::{Ending, RequestBody, Upstream};
+use crate::value::{Verify, VerifyAt};
+
+/// How an exchange ended, for whoever reports it.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// What the tunnel is called on this machine, where there is one.
+    pub(crate) tunnel: Option<Arc<str>>,
+    pub(crate) head: Option<RequestHead>,
+    /// When the head arrived here.
+    pub(crate) arrived: Instant,
+    /// What it is as a webhook, where it is one that we know.
+    pub(crate) webhook: Option<Webhook>,
+    pub(crate) ending: Ending,
+}
+
+impl Outcome {
+    /// From the start of the deadline until now; none where no head has come.
+    pub(crate) fn duration(&self) -> Option<Duration> {
+        let before = self.head.as_ref()?.elapsed_ms;
+        Some(Duration::from_millis(before.into()) + self.arrived.elapsed())
+    }
+}
+
+/// A request of a known provider.
+#[derive(Debug)]
+pub(crate) struct Webhook {
+    pub(crate) provider: Arc<Provider>,
+    /// What has happened, in the provider's words.
+    pub(crate) event: Event,
+}
+
+impl Webhook {
+    /// As it is kept.
+    fn note(&self, note: &mut Annotation) {
+        let (provider, event) = (&self.provider, &self.event);
+        note.provider = Some(provider.id.clone());
+        note.provider_name = Some(provider.name.clone());
+        note.event_id.clone_from(&event.id);
+        note.event_type.clone_from(&event.kind);
+        note.allowed = provider.limit();
+    }
+
+    /// As it is told.
+    pub(crate) fn shown(&self) -> event::Webhook<'_> {
+        let provider = &*self.provider;
+        event::Webhook {
+            provider: &provider.id,
+            name: &provider.name,
+            event_id: self.event.id.as_deref(),
+            event_type: self.event.kind.as_deref(),
+            limit_ms: provider.limit().map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
+            limit_source: provider
+                .source(Fact::Limit)
+                .map(|source| source.confidence)
+                .filter(|_| provider.limit().is_some()),
+        }
+    }
+}
+
+/// What a tunnel's user has said of the webhooks that come through it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WebhookOptions {
+    /// All that is known of providers: the built-in table, with what the user's files add.
+    pub table: Arc<Table>,
+    /// The provider whose webhooks come, by its id in the table; otherwise each request is recognised.
+    pub provider: Option<String>,
+    /// Secrets and what belongs to them.
+    pub credentials: Credentials,
+    /// What is done about signatures.
+    pub verify: Verify,
+    /// Who does it.
+    pub verify_at: VerifyAt,
+    /// Whether handshakes are answered for the service.
+    pub handshake: bool,
+}
+
+impl Default for WebhookOptions {
+    fn default() -> Self {
+        Self::of(built_in())
+    }
+}
+
+impl WebhookOptions {
+    /// Of the providers of this table, and with nothing else said.
+    pub(crate) fn of(table: Arc<Table>) -> Self {
+        Self {
+            table,
+            provider: None,
+            credentials: Credentials::default(),
+            verify: Verify::default(),
+            verify_at: VerifyAt::default(),
+            handshake: false,
+        }
+    }
+
+    /// The provider whose webhooks come, where the user has said so.
+    pub(crate) fn pinned(&self) -> Option<&Arc<Provider>> {
+        self.table.get(self.provider.as_deref()?)
+    }
+
+    /// What the relay is told of them.
+    pub(crate) fn told(&self) -> Webhooks {
+        Webhooks { provider: self.provider.clone(), ..Webhooks::default() }
+    }
+
+    /// The deadline that follows from that, as far as the relay cannot know it because the row is the user's own.
+    pub(crate) fn timeout(&self) -> Option<Duration> {
+        let own = self.pinned()?.answer_within();
+        let known = built_in().get(self.provider.as_deref()?).and_then(|provider| provider.answer_within());
+        own.filter(|_| own != known)
+    }
+}
+
+/// The table without what a user adds. It is read when it is first asked for.
+pub(crate) fn built_in() -> Arc<Table> {
+    // A test reads the same bytes.
+    static TABLE: LazyLock<Arc<Table>> = LazyLock::new(|| Arc::new(Table::built_in().unwrap_or_default()));
+    TABLE.clone()
+}
+
+/// Names of providers that are proposed for one that is not known.
+const PROPOSED: usize = 3;
+
+/// Nobody has that name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no provider is called {wanted:?}; {}", proposals(.near))]
+pub struct UnknownProvider {
+    /// As it was written.
+    pub wanted: String,
+    /// Those that are called alike.
+    pub near: Vec<String>,
+}
+
+fn proposals(near: &[String]) -> String {
+    match near {
+        [] => "docs/providers.md lists none like it; without --provider the request is recognised".to_owned(),
+        near => format!("is it {}?", near.join(", ")),
+    }
+}
+
+/// The provider that a user calls so.
+///
+/// # Errors
+/// [`UnknownProvider`].
+pub(crate) fn named<'t>(table: &'t Table, wanted: &str) -> Result<&'t Arc<Provider>, UnknownProvider> {
+    table.get(wanted).ok_or_else(|| {
+        let lower = wanted.to_lowercase();
+        let likeness = |provider: &Provider| {
+            let likeness = |name: &str| strsim::jaro_winkler(name, &lower);
+            likeness(&provider.id).max(likeness(&provider.name.to_lowercase()))
+        };
+        let mut near: Vec<_> = table.iter().map(|provider| (likeness(provider), &provider.id)).collect();
+        near.retain(|(likeness, _)| *likeness > 0.8);
+        near.sort_by(|(one, _), (other, _)| other.total_cmp(one));
+        let near = near.into_iter().take(PROPOSED).map(|(_, id)| id.clone()).collect();
+        UnknownProvider { wanted: wanted.to_owned(), near }
+    })
+}
+
+/// The service behind a tunnel, and what is between the two.
+#[derive(Debug)]
+pub(crate) struct Intake {
+    /// What the tunnel is called on this machine.
+    name: Arc<str>,
+    webhooks: WebhookOptions,
+    /// A provider that signs the URL which it calls has its requests arrive under that name.
+    by_provider: bool,
+    upstream: Upstream,
+    /// Bytes of request bodies that are kept at the moment.
+    kept: Arc<AtomicUsize>,
+}
+
+impl Intake {
+    /// Of the tunnel that is called so on this machine; with `by_provider` the service's public name is preserved where
+    /// a signature covers it.
+    pub(crate) fn new(name: &str, webhooks: WebhookOptions, by_provider: bool, upstream: Upstream) -> Self {
+        Self { name: name.into(), webhooks, by_provider, upstream, kept: Arc::default() }
+    }
+
+    /// Takes in the request of a stream whose head has been taken off it, until it is answered. `turns` counts how often
+    /// the session has sent what was queued.
+    pub(crate) async fn take(&self, stream: Stream, head: RequestHead, turns: &AtomicU64, arrival: Arrival) -> Outcome {
+        let arrived = Instant::now();
+        let body = RequestBody::of(&stream, &self.kept, &head, |body, whole| {
+            arrival.keep(&head, Some(self.name()), body, whole)
+        });
+        let sender = self.recognise(&head, &body);
+        let as_called = self.by_provider && sender.as_ref().is_some_and(|sender| sender.signs_url());
+        let ending = self.upstream.forward(&stream, &head, body.clone(), as_called, turns).await;
+        let webhook = sender.or_else(|| self.recognise(&head, &body)).map(|provider| {
+            let event = with_request(&head, &body, |request| provider.event(request));
+            Webhook { provider, event }
+        });
+        let recording = body.recording();
+        if let Some(webhook) = &webhook {
+            recording.annotate(|note| webhook.note(note));
+        }
+        let outcome = Outcome { tunnel: Some(self.name()), head: Some(head), arrived, webhook, ending };
+        let Ending { status, error, .. } = outcome.ending;
+        recording.ended(status, outcome.duration().unwrap_or_default(), error);
+        outcome
+    }
+
+    /// Refuses a request, because there are too many.
+    pub(crate) fn refuse(&self, head: RequestHead, arrival: Arrival, detail: String) -> Outcome {
+        let recording = arrival.keep(&head, Some(self.name()), &[], false);
+        let (status, error) = (Some(StatusCode::TOO_MANY_REQUESTS), Some("too-many-requests"));
+        let ending = Ending { status, error, detail: Some(detail) };
+        let outcome =
+            Outcome { tunnel: Some(self.name()), head: Some(head), arrived: Instant::now(), webhook: None, ending };
+        recording.ended(status, outcome.duration().unwrap_or_default(), error);
+        outcome
+    }
+
+    /// What the tunnel is called on this machine.
+    fn name(&self) -> Arc<str> {
+        self.name.clone()
+    }
+
+    /// Closes connections that have been idle for too long. Returns when to ask again.
+    pub(crate) fn expire(&self, now: Instant) -> Option<Instant> {
+        self.upstream.expire(now)
+    }
+
+    /// Ends what runs beside the exchanges.
+    pub(crate) async fn close(&self) {
+        self.upstream.close().await;
+    }
+
+    /// Who has sent a request, as far as what is here of it says so.
+    fn recognise(&self, head: &RequestHead, body: &RequestBody) -> Option<Arc<Provider>> {
+        let pinned = self.webhooks.pinned();
+        pinned.or_else(|| with_request(head, body, |request| self.webhooks.table.recognise(request))).cloned()
+    }
+}
+
+/// Looks at a request as its sender has made it, with its body where all of that is here and kept.
+fn with_request<T>(head: &RequestHead, body: &RequestBody, look: impl FnOnce(&Request<'_>) -> T) -> T {
+    let body = body.whole().unwrap_or_default();
+    let url = public_url(head);
+    look(&Request::new(&head.method, &url, &head.headers, &body))
+}

@@ -1,0 +1,121 @@
+//! What a client makes of the webhooks that come through its tunnels.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+use std::fs;
+use std::sync::Arc;
+
+use http::Request;
+use relay_tests::body::full;
+use relay_tests::world::{Answer, Http, connect_tls};
+use relay_tests::{App, Process, RelayClient, RelayServer};
+use serde_json::json;
+use tempfile::TempDir;
+
+/// Posts a webhook to a client's tunnel at this relay.
+async fn post(server: &RelayServer, client: &RelayClient, headers: &[(&str, &str)], body: &str) -> Answer {
+    let host = client.host();
+    let mut request = Request::post(format!("https://{host}/hooks"));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let tls = connect_tls(server.https, &host, &server.ca_file(), &[b"http/1.1"]).await;
+    Http::one(tls).await.answer(request.body(full(body.to_owned())).unwrap()).await
+}
+
+const STRIPE: (&str, &str) = ("stripe-signature", "t=1,v1=00");
+const TWILIO: (&str, &str) = ("x-twilio-signature", "AAAA");
+const FORM: (&str, &str) = ("content-type", "application/x-www-form-urlencoded");
+
+#[tokio::test]
+async fn senders_are_named_and_so_is_what_has_happened() {
+    let server = RelayServer::spawn([""; 0]).await;
+    let token = server.token("t").await;
+    let app = App::recording().await;
+    let mut client = server.client(&token, &app.addr().to_string(), &[]).await;
+    let large = format!(r#"{{"id":"evt_2","pad":"{}","type":"invoice.paid"}}"#, "x".repeat(40_000));
+    for (headers, body, wanted) in [
+        (vec![("x-custom", "1")], r#"{"type":"invoice.paid"}"#, json!(null)),
+        (
+            vec![STRIPE],
+            r#"{"id":"evt_1","type":"invoice.paid"}"#,
+            json!({"provider": "stripe", "event_id": "evt_1", "event_type": "invoice.paid", "limit_ms": 8000, "limit_source": null}),
+        ),
+        (vec![STRIPE], &large, json!({"provider": "stripe", "event_id": "evt_2", "event_type": "invoice.paid"})),
+        (vec![TWILIO, FORM], "MessageSid=SM1&MessageStatus=sent", json!({"provider": "twilio", "event_type": "sent"})),
+        (vec![STRIPE], "{not json", json!({"provider": "stripe", "event_id": null, "event_type": null})),
+    ] {
+        assert_eq!(post(&server, &client, &headers, body).await.code(), 200);
+        let webhook = client.exchange().await["webhook"].clone();
+        for (field, value) in wanted.as_object().into_iter().flatten().filter(|(field, _)| !field.starts_with("limit"))
+        {
+            assert_eq!(webhook[field], *value, "{field} of {webhook}");
+        }
+        assert_eq!(webhook.is_null(), wanted.is_null());
+        assert!(
+            webhook.is_null() || (webhook["limit_ms"].is_u64() && webhook["limit_source"].is_string()),
+            "{webhook}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn services_see_the_public_name_where_a_signature_covers_it() {
+    let server = RelayServer::spawn([""; 0]).await;
+    let token = server.token("t").await;
+    let app = App::recording().await;
+    let local = app.addr().to_string();
+    for (arguments, of_stripe, of_twilio) in
+        [(&[][..], false, true), (&["--host-header", "rewrite"], false, false), (&["--provider", "square"], true, true)]
+    {
+        let client = server.client(&token, &local, arguments).await;
+        for (header, is_public) in [(STRIPE, of_stripe), (TWILIO, of_twilio)] {
+            assert_eq!(post(&server, &client, &[header], "x").await.code(), 200);
+            let wanted = if is_public { client.host() } else { local.clone() };
+            assert_eq!(app.last().header("host"), wanted, "{header:?} with {arguments:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn rows_of_the_users_own_name_senders_too() {
+    let server = RelayServer::spawn([""; 0]).await;
+    let token = server.token("t").await;
+    let app = App::recording().await;
+    let home = Arc::new(TempDir::new().unwrap());
+    let (target, ca, addr) = (app.addr().to_string(), server.ca_file().display().to_string(), server.https.to_string());
+    let file = home.path().join("relay.toml");
+    let start = async |rows: &str, more: &[&str]| {
+        fs::write(&file, rows).unwrap();
+        let mut all = vec!["http", &target, "--relay", &server.url, "--relay-ca", &ca, "--relay-addr", &addr];
+        all.extend(["--token", &token, "--output", "json"]);
+        all.extend(more);
+        Process::spawn_in(home.clone(), "relay", all, &[("RELAY_CONFIG", file.to_str().unwrap())]).await
+    };
+    let acme = "[[provider]]\nid = 'acme'\nname = 'Acme'\nmatch = [{ 'header:x-acme' = true }]\nlimit_ms = 2000\n\
+                event_type = ['{header:x-acme}']\n";
+    let mut client = RelayClient::of(start(acme, &[]).await).await;
+    post(&server, &client, &[("x-acme", "thing.made")], "{}").await;
+    let webhook = client.exchange().await["webhook"].clone();
+    assert_eq!((&webhook["provider"], &webhook["event_type"]), (&json!("acme"), &json!("thing.made")));
+    assert_eq!((&webhook["limit_ms"], &webhook["limit_source"]), (&json!(2000), &json!(null)));
+    client.process.terminate().await;
+
+    // The relay does not know the row, and keeps its deadline all the same where the tunnel is for that sender.
+    let slow = App::serve(|_| std::future::pending::<http::Response<relay_tests::Body>>()).await;
+    let target = slow.addr().to_string();
+    fs::write(&file, acme).unwrap();
+    let arguments =
+        ["http", &target, "--relay", &server.url, "--relay-ca", &ca, "--relay-addr", &addr, "--token", &token];
+    let arguments = arguments.into_iter().chain(["--output", "json", "--provider", "acme"]);
+    let config = [("RELAY_CONFIG", file.to_str().unwrap())];
+    let client = RelayClient::of(Process::spawn_in(home.clone(), "relay", arguments, &config).await).await;
+    let answer = post(&server, &client, &[], "{}").await;
+    assert_eq!((answer.code(), answer.error()), (504, Some("deadline")));
+
+    let ended = start(acme, &["--provider", "acne"]).await.wait().await;
+    assert_eq!(ended.code(), 2);
+    assert!(ended.stderr.contains("no provider is called \"acne\"; is it acme"), "{}", ended.stderr);
+    let ended = start(&acme.replace("match", "mtach"), &[]).await.wait().await;
+    assert_eq!(ended.code(), 2);
+    assert!(ended.stderr.contains("relay.toml") && ended.stderr.contains("mtach"), "{}", ended.stderr);
+}
