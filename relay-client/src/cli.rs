@@ -2,13 +2,7 @@
 //!
 //! These types hold what was typed, no more; [`crate::config`] decides what holds.
 
-use std::{
-    ffi::OsString,
-    net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
-    process::ExitCode,
-    time::Duration,
-};
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::builder::{PathBufValueParser, TypedValueParser as _};
 use clap::error::{ContextKind, ContextValue};
@@ -25,8 +19,8 @@ use crate::session::dial::RelayUrl;
 use crate::upstream::address::{HostPort, UpstreamAddr};
 use crate::upstream::rewrite::HostHeader;
 use crate::value::{
-    Inspect, Output, Secret, UpstreamProtocol, Verify, VerifyAt, duration, final_status, header, inspect, replaceable,
-    setting, size, subdomain, unix_time, web_url,
+    Inspect, Output, Secret, UpstreamProtocol, Verify, VerifyAt, duration, final_status, header, inspect,
+    listen_address, replaceable, setting, size, subdomain, unix_time, web_url,
 };
 
 /// A public HTTPS URL for a service on this machine.
@@ -569,9 +563,20 @@ pub struct ShowArgs {
     #[arg(long, value_name = "FILE", value_parser = PathBufValueParser::new().try_map(replaceable))]
     pub ready_file: Option<PathBuf>,
 
-    /// Keep no requests in memory; otherwise the last ones are, for `relay wait`
-    #[arg(long, value_name = "off", value_parser = inspect)]
+    /// Where the inspector listens, a page that shows the requests: ADDRESS:PORT, or only a port of
+    /// 127.0.0.1; the first free one from 4040 on if not given. With off nothing listens, and no
+    /// requests are kept
+    #[arg(long, value_name = "ADDRESS|off", value_parser = inspect)]
     pub inspect: Option<Inspect>,
+
+    /// What the inspector asks for, and must where it listens on more than this machine; better in
+    /// RELAY_INSPECT_TOKEN, because others on this machine can see command lines
+    #[arg(long, value_name = "TOKEN", env = "RELAY_INSPECT_TOKEN", hide_env_values = true)]
+    pub inspect_token: Option<Secret>,
+
+    /// Let programs that use the inspector's API open tunnels to other machines, too
+    #[arg(long)]
+    pub allow_remote_upstreams: bool,
 }
 
 /// The way to the relay.
@@ -689,21 +694,6 @@ pub struct DevArgs {
     /// Where the relay keeps its CA and its database
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
-}
-
-/// `127.0.0.1:8443`, `[::1]:8443`, `:8443` or `8443`; a port alone is one of 127.0.0.1, because a
-/// development relay is nobody else's business.
-fn listen_address(text: &str) -> Result<SocketAddr, ListenAddressError> {
-    let port = text.strip_prefix(':').unwrap_or(text);
-    let local = port.parse().map(|port: u16| (Ipv4Addr::LOCALHOST, port).into());
-    local.or_else(|_| text.parse()).map_err(|_| ListenAddressError { input: text.to_owned() })
-}
-
-/// An address to listen on that is not one.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{input:?} is not an address to listen on; write 127.0.0.1:8443, [::1]:8443 or only a port")]
-struct ListenAddressError {
-    input: String,
 }
 
 /// How the program ended. Scripts depend on these numbers.
@@ -895,6 +885,7 @@ mod tests {
             ("relay http 3000 --output yaml", "json"),
             ("relay http 3000 --upstream-protocol h3", "h2c"),
             ("relay dev --https x", "127.0.0.1:8443"),
+            ("relay http 3000 --inspect on", "127.0.0.1:4040"),
             ("relay htpp 3000", "http"),
             ("relay 3000", "relay http 3000"),
             ("relay localhost:3000", "relay http localhost:3000"),
@@ -930,7 +921,7 @@ mod tests {
         {
             assert_eq!(parse(line).expect_err(line).exit_code(), 0);
         }
-        let cli = parse("relay http 3000 --token rly_secret").unwrap();
+        let cli = parse("relay http 3000 --token rly_secret --inspect-token rly_secret").unwrap();
         assert!(!format!("{cli:?}").contains("rly_secret"));
         let cli = parse("relay verify a --secret whsec_1 --secret -whsec_2").unwrap();
         assert!(!format!("{cli:?}").contains("whsec_"));

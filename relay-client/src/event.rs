@@ -38,6 +38,8 @@ pub enum Event<'a> {
         ca_file: Option<&'a str>,
         /// Another URL of the tunnel that works on this machine only, without resolving its name.
         local_url: Option<&'a str>,
+        /// The URL of the client's inspector; none where it has none.
+        inspector: Option<&'a str>,
         /// What the tunnel is called on this machine: its table in `relay.toml`, or else its name.
         tunnel: &'a str,
     },
@@ -276,4 +278,5 @@ pub(crate) const READY: Event<'_> = Event::Ready {
     relay: "https://relay.example",
     ca_file: None,
     local_url: None,
+    inspector: None,
 };

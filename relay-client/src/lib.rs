@@ -73,6 +73,8 @@ pub mod config;
 pub mod control;
 mod event;
 mod fetch;
+#[doc(hidden)]
+pub mod inspector;
 /// What comes through a tunnel, before its service sees it.
 pub mod intake;
 mod keys;

@@ -1,5 +1,6 @@
 //! What a setting can say, wherever it is written: on the command line, in the environment or in a file.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::{fmt, fs::symlink_metadata, path::PathBuf, time::Duration};
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -56,25 +57,57 @@ pub enum VerifyAt {
     Edge,
 }
 
-/// Whether the last requests are kept, so that they can be looked at.
+/// The choice of `--inspect`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Inspect {
-    /// They are not.
+    /// No requests are kept, and there is no inspector.
     Off,
+    /// They are, and it listens there.
+    At(SocketAddr),
 }
 
-/// Reads `off`.
+impl fmt::Display for Inspect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Off => f.write_str("off"),
+            Self::At(address) => address.fmt(f),
+        }
+    }
+}
+
+/// Reads `off`, or an address to listen on.
 ///
 /// # Errors
-/// Everything else.
+/// Everything else, with a hint.
 pub fn inspect(text: &str) -> Result<Inspect, InspectError> {
-    if text == "off" { Ok(Inspect::Off) } else { Err(InspectError { input: text.to_owned() }) }
+    if text == "off" {
+        return Ok(Inspect::Off);
+    }
+    listen_address(text).map(Inspect::At).map_err(|ListenAddressError { input }| InspectError { input })
 }
 
 /// A value of `--inspect` that is not understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{input:?} is not understood; write off to keep no requests, or leave it out to keep the last ones")]
+#[error("{input:?} is neither off nor an address to listen on; write 127.0.0.1:4040, [::1]:4040 or only a port")]
 pub struct InspectError {
+    input: String,
+}
+
+/// Reads `127.0.0.1:8443`, `[::1]:8443`, `:8443` or `8443`. A port alone is one of 127.0.0.1: what a client listens on
+/// for its user is nobody else's business.
+///
+/// # Errors
+/// Everything else, with a hint.
+pub fn listen_address(text: &str) -> Result<SocketAddr, ListenAddressError> {
+    let port = text.strip_prefix(':').unwrap_or(text);
+    let local = port.parse().map(|port: u16| (Ipv4Addr::LOCALHOST, port).into());
+    local.or_else(|_| text.parse()).map_err(|_| ListenAddressError { input: text.to_owned() })
+}
+
+/// An address to listen on that is not one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{input:?} is not an address to listen on; write 127.0.0.1:8443, [::1]:8443 or only a port")]
+pub struct ListenAddressError {
     input: String,
 }
 
@@ -400,6 +433,17 @@ mod tests {
         assert_eq!(subdomain("My-App2"), Ok("my-app2".to_owned()));
         for bad in ["", "-a", "a-", "a.b", "a_b", "ü", &"a".repeat(64)] {
             assert!(subdomain(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_inspector_is_off_or_somewhere() {
+        for (text, shown) in [("off", "off"), ("4041", "127.0.0.1:4041"), (":0", "127.0.0.1:0"), ("[::1]:1", "[::1]:1")]
+        {
+            assert_eq!(inspect(text).unwrap().to_string(), shown);
+        }
+        for bad in ["", "on", "localhost:4040", "127.0.0.1", "65536"] {
+            assert!(inspect(bad).is_err(), "{bad}");
         }
     }
 

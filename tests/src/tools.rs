@@ -128,6 +128,14 @@ pub async fn hot_reload(url: &str, project: &Path, addr: SocketAddr, tls: Option
     json(browser.env("NODE_PATH", node_modules())).await
 }
 
+/// Opens, lists and closes tunnels to `upstream` with pyngrok, at the agent API of the inspector at `url`, and returns what
+/// it saw: `before` and `after` (the public URLs), for each version of its configuration that it knows (`2`, `3`) a
+/// tunnel's `public_url`, `upstream`, `count` of requests, and whether it was `listed`, and the status `refused` of one of
+/// another protocol.
+pub async fn pyngrok_calls(url: &str, upstream: &str) -> Value {
+    json(python().arg(app_file("pyngrok_calls.py")).args([url, upstream])).await
+}
+
 /// A Django project under its development server.
 #[derive(Debug)]
 pub struct Django {

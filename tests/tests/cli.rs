@@ -56,7 +56,17 @@ mod relay_http {
         let ready = client.ready.clone();
         assert_eq!(
             keys(&ready),
-            BTreeSet::from(["event", "tunnel", "name", "url", "upstream", "relay", "ca_file", "local_url"])
+            BTreeSet::from([
+                "event",
+                "tunnel",
+                "name",
+                "url",
+                "upstream",
+                "relay",
+                "ca_file",
+                "local_url",
+                "inspector"
+            ])
         );
         assert_eq!(ready["name"], "hooks");
         assert_eq!(ready["url"], format!("https://hooks.relay.test:{}", relay.https.port()));
@@ -349,7 +359,7 @@ mod relay_dev {
         assert!(line.contains("--cacert"), "{line}");
         let page = shell(&format!("{line} --silent --show-error")).await;
         assert!(page.contains("reached the demo app"), "{page}");
-        assert_eq!(dev.listeners(), 1, "the relay's own, and none of the demo app");
+        assert_eq!(dev.listeners(), 2, "the relay's and the inspector's, and none of the demo app");
         loop {
             let line = dev.line().await.unwrap();
             if line.contains("GET") {

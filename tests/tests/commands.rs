@@ -90,7 +90,7 @@ mod relay_listen {
     #[tokio::test]
     async fn opens_no_port() {
         let relay = RelayServer::spawn(DEFAULTS).await;
-        let mut bin = listen(&relay, &[]).await;
+        let mut bin = listen(&relay, &["--inspect", "off"]).await;
         assert_eq!(send(&relay, Request::get(bin.url()).body(empty()).unwrap()).await.code(), 200);
         assert_eq!(bin.process.listeners(), 0);
         assert!(relay.process.listeners() > 0, "this test sees listeners");

@@ -222,6 +222,10 @@ impl<'a> Hold<'a> {
                 Step::Wanted => {
                     let wanted = self.wanted.borrow_and_update().clone();
                     self.tunnels.want(&wanted, self.serve.link(), observer);
+                    if let Some(control) = &self.client.control {
+                        let is_label = |name: &str| wanted.iter().any(|tunnel| tunnel.label.as_deref() == Some(name));
+                        control.board.keep_refused(is_label);
+                    }
                     self.settle(observer)?;
                 }
                 Step::Way(None) => self.dial(),

@@ -21,6 +21,7 @@ use crate::client::names::Names;
 use crate::control::Control;
 use crate::control::board::Beside;
 use crate::event::{Event, Observer};
+use crate::inspector::{Inspector, InspectorSettings};
 use crate::intake::WebhookOptions;
 use crate::session::dial::Target;
 use crate::session::probe::Probe;
@@ -107,6 +108,9 @@ pub enum ClientError {
     /// The relay refuses a tunnel for another reason.
     #[error("{0}")]
     Refused(String),
+    /// The inspector cannot listen where it was told to.
+    #[error("{0}")]
+    Inspector(String),
     /// The relay gave a public URL that is none.
     #[error("{0}")]
     PublicUrl(String),
@@ -142,6 +146,9 @@ pub struct Client {
     control: Option<Control>,
     drain: Duration,
     capture: Option<Capture>,
+    inspector: Option<InspectorSettings>,
+    /// Where it is, once it is.
+    inspector_url: Option<String>,
 }
 
 impl Client {
@@ -158,6 +165,8 @@ impl Client {
             control: None,
             drain: DRAIN,
             capture: None,
+            inspector: None,
+            inspector_url: None,
         }
     }
 
@@ -230,6 +239,14 @@ impl Client {
         self
     }
 
+    /// Shows the requests that it keeps, and lets programs of this machine ask for them and change the tunnels. It takes a
+    /// [`Client::control`].
+    #[must_use]
+    pub fn inspector(mut self, settings: InspectorSettings) -> Self {
+        self.inspector = Some(settings);
+        self
+    }
+
     /// Keeps requests here.
     pub(crate) fn capturing(mut self, capture: Capture) -> Self {
         self.capture = Some(capture);
@@ -246,7 +263,12 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`]: what trying again cannot mend.
-    pub async fn run(self, observer: &mut dyn Observer, shutdown: impl Future<Output = ()>) -> Result<(), ClientError> {
+    pub async fn run(
+        mut self,
+        observer: &mut dyn Observer,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<(), ClientError> {
+        let inspector = self.inspect()?;
         let serving = self.control.as_ref().and_then(Control::serve);
         let board = self.control.as_ref().map(|control| control.board.clone());
         let mut hold = Hold::new(&self);
@@ -255,7 +277,19 @@ impl Client {
         if let Some(serving) = serving {
             serving.close().await;
         }
+        if let Some(inspector) = inspector {
+            inspector.close().await;
+        }
         result
+    }
+
+    fn inspect(&mut self) -> Result<Option<Inspector>, ClientError> {
+        let (Some(settings), Some(control)) = (self.inspector.take(), self.control.clone()) else { return Ok(None) };
+        let started = Inspector::start(settings, control.clone(), self.tunnels.clone());
+        let inspector = started.map_err(|error| ClientError::Inspector(error.to_string()))?;
+        control.board.inspected(inspector.url());
+        self.inspector_url = Some(inspector.url().to_owned());
+        Ok(Some(inspector))
     }
 
     /// One attempt to have a session with these tunnels: at the start with all of them, and later with whatever the relay
@@ -295,6 +329,7 @@ impl Client {
             relay: &self.target.url().to_string(),
             ca_file: self.ca_file.as_deref(),
             local_url: options.local_url.as_deref(),
+            inspector: self.inspector_url.as_deref(),
         });
     }
 }

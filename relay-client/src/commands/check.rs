@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::secret::SecretSource;
 use crate::session::dial::{RelayUrl, Trust};
 use crate::upstream::rewrite::HostHeader;
-use crate::value::{Inspect, Output, Secret};
+use crate::value::{Output, Secret};
 use crate::{
     config::{ConfigError, Files, Places, TunnelSettings},
     terminal::Shown,
@@ -88,7 +88,7 @@ impl Report {
             setting("host_header", None, Some(host_header(file.host_header.as_ref().unwrap_or(&default.host_header)))),
             setting("upstream_protocol", None, word(&file.upstream_protocol.unwrap_or_default())),
             setting("output", None, word(&file.output.unwrap_or_default())),
-            setting("inspect", None, file.inspect.map(|Inspect::Off| "off".to_owned())),
+            setting("inspect", None, file.inspect.as_ref().map(ToString::to_string)),
             setting(
                 "secret",
                 secret.as_ref().map(|_| ("RELAY_SECRET", HIDDEN.to_owned())),

@@ -81,11 +81,14 @@ pub async fn run(
         takeover: false,
         local_url: Some(format!("https://localhost:{port}")),
     };
-    let client = Client::new(target)
+    let mut client = Client::new(target)
         .token(token.expose().to_owned().into())
         .ca_file(ca_file.display().to_string())
         .control(Control::new(settings.show.inspect, settings.show.capture))
         .tunnel(options);
+    if let Some(inspector) = settings.show.inspector {
+        client = client.inspector(inspector);
+    }
 
     let client = screen.prove(client, Probe::new());
     let stop = CancellationToken::new();

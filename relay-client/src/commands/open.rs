@@ -24,6 +24,9 @@ pub(crate) fn without_tunnel(settings: Settings) -> Result<Client, TargetError> 
     let names = Names::here(&settings.relay, settings.token.as_ref());
     let target = Target::new(settings.relay, &trust)?.dialling(settings.relay_addr);
     let mut client = Client::new(target).control(Control::new(settings.show.inspect, settings.show.capture));
+    if let Some(inspector) = settings.show.inspector {
+        client = client.inspector(inspector);
+    }
     if !settings.random {
         client = client.remember(names);
     }

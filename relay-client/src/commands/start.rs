@@ -74,8 +74,14 @@ impl Start {
         let client = screen.prove(client, Probe::new());
         let tunnels = client.tunnels();
         let mut observer = screen.clone();
+        let mut of_files = labels(&tunnels.borrow());
         let follow = self.follow(&screen, |wanted| {
-            tunnels.send_replace(wanted);
+            let before = std::mem::replace(&mut of_files, labels(&wanted));
+            tunnels.send_modify(|all| {
+                // Those that were added through the inspector's API stay.
+                all.retain(|other| !before.contains(&other.label) && !of_files.contains(&other.label));
+                all.extend(wanted);
+            });
         });
         tokio::select! {
             result = client.run(&mut observer, shutdown) => Ok(result?),
@@ -84,7 +90,7 @@ impl Start {
     }
 
     /// Reads the files anew whenever they have changed.
-    async fn follow(&self, screen: &Screen, change: impl Fn(Vec<TunnelOptions>)) -> std::convert::Infallible {
+    async fn follow(&self, screen: &Screen, mut change: impl FnMut(Vec<TunnelOptions>)) -> std::convert::Infallible {
         let mut tick = interval(PERIOD);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut read, mut seen) = (self.stamp.clone(), self.stamp.clone());
@@ -124,6 +130,10 @@ impl Start {
             |tunnel: NamedTunnel| open::options(Some(tunnel.label), tunnel.upstream.into(), tunnel.settings, takeover);
         tunnels.into_iter().map(options).collect()
     }
+}
+
+fn labels(tunnels: &[TunnelOptions]) -> Vec<Option<String>> {
+    tunnels.iter().map(|tunnel| tunnel.label.clone()).collect()
 }
 
 const RESTART: &str =

@@ -16,7 +16,7 @@
 //! timeout = "10s"
 //! upstream_protocol = "http1"
 //! output = "text"
-//! inspect = "off"
+//! inspect = "127.0.0.1:4041"
 //!
 //! [capture]                             # what is kept of requests; only in ~/.config/relay/relay.toml
 //! count = 100000
@@ -53,6 +53,7 @@ use serde::{Deserialize, Deserializer, de};
 use self::webhooks::{WebhookKeys, secrets};
 use crate::capture::store::Limits;
 use crate::cli::{DevArgs, OpenArgs, ServiceArgs, SessionArgs, ShowArgs, TunnelArgs};
+use crate::inspector::{InspectorAddress, InspectorSettings};
 use crate::intake::{UnknownProvider, WebhookOptions, built_in};
 use crate::platform::{Base, base_directory, readable_by_others};
 use crate::secret::{SecretError, SecretSource};
@@ -147,6 +148,8 @@ pub struct ShowSettings {
     pub inspect: Option<Inspect>,
     /// How many of them, on the disk.
     pub capture: Limits,
+    /// What shows them; none where nothing listens.
+    pub inspector: Option<InspectorSettings>,
 }
 
 impl Settings {
@@ -177,7 +180,7 @@ impl Settings {
             relay_ca: way.relay_ca.or_else(|| file.relay_ca.clone()),
             relay_addr: way.relay_addr.or_else(|| file.relay_addr.clone()),
             tunnel,
-            show: ShowSettings::new(show, file),
+            show: ShowSettings::new(show, file)?,
             random: args.random,
             takeover,
             max_reconnect_time,
@@ -197,12 +200,12 @@ impl DevSettings {
     /// about the connection applies.
     ///
     /// # Errors
-    /// Where a secret is not to be had.
+    /// Where a secret is not to be had, or strangers could reach the inspector.
     pub fn new(args: DevArgs, files: &Files) -> Result<Self, ConfigError> {
         Ok(Self {
             upstream: args.upstream,
             tunnel: TunnelSettings::new(args.tunnel, args.service, files)?,
-            show: ShowSettings::new(args.show, &files.file),
+            show: ShowSettings::new(args.show, &files.file)?,
             https: args.https,
             data_dir: args.data_dir,
         })
@@ -223,12 +226,26 @@ impl TunnelSettings {
 }
 
 impl ShowSettings {
-    fn new(typed: ShowArgs, file: &File) -> Self {
+    fn new(typed: ShowArgs, file: &File) -> Result<Self, ConfigError> {
         let for_people = typed.url_only || typed.tui;
         let output = if for_people { Output::Text } else { typed.output.or(file.output).unwrap_or_default() };
         let inspect = typed.inspect.or(file.inspect);
-        let ShowArgs { url_only, plain, tui, qr, ready_file, .. } = typed;
-        Self { output, url_only, plain, tui, qr, ready_file, inspect, capture: file.capture.limits() }
+        let ShowArgs { url_only, plain, tui, qr, ready_file, inspect_token, allow_remote_upstreams, .. } = typed;
+        if inspect_token.as_ref().is_some_and(|token| !token.is_one_word()) {
+            return Err(ConfigError::InspectToken);
+        }
+        let address = match inspect {
+            Some(Inspect::Off) => None,
+            Some(Inspect::At(address)) if !address.ip().is_loopback() && inspect_token.is_none() => {
+                return Err(ConfigError::OpenInspector { address });
+            }
+            Some(Inspect::At(address)) => Some(InspectorAddress::Only(address)),
+            None => Some(InspectorAddress::Usual),
+        };
+        let remote_upstreams = allow_remote_upstreams;
+        let inspector = address.map(|address| InspectorSettings { address, token: inspect_token, remote_upstreams });
+        let capture = file.capture.limits();
+        Ok(Self { output, url_only, plain, tui, qr, ready_file, inspect, capture, inspector })
     }
 }
 
@@ -349,7 +366,17 @@ fn name<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> 
 }
 
 fn inspecting<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Inspect>, D::Error> {
-    inspect(&String::deserialize(from)?).map(Some).map_err(de::Error::custom)
+    let inspect = inspect(&String::deserialize(from)?).map_err(de::Error::custom)?;
+    match inspect {
+        Inspect::At(address) if !address.ip().is_loopback() => {
+            let text = format!(
+                "{address} can be reached from other machines, which a file cannot ask for; write off or an address such \
+                 as 127.0.0.1:4040, or use --inspect {address}"
+            );
+            Err(de::Error::custom(text))
+        }
+        inspect => Ok(Some(inspect)),
+    }
 }
 
 fn time<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
@@ -783,6 +810,18 @@ pub enum ConfigError {
         "the token is not one word of letters, digits and _; look at --token, RELAY_TOKEN, relay.toml or relay login"
     )]
     Token,
+    /// The inspector's token is empty or not one word. It is not shown.
+    #[error("the inspector's token is not one word of visible ASCII; look at --inspect-token or RELAY_INSPECT_TOKEN")]
+    InspectToken,
+    /// Whoever reaches this machine could read every request.
+    #[error(
+        "--inspect {address} can be reached from other machines; give it a token with RELAY_INSPECT_TOKEN or \
+         --inspect-token, or an address of this machine alone, such as 127.0.0.1:{}", address.port()
+    )]
+    OpenInspector {
+        /// Where it was to listen.
+        address: SocketAddr,
+    },
 }
 
 #[cfg(test)]

@@ -1,14 +1,16 @@
 //! What a running client says of itself.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use relay_protocol::link::Link;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::control::meter::{Meter, Reading};
 use crate::event::{Event, Observer};
 
 /// What is known of a running client; clones share it. The client writes, whoever asks reads.
@@ -18,13 +20,22 @@ pub(crate) struct Board(Arc<Known>);
 #[derive(Debug)]
 struct Known {
     since: Timestamp,
-    requests: AtomicU64,
-    session: Mutex<Session>,
+    traffic: Mutex<Traffic>,
+    session: watch::Sender<Session>,
+}
+
+/// What changes with every exchange. Nobody waits for it.
+#[derive(Debug, Default)]
+struct Traffic {
+    requests: u64,
+    /// By the tunnel.
+    meters: HashMap<String, Meter>,
 }
 
 #[derive(Debug, Default)]
 struct Session {
     relay: String,
+    inspector: Option<String>,
     tunnels: Vec<Tunnel>,
     refused: Vec<Refused>,
     link: Option<Link>,
@@ -37,21 +48,42 @@ struct Session {
 impl Board {
     /// A client that starts now.
     pub(crate) fn new() -> Self {
-        let known = Known { since: Timestamp::now(), requests: AtomicU64::new(0), session: Mutex::default() };
+        let session = watch::Sender::default();
+        let known = Known { since: Timestamp::now(), traffic: Mutex::default(), session };
         Self(Arc::new(known))
     }
 
     /// There is a session.
     pub(crate) fn up(&self, link: &Link) {
-        let mut session = self.session();
-        session.link = Some(link.clone());
-        session.connected_since = Some(Timestamp::now());
-        session.lost = None;
+        self.change(|session| {
+            session.link = Some(link.clone());
+            session.connected_since = Some(Timestamp::now());
+            session.lost = None;
+        });
+    }
+
+    /// There is an inspector, at this URL.
+    pub(crate) fn inspected(&self, url: &str) {
+        self.change(|session| session.inspector = Some(url.to_owned()));
+    }
+
+    /// Waits until what holds is as wanted; returns what `find` makes of it then.
+    pub(crate) async fn until<T>(&self, find: impl Fn(&Status) -> Option<T>) -> T {
+        let mut changes = self.0.session.subscribe();
+        loop {
+            if let Some(found) = find(&self.status()) {
+                return found;
+            }
+            // The other end is here.
+            if changes.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
     }
 
     /// What holds at this moment.
     pub(crate) fn status(&self) -> Status {
-        let session = self.session();
+        let session = self.0.session.borrow();
         let (state, reason, retry_in_ms) = match (&session.lost, &session.link) {
             (Some((reason, retry)), _) => {
                 let left = retry.saturating_duration_since(Instant::now());
@@ -65,50 +97,80 @@ impl Board {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             since: rfc3339(self.0.since),
             relay: session.relay.clone(),
+            inspector: session.inspector.clone(),
             state,
             connected_since: session.connected_since.filter(|_| state == State::Connected).map(rfc3339),
             reason,
             retry_in_ms,
             last_heard_ms: session.link.as_ref().map(|link| milliseconds(link.last_heard().elapsed())),
-            requests: self.0.requests.load(Relaxed),
+            requests: self.traffic().requests,
             tunnels: session.tunnels.clone(),
             refused: session.refused.clone(),
         }
     }
 
-    fn session(&self) -> MutexGuard<'_, Session> {
-        self.0.session.lock().unwrap_or_else(PoisonError::into_inner)
+    /// How long the relay takes to answer, as far as that is known.
+    pub(crate) fn latency(&self) -> Option<Duration> {
+        self.0.session.borrow().link.as_ref()?.rtt()
+    }
+
+    /// Forgets what was refused and is not wanted any more: it is not in this list of tunnels.
+    pub(crate) fn keep_refused(&self, is_wanted: impl Fn(&str) -> bool) {
+        self.change(|session| session.refused.retain(|refused| is_wanted(&refused.tunnel)));
+    }
+
+    /// How busy a tunnel has been.
+    pub(crate) fn traffic_of(&self, tunnel: &str) -> Reading {
+        self.traffic().meters.get_mut(tunnel).map(|meter| meter.read(Instant::now())).unwrap_or_default()
+    }
+
+    fn traffic(&self) -> MutexGuard<'_, Traffic> {
+        self.0.traffic.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Session)) {
+        self.0.session.send_modify(change);
     }
 
     pub(crate) fn observe(&self, event: &Event<'_>) {
         match event {
-            Event::Exchange { .. } => drop(self.0.requests.fetch_add(1, Relaxed)),
-            Event::Connecting { relay } => (*relay).clone_into(&mut self.session().relay),
+            Event::Exchange { tunnel, duration_ms, .. } => {
+                let mut traffic = self.traffic();
+                traffic.requests += 1;
+                if let Some(meter) = traffic.meters.get_mut(*tunnel) {
+                    let took = Duration::try_from_secs_f64(duration_ms / 1e3).unwrap_or_default();
+                    meter.add(Instant::now(), took);
+                }
+            }
+            Event::Connecting { relay } => self.change(|session| (*relay).clone_into(&mut session.relay)),
             Event::Ready { tunnel, name, url, upstream, .. } => {
                 let text = |text: &&str| (*text).to_owned();
                 let tunnel =
                     Tunnel { tunnel: text(tunnel), name: text(name), url: text(url), upstream: text(upstream) };
-                let mut session = self.session();
-                session.tunnels.retain(|other| other.tunnel != tunnel.tunnel);
-                session.refused.retain(|other| other.tunnel != tunnel.tunnel);
-                session.tunnels.push(tunnel);
+                self.traffic().meters.entry(tunnel.tunnel.clone()).or_insert_with(|| Meter::new(Instant::now()));
+                self.change(|session| {
+                    session.tunnels.retain(|other| other.tunnel != tunnel.tunnel);
+                    session.refused.retain(|other| other.tunnel != tunnel.tunnel);
+                    session.tunnels.push(tunnel);
+                });
             }
             Event::Closed { tunnel, name, .. } => {
-                let mut session = self.session();
-                session.tunnels.retain(|known| known.tunnel != *tunnel || known.name != *name);
-                session.refused.retain(|known| known.tunnel != *tunnel);
+                self.traffic().meters.remove(*tunnel);
+                self.change(|session| {
+                    session.tunnels.retain(|known| known.tunnel != *tunnel || known.name != *name);
+                    session.refused.retain(|known| known.tunnel != *tunnel);
+                });
             }
-            Event::Refused { tunnel, reason, url } => {
-                let mut session = self.session();
+            Event::Refused { tunnel, reason, url } => self.change(|session| {
                 session.refused.retain(|known| known.tunnel != *tunnel);
                 if url.is_none() {
                     session.tunnels.retain(|known| known.tunnel != *tunnel);
                 }
                 session.refused.push(Refused { tunnel: (*tunnel).to_owned(), reason: (*reason).to_owned() });
-            }
+            }),
             Event::Disconnected { reason, retry_in_ms } => {
                 let retry = Instant::now() + Duration::from_millis(*retry_in_ms);
-                self.session().lost = Some(((*reason).to_owned(), retry));
+                self.change(|session| session.lost = Some(((*reason).to_owned(), retry)));
             }
             _ => {}
         }
@@ -147,6 +209,9 @@ pub(crate) struct Status {
     pub(crate) since: String,
     /// The relay's URL.
     pub(crate) relay: String,
+    /// The inspector's URL; none where it has none.
+    #[serde(default)]
+    pub(crate) inspector: Option<String>,
     /// Whether there is a session.
     pub(crate) state: State,
     /// Since when (RFC 3339); none where there is none.

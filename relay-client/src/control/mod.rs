@@ -11,6 +11,7 @@
 //! number, and clients in one process have.
 
 pub(crate) mod board;
+pub(crate) mod meter;
 
 use std::io;
 use std::path::{Path, PathBuf};

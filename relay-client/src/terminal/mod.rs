@@ -11,7 +11,7 @@
 //! fields, which [`Event`] gives them, are a contract and never change:
 //!
 //! ```json
-//! {"event":"tunnel.ready","name":"hooks","url":"https://hooks.relay.example","upstream":"http://localhost:3000","relay":"https://relay.example","ca_file":null,"local_url":null,"tunnel":"hooks"}
+//! {"event":"tunnel.ready","name":"hooks","url":"https://hooks.relay.example","upstream":"http://localhost:3000","relay":"https://relay.example","ca_file":null,"local_url":null,"inspector":null,"tunnel":"hooks"}
 //! {"event":"exchange","id":"01J…","method":"POST","path":"/hooks?a=1","status":200,"duration_ms":12.25,"error":null,"tunnel":"hooks","webhook":null}
 //! {"event":"request","id":"01J…","method":"POST","path":"/hooks","status":200,"headers":[["host","hooks.relay.example"]],"body":"hello","body_size":5,"body_truncated":false}
 //! {"event":"upstream.down","tunnel":"hooks","upstream":"http://localhost:3000","reason":"connection refused by 127.0.0.1:3000 and [::1]:3000"}
@@ -265,6 +265,7 @@ struct Fresh {
     upstream: String,
     ca_file: Option<String>,
     local_url: Option<String>,
+    inspector: Option<String>,
 }
 
 impl Printer {
@@ -412,13 +413,16 @@ impl<O: Write, E: Write> Printer<O, E> {
                     let _ = qr::write(&mut Text(&mut self.err_buffer), url, None, false);
                 }
             }
-            (Output::Text, Event::Ready { tunnel, url, upstream, ca_file, local_url, .. }) => self.fresh.push(Fresh {
-                tunnel: (*tunnel).to_owned(),
-                url: (*url).to_owned(),
-                upstream: (*upstream).to_owned(),
-                ca_file: ca_file.map(str::to_owned),
-                local_url: local_url.map(str::to_owned),
-            }),
+            (Output::Text, Event::Ready { tunnel, url, upstream, ca_file, local_url, inspector, .. }) => {
+                self.fresh.push(Fresh {
+                    tunnel: (*tunnel).to_owned(),
+                    url: (*url).to_owned(),
+                    upstream: (*upstream).to_owned(),
+                    ca_file: ca_file.map(str::to_owned),
+                    local_url: local_url.map(str::to_owned),
+                    inspector: inspector.map(str::to_owned),
+                })
+            }
             (
                 Output::Text,
                 Event::Exchange { tunnel, id, method, path, status, duration_ms, error, detail, webhook },
@@ -561,7 +565,7 @@ impl<O: Write, E: Write> Printer<O, E> {
         }
     }
 
-    fn ready(&mut self, Fresh { url, upstream, ca_file, local_url, .. }: &Fresh) {
+    fn ready(&mut self, Fresh { url, upstream, ca_file, local_url, inspector, .. }: &Fresh) {
         let (bold, plain) = if self.style.colour { ("\x1b[1m", RESET) } else { ("", "") };
         let _ = writeln!(Text(&mut self.out_buffer), "{bold}{}{plain}", Shown(url));
         let out = &mut Text(if self.url_only { &mut self.err_buffer } else { &mut self.out_buffer });
@@ -572,6 +576,10 @@ impl<O: Write, E: Write> Printer<O, E> {
             Some(what) => writeln!(out, "  {}", Shown(what)),
             None => writeln!(out, "  forwards to {}", Shown(upstream)),
         };
+        // Once: it is the client's, and stays where it is.
+        if let Some(inspector) = inspector.as_ref().filter(|_| !self.announced) {
+            let _ = writeln!(out, "  inspect at {inspector}");
+        }
         if let Some(ca) = ca_file {
             // The local URL, because not every resolver knows names below `.localhost`.
             let url = local_url.as_ref().unwrap_or(url);
@@ -602,8 +610,11 @@ impl<O: Write, E: Write> Printer<O, E> {
                 let _ = qr::write(out, url, self.style.columns, self.style.colour);
             }
         }
-        // Once, because there is one CA.
+        // Once, because there is one inspector, and one CA.
         if !std::mem::replace(&mut self.announced, true) {
+            if let Some(Fresh { inspector: Some(inspector), .. }) = fresh.first() {
+                let _ = writeln!(out, "  inspect at {inspector}");
+            }
             if let Some(Fresh { url, ca_file: Some(ca), .. }) = fresh.first() {
                 let _ = writeln!(out, "  curl --cacert {} {}", Quoted(ca), Quoted(&format!("{url}/")));
             }
@@ -950,6 +961,7 @@ mod tests {
             relay: "https://relay.localhost:8443",
             ca_file: Some("/ca.pem"),
             local_url: Some("https://localhost:8443"),
+            inspector: Some("http://127.0.0.1:4040"),
         };
         let events = [
             Event::Connecting { relay: "https://relay.example" },
@@ -963,8 +975,8 @@ mod tests {
         ];
         let (out, err) = print(Output::Json, Style::default(), &events);
         let expected = [
-            r#"{"event":"tunnel.ready","name":"hooks","url":"https://hooks.relay.example","upstream":"http://localhost:3000","relay":"https://relay.example","ca_file":null,"local_url":null,"tunnel":"hooks"}"#,
-            r#"{"event":"tunnel.ready","name":"a","url":"https://a.relay.localhost:8443","upstream":"unix:/run/a","relay":"https://relay.localhost:8443","ca_file":"/ca.pem","local_url":"https://localhost:8443","tunnel":"web"}"#,
+            r#"{"event":"tunnel.ready","name":"hooks","url":"https://hooks.relay.example","upstream":"http://localhost:3000","relay":"https://relay.example","ca_file":null,"local_url":null,"inspector":null,"tunnel":"hooks"}"#,
+            r#"{"event":"tunnel.ready","name":"a","url":"https://a.relay.localhost:8443","upstream":"unix:/run/a","relay":"https://relay.localhost:8443","ca_file":"/ca.pem","local_url":"https://localhost:8443","inspector":"http://127.0.0.1:4040","tunnel":"web"}"#,
             r#"{"event":"exchange","id":"01J","method":"POST","path":"/hooks?a=1&b=\"","status":200,"duration_ms":12.25,"error":null,"tunnel":"hooks","webhook":null}"#,
             r#"{"event":"exchange","id":"7","method":"GET","path":"/","status":null,"duration_ms":30000.0,"error":"deadline","tunnel":"hooks","webhook":null}"#,
             r#"{"event":"session.disconnected","reason":"reset","retry_in_ms":250}"#,
@@ -1005,7 +1017,8 @@ mod tests {
     /// As [`READY`], of a tunnel of several.
     fn one_of_several<'a>(tunnel: &'a str, url: &'a str, upstream: &'a str) -> Event<'a> {
         let relay = "https://relay.example";
-        Event::Ready { tunnel, name: "n", url, upstream, relay, ca_file: Some("/ca.pem"), local_url: None }
+        let (ca_file, inspector) = (Some("/ca.pem"), Some("http://127.0.0.1:4040"));
+        Event::Ready { tunnel, name: "n", url, upstream, relay, ca_file, local_url: None, inspector }
     }
 
     #[test]
@@ -1019,10 +1032,12 @@ mod tests {
         let lines: Vec<_> = out.lines().collect();
         assert_eq!(lines[0], "https://8k3jq0v5mwz2.relay.example  api    http://localhost:4000");
         assert_eq!(lines[1], "https://hooks.relay.example         hooks  http://localhost:3000");
-        assert_eq!(lines[2..4], ["  curl --cacert /ca.pem https://8k3jq0v5mwz2.relay.example/", ""]);
-        assert!(lines[4].starts_with("14:03:11 hooks POST    /a "), "{}", lines[4]);
-        assert_eq!(lines[5], "https://8k3jq0v5mwz2.relay.example  api    http://localhost:5000");
-        assert!(lines[6].starts_with("14:03:11 POST    /b "), "alone again: {}", lines[6]);
+        assert_eq!(lines[2], "  inspect at http://127.0.0.1:4040");
+        assert_eq!(out.matches("inspect at").count(), 1, "{out}");
+        assert_eq!(lines[3..5], ["  curl --cacert /ca.pem https://8k3jq0v5mwz2.relay.example/", ""]);
+        assert!(lines[5].starts_with("14:03:11 hooks POST    /a "), "{}", lines[5]);
+        assert_eq!(lines[6], "https://8k3jq0v5mwz2.relay.example  api    http://localhost:5000");
+        assert!(lines[7].starts_with("14:03:11 POST    /b "), "alone again: {}", lines[7]);
     }
 
     #[test]
@@ -1048,8 +1063,10 @@ mod tests {
             relay: "https://relay.localhost:8443",
             ca_file: Some("/home/o'neil/my ca.pem"),
             local_url: Some("https://localhost:8443"),
+            inspector: Some("http://127.0.0.1:4040"),
         };
         let (out, _) = print(Output::Text, Style::default(), &[event]);
+        assert_eq!(out.matches("  inspect at http://127.0.0.1:4040\n").count(), 1, "{out}");
         assert!(out.starts_with("https://a.relay.localhost:8443\n"), "{out}");
         assert!(out.contains(r"curl --cacert '/home/o'\''neil/my ca.pem' https://localhost:8443/"), "{out}");
         assert_eq!(Quoted("/home/me/ca.pem").to_string(), "/home/me/ca.pem");

@@ -1,0 +1,275 @@
+//! The inspector: what a running client has received, as a page for people and as an API for programs of this machine.
+//!
+//! ```text
+//!   browser, curl, scripts ──▶ guard ──▶ routes ──▶ assets    the page
+//!                                          ├──────▶ api       /api/v1: requests, events, waiting, tunnels
+//!                                          └──────▶ agent     /api: the calls that scripts for ngrok make
+//! ```
+//!
+//! It only reads what the client keeps, so whoever looks, and however slowly, holds no request up. What it may change is
+//! which tunnels there are.
+
+mod agent;
+mod answer;
+mod api;
+mod assets;
+mod guard;
+mod query;
+mod tunnels;
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{Method, Request};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use percent_encoding::percent_decode_str;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use self::answer::{Answer, Form, Problem};
+use self::guard::{Guard, Pass};
+use self::tunnels::Tunnels;
+use crate::client::TunnelOptions;
+use crate::control::Control;
+use crate::value::Secret;
+
+/// Where tools for tunnels are looked for, and so many ports behind it for the clients that run beside the first.
+const USUAL: (u16, u16) = (4040, 4056);
+
+/// Connections at once; others wait in the backlog. A browser needs six.
+const CONNECTIONS: usize = 64;
+
+/// The longest head of a request, and how long it may take.
+const HEAD: (usize, Duration) = (32 * 1024, Duration::from_secs(5));
+
+/// The longest body of a request, and how long it may take: one of the largest that are recorded, in base64 and JSON.
+const BODY: (usize, Duration) = (16 << 20, Duration::from_secs(30));
+
+/// How long those who are being answered may take for the rest once the client has ended.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// What an inspector is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InspectorSettings {
+    /// Where it listens.
+    pub address: InspectorAddress,
+    /// What it asks everybody for.
+    pub token: Option<Secret>,
+    /// Programs may open tunnels to more than the ports of this machine.
+    pub remote_upstreams: bool,
+}
+
+/// Where an inspector listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InspectorAddress {
+    /// On 127.0.0.1:4040, or where that is taken on one of the next 16 ports, or else on any.
+    Usual,
+    /// There and nowhere else.
+    Only(SocketAddr),
+}
+
+/// Why there is no inspector.
+#[derive(Debug, thiserror::Error)]
+pub enum InspectorError {
+    /// The address is not to be had.
+    #[error(
+        "the inspector cannot listen on {address}: {source}; choose another address with --inspect, or leave it out for \
+         any free port from 4040 on"
+    )]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The system has no randomness.
+    #[error("the inspector cannot start: the system has no randomness")]
+    Random,
+}
+
+impl InspectorAddress {
+    fn bind(self) -> Result<TcpListener, InspectorError> {
+        let bind = |address| TcpListener::bind(address).map_err(|source| InspectorError::Listen { address, source });
+        let usual = |port| bind((Ipv4Addr::LOCALHOST, port).into());
+        match self {
+            Self::Only(address) => bind(address),
+            Self::Usual => (USUAL.0..=USUAL.1).find_map(|port| usual(port).ok()).map_or_else(|| usual(0), Ok),
+        }
+    }
+}
+
+/// A client's inspector. It is gone when this is.
+#[derive(Debug)]
+pub(crate) struct Inspector {
+    url: String,
+    closing: CancellationToken,
+    /// Ends with this.
+    task: JoinSet<()>,
+}
+
+impl Inspector {
+    /// Listens, and serves until the returned value is closed or dropped. `wanted` are the client's tunnels.
+    pub(crate) fn start(
+        settings: InspectorSettings,
+        control: Control,
+        wanted: watch::Sender<Vec<TunnelOptions>>,
+    ) -> Result<Self, InspectorError> {
+        let listener = settings.address.bind()?;
+        let address = listener.local_addr();
+        let listening = listener.set_nonblocking(true).and_then(|()| tokio::net::TcpListener::from_std(listener));
+        let unknown = SocketAddr::from((Ipv4Addr::LOCALHOST, USUAL.0));
+        let failed = |source| InspectorError::Listen { address: unknown, source };
+        let (address, listener) = (address.map_err(failed)?, listening.map_err(failed)?);
+        let guard = Guard::new(address, settings.token).ok_or(InspectorError::Random)?;
+        let closing = CancellationToken::new();
+        let tunnels = Tunnels::new(wanted, control.board.clone(), address.port(), settings.remote_upstreams);
+        let desk = Arc::new(Desk { guard, control, tunnels });
+        let mut task = JoinSet::new();
+        task.spawn(listen(listener, desk, closing.clone()));
+        Ok(Self { url: url(address), closing, task })
+    }
+
+    /// Its URL, as a person opens it.
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The client has ended: whoever is being answered gets the rest, within [`FAREWELL`].
+    pub(crate) async fn close(mut self) {
+        self.closing.cancel();
+        let _ = timeout(FAREWELL, self.task.join_next()).await;
+    }
+}
+
+/// Of an address, or where that is all of this machine's, of the one that this machine's browser takes.
+fn url(address: SocketAddr) -> String {
+    let ip = match address.ip() {
+        ip if !ip.is_unspecified() => ip,
+        std::net::IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        std::net::IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    };
+    format!("http://{}", SocketAddr::new(ip, address.port()))
+}
+
+async fn listen(listener: tokio::net::TcpListener, desk: Arc<Desk>, closing: CancellationToken) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        let next = async {
+            let place = places.clone().acquire_owned().await;
+            listener.accept().await.map(|(tcp, _)| (tcp, place))
+        };
+        tokio::select! {
+            () = closing.cancelled() => break,
+            Some(_) = connections.join_next() => {}
+            accepted = next => match accepted {
+                Ok((tcp, place)) => {
+                    let (desk, closing) = (desk.clone(), closing.clone());
+                    connections.spawn(async move {
+                        converse(tcp, desk, closing).await;
+                        drop(place);
+                    });
+                }
+                // Out of descriptors, mostly: give others time to close some.
+                Err(error) => {
+                    tracing::debug!(%error, "the inspector takes no connection");
+                    sleep(Duration::from_millis(100)).await;
+                }
+            },
+        }
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+}
+
+/// Answers what comes over one connection.
+async fn converse(tcp: tokio::net::TcpStream, desk: Arc<Desk>, closing: CancellationToken) {
+    // Where it is refused, answers take longer, and that is all.
+    let _ = tcp.set_nodelay(true);
+    let service = service_fn(move |request| {
+        let desk = desk.clone();
+        async move { Ok::<_, Infallible>(desk.answer(request).await) }
+    });
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(HEAD.1).max_buf_size(HEAD.0);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(tcp), service));
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = closing.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection to the inspector broke");
+    }
+}
+
+/// What it takes to answer.
+#[derive(Debug)]
+struct Desk {
+    guard: Guard,
+    control: Control,
+    tunnels: Tunnels,
+}
+
+impl Desk {
+    async fn answer(&self, request: Request<Incoming>) -> Answer {
+        let (head, body) = request.into_parts();
+        let form = if head.uri.path().starts_with("/api/v1/") { Form::Ours } else { Form::Agent };
+        let mut answer = match self.guard.check(&head) {
+            Ok(Pass::In) => self.route(head, body).await.unwrap_or_else(|problem| problem.answer(form)),
+            Ok(Pass::SignIn { location, cookie }) => answer::sign_in(&location, &cookie),
+            Err(problem) => problem.answer(form),
+        };
+        answer::seal(&mut answer);
+        answer
+    }
+
+    async fn route(&self, head: Parts, body: Incoming) -> Result<Answer, Problem> {
+        let decode = |segment: &str| percent_decode_str(segment).decode_utf8().ok().map(std::borrow::Cow::into_owned);
+        let segments: Option<Vec<_>> = head.uri.path().split('/').skip(1).map(decode).collect();
+        let segments = segments.ok_or(Problem::NoPath)?;
+        let path: Vec<_> = segments.iter().map(String::as_str).collect();
+        match path.as_slice() {
+            ["api", "v1", rest @ ..] => self.api(rest, &head, body).await,
+            ["api", rest @ ..] => self.agent(rest, &head, body).await,
+            // Where scripts and people look for ngrok's.
+            ["inspect", "http"] | ["status"] => Ok(answer::redirect("/")),
+            [file] => assets::answer(file, &head),
+            _ => Err(Problem::NoPath),
+        }
+    }
+}
+
+/// A request's whole body.
+async fn read(body: Incoming) -> Result<Bytes, Problem> {
+    let read = timeout(BODY.1, Limited::new(body, BODY.0).collect()).await.map_err(|_| Problem::SlowBody)?;
+    match read {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(Problem::TooLarge),
+        Err(error) => Err(Problem::Json(error.to_string())),
+    }
+}
+
+/// Reads a request's body as JSON.
+async fn read_json<T: serde::de::DeserializeOwned>(body: Incoming) -> Result<T, Problem> {
+    serde_json::from_slice(&read(body).await?).map_err(|error| Problem::Json(error.to_string()))
+}
+
+/// GET, and HEAD, of which hyper leaves out the body.
+fn is_get(head: &Parts) -> bool {
+    matches!(head.method, Method::GET | Method::HEAD)
+}
