@@ -10,6 +10,7 @@ use relay_protocol::message::{
     Bound, Hello, Payload, PublicName, Refusal, RequestHead, ResponseHead, TunnelSpec, Welcome,
 };
 use relay_tests::peer::*;
+use relay_tests::process::{has_own_process, own_resident};
 use relay_tests::{App, Wire, World, within};
 
 mod clients {
@@ -145,6 +146,9 @@ mod clients {
 
     #[tokio::test]
     async fn that_send_beyond_their_credit_are_disconnected() {
+        if !has_own_process().await {
+            return;
+        }
         let world = World::start().await;
         let mut socket = session(&world, "greedy").await;
         let host = world.host("greedy");
@@ -158,7 +162,7 @@ mod clients {
         socket.send(&[Frame::Head { stream: id(stream), interim: false, last: false, head: head(200, &[]) }]).await;
         // Nobody reads at the other end, so that the credit is never renewed for long.
         let piece = Bytes::from(vec![b'x'; 32 * 1024]);
-        let before = relay_tests::process::own_resident();
+        let before = own_resident();
         let mut sent = 0u64;
         while sent < 1 << 30 && socket.raw(socket.message(BINARY, &encode(&[data(stream, false, piece.clone())]))).await
         {
@@ -166,7 +170,7 @@ mod clients {
         }
         assert_eq!(within("a farewell", socket.farewell()).await.unwrap_or(GoAway::FlowControl), GoAway::FlowControl);
         assert!(sent < 256 << 20, "{sent} bytes were taken with {credit} of credit");
-        let grown = relay_tests::process::own_resident().saturating_sub(before);
+        let grown = own_resident().saturating_sub(before);
         assert!(grown < 64 << 20, "{} MiB", grown >> 20);
     }
 
@@ -295,6 +299,9 @@ mod clients {
     /// Below the frames: WebSocket itself.
     #[tokio::test]
     async fn that_break_websocket_are_disconnected() {
+        if !has_own_process().await {
+            return;
+        }
         let world = World::start().await;
         let app = App::recording().await;
         let witness = world.tunnel(&app).await;
@@ -316,13 +323,13 @@ mod clients {
             ("HTTP", |_| b"GET / HTTP/1.1\r\nHost: relay.test\r\n\r\n".to_vec()),
         ];
         for (i, (what, attack)) in attacks.iter().enumerate() {
-            let before = relay_tests::process::own_resident();
+            let before = own_resident();
             let mut socket = session(&world, &format!("broken{i}")).await;
             let bytes = attack(&socket);
             socket.raw(bytes).await;
             within(format!("the end after {what}"), socket.farewell()).await;
             assert_eq!(world.post(witness.url(), "x").await.code(), 200, "the others after {what}");
-            let grown = relay_tests::process::own_resident().saturating_sub(before);
+            let grown = own_resident().saturating_sub(before);
             assert!(grown < 32 << 20, "{what}: {} MiB", grown >> 20);
         }
         assert!(world.get_admin("/metrics").await.text().contains("relay_panics_total 0"));
@@ -331,11 +338,14 @@ mod clients {
     /// Floods that break no rule: they may go on, and cost the relay neither memory nor the others their service.
     #[tokio::test]
     async fn that_flood_cost_no_memory_and_delay_nobody() {
+        if !has_own_process().await {
+            return;
+        }
         let world = World::start().await;
         let app = App::recording().await;
         let witness = world.tunnel(&app).await;
         assert_eq!(world.post(witness.url(), "x").await.code(), 200);
-        let before = relay_tests::process::own_resident();
+        let before = own_resident();
         type Flood = (&'static str, fn(&Socket) -> Vec<u8>, usize);
         let floods: &[Flood] = &[
             ("pings of the session", |s| s.message(BINARY, &encode(&vec![Frame::Ping(1); 1000])), 200),
@@ -378,7 +388,7 @@ mod clients {
             };
             tokio::join!(flooding, others);
         }
-        let grown = relay_tests::process::own_resident().saturating_sub(before);
+        let grown = own_resident().saturating_sub(before);
         assert!(grown < 64 << 20, "{} MiB", grown >> 20);
         assert!(world.get_admin("/metrics").await.text().contains("relay_panics_total 0"));
     }
