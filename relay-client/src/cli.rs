@@ -12,7 +12,9 @@ use jiff::Timestamp;
 use relay_protocol::webhook::{Credentials, Verdict};
 
 use crate::capture::Since;
+use crate::capture::export::Form;
 use crate::capture::filter::{self, HeaderPattern, JsonPattern, PathPattern, StatusPattern};
+use crate::capture::replay::Resign;
 use crate::platform::Signal;
 use crate::secret::{SecretError, SecretSource};
 use crate::session::dial::RelayUrl;
@@ -150,6 +152,21 @@ pub enum Command {
         relay show last\n  \
         relay show 01KB2Z4QJ5 --output json | jq .request.body")]
     Show(ShowOneArgs),
+    /// Print a request as other tools take it: as a curl line, a program, raw HTTP or an archive
+    #[command(after_help = "Examples:\n  \
+        relay export last\n  \
+        relay export 01KB2Z4QJ5 --as http > request.http\n  \
+        relay export last --as fixture --to tests/fixtures/paid\n\n\
+        What lets somebody in, as Authorization and cookies, is masked.")]
+    Export(ExportArgs),
+    /// Send a request once more, as it came or signed anew
+    #[command(after_help = "Examples:\n  \
+        relay replay last\n  \
+        relay replay 01KB2Z4QJ5 --secret env:STRIPE_SECRET --times 2\n  \
+        relay replay tests/fixtures/paid --tunnel hooks\n\n\
+        It goes through the running client of its tunnel to that client's service, and nowhere else. Exit code 0 \
+        says that every answer was a success.")]
+    Replay(ReplayArgs),
     /// Say whether a saved webhook was signed by its provider, and why not
     #[command(after_help = "Examples:\n  \
         relay verify request.http --secret env:STRIPE_SECRET\n  \
@@ -432,6 +449,78 @@ pub struct ShowOneArgs {
     /// For people, or a JSON object
     #[arg(long, value_name = "FORM", value_enum, default_value = "text")]
     pub output: Output,
+}
+
+/// `relay export`.
+#[derive(Args, Debug)]
+pub struct ExportArgs {
+    /// The request's id, its beginning, or last
+    #[arg(value_name = "ID")]
+    pub id: String,
+
+    /// In which form
+    #[arg(long = "as", value_name = "FORM", value_enum, default_value = "curl")]
+    pub form: Form,
+
+    /// The directory of a fixture; named by the id if not given
+    #[arg(long, value_name = "DIR")]
+    pub to: Option<PathBuf>,
+
+    /// What happens to Authorization, cookies and what else lets somebody in
+    #[arg(long, value_name = "mask|show", value_enum, default_value = "mask")]
+    pub secrets: Secrets,
+}
+
+/// What happens to what lets somebody in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Secrets {
+    /// Something else stands in its place.
+    Mask,
+    /// It stands there.
+    Show,
+}
+
+/// `relay replay`.
+#[derive(Args, Debug)]
+pub struct ReplayArgs {
+    /// The request's id, its beginning, or last; or the directory of a fixture
+    #[arg(value_name = "ID|DIR", required = true)]
+    pub what: Vec<String>,
+
+    /// Send it to the tunnel of this name instead of the one that it came through
+    #[arg(long, value_name = "NAME")]
+    pub tunnel: Option<String>,
+
+    /// Sign it anew in any case; otherwise only where its signature is too old by now
+    #[arg(long)]
+    pub resign: bool,
+
+    /// Send it byte for byte as it came, however old its signature is
+    #[arg(long, conflicts_with = "resign")]
+    pub no_resign: bool,
+
+    /// What it is signed with; what relay.toml says of the tunnel if not given.
+    #[command(flatten)]
+    pub credentials: CredentialArgs,
+
+    /// Send it so often, one after the other
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub times: u16,
+
+    /// For people, or one JSON object per line
+    #[arg(long, value_name = "FORM", value_enum, default_value = "text")]
+    pub output: Output,
+}
+
+impl ReplayArgs {
+    /// Whether it is signed anew.
+    pub(crate) fn resign(&self) -> Resign {
+        match (self.resign, self.no_resign) {
+            (true, _) => Resign::Always,
+            (_, true) => Resign::Never,
+            _ => Resign::Stale,
+        }
+    }
 }
 
 /// `relay verify`.

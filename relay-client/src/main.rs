@@ -13,8 +13,10 @@ use relay_client::cli::{
 use relay_client::commands::check::Report;
 #[cfg(feature = "embedded")]
 use relay_client::commands::dev::{self, DevError};
+use relay_client::commands::export::{self, ExportError};
 use relay_client::commands::listen::{self, Answer, AnswerError};
 use relay_client::commands::login::{self, LoginError};
+use relay_client::commands::replay::{self, ReplayCommandError};
 use relay_client::commands::requests::{self, HistoryError};
 use relay_client::commands::run::{self, RunError};
 use relay_client::commands::start::{Start, StartError};
@@ -112,7 +114,15 @@ async fn run(command: Command) -> ExitCode {
             Command::Login(args) => login(args, &places, &mut signals).await,
             Command::Status { output } => status(output, &mut signals).await,
             Command::Requests(args) => until_signal(&mut signals, requests::run(args)).await,
-            Command::Show(args) => until_signal(&mut signals, show::run(args)).await,
+            Command::Export(args) => until_signal(&mut signals, export::run(args, &Files::load(&places)?)).await,
+            Command::Replay(args) => {
+                let files = Files::load(&places)?;
+                tokio::select! {
+                    done = replay::run(args, &files) => Ok(if done? { Exit::Done } else { Exit::Failed } as u8),
+                    by = signals.next() => Ok(Exit::from(by) as u8),
+                }
+            }
+            Command::Show(args) => until_signal(&mut signals, show::run(args, &Files::load(&places)?)).await,
             Command::Logout
             | Command::Config(_)
             | Command::Verify(_)
@@ -266,6 +276,11 @@ exits! {
         _ => Exit::Failed,
     };
     HistoryError: |_| Exit::Failed;
+    ExportError: |_| Exit::Failed;
+    ReplayCommandError: |error| match error {
+        ReplayCommandError::Config(_) => Exit::Usage,
+        _ => Exit::Failed,
+    };
     VerifyError: |_| Exit::Usage;
     LoginError: |error| match error {
         LoginError::Connect(ConnectError::Refused { code, .. }) if code == "unauthorized" => Exit::Unauthorized,

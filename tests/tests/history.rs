@@ -181,3 +181,140 @@ async fn a_damaged_file_is_said_once_and_the_tunnel_goes_on() {
     let list = place.run(&["requests"]).await;
     assert!(list.status.code() == Some(1) && list.stderr.contains("move it away"), "{list:?}");
 }
+
+/// A webhook of Stripe's, signed with this secret at this time.
+fn stripe(secret: &str, at: i64, body: &str) -> (String, String) {
+    let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, secret.as_bytes());
+    let tag = aws_lc_rs::hmac::sign(&key, format!("{at}.{body}").as_bytes());
+    let hex: String = tag.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    (format!("t={at},v1={hex}"), body.to_owned())
+}
+
+const SECRET: &str = "whsec_test";
+
+#[tokio::test]
+async fn a_replay_is_byte_for_byte_the_original_and_says_so() {
+    let place = Place::new().await;
+    let app = App::recording().await;
+    let mut client = place.client(&app, "hooks", &[]).await;
+    let odd = HeaderValue::from_bytes(b"\xff\xe9").unwrap();
+    let sent: Vec<u8> = (0..=255).cycle().take(300_000).collect();
+    let request = Request::put("/a%2F..//b?x=%zz").header("x-odd", odd).header("x-two", "1").header("x-two", "2");
+    place.send("hooks", request.body(full(sent.clone())).unwrap()).await;
+    let id = client.event("exchange").await["id"].as_str().unwrap().to_owned();
+    let done = place.json(&["replay", "last", "--times", "2"]).await;
+    assert_eq!((done.len(), &done[1]["status"], &done[1]["body"]), (2, &Value::from(200), &Value::from("ok")));
+    assert_eq!((&done[0]["replay_of"], &done[0]["signed"]), (&Value::from(id.as_str()), &Value::from(false)));
+    let seen = app.seen();
+    assert_eq!(seen.len(), 3);
+    for again in &seen[1..] {
+        assert_eq!((&again.method, &again.target, &again.body), (&seen[0].method, &seen[0].target, &seen[0].body));
+        assert_eq!(again.header("relay-replay-of"), id);
+        let theirs = |seen: &relay_tests::app::Seen| {
+            let ids = ["relay-request-id", "x-request-id", "relay-replay-of"];
+            let all = seen.headers.iter().filter(|(name, _)| !ids.contains(&name.as_str()));
+            all.map(|(name, value)| (name.clone(), value.clone())).collect::<Vec<_>>()
+        };
+        assert_eq!(theirs(again), theirs(&seen[0]));
+    }
+    // The client has shown it, and keeps it.
+    assert_eq!(client.event("exchange").await["id"], done[0]["id"]);
+    let list = place.json(&["requests"]).await;
+    assert_eq!((list.len(), &list[2]["replay_of"], &list[2]["id"]), (3, &Value::from(id.as_str()), &done[1]["id"]));
+    let none = place.run(&["replay", "last", "--tunnel", "other"]).await;
+    assert!(none.status.code() == Some(1) && none.stderr.contains("there are hooks"), "{none:?}");
+    client.terminate().await;
+    let none = place.run(&["replay", "last"]).await;
+    assert!(none.status.code() == Some(1) && none.stderr.contains("no running client has a tunnel hooks"), "{none:?}");
+}
+
+#[tokio::test]
+async fn a_replay_whose_signature_is_too_old_is_signed_anew_where_there_is_a_secret() {
+    let place = Place::new().await;
+    let app = App::recording().await;
+    let client = place.client(&app, "hooks", &[]).await;
+    let (signature, body) = stripe(SECRET, 1_700_000_000, r#"{"id":"evt_1","type":"invoice.paid"}"#);
+    let request = Request::post("/hooks").header("stripe-signature", &signature).body(full(body.clone())).unwrap();
+    place.send("hooks", request).await;
+    let now = || i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_secs()).unwrap();
+    let signed = |seen: &relay_tests::app::Seen| {
+        let header = seen.header("stripe-signature").to_owned();
+        let at = header.strip_prefix("t=").unwrap().split(',').next().unwrap().parse().unwrap();
+        (at, header == stripe(SECRET, at, &body).0)
+    };
+    for (flags, is_new) in [
+        (&["--secret", SECRET][..], true),
+        (&["--secret", "whsec_another"], false),
+        (&[], false),
+        (&["--secret", SECRET, "--no-resign"], false),
+        (&["--resign", "--secret", SECRET], true),
+    ] {
+        let id = place.json(&["requests", "--limit", "1000"]).await.remove(0)["id"].as_str().unwrap().to_owned();
+        let done = place.json(&[&["replay", &id], flags].concat()).await.remove(0);
+        assert_eq!(done["signed"], is_new, "{flags:?}");
+        let (at, is_right) = signed(&app.last());
+        assert!(is_right && if is_new { (now() - at).abs() < 60 } else { at == 1_700_000_000 }, "{flags:?}: {at}");
+        assert_eq!(app.last().body, body.as_bytes());
+    }
+    let failed = place.run(&["replay", "last", "--resign"]).await;
+    assert!(failed.status.code() == Some(1) && failed.stderr.contains("secret"), "{failed:?}");
+    drop(client);
+}
+
+#[tokio::test]
+async fn an_answer_that_is_no_success_is_told_by_the_exit_code() {
+    let place = Place::new().await;
+    let app = App::serve(|_| async {
+        let mut response = ok("not now");
+        *response.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
+        response
+    })
+    .await;
+    let client = place.client(&app, "hooks", &[]).await;
+    place.send("hooks", Request::get("/").body(full("")).unwrap()).await;
+    let failed = place.run(&["replay", "last"]).await;
+    assert!(failed.status.code() == Some(1) && failed.stdout.contains(": 503 in "), "{failed:?}");
+    assert!(failed.stdout.contains("not now"), "{failed:?}");
+    drop(app);
+    let refused = place.run(&["replay", "last"]).await;
+    assert!(refused.stdout.contains("no answer upstream-refused"), "{refused:?}");
+    drop(client);
+}
+
+#[tokio::test]
+async fn exports_have_no_secrets_unless_asked_and_say_the_same() {
+    let place = Place::new().await;
+    let app = App::serve(|_| async {
+        let mut response = ok("{}");
+        response.headers_mut().insert("set-cookie", HeaderValue::from_static("session=SECRET"));
+        response
+    })
+    .await;
+    let client = place.client(&app, "hooks", &[]).await;
+    let (signature, body) = stripe(SECRET, 1_700_000_000, "{\"id\":\"evt_1\",\"it's\":\"@\"}");
+    let request = Request::post("/hooks?a=1")
+        .header("stripe-signature", &signature)
+        .header("authorization", "Bearer SECRET")
+        .header("cookie", "a=SECRET");
+    place.send("hooks", request.body(full(body.clone())).unwrap()).await;
+    for form in ["curl", "httpie", "fetch", "python", "http", "har", "json"] {
+        let exported = place.run(&["export", "last", "--as", form]).await;
+        assert!(exported.status.success(), "{form}: {exported:?}");
+        assert!(!exported.stdout.contains("SECRET"), "{form}: {}", exported.stdout);
+        assert!(exported.stdout.contains("***") && exported.stdout.contains(&signature), "{form}: {}", exported.stdout);
+        let shown = place.run(&["export", "last", "--as", form, "--secrets", "show"]).await;
+        assert!(shown.stdout.contains("Bearer SECRET"), "{form}: {}", shown.stdout);
+    }
+    let file = place.home.path().join("request.http");
+    std::fs::write(&file, place.run(&["export", "last", "--as", "http"]).await.stdout.trim_end_matches('\n')).unwrap();
+    let words = ["verify", "request.http", "--secret", SECRET, "--now", "1700000001"];
+    assert!(place.run(&words).await.status.success());
+    let archive: Value = serde_json::from_str(&place.run(&["export", "last", "--as", "har"]).await.stdout).unwrap();
+    let entry = &archive["log"]["entries"][0];
+    assert_eq!((&entry["request"]["postData"]["text"], &entry["response"]["status"]), (&body.into(), &200.into()));
+    let fixture = place.run(&["export", "last", "--as", "fixture", "--to", "fixtures/one"]).await;
+    assert_eq!(fixture.stdout, "fixtures/one\n");
+    let done = place.json(&["replay", "fixtures/one"]).await.remove(0);
+    assert_eq!((&done["status"], &done["tunnel"]), (&200.into(), &"hooks".into()));
+    drop(client);
+}

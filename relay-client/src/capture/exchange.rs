@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use http::header::HOST;
 use jiff::Timestamp;
+use relay_protocol::exchange::public_url;
 use relay_protocol::message::{HeaderList, RequestHead, ResponseHead};
 use relay_protocol::webhook::{Request, Table, Verdict};
 use serde::{Deserialize, Serialize};
@@ -99,10 +100,7 @@ pub(crate) struct Part<H> {
 impl Exchange {
     /// The URL that its sender called.
     pub(crate) fn url(&self) -> String {
-        let head = &self.request.head;
-        let scheme = head.headers.iter().find(|(name, _)| *name == "x-forwarded-proto");
-        let scheme = scheme.and_then(|(_, scheme)| scheme.to_str().ok()).unwrap_or("https");
-        format!("{scheme}://{}{}", head.authority, head.target)
+        public_url(&self.request.head)
     }
 
     /// Name and value of each header of the request, `host` first, as its sender wrote them.

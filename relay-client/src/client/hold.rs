@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use relay_protocol::frame::GoAway;
 use relay_protocol::mux::Ended;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval, sleep, timeout};
 
 use super::backoff::backoff;
@@ -15,6 +15,7 @@ use super::{Client, ClientError, Failed, TunnelOptions};
 use crate::capture::Capture;
 use crate::event::{Event, Observer};
 use crate::platform::{address_towards, time_with_sleep};
+use crate::session::local::Knock;
 use crate::session::watch::{PERIOD, Reading, Sign, Watch};
 use crate::session::{News, Serve, Session, because};
 
@@ -129,7 +130,7 @@ enum Step {
 }
 
 impl<'a> Hold<'a> {
-    pub(super) fn new(client: &'a Client) -> Self {
+    pub(super) fn new(client: &'a Client, knocks: mpsc::Receiver<Knock>) -> Self {
         let mut wanted = client.tunnels.subscribe();
         let mut tunnels = Tunnels::new(&wanted.borrow_and_update());
         let first = Box::pin(client.connect(tunnels.hello(client, true), None, true));
@@ -138,7 +139,7 @@ impl<'a> Hold<'a> {
             client,
             tunnels,
             wanted,
-            serve: Serve::new(client.own.clone(), client.capture().cloned()),
+            serve: Serve::new(client.own.clone(), client.capture().cloned(), knocks),
             way,
             lost: None,
             short: 0,

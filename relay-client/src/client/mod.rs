@@ -12,7 +12,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use relay_protocol::message::{PublicName, Resume};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use self::hold::{Hold, Tried};
 use self::tunnels::Asked;
@@ -24,6 +24,7 @@ use crate::event::{Event, Observer};
 use crate::inspector::{Inspector, InspectorSettings};
 use crate::intake::WebhookOptions;
 use crate::session::dial::Target;
+use crate::session::local::{Door, Knock, door};
 use crate::session::probe::Probe;
 use crate::session::{ConnectError, connect, explain};
 use crate::upstream::rewrite::{HostHeader, PublicUrlError};
@@ -149,11 +150,14 @@ pub struct Client {
     inspector: Option<InspectorSettings>,
     /// Where it is, once it is.
     inspector_url: Option<String>,
+    door: Door,
+    knocks: mpsc::Receiver<Knock>,
 }
 
 impl Client {
     /// A client of this relay, without a token and without a tunnel.
     pub fn new(target: Target) -> Self {
+        let (door, knocks) = door();
         Self {
             target,
             token: None,
@@ -167,6 +171,8 @@ impl Client {
             capture: None,
             inspector: None,
             inspector_url: None,
+            door,
+            knocks,
         }
     }
 
@@ -258,6 +264,11 @@ impl Client {
         self.capture.as_ref()
     }
 
+    /// The way in for requests of our own, while it runs.
+    pub(crate) fn door(&self) -> Door {
+        self.door.clone()
+    }
+
     /// Connects and serves, coming back whenever the session is lost, until `shutdown` ends; then what is under way may
     /// finish within 10 s.
     ///
@@ -269,9 +280,10 @@ impl Client {
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), ClientError> {
         let inspector = self.inspect()?;
-        let serving = self.control.as_ref().and_then(Control::serve);
+        let serving = self.control.as_ref().and_then(|control| control.serve(self.door()));
+        let knocks = std::mem::replace(&mut self.knocks, mpsc::channel(1).1);
         let board = self.control.as_ref().map(|control| control.board.clone());
-        let mut hold = Hold::new(&self);
+        let mut hold = Hold::new(&self, knocks);
         let result = hold.run(&mut Beside { observer, board }, pin!(shutdown)).await;
         hold.tunnels.close().await;
         if let Some(serving) = serving {

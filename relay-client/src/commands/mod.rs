@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   cli, config ─▶ run, listen, start, wait, status, login, check, verify, dev ─▶ client
-//!                  requests, show ─▶ capture::history
+//!                  requests, show, export, replay ─▶ capture::history
 //! ```
 
 pub mod check;
@@ -10,11 +10,13 @@ pub mod check;
 mod demo;
 #[cfg(feature = "embedded")]
 pub mod dev;
+pub mod export;
 pub mod listen;
 pub mod login;
 pub mod open;
 pub mod pages;
 mod prompt;
+pub mod replay;
 pub mod requests;
 pub mod run;
 pub mod show;

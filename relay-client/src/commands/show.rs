@@ -3,13 +3,13 @@
 use std::fmt::Write as _;
 
 use jiff::tz::TimeZone;
-use relay_protocol::webhook::Table;
 
 use crate::capture::exchange::{Exchange, Part};
 use crate::capture::history::FindError;
 use crate::capture::text;
 use crate::cli::ShowOneArgs;
 use crate::commands::requests::{self, HistoryError, event, quietly};
+use crate::config::Files;
 use crate::event::Body;
 use crate::terminal::{self, Shown, compact, json_line, plain_body};
 use crate::value::Output;
@@ -18,11 +18,10 @@ use crate::value::Output;
 ///
 /// # Errors
 /// [`HistoryError`].
-pub async fn run(args: ShowOneArgs) -> Result<(), HistoryError> {
+pub async fn run(args: ShowOneArgs, files: &Files) -> Result<(), HistoryError> {
     let exchange = requests::open().await?.ok_or(FindError::Empty)?.find(&args.id)?;
     let shown = match args.output {
-        // Without the table there are no links, and the rest holds.
-        Output::Json => json_line(&exchange.detail(Table::built_in().ok().as_ref())),
+        Output::Json => json_line(&exchange.detail(Some(&files.table()))),
         Output::Text => show(&exchange, &TimeZone::system()),
     };
     quietly(terminal::print(shown.as_bytes()))

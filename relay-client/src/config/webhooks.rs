@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use relay_protocol::webhook;
+use relay_protocol::webhook::{self, Credentials};
 use serde::{Deserialize, Deserializer};
 
-use super::{ConfigError, File, Place, ProviderKey, Table};
-use crate::cli::WebhookArgs;
+use super::{ConfigError, File, Files, Place, ProviderKey, Table};
+use crate::cli::{CredentialArgs, WebhookArgs};
 use crate::intake::{WebhookOptions, built_in, named};
 use crate::secret::SecretSource;
 use crate::value::{Verify, VerifyAt};
@@ -69,6 +69,19 @@ impl WebhookKeys {
         settings.verify_at = self.verify_at.unwrap_or_default();
         settings.handshake = self.handshake.unwrap_or_default();
         Ok(settings)
+    }
+}
+
+impl Files {
+    /// What a tunnel's webhooks are signed with: what was typed, or what its table says, or what stands above the tables.
+    ///
+    /// # Errors
+    /// Where a secret is not to be had.
+    pub(crate) fn credentials(&self, typed: CredentialArgs, tunnel: Option<&str>) -> Result<Credentials, ConfigError> {
+        let table = tunnel.and_then(|label| self.file.tunnels.get_key_value(label));
+        let table = table.map(|(label, table)| self.file.webhooks_of(label, table)).unwrap_or_default();
+        let typed = WebhookKeys::from(WebhookArgs { credentials: typed, ..WebhookArgs::default() });
+        Ok(typed.or(table).or(self.file.webhooks()).settle(self.table())?.credentials)
     }
 }
 

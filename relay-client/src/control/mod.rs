@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   relay status, relay wait ── a line of JSON ──▶ $XDG_RUNTIME_DIR/relay/PID-RANDOM.sock ──▶ Board, Capture
-//!                            ◀── lines of JSON ──
+//!   relay replay             ◀── lines of JSON ──                                        └──▶ Door, to a service
 //! ```
 //!
 //! Each client has a socket of mode 0600 in a directory of mode 0700 that is this user's. One question is a line, and so
@@ -18,20 +18,26 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use futures_util::future::join_all;
+use relay_protocol::message::{Payload as _, RequestHead};
 use serde::{Deserialize, Serialize};
 use tokio::io::{
-    AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader, ReadHalf, WriteHalf, split,
+    AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader, ReadHalf, WriteHalf,
+    split,
 };
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use self::board::{Board, Status};
+use crate::capture::replay::{Replay, Resign};
 use crate::capture::store::{Limits, Place};
-use crate::capture::{Capture, News, Since};
+use crate::capture::{Capture, News, Since, base64_text};
 use crate::platform::{self, Base, Connected, Listener, base_directory};
+use crate::session::local::Door;
 use crate::value::Inspect;
 
 /// The protocol's number. One that is asked in another one refuses, and says its own.
@@ -44,8 +50,11 @@ const ASKING: usize = 16;
 /// the request that it is told of.
 const WATCHING: usize = 64;
 
-/// The longest question.
-const QUESTION: usize = 4 * 1024;
+/// The longest question: a head of 64 KiB in base64.
+const QUESTION: usize = 128 * 1024;
+
+/// The largest body behind a question.
+const BODY: u64 = 256 << 20;
 
 /// The longest answer: 1 MiB of body in base64, and 64 KiB of head, of which each byte may be escaped.
 const ANSWER: usize = 4 << 20;
@@ -112,6 +121,19 @@ pub(crate) enum Ask {
         /// From which one on.
         since: Since,
     },
+    /// To send a request to a tunnel's service, as if the relay had sent it. Its body follows the question.
+    Replay {
+        /// Which tunnel.
+        tunnel: String,
+        /// Its head as on the wire, in base64. Its id and its tunnel do not count.
+        head: String,
+        /// Who has sent it, where that is known.
+        provider: Option<String>,
+        /// Whether the client signs it with what it knows.
+        resign: Resign,
+        /// Bytes of its body.
+        body: u64,
+    },
 }
 
 /// A line of an answer.
@@ -122,8 +144,30 @@ pub(crate) enum Reply {
     Status(Status),
     /// Something has come.
     News(News),
+    /// The request was sent to the service.
+    Replayed(Replayed),
     /// The question is not answered, and why.
     Refused(String),
+}
+
+/// What a service has answered to a request that was sent once more.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Replayed {
+    /// The new request's id.
+    pub(crate) id: String,
+    /// Whether the client has signed it anew.
+    pub(crate) signed: bool,
+    /// None where it has not answered.
+    pub(crate) status: Option<u16>,
+    /// What went wrong: a stable code.
+    pub(crate) error: Option<String>,
+    /// Milliseconds that it took.
+    pub(crate) duration_ms: f64,
+    /// The answer's body, as far as it was kept.
+    #[serde(with = "base64_text")]
+    pub(crate) body: Vec<u8>,
+    /// Bytes of it.
+    pub(crate) body_size: u64,
 }
 
 // ---- the client's side -----------------------------------------------------------------------------
@@ -147,8 +191,8 @@ impl Control {
 
     /// Answers questions until the returned value is closed or dropped. A client does not need it: what is in the way is
     /// worth a warning and no more.
-    pub(crate) fn serve(&self) -> Option<Serving> {
-        match directory().and_then(|directory| Serving::start(&directory, self.clone())) {
+    pub(crate) fn serve(&self, door: Door) -> Option<Serving> {
+        match directory().and_then(|directory| Serving::start(&directory, self.clone(), door)) {
             Ok(serving) => Some(serving),
             Err(error) => {
                 tracing::warn!("relay status and relay wait will not find this client: {error}");
@@ -169,13 +213,13 @@ pub(crate) struct Serving {
 }
 
 impl Serving {
-    fn start(directory: &Path, control: Control) -> Result<Self, ControlError> {
+    fn start(directory: &Path, control: Control, door: Door) -> Result<Self, ControlError> {
         platform::own_directory(directory)
             .map_err(|source| ControlError::Directory { path: directory.to_owned(), source })?;
         let (path, listener) = bind(directory)?;
         let (capture, closing) = (control.capture.clone(), CancellationToken::new());
         let mut task = JoinSet::new();
-        task.spawn(listen(listener, control, closing.clone()));
+        task.spawn(listen(listener, control, door, closing.clone()));
         Ok(Self { path, capture, closing, task })
     }
 
@@ -219,7 +263,7 @@ fn bind(directory: &Path) -> Result<(PathBuf, Listener), ControlError> {
     }
 }
 
-async fn listen(mut listener: Listener, control: Control, closing: CancellationToken) {
+async fn listen(mut listener: Listener, control: Control, door: Door, closing: CancellationToken) {
     let (asking, watching) = (Arc::new(Semaphore::new(ASKING)), Arc::new(Semaphore::new(WATCHING)));
     let mut conversations = JoinSet::new();
     loop {
@@ -232,9 +276,9 @@ async fn listen(mut listener: Listener, control: Control, closing: CancellationT
             Some(_) = conversations.join_next() => {}
             accepted = next => match accepted {
                 Ok((stream, turn)) => {
-                    let (control, watching) = (control.clone(), watching.clone());
+                    let (control, door, watching) = (control.clone(), door.clone(), watching.clone());
                     conversations.spawn(async move {
-                        if let Err(error) = converse(stream, &control, turn, &watching).await {
+                        if let Err(error) = converse(stream, &control, &door, turn, &watching).await {
                             tracing::debug!(%error, "a question on the local socket came to nothing");
                         }
                     });
@@ -256,6 +300,7 @@ async fn listen(mut listener: Listener, control: Control, closing: CancellationT
 async fn converse(
     stream: impl AsyncRead + AsyncWrite,
     control: &Control,
+    door: &Door,
     turn: impl Send,
     watching: &Semaphore,
 ) -> io::Result<()> {
@@ -271,6 +316,17 @@ async fn converse(
             return say(&mut writer, &Reply::Status(control.board.status())).await;
         }
         Ok(Ask::Requests { since }) => since,
+        Ok(Ask::Replay { tunnel, head, provider, resign, body }) => {
+            let body = timeout(STUCK, lines.bytes(body)).await??;
+            say(&mut writer, &Reply::Status(control.board.status())).await?;
+            drop(turn);
+            let reply = tokio::select! {
+                reply = replay(door, &tunnel, &head, provider, resign, body) => reply.unwrap_or_else(Reply::Refused),
+                // Whoever asked has gone, and the request goes with him.
+                _ = lines.next() => return Ok(()),
+            };
+            return say(&mut writer, &reply).await;
+        }
         Err(refusal) => return say(&mut writer, &Reply::Refused(refusal)).await,
     };
     let (capture, _place) = match (&control.capture, watching.try_acquire()) {
@@ -299,6 +355,30 @@ async fn converse(
             None => return Ok(()),
         }
     }
+}
+
+/// Sends a request to a service. What stands in the way is a sentence.
+async fn replay(
+    door: &Door,
+    tunnel: &str,
+    head: &str,
+    provider: Option<String>,
+    resign: Resign,
+    body: Vec<u8>,
+) -> Result<Reply, String> {
+    let head = STANDARD.decode(head).map_err(|error| error.to_string())?;
+    let head = RequestHead::from_bytes(&head.into()).map_err(|error| error.to_string())?;
+    let (replay, began) = (Replay::made(head, provider, body), Instant::now());
+    let answer = door.ask(tunnel, replay, resign).await.map_err(|error| error.to_string())?;
+    Ok(Reply::Replayed(Replayed {
+        id: answer.id,
+        signed: answer.signed,
+        status: answer.status.map(|status| status.as_u16()),
+        error: answer.error.map(str::to_owned),
+        duration_ms: began.elapsed().as_secs_f64() * 1e3,
+        body: answer.body,
+        body_size: answer.body_size,
+    }))
 }
 
 fn understand(question: &[u8]) -> Result<Ask, String> {
@@ -341,6 +421,8 @@ pub(crate) enum Found {
 pub(crate) struct Asked {
     /// How it was then.
     pub(crate) status: Status,
+    /// Where it is asked.
+    socket: PathBuf,
     lines: Lines<ReadHalf<Connected>>,
     /// Held open: closing it ends the conversation.
     _writer: WriteHalf<Connected>,
@@ -355,7 +437,32 @@ impl Asked {
         let Some(line) = self.lines.next().await? else { return Ok(None) };
         match serde_json::from_slice(&line)? {
             Reply::News(news) => Ok(Some(news)),
-            Reply::Status(_) | Reply::Refused(_) => Err(io::ErrorKind::InvalidData.into()),
+            Reply::Status(_) | Reply::Refused(_) | Reply::Replayed(_) => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    /// Asks the same client to send a request to the service of one of its tunnels, and waits for the answer.
+    ///
+    /// # Errors
+    /// Where it breaks off, and where it refuses.
+    pub(crate) async fn replay(&self, tunnel: &str, replay: &Replay, resign: Resign) -> io::Result<Replayed> {
+        let head = replay.head().map_err(io::Error::other)?.to_bytes().map_err(io::Error::other)?;
+        let ask = Ask::Replay {
+            tunnel: tunnel.to_owned(),
+            head: STANDARD.encode(head),
+            provider: replay.provider.clone(),
+            resign,
+            body: replay.body.len() as u64,
+        };
+        let mut asked = match put(&self.socket, ask, &replay.body).await? {
+            Put::Answered(asked) => asked,
+            Put::Refused(why) => return Err(io::Error::other(why)),
+        };
+        let line = asked.lines.next().await?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        match serde_json::from_slice(&line)? {
+            Reply::Replayed(replayed) => Ok(replayed),
+            Reply::Refused(why) => Err(io::Error::other(why)),
+            Reply::Status(_) | Reply::News(_) => Err(io::ErrorKind::InvalidData.into()),
         }
     }
 }
@@ -387,7 +494,7 @@ pub(crate) async fn ask_all(ask: &Ask, patience: Duration) -> Result<Vec<Found>,
 /// Who listens on a socket; `None` where that is nobody.
 async fn find(pid: u32, path: &Path, ask: &Ask, patience: Duration) -> Option<Found> {
     use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotFound, UnexpectedEof};
-    let why = match timeout(patience, put(path, ask.clone())).await {
+    let why = match timeout(patience, put(path, ask.clone(), &[])).await {
         Err(_) => "does not answer".to_owned(),
         Ok(Ok(Put::Answered(asked))) => return Some(Found::Answers(asked)),
         Ok(Ok(Put::Refused(why))) => format!("refuses: {why}"),
@@ -410,15 +517,18 @@ enum Put {
     Refused(String),
 }
 
-async fn put(path: &Path, ask: Ask) -> io::Result<Put> {
+async fn put(path: &Path, ask: Ask, body: &[u8]) -> io::Result<Put> {
     let (reader, mut writer) = split(platform::connect(path).await?);
     say(&mut writer, &Question { version: VERSION, ask }).await?;
+    timeout(STUCK, writer.write_all(body)).await??;
     let mut lines = Lines::new(reader, ANSWER);
     let first = lines.next().await?.ok_or(io::ErrorKind::UnexpectedEof)?;
     match serde_json::from_slice(&first) {
-        Ok(Reply::Status(status)) => Ok(Put::Answered(Box::new(Asked { status, lines, _writer: writer }))),
+        Ok(Reply::Status(status)) => {
+            Ok(Put::Answered(Box::new(Asked { status, socket: path.to_owned(), lines, _writer: writer })))
+        }
         Ok(Reply::Refused(why)) => Ok(Put::Refused(why)),
-        Ok(Reply::News(_)) | Err(_) => Ok(Put::Refused("its answer is not understood".to_owned())),
+        Ok(Reply::News(_) | Reply::Replayed(_)) | Err(_) => Ok(Put::Refused("its answer is not understood".to_owned())),
     }
 }
 
@@ -468,11 +578,24 @@ impl<R: AsyncRead + Unpin> Lines<R> {
     }
 }
 
+impl<R: AsyncRead + Unpin> Lines<R> {
+    /// So many bytes behind the last line.
+    async fn bytes(&mut self, size: u64) -> io::Result<Vec<u8>> {
+        if size > BODY {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a body is too large"));
+        }
+        let mut bytes = Vec::new();
+        (&mut self.reader).take(size).read_to_end(&mut bytes).await?;
+        if bytes.len() as u64 == size { Ok(bytes) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
     use super::*;
+    use crate::session::local::door;
 
     /// Of a client that stores nothing.
     fn control(inspect: Option<Inspect>) -> Control {
@@ -494,7 +617,8 @@ mod tests {
             said
         };
         let watching = Semaphore::new(1);
-        let (said, _) = tokio::join!(ask, converse(theirs, control, (), &watching));
+        let (door, _knocks) = door();
+        let (said, _) = tokio::join!(ask, converse(theirs, control, &door, (), &watching));
         said
     }
 
@@ -518,7 +642,7 @@ mod tests {
     #[tokio::test]
     async fn who_ends_is_found_no_more_and_disturbs_no_other() {
         let parent = tempfile::tempdir().unwrap();
-        let start = || Serving::start(&parent.path().join("clients"), control(None)).unwrap();
+        let start = || Serving::start(&parent.path().join("clients"), control(None), door().0).unwrap();
         let (one, two) = (start(), start());
         let ask = Ask::Requests { since: Since::Start };
         let mut watching = Vec::new();

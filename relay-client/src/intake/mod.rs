@@ -235,8 +235,13 @@ impl Intake {
         outcome
     }
 
+    /// What is known of its webhooks.
+    pub(crate) fn webhooks(&self) -> &WebhookOptions {
+        &self.webhooks
+    }
+
     /// What the tunnel is called on this machine.
-    fn name(&self) -> Arc<str> {
+    pub(crate) fn name(&self) -> Arc<str> {
         self.name.clone()
     }
 

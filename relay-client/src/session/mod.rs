@@ -5,6 +5,7 @@
 //! being closed, there is an old one beside it, which ends what it has begun.
 
 pub mod dial;
+pub(crate) mod local;
 pub mod probe;
 pub(crate) mod watch;
 
@@ -34,6 +35,8 @@ use relay_protocol::link::{Driver, Link, Signal, Stream};
 use relay_protocol::message::{Bound, Hello, Payload, Refusal, RequestHead, Resume, TunnelSpec, Welcome};
 use relay_protocol::mux::{Ended, Item, Limits, Side};
 use relay_protocol::{CONNECT_PATH, SUBPROTOCOL};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep, timeout};
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 
@@ -41,6 +44,7 @@ use crate::capture::Capture;
 use crate::event::{Event, Observer};
 use crate::intake::{Intake, Outcome, Webhook};
 use crate::session::dial::{DialError, Stream as Wire, Target};
+use crate::session::local::{Knock, LocalError, Way};
 use crate::session::probe::Probe;
 use crate::upstream::Ending;
 use crate::upstream::service::BoxError;
@@ -292,14 +296,32 @@ pub(crate) struct Serve {
     own: Option<Probe>,
     /// Keeps what comes.
     capture: Option<Capture>,
+    /// Requests of our own.
+    knocks: mpsc::Receiver<Knock>,
 }
 
 /// A session that is served.
 struct Live {
     link: Link,
-    driver: Driver<Wire>,
+    driver: Box<dyn Moves>,
     /// Nothing that happens to it matters any more, but the exchanges that it still has.
     old: bool,
+}
+
+/// What moves a session's messages, whatever they travel over: see [`Driver`].
+trait Moves: Send {
+    fn poll_incoming(&mut self, cx: &mut Context<'_>);
+    fn poll_outgoing(&mut self, cx: &mut Context<'_>) -> Poll<Ended>;
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Moves for Driver<T> {
+    fn poll_incoming(&mut self, cx: &mut Context<'_>) {
+        Self::poll_incoming(self, cx);
+    }
+
+    fn poll_outgoing(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+        Self::poll_outgoing(self, cx)
+    }
 }
 
 /// Passes of [`Serve`] before it lets the runtime look at its sockets again.
@@ -328,8 +350,8 @@ impl Wake for Bell {
 }
 
 impl Serve {
-    /// Serves nothing yet. Whoever asks for `own` is answered here, and no service hears of it.
-    pub(crate) fn new(own: Option<Probe>, capture: Option<Capture>) -> Self {
+    /// Serves nothing yet. Whoever asks for `own` is answered here, and no service hears of it; whoever `knocks` is let in.
+    pub(crate) fn new(own: Option<Probe>, capture: Option<Capture>, knocks: mpsc::Receiver<Knock>) -> Self {
         Self {
             sessions: Vec::new(),
             intakes: Arc::default(),
@@ -341,6 +363,7 @@ impl Serve {
             turns: Arc::default(),
             own,
             capture,
+            knocks,
         }
     }
 
@@ -351,7 +374,21 @@ impl Serve {
         self.news.clear();
         self.resume = Some(Resume { key: session.welcome.resume_key, last_stream: 0 });
         self.intakes = intakes;
-        self.sessions.push(Live { link: session.link, driver: session.driver, old: false });
+        self.sessions.push(Live { link: session.link, driver: Box::new(session.driver), old: false });
+    }
+
+    /// Serves a link within this process beside the others.
+    fn let_in(&mut self, knock: Knock) {
+        let Knock { tunnel, link, driver, opened } = knock;
+        // A tunnel that has moved has a greater number than it had.
+        let of_name = self.intakes.iter().filter(|(_, intake)| *intake.name() == *tunnel);
+        let found = of_name.max_by_key(|(number, _)| **number);
+        let found = found.map(|(number, intake)| Way { number: *number, webhooks: intake.webhooks().clone() });
+        let is_let_in = found.is_some();
+        // Who has gone meanwhile needs no link.
+        if opened.send(found.ok_or(LocalError::NoTunnel(tunnel))).is_ok() && is_let_in {
+            self.sessions.insert(0, Live { link, driver: Box::new(driver), old: true });
+        }
     }
 
     /// Says goodbye to a session that is not to be served. What went on with the last one that counted is lost with it,
@@ -361,7 +398,7 @@ impl Serve {
             self.resume = Some(Resume { key: session.welcome.resume_key, last_stream: 0 });
         }
         session.link.go_away(GoAway::Shutdown, false, "The client does not want the session.");
-        self.sessions.insert(0, Live { link: session.link, driver: session.driver, old: true });
+        self.sessions.insert(0, Live { link: session.link, driver: Box::new(session.driver), old: true });
     }
 
     /// Where requests go from now on.
@@ -415,6 +452,9 @@ impl Serve {
         bell.task.register(cx.waker());
         bell.at_work.store(true, SeqCst);
         let waker = Waker::from(bell.clone());
+        while let Poll::Ready(Some(knock)) = self.knocks.poll_recv(cx) {
+            self.let_in(knock);
+        }
         for live in &mut self.sessions {
             live.driver.poll_incoming(cx);
         }
