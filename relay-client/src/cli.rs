@@ -7,7 +7,7 @@ use std::{ffi::OsString, net::SocketAddr, path::PathBuf, process::ExitCode, time
 use clap::builder::{PathBufValueParser, TypedValueParser as _};
 use clap::error::{ContextKind, ContextValue};
 use clap::{Args, Parser, Subcommand};
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderName, HeaderValue, Method, StatusCode};
 use jiff::Timestamp;
 use relay_protocol::webhook::{Credentials, Verdict};
 
@@ -22,7 +22,7 @@ use crate::upstream::address::{HostPort, UpstreamAddr};
 use crate::upstream::rewrite::HostHeader;
 use crate::value::{
     Inspect, Output, Secret, UpstreamProtocol, Verify, VerifyAt, duration, final_status, header, inspect,
-    listen_address, replaceable, setting, size, subdomain, unix_time, web_url,
+    listen_address, replaceable, request_path, setting, size, subdomain, unix_time, web_url,
 };
 
 /// A public HTTPS URL for a service on this machine.
@@ -58,7 +58,7 @@ impl Cli {
 }
 
 /// What other tools call our things, and a tip for who types it.
-const HABITS: [(&[&str], &str); 7] = [
+const HABITS: [(&[&str], &str); 8] = [
     (&["--url", "--domain", "--hostname", "--name", "-s"], "to ask for a name: --subdomain NAME"),
     (&["--port", "-p", "--forward-to"], "the service stands by itself: relay http 3000"),
     (&["--json"], "for programs: --output json"),
@@ -66,6 +66,7 @@ const HABITS: [(&[&str], &str); 7] = [
     (&["tunnel", "share", "expose", "forward"], "a public URL for port 3000: relay http 3000"),
     (&["exec"], "a command with a tunnel around it: relay run 3000 -- COMMAND"),
     (&["ps", "list"], "the clients that run: relay status"),
+    (&["fire", "emit", "fixture"], "a webhook as a provider would send it: relay trigger stripe"),
 ];
 
 /// Says what was probably meant, where that is known better than by likeness.
@@ -175,6 +176,25 @@ pub enum Command {
         The file has the request as it was sent: POST /hooks HTTP/1.1, a line for each header, an empty line, and \
         the body byte for byte. Exit code 0 says that it is valid, 1 that it is not, and 2 that nothing was judged.")]
     Verify(VerifyArgs),
+    /// Send a webhook as a provider would, to an app that wants one now
+    #[command(after_help = "Examples:\n  \
+        relay trigger stripe\n  \
+        relay trigger github pull_request --path /hooks/github --secret env:GITHUB_SECRET\n  \
+        relay trigger shopify orders/create --override /total_price=99.00 --times 3\n  \
+        relay trigger twilio sms --to http://localhost:3000/sms\n  \
+        relay trigger --list\n\n\
+        It goes to the public URL of the tunnel that is open on this machine, and through it to the service. It is \
+        signed with --secret, or with a secret for tests that is the same each time and is told on standard error. \
+        Exit code 0 says that all were answered with 2xx.")]
+    Trigger(TriggerArgs),
+    /// Sign any body as a provider does, and send it
+    #[command(after_help = "Examples:\n  \
+        relay send order.json --provider stripe --secret env:STRIPE_SECRET\n  \
+        relay send push.json --provider github --type push --path /hooks\n  \
+        relay send request.http --to http://localhost:3000\n\n\
+        The file has a body, or a whole request as `relay verify` reads it. A body gets the headers that its \
+        provider sends. Exit code 0 says that it was answered with 2xx.")]
+    Send(SendArgs),
     /// Show the clients that run on this machine, their tunnels and how they are
     #[command(after_help = "Examples:\n  \
         relay status\n  \
@@ -552,6 +572,90 @@ pub struct VerifyArgs {
     pub now: Option<Timestamp>,
 
     /// A line for people, or a JSON object
+    #[arg(long, value_name = "FORM", value_enum, default_value = "text")]
+    pub output: Output,
+}
+
+/// `relay trigger`.
+#[derive(Args, Debug)]
+pub struct TriggerArgs {
+    /// Who sends it, as in stripe or github
+    #[arg(value_name = "PROVIDER", required_unless_present = "list")]
+    pub sender: Option<String>,
+
+    /// Which of its samples, as in invoice.paid; its first one if not given
+    #[arg(value_name = "EVENT")]
+    pub event: Option<String>,
+
+    /// Print whose samples there are, or all of that provider, and send nothing
+    #[arg(long, conflicts_with = "event")]
+    pub list: bool,
+
+    /// Put this value into the body before it is signed, where something stands already: at a JSON
+    /// pointer (RFC 6901) as in /data/object/amount=500, or in a form's field as in /From=+15550100;
+    /// can be given several times
+    #[arg(long = "override", value_name = "/POINTER=VALUE", value_parser = setting)]
+    pub overrides: Vec<(String, String)>,
+
+    /// Where it goes.
+    #[command(flatten)]
+    pub delivery: DeliveryArgs,
+}
+
+/// `relay send`.
+#[derive(Args, Debug)]
+pub struct SendArgs {
+    /// The file with the body, or with a saved request, of at most 64 MiB; - is standard input
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+
+    /// Whose webhook it is, as in stripe; a saved request is recognised if not given
+    #[arg(long, value_name = "NAME")]
+    pub provider: Option<String>,
+
+    /// What kind of event it is, as in push, for providers that say so in a header
+    #[arg(long = "type", value_name = "EVENT")]
+    pub kind: Option<String>,
+
+    /// The method; POST if not given, or the one that a saved request has
+    #[arg(long, value_name = "METHOD")]
+    pub method: Option<Method>,
+
+    /// Where it goes.
+    #[command(flatten)]
+    pub delivery: DeliveryArgs,
+}
+
+/// Where a webhook goes, and what it is signed with.
+#[derive(Args, Debug)]
+pub struct DeliveryArgs {
+    /// Send it to this URL instead of a tunnel's
+    #[arg(long, value_name = "URL", value_parser = web_url, conflicts_with = "tunnel")]
+    pub to: Option<String>,
+
+    /// Send it to the tunnel of this name; to the only one that is open if not given
+    #[arg(long, value_name = "NAME")]
+    pub tunnel: Option<String>,
+
+    /// Send it to this path, which may have a query; if not given to that of --to or of a saved
+    /// request, or to /
+    #[arg(long, value_name = "PATH", value_parser = request_path)]
+    pub path: Option<String>,
+
+    /// What it is signed with; what relay.toml says of the tunnel, or a secret for tests, if not
+    /// given.
+    #[command(flatten)]
+    pub credentials: CredentialArgs,
+
+    /// Send this header, too, or instead of another of its name; can be given several times
+    #[arg(long = "header", value_name = "NAME: VALUE", value_parser = header)]
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+
+    /// Send so many, one after the other
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub times: u16,
+
+    /// Lines for people, or one JSON object per line
     #[arg(long, value_name = "FORM", value_enum, default_value = "text")]
     pub output: Output,
 }
@@ -992,6 +1096,13 @@ mod tests {
             ("relay listen --header Content-Length:3", "by itself"),
             ("relay listen --max-body 1GB", "MiB"),
             ("relay verify", "FILE"),
+            ("relay trigger", "PROVIDER"),
+            ("relay trigger stripe --to localhost:3000", "https://"),
+            ("relay trigger stripe --to http://localhost --tunnel a", "cannot be used with"),
+            ("relay trigger stripe --path hooks", "slash"),
+            ("relay trigger stripe --override /a", "KEY=VALUE"),
+            ("relay trigger stripe --times 0", "1000"),
+            ("relay send --provider stripe", "FILE"),
             ("relay verify a --set key", "KEY=VALUE"),
             ("relay verify a --set =value", "KEY=VALUE"),
             ("relay verify a --url t.example/hook", "https://"),

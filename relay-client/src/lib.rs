@@ -78,8 +78,11 @@ pub mod inspector;
 /// What comes through a tunnel, before its service sees it.
 pub mod intake;
 mod keys;
+mod outgoing;
 #[doc(hidden)]
 pub mod platform;
+#[doc(hidden)]
+pub mod samples;
 #[doc(hidden)]
 pub mod secret;
 #[doc(hidden)]

@@ -11,6 +11,7 @@ use relay_client::cli::{
     Cli, Command, ConfigCommand, Exit, HttpArgs, ListenArgs, LoginArgs, RunArgs, ServiceArgs, StartArgs, VerifyArgs,
 };
 use relay_client::commands::check::Report;
+use relay_client::commands::delivery::DeliveryError;
 #[cfg(feature = "embedded")]
 use relay_client::commands::dev::{self, DevError};
 use relay_client::commands::export::{self, ExportError};
@@ -22,7 +23,7 @@ use relay_client::commands::run::{self, RunError};
 use relay_client::commands::start::{Start, StartError};
 use relay_client::commands::verify::{self, VerifyError};
 use relay_client::commands::wait::{self, WaitError};
-use relay_client::commands::{open, pages, show, status};
+use relay_client::commands::{open, pages, send, show, status, trigger};
 #[cfg(feature = "embedded")]
 use relay_client::config::DevSettings;
 use relay_client::config::{ConfigError, Files, Places, Settings};
@@ -111,6 +112,8 @@ async fn run(command: Command) -> ExitCode {
                 wait::run(args, &mut Files::load(&places)?, async { by = signals.next().await.into() }).await?;
                 Ok(by as u8)
             }
+            Command::Trigger(args) => until_signal(&mut signals, trigger::run(args, &Files::load(&places)?)).await,
+            Command::Send(args) => until_signal(&mut signals, send::run(args, &Files::load(&places)?)).await,
             Command::Login(args) => login(args, &places, &mut signals).await,
             Command::Status { output } => status(output, &mut signals).await,
             Command::Requests(args) => until_signal(&mut signals, requests::run(args)).await,
@@ -282,6 +285,7 @@ exits! {
         _ => Exit::Failed,
     };
     VerifyError: |_| Exit::Usage;
+    DeliveryError: |error| error.into();
     LoginError: |error| match error {
         LoginError::Connect(ConnectError::Refused { code, .. }) if code == "unauthorized" => Exit::Unauthorized,
         LoginError::Connect(ConnectError::Revoked(_)) => Exit::Unauthorized,

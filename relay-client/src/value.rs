@@ -294,6 +294,20 @@ pub struct UrlError {
     input: String,
 }
 
+/// Reads the path of a request, with a query or without.
+///
+/// # Errors
+/// What begins with no slash, or has white space or a fragment in it.
+pub fn request_path(text: &str) -> Result<String, PathError> {
+    let odd = |c: char| c.is_whitespace() || c.is_control() || c == '#';
+    if text.starts_with('/') && !text.contains(odd) { Ok(text.to_owned()) } else { Err(PathError) }
+}
+
+/// A path that cannot be requested.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it is not the path of a request: it begins with a slash, as in /hooks")]
+pub struct PathError;
+
 /// Reads a time in seconds since 1970-01-01T00:00:00Z.
 ///
 /// # Errors

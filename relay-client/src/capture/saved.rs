@@ -102,7 +102,7 @@ impl<'a> Saved<'a> {
     }
 
     /// Path and query.
-    fn path(&self) -> &'a str {
+    pub(crate) fn path(&self) -> &'a str {
         let origin = origin(self.target).map_or(0, str::len);
         self.target.get(origin..).unwrap_or_default()
     }

@@ -283,6 +283,9 @@ impl Client {
         let serving = self.control.as_ref().and_then(|control| control.serve(self.door()));
         let knocks = std::mem::replace(&mut self.knocks, mpsc::channel(1).1);
         let board = self.control.as_ref().map(|control| control.board.clone());
+        if let Some(board) = &board {
+            board.reached(self.ca_file.as_deref(), self.target.addr().map(ToString::to_string));
+        }
         let mut hold = Hold::new(&self, knocks);
         let result = hold.run(&mut Beside { observer, board }, pin!(shutdown)).await;
         hold.tunnels.close().await;

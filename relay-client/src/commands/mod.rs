@@ -3,9 +3,11 @@
 //! ```text
 //!   cli, config ─▶ run, listen, start, wait, status, login, check, verify, dev ─▶ client
 //!                  requests, show, export, replay ─▶ capture::history
+//!                  trigger, send ─▶ delivery ─▶ outgoing ─▶ a public URL, or any other
 //! ```
 
 pub mod check;
+pub mod delivery;
 #[cfg(feature = "embedded")]
 mod demo;
 #[cfg(feature = "embedded")]
@@ -19,8 +21,11 @@ mod prompt;
 pub mod replay;
 pub mod requests;
 pub mod run;
+pub mod send;
 pub mod show;
 pub mod start;
 pub mod status;
+mod test_secret;
+pub mod trigger;
 pub mod verify;
 pub mod wait;

@@ -78,7 +78,7 @@ pub enum WaitError {
     Output(#[from] io::Error),
 }
 
-fn others(known: &[String]) -> String {
+pub(super) fn others(known: &[String]) -> String {
     if known.is_empty() { "none has any".to_owned() } else { format!("there are {}", known.join(", ")) }
 }
 

@@ -36,6 +36,8 @@ struct Traffic {
 struct Session {
     relay: String,
     inspector: Option<String>,
+    relay_ca: Option<String>,
+    relay_addr: Option<String>,
     tunnels: Vec<Tunnel>,
     refused: Vec<Refused>,
     link: Option<Link>,
@@ -51,6 +53,12 @@ impl Board {
         let session = watch::Sender::default();
         let known = Known { since: Timestamp::now(), traffic: Mutex::default(), session };
         Self(Arc::new(known))
+    }
+
+    /// How the relay is reached, and with it the public URLs: whom to trust, where that is no public CA, and where to dial
+    /// instead of where the name leads.
+    pub(crate) fn reached(&self, ca: Option<&str>, addr: Option<String>) {
+        self.change(|session| (session.relay_ca, session.relay_addr) = (ca.map(str::to_owned), addr));
     }
 
     /// There is a session.
@@ -98,6 +106,8 @@ impl Board {
             since: rfc3339(self.0.since),
             relay: session.relay.clone(),
             inspector: session.inspector.clone(),
+            relay_ca: session.relay_ca.clone(),
+            relay_addr: session.relay_addr.clone(),
             state,
             connected_since: session.connected_since.filter(|_| state == State::Connected).map(rfc3339),
             reason,
@@ -212,6 +222,12 @@ pub(crate) struct Status {
     /// The inspector's URL; none where it has none.
     #[serde(default)]
     pub(crate) inspector: Option<String>,
+    /// The file with the CA that its callers must trust, where it is no public one.
+    #[serde(default)]
+    pub(crate) relay_ca: Option<String>,
+    /// The address that is dialled instead of the one that its name leads to.
+    #[serde(default)]
+    pub(crate) relay_addr: Option<String>,
     /// Whether there is a session.
     pub(crate) state: State,
     /// Since when (RFC 3339); none where there is none.

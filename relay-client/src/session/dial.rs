@@ -80,6 +80,20 @@ impl FromStr for RelayUrl {
     type Err = RelayUrlError;
 
     fn from_str(input: &str) -> Result<Self, RelayUrlError> {
+        let url = Self::of_any_server(input)?;
+        if !url.tls && !url.at.host.is_loopback() {
+            return Err(RelayUrlError::Plain { at: url.at });
+        }
+        Ok(url)
+    }
+}
+
+impl RelayUrl {
+    /// As it is parsed, and plain HTTP may lead anywhere: for requests that carry no token.
+    ///
+    /// # Errors
+    /// What is no URL of HTTP, or has more than a host and a port in it.
+    pub(crate) fn of_any_server(input: &str) -> Result<Self, RelayUrlError> {
         let (tls, rest) = match input.split_once("://") {
             None => (true, input),
             Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => (true, rest),
@@ -88,9 +102,6 @@ impl FromStr for RelayUrl {
         };
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         let at = HostPort::parse(rest, Some(if tls { 443 } else { 80 }), input)?;
-        if !tls && !at.host.is_loopback() {
-            return Err(RelayUrlError::Plain { at });
-        }
         Ok(Self { tls, at })
     }
 }
@@ -193,6 +204,11 @@ impl Target {
     pub fn dialling(mut self, addr: Option<HostPort>) -> Self {
         self.addr = addr;
         self
+    }
+
+    /// The address that is dialled instead of what the URL names.
+    pub(crate) fn addr(&self) -> Option<&HostPort> {
+        self.addr.as_ref()
     }
 
     /// Dials without a proxy, whatever the environment says.
@@ -552,6 +568,8 @@ pub enum Peer {
     Proxy,
     /// Who sends webhooks, and publishes keys.
     Provider,
+    /// Whom we send webhooks to.
+    Server,
 }
 
 impl fmt::Display for Peer {
@@ -560,6 +578,7 @@ impl fmt::Display for Peer {
             Self::Relay => "the relay",
             Self::Proxy => "the proxy (of HTTPS_PROXY or ALL_PROXY)",
             Self::Provider => "the provider",
+            Self::Server => "the server",
         })
     }
 }
@@ -692,10 +711,10 @@ impl Distrust {
     fn new(peer: Peer, reason: &CertificateError, private: bool) -> Self {
         use CertificateError as Reason;
         Self(match reason {
-            Reason::UnknownIssuer | Reason::BadSignature if peer == Peer::Provider => {
+            Reason::UnknownIssuer | Reason::BadSignature if peer != Peer::Relay => {
                 "no CA that this machine trusts has issued it".to_owned()
             }
-            _ if peer == Peer::Provider => reason.to_string(),
+            _ if peer != Peer::Relay => reason.to_string(),
             // A CA that was made anew under its old name shows as a bad signature.
             Reason::UnknownIssuer | Reason::BadSignature if private => {
                 "it was not issued by the CA that was given (--relay-ca, RELAY_CA_FILE)".to_owned()

@@ -1,0 +1,420 @@
+//! What `relay trigger` and `relay send` have in common: where a webhook goes, what it is signed with, and what came of it.
+
+use std::io;
+use std::time::Duration;
+
+use http::{Method, StatusCode};
+use jiff::Timestamp;
+use relay_protocol::webhook::{Credentials, Draft, Fact, Provider, ReplaceError, Request, SignError};
+use serde::Serialize;
+
+use crate::capture::saved::{Headers, SavedError, origin};
+use crate::cli::{DeliveryArgs, Exit};
+use crate::commands::test_secret::{self, TestSecretError};
+use crate::commands::wait::others;
+use crate::config::{ConfigError, Files};
+use crate::control::board::Tunnel;
+use crate::control::{Ask, ControlError, Found, PATIENCE, ask_all};
+use crate::event::Body;
+use crate::intake::UnknownProvider;
+use crate::outgoing::{Answer, SendError, send};
+use crate::samples::SampleError;
+use crate::secret::ReadError;
+use crate::session::dial::{Peer, RelayUrl, RelayUrlError, Target, TargetError, Trust};
+use crate::terminal::{Shown, json_line, plain_body, print, tell};
+use crate::upstream::address::AddressError;
+use crate::value::Output;
+
+/// How long an answer is waited for where the provider gives up sooner, or nobody knows when it does.
+const PATIENT: Duration = Duration::from_secs(30);
+
+/// What a setting is that a sample needs and nobody has given.
+const SETTING: &str = "relay-test";
+
+/// Why nothing was sent.
+#[derive(Debug, thiserror::Error)]
+pub enum DeliveryError {
+    /// Nobody has that name.
+    #[error(
+        "no samples of {wanted:?} are known; relay trigger --list shows whose are, and relay send signs a body of yours"
+    )]
+    Sender {
+        /// As it was written.
+        wanted: String,
+    },
+    /// The sender has no such sample.
+    #[error("no sample of {sender} is called {wanted:?}; there are {}", .known.join(", "))]
+    Sample {
+        /// Whose.
+        sender: String,
+        /// As it was written.
+        wanted: String,
+        /// Those that there are.
+        known: Vec<String>,
+    },
+    /// No provider has that name.
+    #[error(transparent)]
+    Provider(#[from] UnknownProvider),
+    /// Nobody is named, and nobody is recognised.
+    #[error("say whose webhook it is, as in --provider stripe")]
+    NoProvider,
+    /// The kind of an event does not stand where it could be put.
+    #[error("the type of an event of {0} stands in its body, and that is sent as it is; leave --type out")]
+    TypeInBody(String),
+    /// The body is not there.
+    #[error("{file}: {problem}")]
+    File {
+        /// Where it was looked for.
+        file: String,
+        /// Why.
+        problem: ReadError,
+    },
+    /// A saved request is none.
+    #[error("{file}: {problem}")]
+    Saved {
+        /// Where it is.
+        file: String,
+        /// Why.
+        problem: SavedError,
+    },
+    /// There is no tunnel of that name.
+    #[error("no running client has a tunnel {wanted}; {}", others(.known))]
+    NoTunnel {
+        /// Its name.
+        wanted: String,
+        /// The tunnels that there are.
+        known: Vec<String>,
+    },
+    /// There are several.
+    #[error("there are several tunnels; choose one with --tunnel: {}", .0.join(", "))]
+    Several(Vec<String>),
+    /// There is none.
+    #[error("no tunnel is open on this machine; start one, as with `relay http 3000`, or say where to with --to URL")]
+    None,
+    /// Running clients cannot be looked for.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// What clients say of a tunnel is not understood.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// The URL leads nowhere.
+    #[error(transparent)]
+    Url(#[from] RelayUrlError),
+    /// TLS cannot be set up.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// A secret is not to be had.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// No secret could be made.
+    #[error(transparent)]
+    TestSecret(#[from] TestSecretError),
+    /// It cannot be signed.
+    #[error("{0}")]
+    Sign(#[from] SignError),
+    /// A secret that verifies cannot sign.
+    #[error("{0} signs with a private key: give that one to --secret, as PKCS #8 in PEM or base64, or leave it out")]
+    Private(String),
+    /// What is to be put into the body has no place there.
+    #[error("--override: {0}")]
+    Replace(#[from] ReplaceError),
+    /// A sample that is built in is wrong.
+    #[error(transparent)]
+    Filling(#[from] SampleError),
+    /// Nobody is reached.
+    #[error(transparent)]
+    Send(#[from] SendError),
+    /// The app does not take it.
+    #[error("{failed} of {sent} were not answered with 2xx")]
+    NotTaken {
+        /// How many it did not take.
+        failed: usize,
+        /// How many there were.
+        sent: usize,
+    },
+    /// The result cannot be printed.
+    #[error("cannot write to standard output: {0}")]
+    Output(#[from] io::Error),
+}
+
+impl From<&DeliveryError> for Exit {
+    fn from(error: &DeliveryError) -> Self {
+        use DeliveryError as Error;
+        match error {
+            Error::Sender { .. }
+            | Error::Sample { .. }
+            | Error::Provider(_)
+            | Error::NoProvider
+            | Error::TypeInBody(_)
+            | Error::File { .. }
+            | Error::Saved { .. }
+            | Error::Several(_)
+            | Error::Url(_)
+            | Error::Config(_)
+            | Error::Sign(_)
+            | Error::Private(_)
+            | Error::Replace(_) => Self::Usage,
+            _ => Self::Failed,
+        }
+    }
+}
+
+/// Where webhooks go.
+#[derive(Debug)]
+pub(super) struct Destination {
+    target: Target,
+    /// The public URL; what follows the host was typed.
+    url: String,
+    /// What the tunnel is called on this machine.
+    tunnel: Option<String>,
+}
+
+impl Destination {
+    /// What was typed, or else the tunnel that there is.
+    ///
+    /// # Errors
+    /// Where there is none, or several.
+    pub(super) async fn find(args: &DeliveryArgs) -> Result<Self, DeliveryError> {
+        let (target, url, tunnel) = match &args.to {
+            Some(url) => {
+                let server = RelayUrl::of_any_server(origin(url).unwrap_or(url))?;
+                (Target::new(server, &Trust::System)?.naming(Peer::Server), url.clone(), None)
+            }
+            None => {
+                let (tunnel, ca, addr) = tunnel(args.tunnel.as_deref()).await?;
+                let trust = ca.as_deref().map_or(Ok(Trust::System), |ca| Trust::only(ca.as_ref()))?;
+                let addr = addr.map(|addr| addr.parse()).transpose()?;
+                let target = Target::new(tunnel.url.parse()?, &trust)?.dialling(addr);
+                (target, tunnel.url, Some(tunnel.tunnel))
+            }
+        };
+        let url = match (&args.path, origin(&url)) {
+            (Some(path), Some(origin)) => format!("{origin}{path}"),
+            _ => url,
+        };
+        Ok(Self { target, url, tunnel })
+    }
+
+    /// The URL of a request whose own request line says `target`: its path where no other was typed, and its query.
+    pub(super) fn url(&self, target: &str) -> String {
+        let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+        let bare = origin(&self.url).is_some_and(|origin| origin == self.url);
+        let mut url = if bare { format!("{}{path}", self.url) } else { self.url.clone() };
+        if let Some(query) = query {
+            url.push(if url.contains('?') { '&' } else { '?' });
+            url.push_str(query);
+        }
+        url
+    }
+}
+
+/// The tunnel of this name, or the only one; with the CA and the address of its relay.
+async fn tunnel(wanted: Option<&str>) -> Result<(Tunnel, Option<String>, Option<String>), DeliveryError> {
+    let mut tunnels = Vec::new();
+    for client in ask_all(&Ask::Status, PATIENCE).await? {
+        match client {
+            Found::Answers(client) => {
+                let status = client.status;
+                let way = (status.relay_ca, status.relay_addr);
+                tunnels.extend(status.tunnels.into_iter().map(|tunnel| (tunnel, way.0.clone(), way.1.clone())));
+            }
+            Found::Silent { pid, why } => tell(&format!("the client of process {pid} {why}")),
+        }
+    }
+    let known: Vec<_> = tunnels.iter().map(|(tunnel, ..)| tunnel.tunnel.clone()).collect();
+    let is_it = |tunnel: &Tunnel| wanted.is_none_or(|wanted| tunnel.tunnel == wanted || tunnel.name == wanted);
+    tunnels.retain(|(tunnel, ..)| is_it(tunnel));
+    if tunnels.len() > 1 {
+        return Err(DeliveryError::Several(known));
+    }
+    tunnels.pop().ok_or_else(|| match wanted {
+        Some(wanted) if !known.is_empty() => DeliveryError::NoTunnel { wanted: wanted.to_owned(), known },
+        _ => DeliveryError::None,
+    })
+}
+
+/// A webhook that is still to be signed.
+#[derive(Clone, Debug)]
+pub(super) struct Parcel {
+    pub(super) method: Method,
+    /// What its own request line says.
+    pub(super) target: String,
+    pub(super) headers: Headers,
+    pub(super) body: Vec<u8>,
+    /// Whether its provider signs such a request.
+    pub(super) signed: bool,
+}
+
+/// Signs as a provider does.
+#[derive(Debug)]
+pub(super) struct Signer<'t> {
+    provider: &'t Provider,
+    credentials: Credentials,
+    /// Nobody but the provider can sign, or it does not.
+    unsigned: bool,
+}
+
+impl<'t> Signer<'t> {
+    /// With what was typed or stands in a file for that tunnel, and otherwise with a secret of our own, which the user is
+    /// told.
+    ///
+    /// # Errors
+    /// Where a secret is not to be had.
+    pub(super) fn new(
+        provider: &'t Provider,
+        args: &DeliveryArgs,
+        files: &Files,
+        to: &Destination,
+    ) -> Result<Self, DeliveryError> {
+        let typed = &args.credentials;
+        let mut credentials = files.credentials(typed.clone(), to.tunnel.as_deref())?;
+        let Some(new) = provider.new_secret() else { return Ok(Self { provider, credentials, unsigned: true }) };
+        // Of a provider with a key pair the files have the half that verifies.
+        let is_pair = new.private.expose() != new.public;
+        if credentials.secrets.is_empty() || (is_pair && typed.secrets.is_empty()) {
+            let ours = test_secret::of(provider, new)?;
+            tell(&if is_pair {
+                format!(
+                    "signed with a key pair for tests; give the app this as {}'s public key: {}",
+                    provider.name, ours.public
+                )
+            } else {
+                format!(
+                    "signed with a secret for tests, because no --secret is given; give it to the app as {}'s: {}",
+                    provider.name, ours.public
+                )
+            });
+            credentials.secrets = vec![ours.private];
+        }
+        Ok(Self { provider, credentials, unsigned: false })
+    }
+
+    /// A setting, which is made up where it is not given.
+    pub(super) fn setting(&mut self, name: &str) -> &str {
+        let settings = &mut self.credentials.settings;
+        settings.entry(name.to_owned()).or_insert_with(|| {
+            tell(&format!("{name} is {SETTING}; --set {name}=VALUE says another"));
+            SETTING.to_owned()
+        })
+    }
+
+    fn sign(&self, parcel: &Parcel, url: &str, now: Timestamp) -> Result<Draft, DeliveryError> {
+        let request = Request::new(&parcel.method, url, &parcel.headers, &parcel.body);
+        if self.unsigned || !parcel.signed {
+            return Ok((&request).into());
+        }
+        match self.provider.sign(&request, &self.credentials, now) {
+            Ok(draft) => Ok(draft),
+            Err(SignError::OnlyTheProvider(name)) => Err(DeliveryError::Private(name)),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// What became of a webhook. In JSON these are the fields.
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    provider: &'a str,
+    event_type: Option<String>,
+    event_id: Option<String>,
+    signed: bool,
+    method: &'a str,
+    url: &'a str,
+    /// None where there was no answer.
+    status: Option<u16>,
+    /// Why there was none.
+    error: Option<String>,
+    duration_ms: u64,
+    /// What the answer says, as far as it is kept.
+    #[serde(flatten)]
+    body: Body<'a>,
+    body_size: u64,
+    body_truncated: bool,
+}
+
+/// Signs, sends and reports webhooks one after the other, as `next` makes them.
+///
+/// # Errors
+/// [`DeliveryError`] at the first that cannot be sent, and in the end where not all were taken.
+pub(super) async fn deliver(
+    args: &DeliveryArgs,
+    to: &Destination,
+    signer: &Signer<'_>,
+    next: impl Fn(Timestamp) -> Result<Parcel, DeliveryError>,
+) -> Result<(), DeliveryError> {
+    let provider = signer.provider;
+    if signer.unsigned {
+        tell(&if provider.facts().contains(&Fact::Signature) {
+            format!("only {} itself can sign its requests: this is sent without a signature", provider.name)
+        } else {
+            format!("{} does not sign its requests, and so this has no signature", provider.name)
+        });
+    }
+    let within = provider.limit().unwrap_or(PATIENT).max(PATIENT);
+    let (mut failed, sent) = (0, usize::from(args.times));
+    for _ in 0..args.times {
+        let now = Timestamp::now();
+        let parcel = next(now)?;
+        let method = &parcel.method;
+        let draft = signer.sign(&parcel, &to.url(&parcel.target), now)?;
+        let event = provider.event(&Request::new(method, &draft.url, &draft.headers, &draft.body));
+        let path = draft.url.get(origin(&draft.url).map_or(0, str::len)..).unwrap_or_default();
+        let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
+        let answer = match send(&to.target, method, &path, &draft.headers, draft.body, within).await {
+            Ok(answer) => Ok(answer),
+            Err(error @ (SendError::Late(_) | SendError::Broken(_))) => Err(error),
+            Err(error) => return Err(error.into()),
+        };
+        failed += usize::from(!answer.as_ref().is_ok_and(|answer| answer.status.is_success()));
+        let (kept, size, took): (&[u8], _, _) = match &answer {
+            Ok(Answer { body, size, took, .. }) => (body, *size, *took),
+            Err(SendError::Late(after)) => (b"", 0, *after),
+            Err(_) => (b"", 0, Duration::ZERO),
+        };
+        let truncated = size > kept.len() as u64;
+        let report = Report {
+            provider: &provider.id,
+            event_type: event.kind,
+            event_id: event.id,
+            signed: parcel.signed && !signer.unsigned,
+            method: method.as_str(),
+            url: &draft.url,
+            status: answer.as_ref().ok().map(|answer| answer.status.as_u16()),
+            error: answer.as_ref().err().map(ToString::to_string),
+            duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            body: Body::new(kept, truncated),
+            body_size: size,
+            body_truncated: truncated,
+        };
+        if let Err(error) = print(report.show(args.output).as_bytes()) {
+            // Whoever reads has seen enough.
+            return if error.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error.into()) };
+        }
+        if let Some(limit) = provider.limit().filter(|limit| took > *limit) {
+            tell(&format!("{} would have given up after {} s", provider.name, limit.as_secs_f32()));
+        }
+    }
+    if failed == 0 { Ok(()) } else { Err(DeliveryError::NotTaken { failed, sent }) }
+}
+
+impl Report<'_> {
+    fn show(&self, output: Output) -> String {
+        if output == Output::Json {
+            return json_line(self);
+        }
+        let event = [&self.event_type, &self.event_id].into_iter().flatten().map(|text| format!(" {}", Shown(text)));
+        let outcome = match (self.status, &self.error) {
+            (Some(status), _) => {
+                let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
+                format!("{status} {} in {} ms", reason.unwrap_or("").to_lowercase(), self.duration_ms)
+            }
+            (None, error) => error.clone().unwrap_or_default(),
+        };
+        let event: String = event.collect();
+        let mut text = format!("{}{event}: {} {}: {outcome}\n", self.provider, self.method, Shown(self.url));
+        if self.body_size > 0 {
+            text.push_str(&plain_body(self.body, self.body_size, self.body_truncated));
+        }
+        text
+    }
+}

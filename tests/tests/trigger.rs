@@ -1,0 +1,330 @@
+//! `relay trigger` and `relay send`: webhooks as providers send them, which apps and the providers' own libraries take.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use http::{HeaderName, HeaderValue, Response, StatusCode};
+use relay_protocol::webhook::{Credentials, Judgement, Request, Table, Verdict};
+use relay_tests::app::Seen;
+use relay_tests::body::full;
+use relay_tests::process::Ended;
+use relay_tests::{App, Process, RelayServer, tools};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// A user's home, in which commands run.
+struct Home(Arc<TempDir>);
+
+impl Home {
+    fn new() -> Self {
+        Self(Arc::new(tempfile::tempdir().unwrap()))
+    }
+
+    async fn run(&self, words: &[&str]) -> Ended {
+        Process::spawn_in(self.0.clone(), "relay", words, &[]).await.wait().await
+    }
+
+    fn write(&self, name: &str, contents: &[u8]) -> String {
+        let file = self.0.path().join(name);
+        std::fs::write(&file, contents).unwrap();
+        file.display().to_string()
+    }
+}
+
+fn lines(ended: &Ended) -> Vec<Value> {
+    ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The secret that standard error told of.
+fn told(ended: &Ended) -> &str {
+    let line = ended.stderr.lines().find(|line| line.contains(" for tests")).unwrap_or_else(|| panic!("{ended:?}"));
+    line.rsplit(' ').next().unwrap()
+}
+
+/// What the table makes of a request that has arrived.
+fn judge(provider: &str, seen: &Seen, url: &str, secret: &str) -> Judgement {
+    let headers: Vec<(HeaderName, HeaderValue)> =
+        seen.headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+    let request = Request::new(&seen.method, url, &headers, &seen.body);
+    let credentials = Credentials { secrets: vec![secret.into()], ..Credentials::default() };
+    let table = Table::built_in().unwrap();
+    table.get(provider).unwrap().judge(&request, &credentials, jiff::Timestamp::now())
+}
+
+#[tokio::test]
+async fn a_sample_takes_the_whole_way_through_the_only_tunnel() {
+    let relay = RelayServer::spawn([""; 0]).await;
+    let token = relay.token("me").await;
+    let app = App::recording().await;
+    let home = Home::new();
+    let (upstream, addr, ca) =
+        (app.upstream().to_string(), relay.https.to_string(), relay.ca_file().display().to_string());
+    let way = ["--relay", &relay.url, "--relay-addr", &addr, "--relay-ca", &ca, "--token", &token, "--output", "json"];
+    let open = async |name: &str| {
+        let words = [&["http", &upstream, "--subdomain", name][..], &way].concat();
+        let mut client = Process::spawn_in(home.0.clone(), "relay", words, &[]).await;
+        assert_eq!(client.json().await["event"], "tunnel.ready");
+        client
+    };
+    let nothing = home.run(&["trigger", "stripe"]).await;
+    assert_eq!((nothing.code(), nothing.stdout.as_str()), (1, ""), "{nothing:?}");
+    assert!(nothing.stderr.contains("no tunnel is open") && nothing.stderr.contains("--to"), "{nothing:?}");
+
+    let mut client = open("hooks").await;
+    let url = format!("https://hooks.{}:{}/hooks?team=1", RelayServer::DOMAIN, relay.https.port());
+    let flags = ["--path", "/hooks?team=1", "--output", "json", "--override", "/data/object/amount_paid=500"];
+    let ended = home.run(&[&["trigger", "stripe", "invoice.paid"], &flags[..]].concat()).await;
+    assert_eq!(ended.code(), 0, "{ended:?}");
+    let [report] = &lines(&ended)[..] else { panic!("{ended:?}") };
+    let seen = app.seen().pop().unwrap();
+    let sent: Value = serde_json::from_slice(&seen.body).unwrap();
+    assert_eq!((seen.target.as_str(), &sent["data"]["object"]["amount_paid"]), ("/hooks?team=1", &500.into()));
+    assert_eq!(judge("stripe", &seen, &url, told(&ended)).verdict, Verdict::Valid);
+    assert_eq!((&report["event_id"], &report["event_type"]), (&sent["id"], &"invoice.paid".into()));
+    assert_eq!((&report["url"], &report["status"], &report["body"]), (&url.as_str().into(), &200.into(), &"ok".into()));
+    assert_eq!(
+        (&report["provider"], &report["signed"], &report["error"]),
+        (&"stripe".into(), &true.into(), &Value::Null)
+    );
+    let mut fields: Vec<_> = report.as_object().unwrap().keys().map(String::as_str).collect();
+    fields.sort_unstable();
+    let page = include_str!("../../docs/json-output.md");
+    assert!(fields.iter().all(|field| page.contains(&format!("`{field}`"))), "{fields:?}");
+
+    // Twilio signs the public URL, and not the one that the app is called at.
+    let secret = "0123456789abcdef0123456789abcdef";
+    let ended = home.run(&["trigger", "twilio", "--secret", secret, "--times", "2", "--path", "/sms"]).await;
+    assert!(ended.code() == 0 && !ended.stderr.contains(secret) && !ended.stdout.contains(secret), "{ended:?}");
+    let public = format!("https://hooks.{}:{}/sms", RelayServer::DOMAIN, relay.https.port());
+    let seen: Vec<_> = app.seen().into_iter().skip(1).collect();
+    assert!(seen.len() == 2 && seen[0].body != seen[1].body, "each is another");
+    assert!(seen.iter().all(|seen| judge("twilio", seen, &public, secret).verdict == Verdict::Valid));
+
+    let other = open("other").await;
+    let ended = home.run(&["trigger", "stripe"]).await;
+    assert!(ended.code() == 2 && ended.stderr.contains("hooks") && ended.stderr.contains("other"), "{ended:?}");
+    assert_eq!(home.run(&["trigger", "stripe", "--tunnel", "other"]).await.code(), 0);
+    let ended = home.run(&["trigger", "stripe", "--tunnel", "third"]).await;
+    assert!(ended.code() == 1 && ended.stderr.contains("there are "), "{ended:?}");
+    drop(other);
+    assert_eq!(client.terminate().await.code(), 143);
+}
+
+#[tokio::test]
+async fn the_providers_own_libraries_take_what_is_sent() {
+    let app = App::recording().await;
+    let home = Home::new();
+    let samples = [
+        ("stripe", "payment_intent.succeeded"),
+        ("stripe", "customer.subscription.deleted"),
+        ("github", "push"),
+        ("github", "ping"),
+        ("slack", "event_callback"),
+        ("slack", "slash_command"),
+        ("slack", "block_actions"),
+        ("twilio", "sms"),
+        ("twilio", "voice"),
+        ("sendgrid", "events"),
+        ("discord", "application_command"),
+        ("discord", "ping"),
+        ("hubspot", "contact.creation"),
+        ("standard-webhooks", "order.created"),
+        ("polar", "order.paid"),
+        ("paddle", "transaction.completed"),
+        ("razorpay", "payment.captured"),
+        ("plivo", "sms"),
+    ];
+    let mut questions = Vec::new();
+    for (sender, event) in samples {
+        let url = format!("http://{}/{sender}?team=a%20b", app.upstream().host_port().unwrap());
+        let url = if sender == "plivo" { url.split('?').next().unwrap().to_owned() } else { url };
+        let now = jiff::Timestamp::now().as_millisecond();
+        let ended = home.run(&["trigger", sender, event, "--to", &url]).await;
+        assert_eq!(ended.code(), 0, "{sender}/{event}: {ended:?}");
+        let seen = app.seen().pop().unwrap();
+        let headers: Vec<_> =
+            seen.headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+        let provider = if sender == "polar" { "standard-webhooks" } else { sender };
+        let question = |body: &[u8]| {
+            json!({
+                "provider": provider, "secret": told(&ended), "method": seen.method.as_str(), "url": url,
+                "headers": headers, "body_base64": BASE64_STANDARD.encode(body), "now": now,
+            })
+        };
+        // One byte more, and no library takes it.
+        let altered = if provider == "twilio" || provider == "plivo" { &b"&X=1"[..] } else { b" " };
+        questions.push((true, question(&seen.body)));
+        questions.push((false, question(&[&seen.body[..], altered].concat())));
+    }
+    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("apps/verify_webhook.cjs");
+    let mut node = Command::new(tools::program("node"))
+        .arg(script)
+        .env("NODE_PATH", tools::node_modules())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = node.stdin.take().unwrap();
+    for (_, question) in &questions {
+        writeln!(stdin, "{question}").unwrap();
+    }
+    drop(stdin);
+    let judged = node.wait_with_output().unwrap();
+    let (judged, said) = (String::from_utf8_lossy(&judged.stdout), String::from_utf8_lossy(&judged.stderr));
+    let judged: Vec<Value> = judged.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(judged.len(), questions.len(), "{said}");
+    for ((valid, question), judged) in questions.iter().zip(&judged) {
+        assert_eq!(judged["valid"], *valid, "{}: {said}", question["provider"]);
+    }
+}
+
+#[tokio::test]
+async fn a_secret_for_tests_is_the_same_each_time_and_nobody_elses() {
+    let app = App::recording().await;
+    let url = format!("http://{}/", app.upstream().host_port().unwrap());
+    let (home, other) = (Home::new(), Home::new());
+    let words = ["trigger", "github", "--to", &url];
+    let (first, second, third) = (home.run(&words).await, home.run(&words).await, other.run(&words).await);
+    assert_eq!(told(&first), told(&second));
+    assert_ne!(told(&first), told(&third));
+    let kept = home.0.path().join(".local/state/relay/test-secrets/github");
+    assert_eq!(std::fs::metadata(kept).unwrap().permissions().mode() & 0o777, 0o600);
+    let secrets = [told(&first), told(&second), told(&third)];
+    for (seen, secret) in app.seen().iter().zip(secrets) {
+        assert_eq!(judge("github", seen, &url, secret).verdict, Verdict::Valid);
+    }
+    // Of a key pair the app gets the half that cannot sign.
+    let ended = home.run(&["trigger", "discord", "--to", &url]).await;
+    let public = told(&ended).to_owned();
+    assert_eq!(judge("discord", &app.seen()[3], &url, &public).verdict, Verdict::Valid);
+    let ended = home.run(&["trigger", "discord", "--to", &url, "--secret", &public]).await;
+    assert!(ended.code() == 2 && ended.stderr.contains("private key"), "{ended:?}");
+}
+
+#[tokio::test]
+async fn what_only_the_provider_can_sign_is_sent_unsigned_and_says_so() {
+    let app = App::recording().await;
+    let url = format!("http://{}/hook", app.upstream().host_port().unwrap());
+    let home = Home::new();
+    for (sender, says) in [
+        ("paypal", "only PayPal itself"),
+        ("aws-sns", "only Amazon SNS itself"),
+        ("plaid", "only Plaid itself"),
+        ("google-pubsub", "only Google Pub/Sub itself"),
+        ("mailchimp", "does not sign"),
+    ] {
+        let ended = home.run(&["trigger", sender, "--to", &url, "--output", "json"]).await;
+        assert!(ended.code() == 0 && ended.stderr.contains(says), "{ended:?}");
+        assert_eq!(lines(&ended)[0]["signed"], false);
+    }
+    assert_eq!(app.seen().len(), 5);
+}
+
+#[tokio::test]
+async fn what_became_of_it_is_said_and_decides_the_exit_code() {
+    let app = App::serve(async |_| {
+        let mut answer = Response::new(full("{\"error\": \"no such \\u001b order\"}"));
+        *answer.status_mut() = StatusCode::NOT_FOUND;
+        answer
+    })
+    .await;
+    let home = Home::new();
+    let at = app.upstream().host_port().unwrap().to_string();
+    let url = format!("http://{at}/hooks");
+    let ended = home.run(&["trigger", "github", "ping", "--to", &url, "--header", "X-GitHub-Event: pong"]).await;
+    assert_eq!(ended.code(), 1, "{ended:?}");
+    assert!(ended.stdout.starts_with("github pong "), "{ended:?}");
+    assert!(ended.stdout.contains(&format!(": POST {url}: 404 not found in ")), "{ended:?}");
+    assert!(ended.stdout.contains("\n    \"error\": \"no such \\u001b order\"\n"), "{ended:?}");
+
+    drop(app);
+    for (words, code, hint) in [
+        (&["trigger", "stripe", "--to", &url][..], 1, "could not connect to the server"),
+        (&["trigger", "strip", "--to", &url], 2, "--list"),
+        (&["trigger", "stripe", "invoice", "--to", &url], 2, "invoice.paid"),
+        (&["trigger", "stripe", "--to", &url, "--override", "/nothing=1"], 2, "/nothing"),
+        (&["trigger", "stripe", "--to", &url, "--secret", "@/nowhere"], 2, "/nowhere"),
+        (&["send", "/nowhere", "--provider", "stripe", "--to", &url], 2, "/nowhere"),
+    ] {
+        let ended = home.run(words).await;
+        assert!(ended.code() == code && ended.stderr.contains(hint), "{words:?}: {ended:?}");
+        assert_eq!(ended.stdout, "", "{words:?}");
+    }
+}
+
+#[tokio::test]
+async fn all_samples_are_listed_and_each_is_sent() {
+    let app = App::recording().await;
+    let url = format!("http://{}/hook", app.upstream().host_port().unwrap());
+    let home = Home::new();
+    let ended = home.run(&["trigger", "--list", "--output", "json"]).await;
+    let listed = lines(&ended);
+    assert!(ended.code() == 0 && listed.len() > 110, "{ended:?}");
+    let ours = listed.iter().filter(|sample| sample["sender"] == "shopify").collect::<Vec<_>>();
+    assert!(ours.iter().any(|sample| sample["event_type"] == "orders/create" && sample["signed"] == true), "{ours:?}");
+    let people = home.run(&["trigger", "shopify", "--list"]).await;
+    assert_eq!(people.stdout.lines().next(), Some("shopify (Shopify)"));
+    assert_eq!(people.stdout.lines().count(), ours.len() + 1);
+
+    let table = Table::built_in().unwrap();
+    // A few of each kind; a unit test signs all.
+    for sample in listed.iter().step_by(9) {
+        let text = |name: &str| sample[name].as_str().unwrap();
+        let ended = home.run(&["trigger", text("sender"), text("sample"), "--to", &url, "--output", "json"]).await;
+        assert_eq!(ended.code(), 0, "{sample}: {ended:?}");
+        assert_eq!(lines(&ended)[0]["provider"], sample["provider"]);
+        assert!(table.get(text("provider")).is_some());
+    }
+}
+
+#[tokio::test]
+async fn any_body_is_signed_and_sent_as_it_is() {
+    let app = App::recording().await;
+    let url = format!("http://{}/hook", app.upstream().host_port().unwrap());
+    let home = Home::new();
+    let body = b"{ \"type\":\"invoice.paid\",\n \"amount\": 1.50 }\n";
+    let file = home.write("body.json", body);
+    let secret = home.write("secret.txt", b"whsec_file\n");
+    let from_file = format!("@{secret}");
+    let send = async |words: &[&str]| {
+        let ended = home.run(&[&["send"], words, &["--to", &url, "--output", "json"]].concat()).await;
+        assert!(!ended.stderr.contains("whsec_file") && !ended.stdout.contains("whsec_file"), "{ended:?}");
+        ended
+    };
+    let ended = send(&[&file, "--provider", "stripe", "--secret", &from_file]).await;
+    assert_eq!((ended.code(), &lines(&ended)[0]["event_type"]), (0, &"invoice.paid".into()), "{ended:?}");
+    let seen = app.seen().pop().unwrap();
+    assert_eq!(seen.body, &body[..], "byte for byte");
+    assert!(
+        seen.header("content-type").starts_with("application/json") && seen.header("user-agent").contains("Stripe")
+    );
+    assert_eq!(judge("stripe", &seen, &url, "whsec_file").verdict, Verdict::Valid);
+
+    // GitHub says in a header what it is about, and Stripe in the body.
+    let ended = send(&[&file, "--provider", "github", "--type", "star", "--secret", "s"]).await;
+    assert_eq!((ended.code(), app.seen().pop().unwrap().header("x-github-event")), (0, "star"), "{ended:?}");
+    let ended = send(&[&file, "--provider", "stripe", "--type", "star", "--secret", "s"]).await;
+    assert!(ended.code() == 2 && ended.stderr.contains("stands in its body"), "{ended:?}");
+    let ended = send(&[&file, "--secret", "s"]).await;
+    assert!(ended.code() == 2 && ended.stderr.contains("--provider"), "{ended:?}");
+
+    // A saved request is recognised, and signed anew in the place of its old signature.
+    let saved = b"PUT /old?a=%20b HTTP/1.1\r\nHost: t.example\r\nX-Custom: 1\r\nStripe-Signature: t=1,v1=00\r\n\
+        Content-Length: 999\r\n\r\n\xff{}";
+    let file = home.write("request.http", saved);
+    let bare = url.strip_suffix("/hook").unwrap();
+    let ended = home.run(&["send", &file, "--secret", "s", "--to", bare]).await;
+    assert_eq!(ended.code(), 0, "{ended:?}");
+    let seen = app.seen().pop().unwrap();
+    assert_eq!((seen.method.as_str(), seen.target.as_str(), &seen.body[..]), ("PUT", "/old?a=%20b", &b"\xff{}"[..]));
+    assert_eq!((seen.header("x-custom"), seen.header("content-length")), ("1", "3"));
+    assert_eq!(seen.header("host"), bare.strip_prefix("http://").unwrap());
+    assert_eq!(judge("stripe", &seen, &format!("{bare}/old?a=%20b"), "s").verdict, Verdict::Valid);
+}
