@@ -9,7 +9,7 @@ use clap::error::{ContextKind, ContextValue};
 use clap::{Args, Parser, Subcommand};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use jiff::Timestamp;
-use relay_protocol::webhook::{Credentials, Verdict};
+use relay_protocol::webhook::{Credentials, Verdict, Verify};
 
 use crate::capture::Since;
 use crate::capture::export::Form;
@@ -21,8 +21,8 @@ use crate::session::dial::RelayUrl;
 use crate::upstream::address::{HostPort, UpstreamAddr};
 use crate::upstream::rewrite::HostHeader;
 use crate::value::{
-    Inspect, Output, Secret, UpstreamProtocol, Verify, VerifyAt, duration, final_status, header, inspect,
-    listen_address, replaceable, request_path, setting, size, subdomain, unix_time, web_url,
+    Inspect, Output, Secret, UpstreamProtocol, VerifyAt, duration, final_status, header, inspect, listen_address,
+    replaceable, request_path, setting, size, subdomain, unix_time, web_url,
 };
 
 /// A public HTTPS URL for a service on this machine.
@@ -834,7 +834,7 @@ pub struct WebhookArgs {
 
     /// What to do about signatures: "warn" says what is wrong with one, "reject" also answers such
     /// a request with 401 and keeps it from the service; warn if a secret is given, else off
-    #[arg(long, value_name = "off|warn|reject", value_enum, hide_possible_values = true)]
+    #[arg(long, value_name = "off|warn|reject")]
     pub verify: Option<Verify>,
 
     /// Who does that: the client, or the relay ("edge"), which is then told the secrets

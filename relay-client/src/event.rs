@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use base64::{display::Base64Display, engine::general_purpose::STANDARD};
-use relay_protocol::webhook::Confidence;
+use relay_protocol::webhook::{Confidence, Verdict};
 use serde::{Serialize, Serializer};
 
 /// Whoever wants to know what happens. Called in the session's task, so it must not block.
@@ -186,11 +186,29 @@ pub struct Webhook<'a> {
     pub event_id: Option<&'a str>,
     /// The event's kind, as in `invoice.paid`.
     pub event_type: Option<&'a str>,
+    /// What its signature is worth; none where that was not judged.
+    pub verdict: Option<Verdict>,
+    /// Why, as a sentence without its full stop.
+    pub reason: Option<&'a str>,
+    /// What became of it as a handshake, where it is one and that was asked for.
+    pub handshake: Option<Handshake>,
     /// How long the provider waits for an answer, in milliseconds, where that is known.
     pub limit_ms: Option<u64>,
     /// How well that is known: `sdk`, `docs`, `second` or `memory`; none for a user's own row.
     #[serde(serialize_with = "confidence")]
     pub limit_source: Option<Confidence>,
+}
+
+/// What became of a request by which a provider checks an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Handshake {
+    /// The client has answered it.
+    Answered,
+    /// It is not the provider's, or could not be completed.
+    Refused,
+    /// Only the service can answer it.
+    Left,
 }
 
 /// The most of an event's kind that is shown, in bytes. Senders write it.
@@ -215,9 +233,19 @@ impl fmt::Display for Webhook<'_> {
             Some(kind) => {
                 let shown = kind.get(..kind.floor_char_boundary(KIND)).unwrap_or_default();
                 let rest = if shown.len() < kind.len() { "…" } else { "" };
-                write!(f, "{} {shown}{rest}", self.name)
+                write!(f, "{} {shown}{rest}", self.name)?;
             }
-            None => f.write_str(self.name),
+            None => f.write_str(self.name)?,
+        }
+        f.write_str(match self.handshake {
+            Some(Handshake::Answered) => ", handshake answered",
+            Some(Handshake::Refused) => ", handshake refused",
+            Some(Handshake::Left) => ", handshake",
+            None => "",
+        })?;
+        match self.verdict {
+            Some(verdict) => write!(f, ", {}", verdict.as_str().replace('_', " ")),
+            None => Ok(()),
         }
     }
 }

@@ -73,7 +73,7 @@ pub(crate) enum KeyError {
     #[error("it is not a page of its own")]
     Query,
     /// Too many are asked for.
-    #[error("more than {FETCHES_MAX} keys were asked for in a minute")]
+    #[error("more than {FETCHES_MAX} pages were asked for in a minute")]
     TooMany,
 }
 
@@ -109,6 +109,20 @@ impl Keys {
         Ok(Cow::Owned(credentials))
     }
 
+    /// Fetches a page that completes a handshake, which [`Provider::handshake`] has found to be the provider's.
+    ///
+    /// [`Provider::handshake`]: relay_protocol::webhook::Provider::handshake
+    ///
+    /// # Errors
+    /// Where it is not to be had.
+    pub(crate) async fn visit(&self, url: &str) -> Result<(), KeyError> {
+        if !self.known.lock().unwrap_or_else(PoisonError::into_inner).may_fetch(Instant::now()) {
+            return Err(KeyError::TooMany);
+        }
+        self.fetcher.get(url).await?;
+        Ok(())
+    }
+
     /// The key that is published there: PEM, or a JSON Web Key Set.
     async fn get(&self, url: &str) -> Result<Arc<str>, Arc<KeyError>> {
         // What answers to a query may be made to say anything.
@@ -136,13 +150,9 @@ impl Known {
         if let Some(key) = self.keys.get(url).filter(|key| key.initialized() || Arc::strong_count(key) > 1) {
             return Ok(key.clone());
         }
-        while self.fetches.front().is_some_and(|earliest| now.saturating_duration_since(*earliest) >= MINUTE) {
-            self.fetches.pop_front();
-        }
-        if self.fetches.len() >= FETCHES_MAX {
+        if !self.may_fetch(now) {
             return Err(Arc::new(KeyError::TooMany));
         }
-        self.fetches.push_back(now);
         if self.keys.len() >= KEYS_MAX {
             // First what is no key, then what is kept for the shortest time: a stranger's do not push out the right one.
             let last = |key: &OnceCell<Fetched>| key.get().map(|fetched| (fetched.key.is_ok(), fetched.until));
@@ -150,6 +160,17 @@ impl Known {
             goes.and_then(|url| self.keys.remove(&url));
         }
         Ok(self.keys.entry(url.to_owned()).or_default().clone())
+    }
+
+    fn may_fetch(&mut self, now: Instant) -> bool {
+        while self.fetches.front().is_some_and(|earliest| now.saturating_duration_since(*earliest) >= MINUTE) {
+            self.fetches.pop_front();
+        }
+        let may = self.fetches.len() < FETCHES_MAX;
+        if may {
+            self.fetches.push_back(now);
+        }
+        may
     }
 }
 

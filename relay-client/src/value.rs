@@ -33,19 +33,6 @@ pub enum Output {
     Json,
 }
 
-/// What is done about the signatures of webhooks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Verify {
-    /// Nothing.
-    #[default]
-    Off,
-    /// They are judged, and what is wrong is said.
-    Warn,
-    /// Only what is signed rightly reaches the service; the rest is answered with 401.
-    Reject,
-}
-
 /// Who judges the signatures of webhooks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]

@@ -38,7 +38,7 @@ async fn senders_are_named_and_so_is_what_has_happened() {
         (
             vec![STRIPE],
             r#"{"id":"evt_1","type":"invoice.paid"}"#,
-            json!({"provider": "stripe", "event_id": "evt_1", "event_type": "invoice.paid", "limit_ms": 8000, "limit_source": null}),
+            json!({"provider": "stripe", "event_id": "evt_1", "event_type": "invoice.paid", "verdict": null, "reason": null, "handshake": null, "limit_ms": 8000, "limit_source": null}),
         ),
         (vec![STRIPE], &large, json!({"provider": "stripe", "event_id": "evt_2", "event_type": "invoice.paid"})),
         (vec![TWILIO, FORM], "MessageSid=SM1&MessageStatus=sent", json!({"provider": "twilio", "event_type": "sent"})),

@@ -271,7 +271,7 @@ impl<'a> Hold<'a> {
     ) -> Result<(), ClientError> {
         let first = self.watch.is_none();
         let bound = std::mem::take(&mut session.welcome.tunnels);
-        if let Err(error) = Tunnels::check(&asked, &bound) {
+        if let Err(error) = self.tunnels.check(&asked, &bound, &session.welcome.extra) {
             self.serve.dismiss(*session);
             return if first { Err(error) } else { self.wait(error.to_string(), observer) };
         }

@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use relay_protocol::frame::SessionKind;
 use relay_protocol::link::Link;
-use relay_protocol::message::{Bound, Payload, PublicName, Refusal, TunnelSpec};
+use relay_protocol::message::{Bound, Extra, Payload, PublicName, Refusal, TunnelSpec};
+use relay_protocol::webhook::{Verify, Webhooks};
 use tokio::time::Instant;
 
 use super::backoff::backoff;
@@ -48,7 +49,12 @@ pub(super) struct Tunnels {
     retired: Vec<(u32, Instant)>,
     /// The next number.
     next: u32,
+    /// Whether the relay can judge signatures.
+    relay_judges: bool,
 }
+
+/// What a relay cannot do that would leave alone what it is told of that.
+const JUDGES_NOT: &str = "the relay is too old to judge signatures; leave out --verify-at edge, and the client does it";
 
 /// A tunnel that is wanted.
 #[derive(Debug)]
@@ -213,12 +219,16 @@ impl Tunnels {
         self.held.iter().filter_map(|held| held.asked.clone()).collect()
     }
 
-    /// Whether a session may follow this answer to what it was asked for.
+    /// Whether a session may follow this answer to what it was asked for, and what the relay has said of itself.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub(super) fn check(asked: &[Asked], bound: &[Bound]) -> Result<(), ClientError> {
+    pub(super) fn check(&mut self, asked: &[Asked], bound: &[Bound], said: &[Extra]) -> Result<(), ClientError> {
+        self.relay_judges = Webhooks::are_known(said);
         for asked in asked {
+            if asked.options.webhooks.told().verify != Verify::Off && !self.relay_judges {
+                return Err(ClientError::Refused(JUDGES_NOT.to_owned()));
+            }
             let Some(bound) = bound.iter().find(|bound| bound.tunnel == asked.number) else {
                 let reason = "the relay did not say what became of a tunnel".to_owned();
                 return Err(ClientError::Unreachable(ConnectError::Broken(reason)));
@@ -401,6 +411,9 @@ impl Tunnels {
                     let intake = given.intake()?;
                     Arc::make_mut(&mut self.routes).insert(given.number, Arc::new(intake));
                     client.announce(&given.options, &given.public, observer);
+                }
+                _ if held.options.webhooks.told().verify != Verify::Off && !self.relay_judges => {
+                    held.rest(JUDGES_NOT, observer);
                 }
                 _ => {
                     if let Some(asked) = self.held.get(at).map(|held| self.ask(held, client)) {
@@ -761,7 +774,7 @@ mod tests {
                 self.names_are_kept(&asked);
             }
             let bound: Vec<_> = asked.iter().zip(answers).map(|(asked, answer)| self.answer(asked, *answer)).collect();
-            Tunnels::check(&asked, &bound)?;
+            self.tunnels.check(&asked, &bound, &[Webhooks::known()])?;
             if self.tunnels.are_all_refused(&asked, &bound) {
                 return self.tunnels.judge_all(&asked, &bound, resumed, &mut self.told).map(drop);
             }

@@ -47,7 +47,8 @@ use std::{
     time::Duration,
 };
 
-use relay_protocol::{message::MAX_TUNNELS, webhook};
+use relay_protocol::message::MAX_TUNNELS;
+use relay_protocol::webhook::{self, Verify};
 use serde::{Deserialize, Deserializer, de};
 
 use self::webhooks::{WebhookKeys, secrets};
@@ -61,8 +62,8 @@ use crate::session::dial::RelayUrl;
 use crate::upstream::address::{HostPort, UpstreamAddr};
 use crate::upstream::rewrite::HostHeader;
 use crate::value::{
-    Inspect, Output, Secret, UpstreamProtocol, Verify, VerifyAt, age, disk_size, duration, inspect, is_table_name,
-    size, subdomain,
+    Inspect, Output, Secret, UpstreamProtocol, VerifyAt, age, disk_size, duration, inspect, is_table_name, size,
+    subdomain,
 };
 
 /// What every command that opens a tunnel on a relay elsewhere needs to know.
@@ -805,6 +806,9 @@ pub enum ConfigError {
     /// No row of the table has the name of a tunnel's provider.
     #[error(transparent)]
     UnknownProvider(#[from] UnknownProvider),
+    /// More than a relay can be told.
+    #[error("verify_at edge: {0}")]
+    Told(#[from] webhook::WebhooksError),
     /// The token is empty or not one word. It is not shown.
     #[error(
         "the token is not one word of letters, digits and _; look at --token, RELAY_TOKEN, relay.toml or relay login"

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use relay_protocol::webhook::{self, Credentials};
+use relay_protocol::webhook::{self, Credentials, Verify};
 use serde::{Deserialize, Deserializer};
 
 use super::{ConfigError, File, Files, Place, ProviderKey, Table};
 use crate::cli::{CredentialArgs, WebhookArgs};
 use crate::intake::{WebhookOptions, built_in, named};
 use crate::secret::SecretSource;
-use crate::value::{Verify, VerifyAt};
+use crate::value::VerifyAt;
 
 /// What one place says.
 #[derive(Clone, Debug, Default)]
@@ -68,6 +68,7 @@ impl WebhookKeys {
         settings.verify = self.verify.unwrap_or(if knows { Verify::Warn } else { Verify::Off });
         settings.verify_at = self.verify_at.unwrap_or_default();
         settings.handshake = self.handshake.unwrap_or_default();
+        settings.told().extras()?;
         Ok(settings)
     }
 }

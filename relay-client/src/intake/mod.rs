@@ -7,21 +7,25 @@
 //! The table of providers says what is known of a sender. Nothing is held back for that: a sender that cannot be told by
 //! its head, or by the body that has come with it, is told when the request is here as a whole.
 
+mod gate;
+
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use http::StatusCode;
+use jiff::Timestamp;
 use relay_protocol::exchange::public_url;
 use relay_protocol::link::Stream;
 use relay_protocol::message::RequestHead;
-use relay_protocol::webhook::{Credentials, Event, Fact, Provider, Request, Table, Webhooks};
+use relay_protocol::webhook::{Credentials, Event, Fact, Judgement, Provider, Request, Table, Verify, Webhooks};
 use tokio::time::Instant;
 
+use self::gate::{Caller, Findings, Gate};
 use crate::capture::{Annotation, Arrival};
 use crate::event;
 use crate::upstream::{Ending, RequestBody, Upstream};
-use crate::value::{Verify, VerifyAt};
+use crate::value::VerifyAt;
 
 /// How an exchange ended, for whoever reports it.
 #[derive(Debug)]
@@ -50,6 +54,7 @@ pub(crate) struct Webhook {
     pub(crate) provider: Arc<Provider>,
     /// What has happened, in the provider's words.
     pub(crate) event: Event,
+    pub(crate) found: Findings,
 }
 
 impl Webhook {
@@ -71,6 +76,9 @@ impl Webhook {
             name: &provider.name,
             event_id: self.event.id.as_deref(),
             event_type: self.event.kind.as_deref(),
+            verdict: self.found.judgement.as_ref().map(|judgement| judgement.verdict),
+            reason: self.found.judgement.as_ref().map(|judgement| judgement.reason.as_ref()),
+            handshake: self.found.handshake,
             limit_ms: provider.limit().map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
             limit_source: provider
                 .source(Fact::Limit)
@@ -123,7 +131,11 @@ impl WebhookOptions {
 
     /// What the relay is told of them.
     pub(crate) fn told(&self) -> Webhooks {
-        Webhooks { provider: self.provider.clone(), ..Webhooks::default() }
+        let (verify, credentials) = match self.verify_at {
+            VerifyAt::Client => (Verify::Off, Credentials::default()),
+            VerifyAt::Edge => (self.verify, self.credentials.clone()),
+        };
+        Webhooks { provider: self.provider.clone(), handshake: self.handshake, verify, credentials }
     }
 
     /// The deadline that follows from that, as far as the relay cannot know it because the row is the user's own.
@@ -188,6 +200,7 @@ pub(crate) struct Intake {
     webhooks: WebhookOptions,
     /// A provider that signs the URL which it calls has its requests arrive under that name.
     by_provider: bool,
+    gate: Gate,
     upstream: Upstream,
     /// Bytes of request bodies that are kept at the moment.
     kept: Arc<AtomicUsize>,
@@ -197,7 +210,8 @@ impl Intake {
     /// Of the tunnel that is called so on this machine; with `by_provider` the service's public name is preserved where
     /// a signature covers it.
     pub(crate) fn new(name: &str, webhooks: WebhookOptions, by_provider: bool, upstream: Upstream) -> Self {
-        Self { name: name.into(), webhooks, by_provider, upstream, kept: Arc::default() }
+        let gate = Gate::new(&webhooks);
+        Self { name: name.into(), webhooks, by_provider, gate, upstream, kept: Arc::default() }
     }
 
     /// Takes in the request of a stream whose head has been taken off it, until it is answered. `turns` counts how often
@@ -207,14 +221,30 @@ impl Intake {
         let body = RequestBody::of(&stream, &self.kept, &head, |body, whole| {
             arrival.keep(&head, Some(self.name()), body, whole)
         });
+        let caller = Caller { stream: &stream, head: &head, body: &body, at: Timestamp::now() };
+        let mut found = Findings::default();
+        let admitted = self.gate.admit(caller, || self.recognise(&head, &body), &mut found).await;
         let sender = self.recognise(&head, &body);
-        let as_called = self.by_provider && sender.as_ref().is_some_and(|sender| sender.signs_url());
-        let ending = self.upstream.forward(&stream, &head, body.clone(), as_called, turns).await;
-        let webhook = sender.or_else(|| self.recognise(&head, &body)).map(|provider| {
-            let event = with_request(&head, &body, |request| provider.event(request));
-            Webhook { provider, event }
-        });
+        let mut ending = match admitted {
+            Ok(()) => {
+                let as_called = self.by_provider && sender.as_ref().is_some_and(|sender| sender.signs_url());
+                self.upstream.forward(&stream, &head, body.clone(), as_called, turns).await
+            }
+            Err(ending) => ending,
+        };
+        let sender = sender.or_else(|| self.recognise(&head, &body));
+        if let (Some(sender), None) = (&sender, &found.judgement) {
+            found.judgement = self.gate.look_after(caller, sender).await;
+        }
+        ending.detail = ending.detail.or_else(|| found.note.take()).or_else(|| found.complaint());
         let recording = body.recording();
+        if let Some(Judgement { verdict, reason, .. }) = &found.judgement {
+            recording.annotate(|note| (note.verdict, note.reason) = (Some(*verdict), Some(reason.to_string())));
+        }
+        let webhook = sender.map(|provider| {
+            let event = with_request(&head, &body, |request| provider.event(request));
+            Webhook { provider, event, found }
+        });
         if let Some(webhook) = &webhook {
             recording.annotate(|note| webhook.note(note));
         }
@@ -264,7 +294,11 @@ impl Intake {
 
 /// Looks at a request as its sender has made it, with its body where all of that is here and kept.
 fn with_request<T>(head: &RequestHead, body: &RequestBody, look: impl FnOnce(&Request<'_>) -> T) -> T {
-    let body = body.whole().unwrap_or_default();
+    request_of(head, &body.whole().unwrap_or_default(), look)
+}
+
+/// Looks at a request as its sender has made it.
+fn request_of<T>(head: &RequestHead, body: &[u8], look: impl FnOnce(&Request<'_>) -> T) -> T {
     let url = public_url(head);
-    look(&Request::new(&head.method, &url, &head.headers, &body))
+    look(&Request::new(&head.method, &url, &head.headers, body))
 }

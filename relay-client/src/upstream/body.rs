@@ -1,5 +1,6 @@
 //! A request's body, which can be sent once more where a pooled connection was about to close.
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,11 +8,13 @@ use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use http::HeaderMap;
+use http::header::CONTENT_LENGTH;
 use hyper::body::{Body, Frame, SizeHint};
 use relay_protocol::exchange::append_all;
 use relay_protocol::link::Stream;
 use relay_protocol::message::{HeaderList, Payload, RequestHead};
 use relay_protocol::mux::{Item, StreamError};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::expects_continue;
 use crate::capture::Recording;
@@ -41,9 +44,14 @@ struct Sending {
     /// What all exchanges keep.
     all: Arc<AtomicUsize>,
     kept_len: usize,
+    /// How much may be kept, and where there is room for that if it is more than [`REPLAY`].
+    most: usize,
+    room: Option<OwnedSemaphorePermit>,
     /// How many of the kept pieces this attempt has sent.
     next: usize,
     replayable: bool,
+    /// How long it is, where the request says that. Whoever knows does not ask for its end.
+    length: Option<u64>,
     /// The body has ended, with these trailers.
     end: Option<Bytes>,
     ended: bool,
@@ -60,6 +68,7 @@ impl RequestBody {
         record: impl FnOnce(&[Bytes], bool) -> Recording,
     ) -> Self {
         let mut sending = Sending::new(stream, kept);
+        sending.length = declared(head);
         sending.end = head.upgrade.as_ref().map(|_| Bytes::new());
         let held_back = expects_continue(head);
         let cx = Context::from_waker(Waker::noop());
@@ -99,12 +108,29 @@ impl RequestBody {
     /// All of it, where all of it has come and is kept.
     pub(crate) fn whole(&self) -> Option<Bytes> {
         let sending = self.lock();
-        sending.end.as_ref().filter(|_| sending.replayable)?;
+        let is_all = sending.end.is_some() || sending.length == Some(sending.kept_len as u64);
+        if !is_all || !sending.replayable {
+            return None;
+        }
         Some(match &sending.kept[..] {
             [] => Bytes::new(),
             [all] => all.clone(),
             pieces => pieces.concat().into(),
         })
+    }
+
+    /// Keeps so much of it from now on, for which there is `room`. What could not be kept before is gone.
+    pub(crate) fn keep_up_to(&self, most: usize, room: OwnedSemaphorePermit) {
+        let mut sending = self.lock();
+        sending.all.fetch_sub(sending.kept_len, Relaxed);
+        (sending.most, sending.room) = (most, Some(room));
+        sending.replayable |= sending.next == 0 && sending.kept_len <= most;
+    }
+
+    /// Waits until all of it is here, before any of it is sent; none where that is more than may be kept.
+    pub(crate) async fn gather(&self) -> Result<Option<Bytes>, StreamError> {
+        let fits = poll_fn(|cx| self.lock().poll_gather(cx)).await?;
+        Ok(self.whole().filter(|_| fits))
     }
 
     /// Starts again from the beginning, in this clone and those made of it; false when that is not held any more.
@@ -120,6 +146,12 @@ impl RequestBody {
     }
 }
 
+/// How long a body is, where its head says that.
+pub(crate) fn declared(head: &RequestHead) -> Option<u64> {
+    let (_, value) = head.headers.iter().find(|(name, _)| *name == CONTENT_LENGTH)?;
+    value.to_str().ok()?.parse().ok()
+}
+
 impl Sending {
     fn new(stream: &Stream, all: &Arc<AtomicUsize>) -> Self {
         Self {
@@ -129,8 +161,11 @@ impl Sending {
             all: all.clone(),
             kept: Vec::new(),
             kept_len: 0,
+            most: REPLAY,
+            room: None,
             next: 0,
             replayable: true,
+            length: None,
             end: None,
             ended: false,
             failed: false,
@@ -144,18 +179,42 @@ impl Sending {
     }
 
     fn may_keep(&self, len: usize) -> bool {
-        self.replayable && self.kept_len + len <= REPLAY && self.all.load(Relaxed) < KEPT
+        let has_room = self.room.is_some() || self.all.load(Relaxed) < KEPT;
+        self.replayable && self.kept_len + len <= self.most && has_room
     }
 
     fn keep(&mut self, bytes: &Bytes) {
         self.kept_len += bytes.len();
-        self.all.fetch_add(bytes.len(), Relaxed);
+        if self.room.is_none() {
+            self.all.fetch_add(bytes.len(), Relaxed);
+        }
         self.kept.push(bytes.clone());
     }
 
     fn forget(&mut self) {
-        self.all.fetch_sub(std::mem::take(&mut self.kept_len), Relaxed);
+        let kept = std::mem::take(&mut self.kept_len);
+        if self.room.take().is_none() {
+            self.all.fetch_sub(kept, Relaxed);
+        }
         self.kept = Vec::new();
+    }
+
+    /// Takes the rest of it off the stream, if it may all be kept; whether it may.
+    fn poll_gather(&mut self, cx: &Context<'_>) -> Poll<Result<bool, StreamError>> {
+        while self.end.is_none() {
+            match ready!(self.stream.poll_recv(cx))? {
+                Some(Item::Data(bytes)) => {
+                    self.recording.data(&bytes);
+                    if !self.may_keep(bytes.len()) {
+                        return Poll::Ready(Ok(false));
+                    }
+                    self.keep(&bytes);
+                }
+                Some(Item::End(trailers)) => self.ends(trailers),
+                Some(Item::Head { .. }) | None => self.ends(Bytes::new()),
+            }
+        }
+        Poll::Ready(Ok(true))
     }
 
     fn poll_frame(&mut self, cx: &Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {

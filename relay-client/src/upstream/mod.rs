@@ -45,7 +45,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::capture::Recording;
-pub(crate) use crate::upstream::body::RequestBody;
+pub(crate) use crate::upstream::body::{RequestBody, declared};
 use crate::upstream::connection::{Connection, Multiplexed, Noted, Share};
 use crate::upstream::rewrite::Rewriter;
 use crate::upstream::service::Destination;
@@ -105,6 +105,23 @@ pub(crate) struct Ending {
     pub(crate) error: Option<&'static str>,
     /// More than the code says, for a person at this machine.
     pub(crate) detail: Option<String>,
+}
+
+impl Ending {
+    /// Of an exchange that was reset, where `ours` is the status of an answer that is on its way already.
+    pub(crate) fn by(reset: Reset, ours: Option<StatusCode>, detail: Option<String>) -> Self {
+        let (status, code) = match reset {
+            Reset::UpstreamRefused | Reset::UpstreamInvalid => (ours.or(Some(StatusCode::BAD_GATEWAY)), reset.name()),
+            // These are said only before a head is passed on: ours came too late.
+            Reset::Deadline => (Some(StatusCode::GATEWAY_TIMEOUT), reset.name()),
+            Reset::TooLarge => (Some(StatusCode::PAYLOAD_TOO_LARGE), reset.name()),
+            Reset::SignatureInvalid => (Some(StatusCode::UNAUTHORIZED), reset.name()),
+            Reset::Malformed => (Some(StatusCode::BAD_REQUEST), "bad-request"),
+            Reset::Idle if ours.is_none() => (Some(StatusCode::REQUEST_TIMEOUT), "body-timeout"),
+            _ => (ours, reset.name()),
+        };
+        Ending { status, error: Some(code), detail }
+    }
 }
 
 /// An exchange as it is forwarded.
@@ -230,19 +247,8 @@ impl Upstream {
         };
         // This takes back what is still queued, the head too. The relay then answers for us, and this is how.
         stream.reset(reset);
-        let ours = sent.on_the_way();
-        let (status, code) = match reset {
-            Reset::UpstreamRefused | Reset::UpstreamInvalid => (ours.or(Some(StatusCode::BAD_GATEWAY)), reset.name()),
-            // These are said only before a head is passed on: ours came too late.
-            Reset::Deadline => (Some(StatusCode::GATEWAY_TIMEOUT), reset.name()),
-            Reset::TooLarge => (Some(StatusCode::PAYLOAD_TOO_LARGE), reset.name()),
-            Reset::Malformed => (Some(StatusCode::BAD_REQUEST), "bad-request"),
-            Reset::Idle if ours.is_none() => (Some(StatusCode::REQUEST_TIMEOUT), "body-timeout"),
-            _ => (ours, reset.name()),
-        };
-        Ending { status, error: Some(code), detail }
+        Ending::by(reset, sent.on_the_way(), detail)
     }
-
     /// Closes connections that have been idle for too long. Returns when to ask again.
     pub(crate) fn expire(&self, now: Instant) -> Option<Instant> {
         let mut idle = self.idle();
@@ -591,7 +597,7 @@ async fn with_continue<T>(stream: &Stream, waits: bool, answer: impl Future<Outp
     answer.await
 }
 
-fn send_continue(stream: &Stream) {
+pub(crate) fn send_continue(stream: &Stream) {
     let head = ResponseHead { status: StatusCode::CONTINUE, headers: Vec::new() };
     // A stream that is gone ends the exchange by itself; a second 100 does no harm.
     if let Ok(head) = head.to_bytes() {
@@ -599,7 +605,7 @@ fn send_continue(stream: &Stream) {
     }
 }
 
-fn expects_continue(head: &RequestHead) -> bool {
+pub(crate) fn expects_continue(head: &RequestHead) -> bool {
     let is_expect = |(name, value): &(HeaderName, HeaderValue)| {
         *name == header::EXPECT && value.as_bytes().eq_ignore_ascii_case(b"100-continue")
     };
