@@ -148,6 +148,11 @@ pub struct Limits {
     pub resume_keys: usize,
     /// Refused connect attempts from one address in a minute, before it has to wait.
     pub refusals_per_minute: u32,
+    /// Bytes of a body whose signature is judged here, where its provider has no limit of its own.
+    pub verify_body: usize,
+    /// Bytes of such bodies at once. Those of at most 64 KiB, which every request may have, do not count. While bodies
+    /// arrive, twice as much may be in use.
+    pub verify_bytes: usize,
     /// How long a shutdown waits for exchanges to end.
     pub drain: Duration,
 }
@@ -178,6 +183,8 @@ impl Default for Limits {
             resume: Duration::from_secs(600),
             resume_keys: 20_000,
             refusals_per_minute: 60,
+            verify_body: 10 << 20,
+            verify_bytes: 64 << 20,
             drain: Duration::from_secs(30),
         }
     }
@@ -322,6 +329,10 @@ pub struct FileLimits {
     pub resume_keys: Option<usize>,
     /// [`Limits::refusals_per_minute`].
     pub refusals_per_minute: Option<u32>,
+    /// [`Limits::verify_body`].
+    pub verify_body: Option<usize>,
+    /// [`Limits::verify_bytes`].
+    pub verify_bytes: Option<usize>,
     /// [`Limits::drain`].
     pub drain: Option<String>,
 }
@@ -482,6 +493,8 @@ impl FileLimits {
         limits.session_tunnels =
             self.session_tunnels.unwrap_or(limits.session_tunnels).clamp(1, relay_protocol::message::MAX_TUNNELS);
         limits.resume_keys = self.resume_keys.unwrap_or(limits.resume_keys);
+        limits.verify_body = self.verify_body.unwrap_or(limits.verify_body);
+        limits.verify_bytes = self.verify_bytes.unwrap_or(limits.verify_bytes);
         limits.refusals_per_minute = self.refusals_per_minute.unwrap_or(limits.refusals_per_minute).max(1);
         Ok(limits)
     }

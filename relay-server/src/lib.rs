@@ -40,6 +40,7 @@ use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{self, cipher_suite};
 use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -70,6 +71,8 @@ pub(crate) struct Shared {
     limits: Arc<Limits>,
     /// Who sends webhooks, and how long each waits.
     providers: Table,
+    /// Room for bodies that are held until their signatures are judged, in KiB.
+    judging: Arc<Semaphore>,
     /// In public URLs.
     https_port: u16,
     store: Store,
@@ -238,8 +241,9 @@ impl Relay {
         let limits = Arc::new(config.limits.clone());
         let shared = Arc::new(Shared {
             places: Places::new(limits.connections, limits.connections_per_address),
-            limits,
+            judging: Arc::new(Semaphore::new((limits.verify_bytes / 1024).min(Semaphore::MAX_PERMITS))),
             providers: Table::built_in()?,
+            limits,
             https_port,
             store,
             registry: Registry::default(),

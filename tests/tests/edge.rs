@@ -3,13 +3,15 @@
 
 use std::time::{Duration, Instant};
 
-use http::Request;
+use http::{Method, Request};
+use jiff::Timestamp;
 use relay_protocol::frame::{Frame, GoAway};
-use relay_protocol::message::TunnelSpec;
-use relay_protocol::webhook::{Credentials, Secret, Webhooks};
+use relay_protocol::message::{Extra, TunnelSpec};
+use relay_protocol::webhook::{Credentials, Secret, Table, Verify, Webhooks};
+use relay_server::config::Limits;
 use relay_tests::body::{full, noise, pipe};
 use relay_tests::peer::{Socket, connect_on, session_of, sessions, spec};
-use relay_tests::{Answer, App, RelayServer, Wire, World, within};
+use relay_tests::{Answer, App, Body, RelayServer, Wire, World, within};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 
@@ -201,7 +203,7 @@ mod handshakes {
             spec(4, "plain"),
         ];
         let mut socket = session_of(&world, &token, tunnels.clone()).await;
-        // While it is there, it answers by itself.
+        // A client that is there answers by itself.
         let answer = post(&world, "asks", &[], SLACK).await;
         let opened = within("the request", socket.opened()).await;
         socket.answer(opened.stream, "mine").await;
@@ -358,5 +360,267 @@ mod handshakes {
         assert_eq!(ask(&server).await.status(), 200, "after a restart");
         assert_eq!(server.token_command(&["release", "files"]).await.code(), 0);
         assert_eq!(ask(&server).await.status(), 503);
+    }
+}
+
+mod signatures {
+    use relay_protocol::message::{Refusal, Resume};
+
+    use super::*;
+
+    const SECRET: &str = "whsec_canary";
+
+    fn judged(verify: Verify, secrets: &[&str]) -> Webhooks {
+        let secrets = secrets.iter().map(|secret| Secret::from(*secret)).collect();
+        Webhooks { verify, credentials: Credentials { secrets, ..Credentials::default() }, ..Webhooks::default() }
+    }
+
+    /// A POST that Stripe would send, with a signature by this secret.
+    fn signed(url: &str, secret: &str, body: &[u8]) -> Request<Body> {
+        let table = Table::built_in().unwrap();
+        let credentials = Credentials { secrets: vec![secret.into()], ..Credentials::default() };
+        let unsigned = relay_protocol::webhook::Request::new(&Method::POST, url, &[], body);
+        let draft = table.get("stripe").unwrap().sign(&unsigned, &credentials, Timestamp::now()).unwrap();
+        let mut request = Request::post(url);
+        for (name, value) in &draft.headers {
+            request = request.header(name, value);
+        }
+        request.body(full(draft.body)).unwrap()
+    }
+
+    /// A relay, and a client's session with a tunnel of that name for each.
+    async fn with(change: impl FnOnce(&mut Limits), tunnels: &[(&str, Webhooks)]) -> (World, Socket) {
+        let world = World::with(|config| change(&mut config.limits)).await;
+        let token = world.token().await;
+        let tunnels = tunnels.iter().zip(1..).map(|((name, told), number)| webhooks(number, name, told)).collect();
+        let socket = session_of(&world, &token, tunnels).await;
+        (world, socket)
+    }
+
+    async fn begin(world: &World, name: &str, request: Request<Body>) -> JoinHandle<Answer> {
+        let mut http = world.http1(&world.host(name)).await;
+        tokio::spawn(async move { http.answer(request).await })
+    }
+
+    /// What the client hears of a request, which is answered: verdict and reason, and its body.
+    async fn heard(socket: &mut Socket, answer: JoinHandle<Answer>) -> (Option<String>, Option<String>, Vec<u8>) {
+        let opened = within("the request", socket.opened()).await;
+        let body = within("its body", socket.body(&opened)).await;
+        let line = |wanted: &str| {
+            let mut lines = opened.head.headers.iter().filter(|(name, _)| name == wanted);
+            let line = lines.next().map(|(_, value)| value.to_str().unwrap().to_owned());
+            assert!(lines.next().is_none(), "{wanted} twice: {:?}", opened.head.headers);
+            line
+        };
+        let found = (line("relay-verdict"), line("relay-verdict-reason"), body);
+        socket.answer(opened.stream, "ok").await;
+        assert_eq!(within("the answer", answer).await.unwrap().text(), "ok");
+        found
+    }
+
+    async fn refused(world: &World, name: &str, request: Request<Body>) -> (u16, String, String) {
+        let answer = within("the answer", begin(world, name, request).await).await.unwrap();
+        let message = answer.json()["error"]["message"].as_str().unwrap().to_owned();
+        (answer.code(), answer.error().unwrap_or_default().to_owned(), message)
+    }
+
+    #[tokio::test]
+    async fn that_are_wrong_do_not_reach_the_client() {
+        let told = judged(Verify::Reject, &["whsec_new", SECRET]);
+        let (world, mut socket) = with(|_| {}, &[("hooks", told)]).await;
+        let url = world.url("hooks", "/hooks");
+        let code = |(code, error, message): (u16, String, String), words: &str| {
+            assert_eq!((code, error.as_str()), (401, "signature-invalid"), "{message}");
+            assert!(message.contains(words) && !message.contains("canary"), "{message}");
+        };
+        code(refused(&world, "hooks", signed(&url, "whsec_other", b"{}")).await, "signature does not fit");
+        let mut altered = signed(&url, SECRET, b"{}");
+        *altered.body_mut() = full("{ }");
+        code(refused(&world, "hooks", altered).await, "signature does not fit");
+        let unsigned = Request::post(&url).header("Relay-Verdict", "valid").body(full("{}")).unwrap();
+        code(refused(&world, "hooks", unsigned).await, "cannot be judged");
+        let old = Request::post(&url).header("Stripe-Signature", "t=1,v1=00").body(full("{}")).unwrap();
+        code(refused(&world, "hooks", old).await, "not accepted");
+        // Of five the client hears of one: with either secret, while one takes the other's place.
+        for secret in [SECRET, "whsec_new"] {
+            let request = signed(&url, secret, b"{\"a\": 1}");
+            let found = heard(&mut socket, begin(&world, "hooks", request).await).await;
+            assert_eq!(found, (Some("valid".into()), None, b"{\"a\": 1}".to_vec()));
+        }
+    }
+
+    #[tokio::test]
+    async fn that_are_wrong_pass_with_a_warning_where_that_is_wanted() {
+        let (world, mut socket) = with(|_| {}, &[("hooks", judged(Verify::Warn, &[SECRET]))]).await;
+        let url = world.url("hooks", "/hooks");
+        let found = heard(&mut socket, begin(&world, "hooks", signed(&url, SECRET, b"{}")).await).await;
+        assert_eq!(found, (Some("valid".into()), None, b"{}".to_vec()));
+        let found = heard(&mut socket, begin(&world, "hooks", signed(&url, "whsec_other", b"{}")).await).await;
+        assert_eq!((found.0.as_deref(), found.2), (Some("bad_signature"), b"{}".to_vec()));
+        assert!(found.1.unwrap().contains("another secret signed it"));
+        // What may be no webhook at all is not waited for.
+        let (pipe, body) = pipe();
+        let answer = begin(&world, "hooks", Request::post(&url).body(body).unwrap()).await;
+        let opened = within("the request", socket.opened()).await;
+        assert!(opened.head.headers.iter().any(|(name, value)| name == "relay-verdict" && value == "unsupported"));
+        drop(pipe);
+        socket.answer(opened.stream, "ok").await;
+        assert_eq!(within("the answer", answer).await.unwrap().code(), 200);
+        // A stranger has no say in it.
+        let request = Request::post(&url).header("Relay-Verdict", "valid").body(full("{}")).unwrap();
+        let found = heard(&mut socket, begin(&world, "hooks", request).await).await;
+        assert_eq!(found.0.as_deref(), Some("unsupported"));
+    }
+
+    #[tokio::test]
+    async fn over_large_bodies_are_judged_as_far_as_there_is_room() {
+        let (reject, warn) = (judged(Verify::Reject, &[SECRET]), judged(Verify::Warn, &[SECRET]));
+        let limit = |limits: &mut Limits| (limits.verify_body, limits.verify_bytes) = (200_000, 100 << 10);
+        let (world, mut socket) = with(limit, &[("strict", reject), ("lenient", warn)]).await;
+        let url = |name| world.url(name, "/hooks");
+        for size in [64 << 10, (64 << 10) + 1, 150_000] {
+            let body = noise(size);
+            let request = signed(&url("strict"), SECRET, &body);
+            let found = heard(&mut socket, begin(&world, "strict", request).await).await;
+            assert_eq!(found.0.as_deref(), Some("valid"));
+            assert!(found.2 == body, "{size} bytes arrive as they were sent");
+        }
+        for (size, status, code) in [(200_001, 413, "body-too-large"), (190_000, 429, "too-many-requests")] {
+            let body = noise(size);
+            let refused = refused(&world, "strict", signed(&url("strict"), SECRET, &body)).await;
+            assert_eq!((refused.0, refused.1.as_str()), (status, code), "{}", refused.2);
+            let request = signed(&url("lenient"), SECRET, &body);
+            let found = heard(&mut socket, begin(&world, "lenient", request).await).await;
+            assert_eq!(found.0.as_deref(), Some("unsupported"), "{:?}", found.1);
+            assert!(found.2 == body, "{size} bytes arrive as they were sent");
+        }
+        // Whoever is done gives the room back.
+        let body = noise(150_000);
+        let request = signed(&url("strict"), SECRET, &body);
+        assert_eq!(heard(&mut socket, begin(&world, "strict", request).await).await.0.as_deref(), Some("valid"));
+    }
+
+    /// What was judged is not sent half, and not judged again, when the client comes back on another connection.
+    #[tokio::test]
+    async fn are_judged_once_for_a_request_that_moves() {
+        let world = World::start().await;
+        let token = world.token().await;
+        let tunnels = || vec![webhooks(1, "hooks", &judged(Verify::Reject, &[SECRET]))];
+        let mut old = connect_on(world.raw("relay.test").await, &token).await;
+        let first = old.welcome(None, tunnels()).await;
+        let body = noise(50_000);
+        let answer = begin(&world, "hooks", signed(&world.url("hooks", "/"), SECRET, &body)).await;
+        within("the request", async { while !matches!(old.next().await.expect("a session"), Frame::Open { .. }) {} })
+            .await;
+        let mut new = connect_on(world.raw("relay.test").await, &token).await;
+        let resume = Resume { key: first.resume_key, last_stream: 0 };
+        assert!(new.welcome(Some(resume), tunnels()).await.resumed);
+        let found = heard(&mut new, answer).await;
+        assert_eq!(found.0.as_deref(), Some("valid"));
+        assert!(found.2 == body);
+    }
+
+    /// Nobody is left to believe that signatures are judged which are not.
+    #[tokio::test]
+    async fn that_the_relay_cannot_judge_are_refused_at_once() {
+        let world = World::start().await;
+        let token = world.token().await;
+        let named = |id: &str| Webhooks { provider: Some(id.into()), ..judged(Verify::Warn, &[SECRET]) };
+        let broken = TunnelSpec { extra: vec![Extra { tag: 3, value: b"maybe".to_vec() }], ..spec(5, "e") };
+        let mut socket = connect_on(world.raw("relay.test").await, &token).await;
+        let tunnels = vec![
+            webhooks(1, "a", &judged(Verify::Reject, &[])),
+            webhooks(2, "b", &named("acme")),
+            webhooks(3, "c", &named("aws-sns")),
+            webhooks(4, "d", &named("mailchimp")),
+            broken,
+            webhooks(6, "f", &named("stripe")),
+        ];
+        let welcome = socket.welcome(None, tunnels).await;
+        assert!(Webhooks::are_known(&welcome.extra), "a client knows that it can rely on it");
+        let results: Vec<_> = welcome.tunnels.into_iter().map(|bound| bound.result.map(|_| ())).collect();
+        let words = |result: &Result<(), Refusal>| match result {
+            Ok(()) => String::new(),
+            Err(Refusal { code, message, .. }) => format!("{code}: {message}"),
+        };
+        for (result, wanted) in results.iter().zip([
+            "not-allowed: The relay has no secret",
+            "not-allowed: This relay does not know the provider acme.",
+            "not-allowed: Amazon SNS does not sign, or with a key that must be fetched",
+            "not-allowed: Mailchimp does not sign",
+            "bad-request: \"maybe\" is none of off, warn and reject",
+            "",
+        ]) {
+            let words = words(result);
+            assert!(
+                words.to_lowercase().starts_with(&wanted.to_lowercase()) && words.is_empty() == wanted.is_empty(),
+                "{words}"
+            );
+        }
+    }
+
+    /// It is no use to refuse what cannot be signed, and to let it pass would let everything pass that looks like it.
+    #[tokio::test]
+    async fn that_are_required_leave_handshakes_to_the_relay() {
+        let told =
+            Webhooks { provider: Some("dropbox".into()), handshake: true, ..judged(Verify::Reject, &["secret"]) };
+        let (world, mut socket) = with(|_| {}, &[("hooks", told)]).await;
+        let answer = world.get(&world.url("hooks", "/?challenge=abc")).await;
+        assert_eq!((answer.code(), answer.text(), answer.header("relay-handshake")), (200, "abc", "dropbox"));
+        let request = Request::get(world.url("hooks", "/")).body(full("")).unwrap();
+        assert_eq!(refused(&world, "hooks", request).await.0, 401);
+        // The client is there all the time, and hears of none.
+        socket.send(&[Frame::Ping(7)]).await;
+        let mut heard = Vec::new();
+        within("a Pong", async {
+            loop {
+                match socket.next().await.expect("a session") {
+                    Frame::Pong(7) => break,
+                    frame => heard.push(frame),
+                }
+            }
+        })
+        .await;
+        assert!(!heard.iter().any(|frame| matches!(frame, Frame::Open { .. })), "{heard:?}");
+    }
+
+    #[tokio::test]
+    async fn are_judged_by_a_secret_that_is_written_nowhere() {
+        let mut server =
+            RelayServer::spawn_with(tempfile::tempdir().unwrap().into(), [""; 0], &[("RELAY_LOG", "trace")]).await;
+        let token = server.token("secret").await;
+        let mut socket = connect_on(server.raw(RelayServer::DOMAIN).await, &token).await;
+        let told = Webhooks {
+            provider: Some("stripe".into()),
+            credentials: Credentials {
+                settings: [("setting".to_owned(), "canary2".to_owned())].into(),
+                ..judged(Verify::Reject, &[SECRET]).credentials
+            },
+            ..judged(Verify::Reject, &[SECRET])
+        };
+        let bound = socket.hello(vec![webhooks(1, "hooks", &told)]).await;
+        assert!(bound[0].result.is_ok(), "{bound:?}");
+        let host = format!("hooks.{}", RelayServer::DOMAIN);
+        let mut wire = server.raw(&host).await;
+        wire.send(format!("POST /canaryless HTTP/1.1\r\nHost: {host}\r\nStripe-Signature: t=1,v1=00\r\n\r\n")).await;
+        let answer = wire.message().await.unwrap();
+        assert_eq!((answer.status(), answer.values("relay-error")), (401, vec!["signature-invalid"]));
+        assert!(!String::from_utf8_lossy(&answer.body).contains("whsec"));
+        let metrics = server.get_admin("/metrics").await;
+        assert!(metrics.text().contains("relay_errors_total{error=\"signature-invalid\"} 1"), "{}", metrics.text());
+        drop(socket);
+        let data = server.data_dir().to_owned();
+        let ended = server.process.terminate().await;
+        let mut texts = vec![metrics.text().to_owned(), ended.stderr, ended.stdout];
+        for entry in std::fs::read_dir(data).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_file() {
+                texts.push(String::from_utf8_lossy(&std::fs::read(path).unwrap()).into_owned());
+            }
+        }
+        assert!(texts.iter().any(|text| text.contains("/canaryless")), "the log is read");
+        for canary in ["whsec_canary", "canary2"] {
+            assert!(!texts.iter().any(|text| text.contains(canary)), "{canary} is written somewhere");
+        }
     }
 }

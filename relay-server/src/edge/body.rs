@@ -15,6 +15,7 @@ use relay_protocol::frame::Reset;
 use relay_protocol::link::Stream;
 use relay_protocol::message::{HeaderList, Payload};
 use relay_protocol::mux::{Item, StreamError};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, timeout};
 use tokio_util::sync::DropGuard;
 
@@ -346,6 +347,19 @@ pub(crate) struct Upload {
     idle: Option<Pin<Box<Sleep>>>,
     /// When the last piece came, of a body that did not come with its head.
     moved: Option<Instant>,
+    /// Taken by a body that was gathered, until it is done with.
+    room: Option<OwnedSemaphorePermit>,
+}
+
+/// Whether a body could be gathered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Gathered {
+    /// It is held whole.
+    Whole,
+    /// It has more bytes than were to be held.
+    TooLong,
+    /// Others need the room.
+    NoRoom,
 }
 
 /// The pieces of a body, as they came: nothing is copied, and one piece needs no allocation.
@@ -360,7 +374,7 @@ struct Kept {
 }
 
 /// Bytes of a body that are kept until its request is answered.
-const MAX_KEPT: usize = 64 * 1024;
+pub(crate) const MAX_KEPT: usize = 64 * 1024;
 
 /// What a piece counts for at least, because it may keep a buffer alive that is larger than itself.
 const MIN_PIECE: usize = 1024;
@@ -424,6 +438,7 @@ impl Upload {
             trailers: Bytes::new(),
             idle: None,
             moved: None,
+            room: None,
         }
     }
 
@@ -441,26 +456,54 @@ impl Upload {
         Poll::Ready(Ok(()))
     }
 
-    /// Reads the body to its end, before any of it is sent, if it has no more than `most` bytes, and says whether it has.
-    /// What was read is held in one piece.
-    pub(crate) async fn gather(&mut self, most: usize) -> Result<bool, UploadError> {
+    /// Reads the body to its end, before any of it is sent, if it has no more than `most` bytes and, beyond those that are
+    /// kept of every body, there is `room` for it, in KiB. What was read is held in one piece.
+    pub(crate) async fn gather(&mut self, most: usize, room: &Arc<Semaphore>) -> Result<Gathered, UploadError> {
+        let declared = self.body.size_hint().lower().saturating_add(self.held.len() as u64);
+        if declared > most as u64 {
+            return Ok(Gathered::TooLong);
+        }
         if self.ended {
-            return Ok(self.held.len() <= most);
+            return Ok(Gathered::Whole);
         }
         let mut whole = BytesMut::from(std::mem::take(&mut self.held));
-        while !self.ended && whole.len() <= most {
+        let gathered = loop {
+            if whole.len() > most {
+                break Gathered::TooLong;
+            }
+            if !self.take_room(whole.len(), room) {
+                break Gathered::NoRoom;
+            }
+            if self.ended {
+                break Gathered::Whole;
+            }
             let piece = timeout(self.limits.body_idle, poll_fn(|cx| self.poll_first(cx))).await;
             piece.unwrap_or(Err(UploadError::Silent))?;
             whole.extend_from_slice(&std::mem::take(&mut self.held));
-        }
+        };
         self.held = whole.freeze();
         self.kept = Kept::default();
         self.kept.push(&self.held);
-        Ok(self.ended && self.held.len() <= most)
+        Ok(gathered)
+    }
+
+    /// Sees to it that so many bytes have their room.
+    fn take_room(&mut self, bytes: usize, room: &Arc<Semaphore>) -> bool {
+        let needed = u32::try_from(bytes.saturating_sub(MAX_KEPT).div_ceil(1024)).unwrap_or(u32::MAX);
+        let taken = self.room.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let Some(more) = needed.checked_sub(u32::try_from(taken).unwrap_or(u32::MAX)).filter(|more| *more > 0) else {
+            return true;
+        };
+        let Ok(more) = room.clone().try_acquire_many_owned(more) else { return false };
+        match &mut self.room {
+            Some(taken) => taken.merge(more),
+            none => *none = Some(more),
+        }
+        true
     }
 
     /// What has been read and not been sent.
-    pub(crate) fn held(&self) -> &[u8] {
+    pub(crate) fn held(&self) -> &Bytes {
         &self.held
     }
 

@@ -32,7 +32,7 @@ use super::io::InFlight;
 use super::record::Exchange;
 use super::respond::{RELAY_ERROR, answer, explain};
 use super::upgrade;
-use super::webhook::{Allowed, handshake};
+use super::webhook::{Allowed, handshake, verify};
 use crate::Shared;
 use crate::session::registry::{Found, Tunnel};
 use crate::session::resumes;
@@ -266,7 +266,7 @@ fn rest(
 /// Sends the request, and waits for the head of its answer. Where the link is lost, the request moves to the one that its
 /// client comes back on. The stream, the head, and whether the rest of the body is still to be sent.
 async fn request(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     exchange: &mut Exchange,
     host: &PublicHost,
     upload: &mut Upload,
@@ -278,6 +278,7 @@ async fn request(
         first.map_err(UploadError::cause)?;
     }
     let mut tunnel = find(shared, exchange, host, upload).await?;
+    verify(shared, exchange, &tunnel.asked, upload).await?;
     let mut latest = exchange.started;
     loop {
         let allowed = Allowed::of(shared, exchange, &tunnel.asked, upload.held());

@@ -1,6 +1,7 @@
-//! What the edge makes of a request that is a webhook: who sends it, how long that one waits, and what it can be answered
-//! without the client.
+//! What the edge makes of a request that is a webhook: who sends it, how long that one waits, whether it is signed, and what
+//! it can be answered without the client.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,11 +11,12 @@ use http::{HeaderName, HeaderValue, Response};
 use jiff::Timestamp;
 use relay_protocol::exchange::public_url;
 use relay_protocol::message::RequestHead;
-use relay_protocol::webhook::{Provider, Reply, Request, Table};
+use relay_protocol::webhook::{Judgement, Provider, Reply, Request, Table, Verdict, Verify, Webhooks};
 use tokio::time::{Instant, timeout_at};
 
-use super::body::{EdgeBody, Upload, UploadError};
+use super::body::{EdgeBody, Gathered, MAX_KEPT, Upload, UploadError};
 use super::cause::Cause;
+use super::forward::{Failure, Instead};
 use super::record::Exchange;
 use super::respond::RELAY_ERROR;
 use crate::Shared;
@@ -23,8 +25,22 @@ use crate::session::registry::Asked;
 /// On the answer to a handshake: whose it was. No service has seen that.
 const RELAY_HANDSHAKE: HeaderName = HeaderName::from_static("relay-handshake");
 
-/// The longest body of a handshake, in bytes. Challenges are short; no more of a body is kept in any case.
-const HANDSHAKE_MAX: usize = 64 * 1024;
+/// On a request whose signature the edge has judged: the verdict, for the client and the app. It is the edge's word, because
+/// a stranger's line of that name does not pass.
+const RELAY_VERDICT: HeaderName = HeaderName::from_static("relay-verdict");
+
+/// Why, in words.
+const RELAY_VERDICT_REASON: HeaderName = HeaderName::from_static("relay-verdict-reason");
+
+/// The most of these words, in bytes.
+const REASON_MAX: usize = 512;
+
+/// The longest body of a handshake, in bytes. Challenges are short, and so much of a body is kept in any case.
+const HANDSHAKE_MAX: usize = MAX_KEPT;
+
+/// The longest body, in bytes, that is judged where the request is served: well below a millisecond of arithmetic. A longer
+/// one is judged elsewhere, because all others of that thread would wait for it.
+const AT_ONCE_MAX: usize = MAX_KEPT;
 
 /// How long the head of an answer may take, and by whose word.
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +62,7 @@ impl<'t> Allowed<'t> {
     /// For a request of which this much of the body is there, to a tunnel of which its client has said this.
     pub(super) fn of(shared: &'t Shared, exchange: &mut Exchange, asked: &Asked, body: &[u8]) -> Self {
         if let Some(time) = asked.timeout {
-            exchange.provider.clone_from(&asked.webhooks.provider);
+            exchange.provider = exchange.provider.take().or_else(|| asked.webhooks.provider.clone());
             return Self { time, whose: Whose::Tunnel };
         }
         let provider = sender(&shared.providers, asked, &exchange.head, body);
@@ -98,22 +114,32 @@ pub(super) async fn handshake(
     let webhooks = &asked.webhooks;
     let named = webhooks.provider.as_ref().filter(|_| webhooks.handshake);
     let Some(provider) = named.and_then(|id| shared.providers.get(id)) else { return Ok(None) };
-    let gathered = timeout_at(until, upload.gather(HANDSHAKE_MAX)).await;
-    exchange.received(upload.received());
-    if !gathered.map_err(|_| Cause::BodyTimeout)?.map_err(UploadError::cause)? {
+    if gather(shared, exchange, upload, HANDSHAKE_MAX, until).await? != Gathered::Whole {
         return Ok(None);
     }
     let (head, url) = (&exchange.head, public_url(&exchange.head));
     let request = Request::new(&head.method, &url, &head.headers, upload.held());
     let reply = provider.handshake(&request, &webhooks.credentials, Timestamp::now());
-    Ok(reply.and_then(|reply| answer(exchange, provider, reply)))
+    Ok(reply.and_then(|reply| answer(exchange, &provider.id, reply)))
+}
+
+async fn gather(
+    shared: &Shared,
+    exchange: &Exchange,
+    upload: &mut Upload,
+    most: usize,
+    until: Instant,
+) -> Result<Gathered, Cause> {
+    let gathered = timeout_at(until, upload.gather(most, &shared.judging)).await;
+    exchange.received(upload.received());
+    gathered.map_err(|_| Cause::BodyTimeout)?.map_err(UploadError::cause)
 }
 
 /// What answers a handshake without a call and without the app.
-fn answer(exchange: &Exchange, provider: &Provider, reply: Reply) -> Option<Response<EdgeBody>> {
+fn answer(exchange: &Exchange, provider: &str, reply: Reply) -> Option<Response<EdgeBody>> {
     let (status, lines, body) = match reply {
         Reply::Answer { status, headers, body, confirm: None } => {
-            let whose = HeaderValue::from_str(&provider.id).ok().map(|id| (RELAY_HANDSHAKE, id));
+            let whose = HeaderValue::from_str(provider).ok().map(|id| (RELAY_HANDSHAKE, id));
             (status, headers.into_iter().chain(whose).collect::<Vec<_>>(), body)
         }
         Reply::Refuse { status, .. } => {
@@ -129,6 +155,124 @@ fn answer(exchange: &Exchange, provider: &Provider, reply: Reply) -> Option<Resp
     headers.extend(lines);
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Some(response)
+}
+
+/// Judges the signature of a request where its tunnel wants that, and lets it pass with the verdict, or not.
+pub(super) async fn verify(
+    shared: &Arc<Shared>,
+    exchange: &mut Exchange,
+    asked: &Arc<Asked>,
+    upload: &mut Upload,
+) -> Result<(), Instead> {
+    if asked.webhooks.verify == Verify::Off {
+        return Ok(());
+    }
+    let until = exchange.started + Allowed::of(shared, exchange, asked, upload.held()).time;
+    let provider = sender(&shared.providers, asked, &exchange.head, upload.held());
+    if provider.is_none() && asked.webhooks.verify == Verify::Warn && !upload.has_ended() {
+        // Nobody is to wait for what may be no webhook at all, and may never end.
+        tell(&mut exchange.head, unjudged(NOBODYS));
+        return Ok(());
+    }
+    let its = provider.and_then(|provider| usize::try_from(provider.max_body?).ok());
+    let most = its.unwrap_or(shared.limits.verify_body);
+    let (judgement, cause) = match gather(shared, exchange, upload, most, until).await? {
+        Gathered::Whole => match judge(shared, &exchange.head, asked, upload.held()).await? {
+            Judged::Handshake(reply) => {
+                let id = asked.webhooks.provider.as_deref().unwrap_or_default();
+                let answer = answer(exchange, id, reply).ok_or(Cause::Internal)?;
+                return Err(Instead::Answered(Box::new(answer)));
+            }
+            Judged::Signed(provider, judgement) => {
+                exchange.provider = provider;
+                (judgement, Cause::SignatureInvalid)
+            }
+        },
+        Gathered::TooLong => (unjudged(format!("a body of more than {most} bytes is not judged")), Cause::BodyTooLarge),
+        Gathered::NoRoom => (unjudged("the relay has no room to judge its body at the moment"), Cause::TooManyRequests),
+    };
+    if judgement.verdict != Verdict::Valid && asked.webhooks.verify == Verify::Reject {
+        return Err(Failure { cause, message: Some(refusal(&judgement)) }.into());
+    }
+    tell(&mut exchange.head, judgement);
+    Ok(())
+}
+
+/// Why a request is not judged that is nobody's.
+const NOBODYS: &str = "nobody is known who sends such requests";
+
+fn unjudged(reason: impl Into<Cow<'static, str>>) -> Judgement {
+    Judgement { verdict: Verdict::Unsupported, reason: reason.into(), secret: None, warning: None }
+}
+
+/// What is found of a request as a whole.
+#[derive(Debug)]
+enum Judged {
+    /// What answers it, as it needs no signature.
+    Handshake(Reply),
+    /// Whose it is, and whether that one has signed it.
+    Signed(Option<String>, Judgement),
+}
+
+async fn judge(shared: &Arc<Shared>, head: &RequestHead, asked: &Arc<Asked>, body: &Bytes) -> Result<Judged, Cause> {
+    if body.len() <= AT_ONCE_MAX {
+        return Ok(judge_now(&shared.providers, head, asked, body));
+    }
+    let (owner, head, asked, body) = (shared.clone(), head.clone(), asked.clone(), body.clone());
+    let judged = shared.tasks.spawn_blocking(move || judge_now(&owner.providers, &head, &asked, &body));
+    judged.await.map_err(|panic| {
+        shared.metrics.panics.inc();
+        tracing::error!(%panic, "a signature could not be judged; this is a bug in the relay");
+        Cause::Internal
+    })
+}
+
+fn judge_now(providers: &Table, head: &RequestHead, asked: &Asked, body: &[u8]) -> Judged {
+    let Webhooks { provider: named, handshake, verify, credentials } = &asked.webhooks;
+    let url = public_url(head);
+    let request = Request::new(&head.method, &url, &head.headers, body);
+    let Some(provider) = sender(providers, asked, head, body) else {
+        return Judged::Signed(None, unjudged(NOBODYS));
+    };
+    let now = Timestamp::now();
+    // Most handshakes are not signed, so that nothing else would come of them.
+    if *verify == Verify::Reject
+        && *handshake
+        && named.is_some()
+        && let Some(reply @ (Reply::Answer { confirm: None, .. } | Reply::Refuse { .. })) =
+            provider.handshake(&request, credentials, now)
+    {
+        return Judged::Handshake(reply);
+    }
+    Judged::Signed(Some(provider.id.clone()), provider.judge(&request, credentials, now))
+}
+
+/// What a stranger is told of a verdict: what he can see in his own request, and nothing of the secret.
+fn refusal(judgement: &Judgement) -> String {
+    match judgement.verdict {
+        Verdict::Stale | Verdict::Future | Verdict::Missing | Verdict::Malformed => {
+            format!("The request is not accepted: {}.", judgement.reason)
+        }
+        Verdict::BadSignature => "The request's signature does not fit it.".to_owned(),
+        Verdict::NoSecret => "The tunnel has no secret that the request could be signed with.".to_owned(),
+        Verdict::Unsupported | Verdict::Valid => {
+            format!("The request's signature cannot be judged: {}.", judgement.reason)
+        }
+    }
+}
+
+/// Lets the client know.
+fn tell(head: &mut RequestHead, judgement: Judgement) {
+    head.headers.push((RELAY_VERDICT, HeaderValue::from_static(judgement.verdict.as_str())));
+    let reason = match judgement.verdict {
+        Verdict::Valid => judgement.warning,
+        _ => Some(judgement.reason.into_owned()),
+    };
+    let Some(reason) = reason else { return };
+    // It may quote the request, and must be a header's value anywhere.
+    let plain = |c: char| if c == ' ' || c.is_ascii_graphic() { c } else { '?' };
+    let reason: String = reason.chars().map(plain).take(REASON_MAX).collect();
+    head.headers.extend(HeaderValue::try_from(reason).ok().map(|reason| (RELAY_VERDICT_REASON, reason)));
 }
 
 fn show(duration: Duration) -> String {

@@ -22,7 +22,7 @@ use relay_protocol::frame::{GoAway, SessionKind};
 use relay_protocol::link::{Driver, Link, Signal};
 use relay_protocol::message::{Bound, Hello, Payload, PublicName, Refusal, Resume, TunnelSpec, Welcome};
 use relay_protocol::mux::{Ended, Limits as MuxLimits, Side};
-use relay_protocol::webhook::Webhooks;
+use relay_protocol::webhook::{Table, Verify, Webhooks};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::task::AbortOnDropHandle;
@@ -204,7 +204,7 @@ impl Session {
             heartbeat_ms: millis(MuxLimits::default().heartbeat),
             max_streams: self.shared.limits.session_streams,
             tunnels: bound,
-            extra: Vec::new(),
+            extra: vec![Webhooks::known()],
         };
         send(link, SessionKind::Welcome, &welcome);
         // There is one Welcome.
@@ -328,7 +328,7 @@ impl Session {
         counted: Counted,
         mute: &mut Vec<Link>,
     ) -> Result<Arc<Tunnel>, Refusal> {
-        let asked = Arc::new(asked(&spec)?);
+        let asked = Arc::new(asked(&self.shared.providers, &spec)?);
         let name = self.claim(spec.name.as_deref()).await?;
         let tunnel = Arc::new(Tunnel {
             name: name.as_str().to_owned(),
@@ -511,11 +511,31 @@ fn send(link: &Link, kind: SessionKind, message: &impl Payload) {
 }
 
 /// What a client has said of a tunnel beside its name.
-fn asked(spec: &TunnelSpec) -> Result<Asked, Refusal> {
+fn asked(providers: &Table, spec: &TunnelSpec) -> Result<Asked, Refusal> {
     let timeout = spec.timeout_ms.map(|ms| Duration::from_millis(ms.into()).clamp(TIMEOUTS.0, TIMEOUTS.1));
     let webhooks = Webhooks::of(&spec.extra)
         .map_err(|error| refusal("bad-request", &sentence(&error), "Update whichever of client and relay is older."))?;
-    Ok(Asked { timeout, webhooks })
+    match unjudgeable(providers, &webhooks) {
+        Some(why) => Err(refusal("not-allowed", &why, "Judge them where the client is: --verify-at client.")),
+        None => Ok(Asked { timeout, webhooks }),
+    }
+}
+
+/// Why the relay cannot judge signatures, where it is asked to. It must not be silent about it.
+fn unjudgeable(providers: &Table, webhooks: &Webhooks) -> Option<String> {
+    if webhooks.verify == Verify::Off {
+        return None;
+    }
+    let id = webhooks.provider.as_deref();
+    match id.map(|id| (id, providers.get(id))) {
+        _ if webhooks.credentials.secrets.is_empty() => Some("The relay has no secret to judge signatures by.".into()),
+        Some((id, None)) => Some(format!("This relay does not know the provider {id}.")),
+        Some((_, Some(provider))) if !provider.signs_with_given_secret() => Some(format!(
+            "{} does not sign, or with a key that must be fetched, which a relay does not.",
+            provider.name
+        )),
+        _ => None,
+    }
 }
 
 fn refusal(code: &str, message: &str, hint: &str) -> Refusal {
