@@ -665,7 +665,8 @@ pub struct DeliveryArgs {
 pub struct CredentialArgs {
     /// What webhooks are signed with: the secret itself, @FILE or env:NAME, which others on this
     /// machine do not see in command lines; can be given several times, while one takes another's
-    /// place. Of a provider that signs with a key pair it is the public key
+    /// place. Of a provider that signs with a key pair it is the public key, and to send as that
+    /// provider the private one
     #[arg(
         long = "secret",
         value_name = "VALUE|@FILE|env:NAME",

@@ -14,7 +14,7 @@ use relay_protocol::webhook::{Credentials, Judgement, Request, Table, Verdict};
 use relay_tests::app::Seen;
 use relay_tests::body::full;
 use relay_tests::process::Ended;
-use relay_tests::{App, Process, RelayServer, tools};
+use relay_tests::{App, Process, RelayServer, Wire, tools};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -243,6 +243,15 @@ async fn what_became_of_it_is_said_and_decides_the_exit_code() {
     assert!(ended.stdout.starts_with("github pong "), "{ended:?}");
     assert!(ended.stdout.contains(&format!(": POST {url}: 404 not found in ")), "{ended:?}");
     assert!(ended.stdout.contains("\n    \"error\": \"no such \\u001b order\"\n"), "{ended:?}");
+
+    // One that takes the request and hangs up.
+    let rude = App::raw(|mut wire: Wire, _| async move { drop(wire.message().await) }).await;
+    let at_rude = format!("http://{}/", rude.upstream().host_port().unwrap());
+    let ended = home.run(&["trigger", "github", "ping", "--to", &at_rude, "--times", "2", "--output", "json"]).await;
+    assert!(ended.code() == 1 && ended.stderr.contains("2 of 2 were not answered with 2xx"), "{ended:?}");
+    for report in lines(&ended) {
+        assert!(report["status"].is_null() && report["error"].as_str().unwrap().contains("ended before"), "{report}");
+    }
 
     drop(app);
     for (words, code, hint) in [
