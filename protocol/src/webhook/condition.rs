@@ -6,19 +6,16 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 
 use super::request::{Place, Request};
 
-/// All of them must hold; none at all always holds.
-#[derive(Clone, Debug, Default, Deserialize)]
+/// What places of a request must be like, as the table writes it: all of them must hold, and none at all always holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
-pub(super) struct Conditions(BTreeMap<Place, Test>);
+pub struct Conditions(BTreeMap<Place, Test>);
 
 impl Conditions {
-    /// The cheap ones first: a body is read only for a request whose head fits.
-    pub(super) fn hold(&self, request: &Request<'_>) -> bool {
-        self.0.iter().all(|(place, test)| match test {
-            Test::There => place.is_there(request),
-            Test::NotThere => !place.is_there(request),
-            Test::Like(pattern) => place.all(request).iter().any(|text| like(pattern.as_bytes(), text)),
-        })
+    /// Whether they do. The cheap ones come first: a body is read only for a request whose head fits.
+    #[must_use]
+    pub fn hold(&self, request: &Request<'_>) -> bool {
+        self.0.iter().all(|(place, test)| test.holds(place, request))
     }
 
     /// A header without which they do not hold.
@@ -29,6 +26,18 @@ impl Conditions {
         })
     }
 
+    /// Whether those hold that do not ask for the body.
+    #[must_use]
+    pub fn may_hold(&self, request: &Request<'_>) -> bool {
+        self.0.iter().filter(|(place, _)| !place.is_in_body()).all(|(place, test)| test.holds(place, request))
+    }
+
+    /// Whether the body must be there to tell.
+    #[must_use]
+    pub fn need_body(&self) -> bool {
+        self.0.keys().any(Place::is_in_body)
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -36,11 +45,21 @@ impl Conditions {
 
 /// Of what stands at a place: `true`, it is there; `false`, it is not; a text, it is that text, in which `*` stands for
 /// anything.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Test {
     There,
     NotThere,
     Like(String),
+}
+
+impl Test {
+    fn holds(&self, place: &Place, request: &Request<'_>) -> bool {
+        match self {
+            Self::There => place.is_there(request),
+            Self::NotThere => !place.is_there(request),
+            Self::Like(pattern) => place.all(request).iter().any(|text| like(pattern.as_bytes(), text)),
+        }
+    }
 }
 
 impl<'de> Deserialize<'de> for Test {
@@ -55,7 +74,8 @@ impl<'de> Deserialize<'de> for Test {
 }
 
 /// Whether `text` is `pattern`, in which `*` stands for any bytes.
-fn like(pattern: &[u8], text: &[u8]) -> bool {
+#[must_use]
+pub fn like(pattern: &[u8], text: &[u8]) -> bool {
     let mut parts = pattern.split(|byte| *byte == b'*');
     let Some(mut rest) = parts.next().and_then(|first| text.strip_prefix(first)) else { return false };
     let Some(last) = parts.next_back() else { return rest.is_empty() };

@@ -52,6 +52,7 @@ mod token;
 mod told;
 
 pub use self::{
+    condition::{Conditions, like},
     credentials::{Credentials, Secret, Settings},
     handshake::Reply,
     request::{Draft, ReplaceError, Request},

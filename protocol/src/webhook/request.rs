@@ -164,12 +164,14 @@ fn limited(fields: Vec<Field<'_>>) -> Vec<Field<'_>> {
 /// | `form:NAME#/POINTER` | a value of the JSON in that field |
 /// | `query:NAME` | a parameter of the URL |
 /// | `method` | the method |
+/// | `path` | the path of the URL, without its query |
 ///
 /// In the order in which they are cheap to look at.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(try_from = "String")]
 pub(super) enum Place {
     Method,
+    Path,
     Header(String),
     Headers(String),
     Query(String),
@@ -182,8 +184,8 @@ pub(super) enum Place {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum PlaceError {
     #[error(
-        "{0:?} names no place of a request: write header:NAME, json:/POINTER, number:/POINTER, form:NAME, query:NAME \
-         or method"
+        "{0:?} names no place of a request: write header:NAME, json:/POINTER, number:/POINTER, form:NAME, query:NAME, \
+         method or path"
     )]
     Unknown(String),
     #[error("{0:?} is no name of a header")]
@@ -210,6 +212,7 @@ impl FromStr for Place {
         };
         match text.split_once(':') {
             None if text == "method" => Ok(Self::Method),
+            None if text == "path" => Ok(Self::Path),
             Some(("header", name)) => match name.strip_suffix('*') {
                 Some(prefix) => header(prefix).map(Self::Headers),
                 None => header(name).map(Self::Header),
@@ -231,6 +234,7 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Method => f.write_str("the method"),
+            Self::Path => f.write_str("the path"),
             Self::Header(name) => write!(f, "the header {name}"),
             Self::Headers(prefix) => write!(f, "a header {prefix}*"),
             Self::Query(name) => write!(f, "the parameter {name} of the URL"),
@@ -262,6 +266,7 @@ impl Place {
         };
         match self {
             Self::Method => vec![Cow::Borrowed(request.method.as_str().as_bytes())],
+            Self::Path => vec![Cow::Borrowed(Url::of(request.url).path.as_bytes())],
             Self::Header(name) => request.header(name).map(|value| Cow::Borrowed(value.as_bytes())).collect(),
             Self::Headers(prefix) => {
                 let named = request.headers.iter().filter(|(name, _)| name.as_str().starts_with(prefix.as_str()));
@@ -368,7 +373,7 @@ impl Draft {
                 let fields = with_field(std::str::from_utf8(&self.body).ok()?, name, text);
                 self.body = fields.into_bytes();
             }
-            Place::Method | Place::Form(_, Some(_)) => return None,
+            Place::Method | Place::Path | Place::Form(_, Some(_)) => return None,
         }
         Some(())
     }

@@ -23,6 +23,7 @@ use crate::control::board::Beside;
 use crate::event::{Event, Observer};
 use crate::inspector::{Inspector, InspectorSettings};
 use crate::intake::WebhookOptions;
+use crate::intake::routes::Route;
 use crate::session::dial::Target;
 use crate::session::local::{Door, Knock, door};
 use crate::session::probe::Probe;
@@ -52,6 +53,8 @@ pub struct TunnelOptions {
     pub protocol: UpstreamProtocol,
     /// What is known of its webhooks, and what is done about them.
     pub webhooks: WebhookOptions,
+    /// Which requests go elsewhere; the first that fits holds.
+    pub routes: Vec<Route>,
     /// Take the name over from a live session of the same token.
     pub takeover: bool,
     /// Where the tunnel also answers on this machine, for [`Event::Ready`].
@@ -69,6 +72,7 @@ impl TunnelOptions {
             host_header: HostHeader::default(),
             protocol: UpstreamProtocol::default(),
             webhooks: WebhookOptions::default(),
+            routes: Vec::new(),
             takeover: false,
             local_url: None,
         }

@@ -22,9 +22,11 @@ use super::backoff::backoff;
 use super::{Client, ClientError, TunnelOptions};
 use crate::event::{Event, Observer};
 use crate::intake::Intake;
+use crate::intake::routes;
 use crate::session::{ConnectError, explain};
 use crate::upstream::Upstream;
 use crate::upstream::rewrite::HostHeader;
+use crate::upstream::service::Destination;
 
 /// How long requests still find the service of a tunnel that was given back: they may have been on their way.
 const LINGER: Duration = Duration::from_secs(10);
@@ -602,9 +604,15 @@ impl Given {
         let options = &self.options;
         let rewriter = options.upstream.rewriter(&options.host_header, &self.public.url)?;
         let name = options.label.as_deref().unwrap_or(&self.public.name);
-        let upstream = Upstream::new(options.upstream.clone(), options.protocol, rewriter);
+        let upstream = Upstream::new(options.upstream.clone(), options.protocol, rewriter.clone());
         let by_provider = options.host_header == HostHeader::Auto;
-        Ok(Intake::new(name, options.webhooks.clone(), by_provider, upstream))
+        let routes = routes::Routes::new(options.routes.clone(), |addr| {
+            let destination = Destination::from(addr.clone());
+            // The public URL has just been understood.
+            let rewriter = destination.rewriter(&options.host_header, &self.public.url).unwrap_or(rewriter.clone());
+            Upstream::new(destination, options.protocol, rewriter)
+        });
+        Ok(Intake::new(name, options.webhooks.clone(), by_provider, routes, upstream))
     }
 
     /// Whether the relay need not know of the difference.

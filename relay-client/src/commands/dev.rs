@@ -78,6 +78,7 @@ pub async fn run(
         host_header: settings.tunnel.host_header,
         protocol: settings.tunnel.upstream_protocol,
         webhooks: settings.tunnel.webhooks,
+        routes: settings.tunnel.routes,
         takeover: false,
         local_url: Some(format!("https://localhost:{port}")),
     };

@@ -58,6 +58,7 @@ pub(crate) fn options(
         host_header: settings.host_header,
         protocol: settings.upstream_protocol,
         webhooks: settings.webhooks,
+        routes: settings.routes,
         takeover,
         local_url: None,
     }

@@ -55,7 +55,8 @@ use self::webhooks::{WebhookKeys, secrets};
 use crate::capture::store::Limits;
 use crate::cli::{DevArgs, OpenArgs, ServiceArgs, SessionArgs, ShowArgs, TunnelArgs};
 use crate::inspector::{InspectorAddress, InspectorSettings};
-use crate::intake::{UnknownProvider, WebhookOptions, built_in};
+use crate::intake::routes::Route;
+use crate::intake::{UnknownProvider, WebhookOptions, built_in, named};
 use crate::platform::{Base, base_directory, readable_by_others};
 use crate::secret::{SecretError, SecretSource};
 use crate::session::dial::RelayUrl;
@@ -117,6 +118,8 @@ pub struct TunnelSettings {
     pub upstream_protocol: UpstreamProtocol,
     /// What is known of its webhooks.
     pub webhooks: WebhookOptions,
+    /// Which requests go elsewhere.
+    pub routes: Vec<Route>,
 }
 
 /// A tunnel of `relay start`.
@@ -222,6 +225,7 @@ impl TunnelSettings {
             timeout: typed.timeout.or(file.timeout),
             upstream_protocol: service.upstream_protocol.or(file.upstream_protocol).unwrap_or_default(),
             webhooks: WebhookKeys::from(typed.webhooks).or(file.webhooks()).settle(files.table())?,
+            routes: routes(&file.routes, &files.table())?,
         })
     }
 }
@@ -279,6 +283,9 @@ pub(crate) struct File {
     pub(crate) handshake: Option<bool>,
     #[serde(default)]
     pub(crate) capture: Kept,
+    /// Which requests go elsewhere.
+    #[serde(default)]
+    pub(crate) routes: Vec<Route>,
     /// The tunnels of `relay start` by their tables' names.
     #[serde(default, deserialize_with = "tables")]
     pub(crate) tunnels: BTreeMap<String, Table>,
@@ -327,7 +334,6 @@ pub(crate) enum ProviderKey {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Table {
-    #[serde(deserialize_with = "target")]
     pub(crate) upstream: UpstreamAddr,
     #[serde(default, deserialize_with = "name")]
     pub(crate) subdomain: Option<String>,
@@ -343,6 +349,7 @@ pub(crate) struct Table {
     pub(crate) verify: Option<Verify>,
     pub(crate) verify_at: Option<VerifyAt>,
     pub(crate) handshake: Option<bool>,
+    pub(crate) routes: Option<Vec<Route>>,
 }
 
 /// A line of a file.
@@ -394,21 +401,6 @@ fn bytes<'de, D: Deserializer<'de>>(from: D) -> Result<Option<usize>, D::Error> 
 
 fn days<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
     age(&String::deserialize(from)?).map(Some).map_err(de::Error::custom)
-}
-
-/// A port, or a target as it is typed.
-fn target<'de, D: Deserializer<'de>>(from: D) -> Result<UpstreamAddr, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged, expecting = "a port, or a target such as \"localhost:3000\"")]
-    enum Target {
-        Port(u16),
-        Text(String),
-    }
-    let text = match Target::deserialize(from)? {
-        Target::Port(port) => port.to_string(),
-        Target::Text(text) => text,
-    };
-    text.parse().map_err(de::Error::custom)
 }
 
 fn tables<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, Table>, D::Error> {
@@ -587,6 +579,7 @@ impl Files {
             output: upper.output.or(lower.output),
             inspect: upper.inspect.or(lower.inspect),
             provider: upper.provider.or(lower.provider),
+            routes: if upper.routes.is_empty() { lower.routes } else { upper.routes },
             secret: upper.secret.or(lower.secret),
             set: upper.set.or(lower.set),
             verify: upper.verify.or(lower.verify),
@@ -667,6 +660,19 @@ impl Files {
     }
 }
 
+/// These routes, whose providers there are.
+fn routes(routes: &[Route], table: &webhook::Table) -> Result<Vec<Route>, ConfigError> {
+    if routes.len() > MAX_ROUTES {
+        return Err(ConfigError::TooManyRoutes(routes.len()));
+    }
+    let providers = routes.iter().filter_map(|route| route.provider.as_deref());
+    providers.map(|provider| named(table, provider).map(drop)).collect::<Result<(), _>>()?;
+    Ok(routes.to_vec())
+}
+
+/// Most routes of one tunnel.
+const MAX_ROUTES: usize = 100;
+
 /// The keys of a provider's row that name pages to fetch.
 const FETCHED: [&str; 2] = ["key_url", "confirm"];
 
@@ -701,7 +707,8 @@ impl File {
             host_header: table.host_header.clone().or_else(|| self.host_header.clone()).unwrap_or_default(),
             timeout: table.timeout.or(self.timeout),
             upstream_protocol: table.upstream_protocol.or(self.upstream_protocol).unwrap_or_default(),
-            webhooks: self.webhooks_of(label, table).or(self.webhooks()).settle(providers)?,
+            webhooks: self.webhooks_of(label, table).or(self.webhooks()).settle(providers.clone())?,
+            routes: routes(table.routes.as_ref().unwrap_or(&self.routes), &providers)?,
         };
         Ok(NamedTunnel { label: label.to_owned(), upstream: table.upstream.clone(), settings })
     }
@@ -803,6 +810,9 @@ pub enum ConfigError {
         /// What is wrong, and where.
         problem: String,
     },
+    /// More than [`MAX_ROUTES`].
+    #[error("{0} routes; a tunnel has at most {MAX_ROUTES}")]
+    TooManyRoutes(usize),
     /// No row of the table has the name of a tunnel's provider.
     #[error(transparent)]
     UnknownProvider(#[from] UnknownProvider),

@@ -29,6 +29,7 @@ use serde::de::value::{Error as ValueError, StrDeserializer};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use super::routes::To;
 use super::{WebhookOptions, request_of};
 use crate::capture::text;
 use crate::event::Handshake;
@@ -217,6 +218,25 @@ impl Gate {
         u32::try_from(most.div_ceil(1 << 10)).unwrap_or(u32::MAX)
     }
 
+    /// Waits for a body that routes ask for, unless it says that it is too long for that.
+    ///
+    /// # Errors
+    /// How the request has ended, which is gone or too long.
+    pub(super) async fn hold_for_routes(&self, caller: Caller<'_>) -> Result<(), Ending> {
+        if declared(caller.head).is_some_and(|length| length > BODY_MAX as u64) {
+            return Ok(());
+        }
+        match self.hold(caller, BODY_MAX).await {
+            Ok(Some(_)) => Ok(()),
+            Ok(None) => {
+                let detail =
+                    "its body is too long for a route to look into, and does not say how long it is".to_owned();
+                Err(refused(caller.stream, Reset::TooLarge, Some(detail)))
+            }
+            Err(error) => Err(refused(caller.stream, reset_of(error), None)),
+        }
+    }
+
     async fn judge(&self, caller: Caller<'_>, sender: &Provider, whole: &Bytes) -> Judgement {
         let ask = |known: &Credentials, how: How<'_>| request_of(caller.head, whole, |request| how(request, known));
         let key_url = request_of(caller.head, whole, |request| sender.key_url(request, &self.credentials));
@@ -365,6 +385,19 @@ fn reset_of(error: StreamError) -> Reset {
     match error {
         StreamError::Reset(reset) => reset,
         StreamError::SessionEnded | StreamError::Closed => Reset::LinkLost,
+    }
+}
+
+/// Answers a request that a route keeps from every service.
+pub(super) async fn answer_by_route(caller: Caller<'_>, number: usize, to: &To, sender: Option<&Provider>) -> Ending {
+    let (status, body, verb) = match (to, sender.map(Provider::answer)) {
+        (To::Answer(status, body), _) => (*status, body.clone(), "answered"),
+        (_, Some(answer)) => (StatusCode::from_u16(answer.status).unwrap_or_default(), answer.body.clone(), "dropped"),
+        (_, None) => (StatusCode::OK, String::new(), "dropped"),
+    };
+    match send(caller, status, Vec::new(), body.into_bytes()).await {
+        Ok(()) => Ending { status: Some(status), error: None, detail: Some(format!("{verb} by route {number}")) },
+        Err(error) => refused(caller.stream, reset_of(error), None),
     }
 }
 

@@ -8,6 +8,7 @@
 //! its head, or by the body that has come with it, is told when the request is here as a whole.
 
 mod gate;
+pub mod routes;
 
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, LazyLock};
@@ -24,6 +25,7 @@ use tokio::time::Instant;
 use self::gate::{Caller, Findings, Gate};
 use crate::capture::{Annotation, Arrival};
 use crate::event;
+use crate::intake::routes::{Routes, Way};
 use crate::upstream::{Ending, RequestBody, Upstream};
 use crate::value::VerifyAt;
 
@@ -201,6 +203,8 @@ pub(crate) struct Intake {
     /// A provider that signs the URL which it calls has its requests arrive under that name.
     by_provider: bool,
     gate: Gate,
+    routes: Routes,
+    /// For what no route fits.
     upstream: Upstream,
     /// Bytes of request bodies that are kept at the moment.
     kept: Arc<AtomicUsize>,
@@ -209,9 +213,15 @@ pub(crate) struct Intake {
 impl Intake {
     /// Of the tunnel that is called so on this machine; with `by_provider` the service's public name is preserved where
     /// a signature covers it.
-    pub(crate) fn new(name: &str, webhooks: WebhookOptions, by_provider: bool, upstream: Upstream) -> Self {
+    pub(crate) fn new(
+        name: &str,
+        webhooks: WebhookOptions,
+        by_provider: bool,
+        routes: Routes,
+        upstream: Upstream,
+    ) -> Self {
         let gate = Gate::new(&webhooks);
-        Self { name: name.into(), webhooks, by_provider, gate, upstream, kept: Arc::default() }
+        Self { name: name.into(), webhooks, by_provider, gate, routes, upstream, kept: Arc::default() }
     }
 
     /// Takes in the request of a stream whose head has been taken off it, until it is answered. `turns` counts how often
@@ -223,14 +233,16 @@ impl Intake {
         });
         let caller = Caller { stream: &stream, head: &head, body: &body, at: Timestamp::now() };
         let mut found = Findings::default();
-        let admitted = self.gate.admit(caller, || self.recognise(&head, &body), &mut found).await;
-        let sender = self.recognise(&head, &body);
-        let mut ending = match admitted {
-            Ok(()) => {
+        let admitted = async {
+            self.gate.admit(caller, || self.recognise(&head, &body), &mut found).await?;
+            self.way(caller).await
+        };
+        let (mut ending, sender) = match admitted.await {
+            Ok((upstream, sender)) => {
                 let as_called = self.by_provider && sender.as_ref().is_some_and(|sender| sender.signs_url());
-                self.upstream.forward(&stream, &head, body.clone(), as_called, turns).await
+                (upstream.forward(&stream, &head, body.clone(), as_called, turns).await, sender)
             }
-            Err(ending) => ending,
+            Err(ending) => (ending, self.recognise(&head, &body)),
         };
         let sender = sender.or_else(|| self.recognise(&head, &body));
         if let (Some(sender), None) = (&sender, &found.judgement) {
@@ -252,6 +264,33 @@ impl Intake {
         let Ending { status, error, .. } = outcome.ending;
         recording.ended(status, outcome.duration().unwrap_or_default(), error);
         outcome
+    }
+
+    /// The service that a request goes to, and who has sent it as far as that is known.
+    ///
+    /// # Errors
+    /// How it has ended, where it goes to none.
+    async fn way(&self, caller: Caller<'_>) -> Result<(&Upstream, Option<Arc<Provider>>), Ending> {
+        let Caller { head, body, .. } = caller;
+        let mut sender = self.recognise(head, body);
+        if self.routes.is_empty() || head.upgrade.is_some() {
+            return Ok((&self.upstream, sender));
+        }
+        let find = |sender: Option<&Provider>, is_whole| {
+            with_request(head, body, |request| self.routes.find(request, sender, is_whole))
+        };
+        let mut way = find(sender.as_deref(), body.whole().is_some());
+        if matches!(way, Way::Unknown) {
+            self.gate.hold_for_routes(caller).await?;
+            sender = self.recognise(head, body);
+            // Of a body that is too long to be held it is known that no route has asked for such a one.
+            way = find(sender.as_deref(), true);
+        }
+        match way {
+            Way::None | Way::Unknown => Ok((&self.upstream, sender)),
+            Way::Route(_, _, Some(upstream)) => Ok((upstream, sender)),
+            Way::Route(number, to, None) => Err(gate::answer_by_route(caller, number, to, sender.as_deref()).await),
+        }
     }
 
     /// Refuses a request, because there are too many.
@@ -277,12 +316,18 @@ impl Intake {
 
     /// Closes connections that have been idle for too long. Returns when to ask again.
     pub(crate) fn expire(&self, now: Instant) -> Option<Instant> {
-        self.upstream.expire(now)
+        self.upstreams().filter_map(|upstream| upstream.expire(now)).min()
     }
 
     /// Ends what runs beside the exchanges.
     pub(crate) async fn close(&self) {
-        self.upstream.close().await;
+        for upstream in self.upstreams() {
+            upstream.close().await;
+        }
+    }
+
+    fn upstreams(&self) -> impl Iterator<Item = &Upstream> {
+        self.routes.services().chain([&self.upstream])
     }
 
     /// Who has sent a request, as far as what is here of it says so.

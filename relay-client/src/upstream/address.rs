@@ -10,6 +10,8 @@ use std::{
     str::FromStr,
 };
 
+use serde::{Deserialize, Deserializer, de::Error as _};
+
 use crate::platform::SOCKET_PATH_MAX;
 
 /// How the upstream is spoken to.
@@ -138,6 +140,23 @@ impl UpstreamAddr {
             return Err(AddressError::SocketPath { input, longest });
         }
         Ok(Self(Place::Unix(PathBuf::from(path))))
+    }
+}
+
+/// In a file it is a port, or a target as it is typed.
+impl<'de> Deserialize<'de> for UpstreamAddr {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "a port, or a target such as \"localhost:3000\"")]
+        enum Target {
+            Port(u16),
+            Text(String),
+        }
+        let text = match Target::deserialize(deserializer)? {
+            Target::Port(port) => port.to_string(),
+            Target::Text(text) => text,
+        };
+        text.parse().map_err(D::Error::custom)
     }
 }
 

@@ -1,0 +1,155 @@
+//! Where the requests of a tunnel go that do not all go to one service: its routes, of which the first that fits holds.
+//!
+//! ```toml
+//! [[tunnels.web.routes]]
+//! provider = "stripe"
+//! type = "invoice.*"
+//! when = { path = "/billing*", "json:/livemode" = "false" }
+//! upstream = 4000            # or answer = 204, or drop = true
+//! ```
+
+use http::StatusCode;
+use relay_protocol::webhook::{Conditions, Provider, Request, like};
+use serde::Deserialize;
+
+use crate::upstream::Upstream;
+use crate::upstream::address::UpstreamAddr;
+
+/// The longest body of an answer that a route gives, in bytes.
+const ANSWER_MAX: usize = 64 << 10;
+
+/// Which requests go where.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Written")]
+pub struct Route {
+    /// Those of this provider, by its id in the table.
+    pub provider: Option<String>,
+    /// Those about events of this kind, in which `*` stands for anything.
+    pub kind: Option<String>,
+    /// Those that are like this.
+    pub when: Conditions,
+    /// Where they go.
+    pub to: To,
+}
+
+/// Where a route leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum To {
+    /// To this service.
+    Upstream(UpstreamAddr),
+    /// Nowhere: this answers.
+    Answer(StatusCode, String),
+    /// Nowhere: what acknowledges a webhook of its provider answers, which for most is an empty 200.
+    Drop,
+}
+
+/// A route as a file has it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    provider: Option<String>,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    #[serde(default)]
+    when: Conditions,
+    upstream: Option<UpstreamAddr>,
+    answer: Option<u16>,
+    body: Option<String>,
+    #[serde(default)]
+    drop: bool,
+}
+
+impl TryFrom<Written> for Route {
+    type Error = String;
+
+    fn try_from(written: Written) -> Result<Self, String> {
+        let Written { provider, kind, when, upstream, answer, body, drop } = written;
+        if body.is_some() && answer.is_none() {
+            return Err("a route's body belongs to its answer: write answer = 200 beside it".to_owned());
+        }
+        let to = match (upstream, answer, drop) {
+            (Some(upstream), None, false) => To::Upstream(upstream),
+            (None, Some(status), false) => To::Answer(final_status(status)?, body.unwrap_or_default()),
+            (None, None, true) => To::Drop,
+            _ => return Err("a route has one of upstream = 4000, answer = 204 and drop = true".to_owned()),
+        };
+        match &to {
+            To::Answer(_, body) if body.len() > ANSWER_MAX => {
+                Err(format!("an answer of {} bytes; at most {ANSWER_MAX} fit into a route", body.len()))
+            }
+            To::Answer(StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED, body) if !body.is_empty() => {
+                Err("an answer with this status has no body".to_owned())
+            }
+            _ => Ok(Self { provider, kind, when, to }),
+        }
+    }
+}
+
+fn final_status(status: u16) -> Result<StatusCode, String> {
+    let status = StatusCode::from_u16(status).ok().filter(|status| !status.is_informational());
+    status.ok_or_else(|| "an answer has a status from 200 to 599".to_owned())
+}
+
+impl Route {
+    /// Whether it is this request's; none where the body must be there to tell. `sender` says who has sent it, as far as
+    /// that is known.
+    fn fits(&self, request: &Request<'_>, sender: Option<&Provider>, is_whole: bool) -> Option<bool> {
+        let is_other = |sender: &Provider| self.provider.as_ref().is_some_and(|wanted| *wanted != sender.id);
+        if sender.is_some_and(is_other) || !self.when.may_hold(request) {
+            return Some(false);
+        }
+        let asks_sender = self.provider.is_some() || self.kind.is_some();
+        if !is_whole && (self.when.need_body() || self.kind.is_some() || (asks_sender && sender.is_none())) {
+            return None;
+        }
+        let Some(sender) = sender else { return Some(!asks_sender && self.when.hold(request)) };
+        let is_about =
+            |pattern: &String| sender.event(request).kind.is_some_and(|kind| like(pattern.as_bytes(), kind.as_bytes()));
+        Some(self.when.hold(request) && self.kind.as_ref().is_none_or(is_about))
+    }
+}
+
+/// The routes of a tunnel, with the services that they lead to.
+#[derive(Debug, Default)]
+pub(crate) struct Routes(Vec<(Route, Option<Upstream>)>);
+
+/// What the routes say of a request.
+#[derive(Debug)]
+pub(super) enum Way<'r> {
+    /// This one is the first that fits; it is counted from 1, and leads to this service or to none.
+    Route(usize, &'r To, Option<&'r Upstream>),
+    /// None fits.
+    None,
+    /// It must be here as a whole first.
+    Unknown,
+}
+
+impl Routes {
+    pub(crate) fn new(routes: Vec<Route>, upstream: impl Fn(&UpstreamAddr) -> Upstream) -> Self {
+        let with_service = |route: Route| {
+            let service = if let To::Upstream(to) = &route.to { Some(upstream(to)) } else { None };
+            (route, service)
+        };
+        Self(routes.into_iter().map(with_service).collect())
+    }
+
+    /// Where a request goes.
+    pub(super) fn find(&self, request: &Request<'_>, sender: Option<&Provider>, is_whole: bool) -> Way<'_> {
+        for (i, (route, service)) in self.0.iter().enumerate() {
+            match route.fits(request, sender, is_whole) {
+                Some(true) => return Way::Route(i + 1, &route.to, service.as_ref()),
+                Some(false) => {}
+                None => return Way::Unknown,
+            }
+        }
+        Way::None
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn services(&self) -> impl Iterator<Item = &Upstream> {
+        self.0.iter().filter_map(|(_, service)| service.as_ref())
+    }
+}
