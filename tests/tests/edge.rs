@@ -7,11 +7,11 @@ use http::{Method, Request};
 use jiff::Timestamp;
 use relay_protocol::frame::{Frame, GoAway};
 use relay_protocol::message::{Extra, TunnelSpec};
-use relay_protocol::webhook::{Credentials, Secret, Table, Verify, Webhooks};
+use relay_protocol::webhook::{Credentials, Draft, Secret, Table, Verify, Webhooks};
 use relay_server::config::Limits;
 use relay_tests::body::{full, noise, pipe};
 use relay_tests::peer::{Socket, connect_on, session_of, sessions, spec};
-use relay_tests::{Answer, App, Body, RelayServer, Wire, World, within};
+use relay_tests::{Answer, App, Body, RelayClient, RelayServer, Wire, World, within};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 
@@ -28,6 +28,14 @@ async fn post(world: &World, name: &str, headers: &[(&str, &str)], body: &'stati
     }
     let mut http = world.http1(&world.host(name)).await;
     tokio::spawn(async move { http.answer(request.body(full(body)).unwrap()).await })
+}
+
+/// What Stripe would send, with a signature by this secret.
+fn draft(url: &str, secret: &str, body: &[u8]) -> Draft {
+    let table = Table::built_in().unwrap();
+    let credentials = Credentials { secrets: vec![secret.into()], ..Credentials::default() };
+    let unsigned = relay_protocol::webhook::Request::new(&Method::POST, url, &[], body);
+    table.get("stripe").unwrap().sign(&unsigned, &credentials, Timestamp::now()).unwrap()
 }
 
 const SHOPIFY: (&str, &str) = ("X-Shopify-Topic", "orders/create");
@@ -377,10 +385,7 @@ mod signatures {
 
     /// A POST that Stripe would send, with a signature by this secret.
     fn signed(url: &str, secret: &str, body: &[u8]) -> Request<Body> {
-        let table = Table::built_in().unwrap();
-        let credentials = Credentials { secrets: vec![secret.into()], ..Credentials::default() };
-        let unsigned = relay_protocol::webhook::Request::new(&Method::POST, url, &[], body);
-        let draft = table.get("stripe").unwrap().sign(&unsigned, &credentials, Timestamp::now()).unwrap();
+        let draft = draft(url, secret, body);
         let mut request = Request::post(url);
         for (name, value) in &draft.headers {
             request = request.header(name, value);
@@ -442,10 +447,13 @@ mod signatures {
         let old = Request::post(&url).header("Stripe-Signature", "t=1,v1=00").body(full("{}")).unwrap();
         code(refused(&world, "hooks", old).await, "not accepted");
         // Of five the client hears of one: with either secret, while one takes the other's place.
-        for secret in [SECRET, "whsec_new"] {
+        for (secret, reason) in
+            [(SECRET, "signed by Stripe with secret 2 of 2"), ("whsec_new", "signed by Stripe with secret 1 of 2")]
+        {
             let request = signed(&url, secret, b"{\"a\": 1}");
             let found = heard(&mut socket, begin(&world, "hooks", request).await).await;
-            assert_eq!(found, (Some("valid".into()), None, b"{\"a\": 1}".to_vec()));
+            assert_eq!((found.0.as_deref(), found.2), (Some("valid"), b"{\"a\": 1}".to_vec()));
+            assert!(found.1.as_ref().unwrap().starts_with(reason), "{:?}", found.1);
         }
     }
 
@@ -454,7 +462,7 @@ mod signatures {
         let (world, mut socket) = with(|_| {}, &[("hooks", judged(Verify::Warn, &[SECRET]))]).await;
         let url = world.url("hooks", "/hooks");
         let found = heard(&mut socket, begin(&world, "hooks", signed(&url, SECRET, b"{}")).await).await;
-        assert_eq!(found, (Some("valid".into()), None, b"{}".to_vec()));
+        assert_eq!((found.0.as_deref(), found.2), (Some("valid"), b"{}".to_vec()));
         let found = heard(&mut socket, begin(&world, "hooks", signed(&url, "whsec_other", b"{}")).await).await;
         assert_eq!((found.0.as_deref(), found.2), (Some("bad_signature"), b"{}".to_vec()));
         assert!(found.1.unwrap().contains("another secret signed it"));
@@ -622,5 +630,65 @@ mod signatures {
         for canary in ["whsec_canary", "canary2"] {
             assert!(!texts.iter().any(|text| text.contains(canary)), "{canary} is written somewhere");
         }
+    }
+}
+
+/// The same by the programs as they are, from the flags of one to the log of the other.
+mod with_a_real_client {
+    use super::*;
+
+    async fn start(app: &App, flags: &[&str]) -> (RelayServer, RelayClient) {
+        let server = RelayServer::spawn([""; 0]).await;
+        let token = server.token("real").await;
+        let client = server.client(&token, &app.addr().to_string(), flags).await;
+        (server, client)
+    }
+
+    #[tokio::test]
+    async fn signatures_are_judged_before_its_service_hears_of_anything() {
+        let app = App::recording().await;
+        let flags = ["--verify-at", "edge", "--verify", "reject", "--secret", "whsec_canary", "--inspect", "off"];
+        let (mut server, mut client) = start(&app, &flags).await;
+        let host = client.host();
+        for (secret, path, status) in [("whsec_other", "/forged", 401), ("whsec_canary", "/hooks", 200)] {
+            let url = format!("https://{host}{path}");
+            let draft = draft(&url, secret, br#"{"type":"invoice.paid"}"#);
+            let lines = draft.headers.iter().map(|(name, value)| format!("{name}: {}\r\n", value.to_str().unwrap()));
+            let head = format!("POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {}\r\n", draft.body.len());
+            let head = lines.fold(head, |head, line| head + &line);
+            let mut wire = server.raw(&host).await;
+            wire.send([format!("{head}\r\n").as_bytes(), &draft.body].concat()).await;
+            assert_eq!(wire.message().await.unwrap().status(), status, "{path}");
+            let line = server.process.error_line(&format!("\"target\":\"{path}\"")).await;
+            assert!(line.contains("\"provider\":\"stripe\"") && !line.contains("whsec"), "{line}");
+        }
+        assert_eq!(app.only().header("relay-verdict"), "valid");
+        let exchange = client.exchange().await;
+        let (path, webhook) = (&exchange["path"], &exchange["webhook"]);
+        assert_eq!((path, &webhook["verdict"]), (&"/hooks".into(), &"valid".into()), "{exchange}");
+        assert!(webhook["reason"].as_str().unwrap().starts_with("signed by Stripe"), "{exchange}");
+    }
+
+    #[tokio::test]
+    async fn handshakes_are_answered_when_its_machine_has_died() {
+        let app = App::recording().await;
+        let (server, mut client) = start(&app, &["--provider", "dropbox", "--handshake", "--inspect", "off"]).await;
+        let host = client.host();
+        client.process.kill().await;
+        let answer = within("an answer in its place", async {
+            loop {
+                let mut wire = server.raw(&host).await;
+                wire.send(format!("GET /?challenge=abc HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+                let answer = wire.message().await.expect("an answer");
+                // Until the relay knows that the client is gone.
+                if answer.status() == 200 {
+                    return answer;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+        assert_eq!((answer.values("relay-handshake"), &answer.body[..]), (vec!["dropbox"], &b"abc"[..]));
+        assert_eq!(app.requests(), 0);
     }
 }

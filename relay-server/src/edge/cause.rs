@@ -76,7 +76,7 @@ causes! {
     /// The request is not signed as the tunnel's owner wants it.
     SignatureInvalid = "signature-invalid", UNAUTHORIZED, None,
         "The request is not signed as this tunnel wants it.",
-        "Sign it as the provider does, with the secret that the tunnel was given; the tunnel's owner sees what is wrong.";
+        "Sign it as the provider does, with the secret that the tunnel was given, and send it without delay.";
     /// The relay shuts down.
     Draining = "draining", SERVICE_UNAVAILABLE, Some(5),
         "The relay is restarting.",

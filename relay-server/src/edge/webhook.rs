@@ -264,11 +264,7 @@ fn refusal(judgement: &Judgement) -> String {
 /// Lets the client know.
 fn tell(head: &mut RequestHead, judgement: Judgement) {
     head.headers.push((RELAY_VERDICT, HeaderValue::from_static(judgement.verdict.as_str())));
-    let reason = match judgement.verdict {
-        Verdict::Valid => judgement.warning,
-        _ => Some(judgement.reason.into_owned()),
-    };
-    let Some(reason) = reason else { return };
+    let reason = judgement.warning.map_or(judgement.reason, Cow::Owned);
     // It may quote the request, and must be a header's value anywhere.
     let plain = |c: char| if c == ' ' || c.is_ascii_graphic() { c } else { '?' };
     let reason: String = reason.chars().map(plain).take(REASON_MAX).collect();
