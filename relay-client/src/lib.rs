@@ -103,7 +103,7 @@ pub use self::event::{Event, Observer};
 pub use self::session::ConnectError;
 pub use self::tunnel::builder::{OpenError, TunnelBuilder};
 pub use self::tunnel::received::ReceivedRequest;
-pub use self::tunnel::{Exchange, Status, Tunnel};
+pub use self::tunnel::{Exchange, ReplayError, Replayed, Status, Tunnel};
 pub use self::upstream::service::{Body, BodyError, BoxError};
 pub use self::value::UpstreamProtocol;
 

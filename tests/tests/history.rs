@@ -34,13 +34,19 @@ impl Place {
         Process::spawn_in(self.home.clone(), "relay", words, &[]).await.wait().await
     }
 
-    /// `relay http` with a tunnel of this name, ready.
-    async fn client(&self, app: &App, name: &str, flags: &[&str]) -> Process {
+    /// `relay http` with a tunnel of this name.
+    fn words(&self, app: &App, name: &str) -> Vec<String> {
         let (upstream, addr) = (app.upstream().to_string(), self.relay.https.to_string());
         let ca = self.relay.ca_file().display().to_string();
-        let mut words = vec!["http", &upstream, "--subdomain", name, "--output", "json", "--relay", &self.relay.url];
-        words.extend(["--relay-addr", &addr, "--relay-ca", &ca, "--token", &self.token]);
-        words.extend(flags);
+        let tunnel = ["http", &upstream, "--subdomain", name, "--output", "json"];
+        let way = ["--relay", &self.relay.url, "--relay-addr", &addr, "--relay-ca", &ca, "--token", &self.token];
+        tunnel.into_iter().chain(way).map(str::to_owned).collect()
+    }
+
+    /// The same, ready.
+    async fn client(&self, app: &App, name: &str, flags: &[&str]) -> Process {
+        let mut words = self.words(app, name);
+        words.extend(flags.iter().map(|flag| (*flag).to_owned()));
         let mut client = Process::spawn_in(self.home.clone(), "relay", &words, &[]).await;
         assert_eq!(client.json().await["event"], "tunnel.ready");
         client
@@ -317,4 +323,32 @@ async fn exports_have_no_secrets_unless_asked_and_say_the_same() {
     let done = place.json(&["replay", "fixtures/one"]).await.remove(0);
     assert_eq!((&done["status"], &done["tunnel"]), (&200.into(), &"hooks".into()));
     drop(client);
+}
+
+#[tokio::test]
+async fn a_full_disk_is_said_once_and_requests_pass_meanwhile() {
+    let place = Place::new().await;
+    let app = App::echo().await;
+    let state = place.home.path().join(".local/state");
+    std::fs::create_dir_all(&state).unwrap();
+    let program = relay_tests::process::binary("relay").await;
+    let mount = "mount -t tmpfs -o size=1m tmpfs \"$0\" && exec \"$@\"";
+    let paths = [state.display().to_string(), program.display().to_string()];
+    let first = ["--mount", "sh", "-c", mount].map(str::to_owned);
+    let words: Vec<_> = first.into_iter().chain(paths).chain(place.words(&app, "hooks")).collect();
+    let mut client = Process::spawn_in(place.home.clone(), "/usr/bin/unshare", &words, &[]).await;
+    assert_eq!(client.json().await["event"], "tunnel.ready");
+    let large = vec![b'x'; 1 << 20];
+    for _ in 0..5 {
+        let answer = place.send("hooks", Request::post("/").body(full(large.clone())).unwrap()).await;
+        assert_eq!((answer.code(), answer.body.len()), (200, large.len()));
+    }
+    client.error_line("is full").await;
+    // Small ones still fit, or do not; either way they pass.
+    for _ in 0..5 {
+        assert_eq!(place.send("hooks", Request::post("/").body(full("a")).unwrap()).await.text(), "a");
+    }
+    let ended = client.terminate().await;
+    assert_eq!(ended.code(), 143, "{ended:?}");
+    assert!(!ended.stderr.contains("panicked"), "{ended:?}");
 }

@@ -282,6 +282,27 @@ mod captured {
         assert_eq!((request.path.as_str(), request.missed), ("/late", 0));
     }
 
+    /// A test sends a webhook once more, and sees what comes of it.
+    #[tokio::test]
+    async fn a_request_is_sent_once_more_as_it_came() {
+        let (relay, app) = (Embedded::start().await, App::recording().await);
+        let mut tunnel = open(relay.tunnel().upstream(app.addr()).capture()).await;
+        assert_eq!(relay.post(tunnel.url(), "hello").await.code(), 200);
+        let first = within("a request", tunnel.next_request()).await.unwrap();
+        let replayed = within("an answer", tunnel.replay(&first)).await.unwrap();
+        assert_eq!((replayed.status, replayed.error.as_deref()), (Some(StatusCode::OK), None));
+        let again = within("a request", tunnel.next_request()).await.unwrap();
+        assert_eq!((&again.body, &again.path, &again.method), (&first.body, &first.path, &first.method));
+        assert_eq!(again.headers["relay-replay-of"], first.headers["relay-request-id"]);
+        assert_eq!(again.headers["relay-request-id"], replayed.id.as_str());
+        assert_eq!(again.headers["x-request-id"], replayed.id.as_str());
+        assert_eq!(again.headers["forwarded"], first.headers["forwarded"]);
+        assert_eq!(app.requests(), 2);
+        drop(app);
+        let refused = within("an answer", tunnel.replay(&first)).await.unwrap();
+        assert_eq!((refused.status, refused.error.as_deref()), (None, Some("upstream-refused")));
+    }
+
     /// The application under test answers, and the test sees what it was asked.
     #[tokio::test]
     async fn requests_reach_their_service_all_the_same() {

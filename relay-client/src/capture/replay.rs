@@ -16,7 +16,7 @@ use super::exchange::Exchange;
 use super::saved::origin;
 
 /// How long an answer is waited for where nobody knows how long its sender would.
-const PATIENT: Duration = Duration::from_secs(30);
+pub(crate) const PATIENT: Duration = Duration::from_secs(30);
 
 /// A request that is to be sent once more.
 #[derive(Clone, Debug)]

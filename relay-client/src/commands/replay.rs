@@ -6,14 +6,13 @@
 
 use std::io;
 use std::path::Path;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::capture::fixture::{Fixture, FixtureError};
 use crate::capture::history::{FindError, History};
-use crate::capture::replay::{Replay, ReplayError, Resign};
+use crate::capture::replay::{PATIENT, Replay, ReplayError, Resign};
 use crate::cli::ReplayArgs;
 use crate::commands::requests::{self, HistoryError};
 use crate::config::{ConfigError, Files};
@@ -24,9 +23,6 @@ use crate::value::Output;
 
 /// Who sends a fixture: this machine.
 const HERE: &str = "127.0.0.1";
-
-/// How long the answer to a fixture is waited for.
-const PATIENT: Duration = Duration::from_secs(30);
 
 /// Why nothing was sent, or no more.
 #[derive(Debug, thiserror::Error)]

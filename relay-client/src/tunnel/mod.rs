@@ -5,14 +5,18 @@ pub(crate) mod received;
 
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::StatusCode;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::capture::Capture;
+use crate::capture::replay::Resign;
 use crate::client::{Client, ClientError, TunnelOptions};
 use crate::event::{Event, Observer};
+use crate::session::local::{Answer, Door, LocalError};
 use crate::tunnel::builder::TunnelBuilder;
 use crate::tunnel::received::{Received, ReceivedRequest};
 
@@ -83,6 +87,7 @@ pub struct Tunnel {
     status: watch::Receiver<Status>,
     exchanges: mpsc::Receiver<Exchange>,
     received: Option<Received>,
+    door: Door,
     ends: Ends,
     task: JoinHandle<Result<(), ClientError>>,
 }
@@ -125,6 +130,7 @@ impl Tunnel {
             Some(capture) => client.capturing(capture.clone()),
             None => client,
         };
+        let door = client.door();
         let (ready, is_ready) = oneshot::channel();
         let (seen, exchanges) = mpsc::channel(KEPT);
         let (said, status) = watch::channel(Status::Connecting);
@@ -149,7 +155,7 @@ impl Tunnel {
             ended
         });
         tokio::select! {
-            Ok((name, url)) = is_ready => Ok(Self { name, url, status, exchanges, received, ends, task }),
+            Ok((name, url)) = is_ready => Ok(Self { name, url, status, exchanges, received, door, ends, task }),
             ended = &mut task => Err(result(ended).err().unwrap_or_else(gave_way)),
         }
     }
@@ -186,6 +192,19 @@ impl Tunnel {
         }
     }
 
+    /// Sends a request that the tunnel has received to whoever answers, once more: byte for byte as it came, with an id of
+    /// its own and the first one's in `Relay-Replay-Of`. Waits for the answer for at most 30 s. The new request is an
+    /// [exchange](Tunnel::exchange), and is received like any other.
+    ///
+    /// # Errors
+    /// [`ReplayError`] where it was not sent. What happens at whoever answers is in [`Replayed`].
+    pub async fn replay(&self, request: &ReceivedRequest) -> Result<Replayed, ReplayError> {
+        let replay = request.again().map_err(|error| ReplayError(error.into()))?;
+        let answer = self.door.ask(&self.name, replay, Resign::Never).await.map_err(ReplayError)?;
+        let Answer { id, status, error, body, .. } = answer;
+        Ok(Replayed { id, status, error: error.map(str::to_owned), body: body.into() })
+    }
+
     /// Takes the tunnel down, after what is under way, which has 10 s for that.
     ///
     /// # Errors
@@ -195,6 +214,25 @@ impl Tunnel {
         result((&mut self.task).await)
     }
 }
+
+/// What came of a request that was sent once more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Replayed {
+    /// The new request's id, as in `Relay-Request-Id`.
+    pub id: String,
+    /// What it was answered with; `None` where it was not.
+    pub status: Option<StatusCode>,
+    /// A stable code, where something went wrong.
+    pub error: Option<String>,
+    /// The first MiB of the answer's body.
+    pub body: Bytes,
+}
+
+/// Why a request was not sent once more: not all of it was kept, or the tunnel has ended.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct ReplayError(LocalError);
 
 fn result(ended: Result<Result<(), ClientError>, tokio::task::JoinError>) -> Result<(), ClientError> {
     ended.unwrap_or_else(|_| Err(gave_way()))

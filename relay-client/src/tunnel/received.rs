@@ -10,16 +10,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::header::{HOST, HeaderMap, HeaderValue};
+use http::header::{HOST, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::{Frame, SizeHint};
 use relay_protocol::exchange::append_framed;
 use relay_protocol::message::RequestHead;
 
-use crate::capture::{Bounds, Capture, Entry, News, Reader, Since};
-use crate::upstream::forwarded;
+use crate::capture::entry::REPLAY_OF;
+use crate::capture::replay::{PATIENT, Replay, ReplayError};
+use crate::capture::{Bounds, Capture, Entry, News, Reader, Since, text};
 use crate::upstream::service::{Body, BoxError, Service};
+use crate::upstream::{RELAY_REQUEST_ID, X_REAL_IP, forwarded};
 
 /// What is kept; a test that takes its requests has no use for more.
 pub(crate) const BOUNDS: Bounds = Bounds { count: 1024, together: 64 << 20, body: 16 << 20 };
@@ -42,6 +44,34 @@ pub struct ReceivedRequest {
     pub status: Option<StatusCode>,
     /// How many requests before this one are not kept any more, because as many came behind them as are kept.
     pub missed: u64,
+}
+
+impl ReceivedRequest {
+    /// As it is sent once more.
+    pub(crate) fn again(&self) -> Result<Replay, ReplayError> {
+        let text = |name: HeaderName| self.headers.get(name).map(|value| text(value.as_bytes())).unwrap_or_default();
+        let id = text(RELAY_REQUEST_ID);
+        if self.truncated {
+            let kept = self.body.len() as u64;
+            return Err(ReplayError::Cut { id, kept, size: kept + 1 });
+        }
+        // The new request has an id of its own.
+        let is_theirs = |(name, value): &(&HeaderName, &HeaderValue)| {
+            ![HOST, RELAY_REQUEST_ID, REPLAY_OF].contains(name) && (id.is_empty() || value.as_bytes() != id.as_bytes())
+        };
+        let headers = self.headers.iter().filter(is_theirs);
+        Ok(Replay {
+            tunnel: None,
+            provider: None,
+            method: self.method.clone(),
+            url: format!("https://{}{}", text(HOST), self.path),
+            headers: headers.map(|(name, value)| (name.clone(), value.clone())).collect(),
+            body: self.body.to_vec(),
+            within: PATIENT,
+            remote: text(X_REAL_IP),
+            of: Some(id),
+        })
+    }
 }
 
 /// Takes what a tunnel's client has kept, until that ends.

@@ -615,9 +615,9 @@ pub(crate) fn expects_continue(head: &RequestHead) -> bool {
 const FORWARDED: HeaderName = header::FORWARDED;
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+pub(crate) const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const RELAY_REQUEST_ID: HeaderName = HeaderName::from_static("relay-request-id");
+pub(crate) const RELAY_REQUEST_ID: HeaderName = HeaderName::from_static("relay-request-id");
 /// On a request that is sent once more, because the service had closed the connection it was sent on first.
 const RELAY_ATTEMPT: HeaderName = HeaderName::from_static("relay-attempt");
 
