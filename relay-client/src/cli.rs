@@ -164,8 +164,8 @@ pub enum Command {
     #[command(after_help = "Examples:\n  \
         relay replay last\n  \
         relay replay 01KB2Z4QJ5 --secret env:STRIPE_SECRET --times 2\n  \
-        relay replay tests/fixtures/paid --tunnel hooks\n\n\
-        It goes through the running client of its tunnel to that client's service, and nowhere else. Exit code 0 \
+        relay replay tests/fixtures/paid --to http://localhost:3000\n\n\
+        It goes through the running client of its tunnel to that client's service, or to --to. Exit code 0 \
         says that every answer was a success.")]
     Replay(ReplayArgs),
     /// Say whether a saved webhook was signed by its provider, and why not
@@ -506,6 +506,10 @@ pub struct ReplayArgs {
     /// The request's id, its beginning, or last; or the directory of a fixture
     #[arg(value_name = "ID|DIR", required = true)]
     pub what: Vec<String>,
+
+    /// Send it straight to this URL; where that has neither path nor query, to those that it came to
+    #[arg(long, value_name = "URL", value_parser = web_url, conflicts_with = "tunnel")]
+    pub to: Option<String>,
 
     /// Send it to the tunnel of this name instead of the one that it came through
     #[arg(long, value_name = "NAME")]

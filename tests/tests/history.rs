@@ -232,6 +232,15 @@ async fn a_replay_is_byte_for_byte_the_original_and_says_so() {
     client.terminate().await;
     let none = place.run(&["replay", "last"]).await;
     assert!(none.status.code() == Some(1) && none.stderr.contains("no running client has a tunnel hooks"), "{none:?}");
+    // Straight to an app it needs no client.
+    let to = format!("http://{}", app.addr());
+    let done = place.json(&["replay", &id, "--to", &to]).await.remove(0);
+    assert_eq!((&done["status"], &done["id"], &done["tunnel"]), (&Value::from(200), &Value::Null, &Value::Null));
+    let last = app.last();
+    assert_eq!((&last.target, &last.body, last.header("relay-replay-of")), (&seen[0].target, &seen[0].body, &*id));
+    assert_eq!(last.headers["x-odd"], b"\xff\xe9".as_slice());
+    place.json(&["replay", &id, "--to", &format!("{to}/other?a")]).await;
+    assert_eq!(app.last().target, "/other?a");
 }
 
 #[tokio::test]

@@ -76,6 +76,9 @@ pub enum ReplayError {
     /// Nobody is known to have signed it.
     #[error("nobody is known to sign such a request, so that it cannot be signed anew; leave --resign out")]
     Nobody,
+    /// Nothing is known to sign it with.
+    #[error("there is no secret to sign it with; --secret takes it, @FILE or env:NAME")]
+    NoSecret,
     /// It cannot be signed.
     #[error(transparent)]
     Sign(#[from] SignError),

@@ -2,10 +2,12 @@
 //!
 //! ```text
 //!   history or fixture ──▶ Replay, signed anew where it is stale ──▶ the client that has the tunnel ──▶ its service
+//!                                                                └─▶ a server of the user's choice
 //! ```
 
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -13,11 +15,14 @@ use serde::Serialize;
 use crate::capture::fixture::{Fixture, FixtureError};
 use crate::capture::history::{FindError, History};
 use crate::capture::replay::{PATIENT, Replay, ReplayError, Resign};
+use crate::capture::saved::origin;
 use crate::cli::ReplayArgs;
 use crate::commands::requests::{self, HistoryError};
 use crate::config::{ConfigError, Files};
 use crate::control::{Ask, Asked, ControlError, Found, PATIENCE, Replayed, ask_all};
 use crate::event::Body;
+use crate::outgoing::{SendError, send};
+use crate::session::dial::{Peer, RelayUrl, RelayUrlError, Target, TargetError, Trust};
 use crate::terminal::{self, Shown, compact, json_line, plain_body, tell};
 use crate::value::Output;
 
@@ -45,6 +50,15 @@ pub enum ReplayCommandError {
     /// No client has the tunnel.
     #[error("no running client has {}; start one, as with `relay http 3000`, or say where to with --to URL", which(.0, .1))]
     NoTunnel(Option<String>, Vec<String>),
+    /// The URL leads nowhere.
+    #[error(transparent)]
+    Url(#[from] RelayUrlError),
+    /// TLS cannot be set up.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// Nobody is reached.
+    #[error(transparent)]
+    Send(#[from] SendError),
     /// The client that has it does not send it.
     #[error("the client of process {pid} did not send it: {problem}")]
     Client {
@@ -72,7 +86,7 @@ fn which(wanted: &Option<String>, known: &[String]) -> String {
 /// What became of a replay. In JSON these are the fields.
 #[derive(Debug, Serialize)]
 struct Report<'a> {
-    id: &'a str,
+    id: Option<&'a str>,
     replay_of: Option<&'a str>,
     tunnel: Option<&'a str>,
     method: &'a str,
@@ -100,7 +114,10 @@ pub async fn run(args: ReplayArgs, files: &Files) -> Result<bool, ReplayCommandE
         if args.tunnel.is_some() {
             first.tunnel.clone_from(&args.tunnel);
         }
-        let client = client_of(&mut first).await?;
+        let way = match &args.to {
+            Some(url) => Way::to(url)?,
+            None => Way::Client(client_of(&mut first).await?),
+        };
         let credentials = files.credentials(args.credentials.clone(), first.tunnel.as_deref())?;
         for _ in 0..args.times {
             let mut replay = first.clone();
@@ -111,8 +128,16 @@ pub async fn run(args: ReplayArgs, files: &Files) -> Result<bool, ReplayCommandE
                 // A secret that was given is the one that counts.
                 resign = Resign::Never;
             }
-            let done = client.replay(replay.tunnel.as_deref().unwrap_or_default(), &replay, resign).await;
-            let mut done = done.map_err(|problem| ReplayCommandError::Client { pid: client.status.pid, problem })?;
+            let mut done = match &way {
+                Way::Client(client) => {
+                    let done = client.replay(replay.tunnel.as_deref().unwrap_or_default(), &replay, resign).await;
+                    done.map_err(|problem| ReplayCommandError::Client { pid: client.status.pid, problem })?
+                }
+                Way::Server(target, url) => {
+                    replay.tunnel = None;
+                    straight(&mut replay, resign, target, url).await?
+                }
+            };
             done.signed |= is_signed;
             all &= done.error.is_none() && done.status.is_some_and(|status| (200..300).contains(&status));
             let shown = show(&replay, &done, args.output);
@@ -152,6 +177,50 @@ async fn load(wanted: &str, history: &mut Option<History>) -> Result<Replay, Rep
     Ok(Replay::of(&history.find(wanted)?)?)
 }
 
+/// Where it goes.
+enum Way {
+    /// To the service of a tunnel of this client.
+    Client(Box<Asked>),
+    /// To this URL.
+    Server(Target, String),
+}
+
+impl Way {
+    fn to(url: &str) -> Result<Self, ReplayCommandError> {
+        let server = RelayUrl::of_any_server(origin(url).unwrap_or(url))?;
+        Ok(Self::Server(Target::new(server, &Trust::System)?.naming(Peer::Server), url.to_owned()))
+    }
+}
+
+/// Sends it to a URL, where that has neither path nor query to its own.
+async fn straight(
+    replay: &mut Replay,
+    resign: Resign,
+    target: &Target,
+    url: &str,
+) -> Result<Replayed, ReplayCommandError> {
+    if resign == Resign::Always {
+        // Whoever had a secret has signed it.
+        return Err(ReplayError::NoSecret.into());
+    }
+    let path = |url: &str| url.get(origin(url).map_or(0, str::len)..).unwrap_or_default().to_owned();
+    let theirs = path(url);
+    let path = if theirs.is_empty() { path(&replay.url) } else { theirs };
+    let path = if path.starts_with('/') { path } else { format!("/{path}") };
+    replay.url = format!("{}{path}", origin(url).unwrap_or(url));
+    let headers = replay.marked_headers();
+    let sent = send(target, &replay.method, &path, &headers, replay.body.clone(), replay.within).await;
+    let (status, error, body, body_size, took) = match sent {
+        Ok(answer) => (Some(answer.status.as_u16()), None, answer.body, answer.size, answer.took),
+        Err(error @ SendError::Late(after)) => (None, Some(error.to_string()), Vec::new(), 0, after),
+        Err(error @ SendError::Broken(_)) => (None, Some(error.to_string()), Vec::new(), 0, Duration::ZERO),
+        Err(error) => return Err(error.into()),
+    };
+    let duration_ms = took.as_secs_f64() * 1e3;
+    // It has no id, because no client of ours has seen it.
+    Ok(Replayed { id: String::new(), signed: false, status, error, duration_ms, body, body_size })
+}
+
 /// The client that has the tunnel, or the only one that there is where that is known of none.
 async fn client_of(replay: &mut Replay) -> Result<Box<Asked>, ReplayCommandError> {
     let mut clients = Vec::new();
@@ -176,7 +245,7 @@ async fn client_of(replay: &mut Replay) -> Result<Box<Asked>, ReplayCommandError
 fn show(replay: &Replay, done: &Replayed, output: Output) -> String {
     let truncated = done.body_size > done.body.len() as u64;
     let report = Report {
-        id: &done.id,
+        id: Some(&*done.id).filter(|id| !id.is_empty()),
         replay_of: replay.of.as_deref(),
         tunnel: replay.tunnel.as_deref(),
         method: replay.method.as_str(),
@@ -195,12 +264,13 @@ fn show(replay: &Replay, done: &Replayed, output: Output) -> String {
     let outcome = done.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
     let error = done.error.as_ref().map_or_else(String::new, |error| format!(" {error}"));
     let signed = if done.signed { ", signed anew" } else { "" };
+    let id = report.id.map_or_else(String::new, |id| format!(", as {}", Shown(id)));
     let mut text = format!(
-        "{} {}: {outcome}{error} in {}{signed}, as {}\n",
+        "{} {}: {outcome}{} in {}{signed}{id}\n",
         Shown(report.method),
         Shown(report.url),
+        Shown(&error),
         compact(report.duration_ms),
-        Shown(report.id)
     );
     if report.body_size > 0 {
         text.push_str(&plain_body(report.body, report.body_size, truncated));
