@@ -183,6 +183,32 @@ fn signed_by(scene: &Scene, secret: &str) -> Draft {
     scene.signed("stripe", secret, EVENT)
 }
 
+/// The relay judges, and what it refuses costs the tunnel nothing.
+#[tokio::test]
+async fn the_relay_judges_where_it_is_told_the_secrets() {
+    let mut scene = Scene::start(&["--secret", SECRET, "--verify-at", "edge", "--verify", "reject"]).await;
+    let right = scene.signed("stripe", SECRET, EVENT);
+    let forged = Draft { body: EVENT.replace("paid", "void").into(), ..right.clone() };
+    let request = |draft: &Draft| {
+        let mut request = Request::post(&draft.url);
+        for (name, value) in &draft.headers {
+            request = request.header(name, value);
+        }
+        request.body(body::full(draft.body.clone())).unwrap()
+    };
+    let answer = scene.world.send(request(&forged)).await;
+    assert_eq!((answer.code(), &answer.headers["relay-error"]), (401, &HeaderValue::from_static("signature-invalid")));
+    let (answer, event) = scene.post(&right).await;
+    assert_eq!((answer.code(), &event["webhook"]["verdict"]), (200, &json!("valid")), "{event}");
+    assert_eq!(scene.app.requests(), 1, "and the client has heard of nothing else before");
+
+    let mut scene = Scene::start(&["--secret", SECRET, "--verify-at", "edge"]).await;
+    let right = scene.signed("stripe", SECRET, EVENT);
+    let (answer, event) = scene.post(&Draft { body: format!("{EVENT}\n").into(), ..right }).await;
+    assert_eq!((answer.code(), &event["webhook"]["verdict"]), (200, &json!("bad_signature")), "{event}");
+    assert!(event["webhook"]["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{event}");
+}
+
 /// As curl does with a body of some size, and as a program does that does not know how much will come.
 #[tokio::test]
 async fn a_body_that_comes_later_is_waited_for() {

@@ -653,6 +653,30 @@ mod tests {
     use crate::session::dial::{Target, Trust};
     use crate::upstream::address::UpstreamAddr;
 
+    /// It would leave alone what it does not know, and everything would be let in.
+    #[test]
+    fn a_relay_that_cannot_judge_is_not_taken_for_one_that_does() {
+        let mut options = wanted(&[0]).remove(0);
+        options.webhooks.verify = Verify::Reject;
+        let bound =
+            [Bound { tunnel: 0, result: Ok(PublicName { name: "a".into(), url: "https://a.relay.example".into() }) }];
+        let check = |options: &TunnelOptions, said: &[Extra]| {
+            let asked = Asked {
+                number: 0,
+                options: options.clone(),
+                name: None,
+                remembered: false,
+                beside: false,
+                takeover: false,
+            };
+            Tunnels::default().check(&[asked], &bound, said).map_err(|error| error.to_string())
+        };
+        assert_eq!(check(&options, &[]), Ok(()), "the client judges");
+        options.webhooks.verify_at = crate::value::VerifyAt::Edge;
+        assert_eq!(check(&options, &[Webhooks::known()]), Ok(()));
+        assert_eq!(check(&options, &[]), Err(JUDGES_NOT.to_owned()));
+    }
+
     /// What the relay answers: `None` is yes.
     type Answer = Option<&'static str>;
 
