@@ -434,7 +434,7 @@ pub struct RequestsArgs {
     #[arg(long, value_name = "VERDICT", value_parser = filter::verdict)]
     pub verdict: Option<Verdict>,
 
-    /// Only those with this text in path, event, provider, tunnel, id, method, error or address
+    /// Only those with this text in path, event, provider, tunnel, id, method, error or address, or in a body
     #[arg(long, value_name = "TEXT")]
     pub text: Option<String>,
 

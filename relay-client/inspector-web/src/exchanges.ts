@@ -79,9 +79,10 @@ export class Exchanges {
   filter(wanted: Predicate, grouped: boolean): void {
     this.#wanted = wanted;
     this.#grouped = grouped;
-    for (const entry of this.all) entry.shown = wanted(entry);
-    if (grouped) for (const attempts of this.#byEvent.values()) onlyNewest(attempts);
-    this.view = this.all.filter((entry) => entry.shown);
+    this.view = this.all.filter((entry) => (entry.shown = wanted(entry)));
+    if (!grouped) return;
+    for (const attempts of this.#byEvent.values()) onlyNewest(attempts);
+    this.view = this.view.filter((entry) => entry.shown);
   }
 
   clear(): void {

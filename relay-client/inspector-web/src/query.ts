@@ -19,7 +19,7 @@ const FIELDS: Record<string, (summary: Summary) => string | null> = {
 export interface Term {
   /** A name of `FIELDS`, `status`, or null for a word that is looked for anywhere. */
   field: string | null;
-  /** One of them must fit. */
+  /** One of them must fit, in any case. */
   values: string[];
   /** None of them may fit. */
   not: boolean;
@@ -33,7 +33,7 @@ export function parse(text: string): Term[] {
     const bare = not ? word.slice(1) : word;
     const named = /^([a-z]+):(.*)$/s.exec(bare);
     const field = named && (named[1] === "status" || Object.hasOwn(FIELDS, named[1]!)) ? named[1]! : null;
-    const unquoted = (part: string) => part.replaceAll('"', "").toLowerCase();
+    const unquoted = (part: string) => part.replaceAll('"', "");
     // A comma separates values outside of quotes.
     const parts = field ? (named![2]!.match(/(?:"[^"]*"?|[^,"])+/g) ?? []) : [bare];
     const values = parts.map(unquoted).filter((value) => value !== "");
@@ -52,7 +52,8 @@ export function compile(terms: Term[], bodies: ReadonlySet<string>): Predicate {
   return (entry) => tests.every((test) => test(entry));
 }
 
-function testOf({ field, values, not }: Term, bodies: ReadonlySet<string>): Predicate {
+function testOf({ field, values: written, not }: Term, bodies: ReadonlySet<string>): Predicate {
+  const values = written.map((value) => value.toLowerCase());
   if (field === null) {
     const value = values[0]!;
     return (entry) => entry.text.includes(value) || (!not && bodies.has(entry.id));
@@ -95,16 +96,16 @@ function glob(pattern: string): (value: string) => boolean {
   };
 }
 
-/** The words that are looked for anywhere, as one text, for the server to look for in bodies. */
+/** The words that are looked for anywhere, as one text, for the client to look for in bodies, just as it stands. */
 export function wordsOf(terms: Term[]): string {
   const words = terms.filter((term) => term.field === null && !term.not);
   return words.map((term) => term.values[0]!).join(" ");
 }
 
-/** The value that a field is held to, where it is held to just one. */
+/** The value that a field is held to, in lower case, where it is held to just one. */
 export function valueOf(text: string, field: string): string {
   const found = parse(text).filter((term) => term.field === field && !term.not);
-  return found.length === 1 && found[0]!.values.length === 1 ? found[0]!.values[0]! : "";
+  return found.length === 1 && found[0]!.values.length === 1 ? found[0]!.values[0]!.toLowerCase() : "";
 }
 
 /** The text with a field held to `value`, or to none where that is empty. */

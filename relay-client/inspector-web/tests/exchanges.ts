@@ -163,7 +163,7 @@ test("words may stand in a body", () => {
   assert.deepEqual(ids(exchanges.view), [2, 3]);
   exchanges.filter(compile(parse("-needle"), new Set(["000002"])), false);
   assert.deepEqual(ids(exchanges.view), [1, 2]);
-  assert.equal(wordsOf(parse('status:2xx one "two three" -four')), "one two three");
+  assert.equal(wordsOf(parse('status:2xx One "two Three" -four')), "One two Three");
 });
 
 test("a menu writes the words that it reads", () => {

@@ -13,6 +13,10 @@ use super::exchange::{Exchange, Summary};
 use super::filter::{PathPattern, StatusPattern};
 use super::store::{self, Place, SUMMARY, Store, StoreError};
 
+/// The bodies in which a text is looked for are those of so many exchanges. All of them may be a gibibyte, but rarely are:
+/// with a few KiB each this takes tens of milliseconds.
+const SEARCHED: i64 = 10_000;
+
 /// What is asked for; all of it must hold. The empty query asks for everything.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Query {
@@ -32,7 +36,8 @@ pub(crate) struct Query {
     pub(crate) tunnel: Option<String>,
     /// Whether it was signed.
     pub(crate) verdict: Option<Verdict>,
-    /// Text in any case that stands in its path, event, provider, tunnel, id, method, error or address.
+    /// Text in any case that stands in its path, event, provider, tunnel, id, method, error or address, or in this case
+    /// in one of its bodies, where it is among the last [`SEARCHED`] that were stored.
     pub(crate) text: Option<String>,
     /// Those that came at this time or later: milliseconds since 1970.
     pub(crate) since_ms: Option<u64>,
@@ -227,17 +232,21 @@ impl Query {
             let of = if path.contains('?') { "path" } else { "substr(path, 1, instr(path || '?', '?') - 1)" };
             add(&format!("{of} GLOB ?"), glob(path).into());
         }
-        if let Some(wanted) = &self.text {
-            let everywhere = "concat_ws(char(10), path, event_type, event_id, provider, provider_name, tunnel, id, \
-                              method, error, status, remote) LIKE ? ESCAPE '\\'";
-            let escaped = wanted.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_");
-            add(everywhere, format!("%{escaped}%").into());
-        }
         match self.status {
             None => {}
             Some(StatusPattern::Code(code)) => add("status = ?", i64::from(code).into()),
             Some(StatusPattern::Class(class)) => add("status / 100 = ?", i64::from(class).into()),
             Some(StatusPattern::Error) => conditions.push("(error IS NOT NULL OR status IS NULL)".to_owned()),
+        }
+        if let Some(wanted) = &self.text {
+            let everywhere = "concat_ws(char(10), path, event_type, event_id, provider, provider_name, tunnel, id, \
+                              method, error, status, remote) LIKE ? ESCAPE '\\'";
+            let bodies = "content IN (SELECT number FROM content WHERE number > (SELECT max(number) FROM content) - ? \
+                          AND (instr(request_body, ?) OR instr(response_body, ?)))";
+            let escaped = wanted.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_");
+            let bytes = || Value::Blob(wanted.as_bytes().to_vec());
+            conditions.push(format!("({everywhere} OR {bodies})"));
+            values.extend([format!("%{escaped}%").into(), SEARCHED.into(), bytes(), bytes()]);
         }
         match conditions.as_slice() {
             [] => (String::new(), values),

@@ -589,8 +589,9 @@ mod tests {
         let (_directory, place) = place();
         let entries: Vec<_> = (0..10_u16)
             .map(|i| {
-                let mut entry =
-                    answered(entry(&format!("01{i}"), &format!("/hooks/{i}?q=[x]"), b""), 200 + 50 * i, b"");
+                let (asked, said) = (format!("\0Asked {i}"), format!("Said {i}%"));
+                let entry = entry(&format!("01{i}"), &format!("/hooks/{i}?q=[x]"), asked.as_bytes());
+                let mut entry = answered(entry, 200 + 50 * i, said.as_bytes());
                 entry.annotate().event_type = Some(if i % 2 == 0 { "invoice.paid" } else { "in*" }.to_owned());
                 entry
             })
@@ -623,7 +624,10 @@ mod tests {
                 10,
             ),
             (Query { text: Some("HOOKS/7".to_owned()), ..query() }, "017", 1),
-            (Query { text: Some("%".to_owned()), ..query() }, "", 0),
+            (Query { text: Some("_".to_owned()), ..query() }, "", 0),
+            (Query { text: Some("Asked 4".to_owned()), ..query() }, "014", 1),
+            (Query { text: Some("Said 4%".to_owned()), after: Some("013".to_owned()), ..query() }, "014", 1),
+            (Query { text: Some("said 4".to_owned()), ..query() }, "", 0),
             (Query { since_ms: Some(u64::MAX), ..query() }, "", 0),
         ] {
             assert_eq!(list(query.clone()), (expected.to_owned(), count), "{query:?}");
