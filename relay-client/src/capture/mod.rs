@@ -7,7 +7,7 @@
 //!            └─ answer ──▶ ┘                 └─ its end ─┴──▶ Writer ──▶ history.db: all of them ──▶ History
 //! ```
 //!
-//! An [`Entry`] is shared by all three: the recording writes it, the ring shows it, and once the exchange is over the
+//! An `Entry` is shared by all three: the recording writes it, the ring shows it, and once the exchange is over the
 //! writer stores it. The ring has a bound of its count, and all entries together have one of their bytes, wherever they
 //! are: the ring gives way first, oldest first, then bodies are cut, and what the disk does not take in time is not
 //! stored. Nothing of that ever holds a request up.

@@ -482,8 +482,6 @@ impl Upload {
             whole.extend_from_slice(&std::mem::take(&mut self.held));
         };
         self.held = whole.freeze();
-        self.kept = Kept::default();
-        self.kept.push(&self.held);
         Ok(gathered)
     }
 
