@@ -30,6 +30,8 @@ def urls(config):
 
 with tempfile.TemporaryDirectory() as home:
     seen = {"before": urls(config("2", home))}
+    requests = ngrok.api_request(f"{api_url}/api/requests/http", params={"limit": 5})["requests"]
+    seen["requests"] = [request["request"]["uri"] for request in requests]
     for version in ["2", "3"]:
         settings = config(version, home)
         tunnel = ngrok.connect(upstream, pyngrok_config=settings)

@@ -136,6 +136,20 @@ pub async fn pyngrok_calls(url: &str, upstream: &str) -> Value {
     json(python().arg(app_file("pyngrok_calls.py")).args([url, upstream])).await
 }
 
+/// Calls everything that an OpenAPI document at `url` describes, with what it allows and what it does not, and with this
+/// `id` where one is asked for; panics where an answer is none that the document has. `/events` and `/wait` are left out,
+/// because they take their time.
+pub async fn keeps_to_openapi(url: &str, id: &str) {
+    let settings = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(settings.path(), format!("[parameters]\nid = \"{id}\"\n")).expect("it is written");
+    let mut command = python();
+    command.args(["-m", "schemathesis.cli", "--config-file"]).arg(settings.path()).args(["run", url]);
+    command.args(["--checks", "not_a_server_error,status_code_conformance,content_type_conformance"]);
+    command.args(["--checks", "response_schema_conformance", "--phases", "coverage", "--seed", "1"]);
+    command.args(["--generation-database", "none", "--no-color", "--exclude-path-regex", "/(events|wait)$"]);
+    output_within(Duration::from_secs(600), &mut command).await;
+}
+
 /// A Django project under its development server.
 #[derive(Debug)]
 pub struct Django {
@@ -181,10 +195,14 @@ pub fn git(directory: &Path) -> Command {
 /// Runs a command to its end and returns what it printed on standard output; panics with all that it printed
 /// when it fails or takes more than a minute.
 pub async fn output(command: &mut Command) -> String {
+    output_within(PATIENCE, command).await
+}
+
+async fn output_within(patience: Duration, command: &mut Command) -> String {
     command.kill_on_drop(true).stdin(Stdio::null());
-    let done = timeout(PATIENCE, command.output())
+    let done = timeout(patience, command.output())
         .await
-        .unwrap_or_else(|_| panic!("not done after {PATIENCE:?}: {command:?}"))
+        .unwrap_or_else(|_| panic!("not done after {patience:?}: {command:?}"))
         .unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
     let (stdout, stderr) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
     assert!(done.status.success(), "{command:?}: {}\n{stdout}{stderr}", done.status);

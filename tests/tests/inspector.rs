@@ -3,12 +3,15 @@
 
 use std::net::SocketAddr;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use http::{Method, Request};
 use relay_tests::app::ok;
 use relay_tests::body::full;
 use relay_tests::world::connect_tls;
-use relay_tests::{Answer, App, Http, Process, RelayClient, RelayServer, tools};
+use relay_tests::{Answer, App, Http, Process, RelayClient, RelayServer, tools, within};
 use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 
 const DEFAULTS: [&str; 0] = [];
@@ -79,7 +82,8 @@ async fn public(relay: &RelayServer, url: &str) -> Answer {
 #[tokio::test]
 async fn a_page_is_where_the_client_says_and_nothing_else_may_use_it() {
     let relay = RelayServer::spawn(DEFAULTS).await;
-    let inspected = Inspected::new(&relay, &App::echo().await, &[]).await;
+    let app = App::echo().await;
+    let inspected = Inspected::new(&relay, &app, &[]).await;
     let page = inspected.call(Method::GET, "/", &[], "").await;
     assert_eq!((page.code(), page.header("content-type")), (200, "text/html; charset=utf-8"));
     let policy = page.header("content-security-policy");
@@ -120,7 +124,8 @@ async fn a_page_is_where_the_client_says_and_nothing_else_may_use_it() {
 #[tokio::test]
 async fn another_sites_page_is_refused_whatever_it_asks() {
     let relay = RelayServer::spawn(DEFAULTS).await;
-    let inspected = Inspected::new(&relay, &App::echo().await, &[]).await;
+    let app = App::echo().await;
+    let inspected = Inspected::new(&relay, &app, &[]).await;
     let (address, json) = (inspected.address(), ("content-type", "application/json"));
     let rebound = format!("rebound.example:{}", address.port());
     let own = format!("http://{address}");
@@ -299,6 +304,20 @@ async fn a_file_that_changes_leaves_added_tunnels_alone() {
     assert_eq!(inspected.call(Method::DELETE, "/api/tunnels/added%20%28api%29", &[], "").await.code(), 204);
 }
 
+/// Every answer of every call has the shape that the document says.
+#[tokio::test]
+async fn the_document_of_the_api_is_kept_to() {
+    let relay = RelayServer::spawn(DEFAULTS).await;
+    let app = App::echo().await;
+    let inspected = Inspected::new(&relay, &app, &["--subdomain", "hooks"]).await;
+    let url = inspected.client.url();
+    post(&relay, &format!("{url}/hooks"), &[("x-github-event", b"push")], "{}").await;
+    post(&relay, &format!("{url}/hooks"), &[], &b"\xff"[..]).await;
+    let list = inspected.get("/api/v1/exchanges").await;
+    let id = list["exchanges"][0]["id"].as_str().unwrap();
+    tools::keeps_to_openapi(&format!("{}/api/v1/openapi.json", inspected.url), id).await;
+}
+
 mod agent_api {
     use super::*;
 
@@ -361,7 +380,9 @@ mod agent_api {
         let relay = RelayServer::spawn(DEFAULTS).await;
         let app = saying("from the app").await;
         let inspected = Inspected::new(&relay, &app, &["--subdomain", "hooks"]).await;
+        public(&relay, &format!("{}/seen", inspected.client.url())).await;
         let seen = tools::pyngrok_calls(&inspected.url, &app.upstream().to_string()).await;
+        assert_eq!(seen["requests"], json!(["/seen"]));
         assert_eq!(seen["before"], json!([inspected.client.url()]));
         for version in ["2", "3"] {
             let seen = &seen[version];
@@ -371,5 +392,256 @@ mod agent_api {
             assert_eq!(seen["upstream"]["url"], app.upstream().to_string());
         }
         assert_eq!((&seen["after"], &seen["refused"]), (&seen["before"], &400.into()));
+    }
+}
+
+/// POST on a tunnel's public URL.
+async fn post(relay: &RelayServer, url: &str, headers: &[(&str, &[u8])], body: impl Into<bytes::Bytes>) -> Answer {
+    let uri: http::Uri = url.parse().unwrap();
+    let tls = connect_tls(relay.https, uri.host().unwrap(), &relay.ca_file(), &[b"http/1.1"]).await;
+    let mut request = Request::post(uri);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    Http::one(tls).await.answer(request.body(full(body)).unwrap()).await
+}
+
+/// The events of a watcher, one by one.
+struct Events {
+    reader: BufReader<TcpStream>,
+}
+
+impl Events {
+    async fn watch(address: SocketAddr) -> Self {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET /api/v1/events HTTP/1.1\r\nHost: {address}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut events = Self { reader: BufReader::new(stream) };
+        while !events.line().await.starts_with(": ") {}
+        events
+    }
+
+    async fn line(&mut self) -> String {
+        let mut line = String::new();
+        assert!(within("a line", self.reader.read_line(&mut line)).await.unwrap() > 0, "the stream has ended");
+        line.trim_end().to_owned()
+    }
+
+    /// The next event and its data.
+    async fn next(&mut self) -> (String, Value) {
+        loop {
+            if let Some(event) = self.line().await.strip_prefix("event: ") {
+                let line = self.line().await;
+                let data = line.strip_prefix("data: ").unwrap_or_else(|| panic!("no data: {line}"));
+                return (event.to_owned(), serde_json::from_str(data).unwrap());
+            }
+        }
+    }
+}
+
+mod exchanges {
+    use super::*;
+
+    #[tokio::test]
+    async fn are_listed_and_shown_byte_for_byte() {
+        let relay = RelayServer::spawn(DEFAULTS).await;
+        let app = App::echo().await;
+        let inspected = Inspected::new(&relay, &app, &["--subdomain", "hooks"]).await;
+        let url = inspected.client.url();
+        let odd: &[u8] = b"<script>alert(1)</script>\xff\0\r\n";
+        let headers: [(&str, &[u8]); 3] = [("x-odd", b"\xff <b>"), ("X-Two", b"1"), ("x-two", b"2")];
+        assert_eq!(post(&relay, &format!("{url}/hooks/(b)?x=%3Cb%3E"), &headers, odd).await.code(), 200);
+        assert_eq!(post(&relay, &format!("{url}/other"), &[], "{\"type\":\"invoice.paid\"}").await.code(), 200);
+
+        let list = inspected.get("/api/v1/exchanges").await;
+        let exchanges = list["exchanges"].as_array().unwrap();
+        assert_eq!((exchanges.len(), &list["total"]), (2, &2.into()), "{list}");
+        assert_eq!((&exchanges[0]["path"], &exchanges[0]["status"]), (&"/other".into(), &200.into()));
+        let first = &exchanges[1];
+        let id = first["id"].as_str().unwrap();
+        let detail = inspected.get(&format!("/api/v1/exchanges/{id}")).await;
+        for (field, value) in first.as_object().unwrap() {
+            assert_eq!(detail[field], *value, "{field}");
+        }
+        assert_eq!(
+            (&detail["request"]["body_size"], &detail["request"]["body_truncated"]),
+            (&odd.len().into(), &false.into())
+        );
+        assert!(detail["request"]["headers"].as_array().unwrap().contains(&json!(["x-odd", "\u{ff} <b>"])), "{detail}");
+        for side in ["request", "response"] {
+            let body = inspected.call(Method::GET, &format!("/api/v1/exchanges/{id}/{side}/body"), &[], "").await;
+            assert_eq!((body.code(), &body.body[..]), (200, odd), "{side}");
+            assert_eq!(body.header("content-type"), "application/octet-stream");
+            assert_eq!(body.header("content-disposition"), format!("attachment; filename=\"{id}-{side}.bin\""));
+            assert_eq!(body.header("x-content-type-options"), "nosniff");
+        }
+
+        // Filters, and pages.
+        for (query, paths) in [
+            ("path=/other", vec!["/other"]),
+            ("method=POST&status=2xx&limit=1", vec!["/other"]),
+            ("path=/hooks*&tunnel=hooks", vec!["/hooks/(b)?x=%3Cb%3E"]),
+            ("status=404", vec![]),
+            ("tunnel=none", vec![]),
+            (&format!("after={id}"), vec!["/other"]),
+            (&format!("before={id}"), vec![]),
+        ] {
+            let list = inspected.get(&format!("/api/v1/exchanges?{query}")).await;
+            let found: Vec<_> = list["exchanges"].as_array().unwrap().iter().map(|one| one["path"].clone()).collect();
+            assert_eq!(found, paths, "{query}");
+        }
+        for wrong in ["limit=x", "status=odd", "path=hooks", "nonsense=1", "verdict=maybe"] {
+            let answer = inspected.call(Method::GET, &format!("/api/v1/exchanges?{wrong}"), &[], "").await;
+            assert_eq!(code(&answer), (400, "bad-request".to_owned()), "{wrong}");
+        }
+        let missing = inspected.call(Method::GET, "/api/v1/exchanges/none", &[], "").await;
+        assert_eq!(code(&missing), (404, "exchange-not-found".to_owned()));
+        assert_eq!(inspected.call(Method::DELETE, "/api/v1/exchanges", &[], "").await.code(), 204);
+        assert_eq!(inspected.get("/api/v1/exchanges").await, json!({"exchanges": [], "total": 0}));
+    }
+
+    #[tokio::test]
+    async fn are_told_of_when_they_come_and_when_they_are_over() {
+        let relay = RelayServer::spawn(DEFAULTS).await;
+        let (held, release) = tokio::sync::watch::channel(false);
+        let app = App::serve(move |request| {
+            let mut release = release.clone();
+            async move {
+                if request.uri().path() == "/slow" {
+                    let _ = release.wait_for(|open| *open).await;
+                }
+                ok("done")
+            }
+        })
+        .await;
+        let inspected = Inspected::new(&relay, &app, &["--subdomain", "hooks"]).await;
+        let url = inspected.client.url().to_owned();
+        let slow_url = format!("{url}/slow");
+        let mut slow = std::pin::pin!(post(&relay, &slow_url, &[], "x"));
+        tokio::select! {
+            _ = &mut slow => panic!("it is held"),
+            () = app.reached(1) => {}
+        }
+        // Also of what was under way already.
+        let mut events = Events::watch(inspected.address()).await;
+        let (event, begun) = events.next().await;
+        assert_eq!((event.as_str(), &begun["path"], &begun["status"]), ("exchange", &"/slow".into(), &Value::Null));
+        let id = begun["id"].as_str().unwrap();
+        let detail = inspected.get(&format!("/api/v1/exchanges/{id}")).await;
+        assert_eq!((&detail["request"]["body"], &detail["response"]), (&"x".into(), &Value::Null), "{detail}");
+        let none = inspected.call(Method::GET, &format!("/api/v1/exchanges/{id}/response/body"), &[], "").await;
+        assert_eq!(code(&none), (404, "response-not-found".to_owned()));
+        held.send(true).unwrap();
+        assert_eq!(slow.await.code(), 200);
+        let (_, over) = events.next().await;
+        assert_eq!((&over["id"], &over["status"]), (&id.into(), &200.into()));
+        assert!(over["duration_ms"].as_f64().is_some(), "{over}");
+        // A second client of this user is no business of this one's.
+        let mut seen = Vec::new();
+        assert_eq!(post(&relay, &format!("{url}/next"), &[], "").await.code(), 200);
+        while seen.last().is_none_or(|last: &Value| last["duration_ms"].is_null()) {
+            seen.push(events.next().await.1);
+        }
+        assert!(seen.iter().all(|one| one["path"] == "/next"), "{seen:?}");
+    }
+
+    #[tokio::test]
+    async fn are_waited_for() {
+        let relay = RelayServer::spawn(DEFAULTS).await;
+        let app = App::echo().await;
+        let inspected = Inspected::new(&relay, &app, &["--subdomain", "hooks"]).await;
+        let url = inspected.client.url().to_owned();
+        let waits =
+            inspected.get("/api/v1/wait?path=/hooks/*&json=/type%3Dinvoice.paid&header=x-kind:%20test&within=30s");
+        let send = async {
+            for (path, body) in [
+                ("/hooks/a", "{}"),
+                ("/other", "{\"type\":\"invoice.paid\"}"),
+                ("/hooks/b", "{\"type\":\"invoice.paid\"}"),
+            ] {
+                assert_eq!(post(&relay, &format!("{url}{path}"), &[("x-kind", b"test")], body).await.code(), 200);
+            }
+        };
+        let (found, ()) = tokio::join!(waits, send);
+        assert_eq!((&found["path"], &found["status"]), (&"/hooks/b".into(), &200.into()));
+        assert_eq!(found["response"]["body"], "{\"type\":\"invoice.paid\"}");
+        let found = inspected.get("/api/v1/wait?path=/hooks/a").await;
+        assert_eq!(found["request"]["body"], "{}");
+        let missed = inspected.call(Method::GET, "/api/v1/wait?path=/none&within=50ms", &[], "").await;
+        assert_eq!(code(&missed), (408, "not-yet".to_owned()));
+        let missed = inspected.call(Method::GET, "/api/v1/wait?path=/hooks/a&since=now&within=50ms", &[], "").await;
+        assert_eq!(code(&missed), (408, "not-yet".to_owned()));
+    }
+
+    /// Nobody reads, and the requests go on.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn do_not_wait_for_who_watches() {
+        let relay = RelayServer::spawn(DEFAULTS).await;
+        let app = saying("ok").await;
+        let mut inspected = Inspected::new(&relay, &app, &["--subdomain", "hooks"]).await;
+        let url = inspected.client.url().to_owned();
+        let mut slow = Events::watch(inspected.address()).await;
+        let uri: http::Uri = url.parse().unwrap();
+        let tls = connect_tls(relay.https, uri.host().unwrap(), &relay.ca_file(), &[b"h2"]).await;
+        let mut http = Http::two(tls).await;
+        let long = "x".repeat(2000);
+        let before = inspected.client.process.resident();
+        for round in 0..60 {
+            let path = |one| format!("{url}/{round}/{one}?{long}");
+            let sent: Vec<_> =
+                (0..50).map(|one| http.begin(Request::post(path(one)).body(full("{}")).unwrap())).collect();
+            for answer in sent {
+                assert_eq!(answer.await.unwrap().code(), 200);
+            }
+        }
+        let grown = inspected.client.process.resident().saturating_sub(before);
+        assert!(grown < 96 << 20, "{} MiB", grown >> 20);
+        // What it was told of before it stopped reading, and then how much it has missed.
+        let mut missed = 0;
+        let last = format!("/59/49?{long}");
+        loop {
+            let (event, data) = slow.next().await;
+            if event == "missed" {
+                missed += data["count"].as_u64().unwrap();
+            } else if data["path"] == last.as_str() && !data["duration_ms"].is_null() {
+                break;
+            }
+        }
+        println!("missed {missed}");
+        assert_eq!(inspected.client.process.terminate().await.code(), 143);
+    }
+
+    #[tokio::test]
+    async fn are_shown_to_scripts_as_they_know_them() {
+        let relay = RelayServer::spawn(DEFAULTS).await;
+        let app = App::echo().await;
+        let inspected = Inspected::new(&relay, &app, &["--subdomain", "hooks"]).await;
+        let url = inspected.client.url();
+        post(
+            &relay,
+            &format!("{url}/one"),
+            &[("x-github-event", b"push"), ("x-github-event", b"again")],
+            &b"\xff1"[..],
+        )
+        .await;
+        post(&relay, &format!("{url}/two"), &[], "2").await;
+        let all = inspected.get("/api/requests/http").await;
+        assert_eq!(all["uri"], "/api/requests/http");
+        let [two, one] = &all["requests"].as_array().unwrap()[..] else { panic!("{all}") };
+        assert_eq!((&one["request"]["method"], &one["request"]["uri"]), (&"POST".into(), &"/one".into()));
+        assert_eq!(one["request"]["headers"]["X-Github-Event"], json!(["push", "again"]));
+        assert_eq!((&one["tunnel_name"], &one["request"]["proto"]), (&"hooks".into(), &"HTTP/1.1".into()));
+        assert_eq!((&one["response"]["status"], &one["response"]["status_code"]), (&"200 OK".into(), &200.into()));
+        assert!(one["duration"].as_u64().unwrap() > 0 && one["start"].as_str().unwrap().ends_with('Z'), "{one}");
+        let raw = STANDARD.decode(one["request"]["raw"].as_str().unwrap()).unwrap();
+        assert!(raw.starts_with(b"POST /one HTTP/1.1\r\nHost: hooks.") && raw.ends_with(b"\r\n\r\n\xff1"), "{raw:?}");
+        let raw = STANDARD.decode(one["response"]["raw"].as_str().unwrap()).unwrap();
+        assert!(raw.starts_with(b"HTTP/1.1 200 OK\r\n") && raw.ends_with(b"\r\n\r\n\xff1"), "{raw:?}");
+        assert_eq!(inspected.get(one["uri"].as_str().unwrap()).await, *one);
+        let limited = inspected.get("/api/requests/http?limit=1&tunnel_name=hooks").await;
+        assert_eq!(limited["requests"], json!([two]));
+        assert_eq!(inspected.get("/api/requests/http?tunnel_name=none").await["requests"], json!([]));
+        assert_eq!(inspected.call(Method::DELETE, "/api/requests/http", &[], "").await.code(), 204);
+        assert_eq!(inspected.get("/api/requests/http").await["requests"], json!([]));
     }
 }

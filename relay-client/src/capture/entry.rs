@@ -9,11 +9,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
 use http::{HeaderName, Method, StatusCode};
-use relay_protocol::message::{Payload as _, RequestHead};
+use relay_protocol::message::{HeaderList, Payload as _, RequestHead, ResponseHead};
 use relay_protocol::webhook::Verdict;
 use tokio::time::Instant;
 
-use super::exchange::Summary;
+use super::exchange::{Exchange, Part, Summary, Timings};
 use super::{Answer, unix_now};
 
 /// On a request that a client sends once more: the id of the first one. The relay takes it off what comes from outside.
@@ -118,6 +118,16 @@ impl Half {
         !self.whole || self.size > self.body().len() as u64
     }
 
+    fn part<H>(&self, head: H) -> Part<H> {
+        Part {
+            head,
+            body: self.body().to_vec(),
+            body_size: self.size,
+            body_truncated: self.is_truncated(),
+            trailers: list(&self.trailers),
+        }
+    }
+
     fn cost(&self) -> usize {
         self.content.capacity() + self.trailers.len()
     }
@@ -178,7 +188,7 @@ impl Entry {
 
     /// The service has answered with this encoded head. About `room` bytes of body will follow.
     pub(super) fn respond(&mut self, encoded: &[u8], room: usize) {
-        self.upstream = Some(self.arrived.elapsed());
+        self.upstream = Some(in_micros(self.arrived.elapsed()));
         self.response = Some(Half::new(encoded, room));
     }
 
@@ -204,7 +214,8 @@ impl Entry {
         }
         self.request.content.shrink_to_fit();
         self.response.iter_mut().for_each(|response| response.content.shrink_to_fit());
-        (self.status, self.ended) = (status, Some(end));
+        let duration = in_micros(end.duration);
+        (self.status, self.ended) = (status, Some(End { duration, ..end }));
         true
     }
 
@@ -267,7 +278,6 @@ impl Entry {
     }
 
     /// As it stands in a list.
-    #[allow(dead_code, reason = "the inspector asks so")]
     pub(crate) fn summary(&self) -> Summary {
         let Answer { status, duration_ms, error } = self.answer();
         let annotation = self.annotation().cloned().unwrap_or_default();
@@ -293,6 +303,37 @@ impl Entry {
             attempt: annotation.attempt.max(1),
         }
     }
+
+    /// All of it, as far as it has come.
+    pub(crate) fn exchange(&self) -> Option<Exchange> {
+        let summary = self.summary();
+        let timings = Timings {
+            edge_ms: self.edge_ms.into(),
+            upstream_ms: self.upstream.map(|time| time.as_secs_f64() * 1e3),
+            total_ms: summary.duration_ms,
+        };
+        let response = self.response.as_ref().and_then(|half| {
+            let head = ResponseHead::from_bytes(&Bytes::copy_from_slice(half.head())).ok()?;
+            Some(half.part(head))
+        });
+        Some(Exchange {
+            reason: self.annotation().and_then(|annotation| annotation.reason.clone()),
+            timings,
+            request: self.request.part(self.decode()?),
+            response,
+            summary,
+        })
+    }
+}
+
+/// Of what stands on the wire.
+fn list(trailers: &Bytes) -> HeaderList {
+    HeaderList::from_bytes(trailers).unwrap_or_default()
+}
+
+/// As the history keeps it, so that both say the same.
+fn in_micros(time: Duration) -> Duration {
+    Duration::from_micros(u64::try_from(time.as_micros()).unwrap_or(u64::MAX))
 }
 
 fn content_length(head: &RequestHead) -> Option<u64> {

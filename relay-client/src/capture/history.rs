@@ -102,7 +102,6 @@ impl History {
     ///
     /// # Errors
     /// [`StoreError`].
-    #[allow(dead_code, reason = "the inspector asks so")]
     pub(crate) fn count(&self, query: &Query) -> Result<u64, StoreError> {
         let (wanted, values) = query.sql(false);
         let sql = format!("SELECT count(*) FROM exchange{wanted}");

@@ -38,7 +38,7 @@ use tokio::sync::Notify;
 
 use self::entry::End;
 pub(crate) use self::entry::{Annotation, Entry};
-use self::exchange::Summary;
+use self::exchange::{Exchange, Summary};
 use self::store::{Limits, Place};
 use self::writer::Writer;
 
@@ -185,6 +185,14 @@ impl Capture {
         let seq = ring.find(|entry| *entry.id == *id)?;
         let entry = ring.get(seq)?.entry();
         Some(captured(seq, &entry, entry.decode()?))
+    }
+
+    /// As [`Capture::get`], with its answer as far as there is one.
+    pub(crate) fn exchange(&self, id: &str) -> Option<Exchange> {
+        let ring = self.0.ring();
+        let kept = ring.get(ring.find(|entry| *entry.id == *id)?)?.clone();
+        drop(ring);
+        kept.entry().exchange()
     }
 
     /// What is wrong with the history, once for each time that something is: a sentence.
@@ -460,15 +468,18 @@ impl Reader {
         self
     }
 
-    /// Tells of each request when its head has come, and once more when its exchange is over; never [`News::Answered`].
-    #[allow(dead_code, reason = "the inspector asks so")]
+    /// Tells of each exchange that is under way and of each that comes when its head has come, and once more when it is
+    /// over; never [`News::Answered`]. What is over by now is for whoever reads the history.
     pub(crate) fn twice(mut self) -> Self {
-        self.tells = Tells::Both;
+        let ring = self.capture.0.ring();
+        let is_open = |seq: &u64| ring.get(*seq).is_some_and(|kept| kept.entry().ended.is_none());
+        self.open = (self.next.max(ring.first)..ring.end()).filter(is_open).map(|seq| (seq, false)).collect();
+        (self.next, self.left, self.tells) = (ring.end(), self.open.len(), Tells::Both);
+        drop(ring);
         self
     }
 
     /// The next news of a list that is kept up to date, of a reader that tells [twice](Self::twice).
-    #[allow(dead_code, reason = "the inspector asks so")]
     pub(crate) async fn next_summary(&mut self) -> Option<News<Summary>> {
         self.next_as(|_, entry, _| entry.summary()).await
     }

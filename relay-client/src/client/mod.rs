@@ -304,7 +304,8 @@ impl Client {
 
     fn inspect(&mut self) -> Result<Option<Inspector>, ClientError> {
         let (Some(settings), Some(control)) = (self.inspector.take(), self.control.clone()) else { return Ok(None) };
-        let started = Inspector::start(settings, control.clone(), self.tunnels.clone());
+        let Some(capture) = control.capture.clone() else { return Ok(None) };
+        let started = Inspector::start(settings, control.clone(), capture, self.tunnels.clone());
         let inspector = started.map_err(|error| ClientError::Inspector(error.to_string()))?;
         control.board.inspected(inspector.url());
         self.inspector_url = Some(inspector.url().to_owned());

@@ -1,5 +1,9 @@
 //! The calls that scripts for ngrok's agent make, with the answers that they expect. What that API lacks is in `api`.
 
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use http::request::Parts;
 use http::{Method, StatusCode};
 use hyper::body::Incoming;
@@ -8,12 +12,21 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::answer::{Answer, Problem, json as answer_json, nothing};
-use super::query::segment;
+use super::query::{Query, segment};
+use super::records::Records;
 use super::tunnels::Wish;
 use super::{Desk, is_get, read_json};
+use crate::capture::exchange::{Exchange, timestamp};
+use crate::capture::{history, text};
 use crate::control::board::{State, Tunnel};
 use crate::control::meter::Reading;
 use crate::upstream::address::HostPort;
+
+/// Requests in a list where nobody says.
+const REQUESTS: u64 = 50;
+
+/// What is said of a message's protocol: it crosses the wire in another one, and reaches the service so.
+const PROTO: &str = "HTTP/1.1";
 
 /// A tunnel, as `POST /api/tunnels` asks for it. What would protect it and is not known here is refused, not overlooked;
 /// what changes nothing is taken and left alone.
@@ -107,6 +120,15 @@ impl Desk {
         let ok = |value: &Value| Ok(answer_json(StatusCode::OK, value));
         match path {
             ["" | "status"] if is_get(head) => ok(&self.agent_status()),
+            ["requests", "http"] if is_get(head) => self.requests(head),
+            ["requests", "http"] if head.method == Method::DELETE => {
+                self.records.look(Records::clear).await?;
+                Ok(nothing())
+            }
+            ["requests", "http", id] if is_get(head) => {
+                let id = (*id).to_owned();
+                self.records.look(move |records| Ok(answer_json(StatusCode::OK, &captured(&records.get(&id)?)))).await
+            }
             ["tunnels"] if is_get(head) => {
                 let tunnels: Vec<_> = self.all().iter().map(|tunnel| self.agent_tunnel(tunnel)).collect();
                 ok(&json!({ "tunnels": tunnels, "uri": "/api/tunnels" }))
@@ -136,7 +158,8 @@ impl Desk {
             ["tunnels" | "endpoints"] => Err(Problem::Method("GET, HEAD, POST")),
             ["tunnels", _] => Err(Problem::Method("GET, HEAD, DELETE")),
             ["endpoints", _] => Err(Problem::Method("GET, HEAD, PUT, DELETE")),
-            ["" | "status"] => Err(Problem::Method("GET, HEAD")),
+            ["requests", "http"] => Err(Problem::Method("GET, HEAD, DELETE")),
+            ["" | "status"] | ["requests", "http", _] => Err(Problem::Method("GET, HEAD")),
             _ => Err(Problem::NoPath),
         }
     }
@@ -161,6 +184,16 @@ impl Desk {
             "session": { "legs": legs },
             "uri": "/api/status",
         })
+    }
+
+    /// The last requests, as they are read: their bodies together may be more than fits into memory.
+    fn requests(&self, head: &Parts) -> Result<Answer, Problem> {
+        let mut parameters = Query::of(&head.uri)?;
+        let limit = parameters.parse::<u64>("limit")?.unwrap_or(REQUESTS);
+        let query = history::Query { tunnel: parameters.take("tunnel_name"), ..history::Query::default() };
+        let start = r#"{"uri":"/api/requests/http","requests":["#.to_owned();
+        let write = |_: &Records, exchange: &Exchange| captured(exchange).to_string().into_bytes();
+        Ok(self.records.stream(query, limit, (start, "]}".to_owned()), write))
     }
 
     fn metrics(&self, tunnel: &Tunnel) -> Value {
@@ -224,6 +257,64 @@ impl Desk {
             reason: format!("{host:?} is not below the relay's domain, {base}"),
         })
     }
+}
+
+/// An exchange as ngrok's agent shows it.
+fn captured(exchange: &Exchange) -> Value {
+    let Exchange { summary, request, response, .. } = exchange;
+    let headers = |list: &mut dyn Iterator<Item = (String, String)>| {
+        let mut map: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        list.for_each(|(name, value)| map.entry(name).or_default().push(value));
+        map
+    };
+    let asked = format!("{} {} {PROTO}", summary.method, summary.path);
+    let mut theirs = exchange.request_headers().map(|(name, value)| (canonical(name), text(value)));
+    let response = response.as_ref().map(|response| {
+        let status = response.head.status;
+        let line = format!("{} {}", status.as_u16(), status.canonical_reason().unwrap_or_default());
+        let lines = response.head.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+        let raw = raw(&format!("{PROTO} {line}"), lines.clone(), &response.body);
+        let headers = headers(&mut lines.map(|(name, value)| (canonical(name), text(value))));
+        json!({ "status": line, "status_code": status.as_u16(), "proto": PROTO, "headers": headers, "raw": raw })
+    });
+    json!({
+        "uri": format!("/api/requests/http/{}", segment(&summary.id)),
+        "id": summary.id,
+        "tunnel_name": summary.tunnel,
+        "remote_addr": summary.remote,
+        "start": format!("{:.3}", timestamp(summary.at_ms)),
+        "duration": summary.duration_ms.map_or(0, |time| (time * 1e6) as u64),
+        "request": {
+            "method": summary.method,
+            "proto": PROTO,
+            "headers": headers(&mut theirs),
+            "uri": summary.path,
+            "raw": raw(&asked, exchange.request_headers(), &request.body),
+        },
+        "response": response,
+    })
+}
+
+/// A message as HTTP/1.1 has it, in base64.
+fn raw<'a>(start: &str, headers: impl Iterator<Item = (&'a str, &'a [u8])>, body: &[u8]) -> String {
+    let mut raw = format!("{start}\r\n").into_bytes();
+    for (name, value) in headers {
+        raw.extend([canonical(name).as_bytes(), b": ", value, b"\r\n"].concat());
+    }
+    raw.extend(b"\r\n");
+    raw.extend(body);
+    STANDARD.encode(raw)
+}
+
+/// A header's name as Go writes it, and scripts look it up.
+fn canonical(name: &str) -> String {
+    let mut begins = true;
+    let letter = |c: char| {
+        let c = if begins { c.to_ascii_uppercase() } else { c };
+        begins = c == '-';
+        c
+    };
+    name.chars().map(letter).collect()
 }
 
 /// The host of a URL, or of what stands in one behind the scheme.

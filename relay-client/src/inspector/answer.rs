@@ -1,9 +1,11 @@
 //! What the inspector answers with, and what it says where it refuses.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, Entry, HeaderName, LOCATION, REFERRER_POLICY,
-    SET_COOKIE, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+    ALLOW, CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, Entry, HeaderName, LOCATION,
+    REFERRER_POLICY, SET_COOKIE, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use http::{HeaderValue, Response, StatusCode};
 use relay_protocol::message::MAX_TUNNELS;
@@ -43,7 +45,12 @@ pub(super) fn seal(answer: &mut Answer) {
 
 /// Bytes of a type.
 pub(super) fn bytes(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer {
-    let mut answer = Response::new(Body::from(body.into()));
+    self::body(status, kind, body.into().into())
+}
+
+/// As [`bytes`], where they arrive over time.
+pub(super) fn body(status: StatusCode, kind: &'static str, body: Body) -> Answer {
+    let mut answer = Response::new(body);
     *answer.status_mut() = status;
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     answer
@@ -56,6 +63,20 @@ pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Answer {
         // What we serialize has names for keys, so this does not happen.
         Err(error) => Problem::History(error.to_string()).answer(Form::Ours),
     }
+}
+
+/// Bytes to be kept in a file, whatever they are: nothing here may look at them.
+pub(super) fn download(kind: &'static str, name: &str, body: impl Into<Bytes>) -> Answer {
+    as_download(bytes(StatusCode::OK, kind, body), name)
+}
+
+/// An answer to be kept in a file of this name.
+pub(super) fn as_download(mut answer: Answer, name: &str) -> Answer {
+    let is_safe = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    let name: String = name.chars().filter(|c| is_safe(*c)).collect();
+    let attached = HeaderValue::from_str(&format!("attachment; filename=\"{name}\""));
+    answer.headers_mut().insert(CONTENT_DISPOSITION, attached.unwrap_or(HeaderValue::from_static("attachment")));
+    answer
 }
 
 /// Done, and nothing to say.
@@ -119,6 +140,16 @@ pub(super) enum Problem {
     Parameter { name: &'static str, reason: String },
     #[error("There is no parameter {0:?} here.")]
     UnknownParameter(String),
+    #[error("There is no request {0:?}.")]
+    NoExchange(String),
+    #[error("There is no answer to {0:?}.")]
+    NoResponse(String),
+    #[error("No such request has arrived within {0:?}.")]
+    NotYet(Duration),
+    #[error("{} others are told of events already, which is as many as may.", super::events::WATCHERS)]
+    Watchers,
+    #[error("The client has ended.")]
+    Ended,
     #[error("No tunnel is called {0:?}.")]
     NoTunnel(String),
     #[error("There is a tunnel called {0:?} already.")]
@@ -145,13 +176,13 @@ impl Problem {
             }
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::NoPath | Self::NoTunnel(_) => StatusCode::NOT_FOUND,
+            Self::NoPath | Self::NoTunnel(_) | Self::NoExchange(_) | Self::NoResponse(_) => StatusCode::NOT_FOUND,
             Self::Method(_) => StatusCode::METHOD_NOT_ALLOWED,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::SlowBody => StatusCode::REQUEST_TIMEOUT,
+            Self::SlowBody | Self::NotYet(_) => StatusCode::REQUEST_TIMEOUT,
             Self::Json(_) | Self::Parameter { .. } | Self::UnknownParameter(_) => StatusCode::BAD_REQUEST,
             Self::TunnelExists(_) | Self::TooManyTunnels | Self::TunnelRefused(_) => StatusCode::CONFLICT,
-            Self::RelayAway => StatusCode::SERVICE_UNAVAILABLE,
+            Self::RelayAway | Self::Watchers | Self::Ended => StatusCode::SERVICE_UNAVAILABLE,
             Self::History(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -168,6 +199,11 @@ impl Problem {
             Self::TooLarge => "body-too-large",
             Self::SlowBody => "body-timeout",
             Self::Json(_) | Self::Parameter { .. } | Self::UnknownParameter(_) => "bad-request",
+            Self::NoExchange(_) => "exchange-not-found",
+            Self::NoResponse(_) => "response-not-found",
+            Self::NotYet(_) => "not-yet",
+            Self::Watchers => "too-many-watchers",
+            Self::Ended => "client-ended",
             Self::NoTunnel(_) => "tunnel-not-found",
             Self::TunnelExists(_) => "tunnel-exists",
             Self::TooManyTunnels => "too-many-tunnels",
@@ -192,6 +228,11 @@ impl Problem {
             Self::Json(_) | Self::Parameter { .. } | Self::UnknownParameter(_) => {
                 "What each call takes is listed by /api/v1/openapi.json."
             }
+            Self::NoExchange(_) => "GET the list of requests for their ids; the oldest go when there are too many.",
+            Self::NoResponse(_) => "The service has not answered.",
+            Self::NotYet(_) => "Wait again, with since=ID of the last one that is known.",
+            Self::Watchers => "Close a page that shows this one.",
+            Self::Ended => "Start it again.",
             Self::NoTunnel(_) => "GET the list of tunnels for their names.",
             Self::TunnelExists(_) => "Choose another name, or delete that one first.",
             Self::TooManyTunnels => "Delete one first.",

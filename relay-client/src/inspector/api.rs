@@ -6,11 +6,15 @@ use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::answer::{Answer, Problem, json as answer_json, nothing};
+use super::answer::{Answer, Problem, bytes, download, json as answer_json, nothing};
 use super::query::Query;
+use super::records::{self, Records};
 use super::tunnels::Wish;
-use super::{Desk, is_get, read_json};
+use super::{Desk, events, is_get, read_json};
 use crate::control::board::{Refused, Tunnel};
+
+/// All calls of this file and of `agent`, for programs.
+const OPENAPI: &str = include_str!("openapi.json");
 
 /// A tunnel as it is asked for.
 #[derive(Debug, Deserialize)]
@@ -40,9 +44,38 @@ impl<'a> From<&'a Tunnel> for ShownTunnel<'a> {
 
 impl Desk {
     pub(super) async fn api(&self, path: &[&str], head: &Parts, body: Incoming) -> Result<Answer, Problem> {
-        // There is none that a call may have.
-        Query::of(&head.uri)?.finish()?;
+        let mut query = Query::of(&head.uri)?;
         match path {
+            ["exchanges"] if is_get(head) => {
+                let (query, limit) = parsed(query, records::query)?;
+                let page = self.records.look(move |records| Ok(to_json(&records.list(&query, limit)?))).await?;
+                return Ok(page);
+            }
+            ["wait"] if is_get(head) => {
+                let id = events::wait(&self.records, &mut query, &self.closing).await?;
+                return self.exchange(id).await;
+            }
+            // The others have none.
+            _ => query.finish()?,
+        }
+        match path {
+            ["exchanges"] if head.method == Method::DELETE => {
+                self.records.look(Records::clear).await?;
+                Ok(nothing())
+            }
+            ["exchanges", id] if is_get(head) => self.exchange((*id).to_owned()).await,
+            ["exchanges", id, side @ ("request" | "response"), "body"] if is_get(head) => {
+                let (id, is_request) = ((*id).to_owned(), *side == "request");
+                let name = format!("{id}-{side}.bin");
+                let body = move |records: &Records| {
+                    let exchange = records.get(&id)?;
+                    let response = exchange.response.map(|response| response.body);
+                    if is_request { Ok(exchange.request.body) } else { response.ok_or(Problem::NoResponse(id)) }
+                };
+                Ok(download("application/octet-stream", &name, self.records.look(body).await?))
+            }
+            ["openapi.json"] if is_get(head) => Ok(bytes(StatusCode::OK, "application/json", OPENAPI)),
+            ["events"] if is_get(head) => events::watch(&self.records, &self.watchers, &self.closing),
             ["status"] if is_get(head) => Ok(answer_json(StatusCode::OK, &self.control.board.status())),
             ["tunnels"] if is_get(head) => {
                 let status = self.control.board.status();
@@ -64,10 +97,33 @@ impl Desk {
                 self.tunnels.remove(name).await?;
                 Ok(nothing())
             }
-            ["status"] => Err(Problem::Method("GET, HEAD")),
+            ["exchanges"] => Err(Problem::Method("GET, HEAD, DELETE")),
+            ["status" | "events" | "wait" | "openapi.json"]
+            | ["exchanges", _]
+            | ["exchanges", _, "request" | "response", "body"] => Err(Problem::Method("GET, HEAD")),
             ["tunnels"] => Err(Problem::Method("GET, HEAD, POST")),
             ["tunnels", _] => Err(Problem::Method("GET, HEAD, DELETE")),
             _ => Err(Problem::NoPath),
         }
     }
+
+    /// An exchange with all that is known of it.
+    async fn exchange(&self, id: String) -> Result<Answer, Problem> {
+        let show = move |records: &Records| {
+            let exchange = records.get(&id)?;
+            Ok(to_json(&exchange.detail(Some(records.table()))))
+        };
+        self.records.look(show).await
+    }
+}
+
+fn to_json(value: &impl Serialize) -> Answer {
+    answer_json(StatusCode::OK, value)
+}
+
+/// What `read` makes of all parameters.
+fn parsed<T>(mut query: Query, read: impl FnOnce(&mut Query) -> Result<T, Problem>) -> Result<T, Problem> {
+    let parsed = read(&mut query)?;
+    query.finish()?;
+    Ok(parsed)
 }

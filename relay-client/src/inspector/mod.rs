@@ -13,8 +13,10 @@ mod agent;
 mod answer;
 mod api;
 mod assets;
+mod events;
 mod guard;
 mod query;
+mod records;
 mod tunnels;
 
 use std::convert::Infallible;
@@ -39,10 +41,14 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use self::answer::{Answer, Form, Problem};
+use self::events::WATCHERS;
 use self::guard::{Guard, Pass};
+use self::records::Records;
 use self::tunnels::Tunnels;
+use crate::capture::Capture;
 use crate::client::TunnelOptions;
 use crate::control::Control;
+use crate::intake::built_in;
 use crate::value::Secret;
 
 /// Where tools for tunnels are looked for, and so many ports behind it for the clients that run beside the first.
@@ -124,8 +130,10 @@ impl Inspector {
     pub(crate) fn start(
         settings: InspectorSettings,
         control: Control,
+        capture: Capture,
         wanted: watch::Sender<Vec<TunnelOptions>>,
     ) -> Result<Self, InspectorError> {
+        let remote = settings.remote_upstreams;
         let listener = settings.address.bind()?;
         let address = listener.local_addr();
         let listening = listener.set_nonblocking(true).and_then(|()| tokio::net::TcpListener::from_std(listener));
@@ -134,8 +142,13 @@ impl Inspector {
         let (address, listener) = (address.map_err(failed)?, listening.map_err(failed)?);
         let guard = Guard::new(address, settings.token).ok_or(InspectorError::Random)?;
         let closing = CancellationToken::new();
-        let tunnels = Tunnels::new(wanted, control.board.clone(), address.port(), settings.remote_upstreams);
-        let desk = Arc::new(Desk { guard, control, tunnels });
+        // All tunnels of a client have the same: the built-in one, with what the user's files add.
+        let table = wanted.borrow().first().map_or_else(built_in, |options| options.webhooks.table.clone());
+        let tunnels =
+            Tunnels { wanted, board: control.board.clone(), own: address.port(), remote, table: table.clone() };
+        let watchers = Arc::new(Semaphore::new(WATCHERS));
+        let (records, ends) = (Records::new(capture, table), closing.clone());
+        let desk = Arc::new(Desk { guard, control, tunnels, records, watchers, closing: ends });
         let mut task = JoinSet::new();
         task.spawn(listen(listener, desk, closing.clone()));
         Ok(Self { url: url(address), closing, task })
@@ -223,6 +236,10 @@ struct Desk {
     guard: Guard,
     control: Control,
     tunnels: Tunnels,
+    records: Records,
+    /// Places for those who are told of events.
+    watchers: Arc<Semaphore>,
+    closing: CancellationToken,
 }
 
 impl Desk {

@@ -1,14 +1,17 @@
 //! Adding and removing tunnels while the client runs, as `relay start` does when its file changes.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use relay_protocol::message::MAX_TUNNELS;
+use relay_protocol::webhook::Table;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::answer::Problem;
 use crate::client::TunnelOptions;
 use crate::control::board::{Board, Status, Tunnel};
+use crate::intake::WebhookOptions;
 use crate::upstream::address::{Scheme, UpstreamAddr};
 use crate::value::{duration, subdomain};
 
@@ -21,12 +24,14 @@ const NAME: usize = 128;
 /// The tunnels of a client, as its inspector changes them.
 #[derive(Debug)]
 pub(super) struct Tunnels {
-    wanted: watch::Sender<Vec<TunnelOptions>>,
-    board: Board,
+    pub(super) wanted: watch::Sender<Vec<TunnelOptions>>,
+    pub(super) board: Board,
     /// The inspector's own port.
-    own: u16,
+    pub(super) own: u16,
     /// They may lead to more than the ports of this machine.
-    remote: bool,
+    pub(super) remote: bool,
+    /// What is known of those who may call them.
+    pub(super) table: Arc<Table>,
 }
 
 /// A tunnel as it is asked for, each part as a person would write it.
@@ -40,10 +45,6 @@ pub(super) struct Wish {
 }
 
 impl Tunnels {
-    pub(super) fn new(wanted: watch::Sender<Vec<TunnelOptions>>, board: Board, own: u16, remote: bool) -> Self {
-        Self { wanted, board, own, remote }
-    }
-
     /// The tunnel that is called so, while it answers.
     pub(super) fn get(&self, name: &str) -> Result<Tunnel, Problem> {
         let tunnels = self.board.status().tunnels;
@@ -84,13 +85,15 @@ impl Tunnels {
         settled
     }
 
-    /// Changes a tunnel, and waits until it is as it was asked for.
+    /// Changes where a tunnel leads and, where one is asked for, its name, and waits until it is so. Its other settings stay:
+    /// they may be secrets that whoever asks does not know.
     pub(super) async fn change(&self, name: &str, wish: Wish) -> Result<Tunnel, Problem> {
         let options = self.options(wish)?;
         let upstream = options.upstream.to_string();
         self.with(name, |all, at| {
             if let Some(known) = all.get_mut(at) {
-                *known = TunnelOptions { label: known.label.take(), local_url: known.local_url.take(), ..options };
+                known.upstream = options.upstream;
+                known.subdomain = options.subdomain.or_else(|| known.subdomain.take());
             }
         })?;
         self.settled(name, |tunnel| tunnel.upstream == upstream).await
@@ -142,6 +145,7 @@ impl Tunnels {
             return Err(Problem::Parameter { name: "name", reason });
         }
         let mut options = TunnelOptions::new(upstream);
+        options.webhooks = WebhookOptions::of(self.table.clone());
         if let Some(text) = wish.subdomain {
             options.subdomain = Some(subdomain(&text).map_err(|error| wrong("subdomain")(&error))?);
         }
@@ -173,9 +177,10 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::panic)]
 
     use super::*;
+    use crate::intake::built_in;
 
     fn tunnels(remote: bool) -> Tunnels {
-        Tunnels::new(watch::Sender::default(), Board::new(), 4040, remote)
+        Tunnels { wanted: watch::Sender::default(), board: Board::new(), own: 4040, remote, table: built_in() }
     }
 
     fn wish(upstream: &str) -> Wish {

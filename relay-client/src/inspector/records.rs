@@ -1,0 +1,206 @@
+//! What was recorded, as the inspector reads it: the newest from memory, and all that is over from the history, which
+//! takes a thread of its own for as long as the disk does.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use futures_util::stream;
+use http::StatusCode;
+use http_body_util::StreamBody;
+use hyper::body::Frame;
+use relay_protocol::webhook::Table;
+use serde::Serialize;
+use tokio::task::spawn_blocking;
+
+use super::answer::{self, Answer, Problem};
+use super::query::Query as Parameters;
+use crate::capture::Capture;
+use crate::capture::exchange::{Exchange, Summary};
+use crate::capture::filter;
+use crate::capture::history::{History, Query};
+use crate::capture::store::{Place, StoreError};
+use crate::upstream::service::{Body, BoxError};
+
+/// Lines of a list, where nobody says and at most.
+const LINES: (u32, u32) = (200, 1000);
+
+/// How many ids of a long list are looked up at once.
+const PAGE: u32 = 500;
+
+/// What a client and its user have recorded. Clones share it.
+#[derive(Clone, Debug)]
+pub(super) struct Records {
+    capture: Capture,
+    history: Arc<OnceLock<History>>,
+    table: Arc<Table>,
+}
+
+/// A list, the newest first.
+#[derive(Debug, Serialize)]
+pub(super) struct Page {
+    exchanges: Vec<Summary>,
+    /// How many there are on all pages.
+    total: u64,
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        Self::History(error.to_string())
+    }
+}
+
+impl Records {
+    pub(super) fn new(capture: Capture, table: Arc<Table>) -> Self {
+        Self { capture, history: Arc::default(), table }
+    }
+
+    /// What comes.
+    pub(super) fn capture(&self) -> &Capture {
+        &self.capture
+    }
+
+    /// Looks into it without holding up anything else.
+    pub(super) async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Self) -> Result<T, Problem> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let own = self.clone();
+        let looked = spawn_blocking(move || look(&own)).await;
+        looked.unwrap_or_else(|_| Err(Problem::History("reading it failed".to_owned())))
+    }
+
+    /// The exchange of this id.
+    pub(super) fn get(&self, id: &str) -> Result<Exchange, Problem> {
+        let unknown = || Problem::NoExchange(id.to_owned());
+        if let Some(exchange) = self.capture.exchange(id) {
+            return Ok(exchange);
+        }
+        let history = self.history()?.ok_or_else(unknown)?;
+        history.get(id)?.ok_or_else(unknown)
+    }
+
+    /// Those that are asked for.
+    pub(super) fn list(&self, query: &Query, limit: u32) -> Result<Page, Problem> {
+        let Some(history) = self.history()? else { return Ok(Page { exchanges: Vec::new(), total: 0 }) };
+        Ok(Page { exchanges: history.list(query, limit)?, total: history.count(query)? })
+    }
+
+    /// Removes all that is over.
+    pub(super) fn clear(&self) -> Result<(), Problem> {
+        if let Some(history) = self.history()? {
+            history.clear()?;
+        }
+        Ok(())
+    }
+
+    /// What is known of providers.
+    pub(super) fn table(&self) -> &Table {
+        &self.table
+    }
+
+    /// All that is over by now; none where nothing was ever stored.
+    fn history(&self) -> Result<Option<&History>, Problem> {
+        self.capture.flush();
+        if let Some(history) = self.history.get() {
+            return Ok(Some(history));
+        }
+        let opened = Place::of_user().map(|place| History::open(&place)).transpose()?.flatten();
+        Ok(opened.map(|opened| self.history.get_or_init(|| opened)))
+    }
+
+    /// JSON of a long list, the newest first, that is made as it is read: `head`, each exchange as `write` has it, with
+    /// commas between them, and `tail`.
+    pub(super) fn stream(
+        &self,
+        query: Query,
+        limit: u64,
+        (head, tail): (String, String),
+        write: fn(&Self, &Exchange) -> Vec<u8>,
+    ) -> Answer {
+        let walk = Walk { records: self.clone(), query, left: limit, ids: VecDeque::new(), is_first: true };
+        let parts = stream::unfold((Some(walk), Some(head), tail), move |(walk, head, tail)| async move {
+            if let Some(head) = head {
+                return Some((Ok(Frame::data(Bytes::from(head))), (walk, None, tail)));
+            }
+            match walk?.next(write).await {
+                Ok((walk, Some(part))) => Some((Ok(Frame::data(part)), (Some(walk), None, tail))),
+                Ok((_, None)) => Some((Ok(Frame::data(Bytes::from(tail))), (None, None, String::new()))),
+                // The status is out: the answer breaks off, so that nobody takes it for all.
+                Err(problem) => Some((Err(BoxError::from(problem.to_string())), (None, None, tail))),
+            }
+        });
+        answer::body(StatusCode::OK, "application/json", Body::new(StreamBody::new(Box::pin(parts))))
+    }
+}
+
+/// A long list that is being read.
+struct Walk {
+    records: Records,
+    query: Query,
+    left: u64,
+    /// Those that come next.
+    ids: VecDeque<String>,
+    is_first: bool,
+}
+
+impl Walk {
+    /// The next exchange as `write` has it.
+    async fn next(mut self, write: fn(&Records, &Exchange) -> Vec<u8>) -> Result<(Self, Option<Bytes>), Problem> {
+        let records = self.records.clone();
+        let step = move |records: &Records| {
+            while self.left > 0 {
+                if self.ids.is_empty() {
+                    let Some(history) = records.history()? else { break };
+                    let limit = u32::try_from(self.left).unwrap_or(PAGE).min(PAGE);
+                    self.ids.extend(history.list(&self.query, limit)?.into_iter().map(|summary| summary.id));
+                }
+                let Some(id) = self.ids.pop_front() else { break };
+                self.left -= 1;
+                let found = records.get(&id);
+                self.query.before = Some(id);
+                match found {
+                    Ok(exchange) => {
+                        let mut part = if self.is_first { Vec::new() } else { vec![b','] };
+                        part.extend(write(records, &exchange));
+                        self.is_first = false;
+                        return Ok((self, Some(Bytes::from(part))));
+                    }
+                    // It went meanwhile, as the oldest do.
+                    Err(Problem::NoExchange(_)) => {}
+                    Err(problem) => return Err(problem),
+                }
+            }
+            Ok((self, None))
+        };
+        records.look(step).await
+    }
+}
+
+/// What a list is asked for with, and how many lines of it.
+pub(super) fn query(parameters: &mut Parameters) -> Result<(Query, u32), Problem> {
+    let limit = parameters.parse::<u32>("limit")?.unwrap_or(LINES.0).min(LINES.1);
+    let text = |text: &str| Ok::<_, filter::FilterError>(text.to_owned());
+    let since = parameters.read("since", filter::since)?;
+    let mut query = Query {
+        provider: parameters.read("provider", text)?,
+        event_type: parameters.read("type", text)?,
+        event_id: parameters.read("event_id", text)?,
+        status: parameters.read("status", filter::status)?,
+        method: parameters.read("method", text)?,
+        path: parameters.read("path", filter::path)?,
+        tunnel: parameters.read("tunnel", text)?,
+        verdict: parameters.read("verdict", filter::verdict)?,
+        text: parameters.read("q", text)?,
+        before: parameters.read("before", text)?,
+        after: parameters.read("after", text)?,
+        ..Query::default()
+    };
+    match since {
+        Some(crate::capture::Since::Time { at_ms }) => query.since_ms = Some(at_ms),
+        Some(crate::capture::Since::Now) => query.since_ms = Some(crate::capture::unix_now()),
+        Some(crate::capture::Since::Id { id }) => query.after = Some(id),
+        Some(crate::capture::Since::Start) | None => {}
+    }
+    Ok((query, limit))
+}
