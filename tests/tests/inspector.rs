@@ -644,4 +644,108 @@ mod exchanges {
         assert_eq!(inspected.call(Method::DELETE, "/api/requests/http", &[], "").await.code(), 204);
         assert_eq!(inspected.get("/api/requests/http").await["requests"], json!([]));
     }
+
+    #[tokio::test]
+    async fn are_sent_once_more_as_they_came_or_changed() {
+        let relay = RelayServer::spawn(DEFAULTS).await;
+        let app = App::recording().await;
+        let inspected = Inspected::new(&relay, &app, &["--subdomain", "hooks"]).await;
+        let url = format!("{}/hooks?a=1", inspected.client.url());
+        assert_eq!(post(&relay, &url, &[("x-odd", b"\xff")], &b"\xff\0"[..]).await.code(), 200);
+        let list = inspected.get("/api/v1/exchanges").await;
+        let id = list["exchanges"][0]["id"].as_str().unwrap().to_owned();
+        let replay = format!("/api/v1/exchanges/{id}/replay");
+        let done = inspected.post(&replay, &json!({})).await;
+        assert_eq!(done.code(), 201, "{}", done.text());
+        let done = done.json();
+        assert_eq!((&done["status"], &done["error"], &done["signed"]), (&200.into(), &Value::Null, &false.into()));
+        let (first, second) = (app.seen()[0].clone(), app.last());
+        assert_eq!((&second.body, &second.headers["x-odd"]), (&first.body, &first.headers["x-odd"]));
+        assert_eq!(second.header("relay-replay-of"), id);
+        let new = inspected.get(&format!("/api/v1/exchanges/{}", done["id"].as_str().unwrap())).await;
+        assert_eq!((&new["replay_of"], &new["path"]), (&id.as_str().into(), &"/hooks?a=1".into()));
+
+        let changes = json!({"method": "PUT", "path": "/other", "headers": [["x-new", "1"], ["content-length", "2"]], "body": "changed"});
+        assert_eq!(inspected.post(&replay, &changes).await.code(), 201);
+        let changed = app.last();
+        assert_eq!((changed.method.as_str(), changed.target.as_str()), ("PUT", "/other"));
+        assert_eq!((&changed.body[..], changed.header("x-new")), (&b"changed"[..], "1"));
+        for (wrong, status) in [
+            (json!({"path": "http://evil.example/"}), 400),
+            (json!({"headers": [["transfer-encoding", "chunked"]]}), 400),
+            (json!({"body": "a", "body_base64": "YQ=="}), 400),
+            (json!({"to": "http://evil.example/"}), 400),
+            (json!({"resign": true}), 409),
+            (json!({"tunnel": "none"}), 404),
+        ] {
+            assert_eq!(inspected.post(&replay, &wrong).await.code(), status, "{wrong}");
+        }
+        assert_eq!(inspected.post("/api/v1/exchanges/none/replay", &json!({})).await.code(), 404);
+        let before = app.requests();
+        assert_eq!(inspected.post("/api/requests/http", &json!({"id": id, "tunnel_name": "hooks"})).await.code(), 204);
+        assert_eq!((app.requests(), &app.last().body), (before + 1, &first.body));
+    }
+
+    #[tokio::test]
+    async fn are_handed_on_without_their_secrets() {
+        let relay = RelayServer::spawn(DEFAULTS).await;
+        let app = App::echo().await;
+        let inspected = Inspected::new(&relay, &app, &["--subdomain", "hooks"]).await;
+        let url = inspected.client.url();
+        for body in ["one", "two"] {
+            post(&relay, &format!("{url}/hooks"), &[("authorization", b"Bearer s3cret"), ("x-a", b"'; id")], body)
+                .await;
+        }
+        let list = inspected.get("/api/v1/exchanges").await;
+        let id = list["exchanges"][0]["id"].as_str().unwrap();
+        let export = async |form: &str| {
+            let path = format!("/api/v1/exchanges/{id}/export?as={form}");
+            inspected.call(Method::GET, &path, &[], "").await
+        };
+        for (form, end, says) in [
+            ("curl", "sh", "curl "),
+            ("httpie", "sh", "http"),
+            ("fetch", "js", "fetch("),
+            ("python", "py", "requests"),
+            ("http", "http", "POST /"),
+            ("har", "har", "\"log\""),
+            ("json", "json", "\"id\""),
+            ("fixture", "tar", "request.http"),
+        ] {
+            let answer = export(form).await;
+            let text = String::from_utf8_lossy(&answer.body);
+            assert_eq!(
+                (answer.code(), text.contains(says), text.contains("s3cret")),
+                (200, true, false),
+                "{form}: {text}"
+            );
+            assert_eq!(answer.header("content-disposition"), format!("attachment; filename=\"{id}.{end}\""));
+        }
+        assert!(export("curl&secrets=show").await.text().contains("s3cret"));
+        assert_eq!(export("xml").await.code(), 400);
+
+        let directory = tempfile::tempdir().unwrap();
+        let archive = directory.path().join("a.tar");
+        std::fs::write(&archive, &export("fixture").await.body).unwrap();
+        tools::output(
+            tokio::process::Command::new(tools::program("tar")).args(["xf", "a.tar"]).current_dir(&directory),
+        )
+        .await;
+        let request = std::fs::read(directory.path().join(id).join("request.http")).unwrap();
+        assert!(request.starts_with(b"POST /hooks ") && request.ends_with(b"\ntwo"), "{request:?}");
+
+        let har = inspected.call(Method::GET, "/api/v1/exchanges.har", &[], "").await;
+        assert_eq!(har.header("content-disposition"), "attachment; filename=\"exchanges.har\"");
+        assert!(!har.text().contains("s3cret"));
+        let har = har.json();
+        let bodies: Vec<_> = har["log"]["entries"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|entry| entry["request"]["postData"]["text"].clone())
+            .collect();
+        assert_eq!(bodies, ["two", "one"]);
+        let none = inspected.get("/api/v1/exchanges.har?tunnel=none").await;
+        assert_eq!(none["log"]["entries"], json!([]));
+    }
 }

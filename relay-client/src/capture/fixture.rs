@@ -182,28 +182,37 @@ impl Fixture {
     /// [`FixtureError::Write`].
     pub fn write(&self, directory: &Path) -> Result<(), FixtureError> {
         let failed = |file: PathBuf| move |problem| FixtureError::Write { file, problem };
-        let put = |name: &str, contents: &[u8]| {
-            let file = directory.join(name);
-            replace(&file, false, |new| new.write_all(contents)).map_err(failed(file))
-        };
         fs::create_dir_all(directory).map_err(failed(directory.to_owned()))?;
-        let about = toml::to_string(&self.about).map_err(io::Error::other).map_err(failed(directory.join(EXCHANGE)))?;
-        let FixtureRequest { method, target, headers, body } = &self.request;
-        let request = Saved { method: method.clone(), target, headers: headers.clone(), body };
-        put(ATTRIBUTES, b"*.http -text\n")?;
-        put(REQUEST, &request.write())?;
-        match &self.response {
-            Some(FixtureResponse { status, headers, body }) => {
-                put(RESPONSE, &SavedAnswer { status: *status, headers: headers.clone(), body }.write())?;
-            }
-            None => match fs::remove_file(directory.join(RESPONSE)) {
+        let files = self.files().map_err(failed(directory.join(EXCHANGE)))?;
+        if self.response.is_none() {
+            match fs::remove_file(directory.join(RESPONSE)) {
                 Err(problem) if problem.kind() != io::ErrorKind::NotFound => {
                     return Err(failed(directory.join(RESPONSE))(problem));
                 }
                 _ => {}
-            },
+            }
         }
-        put(EXCHANGE, about.as_bytes())
+        for (name, contents) in files {
+            let file = directory.join(name);
+            replace(&file, false, |new| new.write_all(&contents)).map_err(failed(file))?;
+        }
+        Ok(())
+    }
+
+    /// The name of each file, and what is in it.
+    ///
+    /// # Errors
+    /// Where [`About`] says what TOML cannot.
+    pub fn files(&self) -> io::Result<Vec<(&'static str, Vec<u8>)>> {
+        let about = toml::to_string(&self.about).map_err(io::Error::other)?;
+        let FixtureRequest { method, target, headers, body } = &self.request;
+        let request = Saved { method: method.clone(), target, headers: headers.clone(), body };
+        let mut files = vec![(ATTRIBUTES, b"*.http -text\n".to_vec()), (REQUEST, request.write())];
+        if let Some(FixtureResponse { status, headers, body }) = &self.response {
+            files.push((RESPONSE, SavedAnswer { status: *status, headers: headers.clone(), body }.write()));
+        }
+        files.push((EXCHANGE, about.into_bytes()));
+        Ok(files)
     }
 
     /// The same without what is secret in it, as it is handed on. `provider` is its sender.

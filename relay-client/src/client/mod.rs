@@ -305,7 +305,7 @@ impl Client {
     fn inspect(&mut self) -> Result<Option<Inspector>, ClientError> {
         let (Some(settings), Some(control)) = (self.inspector.take(), self.control.clone()) else { return Ok(None) };
         let Some(capture) = control.capture.clone() else { return Ok(None) };
-        let started = Inspector::start(settings, control.clone(), capture, self.tunnels.clone());
+        let started = Inspector::start(settings, control.clone(), capture, self.tunnels.clone(), self.door());
         let inspector = started.map_err(|error| ClientError::Inspector(error.to_string()))?;
         control.board.inspected(inspector.url());
         self.inspector_url = Some(inspector.url().to_owned());

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::answer::{Answer, Problem, json as answer_json, nothing};
 use super::query::{Query, segment};
 use super::records::Records;
+use super::replay::Changes;
 use super::tunnels::Wish;
 use super::{Desk, is_get, read_json};
 use crate::capture::exchange::{Exchange, timestamp};
@@ -83,6 +84,14 @@ struct NewUpstream {
     protocol: Option<String>,
 }
 
+/// What is sent once more.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Again {
+    id: String,
+    tunnel_name: Option<String>,
+}
+
 impl From<Addr> for String {
     fn from(addr: Addr) -> Self {
         match addr {
@@ -121,6 +130,11 @@ impl Desk {
         match path {
             ["" | "status"] if is_get(head) => ok(&self.agent_status()),
             ["requests", "http"] if is_get(head) => self.requests(head),
+            ["requests", "http"] if head.method == Method::POST => {
+                let Again { id, tunnel_name } = read_json(body).await?;
+                self.replay(&id, Changes::none(tunnel_name)).await?;
+                Ok(nothing())
+            }
             ["requests", "http"] if head.method == Method::DELETE => {
                 self.records.look(Records::clear).await?;
                 Ok(nothing())
@@ -158,7 +172,7 @@ impl Desk {
             ["tunnels" | "endpoints"] => Err(Problem::Method("GET, HEAD, POST")),
             ["tunnels", _] => Err(Problem::Method("GET, HEAD, DELETE")),
             ["endpoints", _] => Err(Problem::Method("GET, HEAD, PUT, DELETE")),
-            ["requests", "http"] => Err(Problem::Method("GET, HEAD, DELETE")),
+            ["requests", "http"] => Err(Problem::Method("GET, HEAD, POST, DELETE")),
             ["" | "status"] | ["requests", "http", _] => Err(Problem::Method("GET, HEAD")),
             _ => Err(Problem::NoPath),
         }
@@ -192,7 +206,7 @@ impl Desk {
         let limit = parameters.parse::<u64>("limit")?.unwrap_or(REQUESTS);
         let query = history::Query { tunnel: parameters.take("tunnel_name"), ..history::Query::default() };
         let start = r#"{"uri":"/api/requests/http","requests":["#.to_owned();
-        let write = |_: &Records, exchange: &Exchange| captured(exchange).to_string().into_bytes();
+        let write = |_: &Records, exchange: Exchange| captured(&exchange).to_string().into_bytes();
         Ok(self.records.stream(query, limit, (start, "]}".to_owned()), write))
     }
 

@@ -144,6 +144,8 @@ pub(super) enum Problem {
     NoExchange(String),
     #[error("There is no answer to {0:?}.")]
     NoResponse(String),
+    #[error("It cannot be sent once more: {0}.")]
+    NoReplay(String),
     #[error("No such request has arrived within {0:?}.")]
     NotYet(Duration),
     #[error("{} others are told of events already, which is as many as may.", super::events::WATCHERS)]
@@ -181,7 +183,9 @@ impl Problem {
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::SlowBody | Self::NotYet(_) => StatusCode::REQUEST_TIMEOUT,
             Self::Json(_) | Self::Parameter { .. } | Self::UnknownParameter(_) => StatusCode::BAD_REQUEST,
-            Self::TunnelExists(_) | Self::TooManyTunnels | Self::TunnelRefused(_) => StatusCode::CONFLICT,
+            Self::TunnelExists(_) | Self::TooManyTunnels | Self::TunnelRefused(_) | Self::NoReplay(_) => {
+                StatusCode::CONFLICT
+            }
             Self::RelayAway | Self::Watchers | Self::Ended => StatusCode::SERVICE_UNAVAILABLE,
             Self::History(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -201,6 +205,7 @@ impl Problem {
             Self::Json(_) | Self::Parameter { .. } | Self::UnknownParameter(_) => "bad-request",
             Self::NoExchange(_) => "exchange-not-found",
             Self::NoResponse(_) => "response-not-found",
+            Self::NoReplay(_) => "not-replayable",
             Self::NotYet(_) => "not-yet",
             Self::Watchers => "too-many-watchers",
             Self::Ended => "client-ended",
@@ -230,6 +235,7 @@ impl Problem {
             }
             Self::NoExchange(_) => "GET the list of requests for their ids; the oldest go when there are too many.",
             Self::NoResponse(_) => "The service has not answered.",
+            Self::NoReplay(_) => "Change what stands in the way, as with body or resign.",
             Self::NotYet(_) => "Wait again, with since=ID of the last one that is known.",
             Self::Watchers => "Close a page that shows this one.",
             Self::Ended => "Start it again.",

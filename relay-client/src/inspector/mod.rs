@@ -12,11 +12,13 @@
 mod agent;
 mod answer;
 mod api;
+mod archive;
 mod assets;
 mod events;
 mod guard;
 mod query;
 mod records;
+mod replay;
 mod tunnels;
 
 use std::convert::Infallible;
@@ -49,6 +51,7 @@ use crate::capture::Capture;
 use crate::client::TunnelOptions;
 use crate::control::Control;
 use crate::intake::built_in;
+use crate::session::local::Door;
 use crate::value::Secret;
 
 /// Where tools for tunnels are looked for, and so many ports behind it for the clients that run beside the first.
@@ -126,12 +129,14 @@ pub(crate) struct Inspector {
 }
 
 impl Inspector {
-    /// Listens, and serves until the returned value is closed or dropped. `wanted` are the client's tunnels.
+    /// Listens, and serves until the returned value is closed or dropped. `wanted` are the client's tunnels, and `door`
+    /// leads to their services.
     pub(crate) fn start(
         settings: InspectorSettings,
         control: Control,
         capture: Capture,
         wanted: watch::Sender<Vec<TunnelOptions>>,
+        door: Door,
     ) -> Result<Self, InspectorError> {
         let remote = settings.remote_upstreams;
         let listener = settings.address.bind()?;
@@ -148,7 +153,7 @@ impl Inspector {
             Tunnels { wanted, board: control.board.clone(), own: address.port(), remote, table: table.clone() };
         let watchers = Arc::new(Semaphore::new(WATCHERS));
         let (records, ends) = (Records::new(capture, table), closing.clone());
-        let desk = Arc::new(Desk { guard, control, tunnels, records, watchers, closing: ends });
+        let desk = Arc::new(Desk { guard, control, door, tunnels, records, watchers, closing: ends });
         let mut task = JoinSet::new();
         task.spawn(listen(listener, desk, closing.clone()));
         Ok(Self { url: url(address), closing, task })
@@ -235,6 +240,8 @@ async fn converse(tcp: tokio::net::TcpStream, desk: Arc<Desk>, closing: Cancella
 struct Desk {
     guard: Guard,
     control: Control,
+    /// The way to the services.
+    door: Door,
     tunnels: Tunnels,
     records: Records,
     /// Places for those who are told of events.

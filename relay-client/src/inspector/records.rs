@@ -116,7 +116,7 @@ impl Records {
         query: Query,
         limit: u64,
         (head, tail): (String, String),
-        write: fn(&Self, &Exchange) -> Vec<u8>,
+        write: fn(&Self, Exchange) -> Vec<u8>,
     ) -> Answer {
         let walk = Walk { records: self.clone(), query, left: limit, ids: VecDeque::new(), is_first: true };
         let parts = stream::unfold((Some(walk), Some(head), tail), move |(walk, head, tail)| async move {
@@ -146,7 +146,7 @@ struct Walk {
 
 impl Walk {
     /// The next exchange as `write` has it.
-    async fn next(mut self, write: fn(&Records, &Exchange) -> Vec<u8>) -> Result<(Self, Option<Bytes>), Problem> {
+    async fn next(mut self, write: fn(&Records, Exchange) -> Vec<u8>) -> Result<(Self, Option<Bytes>), Problem> {
         let records = self.records.clone();
         let step = move |records: &Records| {
             while self.left > 0 {
@@ -162,7 +162,7 @@ impl Walk {
                 match found {
                     Ok(exchange) => {
                         let mut part = if self.is_first { Vec::new() } else { vec![b','] };
-                        part.extend(write(records, &exchange));
+                        part.extend(write(records, exchange));
                         self.is_first = false;
                         return Ok((self, Some(Bytes::from(part))));
                     }
