@@ -810,7 +810,7 @@ pub enum ConfigError {
         /// What is wrong, and where.
         problem: String,
     },
-    /// More than [`MAX_ROUTES`].
+    /// A tunnel has more of them than there is room for.
     #[error("{0} routes; a tunnel has at most {MAX_ROUTES}")]
     TooManyRoutes(usize),
     /// No row of the table has the name of a tunnel's provider.
