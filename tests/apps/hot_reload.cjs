@@ -6,11 +6,11 @@
 // that authority; with --address it is dialled there instead of at the name in the URL. Prints one JSON object.
 
 const { createHash, X509Certificate } = require("node:crypto");
-const { existsSync, readFileSync, writeFileSync } = require("node:fs");
+const { readFileSync, writeFileSync } = require("node:fs");
 const { join } = require("node:path");
 const tls = require("node:tls");
 const { parseArgs } = require("node:util");
-const { chromium } = require("playwright-core");
+const chromium = require("./chromium.cjs");
 
 const PATIENCE_MS = 30_000;
 
@@ -28,7 +28,7 @@ main(new URL(positionals[0]), positionals[1]).then(
 );
 
 async function main(url, project) {
-  const browser = await chromium.launch({ executablePath: chromiumPath(), args: await chromiumArgs(url) });
+  const browser = await chromium.launch(await chromiumArgs(url));
   try {
     const page = await browser.newPage();
     page.setDefaultTimeout(PATIENCE_MS);
@@ -63,23 +63,8 @@ async function shown(page, last) {
   return (await page.waitForFunction(next, last)).jsonValue();
 }
 
-function chromiumPath() {
-  const places = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"];
-  const found = places.find(existsSync);
-  if (!found) throw new Error(`no Chromium at ${places.join(", ")}: run tests/run, which installs it`);
-  return found;
-}
-
 async function chromiumArgs(url) {
-  const args = [
-    "--no-sandbox", // it refuses to run as root with one, and the page is ours
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-  ];
+  const args = [...chromium.args];
   if (options.address) args.push(`--host-resolver-rules=MAP ${url.host} ${options.address}`);
   if (options.ca) args.push(`--ignore-certificate-errors-spki-list=${await trustedKey(url)}`);
   return args;
@@ -104,7 +89,11 @@ function trustedKey(url) {
     socket.on("secureConnect", () => {
       const key = new X509Certificate(socket.getPeerCertificate().raw).publicKey;
       socket.destroy();
-      resolve(createHash("sha256").update(key.export({ type: "spki", format: "der" })).digest("base64"));
+      resolve(
+        createHash("sha256")
+          .update(key.export({ type: "spki", format: "der" }))
+          .digest("base64"),
+      );
     });
   });
 }

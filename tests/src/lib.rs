@@ -24,6 +24,7 @@
 
 pub mod app;
 pub mod body;
+pub mod browser;
 pub mod network;
 pub mod peer;
 pub mod process;
@@ -35,6 +36,7 @@ pub mod world;
 
 pub use self::app::{App, Seen};
 pub use self::body::{Body, Pipe};
+pub use self::browser::Browser;
 pub use self::network::Network;
 pub use self::process::{Process, RelayClient, RelayServer};
 pub use self::web::Web;

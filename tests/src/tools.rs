@@ -315,7 +315,8 @@ fn missing(what: &str) -> ! {
     panic!("{what} is missing: run tests/run, which installs it (tests/run --install does only that)")
 }
 
-fn app_file(name: &str) -> PathBuf {
+/// A file of `tests/apps`.
+pub fn app_file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("apps").join(name)
 }
 
