@@ -79,8 +79,10 @@ mod relay_http {
         let url = format!("{}{target}", client.url());
         assert_eq!(send(&relay, Request::post(url).body(full("x")).unwrap()).await.code(), 200);
         let exchange = client.process.json().await;
-        let fields = BTreeSet::from(["event", "tunnel", "id", "method", "path", "status", "duration_ms", "error"]);
+        let fields =
+            BTreeSet::from(["event", "tunnel", "id", "method", "path", "status", "duration_ms", "error", "webhook"]);
         assert_eq!(keys(&exchange), fields);
+        assert_eq!(exchange["webhook"], Value::Null);
         assert_eq!((&exchange["event"], &exchange["tunnel"]), (&"exchange".into(), &client.ready["tunnel"]));
         assert_eq!(exchange["id"], app.only().header("relay-request-id"));
         assert_eq!((&exchange["method"], &exchange["path"]), (&"POST".into(), &target.into()));
