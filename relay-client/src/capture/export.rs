@@ -139,7 +139,7 @@ fn curl(exchange: &Exchange) -> String {
     let mut line = String::from("curl --globoff --path-as-is");
     let _ = match head.method {
         http::Method::HEAD => write!(line, " --head"),
-        _ => write!(line, " -X {}", head.method),
+        _ => write!(line, " -X {}", Quoted(head.method.as_str())),
     };
     let _ = write!(line, " {}", Quoted(&exchange.url()));
     for (name, value) in &headers {
@@ -164,7 +164,8 @@ fn curl(exchange: &Exchange) -> String {
 
 fn httpie(exchange: &Exchange) -> String {
     let (head, body) = (&exchange.request.head, &exchange.request.body);
-    let mut line = format!("http --ignore-stdin {} {}", head.method, Quoted(&exchange.url()));
+    let method = Quoted(head.method.as_str());
+    let mut line = format!("http --ignore-stdin {method} {}", Quoted(&exchange.url()));
     if plain(body).is_none() {
         line = line.replacen(" --ignore-stdin", "", 1);
     }

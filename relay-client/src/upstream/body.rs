@@ -122,7 +122,10 @@ impl RequestBody {
     /// Keeps so much of it from now on, for which there is `room`. What could not be kept before is gone.
     pub(crate) fn keep_up_to(&self, most: usize, room: OwnedSemaphorePermit) {
         let mut sending = self.lock();
-        sending.all.fetch_sub(sending.kept_len, Relaxed);
+        // Once it has a room of its own, what is kept is not counted among the others'.
+        if sending.room.is_none() {
+            sending.all.fetch_sub(sending.kept_len, Relaxed);
+        }
         (sending.most, sending.room) = (most, Some(room));
         sending.replayable |= sending.next == 0 && sending.kept_len <= most;
     }
