@@ -477,6 +477,17 @@ async fn what_a_provider_signs_for_everybody_lets_nobody_in_unless_that_provider
     }
 }
 
+/// A header is all that it takes to look like a handshake that only the service can answer.
+#[tokio::test]
+async fn what_only_looks_like_a_handshake_is_refused_like_everything_that_is_not_signed() {
+    let arguments = ["--secret", SECRET, "--verify", "reject", "--handshake", "--provider", "asana"];
+    let mut scene = Scene::start(&arguments).await;
+    let forged = unsigned(&scene.world.url("hooks", "/"), &[("x-hook-secret", "x")], r#"{"events":[]}"#);
+    let (answer, event) = scene.post(&forged).await;
+    assert_eq!((answer.code(), answer.error()), (401, Some("signature-invalid")), "{event}");
+    assert_eq!(scene.app.requests(), 0);
+}
+
 /// Whatever happens, nobody finds a secret anywhere but where its owner has put it.
 #[tokio::test]
 async fn a_secret_is_in_nothing_that_the_client_says_or_keeps() {

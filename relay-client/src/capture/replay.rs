@@ -101,7 +101,8 @@ impl Replay {
         if request.head.upgrade.is_some() {
             return Err(ReplayError::Upgrade(id));
         }
-        let is_theirs = |name: &HeaderName| *name != HOST && *name != REPLAY_OF;
+        // What the relay has said of the original, such as that its signature was right, it has not said of this.
+        let is_theirs = |name: &HeaderName| *name != HOST && !name.as_str().starts_with("relay-");
         let headers = request.head.headers.iter().filter(|(name, _)| is_theirs(name)).cloned().collect();
         Ok(Self {
             of: Some(id),

@@ -152,7 +152,8 @@ impl Gate {
         {
             match self.answer(caller, reply, found).await {
                 Ok(Some(ending)) => return Err(ending),
-                Ok(None) if !rejects || self.is_pinned => return Ok(()),
+                Ok(None) if !rejects => return Ok(()),
+                // What only looks like one would come in unsigned otherwise.
                 Ok(None) => {}
                 Err(error) => return Err(refused(stream, reset_of(error), None)),
             }
