@@ -810,6 +810,18 @@ mod properties {
         (draft, with(private), with(public))
     }
 
+    #[test]
+    fn a_fragment_is_no_part_of_what_is_signed() {
+        let table = Table::built_in().unwrap();
+        let (twilio, method) = (table.get("twilio").unwrap(), Method::POST);
+        let credentials = Credentials { secrets: vec!["secret".into()], ..Credentials::default() };
+        let asked = Request::new(&method, "https://t.example/hook?a=1&bodySHA256#part&b=2", &[], b"{}");
+        let draft = twilio.sign(&asked, &credentials, Timestamp::UNIX_EPOCH).unwrap();
+        assert_eq!(draft.url.split('#').next(), Some(draft.url.as_str()));
+        let judged = twilio.judge(&request(&draft), &credentials, Timestamp::UNIX_EPOCH);
+        assert_eq!(judged.verdict, Verdict::Valid, "{draft:?}");
+    }
+
     /// The providers whose requests anybody with the secret can sign.
     fn signable(table: &Table) -> Vec<&Provider> {
         let only_theirs = ["paypal", "aws-sns", "plaid", "google-pubsub", "atlassian-connect"];

@@ -35,6 +35,8 @@ impl<'a> Request<'a> {
     /// it; `headers` in the order in which they came; `body` byte for byte.
     #[must_use]
     pub fn new(method: &'a Method, url: &'a str, headers: &'a [(HeaderName, HeaderValue)], body: &'a [u8]) -> Self {
+        // A fragment is never sent (RFC 3986, section 3.5), so that nobody signs it either.
+        let url = url.split('#').next().unwrap_or(url);
         let (json, form, query) = (OnceCell::new(), OnceCell::new(), OnceCell::new());
         Self { method, url, headers, body, json, form, query }
     }
