@@ -204,15 +204,6 @@ impl Store {
     fn prepare(&self) -> rusqlite::Result<()> {
         let connection = &self.connection;
         connection.execute_batch(&format!("PRAGMA page_size = {PAGE}; PRAGMA synchronous = NORMAL;"))?;
-        // Who comes at the same moment is not waited for here.
-        let mut attempts = 0;
-        while let Err(error) = connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(())) {
-            attempts += 1;
-            if error.sqlite_error_code() != Some(ErrorCode::DatabaseBusy) || attempts == 100 {
-                return Err(error);
-            }
-            std::thread::sleep(BUSY / 100);
-        }
         connection.execute_batch(&format!(
             "PRAGMA wal_autocheckpoint = {LOG}; PRAGMA journal_size_limit = {};",
             u64::from(LOG) * u64::from(PAGE) * 2
@@ -224,7 +215,12 @@ impl Store {
             }
             transaction.commit()?;
         }
-        Ok(())
+        // The file stays in this mode, and SQLite waits for nobody here: whoever is in the way is doing the same, or the
+        // next one does it.
+        match connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(())) {
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => Ok(()),
+            done => done,
+        }
     }
 
     fn version(&self) -> rusqlite::Result<i64> {
