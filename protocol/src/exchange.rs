@@ -27,6 +27,12 @@ pub fn end_to_end(headers: &HeaderMap) -> HeaderList {
     list
 }
 
+/// How long a request's body is in bytes, where its head says that.
+pub fn content_length(head: &RequestHead) -> Option<u64> {
+    let (_, value) = head.headers.iter().find(|(name, _)| *name == header::CONTENT_LENGTH)?;
+    value.to_str().ok()?.parse().ok()
+}
+
 /// The URL that the sender of a request called, as providers sign it: `http` only where the edge or a proxy in front of it
 /// says so.
 pub fn public_url(head: &RequestHead) -> String {

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::CONTENT_LENGTH;
 use http::{HeaderName, Method, StatusCode};
+use relay_protocol::exchange::content_length;
 use relay_protocol::message::{HeaderList, Payload as _, RequestHead, ResponseHead};
 use relay_protocol::webhook::Verdict;
 use tokio::time::Instant;
@@ -334,9 +334,4 @@ fn list(trailers: &Bytes) -> HeaderList {
 /// As the history keeps it, so that both say the same.
 fn in_micros(time: Duration) -> Duration {
     Duration::from_micros(u64::try_from(time.as_micros()).unwrap_or(u64::MAX))
-}
-
-fn content_length(head: &RequestHead) -> Option<u64> {
-    let (_, value) = head.headers.iter().find(|(name, _)| *name == CONTENT_LENGTH)?;
-    value.to_str().ok()?.parse().ok()
 }

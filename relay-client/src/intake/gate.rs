@@ -18,6 +18,7 @@ use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
 use http::{HeaderName, HeaderValue, StatusCode};
 use jiff::Timestamp;
+use relay_protocol::exchange::content_length;
 use relay_protocol::frame::Reset;
 use relay_protocol::link::Stream;
 use relay_protocol::message::{Payload as _, RequestHead, ResponseHead};
@@ -34,7 +35,7 @@ use super::{WebhookOptions, request_of};
 use crate::capture::text;
 use crate::event::Handshake;
 use crate::keys::Keys;
-use crate::upstream::{Ending, RequestBody, declared, expects_continue, send_continue};
+use crate::upstream::{Ending, RequestBody, expects_continue, send_continue};
 use crate::value::VerifyAt;
 
 /// The longest body that is judged. Its provider may send less, and then that is the most.
@@ -199,7 +200,7 @@ impl Gate {
         if let Some(whole) = body.whole() {
             return Ok(Some(whole).filter(|whole| whole.len() <= limit));
         }
-        if declared(head).is_some_and(|length| length > limit as u64) {
+        if content_length(head).is_some_and(|length| length > limit as u64) {
             return Ok(None);
         }
         let room = self.room.clone().acquire_many_owned(self.room_for(head, limit));
@@ -215,7 +216,8 @@ impl Gate {
     /// What a body takes of the room: all that it may have, because one that waited for more while it has some could wait
     /// for others that do so, too.
     fn room_for(&self, head: &RequestHead, limit: usize) -> u32 {
-        let most = declared(head).and_then(|length| usize::try_from(length).ok()).map_or(limit, |most| most.min(limit));
+        let most =
+            content_length(head).and_then(|length| usize::try_from(length).ok()).map_or(limit, |most| most.min(limit));
         u32::try_from(most.div_ceil(1 << 10)).unwrap_or(u32::MAX)
     }
 
@@ -224,7 +226,7 @@ impl Gate {
     /// # Errors
     /// How the request has ended, which is gone or too long.
     pub(super) async fn hold_for_routes(&self, caller: Caller<'_>) -> Result<(), Ending> {
-        if declared(caller.head).is_some_and(|length| length > BODY_MAX as u64) {
+        if content_length(caller.head).is_some_and(|length| length > BODY_MAX as u64) {
             return Ok(());
         }
         match self.hold(caller, BODY_MAX).await {
@@ -369,7 +371,9 @@ fn unsupported(reason: String) -> Judgement {
 
 /// Whether a body is here, or so short that waiting for it holds nothing back that was meant to stream.
 fn is_short(head: &RequestHead, body: &RequestBody) -> bool {
-    body.whole().map_or(declared(head), |whole| Some(whole.len() as u64)).is_some_and(|length| length <= HANDSHAKE_MAX)
+    body.whole()
+        .map_or(content_length(head), |whole| Some(whole.len() as u64))
+        .is_some_and(|length| length <= HANDSHAKE_MAX)
 }
 
 /// Waits for something, unless the request goes away meanwhile, or its time has passed.

@@ -8,9 +8,8 @@ use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use http::HeaderMap;
-use http::header::CONTENT_LENGTH;
 use hyper::body::{Body, Frame, SizeHint};
-use relay_protocol::exchange::append_all;
+use relay_protocol::exchange::{append_all, content_length};
 use relay_protocol::link::Stream;
 use relay_protocol::message::{HeaderList, Payload, RequestHead};
 use relay_protocol::mux::{Item, StreamError};
@@ -68,7 +67,7 @@ impl RequestBody {
         record: impl FnOnce(&[Bytes], bool) -> Recording,
     ) -> Self {
         let mut sending = Sending::new(stream, kept);
-        sending.length = declared(head);
+        sending.length = content_length(head);
         sending.end = head.upgrade.as_ref().map(|_| Bytes::new());
         let held_back = expects_continue(head);
         let cx = Context::from_waker(Waker::noop());
@@ -147,12 +146,6 @@ impl RequestBody {
         self.attempt = attempt;
         replayable
     }
-}
-
-/// How long a body is, where its head says that.
-pub(crate) fn declared(head: &RequestHead) -> Option<u64> {
-    let (_, value) = head.headers.iter().find(|(name, _)| *name == CONTENT_LENGTH)?;
-    value.to_str().ok()?.parse().ok()
 }
 
 impl Sending {

@@ -45,7 +45,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::capture::Recording;
-pub(crate) use crate::upstream::body::{RequestBody, declared};
+pub(crate) use crate::upstream::body::RequestBody;
 use crate::upstream::connection::{Connection, Multiplexed, Noted, Share};
 use crate::upstream::rewrite::Rewriter;
 use crate::upstream::service::Destination;

@@ -15,7 +15,7 @@ use http::{Method, Request, Response, StatusCode, Version, request};
 use hyper::body::Incoming;
 use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
-use relay_protocol::exchange::{X_FORWARDED_PROTO, append_all, append_framed, end_to_end, upgrade_of};
+use relay_protocol::exchange::{X_FORWARDED_PROTO, append_all, append_framed, content_length, end_to_end, upgrade_of};
 use relay_protocol::frame::{Reset, StreamId};
 use relay_protocol::link::Stream;
 use relay_protocol::message::{MessageError, Payload, RequestHead, ResponseHead};
@@ -533,11 +533,6 @@ fn forwarded_for(parts: &request::Parts) -> String {
 pub(super) fn expects_continue(version: Version, headers: &HeaderMap) -> bool {
     let expects = headers.get(header::EXPECT);
     version == Version::HTTP_11 && expects.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
-}
-
-fn content_length(head: &RequestHead) -> Option<u64> {
-    let (_, value) = head.headers.iter().find(|(name, _)| *name == header::CONTENT_LENGTH)?;
-    value.to_str().ok()?.parse().ok()
 }
 
 fn head_failure(error: MessageError) -> Failure {
