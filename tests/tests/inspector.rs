@@ -10,6 +10,7 @@ use relay_tests::app::ok;
 use relay_tests::body::full;
 use relay_tests::world::connect_tls;
 use relay_tests::{Answer, App, Http, Process, RelayClient, RelayServer, tools, within};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
@@ -120,6 +121,10 @@ async fn a_page_is_where_the_client_says_and_nothing_else_may_use_it() {
     }
 }
 
+/// What a browser says where a link of another site is followed.
+const LINK: [(&str, &str); 3] =
+    [("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "document")];
+
 /// A page that has its own name lead here (DNS rebinding), a page of another site or port, and a form.
 #[tokio::test]
 async fn another_sites_page_is_refused_whatever_it_asks() {
@@ -142,11 +147,14 @@ async fn another_sites_page_is_refused_whatever_it_asks() {
         (Method::POST, "/api/tunnels", &[("content-type", "text/plain")], tunnel, (415, "unsupported-media-type")),
         (Method::POST, "/api/v1/tunnels", &[("origin", &own)], tunnel, (415, "unsupported-media-type")),
         (Method::GET, "/api/v1/status", &[("x-forwarded-for", "192.0.2.1")], "", (403, "forwarded")),
+        (Method::GET, "/%61pi/v1/exchanges", &LINK, "", (403, "cross-site")),
+        (Method::GET, "/api/v1/exchanges.har", &LINK, "", (403, "cross-site")),
     ] {
         let answer = inspected.call(method, path, headers, body).await;
         assert_eq!(code(&answer), (expected.0, expected.1.to_owned()), "{path} {headers:?}");
     }
     assert_eq!(inspected.get("/api/v1/tunnels").await["tunnels"].as_array().unwrap().len(), 1, "nothing was added");
+    assert_eq!(inspected.call(Method::GET, "/", &LINK, "").await.code(), 200, "to the page");
     let mine = [("origin", own.as_str()), ("sec-fetch-site", "same-origin")];
     assert_eq!(inspected.call(Method::GET, "/api/v1/status", &mine, "").await.code(), 200);
 
@@ -204,7 +212,7 @@ async fn more_than_this_machine_takes_a_token() {
     let inspected = Inspected::new(&relay, &app, &["--inspect", "0.0.0.0:0", "--inspect-token", "s3cret-t0ken"]).await;
     let answer = inspected.call(Method::GET, "/api/v1/status", &[], "").await;
     assert_eq!(code(&answer), (401, "unauthorized".to_owned()));
-    assert_eq!(answer.header("www-authenticate"), "Bearer");
+    assert_eq!((answer.header("www-authenticate"), answer.header("connection")), ("Bearer", "close"));
     let bearer = ("authorization", "Bearer s3cret-t0ken");
     let lan = ("host", "laptop.lan:4040");
     assert_eq!(inspected.call(Method::GET, "/api/v1/status", &[bearer, lan], "").await.code(), 200);
@@ -269,6 +277,35 @@ async fn tunnels_come_and_go_while_it_runs() {
     let again = inspected.post("/api/v1/tunnels", &json!({"upstream": upstream, "subdomain": "first"})).await;
     assert_eq!(public(&relay, again.json()["public_url"].as_str().unwrap()).await.text(), "second");
     assert_eq!(inspected.client.process.terminate().await.code(), 143);
+}
+
+/// As a script does whose patience ends before ours.
+#[tokio::test]
+async fn a_tunnel_that_nobody_waits_for_any_more_is_not_opened_later() {
+    let relay = RelayServer::spawn(DEFAULTS).await;
+    let app = App::echo().await;
+    let inspected = Inspected::new(&relay, &app, &["--subdomain", "hooks"]).await;
+    let upstream = app.upstream().to_string();
+    let abandoned = json!({"name": "abandoned", "upstream": upstream});
+    relay.process.signal(Signal::STOP);
+    // Once it has been taken back, its name is free for whoever tries again.
+    let tries = async {
+        let mut unanswered = 0;
+        while unanswered < 3 {
+            let call = inspected.post("/api/v1/tunnels", &abandoned);
+            match tokio::time::timeout(std::time::Duration::from_millis(300), call).await {
+                Ok(answer) => assert_eq!(code(&answer), (409, "tunnel-exists".to_owned())),
+                Err(_) => unanswered += 1,
+            }
+        }
+    };
+    within("the name is free again", tries).await;
+    relay.process.signal(Signal::CONT);
+    let last = inspected.post("/api/v1/tunnels", &json!({"name": "last", "upstream": upstream})).await;
+    assert_eq!(last.code(), 201, "{}", last.text());
+    let tunnels = inspected.get("/api/v1/tunnels").await;
+    let names: Vec<_> = tunnels["tunnels"].as_array().unwrap().iter().map(|tunnel| &tunnel["name"]).collect();
+    assert_eq!(names, ["hooks", "last"]);
 }
 
 /// What the file says changes with the file, and what a program has added stays.
@@ -361,7 +398,30 @@ mod agent_api {
         let json = ("content-type", "application/json");
         let changed = inspected.call(Method::PUT, "/api/endpoints/two", &[json], &back.to_string()).await;
         assert_eq!((changed.code(), &changed.json()["url"]), (200, &url.as_str().into()), "{}", changed.text());
-        assert_ne!(public(&relay, &url).await.text(), "other");
+        let first = public(&relay, &url).await.text().to_owned();
+        assert_ne!(first, "other");
+        // Another name; one that the relay refuses changes nothing, and is not held against the next one.
+        let put = async |name: &str, body: &Value| {
+            inspected.call(Method::PUT, &format!("/api/endpoints/{name}"), &[json], &body.to_string()).await
+        };
+        let to = |app: &App, name: &str| json!({"url": format!("https://{name}.{}", RelayServer::DOMAIN), "upstream": {"url": app.upstream().to_string()}});
+        let refused = put("two", &to(&other, "www")).await;
+        assert_eq!(code(&refused), (409, "tunnel-refused".to_owned()), "{}", refused.text());
+        assert_eq!(public(&relay, &url).await.text(), first);
+        assert_eq!(inspected.get("/api/endpoints/two").await["upstream"]["url"], app.upstream().to_string());
+        let moved = put("two", &to(&app, "three")).await;
+        let moved_to = moved.json()["url"].as_str().unwrap_or_default().to_owned();
+        assert!(moved.code() == 200 && moved_to.starts_with("https://three."), "{}", moved.text());
+        assert_eq!(public(&relay, &moved_to).await.text(), first);
+        assert_eq!(public(&relay, &url).await.error(), Some("tunnel-not-found"));
+        let named = json!({"name": "other", "upstream": {"url": app.upstream().to_string()}});
+        assert_eq!(code(&put("two", &named).await), (400, "bad-request".to_owned()));
+        // One that was started without a name is called as its URL is.
+        let moved = put("hooks", &to(&app, "moved")).await;
+        assert_eq!((moved.code(), &moved.json()["name"]), (200, &"moved".into()), "{}", moved.text());
+        let all = inspected.get("/api/endpoints").await;
+        let names: Vec<_> = all["endpoints"].as_array().unwrap().iter().map(|endpoint| &endpoint["name"]).collect();
+        assert_eq!(names, ["two", "moved"]);
         assert_eq!(inspected.call(Method::DELETE, "/api/endpoints/two", &[json], "").await.code(), 204);
         let missing = inspected.call(Method::GET, "/api/endpoints/two", &[], "").await;
         assert_eq!(missing.code(), 404);
@@ -568,9 +628,9 @@ mod exchanges {
         let found = inspected.get("/api/v1/wait?path=/hooks/a").await;
         assert_eq!(found["request"]["body"], "{}");
         let missed = inspected.call(Method::GET, "/api/v1/wait?path=/none&within=50ms", &[], "").await;
-        assert_eq!(code(&missed), (408, "not-yet".to_owned()));
+        assert_eq!(code(&missed), (404, "not-yet".to_owned()));
         let missed = inspected.call(Method::GET, "/api/v1/wait?path=/hooks/a&since=now&within=50ms", &[], "").await;
-        assert_eq!(code(&missed), (408, "not-yet".to_owned()));
+        assert_eq!(code(&missed), (404, "not-yet".to_owned()));
     }
 
     /// Nobody reads, and the requests go on.

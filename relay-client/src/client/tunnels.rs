@@ -375,6 +375,13 @@ impl Tunnels {
             held.told = None;
         }
         held.refused = None;
+        // One that has no name but the relay's is another one now.
+        if let Some(before) = &before
+            && held.options.label.is_none()
+            && before.public.name != given.public.name
+        {
+            tell_closed(&held.options, &before.public, "it has another name now", observer);
+        }
         held.given = Some(given);
         if let Some(before) = before.filter(|before| before.number != number) {
             self.give_back(before.number, link);

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, Entry, HeaderName, LOCATION,
-    REFERRER_POLICY, SET_COOKIE, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_DISPOSITION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, Entry, HeaderName,
+    LOCATION, REFERRER_POLICY, SET_COOKIE, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use http::{HeaderValue, Response, StatusCode};
 use relay_protocol::message::MAX_TUNNELS;
@@ -178,10 +178,13 @@ impl Problem {
             }
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::NoPath | Self::NoTunnel(_) | Self::NoExchange(_) | Self::NoResponse(_) => StatusCode::NOT_FOUND,
+            // Of what may be said of a wait that was for nothing, this is what nobody asks again for by himself.
+            Self::NoPath | Self::NoTunnel(_) | Self::NoExchange(_) | Self::NoResponse(_) | Self::NotYet(_) => {
+                StatusCode::NOT_FOUND
+            }
             Self::Method(_) => StatusCode::METHOD_NOT_ALLOWED,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::SlowBody | Self::NotYet(_) => StatusCode::REQUEST_TIMEOUT,
+            Self::SlowBody => StatusCode::REQUEST_TIMEOUT,
             Self::Json(_) | Self::Parameter { .. } | Self::UnknownParameter(_) => StatusCode::BAD_REQUEST,
             Self::TunnelExists(_) | Self::TooManyTunnels | Self::TunnelRefused(_) | Self::NoReplay(_) => {
                 StatusCode::CONFLICT
@@ -263,6 +266,8 @@ impl Problem {
             Self::Method(allowed) => drop(answer.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed))),
             Self::Unauthorized => {
                 answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+                // Whoever is not let in has a connection for one try.
+                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             _ => {}
         }

@@ -27,6 +27,11 @@ use crate::value::Secret;
 /// Where browsers say what page a request is made by, and what for.
 const FETCH_SITE: &str = "sec-fetch-site";
 const FETCH_MODE: &str = "sec-fetch-mode";
+const FETCH_DEST: &str = "sec-fetch-dest";
+
+/// Where a link of another site may lead: to the page, and to where ngrok has its own. Answers there say nothing of what was
+/// captured, change nothing and take no time.
+const PAGES: [&str; 3] = ["/", "/inspect/http", "/status"];
 
 /// What tells that a request has been passed on. Our own tunnels add all of them.
 const PASSED_ON: [HeaderName; 3] =
@@ -145,8 +150,10 @@ fn is_same_site(head: &Parts, host: &str) -> bool {
     let value = |name: &str| head.headers.get(name).map(|value| value.as_bytes());
     let is_link = head.method == Method::GET
         && value(FETCH_MODE) == Some(b"navigate")
+        && value(FETCH_DEST) == Some(b"document")
         && !head.headers.contains_key(ORIGIN)
-        && !head.uri.path().starts_with("/api");
+        // As it stands, so that there is one way only to write each of them.
+        && PAGES.contains(&head.uri.path());
     let site = match value(FETCH_SITE) {
         None | Some(b"same-origin" | b"none") => true,
         Some(_) => is_link,
@@ -250,9 +257,16 @@ mod tests {
         ] {
             assert_eq!(site(data, &[("origin", origin)]), result, "{origin}");
         }
-        let link = [("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate")];
-        assert_eq!((site("GET /", &link), site("GET /inspect/http", &link)), ("in", "in"));
-        assert_eq!((site(data, &link), site("POST /", &link)), ("site", "site"));
+        let link = [("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "document")];
+        for page in ["GET /", "GET /?a=b", "GET /inspect/http", "GET /status"] {
+            assert_eq!(site(page, &link), "in", "{page}");
+        }
+        let encoded = "GET /%61pi/v1/exchanges.har";
+        for other in [data, encoded, "GET /a%70i/v1/wait", "GET //", "GET /app.js", "GET /%73tatus", "POST /"] {
+            assert_eq!(site(other, &link), "site", "{other}");
+        }
+        let frame = [link[0], link[1], ("sec-fetch-dest", "iframe")];
+        assert_eq!(site("GET /", &frame), "site");
         assert_eq!(site("GET /app.js", &[("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "no-cors")]), "site");
         assert_eq!(site("GET /api/v1/status", &[("x-forwarded-for", "192.0.2.1")]), "forwarded");
         assert_eq!(site("GET /", &[("relay-request-id", "01J")]), "forwarded");

@@ -14,6 +14,7 @@ mod answer;
 mod api;
 mod archive;
 mod assets;
+mod connections;
 mod events;
 mod guard;
 mod query;
@@ -21,10 +22,8 @@ mod records;
 mod replay;
 mod tunnels;
 
-use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,13 +32,10 @@ use http::request::Parts;
 use http::{Method, Request};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use percent_encoding::percent_decode_str;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use self::answer::{Answer, Form, Problem};
@@ -56,12 +52,6 @@ use crate::value::Secret;
 
 /// Where tools for tunnels are looked for, and so many ports behind it for the clients that run beside the first.
 const USUAL: (u16, u16) = (4040, 4056);
-
-/// Connections at once; others wait in the backlog. A browser needs six.
-const CONNECTIONS: usize = 64;
-
-/// The longest head of a request, and how long it may take.
-const HEAD: (usize, Duration) = (32 * 1024, Duration::from_secs(5));
 
 /// The longest body of a request, and how long it may take: one of the largest that are recorded, in base64 and JSON.
 const BODY: (usize, Duration) = (16 << 20, Duration::from_secs(30));
@@ -155,7 +145,7 @@ impl Inspector {
         let (records, ends) = (Records::new(capture, table), closing.clone());
         let desk = Arc::new(Desk { guard, control, door, tunnels, records, watchers, closing: ends });
         let mut task = JoinSet::new();
-        task.spawn(listen(listener, desk, closing.clone()));
+        task.spawn(connections::serve(listener, desk, closing.clone()));
         Ok(Self { url: url(address), closing, task })
     }
 
@@ -181,60 +171,6 @@ fn url(address: SocketAddr) -> String {
     format!("http://{}", SocketAddr::new(ip, address.port()))
 }
 
-async fn listen(listener: tokio::net::TcpListener, desk: Arc<Desk>, closing: CancellationToken) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    let mut connections = JoinSet::new();
-    loop {
-        let next = async {
-            let place = places.clone().acquire_owned().await;
-            listener.accept().await.map(|(tcp, _)| (tcp, place))
-        };
-        tokio::select! {
-            () = closing.cancelled() => break,
-            Some(_) = connections.join_next() => {}
-            accepted = next => match accepted {
-                Ok((tcp, place)) => {
-                    let (desk, closing) = (desk.clone(), closing.clone());
-                    connections.spawn(async move {
-                        converse(tcp, desk, closing).await;
-                        drop(place);
-                    });
-                }
-                // Out of descriptors, mostly: give others time to close some.
-                Err(error) => {
-                    tracing::debug!(%error, "the inspector takes no connection");
-                    sleep(Duration::from_millis(100)).await;
-                }
-            },
-        }
-    }
-    drop(listener);
-    while connections.join_next().await.is_some() {}
-}
-
-/// Answers what comes over one connection.
-async fn converse(tcp: tokio::net::TcpStream, desk: Arc<Desk>, closing: CancellationToken) {
-    // Where it is refused, answers take longer, and that is all.
-    let _ = tcp.set_nodelay(true);
-    let service = service_fn(move |request| {
-        let desk = desk.clone();
-        async move { Ok::<_, Infallible>(desk.answer(request).await) }
-    });
-    let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(HEAD.1).max_buf_size(HEAD.0);
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(tcp), service));
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = closing.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "a connection to the inspector broke");
-    }
-}
-
 /// What it takes to answer.
 #[derive(Debug)]
 struct Desk {
@@ -252,9 +188,13 @@ struct Desk {
 impl Desk {
     async fn answer(&self, request: Request<Incoming>) -> Answer {
         let (head, body) = request.into_parts();
-        let form = if head.uri.path().starts_with("/api/v1/") { Form::Ours } else { Form::Agent };
+        let decode = |segment| percent_decode_str(segment).decode_utf8().ok();
+        let path: Option<Vec<_>> = head.uri.path().split('/').skip(1).map(decode).collect();
+        let path = path.unwrap_or_default();
+        let path: Vec<&str> = path.iter().map(AsRef::as_ref).collect();
+        let form = if path.starts_with(&["api", "v1"]) { Form::Ours } else { Form::Agent };
         let mut answer = match self.guard.check(&head) {
-            Ok(Pass::In) => self.route(head, body).await.unwrap_or_else(|problem| problem.answer(form)),
+            Ok(Pass::In) => self.route(&path, &head, body).await.unwrap_or_else(|problem| problem.answer(form)),
             Ok(Pass::SignIn { location, cookie }) => answer::sign_in(&location, &cookie),
             Err(problem) => problem.answer(form),
         };
@@ -262,17 +202,14 @@ impl Desk {
         answer
     }
 
-    async fn route(&self, head: Parts, body: Incoming) -> Result<Answer, Problem> {
-        let decode = |segment: &str| percent_decode_str(segment).decode_utf8().ok().map(std::borrow::Cow::into_owned);
-        let segments: Option<Vec<_>> = head.uri.path().split('/').skip(1).map(decode).collect();
-        let segments = segments.ok_or(Problem::NoPath)?;
-        let path: Vec<_> = segments.iter().map(String::as_str).collect();
-        match path.as_slice() {
-            ["api", "v1", rest @ ..] => self.api(rest, &head, body).await,
-            ["api", rest @ ..] => self.agent(rest, &head, body).await,
+    /// Answers by the decoded segments of the path, of which there are none where they are no UTF-8.
+    async fn route(&self, path: &[&str], head: &Parts, body: Incoming) -> Result<Answer, Problem> {
+        match path {
+            ["api", "v1", rest @ ..] => self.api(rest, head, body).await,
+            ["api", rest @ ..] => self.agent(rest, head, body).await,
             // Where scripts and people look for ngrok's.
             ["inspect", "http"] | ["status"] => Ok(answer::redirect("/")),
-            [file] => assets::answer(file, &head),
+            [file] => assets::answer(file, head),
             _ => Err(Problem::NoPath),
         }
     }

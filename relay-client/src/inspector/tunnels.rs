@@ -51,7 +51,8 @@ impl Tunnels {
         tunnels.into_iter().find(|tunnel| tunnel.tunnel == name).ok_or_else(|| Problem::NoTunnel(name.to_owned()))
     }
 
-    /// Adds a tunnel, and waits until it answers. One that the relay refuses is not asked for again.
+    /// Adds a tunnel, and waits until it answers. One that the relay refuses is not asked for again, nor is one of whoever
+    /// no longer waits for it.
     pub(super) async fn add(&self, wish: Wish) -> Result<Tunnel, Problem> {
         let (given, mut options) = (wish.name.clone(), self.options(wish)?);
         let known = self.board.status();
@@ -78,25 +79,40 @@ impl Tunnels {
             true
         });
         let label = added?;
-        let settled = self.settled(&label, |_| true).await;
-        if settled.is_err() {
-            self.wanted.send_modify(|all| all.retain(|other| other.label.as_ref() != Some(&label)));
-        }
-        settled
+        let undo = Undo { wanted: Some(&self.wanted), label: Some(label.clone()), before: None };
+        let tunnel = self.settled(&label, |_| true).await?;
+        undo.forget();
+        Ok(tunnel)
     }
 
-    /// Changes where a tunnel leads and, where one is asked for, its name, and waits until it is so. Its other settings stay:
-    /// they may be secrets that whoever asks does not know.
+    /// Changes where a tunnel leads and, where one is asked for, its name, and waits until it is so; where that comes to
+    /// nothing, it is as before. Its other settings stay: they may be secrets that whoever asks does not know.
     pub(super) async fn change(&self, name: &str, wish: Wish) -> Result<Tunnel, Problem> {
+        if let Some(other) = wish.name.as_ref().filter(|other| *other != name) {
+            let reason = format!("it is {other:?} in the body and {name:?} in the path, and cannot be changed");
+            return Err(Problem::Parameter { name: "name", reason });
+        }
         let options = self.options(wish)?;
-        let upstream = options.upstream.to_string();
+        let (upstream, subdomain) = (options.upstream.to_string(), options.subdomain.clone());
+        // What was refused before says nothing of what is asked for now.
+        self.board.keep_refused(|refused| refused != name);
+        let mut before = None;
         self.with(name, |all, at| {
-            if let Some(known) = all.get_mut(at) {
-                known.upstream = options.upstream;
-                known.subdomain = options.subdomain.or_else(|| known.subdomain.take());
-            }
+            let Some(known) = all.get_mut(at) else { return };
+            before = Some(known.clone());
+            known.upstream = options.upstream;
+            known.subdomain = options.subdomain.or_else(|| known.subdomain.take());
         })?;
-        self.settled(name, |tunnel| tunnel.upstream == upstream).await
+        let label = before.as_ref().and_then(|options| options.label.clone());
+        // Without a name of its own it is called as the relay calls it, from now on.
+        let called = label.as_ref().or(subdomain.as_ref()).map_or(name, |name| name).to_owned();
+        let undo = Undo { wanted: Some(&self.wanted), label, before };
+        let is_so = |tunnel: &Tunnel| {
+            tunnel.upstream == upstream && subdomain.as_ref().is_none_or(|subdomain| tunnel.name == *subdomain)
+        };
+        let tunnel = self.settled(&called, is_so).await?;
+        undo.forget();
+        Ok(tunnel)
     }
 
     /// Gives a tunnel back, and waits until it no longer answers.
@@ -156,6 +172,35 @@ impl Tunnels {
             options.timeout = Some(duration(&text).map_err(|error| wrong("timeout")(&error))?);
         }
         Ok(options)
+    }
+}
+
+/// Takes back what was asked for of a tunnel unless it came true: also where whoever asked for it has gone meanwhile.
+struct Undo<'a> {
+    /// None once it came true.
+    wanted: Option<&'a watch::Sender<Vec<TunnelOptions>>>,
+    label: Option<String>,
+    /// How it was; none where it was not there.
+    before: Option<TunnelOptions>,
+}
+
+impl Undo<'_> {
+    /// It came true.
+    fn forget(mut self) {
+        self.wanted = None;
+    }
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        let Some(wanted) = self.wanted else { return };
+        wanted.send_modify(|all| match self.before.take() {
+            Some(before) => all
+                .iter_mut()
+                .filter(|options| options.label == self.label)
+                .for_each(|options| *options = before.clone()),
+            None => all.retain(|options| options.label != self.label),
+        });
     }
 }
 

@@ -1,0 +1,201 @@
+//! The connections to the inspector: how many there may be, from whom, and for how long.
+//!
+//! There is room for a few dozen, so a place is worth something: nobody but this machine has more than some of them, who has
+//! no token has one for an answer only, and who does not read what he has asked for loses his.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{Id, JoinSet};
+use tokio::time::{Sleep, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::Desk;
+
+/// Connections at once; others wait in the backlog. A browser needs six.
+const ALL: usize = 64;
+
+/// Of these, those from one other machine.
+const EACH: usize = 16;
+
+/// The longest head of a request, and how long it may take. So long, too, a connection stays on which nothing is asked.
+const HEAD: (usize, Duration) = (32 * 1024, Duration::from_secs(5));
+
+/// How long whoever has asked for something may take to read a part of it.
+const UNREAD: Duration = Duration::from_secs(30);
+
+/// Answers whoever connects, until `closing`; then those who are being answered get the rest.
+pub(super) async fn serve(listener: TcpListener, desk: Arc<Desk>, closing: CancellationToken) {
+    let mut connections = JoinSet::new();
+    // Who has each of them.
+    let mut peers: HashMap<Id, IpAddr> = HashMap::new();
+    loop {
+        tokio::select! {
+            () = closing.cancelled() => break,
+            Some(ended) = connections.join_next_with_id() => {
+                let id = ended.map_or_else(|error| error.id(), |(id, ())| id);
+                peers.remove(&id);
+            }
+            accepted = listener.accept(), if peers.len() < ALL => match accepted {
+                Ok((tcp, from)) => {
+                    let peer = machine(from.ip());
+                    if !peer.is_loopback() && peers.values().filter(|other| **other == peer).count() >= EACH {
+                        tracing::debug!(%peer, "the inspector has enough connections from there");
+                        continue;
+                    }
+                    let task = connections.spawn(converse(tcp, desk.clone(), closing.clone()));
+                    peers.insert(task.id(), peer);
+                }
+                // Out of descriptors, mostly: give others time to close some.
+                Err(error) => {
+                    tracing::debug!(%error, "the inspector takes no connection");
+                    sleep(Duration::from_millis(100)).await;
+                }
+            },
+        }
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+}
+
+/// What one stranger has: an address, or with IPv6 the /64 that every host gets.
+fn machine(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V6(ip) if !ip.is_loopback() => Ipv6Addr::from(u128::from(ip) & !u128::from(u64::MAX)).into(),
+        ip => ip,
+    }
+}
+
+/// Answers what comes over one connection.
+async fn converse(tcp: TcpStream, desk: Arc<Desk>, closing: CancellationToken) {
+    // Where it is refused, answers take longer, and that is all.
+    let _ = tcp.set_nodelay(true);
+    let service = service_fn(move |request| {
+        let desk = desk.clone();
+        async move { Ok::<_, Infallible>(desk.answer(request).await) }
+    });
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(HEAD.1).max_buf_size(HEAD.0);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(Impatient::new(tcp)), service));
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = closing.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection to the inspector broke");
+    }
+}
+
+/// A connection that fails with [`io::ErrorKind::TimedOut`] when nothing of what is to be sent is taken for [`UNREAD`].
+#[derive(Debug)]
+struct Impatient<S> {
+    stream: S,
+    /// Runs while something waits to be taken.
+    unread: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Impatient<S> {
+    const fn new(stream: S) -> Self {
+        Self { stream, unread: None }
+    }
+
+    fn watch(&mut self, written: Poll<io::Result<usize>>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.unread = None;
+            return written;
+        }
+        let unread = self.unread.get_or_insert_with(|| Box::pin(sleep(UNREAD)));
+        unread.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Impatient<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, out)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Impatient<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.watch(written, cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.watch(written, cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+    use tokio::time::{Instant, timeout};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_reads_nothing_is_left_and_who_reads_slowly_is_not() {
+        let (near, mut far) = duplex(64);
+        let mut near = Impatient::new(near);
+        let slow = async {
+            let mut read = [0; 64];
+            for _ in 0..10 {
+                sleep(UNREAD - Duration::from_secs(1)).await;
+                far.read_exact(&mut read).await.unwrap();
+            }
+        };
+        let (written, ()) = tokio::join!(near.write_all(&[0; 640 + 64]), slow);
+        written.unwrap();
+        let start = Instant::now();
+        let stalled = timeout(10 * UNREAD, near.write_all(&[0; 1])).await.expect("it is given up");
+        assert_eq!(stalled.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert_eq!(start.elapsed(), UNREAD);
+        assert_eq!(far.read(&mut [0; 64]).await.unwrap(), 64, "what was sent is there");
+    }
+
+    #[test]
+    fn a_machine_is_an_address_or_a_network_of_its_own() {
+        for (ip, expected) in [
+            ("192.0.2.7", "192.0.2.7"),
+            ("::ffff:192.0.2.7", "192.0.2.7"),
+            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+            ("::1", "::1"),
+            ("::ffff:127.0.0.1", "127.0.0.1"),
+        ] {
+            assert_eq!(machine(ip.parse().unwrap()).to_string(), expected);
+        }
+    }
+}
