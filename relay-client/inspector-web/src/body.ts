@@ -36,12 +36,56 @@ export function header(headers: Header[], name: string): string | null {
 
 function bytesOf(message: Message): Uint8Array {
   if (message.body_base64 === undefined) return new TextEncoder().encode(message.body ?? "");
-  return Uint8Array.from(atob(message.body_base64), (character) => character.charCodeAt(0));
+  const binary = atob(message.body_base64);
+  const bytes = new Uint8Array(binary.length);
+  for (let at = 0; at < bytes.length; at += 1) bytes[at] = binary.charCodeAt(at);
+  return bytes;
 }
 
-/** The fields of a form: names and values as they were meant. */
-export function fields(text: string): Header[] {
-  return [...new URLSearchParams(text)];
+/** A text as a text field has it, which knows one kind of line end only. */
+export function asField(text: string): string {
+  return text.replace(/\r\n?/g, "\n");
+}
+
+/** What was made of a text in a text field, with the line ends that it had: the usual one for what is new. */
+export function withLineEnds(before: string, edited: string): string {
+  const ends = before.match(/\r\n|\r|\n/g) ?? [];
+  const count = (end: string) => ends.filter((other) => other === end).length;
+  const [usual] = ["\n", "\r\n", "\r"].sort((a, b) => count(b) - count(a));
+  const old = asField(before).split("\n");
+  const now = edited.split("\n");
+  const both = Math.min(old.length, now.length);
+  let head = 0;
+  while (head < both && old[head] === now[head]) head += 1;
+  let tail = 0;
+  while (tail < both - head && old.at(-1 - tail) === now.at(-1 - tail)) tail += 1;
+  const end = (at: number) => {
+    if (at === now.length - 1) return "";
+    if (at < head) return ends[at] ?? usual;
+    // The end of the last line that was changed is none of what was.
+    return at >= now.length - tail - 1 ? (ends[at + old.length - now.length] ?? usual) : usual;
+  };
+  return now.map((line, at) => line + end(at)).join("");
+}
+
+// What is taken apart below is taken apart as far as it is looked at: a stranger can send millions of parts.
+
+/** Up to `most` fields of a form, names and values as they were meant, and whether there are more. */
+export function fields(text: string, most: number): [Header[], boolean] {
+  const found: Header[] = [];
+  for (let at = 0; at < text.length;) {
+    if (text[at] === "&") {
+      at += 1;
+      continue;
+    }
+    if (found.length === most) return [found, true];
+    const next = text.indexOf("&", at);
+    const end = next < 0 ? text.length : next;
+    // In front of all, a question mark would be taken for that of a URL.
+    found.push(...new URLSearchParams(`&${text.slice(at, end)}`));
+    at = end;
+  }
+  return [found, false];
 }
 
 /** A part of a multipart body (RFC 2046, section 5.1). */
@@ -52,7 +96,8 @@ export interface Part {
   size: number;
 }
 
-export function parts(message: Message, bytes: Uint8Array): Part[] {
+/** Up to `most` parts, and whether there are more. */
+export function parts(message: Message, bytes: Uint8Array, most: number): [Part[], boolean] {
   const mark = `--${boundary(message)}`;
   // One character per byte, so that places in the text are places in the bytes.
   const raw = new TextDecoder("latin1").decode(bytes);
@@ -60,7 +105,8 @@ export function parts(message: Message, bytes: Uint8Array): Part[] {
   for (let at = raw.indexOf(mark); at >= 0;) {
     const start = raw.indexOf("\n", at) + 1;
     const next = raw.indexOf(`\n${mark}`, start - 1);
-    if (!start || next < 0) return found;
+    if (!start || next < 0) break;
+    if (found.length === most) return [found, true];
     const end = raw[next - 1] === "\r" ? next - 1 : next;
     const [blank] = /\r?\n\r?\n/.exec(raw.slice(start, Math.min(end, start + MOST_HEAD))) ?? [];
     const headEnd = blank ? raw.indexOf(blank, start) : end;
@@ -69,7 +115,7 @@ export function parts(message: Message, bytes: Uint8Array): Part[] {
     found.push({ head, text: utf8(content), size: content.length });
     at = next + 1;
   }
-  return found;
+  return [found, false];
 }
 
 /** Bytes of a part's head. */
@@ -85,30 +131,38 @@ function utf8(bytes: Uint8Array): string | null {
 
 function boundary(message: Message): string | null {
   const found = /;\s*boundary=(?:"([^"]+)"|([^\s;"]+))/i.exec(header(message.headers, "content-type") ?? "");
-  return found?.[1] ?? found?.[2] ?? null;
+  const mark = found?.[1] ?? found?.[2] ?? null;
+  return mark && mark.length <= MOST_BOUNDARY ? mark : null;
 }
 
-/** XML over several lines. It is taken apart by its tags only, so that what is malformed is shown too. */
-export function xmlLines(text: string): string[] {
+/** RFC 2046, section 5.1.1. A long one can be made to take for ever to look for. */
+const MOST_BOUNDARY = 70;
+
+/**
+ * XML over several lines, up to the one that fills `most` characters, and whether there are more. It is taken apart by its
+ * tags only, so that what is malformed is shown too.
+ */
+export function xmlLines(text: string, most: number): [string[], boolean] {
   const lines: string[] = [];
   let depth = 0;
+  let length = 0;
   // Whether the last line is an element that has begun there.
   let open = false;
   for (const piece of pieces(text)) {
-    if (!piece.startsWith("<")) {
-      // Words stay on the line of their element.
-      if (open) lines.push(lines.pop() + piece);
-      else lines.push(indent(depth) + piece);
-      continue;
-    }
+    const tag = piece.startsWith("<");
     const closing = piece.startsWith("</");
     if (closing) depth = Math.max(0, depth - 1);
-    if (closing && open) lines.push(lines.pop() + piece);
-    else lines.push(indent(depth) + piece);
+    // Words, and the end, stay on the line of their element.
+    const stays = open && (closing || !tag);
+    if (!stays && length >= most) return [lines, true];
+    const line = stays ? lines.pop() + piece : indent(depth) + piece;
+    length += stays ? piece.length : line.length + 1;
+    lines.push(line);
+    if (!tag) continue;
     open = !closing && !/^<[!?]|\/>$/.test(piece);
     if (open) depth += 1;
   }
-  return lines;
+  return [lines, false];
 }
 
 /** Tags, comments and what stands between them, in one pass whatever the text is. */
@@ -158,7 +212,8 @@ export function comparable(body: Body, most: number): string[] {
   if (body.text === null) return hexLines(body.bytes(), 0, most / 4).split("\n");
   const text = body.text.slice(0, most);
   if (body.root && text.length === body.text.length) return json.pretty(text, body.root).split("\n");
-  if (body.views[0] === "xml") return xmlLines(text);
-  if (body.views[0] === "form") return fields(text).map(([name, value]) => `${name} = ${value}`);
+  if (body.views[0] === "xml") return xmlLines(text, most)[0];
+  // Each has an ampersand at least.
+  if (body.views[0] === "form") return fields(text, most / 16)[0].map(([name, value]) => `${name} = ${value}`);
   return text.split("\n");
 }

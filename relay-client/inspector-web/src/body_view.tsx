@@ -100,22 +100,28 @@ function HexView({ body }: { body: Body }) {
 }
 
 function XmlView({ text }: { text: string }) {
-  const lines = useMemo(() => xmlLines(text).join("\n"), [text]);
+  const [shown, setShown] = useState(CHUNK);
+  const [lines, isMore] = useMemo(() => {
+    const [lines, isMore] = xmlLines(text, shown);
+    const all = lines.join("\n");
+    return [all.slice(0, shown), isMore || all.length > shown] as const;
+  }, [text, shown]);
   return (
     <pre class="text">
-      <Long text={lines} chunk={CHUNK} />
+      {lines}
+      {isMore && <More onClick={() => setShown(4 * shown)}>more</More>}
     </pre>
   );
 }
 
 function FormView({ text }: { text: string }) {
-  const all = useMemo(() => fields(text), [text]);
   const [shown, setShown] = useState(ITEMS);
+  const [all, isMore] = useMemo(() => fields(text, shown), [text, shown]);
   return (
     <>
       <table class="headers">
         <tbody>
-          {all.slice(0, shown).map(([name, value], index) => (
+          {all.map(([name, value], index) => (
             <tr key={index}>
               <th scope="row">
                 <Long text={name} chunk={200} />
@@ -127,9 +133,7 @@ function FormView({ text }: { text: string }) {
           ))}
         </tbody>
       </table>
-      {all.length > shown && (
-        <More onClick={() => setShown(shown + 5 * ITEMS)}>{number(all.length - shown)} more fields</More>
-      )}
+      {isMore && <More onClick={() => setShown(shown + 5 * ITEMS)}>more fields</More>}
     </>
   );
 }
@@ -141,10 +145,11 @@ function Value({ text }: { text: string }) {
 }
 
 function PartsView({ body, message }: { body: Body; message: Message }) {
-  const all = useMemo(() => parts(message, body.bytes()), [message]);
+  const [shown, setShown] = useState(ITEMS);
+  const [all, isMore] = useMemo(() => parts(message, body.bytes(), shown), [message, shown]);
   return (
     <>
-      {all.slice(0, ITEMS).map(({ head, text, size }, index) => (
+      {all.map(({ head, text, size }, index) => (
         <div key={index} class="part">
           <pre class="text">
             <Long text={head} chunk={2_000} />
@@ -152,7 +157,7 @@ function PartsView({ body, message }: { body: Body; message: Message }) {
           {text === null ? <p class="none">{bytes(size)} that are not text</p> : <Value text={text} />}
         </div>
       ))}
-      {all.length > ITEMS && <p class="none">{number(all.length - ITEMS)} more parts</p>}
+      {isMore && <More onClick={() => setShown(shown + 5 * ITEMS)}>more parts</More>}
     </>
   );
 }

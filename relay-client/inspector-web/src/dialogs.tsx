@@ -4,7 +4,7 @@ import type { ComponentChildren } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 
 import { ApiError, type Changes, type Detail, type Header, exported } from "./api";
-import { read } from "./body";
+import { asField, read, withLineEnds } from "./body";
 import { bytes } from "./format";
 import * as json from "./json";
 import type { Model } from "./model";
@@ -199,7 +199,7 @@ function Edit({ model, detail }: { model: Model; detail: Detail }) {
     method: detail.method,
     path: detail.path,
     headers: linesOf(request.headers),
-    body: body.text ?? request.body_base64 ?? "",
+    body: asField(body.text ?? request.body_base64 ?? ""),
   };
   const [now, setNow] = useState(before);
   const [resign, setResign] = useState("");
@@ -217,7 +217,10 @@ function Edit({ model, detail }: { model: Model; detail: Detail }) {
     const changes: Changes = {};
     if (now.method !== before.method) changes.method = now.method.trim();
     if (now.path !== before.path) changes.path = now.path.trim();
-    if (now.body !== before.body) changes[body.text === null ? "body_base64" : "body"] = now.body;
+    if (now.body !== before.body) {
+      if (body.text === null) changes.body_base64 = now.body;
+      else changes.body = withLineEnds(body.text, now.body);
+    }
     if (now.headers !== before.headers) {
       const headers = headersOf(now.headers);
       if (typeof headers === "string") return setProblem(`No header: ${headers}. Write Name: value on each line.`);
@@ -269,6 +272,7 @@ function Edit({ model, detail }: { model: Model; detail: Detail }) {
               spellcheck={false}
               autofocus
             />
+            {body.text?.includes("\r") && <span class="reason">Its line ends, CR LF among them, stay as they are.</span>}
           </label>
         ) : (
           <p class="none">The body, {bytes(request.body_size)}, is sent as it was.</p>

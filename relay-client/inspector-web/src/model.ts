@@ -15,6 +15,9 @@ const PAGE_ROWS = 1_000;
 /** How long typing pauses before bodies are searched. */
 const PAUSE_MS = 250;
 
+/** How long new ones gather before theirs are searched. */
+const NEW_BODIES_MS = 1_000;
+
 /** The least time between two looks for what the stream has left out. */
 const CATCH_UP_MS = 1_000;
 
@@ -67,9 +70,13 @@ export class Model {
   #listeners = new Set<() => void>();
   #waiting: Summary[] = [];
   #timer = 0;
-  #bodies: ReadonlySet<string> = new Set();
+  /** Those in whose bodies the words of the search stand. */
+  #bodies = new Set<string>();
   #search: AbortController | null = null;
+  /** Not 0 while bodies are searched, or are going to be. */
   #searchTimer = 0;
+  /** The oldest of those that have ended since bodies were searched. */
+  #unsearched: string | null = null;
   #noticeTimer = 0;
   #gap: string | null = null;
   #catchingUp = false;
@@ -106,6 +113,7 @@ export class Model {
     };
     events.addEventListener("exchange", (event) => this.#take([JSON.parse(event.data)]));
     events.addEventListener("missed", () => this.#missed());
+    events.addEventListener("cleared", () => this.#forget());
     events.onerror = () => {
       if (this.connection !== "lost") this.lostAt = Date.now();
       this.connection = "lost";
@@ -126,10 +134,18 @@ export class Model {
     this.#timer = 0;
     const summaries = this.#waiting;
     this.#waiting = [];
-    this.exchanges.merge(summaries);
+    this.#merge(summaries);
     const of = (id: string | undefined) => summaries.some((summary) => summary.id === id);
     if (this.selected && of(this.selected)) void this.#load(this.selected);
     this.#changed();
+  }
+
+  #merge(summaries: Summary[]): void {
+    this.exchanges.merge(summaries);
+    for (const { id, duration_ms } of summaries) {
+      if (duration_ms !== null && (this.#unsearched === null || id < this.#unsearched)) this.#unsearched = id;
+    }
+    this.#searchNewBodies();
   }
 
   /** The list from its newest row back to `until`, or to its end. */
@@ -138,7 +154,7 @@ export class Model {
     for (let rows = 0; rows < MOST;) {
       const page: api.Page = await api.list({ limit: String(PAGE_ROWS), ...(before ? { before } : {}) });
       this.total = page.total;
-      this.exchanges.merge(page.exchanges);
+      this.#merge(page.exchanges);
       this.#changed();
       const oldest = page.exchanges.at(-1)?.id;
       if (!oldest || oldest === before || (until && oldest <= until)) return;
@@ -222,27 +238,50 @@ export class Model {
   }
 
   /** Words may stand in bodies, which only the client has. */
+  get #words(): string {
+    const words = wordsOf(parse(this.query));
+    return words.length < 2 ? "" : words;
+  }
+
   #searchBodies(): void {
     clearTimeout(this.#searchTimer);
     this.#search?.abort();
-    this.searching = false;
-    const words = wordsOf(parse(this.query));
-    if (words.length < 2) return;
-    this.searching = true;
-    this.#searchTimer = setTimeout(async () => {
-      const search = (this.#search = new AbortController());
-      try {
-        const page = await api.list({ q: words, limit: String(PAGE_ROWS) }, search.signal);
-        this.#bodies = new Set(page.exchanges.map(({ id }) => id));
-        this.exchanges.merge(page.exchanges);
-        this.#filter();
-      } catch (error) {
-        if (!search.signal.aborted) this.say(ApiError.describe(error), "bad");
+    this.#searchTimer = 0;
+    this.searching = this.#words !== "";
+    if (this.searching) this.#searchTimer = setTimeout(() => void this.#lookInto(null), PAUSE_MS);
+  }
+
+  #searchNewBodies(): void {
+    if (this.#searchTimer || this.#unsearched === null || !this.#words) return;
+    this.#searchTimer = setTimeout(() => {
+      const { all } = this.exchanges;
+      const before = all[positionAfter(all, this.#unsearched!) - 2];
+      void this.#lookInto(before?.id ?? null);
+    }, NEW_BODIES_MS);
+  }
+
+  /** Looks for the words in the bodies of those that came after this one, or of all. */
+  async #lookInto(after: string | null): Promise<void> {
+    const { signal } = (this.#search = new AbortController());
+    this.#unsearched = null;
+    try {
+      const query = { q: this.#words, limit: String(PAGE_ROWS), ...(after ? { after } : {}) };
+      const page = await api.list(query, signal);
+      for (const { id } of page.exchanges) this.#bodies.add(id);
+      for (const id of this.#bodies) {
+        if (this.#bodies.size <= MOST) break;
+        this.#bodies.delete(id);
       }
-      if (search.signal.aborted) return;
-      this.searching = false;
-      this.#changed();
-    }, PAUSE_MS);
+      this.exchanges.merge(page.exchanges);
+    } catch (error) {
+      if (signal.aborted) return;
+      this.say(ApiError.describe(error), "bad");
+    }
+    if (signal.aborted) return;
+    this.searching = false;
+    this.#searchTimer = 0;
+    this.#searchNewBodies();
+    this.#changed();
   }
 
   /** How many rows of the view are newer than what is shown. */
@@ -344,13 +383,19 @@ export class Model {
   async clear(): Promise<void> {
     try {
       await api.clear();
-      this.exchanges.clear();
-      this.total = 0;
-      this.marked = this.compared = null;
-      this.select(null);
+      this.#forget();
     } catch (error) {
       this.say(`Not cleared: ${ApiError.describe(error)}`, "bad");
     }
+  }
+
+  /** What there was is gone. */
+  #forget(): void {
+    this.#waiting = [];
+    this.exchanges.clear();
+    this.total = 0;
+    this.marked = this.compared = null;
+    this.select(null);
   }
 
   // ---- The page

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import type { Header, Message } from "../src/api";
-import { type Part, comparable, fields, hexLines, parts, read, xmlLines } from "../src/body";
+import { type Part, asField, comparable, fields, hexLines, parts, read, withLineEnds, xmlLines } from "../src/body";
 import * as diff from "../src/diff";
 import { bytes, duration } from "../src/format";
 import * as json from "../src/json";
@@ -111,15 +111,18 @@ test("the best view comes first", () => {
   assert.deepEqual(views("<p>", "text/html"), ["text", "hex"]);
   assert.deepEqual(views("a=1", "application/x-www-form-urlencoded; charset=utf-8"), ["form", "text", "hex"]);
   assert.deepEqual(read(binary(Uint8Array.of(0xff, 0), "application/json")).views, ["hex"]);
-  assert.deepEqual(fields("a=1%202&b=%3Cx%3E&a="), [
-    ["a", "1 2"],
-    ["b", "<x>"],
-    ["a", ""],
+  assert.deepEqual(fields("?a=1%202&&b=%3Cx%3E&a=&", 9), [
+    [
+      ["?a", "1 2"],
+      ["b", "<x>"],
+      ["a", ""],
+    ],
+    false,
   ]);
 });
 
 test("XML is set in lines, also where it is none", () => {
-  assert.deepEqual(xmlLines('<?xml version="1.0"?><a x="1"><b>one</b><c/><d><e>2</e></d></a>'), [
+  const lines = [
     '<?xml version="1.0"?>',
     '<a x="1">',
     "  <b>one</b>",
@@ -128,26 +131,60 @@ test("XML is set in lines, also where it is none", () => {
     "    <e>2</e>",
     "  </d>",
     "</a>",
-  ]);
+  ];
+  const text = '<?xml version="1.0"?><a x="1"><b>one</b><c/><d><e>2</e></d></a>';
+  assert.deepEqual(xmlLines(text, Infinity), [lines, false]);
+  // A line that has been begun is ended.
+  assert.deepEqual(xmlLines(text, 36), [lines.slice(0, 3), true]);
   for (const odd of ["<a", "</a></b>", "<<<<", "<!--", "a > b", "<![CDATA[<x>]]>"])
-    assert.equal(xmlLines(odd).join(""), odd);
+    assert.equal(xmlLines(odd, Infinity)[0].join(""), odd);
   // Each of these would take minutes, were it looked at once for each of its characters.
-  for (const odd of ["<", "<!--", "<a>", "<![CDATA["]) assert.ok(xmlLines(odd.repeat(200_000)).length > 0);
+  for (const odd of ["<", "<!--", "<a>", "<![CDATA["])
+    assert.ok(xmlLines(odd.repeat(200_000), Infinity)[0].length > 0);
 });
 
 test("a multipart body is taken apart", () => {
   const head = (name: string) => `Content-Disposition: form-data; name="${name}"`;
   const start = `--x\r\n${head("a")}\r\n\r\none\r\n--x\r\n${head("é")}\r\n\r\n`;
   const body = Buffer.concat([Buffer.from(start), Buffer.of(0xff, 0x0a, 0), Buffer.from("\r\n--x--\r\n")]);
-  const found = parts(binary(body, "multipart/form-data; boundary=x"), body);
+  const type = "multipart/form-data; boundary=x";
+  const found = parts(binary(body, type), body, 9);
   const expected: Part[] = [
     { head: head("a"), text: "one", size: 3 },
     { head: head("é"), text: null, size: 3 },
   ];
-  assert.deepEqual(found, expected);
-  assert.deepEqual(read(binary(body, "multipart/form-data; boundary=x")).views, ["parts", "hex"]);
+  assert.deepEqual(found, [expected, false]);
+  assert.deepEqual(parts(binary(body, type), body, 1), [expected.slice(0, 1), true]);
+  assert.deepEqual(read(binary(body, type)).views, ["parts", "hex"]);
+  assert.deepEqual(read(binary(body, `${type}${"x".repeat(70)}`)).views, ["hex"], "no boundary is so long");
   const cut = body.subarray(0, 50);
-  assert.ok(parts(binary(cut, "multipart/form-data; boundary=x"), cut).length < 2);
+  assert.ok(parts(binary(cut, type), cut, 9)[0].length < 2);
+});
+
+test("no more is taken apart than is looked at", () => {
+  const most = 10 * 1024 * 1024;
+  const fill = (piece: string) => piece.repeat(most / piece.length);
+  const took = (work: () => unknown[]) => {
+    const before = process.memoryUsage().heapUsed;
+    assert.ok(work().length <= 1_000);
+    return (process.memoryUsage().heapUsed - before) / most;
+  };
+  const form = fill("a&");
+  const xml = fill("<>");
+  const mixed = message(fill("--x\n"), "multipart/mixed; boundary=x");
+  const bytes = read(mixed).bytes();
+  const types = ["application/x-www-form-urlencoded", "application/xml"];
+  for (const [name, work] of Object.entries({
+    fields: () => fields(form, 100)[0],
+    empty: () => fields(fill("&"), 100)[0],
+    lines: () => xmlLines(xml, 32_768)[0],
+    parts: () => parts(mixed, bytes, 100)[0],
+  }))
+    assert.ok(took(work) < 4, name);
+  for (const type of types) {
+    const body = type.endsWith("xml") ? xml : form;
+    assert.ok(comparable(read(message(body, type)), 2 * 1024 * 1024).length < 200_000, type);
+  }
 });
 
 test("bytes are shown in hex", () => {
@@ -243,4 +280,21 @@ test("figures are short", () => {
     "2 min 5 s",
   ]);
   assert.deepEqual([0, 1023, 1536, 10 * 1024 * 1024].map(bytes), ["0 B", "1023 B", "1.5 KiB", "10 MiB"]);
+});
+
+test("line ends stay as they were where a text is changed in a field", () => {
+  const crlf = "--x\r\na: b\r\n\r\none\ntwo\r\n--x--\r\n";
+  const change = (before: string, from: string, to: string) => withLineEnds(before, asField(before).replace(from, to));
+  assert.equal(asField("a\r\nb\rc\nd"), "a\nb\nc\nd");
+  assert.equal(change(crlf, "", ""), crlf);
+  assert.equal(change(crlf, "one", "1"), crlf.replace("one", "1"));
+  assert.equal(change(crlf, "two", "2\n3\n4"), crlf.replace("two", "2\r\n3\r\n4"));
+  assert.equal(change(crlf, "a: b\n", ""), crlf.replace("a: b\r\n", ""));
+  assert.equal(change(crlf, "--x--\n", "--x--"), crlf.replace("--x--\r\n", "--x--"));
+  assert.equal(change(crlf, "--x\n", "new\n--x\n"), `new\r\n${crlf}`);
+  assert.equal(change("a\nb", "b", "c\nd"), "a\nc\nd");
+  assert.equal(change("a\rb\rc", "b", "B"), "a\rB\rc");
+  assert.equal(withLineEnds("a\r\nb", "x\ny\nz"), "x\r\ny\r\nz");
+  assert.equal(withLineEnds("a\r\nb", ""), "");
+  assert.equal(withLineEnds("", "a\nb"), "a\nb");
 });
