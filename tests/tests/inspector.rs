@@ -556,8 +556,16 @@ mod exchanges {
         }
         let missing = inspected.call(Method::GET, "/api/v1/exchanges/none", &[], "").await;
         assert_eq!(code(&missing), (404, "exchange-not-found".to_owned()));
+        let mut events = Events::watch(inspected.address()).await;
         assert_eq!(inspected.call(Method::DELETE, "/api/v1/exchanges", &[], "").await.code(), 204);
         assert_eq!(inspected.get("/api/v1/exchanges").await, json!({"exchanges": [], "total": 0}));
+        // Nor is it in memory.
+        for gone in [format!("/api/v1/exchanges/{id}"), format!("/api/requests/http/{id}")] {
+            assert_eq!(inspected.call(Method::GET, &gone, &[], "").await.code(), 404, "{gone}");
+        }
+        let missed = inspected.call(Method::GET, "/api/v1/wait?path=/*&within=50ms", &[], "").await;
+        assert_eq!(code(&missed).1, "not-yet");
+        while events.next().await != ("cleared".to_owned(), json!({})) {}
     }
 
     #[tokio::test]
@@ -703,6 +711,10 @@ mod exchanges {
         assert_eq!(inspected.get("/api/requests/http?tunnel_name=none").await["requests"], json!([]));
         assert_eq!(inspected.call(Method::DELETE, "/api/requests/http", &[], "").await.code(), 204);
         assert_eq!(inspected.get("/api/requests/http").await["requests"], json!([]));
+        let gone = inspected.call(Method::GET, one["uri"].as_str().unwrap(), &[], "").await;
+        assert_eq!(gone.code(), 404);
+        // That was this client's memory. The history is its user's, of whom other clients may be.
+        assert_eq!(inspected.get("/api/v1/exchanges").await["total"], 2);
     }
 
     #[tokio::test]

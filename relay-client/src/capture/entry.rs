@@ -40,6 +40,13 @@ pub(crate) struct Annotation {
     pub(crate) attempt: u32,
 }
 
+impl Annotation {
+    fn cost(&self) -> usize {
+        let texts = [&self.provider, &self.provider_name, &self.event_id, &self.event_type, &self.reason];
+        size_of::<Self>() + texts.into_iter().flatten().map(String::len).sum::<usize>()
+    }
+}
+
 /// An exchange that is kept, and what has come of it.
 #[derive(Debug)]
 pub(crate) struct Entry {
@@ -47,7 +54,7 @@ pub(crate) struct Entry {
     pub(super) at_ms: u64,
     arrived: Instant,
     pub(super) tunnel: Option<Arc<str>>,
-    pub(super) id: Box<str>,
+    pub(super) id: Arc<str>,
     pub(super) method: Method,
     pub(super) path: Box<str>,
     pub(super) remote: Box<str>,
@@ -237,7 +244,9 @@ impl Entry {
     /// Bytes of memory that it takes.
     pub(super) fn cost(&self) -> usize {
         let response = self.response.as_ref().map_or(0, Half::cost);
-        size_of::<super::Kept>() + self.id.len() + self.path.len() + self.remote.len() + self.request.cost() + response
+        let texts = self.id.len() + self.path.len() + self.remote.len();
+        let note = self.annotation().map_or(0, Annotation::cost);
+        size_of::<super::Kept>() + texts + note + self.request.cost() + response
     }
 
     /// The request's body, as far as it was kept.

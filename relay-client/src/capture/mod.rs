@@ -81,6 +81,10 @@ struct Shared {
 /// An entry whose bytes are counted as long as it is alive.
 #[derive(Debug)]
 struct Kept {
+    /// The entry's, for whoever looks for it: the ring waits for no entry.
+    id: Arc<str>,
+    /// The entry's.
+    at_ms: u64,
     entry: Mutex<Entry>,
     held: Arc<AtomicUsize>,
 }
@@ -88,7 +92,11 @@ struct Kept {
 impl Kept {
     fn new(entry: Entry, held: &Arc<AtomicUsize>) -> Arc<Self> {
         held.fetch_add(entry.cost(), Relaxed);
-        Arc::new(Self { entry: Mutex::new(entry), held: held.clone() })
+        Arc::new(Self { id: entry.id.clone(), at_ms: entry.at_ms, entry: Mutex::new(entry), held: held.clone() })
+    }
+
+    fn is_over(&self) -> bool {
+        self.entry().ended.is_some()
     }
 
     fn entry(&self) -> MutexGuard<'_, Entry> {
@@ -168,31 +176,51 @@ impl Capture {
         let (next, after) = match since {
             Since::Start => (ring.first, None),
             Since::Now => (ring.end(), None),
-            Since::Time { at_ms } => (ring.find(|entry| entry.at_ms >= at_ms).unwrap_or(ring.end()), None),
-            Since::Id { id } => match ring.find(|entry| *entry.id == *id) {
+            Since::Time { at_ms } => (ring.find(|kept| kept.at_ms >= at_ms).unwrap_or(ring.end()), None),
+            Since::Id { id } => match ring.find(|kept| *kept.id == *id) {
                 Some(seq) => (seq + 1, None),
                 None => (ring.first, Some(id)),
             },
         };
+        let clearings = ring.clearings;
         drop(ring);
-        let open = VecDeque::new();
-        Reader { capture: self.clone(), next, after, open, left: 0, missed: 0, tells: Tells::Arrival }
+        let (open, tells) = (VecDeque::new(), Tells::Arrival);
+        Reader { capture: self.clone(), next, after, open, left: 0, missed: 0, clearings, cleared: false, tells }
     }
 
     /// The request of this id, as long as it is kept in memory.
     pub(crate) fn get(&self, id: &str) -> Option<Captured> {
-        let ring = self.0.ring();
-        let seq = ring.find(|entry| *entry.id == *id)?;
-        let entry = ring.get(seq)?.entry();
+        let (seq, kept) = self.find(id)?;
+        let entry = kept.entry();
         Some(captured(seq, &entry, entry.decode()?))
     }
 
     /// As [`Capture::get`], with its answer as far as there is one.
     pub(crate) fn exchange(&self, id: &str) -> Option<Exchange> {
+        self.find(id)?.1.entry().exchange()
+    }
+
+    fn find(&self, id: &str) -> Option<(u64, Arc<Kept>)> {
         let ring = self.0.ring();
-        let kept = ring.get(ring.find(|entry| *entry.id == *id)?)?.clone();
+        let seq = ring.find(|kept| *kept.id == *id)?;
+        Some((seq, ring.get(seq)?.clone()))
+    }
+
+    /// All that are kept in memory, the newest first, also those that are under way.
+    pub(crate) fn kept(&self) -> Vec<Summary> {
+        let all = self.0.ring().all();
+        all.iter().rev().map(|(_, kept)| kept.entry().summary()).collect()
+    }
+
+    /// Lets go of all that is over, in memory: to whoever comes now it has not been there.
+    pub(crate) fn clear(&self) {
+        let all = self.0.ring().all();
+        let over: Vec<_> = all.into_iter().filter(|(_, kept)| kept.is_over()).collect();
+        let mut ring = self.0.ring();
+        over.iter().for_each(|(seq, _)| ring.forget(*seq));
+        ring.clearings += 1;
         drop(ring);
-        kept.entry().exchange()
+        self.0.news.notify_waiters();
     }
 
     /// What is wrong with the history, once for each time that something is: a sentence.
@@ -210,12 +238,11 @@ impl Capture {
     /// stored as it is.
     pub(crate) fn close(&self) {
         let mut ring = self.0.ring();
-        if !std::mem::replace(&mut ring.closed, true)
-            && let Some(writer) = &self.0.writer
-        {
-            ring.entries.iter().filter(|kept| kept.entry().ended.is_none()).for_each(|kept| writer.push(kept));
-        }
+        let (was_closed, all) = (std::mem::replace(&mut ring.closed, true), ring.all());
         drop(ring);
+        if let (false, Some(writer)) = (was_closed, &self.0.writer) {
+            all.iter().filter(|(_, kept)| !kept.is_over()).for_each(|(_, kept)| writer.push(kept));
+        }
         self.0.news.notify_waiters();
     }
 }
@@ -252,7 +279,7 @@ impl Arrival {
         let entry = Entry::new(&encoded, head, tunnel, body, whole, shared.most());
         let kept = Kept::new(entry, &shared.held);
         let mut ring = shared.ring();
-        ring.entries.push_back(kept.clone());
+        ring.entries.push_back(Some(kept.clone()));
         if ring.entries.len() > shared.bounds.count {
             ring.drop_oldest();
         }
@@ -349,7 +376,10 @@ impl Recording {
 struct Ring {
     /// The number of the oldest one.
     first: u64,
-    entries: VecDeque<Arc<Kept>>,
+    /// None in the place of one that was cleared.
+    entries: VecDeque<Option<Arc<Kept>>>,
+    /// How often it was cleared.
+    clearings: u64,
     /// No more will come, and nothing will become of those that there are.
     closed: bool,
 }
@@ -360,13 +390,31 @@ impl Ring {
         self.first + self.entries.len() as u64
     }
 
+    fn at(&self, seq: u64) -> Option<usize> {
+        usize::try_from(seq.checked_sub(self.first)?).ok()
+    }
+
     fn get(&self, seq: u64) -> Option<&Arc<Kept>> {
-        self.entries.get(usize::try_from(seq.checked_sub(self.first)?).ok()?)
+        self.entries.get(self.at(seq)?)?.as_ref()
     }
 
     /// The number of the first one that `is` it.
-    fn find(&self, is: impl Fn(&Entry) -> bool) -> Option<u64> {
-        self.entries.iter().position(|kept| is(&kept.entry())).map(|at| self.first + at as u64)
+    fn find(&self, is: impl Fn(&Kept) -> bool) -> Option<u64> {
+        let at = self.entries.iter().position(|kept| kept.as_ref().is_some_and(|kept| is(kept)))?;
+        Some(self.first + at as u64)
+    }
+
+    /// All of them with their numbers, for whoever takes a look at each: that may take its time, and the ring must not.
+    fn all(&self) -> Vec<(u64, Arc<Kept>)> {
+        let numbered = (self.first..).zip(&self.entries);
+        numbered.filter_map(|(seq, kept)| Some((seq, kept.clone()?))).collect()
+    }
+
+    /// Its number stays, so that all others keep theirs.
+    fn forget(&mut self, seq: u64) {
+        if let Some(kept) = self.at(seq).and_then(|at| self.entries.get_mut(at)) {
+            *kept = None;
+        }
     }
 
     /// Whether there was one.
@@ -431,6 +479,8 @@ pub(crate) enum News<T = Captured> {
     },
     /// So many were dropped before they could be told of.
     Missed(u64),
+    /// All that was over was cleared. Those that are under way are told of once more.
+    Cleared,
 }
 
 /// Tells of each request when it has arrived, and once more when it has been answered, if that is later. It holds
@@ -447,6 +497,10 @@ pub(crate) struct Reader {
     /// How many of `open` are still to be looked at before waiting again.
     left: usize,
     missed: u64,
+    /// How often the ring had been cleared when it was looked at.
+    clearings: u64,
+    /// It was cleared again, which has not been told.
+    cleared: bool,
     tells: Tells,
 }
 
@@ -469,14 +523,23 @@ impl Reader {
     }
 
     /// Tells of each exchange that is under way and of each that comes when its head has come, and once more when it is
-    /// over; never [`News::Answered`]. What is over by now is for whoever reads the history.
+    /// over; never [`News::Answered`], but of each [clearing](Capture::clear). What is over by now is for whoever reads
+    /// the history.
     pub(crate) fn twice(mut self) -> Self {
-        let ring = self.capture.0.ring();
-        let is_open = |seq: &u64| ring.get(*seq).is_some_and(|kept| kept.entry().ended.is_none());
-        self.open = (self.next.max(ring.first)..ring.end()).filter(is_open).map(|seq| (seq, false)).collect();
-        (self.next, self.left, self.tells) = (ring.end(), self.open.len(), Tells::Both);
-        drop(ring);
+        self.tells = Tells::Both;
+        self.begin();
         self
+    }
+
+    /// Begins with those that are under way.
+    fn begin(&mut self) {
+        let ring = self.capture.0.ring();
+        let (all, next) = (ring.all(), self.next);
+        (self.next, self.clearings) = (ring.end(), ring.clearings);
+        drop(ring);
+        let is_open = |(seq, kept): &(u64, Arc<Kept>)| *seq >= next && !kept.is_over();
+        self.open = all.iter().filter(|one| is_open(one)).map(|(seq, _)| (*seq, false)).collect();
+        self.left = self.open.len();
     }
 
     /// The next news of a list that is kept up to date, of a reader that tells [twice](Self::twice).
@@ -513,8 +576,13 @@ impl Reader {
     /// Begins another round with what has come. Whether it is the last one.
     fn extend(&mut self) -> bool {
         let ring = self.capture.0.ring();
-        let (first, end, closed) = (ring.first, ring.end(), ring.closed);
+        let (first, end, closed, clearings) = (ring.first, ring.end(), ring.closed, ring.clearings);
         drop(ring);
+        if self.tells == Tells::Both && clearings != self.clearings {
+            (self.cleared, self.missed, self.next) = (true, 0, 0);
+            self.begin();
+            return closed;
+        }
         self.missed += first.saturating_sub(self.next);
         self.open.extend((self.next.max(first)..end).map(|seq| (seq, false)));
         self.next = end;
@@ -525,18 +593,24 @@ impl Reader {
     /// Goes on with the round.
     fn look<T>(&mut self, show: fn(u64, &Entry, RequestHead) -> T) -> Option<News<T>> {
         loop {
+            if std::mem::take(&mut self.cleared) {
+                return Some(News::Cleared);
+            }
             if self.missed > 0 {
                 return Some(News::Missed(std::mem::take(&mut self.missed)));
             }
             self.left = self.left.checked_sub(1)?;
             let (seq, told) = self.open.pop_front()?;
-            let kept = self.capture.0.ring().get(seq).cloned();
+            let ring = self.capture.0.ring();
+            let (kept, was_dropped) = (ring.get(seq).cloned(), seq < ring.first);
+            drop(ring);
             let Some(kept) = kept else {
                 if told && self.tells == Tells::Arrival {
                     // What became of it nobody will know.
                     return Some(News::Answered { seq, answer: Answer::default() });
                 }
-                self.missed += u64::from(!told || self.tells == Tells::Both);
+                // Nobody misses what was cleared.
+                self.missed += u64::from(was_dropped && (!told || self.tells == Tells::Both));
                 continue;
             };
             let entry = kept.entry();
@@ -627,6 +701,7 @@ mod tests {
     use http::header::{HeaderName, HeaderValue};
     use http::{Method, uri::PathAndQuery};
     use relay_protocol::message::Payload as _;
+    use std::sync::atomic::AtomicBool;
 
     use super::*;
 
@@ -661,7 +736,7 @@ mod tests {
 
     fn consistent(capture: &Capture) {
         let ring = capture.0.ring();
-        let sum: usize = ring.entries.iter().map(|kept| kept.entry().cost()).sum();
+        let sum: usize = ring.all().iter().map(|(_, kept)| kept.entry().cost()).sum();
         let (held, bounds) = (capture.0.held.load(Relaxed), capture.0.bounds);
         assert!(held >= sum);
         assert!(sum <= bounds.together && ring.entries.len() <= bounds.count, "{} {}", sum, ring.entries.len());
@@ -717,7 +792,10 @@ mod tests {
         assert_eq!((told.body_truncated, &told.body[..]), (true, &b"half"[..]));
         let told = request(&mut reader).await;
         assert_eq!((told.body_truncated, told.body.len(), told.body_size), (true, BODY, 3 * (BODY as u64 / 2 + 1)));
-        assert!(capture.0.ring().entries[1].entry().cost() <= BODY + BODY / 8, "what it does not need is given back");
+        assert!(
+            capture.0.ring().get(1).unwrap().entry().cost() <= BODY + BODY / 8,
+            "what it does not need is given back"
+        );
         consistent(&capture);
     }
 
@@ -782,6 +860,83 @@ mod tests {
         assert_eq!(request(&mut capture.read(Since::Start)).await.seq, 0, "also to whoever comes late");
     }
 
+    #[tokio::test]
+    async fn what_is_over_can_be_cleared_and_nobody_misses_it() {
+        let capture = capture();
+        let mut all = capture.read(Since::Start).twice();
+        let (over, open) = (begin(&capture, "1"), begin(&capture, "2"));
+        over.whole(&Bytes::new());
+        over.ended(Some(StatusCode::OK), Duration::ZERO, None);
+        capture.clear();
+        assert_eq!(all.next_summary().await, Some(News::Cleared));
+        let Some(News::Request(told)) = all.next_summary().await else { panic!("one is under way") };
+        assert_eq!(told.id, "2");
+        let ids: Vec<_> = capture.kept().into_iter().map(|summary| summary.id).collect();
+        assert_eq!(ids, ["2"]);
+        assert!(capture.get("1").is_none() && capture.exchange("1").is_none());
+        let mut late = capture.read(Since::Start);
+        open.whole(&Bytes::new());
+        open.ended(Some(StatusCode::CREATED), Duration::ZERO, None);
+        let Some(News::Request(told)) = all.next_summary().await else { panic!("it is over") };
+        assert_eq!((told.id.as_str(), told.status), ("2", Some(201)));
+        assert_eq!(request(&mut late).await.id, "2");
+        // The numbers of the others stay.
+        begin(&capture, "3").whole(&Bytes::new());
+        assert_eq!(request(&mut late).await.seq, 2);
+        consistent(&capture);
+    }
+
+    /// The disk may hang while one is being stored.
+    #[test]
+    fn who_looks_for_one_waits_for_no_other() {
+        let capture = capture();
+        begin(&capture, "1").whole(&Bytes::new());
+        begin(&capture, "2").whole(&Bytes::new());
+        let kept = capture.0.ring().get(0).unwrap().clone();
+        let held = kept.entry();
+        let (done, waits) = std::sync::mpsc::channel();
+        let looks = capture.clone();
+        std::thread::spawn(move || {
+            let found = looks.get("2").map(|found| found.id);
+            looks.read(Since::Time { at_ms: u64::MAX });
+            begin(&looks, "3");
+            done.send(found).unwrap();
+        });
+        assert_eq!(waits.recv_timeout(Duration::from_secs(10)), Ok(Some("2".to_owned())));
+        drop(held);
+    }
+
+    #[test]
+    fn who_waits_for_the_disk_waits_only_for_what_has_come() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("file"), "").unwrap();
+        // One that takes everything, and one where nothing can be stored.
+        for file in ["relay/history.db", "file/history.db"] {
+            let capture = Capture::stored(Place::new(directory.path().join(file)), Limits::default());
+            let (stop, flushes) = (Arc::new(AtomicBool::new(false)), capture.clone());
+            let busy = std::thread::spawn({
+                let (capture, stop) = (capture.clone(), stop.clone());
+                move || {
+                    for i in 0_u64.. {
+                        begin(&capture, &i.to_string()).ended(None, Duration::ZERO, None);
+                        if stop.load(Relaxed) {
+                            break;
+                        }
+                    }
+                }
+            });
+            let (done, waits) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                (0..5).for_each(|_| flushes.flush());
+                done.send(()).unwrap();
+            });
+            let flushed = waits.recv_timeout(Duration::from_secs(20));
+            stop.store(true, Relaxed);
+            busy.join().unwrap();
+            assert_eq!(flushed, Ok(()), "{file}");
+        }
+    }
+
     /// Whatever comes while a reader is about to wait is told of.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn nothing_is_lost_between_looking_and_waiting() {
@@ -815,7 +970,7 @@ mod tests {
         recording.whole(&Bytes::new());
         let news = {
             let ring = capture.0.ring();
-            let entry = ring.entries[0].entry();
+            let entry = ring.get(0).unwrap().entry();
             News::Request(captured(0, &entry, entry.decode().unwrap()))
         };
         let text = serde_json::to_string(&news).unwrap();

@@ -34,7 +34,7 @@ pub(super) struct Writer {
 #[derive(Debug)]
 struct Queue {
     waiting: Mutex<Waiting>,
-    /// Something waits for the first time, too much waits, somebody is in a hurry, or all is stored.
+    /// Something waits for the first time, too much waits, somebody waits for it to be stored, or it has been.
     changed: Condvar,
     /// Bytes that may wait.
     room: usize,
@@ -44,16 +44,25 @@ struct Queue {
 struct Waiting {
     entries: Vec<Arc<Kept>>,
     bytes: usize,
-    /// The thread is at work.
-    storing: bool,
-    /// So many wait for everything to be stored.
-    hurry: usize,
+    /// How many have come, of which `entries` are the last.
+    come: u64,
+    /// How many of them are stored, or are not going to be.
+    done: u64,
+    /// So many of them somebody waits for.
+    wanted: u64,
     closed: bool,
     /// Nothing will be stored any more.
     failed: bool,
     /// Not stored since the last word about it.
     dropped: u64,
     notice: Option<String>,
+}
+
+impl Waiting {
+    /// Somebody waits for one of those that wait here.
+    fn is_urgent(&self) -> bool {
+        self.wanted > self.come - self.entries.len() as u64
+    }
 }
 
 impl Writer {
@@ -85,6 +94,7 @@ impl Writer {
         }
         let (before, urgent) = (waiting.bytes, self.queue.room / 4);
         waiting.entries.push(kept.clone());
+        waiting.come += 1;
         waiting.bytes += cost;
         // Most of the time the thread sleeps until enough has come, and waking it would cost each request.
         let wakes = waiting.entries.len() == 1 || before < urgent && waiting.bytes >= urgent;
@@ -94,14 +104,15 @@ impl Writer {
         }
     }
 
-    /// Waits until everything that waits has been stored, or could not be.
+    /// Waits until everything that has come by now has been stored, or could not be. What comes meanwhile is not waited
+    /// for.
     pub(super) fn flush(&self) {
         let mut waiting = self.queue.waiting();
-        waiting.hurry += 1;
+        let wanted = waiting.come;
+        waiting.wanted = wanted;
         self.queue.changed.notify_all();
-        let is_busy = |waiting: &mut Waiting| !waiting.failed && (waiting.storing || !waiting.entries.is_empty());
-        waiting = self.queue.changed.wait_while(waiting, is_busy).unwrap_or_else(PoisonError::into_inner);
-        waiting.hurry -= 1;
+        let is_busy = |waiting: &mut Waiting| !waiting.failed && waiting.done < wanted;
+        drop(self.queue.changed.wait_while(waiting, is_busy));
     }
 
     /// A word that has not been said yet.
@@ -139,7 +150,8 @@ impl Queue {
             let count = batch.len() as u64;
             drop(batch);
             let mut waiting = self.waiting();
-            waiting.storing = false;
+            waiting.done += count;
+            self.changed.notify_all();
             match stored {
                 Ok(()) => {
                     if waiting.dropped > 0 {
@@ -155,12 +167,12 @@ impl Queue {
                     }
                     if matches!(error, StoreError::Broken { .. } | StoreError::Newer(_)) {
                         (waiting.failed, waiting.entries) = (true, Vec::new());
-                    } else if !waiting.closed {
-                        drop(self.changed.wait_timeout_while(waiting, PAUSE, |waiting| !waiting.closed));
+                    } else {
+                        let may_wait = |waiting: &mut Waiting| !waiting.closed && !waiting.is_urgent();
+                        drop(self.changed.wait_timeout_while(waiting, PAUSE, may_wait));
                     }
                 }
             }
-            self.changed.notify_all();
         }
     }
 
@@ -168,13 +180,14 @@ impl Queue {
     fn next(&self) -> Option<Vec<Arc<Kept>>> {
         let is_idle = |waiting: &mut Waiting| waiting.entries.is_empty() && !waiting.closed;
         let waiting = self.changed.wait_while(self.waiting(), is_idle).unwrap_or_else(PoisonError::into_inner);
-        let is_patient = |waiting: &mut Waiting| !waiting.closed && waiting.hurry == 0 && waiting.bytes < self.room / 4;
+        let is_patient =
+            |waiting: &mut Waiting| !waiting.closed && !waiting.is_urgent() && waiting.bytes < self.room / 4;
         let gathered = self.changed.wait_timeout_while(waiting, GATHER, is_patient);
         let (mut waiting, _) = gathered.unwrap_or_else(PoisonError::into_inner);
         if waiting.entries.is_empty() {
             return None;
         }
-        (waiting.bytes, waiting.storing) = (0, true);
+        waiting.bytes = 0;
         // Room for as many as came this time.
         let room = Vec::with_capacity(waiting.entries.len());
         Some(std::mem::replace(&mut waiting.entries, room))

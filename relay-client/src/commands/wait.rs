@@ -300,6 +300,7 @@ impl Tally {
     ) -> io::Result<()> {
         match news {
             News::Missed(count) => self.missed += count,
+            News::Cleared => {}
             News::Answered { seq, answer } => {
                 let is = |wanted: &&mut Wanted| wanted.source == source && wanted.seq == seq;
                 if let Some(mut request) = self.found.iter_mut().find(is).and_then(|wanted| wanted.request.take()) {

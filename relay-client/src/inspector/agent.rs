@@ -18,13 +18,13 @@ use super::replay::Changes;
 use super::tunnels::Wish;
 use super::{Desk, is_get, read_json};
 use crate::capture::exchange::{Exchange, timestamp};
-use crate::capture::{history, text};
+use crate::capture::text;
 use crate::control::board::{State, Tunnel};
 use crate::control::meter::Reading;
 use crate::upstream::address::HostPort;
 
 /// Requests in a list where nobody says.
-const REQUESTS: u64 = 50;
+const REQUESTS: usize = 50;
 
 /// What is said of a message's protocol: it crosses the wire in another one, and reaches the service so.
 const PROTO: &str = "HTTP/1.1";
@@ -129,19 +129,23 @@ impl Desk {
         let ok = |value: &Value| Ok(answer_json(StatusCode::OK, value));
         match path {
             ["" | "status"] if is_get(head) => ok(&self.agent_status()),
-            ["requests", "http"] if is_get(head) => self.requests(head),
+            ["requests", "http"] if is_get(head) => self.requests(head).await,
             ["requests", "http"] if head.method == Method::POST => {
                 let Again { id, tunnel_name } = read_json(body).await?;
                 self.replay(&id, Changes::none(tunnel_name)).await?;
                 Ok(nothing())
             }
             ["requests", "http"] if head.method == Method::DELETE => {
-                self.records.look(Records::clear).await?;
+                self.records.capture().clear();
                 Ok(nothing())
             }
             ["requests", "http", id] if is_get(head) => {
                 let id = (*id).to_owned();
-                self.records.look(move |records| Ok(answer_json(StatusCode::OK, &captured(&records.get(&id)?)))).await
+                let look = move |records: &Records| {
+                    let exchange = records.capture().exchange(&id).ok_or(Problem::NoExchange(id))?;
+                    Ok(answer_json(StatusCode::OK, &captured(&exchange)))
+                };
+                self.records.look(look).await
             }
             ["tunnels"] if is_get(head) => {
                 let tunnels: Vec<_> = self.all().iter().map(|tunnel| self.agent_tunnel(tunnel)).collect();
@@ -200,14 +204,20 @@ impl Desk {
         })
     }
 
-    /// The last requests, as they are read: their bodies together may be more than fits into memory.
-    fn requests(&self, head: &Parts) -> Result<Answer, Problem> {
+    /// The last requests of this client that are in memory, as they are read: the answer is larger than they are.
+    async fn requests(&self, head: &Parts) -> Result<Answer, Problem> {
         let mut parameters = Query::of(&head.uri)?;
-        let limit = parameters.parse::<u64>("limit")?.unwrap_or(REQUESTS);
-        let query = history::Query { tunnel: parameters.take("tunnel_name"), ..history::Query::default() };
+        let limit = parameters.parse::<usize>("limit")?.unwrap_or(REQUESTS);
+        let tunnel = parameters.take("tunnel_name");
+        let ids = move |records: &Records| {
+            let all = records.capture().kept().into_iter();
+            let asked = all.filter(|summary| tunnel.is_none() || summary.tunnel == tunnel);
+            Ok(asked.take(limit).map(|summary| summary.id).collect())
+        };
+        let ids = self.records.look(ids).await?;
         let start = r#"{"uri":"/api/requests/http","requests":["#.to_owned();
         let write = |_: &Records, exchange: Exchange| captured(&exchange).to_string().into_bytes();
-        Ok(self.records.stream(query, limit, (start, "]}".to_owned()), write))
+        Ok(self.records.stream(ids, None, (start, "]}".to_owned()), write))
     }
 
     fn metrics(&self, tunnel: &Tunnel) -> Value {

@@ -1,5 +1,7 @@
 //! `/api/v1`: what the page and programs of today ask.
 
+use std::collections::VecDeque;
+
 use clap::ValueEnum as _;
 use http::request::Parts;
 use http::{Method, StatusCode};
@@ -147,7 +149,7 @@ impl Desk {
         let whole = export::har(&[]).to_string();
         let (head, tail) = whole.split_once("\"entries\":[]").unwrap_or_default();
         let around = (format!("{head}\"entries\":["), format!("]{tail}"));
-        let answer = self.records.stream(query, u64::MAX, around, |records, exchange| {
+        let answer = self.records.stream(VecDeque::new(), Some(query), around, |records, exchange| {
             let masked = export::masked(exchange, records.table());
             // The only one of its archive.
             let entry = export::har(&[masked]).pointer("/log/entries/0").map(ToString::to_string);

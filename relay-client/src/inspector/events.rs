@@ -92,6 +92,7 @@ fn tell(news: &News<Summary>, told: &mut String) {
     let _ = match news {
         News::Request(summary) => writeln!(told, "event: exchange\ndata: {}", json_line(summary)),
         News::Missed(count) => write!(told, "event: missed\ndata: {{\"count\":{count}}}\n\n"),
+        News::Cleared => write!(told, "event: cleared\ndata: {{}}\n\n"),
         News::Answered { .. } => Ok(()),
     };
 }

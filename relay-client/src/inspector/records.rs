@@ -88,6 +88,7 @@ impl Records {
 
     /// Removes all that is over.
     pub(super) fn clear(&self) -> Result<(), Problem> {
+        self.capture.clear();
         if let Some(history) = self.history()? {
             history.clear()?;
         }
@@ -110,15 +111,15 @@ impl Records {
     }
 
     /// JSON of a long list, the newest first, that is made as it is read: `head`, each exchange as `write` has it, with
-    /// commas between them, and `tail`.
+    /// commas between them, and `tail`. The exchanges are those of the ids, and behind them those of the query.
     pub(super) fn stream(
         &self,
-        query: Query,
-        limit: u64,
+        ids: VecDeque<String>,
+        query: Option<Query>,
         (head, tail): (String, String),
         write: fn(&Self, Exchange) -> Vec<u8>,
     ) -> Answer {
-        let walk = Walk { records: self.clone(), query, left: limit, ids: VecDeque::new(), is_first: true };
+        let walk = Walk { records: self.clone(), ids, query, is_first: true };
         let parts = stream::unfold((Some(walk), Some(head), tail), move |(walk, head, tail)| async move {
             if let Some(head) = head {
                 return Some((Ok(Frame::data(Bytes::from(head))), (walk, None, tail)));
@@ -137,10 +138,10 @@ impl Records {
 /// A long list that is being read.
 struct Walk {
     records: Records,
-    query: Query,
-    left: u64,
     /// Those that come next.
     ids: VecDeque<String>,
+    /// Those behind them.
+    query: Option<Query>,
     is_first: bool,
 }
 
@@ -149,16 +150,15 @@ impl Walk {
     async fn next(mut self, write: fn(&Records, Exchange) -> Vec<u8>) -> Result<(Self, Option<Bytes>), Problem> {
         let records = self.records.clone();
         let step = move |records: &Records| {
-            while self.left > 0 {
-                if self.ids.is_empty() {
-                    let Some(history) = records.history()? else { break };
-                    let limit = u32::try_from(self.left).unwrap_or(PAGE).min(PAGE);
-                    self.ids.extend(history.list(&self.query, limit)?.into_iter().map(|summary| summary.id));
+            loop {
+                if self.ids.is_empty()
+                    && let (Some(query), Some(history)) = (&self.query, records.history()?)
+                {
+                    self.ids.extend(history.list(query, PAGE)?.into_iter().map(|summary| summary.id));
                 }
-                let Some(id) = self.ids.pop_front() else { break };
-                self.left -= 1;
+                let Some(id) = self.ids.pop_front() else { return Ok((self, None)) };
                 let found = records.get(&id);
-                self.query.before = Some(id);
+                self.query.iter_mut().for_each(|query| query.before = Some(id.clone()));
                 match found {
                     Ok(exchange) => {
                         let mut part = if self.is_first { Vec::new() } else { vec![b','] };
@@ -171,7 +171,6 @@ impl Walk {
                     Err(problem) => return Err(problem),
                 }
             }
-            Ok((self, None))
         };
         records.look(step).await
     }

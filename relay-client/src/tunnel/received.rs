@@ -95,7 +95,7 @@ impl Received {
                     return Some(request);
                 }
                 News::Missed(missed) => self.missed += missed,
-                News::Answered { .. } => {}
+                News::Answered { .. } | News::Cleared => {}
             }
         }
     }
