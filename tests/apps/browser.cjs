@@ -1,10 +1,12 @@
 // A page in Chromium that does what standard input says, a line of JSON at a time, and answers each with one:
 //
 //   {"goto": URL} {"before": SCRIPT} {"press": [KEY…]} {"fill": [SELECTOR, TEXT]} {"click": SELECTOR} {"wait": EXPRESSION}
-//   {"eval": EXPRESSION} {"screenshot": FILE} {"view": {"width", "height", "dark"}} {"check": null}
+//   {"eval": EXPRESSION} {"screenshot": FILE} {"view": {"width", "height", "dark"}} {"download": SELECTOR} {"heap": null}
+//   {"check": null}
 //
 // The answer is {"value"} or {"error"}. `wait` waits until the expression is true and says what it then is; `before` is
-// run ahead of the scripts of each page; `check` says what axe-core finds. The browser ends with the input.
+// run ahead of the scripts of each page; `download` clicks and says what file comes of it, as [NAME, BYTES]; `heap`
+// says how many bytes the page's scripts hold; `check` says what axe-core finds. The browser ends with the input.
 
 const { readFileSync } = require("node:fs");
 const { createInterface } = require("node:readline");
@@ -72,6 +74,17 @@ const COMMANDS = {
   view: async (page, { width, height, dark }) => {
     await page.setViewportSize({ width, height });
     await page.emulateMedia({ colorScheme: dark ? "dark" : "light" });
+  },
+  download: async (page, selector) => {
+    const [download] = await Promise.all([page.waitForEvent("download"), page.locator(selector).first().click()]);
+    return [download.suggestedFilename(), [...readFileSync(await download.path())]];
+  },
+  heap: async (page) => {
+    const session = await page.context().newCDPSession(page);
+    await session.send("HeapProfiler.collectGarbage");
+    const { usedSize } = await session.send("Runtime.getHeapUsage");
+    await session.detach();
+    return usedSize;
   },
   check: async (page) => {
     await page.evaluate(readFileSync(require.resolve("axe-core/axe.min.js"), "utf8"));

@@ -81,6 +81,17 @@ impl Browser {
         self.tell("eval", json!(expression)).await
     }
 
+    /// Clicks what saves a file. Its name, and what is in it.
+    pub async fn download(&mut self, selector: &str) -> (String, Vec<u8>) {
+        let file = self.tell("download", json!(selector)).await;
+        serde_json::from_value(file).expect("a name and bytes")
+    }
+
+    /// Bytes that the page's scripts hold, without what is only waiting to be given back.
+    pub async fn heap(&mut self) -> u64 {
+        self.tell("heap", json!(null)).await.as_u64().expect("a number")
+    }
+
     /// Takes a picture.
     pub async fn screenshot(&mut self, file: &std::path::Path) {
         self.tell("screenshot", json!(file)).await;

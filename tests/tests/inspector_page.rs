@@ -329,6 +329,116 @@ async fn ten_megabytes_on_one_line_are_shown_in_part() {
     assert_eq!(browser.problems().await, json!([]));
 }
 
+#[tokio::test]
+async fn ten_megabytes_of_tiny_parts_are_shown_in_part() {
+    const MOST: usize = 10 << 20;
+    let place = Place::new().await;
+    let client = place.client("127.0.0.1:0").await;
+    let cases = [
+        ("application/xml", "<>", "more", "XML"),
+        ("multipart/mixed; boundary=x", "--x\n", "more parts", "Parts"),
+        ("application/x-www-form-urlencoded", "a&", "more fields", "Form"),
+    ];
+    let mut browser = page(&client).await;
+    browser.shows(".empty", "No requests yet").await;
+    let before = browser.heap().await;
+    for (count, (kind, part, more, way)) in (1..).zip(cases) {
+        let request = Request::builder().header("content-type", kind);
+        place.send(request, &format!("/{way}"), part.repeat(MOST / part.len())).await;
+        browser.wait(&rows(count)).await;
+        browser.press(&["Escape", "Home"]).await;
+        browser.shows(".detail h2", way).await;
+        browser.click(&format!(".detail [role=radio]:has-text('{way}')")).await;
+        browser.shows(".detail .more", more).await;
+        browser.click(".detail .more").await;
+        browser.shows(".detail .more", more).await;
+        let elements = browser.eval("document.querySelectorAll('.detail *').length").await.as_u64().unwrap();
+        let shown = browser.eval("document.querySelector('.detail').textContent.length").await.as_u64().unwrap();
+        let held = browser.heap().await.saturating_sub(before);
+        println!("{way}: {elements} elements, {shown} characters, {} MiB", held >> 20);
+        assert!(elements < 6_000 && shown < 200_000, "{way}: {elements} elements, {shown} characters");
+        // The body itself, of request and response, and as bytes.
+        assert!(held < 8 * MOST as u64, "{way}: {} MiB", held >> 20);
+    }
+    assert_eq!(browser.problems().await, json!([]));
+}
+
+#[tokio::test]
+async fn what_is_saved_and_edited_are_the_bytes_that_came() {
+    let place = Place::new().await;
+    let client = place.client("127.0.0.1:0").await;
+    let body = b"\xff\0\r\n<b>";
+    let secret = || Request::builder().header("authorization", "Bearer s3cret");
+    place.send(secret(), "/bytes", &body[..]).await;
+    let mut browser = page(&client).await;
+    browser.wait(&rows(1)).await;
+    browser.press(&["j"]).await;
+    browser.shows(".detail .body", "ff 00 0d 0a").await;
+
+    let (name, saved) = browser.download("[aria-label=Request] a:text-is('Save')").await;
+    assert!(name.ends_with("-request.bin") && saved == body, "{name}: {saved:?}");
+    let (name, saved) = browser.download(".top a:text-is('HAR')").await;
+    let har: serde_json::Value = serde_json::from_slice(&saved).unwrap();
+    assert_eq!((name.as_str(), har["log"]["entries"].as_array().unwrap().len()), ("exchanges.har", 1));
+    for (form, end, has) in
+        [("HAR", ".har", "\"log\""), ("fixture", ".tar", "request.http"), ("raw HTTP", ".http", "/bytes")]
+    {
+        browser.press(&["x"]).await;
+        let (name, saved) = browser.download(&format!("dialog h3:text-is('Save as') ~ .choices :text('{form}')")).await;
+        let text = String::from_utf8_lossy(&saved);
+        assert!(name.ends_with(end) && text.contains(has) && !text.contains("s3cret"), "{name}: {text}");
+        browser.wait("!document.querySelector('dialog')").await;
+    }
+    browser.press(&["x"]).await;
+    browser.click("dialog .check").await;
+    let (_, saved) = browser.download("dialog :text('fixture')").await;
+    assert!(String::from_utf8_lossy(&saved).contains("s3cret"));
+
+    // Bytes are edited as base64.
+    browser.wait("!document.querySelector('dialog')").await;
+    browser.press(&["e"]).await;
+    browser.shows("dialog", "in base64 because it is not text").await;
+    browser.wait("document.querySelectorAll('dialog textarea')[1].value === '/wANCjxiPg=='").await;
+    browser.fill("dialog textarea >> nth=1", "/wAB").await;
+    browser.press(&["Control+Enter"]).await;
+    place.app.reached(2).await;
+    assert_eq!(place.app.last().body, &b"\xff\0\x01"[..]);
+
+    // A field of text knows one kind of line end, and the body has another.
+    place.send(json_request(), "/lines", "--x\r\na: b\r\n\r\none\ntwo\r\n--x--\r\n").await;
+    browser.wait(&rows(3)).await;
+    browser.press(&["Escape", "Home"]).await;
+    browser.shows(".detail .body", "--x--").await;
+    browser.press(&["e"]).await;
+    browser.shows("dialog", "line ends").await;
+    browser.fill("dialog textarea >> nth=1", "--x\na: b\nc: d\n\none\n2\n--x--\n").await;
+    browser.press(&["Control+Enter"]).await;
+    place.app.reached(4).await;
+    assert_eq!(place.app.last().body, "--x\r\na: b\r\nc: d\r\n\r\none\n2\r\n--x--\r\n");
+    assert_eq!(browser.problems().await, json!([]));
+}
+
+#[tokio::test]
+async fn words_are_found_in_bodies_whenever_they_come() {
+    let place = Place::new().await;
+    let client = place.client("127.0.0.1:0").await;
+    place.send(json_request(), "/first", r#"{"order":"needle-1"}"#).await;
+    place.send(json_request(), "/second", "{}").await;
+    let mut browser = page(&client).await;
+    browser.wait(&rows(2)).await;
+    browser.fill("#search", "needle").await;
+    browser.wait(&rows(1)).await;
+    browser.shows(".row", "/first").await;
+    place.send(json_request(), "/third", "{}").await;
+    place.send(json_request(), "/fourth", r#"{"order":"needle-2"}"#).await;
+    browser.wait(&rows(2)).await;
+    browser.shows(".row", "/fourth").await;
+    // The page's address leads back to it.
+    browser.eval("location.reload()").await;
+    browser.wait(&rows(2)).await;
+    assert_eq!(browser.problems().await, json!([]));
+}
+
 /// A hundred thousand exchanges in place of the client's.
 const MANY: &str = r#"
   const types = ["invoice.paid", "charge.refunded", "push", "orders/create", null];

@@ -1,6 +1,7 @@
 // What a body can be shown as.
 
 import type { Header, Message } from "./api";
+import * as diff from "./diff";
 import * as json from "./json";
 
 export type View = "json" | "xml" | "form" | "parts" | "text" | "hex";
@@ -52,20 +53,21 @@ export function withLineEnds(before: string, edited: string): string {
   const ends = before.match(/\r\n|\r|\n/g) ?? [];
   const count = (end: string) => ends.filter((other) => other === end).length;
   const [usual] = ["\n", "\r\n", "\r"].sort((a, b) => count(b) - count(a));
-  const old = asField(before).split("\n");
-  const now = edited.split("\n");
-  const both = Math.min(old.length, now.length);
-  let head = 0;
-  while (head < both && old[head] === now[head]) head += 1;
-  let tail = 0;
-  while (tail < both - head && old.at(-1 - tail) === now.at(-1 - tail)) tail += 1;
-  const end = (at: number) => {
-    if (at === now.length - 1) return "";
-    if (at < head) return ends[at] ?? usual;
-    // The end of the last line that was changed is none of what was.
-    return at >= now.length - tail - 1 ? (ends[at + old.length - now.length] ?? usual) : usual;
-  };
-  return now.map((line, at) => line + end(at)).join("");
+  const lines: string[] = [];
+  let at = 0;
+  // Those of the lines in whose place others stand.
+  let free: (string | undefined)[] = [];
+  for (const { side, text } of diff.lines(asField(before).split("\n"), edited.split("\n"))) {
+    if (side === "first") {
+      free.push(ends[at++]);
+      continue;
+    }
+    if (side === "both") free = [];
+    const end = side === "both" ? ends[at++] : free.shift();
+    lines.push(text, end ?? usual!);
+  }
+  // Behind the last line is none.
+  return lines.slice(0, -1).join("");
 }
 
 // What is taken apart below is taken apart as far as it is looked at: a stranger can send millions of parts.

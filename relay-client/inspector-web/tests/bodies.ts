@@ -289,6 +289,10 @@ test("line ends stay as they were where a text is changed in a field", () => {
   assert.equal(change(crlf, "", ""), crlf);
   assert.equal(change(crlf, "one", "1"), crlf.replace("one", "1"));
   assert.equal(change(crlf, "two", "2\n3\n4"), crlf.replace("two", "2\r\n3\r\n4"));
+  assert.equal(
+    withLineEnds(crlf, "--x\na: b\nc: d\n\none\n2\n--x--\n"),
+    crlf.replace("b\r\n", "b\r\nc: d\r\n").replace("two", "2"),
+  );
   assert.equal(change(crlf, "a: b\n", ""), crlf.replace("a: b\r\n", ""));
   assert.equal(change(crlf, "--x--\n", "--x--"), crlf.replace("--x--\r\n", "--x--"));
   assert.equal(change(crlf, "--x\n", "new\n--x\n"), `new\r\n${crlf}`);
