@@ -14,6 +14,7 @@ use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::session::dial::{DialError, Peer, RelayUrl, RelayUrlError, Target, TargetError, Trust};
@@ -78,6 +79,9 @@ pub(crate) enum FetchError {
         /// Where that was.
         host: String,
     },
+    /// The program ends.
+    #[error("this program ends")]
+    Ended,
     /// It took too long.
     #[error("{host} did not answer within {} s", WITHIN.as_secs())]
     Slow {
@@ -102,18 +106,23 @@ impl Fetcher {
         let rest = url.strip_prefix("https://").ok_or_else(not_one)?;
         let (host, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
         let path: PathAndQuery = if path.is_empty() { "/" } else { path }.parse().map_err(|_| not_one())?;
-        let target = self.target(host.parse()?)?;
+        let target = self.target(host.parse()?).await?;
         let slow = |_| FetchError::Slow { host: host.to_owned() };
         timeout(WITHIN, ask(&target, host, path)).await.map_err(slow)?
     }
 
-    fn target(&self, url: RelayUrl) -> Result<Target, TargetError> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let target = match &*last {
+    async fn target(&self, url: RelayUrl) -> Result<Target, FetchError> {
+        let last = || self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = last().clone();
+        let target = match known {
             Some(known) => known.to(url)?,
-            None => Target::new(url, &self.trust)?.naming(Peer::Provider),
+            None => {
+                let trust = self.trust.clone();
+                let read = spawn_blocking(move || Target::new(url, &trust));
+                read.await.map_err(|_| FetchError::Ended)??.naming(Peer::Provider)
+            }
         };
-        *last = Some(target.clone());
+        *last() = Some(target.clone());
         Ok(target)
     }
 }

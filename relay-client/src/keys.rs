@@ -9,7 +9,6 @@
 //! for how long. However many requests wait for a key, it is fetched once, in the first one's time; where that one goes
 //! away, the next goes on.
 
-use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -25,6 +24,9 @@ const KEYS_MAX: usize = 32;
 
 /// How many are fetched in a [`MINUTE`]. Who sends us to more is a stranger who wants us to be a nuisance to a provider.
 const FETCHES_MAX: usize = 20;
+
+/// How many more are, of keys that are known: strangers' URLs are not in their way.
+const RENEWALS_MAX: usize = 10;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -47,10 +49,22 @@ pub(crate) struct Keys {
 #[derive(Debug, Default)]
 struct Known {
     /// By their URLs.
-    keys: HashMap<String, Arc<OnceCell<Fetched>>>,
-    /// When was fetched in the last minute, the earliest first.
-    fetches: VecDeque<Instant>,
+    keys: HashMap<String, Place>,
+    fetches: Budget,
+    renewals: Budget,
 }
+
+/// Where a key is or will be.
+#[derive(Clone, Debug, Default)]
+struct Place {
+    key: Arc<OnceCell<Fetched>>,
+    /// There was one before.
+    is_proven: bool,
+}
+
+/// When was fetched in the last minute, the earliest first.
+#[derive(Debug, Default)]
+struct Budget(VecDeque<Instant>);
 
 /// What came of fetching a key.
 #[derive(Debug)]
@@ -90,13 +104,13 @@ impl Keys {
     ///
     /// # Errors
     /// The judgement on a request whose key is not to be had.
-    pub(crate) async fn complete<'c>(
+    pub(crate) async fn complete(
         &self,
-        credentials: &'c Credentials,
+        credentials: &Arc<Credentials>,
         url: Option<String>,
-    ) -> Result<Cow<'c, Credentials>, Judgement> {
+    ) -> Result<Arc<Credentials>, Judgement> {
         let Some(url) = url.filter(|url| !credentials.published.contains_key(url)) else {
-            return Ok(Cow::Borrowed(credentials));
+            return Ok(credentials.clone());
         };
         let key = self.get(&url).await.map_err(|error| Judgement {
             verdict: Verdict::Unsupported,
@@ -104,9 +118,9 @@ impl Keys {
             secret: None,
             warning: None,
         })?;
-        let mut credentials = credentials.clone();
+        let mut credentials = Credentials::clone(credentials);
         credentials.published.insert(url, key.to_string());
-        Ok(Cow::Owned(credentials))
+        Ok(Arc::new(credentials))
     }
 
     /// Fetches a page that completes a handshake, which [`Provider::handshake`] has found to be the provider's.
@@ -116,7 +130,7 @@ impl Keys {
     /// # Errors
     /// Where it is not to be had.
     pub(crate) async fn visit(&self, url: &str) -> Result<(), KeyError> {
-        if !self.known.lock().unwrap_or_else(PoisonError::into_inner).may_fetch(Instant::now()) {
+        if !self.known.lock().unwrap_or_else(PoisonError::into_inner).fetches.spend(FETCHES_MAX, Instant::now()) {
             return Err(KeyError::TooMany);
         }
         self.fetcher.get(url).await?;
@@ -146,29 +160,46 @@ impl Keys {
 impl Known {
     /// The place of a key, where it is or will be.
     fn key(&mut self, url: &str, now: Instant) -> Result<Arc<OnceCell<Fetched>>, Arc<KeyError>> {
-        self.keys.retain(|_, key| key.get().is_none_or(|fetched| now < fetched.until));
-        if let Some(key) = self.keys.get(url).filter(|key| key.initialized() || Arc::strong_count(key) > 1) {
-            return Ok(key.clone());
+        self.keys.retain(|_, place| place.is_proven() || place.key.get().is_none_or(|fetched| now < fetched.until));
+        let known = self.keys.get(url).cloned().unwrap_or_default();
+        let is_under_way = Arc::strong_count(&known.key) > 2;
+        if known.key.get().map_or(is_under_way, |fetched| now < fetched.until) {
+            return Ok(known.key);
         }
-        if !self.may_fetch(now) {
+        let is_proven = known.is_proven();
+        let may = if is_proven { self.renewals.spend(RENEWALS_MAX, now) } else { self.fetches.spend(FETCHES_MAX, now) };
+        if !may {
             return Err(Arc::new(KeyError::TooMany));
         }
-        if self.keys.len() >= KEYS_MAX {
-            // First what is no key, then what is kept for the shortest time: a stranger's do not push out the right one.
-            let last = |key: &OnceCell<Fetched>| key.get().map(|fetched| (fetched.key.is_ok(), fetched.until));
-            let goes = self.keys.iter().min_by_key(|(_, key)| last(key)).map(|(url, _)| url.clone());
+        if self.keys.len() >= KEYS_MAX && !self.keys.contains_key(url) {
+            // First what is no key, then what is kept for the shortest time: a stranger's do not push out the right one. What
+            // is under way is wanted by somebody.
+            let there =
+                self.keys.iter().filter_map(|(url, place)| Some((url, place.is_proven(), place.key.get()?.until)));
+            let goes = there.min_by_key(|(_, is_proven, until)| (*is_proven, *until)).map(|(url, ..)| url.clone());
             goes.and_then(|url| self.keys.remove(&url));
         }
-        Ok(self.keys.entry(url.to_owned()).or_default().clone())
+        let place = Place { key: Arc::default(), is_proven };
+        self.keys.insert(url.to_owned(), place.clone());
+        Ok(place.key)
     }
+}
 
-    fn may_fetch(&mut self, now: Instant) -> bool {
-        while self.fetches.front().is_some_and(|earliest| now.saturating_duration_since(*earliest) >= MINUTE) {
-            self.fetches.pop_front();
+impl Place {
+    fn is_proven(&self) -> bool {
+        self.is_proven || self.key.get().is_some_and(|fetched| fetched.key.is_ok())
+    }
+}
+
+impl Budget {
+    /// Spends one of so many a minute, if one is left.
+    fn spend(&mut self, most: usize, now: Instant) -> bool {
+        while self.0.front().is_some_and(|earliest| now.saturating_duration_since(*earliest) >= MINUTE) {
+            self.0.pop_front();
         }
-        let may = self.fetches.len() < FETCHES_MAX;
+        let may = self.0.len() < most;
         if may {
-            self.fetches.push_back(now);
+            self.0.push_back(now);
         }
         may
     }
@@ -225,7 +256,7 @@ mod tests {
         let all = futures_util::future::join_all((0..50).map(|_| keys.get(&url))).await;
         assert!(all.iter().all(|key| key.as_deref().is_ok_and(|key| key == "-----BEGIN PUBLIC KEY-----")), "{all:?}");
         assert_eq!(asked.load(SeqCst), 1);
-        let until = |keys: &Keys| keys.known.lock().unwrap().keys[&url].get().unwrap().until;
+        let until = |keys: &Keys| keys.known.lock().unwrap().keys[&url].key.get().unwrap().until;
         let left = until(&keys).duration_since(Instant::now());
         assert!(left > Duration::from_secs(3000) && left <= Duration::from_secs(3600), "{left:?}");
         // Whoever waits goes on where the first one has gone away.
@@ -290,9 +321,17 @@ mod tests {
                     refused += 1;
                 }
             }
-            assert!(known.keys.len() <= KEYS_MAX && known.fetches.len() <= FETCHES_MAX);
+            assert!(known.keys.len() <= KEYS_MAX && known.fetches.0.len() <= FETCHES_MAX);
         }
         assert!((115..130).contains(&refused), "{refused}");
-        assert!(known.keys["https://right.example/key"].initialized(), "the right one is still there");
+        assert!(known.keys["https://right.example/key"].key.initialized(), "the right one is still there");
+        // Nor can he have it that the right one is not renewed when its time is over.
+        let later = start + KEPT + Duration::from_secs(1);
+        while known.key("https://right.example/other", later).is_ok() {}
+        let renewed = known.key("https://right.example/key", later).expect("it may be renewed");
+        assert!(!renewed.initialized());
+        put(&renewed, Err(Arc::new(KeyError::None)), later);
+        let again = known.key("https://right.example/key", later + KEPT).expect("also after it once was not to be had");
+        assert!(!again.initialized());
     }
 }

@@ -1,6 +1,7 @@
 //! `relay verify`: whether a saved request was signed by who it says it is from.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use http::header::CONTENT_LENGTH;
 use jiff::Timestamp;
@@ -90,7 +91,7 @@ impl Report {
 pub async fn verify(args: &VerifyArgs, files: &Files) -> Result<Report, VerifyError> {
     let table = files.table();
     let named = args.provider.as_deref().map(|wanted| named(&table, wanted)).transpose()?;
-    let credentials = args.credentials.read()?;
+    let credentials = Arc::new(args.credentials.read()?);
     let file = saved::load(&args.file).map_err(|problem| VerifyError::File { file: args.file.clone(), problem })?;
     let saved = Saved::read(&file).map_err(|problem| VerifyError::Request { file: args.file.clone(), problem })?;
     let url = args.url.as_deref().map_or_else(|| saved.url(), |url| saved.url_at(url).into());
