@@ -471,6 +471,18 @@ fn a_shared_token_stands_in_every_event() {
 }
 
 #[test]
+fn an_id_that_is_longer_than_any_is_none() {
+    let row = Table::built_in().unwrap().get("stripe").unwrap().clone();
+    let id = |len: usize| {
+        let body = format!(r#"{{"id":"{}","object":"event","type":"invoice.paid"}}"#, "x".repeat(len));
+        let event = row.event(&Request::new(&Method::POST, "https://t.example/", &[], body.as_bytes()));
+        assert_eq!(event.kind.as_deref(), Some("invoice.paid"));
+        event.id.map(|id| id.len())
+    };
+    assert_eq!((id(256), id(257), id(1 << 20)), (Some(256), None, None));
+}
+
+#[test]
 fn a_body_that_is_no_form_is_not_covered_by_a_signature_over_none() {
     let table = Table::built_in().unwrap();
     let now = Timestamp::UNIX_EPOCH;

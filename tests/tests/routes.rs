@@ -90,7 +90,9 @@ async fn send_each_request_where_the_first_that_fits_leads() {
 #[tokio::test]
 async fn hold_nothing_back_that_they_do_not_ask_for() {
     let main = App::echo().await;
-    let routes = "[[tunnels.web.routes]]\nwhen = { path = '/other', 'json:/a' = true }\ndrop = true\n";
+    // The second one is about somebody who is known by a header.
+    let routes = "[[tunnels.web.routes]]\nwhen = { path = '/other', 'json:/a' = true }\ndrop = true\n\
+                  [[tunnels.web.routes]]\nprovider = 'stripe'\ndrop = true\n";
     let (server, client) = started(routes, &main).await;
     let (feed, body) = pipe();
     let request = Request::post(format!("{}/stream", client.url())).body(body).unwrap();
@@ -101,6 +103,43 @@ async fn hold_nothing_back_that_they_do_not_ask_for() {
     main.reached(1).await;
     drop(feed);
     assert_eq!(answer.await.unwrap().text(), "first");
+}
+
+#[tokio::test]
+async fn let_pass_what_is_too_long_for_them_to_look_into() {
+    let main = App::recording().await;
+    let routes = "[[tunnels.web.routes]]\nwhen = { 'json:/a' = false }\ndrop = true\n";
+    let (server, mut client) = started(routes, &main).await;
+    let (feed, body) = pipe();
+    let request = Request::post(format!("{}/upload", client.url())).body(body).unwrap();
+    let mut http = connect(&server, &client).await;
+    let answer = http.begin(request);
+    for part in 0..11_u8 {
+        assert!(feed.send(vec![part; 1 << 20]).await);
+    }
+    drop(feed);
+    assert_eq!(answer.await.unwrap().code(), 200);
+    assert_eq!(client.exchange().await["status"], 200);
+    let came = main.last().body;
+    assert_eq!(came.len(), 11 << 20);
+    assert!(came.chunks(1 << 20).zip(0..).all(|(piece, part)| piece.iter().all(|byte| *byte == part)), "in order");
+}
+
+#[tokio::test]
+async fn hold_for_what_asks_for_another_protocol_too() {
+    let (main, socket) = (App::recording().await, App::recording().await);
+    let routes = format!("[[tunnels.web.routes]]\nwhen = {{ path = '/ws/*' }}\nupstream = '{}'\n", socket.addr());
+    let (server, client) = started(&routes, &main).await;
+    for (path, wanted) in [("/ws/1", [0, 1]), ("/other", [1, 1])] {
+        let request = Request::get(format!("{}{path}", client.url()))
+            .header("connection", "upgrade")
+            .header("upgrade", "websocket")
+            .header("sec-websocket-version", "13")
+            .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==");
+        // Neither of them speaks it.
+        assert_eq!(connect(&server, &client).await.answer(request.body(full("")).unwrap()).await.code(), 200);
+        assert_eq!([&main, &socket].map(App::requests), wanted, "{path}");
+    }
 }
 
 #[tokio::test]

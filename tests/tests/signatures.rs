@@ -112,6 +112,11 @@ async fn with_warn_everything_passes_and_the_verdict_is_told() {
     assert_eq!((answer.code(), &event["webhook"]["verdict"]), (200, &json!("valid")), "{event}");
     assert_eq!(scene.app.last().body, long);
 
+    // So long that it is not judged, which is said.
+    let (answer, event) = scene.post(&scene.signed("github", SECRET, vec![b'x'; 11 << 20])).await;
+    assert_eq!((answer.code(), &event["webhook"]["verdict"]), (200, &json!("unsupported")), "{event}");
+    assert!(event["webhook"]["reason"].as_str().unwrap().contains("at most 10 MiB"), "{event}");
+
     // Whoever is not known is not judged.
     let url = scene.world.url("hooks", "/");
     let (answer, event) = scene.send(Method::GET, &unsigned(&url, &[], "")).await;
@@ -213,8 +218,18 @@ async fn the_relay_judges_where_it_is_told_the_secrets() {
 #[tokio::test]
 async fn a_body_that_comes_later_is_waited_for() {
     let mut scene = Scene::start(&["--secret", SECRET, "--verify", "reject"]).await;
-    let draft = scene.signed("github", SECRET, vec![b'x'; 300_000]);
+    // Strangers who do not say how much will come, and send nothing, are in nobody's way.
     let host = scene.world.host("hooks");
+    let mut strangers = Vec::new();
+    for _ in 0..12 {
+        let mut wire = scene.world.raw(&host).await;
+        let head = format!("POST / HTTP/1.1\r\nHost: {host}\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n");
+        wire.send(head).await;
+        strangers.push(wire);
+    }
+    // They are at the client once a request behind them has come back.
+    scene.post(&scene.signed("github", SECRET, "x")).await;
+    let draft = scene.signed("github", SECRET, vec![b'x'; 300_000]);
     let signature = draft.headers.iter().find(|(name, _)| name == "x-hub-signature-256").unwrap().1.clone();
     let head = |framing: &str| {
         let signature = signature.to_str().unwrap();
@@ -238,8 +253,9 @@ async fn a_body_that_comes_later_is_waited_for() {
     wire.send(b"0\r\n\r\n").await;
     assert!(wire.head().await.unwrap().starts_with("HTTP/1.1 200 "));
     assert_eq!(scene.client.exchange().await["webhook"]["verdict"], "valid");
-    assert_eq!(scene.app.seen().len(), 2);
-    assert!(scene.app.seen().iter().all(|seen| seen.body == draft.body));
+    let seen = scene.app.seen();
+    assert_eq!(seen.len(), 3);
+    assert!(seen.iter().skip(1).all(|seen| seen.body == draft.body));
 }
 
 /// A handshake: its provider, how it is asked, the status of the answer, and a part of that.

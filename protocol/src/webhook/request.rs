@@ -1,6 +1,6 @@
 //! A request as its sender made it, and the places in it where providers put things.
 
-use std::{borrow::Cow, cell::OnceCell, fmt, str::FromStr};
+use std::{borrow::Cow, fmt, str::FromStr, sync::OnceLock};
 
 use http::{HeaderName, HeaderValue, Method};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, utf8_percent_encode};
@@ -22,9 +22,9 @@ pub struct Request<'a> {
     pub(super) url: &'a str,
     pub(super) headers: &'a [(HeaderName, HeaderValue)],
     pub(super) body: &'a [u8],
-    json: OnceCell<Level<'a>>,
-    form: OnceCell<Vec<Field<'a>>>,
-    query: OnceCell<Vec<Field<'a>>>,
+    json: OnceLock<Level<'a>>,
+    form: OnceLock<Vec<Field<'a>>>,
+    query: OnceLock<Vec<Field<'a>>>,
 }
 
 /// A decoded pair of a form or a query.
@@ -37,7 +37,7 @@ impl<'a> Request<'a> {
     pub fn new(method: &'a Method, url: &'a str, headers: &'a [(HeaderName, HeaderValue)], body: &'a [u8]) -> Self {
         // A fragment is never sent (RFC 3986, section 3.5), so that nobody signs it either.
         let url = url.split('#').next().unwrap_or(url);
-        let (json, form, query) = (OnceCell::new(), OnceCell::new(), OnceCell::new());
+        let (json, form, query) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
         Self { method, url, headers, body, json, form, query }
     }
 

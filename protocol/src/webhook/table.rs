@@ -22,6 +22,9 @@ use super::{
 /// The rows that are built in.
 const BUILT_IN: &str = include_str!("providers.toml");
 
+/// The longest id or type of an event, in bytes. Providers' own have at most some dozen, and lists show many of them.
+const EVENT_MAX: usize = 256;
+
 /// Every provider that is known, in the order in which they are looked for.
 #[derive(Clone, Default)]
 pub struct Table {
@@ -461,12 +464,21 @@ impl Provider {
         }
     }
 
-    /// The first event of a request, and how many there are.
+    /// Whether it may have sent a request, by whatever of it does not ask for the body.
+    #[must_use]
+    pub fn may_have_sent(&self, request: &Request<'_>) -> bool {
+        self.marks.iter().any(|marks| marks.may_hold(request))
+    }
+
+    /// The first event of a request, and how many there are. An id or a type of more than 256 bytes is none.
     #[must_use]
     pub fn event(&self, request: &Request<'_>) -> Event {
         let settings = Settings::new();
         let scope = Scope::of(request, &settings);
-        let first = |templates: &[Template]| templates.iter().find_map(|template| template.text(&scope));
+        let first = |templates: &[Template]| {
+            let text = templates.iter().find_map(|template| template.text(&scope));
+            text.filter(|text| text.len() <= EVENT_MAX)
+        };
         let count = self.batch.as_ref().map_or(1, |batch| batch.count(request).max(1));
         Event { id: first(&self.event_id), kind: first(&self.event_type), count }
     }

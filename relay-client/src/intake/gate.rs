@@ -6,7 +6,9 @@
 //!      └── warn: passes ──▶ its service ── and is judged behind it
 //! ```
 //!
-//! Nothing is held that need not be, and what is held has a bound: of each body, and of all of them together.
+//! Nothing is held that need not be, and what is held has a bound: of each body, and of all of them together ([`Room`]).
+//!
+//! [`Room`]: crate::upstream::Room
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -17,35 +19,28 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
 use http::{HeaderName, HeaderValue, StatusCode};
-use jiff::Timestamp;
 use relay_protocol::exchange::content_length;
 use relay_protocol::frame::Reset;
 use relay_protocol::link::Stream;
 use relay_protocol::message::{Payload as _, RequestHead, ResponseHead};
 use relay_protocol::mux::StreamError;
-use relay_protocol::webhook::{Credentials, Judgement, Provider, Reply, Request, Verdict, Verify};
+use relay_protocol::webhook::{Credentials, Judgement, Provider, Reply, Verdict, Verify};
 use serde::Deserialize as _;
 use serde::de::IntoDeserializer as _;
 use serde::de::value::{Error as ValueError, StrDeserializer};
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use super::WebhookOptions;
+use super::caller::Caller;
 use super::routes::To;
-use super::{WebhookOptions, request_of};
 use crate::capture::text;
 use crate::event::Handshake;
 use crate::keys::Keys;
-use crate::upstream::{Ending, RequestBody, expects_continue, send_continue};
+use crate::upstream::{Ending, Gathered, SHORT};
 use crate::value::VerifyAt;
 
 /// The longest body that is judged. Its provider may send less, and then that is the most.
 const BODY_MAX: usize = 10 << 20;
-
-/// The longest body of what may be a handshake.
-const HANDSHAKE_MAX: u64 = 64 << 10;
-
-/// What all bodies together may take that are kept to be judged, in KiB.
-const ROOM: usize = 64 << 10;
 
 /// How many bad signatures are explained in a second: each costs some thirty times what judging does.
 const EXPLAINED: u32 = 5;
@@ -63,11 +58,10 @@ pub(super) struct Gate {
     /// The relay judges, and says what came of it.
     at_edge: bool,
     handshake: bool,
-    credentials: Credentials,
+    credentials: Arc<Credentials>,
     /// The provider was named, so that nobody else's requests are meant.
     is_pinned: bool,
     keys: Keys,
-    room: Arc<Semaphore>,
     /// Since when, and how many of that second.
     explained: Mutex<(Instant, u32)>,
 }
@@ -91,160 +85,109 @@ impl Findings {
     }
 }
 
-/// A request as it stands at the gate.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Caller<'a> {
-    pub(super) stream: &'a Stream,
-    pub(super) head: &'a RequestHead,
-    pub(super) body: &'a RequestBody,
-    /// When it came.
-    pub(super) at: Timestamp,
-}
-
 impl Gate {
     pub(super) fn new(webhooks: &WebhookOptions) -> Self {
         Self {
             verify: if webhooks.verify_at == VerifyAt::Client { webhooks.verify } else { Verify::Off },
             at_edge: webhooks.verify_at == VerifyAt::Edge,
             handshake: webhooks.handshake,
-            credentials: webhooks.credentials.clone(),
+            credentials: Arc::new(webhooks.credentials.clone()),
             is_pinned: webhooks.provider.is_some(),
             keys: Keys::default(),
-            room: Arc::new(Semaphore::new(ROOM)),
             explained: Mutex::new((Instant::now(), 0)),
         }
     }
 
-    /// Lets a request in, or ends it here. `sender` says who has sent it, by what is there of it.
+    /// Lets a request in, or ends it here.
     ///
     /// # Errors
     /// How it has ended.
-    pub(super) async fn admit(
-        &self,
-        caller: Caller<'_>,
-        sender: impl Fn() -> Option<Arc<Provider>>,
-        found: &mut Findings,
-    ) -> Result<(), Ending> {
-        let Caller { stream, head, body, .. } = caller;
+    pub(super) async fn admit(&self, caller: &mut Caller<'_>, found: &mut Findings) -> Result<(), Ending> {
+        if self.at_edge {
+            found.judgement = heard(caller.head);
+        }
         let rejects = self.verify == Verify::Reject;
-        let may_be_handshake = self.handshake && head.upgrade.is_none() && is_short(head, body);
+        let may_be_handshake = self.handshake && caller.head.upgrade.is_none() && is_short(caller);
         if !rejects && !may_be_handshake {
-            if self.verify == Verify::Warn && body.whole().is_none() {
-                let room = self.room_for(head, BODY_MAX);
-                if let Ok(room) = self.room.clone().try_acquire_many_owned(room) {
-                    body.keep_up_to(BODY_MAX, room);
-                }
+            if self.verify == Verify::Warn {
+                caller.body.keep_up_to(BODY_MAX);
             }
             return Ok(());
         }
-        let limit = sender().and_then(|sender| sender.max_body).and_then(|max| usize::try_from(max).ok());
-        let whole = match self.hold(caller, limit.map_or(BODY_MAX, |limit| limit.min(BODY_MAX))).await {
-            Ok(Some(whole)) => whole,
-            Ok(None) => {
+        let limit = caller.sender().and_then(|sender| usize::try_from(sender.max_body?).ok());
+        let gone = |error| refused(caller.stream, reset_of(error), None);
+        match caller.hold(limit.map_or(BODY_MAX, |limit| limit.min(BODY_MAX))).await.map_err(gone)? {
+            Gathered::Whole => {}
+            Gathered::TooLong if !rejects => return Ok(()),
+            Gathered::TooLong => {
                 let detail = "its body is too large to be judged before the service sees it".to_owned();
-                return Err(refused(stream, Reset::TooLarge, Some(detail)));
+                return Err(refused(caller.stream, Reset::TooLarge, Some(detail)));
             }
-            Err(error) => return Err(refused(stream, reset_of(error), None)),
-        };
-        let sender = sender();
-        if may_be_handshake
-            && let Some(sender) = &sender
-            && let Some(reply) = self.reply(caller, sender, &whole).await
-        {
-            match self.answer(caller, reply, found).await {
-                Ok(Some(ending)) => return Err(ending),
-                Ok(None) if !rejects => return Ok(()),
+            Gathered::NoRoom => return Err(crowded(caller)),
+        }
+        if may_be_handshake && let Some(reply) = self.reply(caller).await.map_err(gone)? {
+            match self.answer(caller, reply, found).await.map_err(gone)? {
+                Some(ending) => return Err(ending),
                 // What only looks like one would come in unsigned otherwise.
-                Ok(None) => {}
-                Err(error) => return Err(refused(stream, reset_of(error), None)),
+                None if rejects => {}
+                None => return Ok(()),
             }
         }
         if !rejects {
             return Ok(());
         }
-        let judged = async {
-            match &sender {
-                Some(sender) => self.judge(caller, sender, &whole).await,
-                None => unsupported("nobody who is known sends such a request".to_owned()),
-            }
-        };
-        let judgement = match unless_gone(stream, judged).await {
-            Ok(judgement) => judgement,
-            Err(error) => return Err(refused(stream, reset_of(error), None)),
-        };
+        let judgement = unless_gone(caller.stream, self.judge(caller)).await.map_err(gone)?;
         found.judgement = Some(judgement);
         let Some(mut why) = found.complaint() else { return Ok(()) };
         if let Some(note) = found.note.take() {
             why.push_str(&format!("; {note}"));
-        } else if !self.handshake && self.is_handshake(caller, sender.as_deref(), &whole) {
+        } else if !self.handshake && self.is_handshake(caller) {
             why.push_str("; it is a handshake, which --handshake answers");
         }
-        Err(refused(stream, Reset::SignatureInvalid, Some(why)))
+        Err(refused(caller.stream, Reset::SignatureInvalid, Some(why)))
     }
 
-    /// What a request that its service has had is worth.
-    pub(super) async fn look_after(&self, caller: Caller<'_>, sender: &Provider) -> Option<Judgement> {
-        if self.at_edge {
-            return heard(caller.head);
-        }
-        if self.verify != Verify::Warn {
+    /// Whether what it lets in is judged behind it.
+    pub(super) fn judges_late(&self) -> bool {
+        self.verify == Verify::Warn
+    }
+
+    /// What a request that it has let in is worth.
+    pub(super) async fn look_after(&self, caller: &Caller<'_>) -> Option<Judgement> {
+        if !self.judges_late() || caller.sender().is_none() {
             return None;
         }
-        let whole = caller.body.whole()?;
-        Some(self.judge(caller, sender, &whole).await)
+        if caller.is_seen() {
+            return Some(self.judge(caller).await);
+        }
+        let is_long = content_length(caller.head).is_none_or(|length| length > BODY_MAX as u64);
+        Some(unsupported(if is_long {
+            format!("a body is judged that has come as a whole, and has at most {} MiB", BODY_MAX >> 20)
+        } else {
+            "not all of its body has come, or too much of others' was kept".to_owned()
+        }))
     }
 
-    /// Waits until the body is whole; none where that is more than the limit.
-    async fn hold(&self, caller: Caller<'_>, limit: usize) -> Result<Option<Bytes>, StreamError> {
-        let Caller { stream, head, body, .. } = caller;
-        if let Some(whole) = body.whole() {
-            return Ok(Some(whole).filter(|whole| whole.len() <= limit));
-        }
-        if content_length(head).is_some_and(|length| length > limit as u64) {
-            return Ok(None);
-        }
-        let room = self.room.clone().acquire_many_owned(self.room_for(head, limit));
-        // The semaphore is never closed.
-        let Ok(room) = unless_gone(stream, room).await? else { return Ok(None) };
-        body.keep_up_to(limit, room);
-        if expects_continue(head) {
-            send_continue(stream);
-        }
-        body.gather().await
-    }
-
-    /// What a body takes of the room: all that it may have, because one that waited for more while it has some could wait
-    /// for others that do so, too.
-    fn room_for(&self, head: &RequestHead, limit: usize) -> u32 {
-        let most =
-            content_length(head).and_then(|length| usize::try_from(length).ok()).map_or(limit, |most| most.min(limit));
-        u32::try_from(most.div_ceil(1 << 10)).unwrap_or(u32::MAX)
-    }
-
-    /// Waits for a body that routes ask for, unless it says that it is too long for that.
+    /// Waits for a body that routes ask for.
     ///
     /// # Errors
-    /// How the request has ended, which is gone or too long.
-    pub(super) async fn hold_for_routes(&self, caller: Caller<'_>) -> Result<(), Ending> {
-        if content_length(caller.head).is_some_and(|length| length > BODY_MAX as u64) {
-            return Ok(());
-        }
-        match self.hold(caller, BODY_MAX).await {
-            Ok(Some(_)) => Ok(()),
-            Ok(None) => {
-                let detail =
-                    "its body is too long for a route to look into, and does not say how long it is".to_owned();
-                Err(refused(caller.stream, Reset::TooLarge, Some(detail)))
-            }
+    /// How the request has ended, which is gone, or one of too many.
+    pub(super) async fn hold_for_routes(&self, caller: &mut Caller<'_>) -> Result<(), Ending> {
+        match caller.hold(BODY_MAX).await {
+            Ok(Gathered::Whole | Gathered::TooLong) => Ok(()),
+            Ok(Gathered::NoRoom) => Err(crowded(caller)),
             Err(error) => Err(refused(caller.stream, reset_of(error), None)),
         }
     }
 
-    async fn judge(&self, caller: Caller<'_>, sender: &Provider, whole: &Bytes) -> Judgement {
-        let ask = |known: &Credentials, how: How<'_>| request_of(caller.head, whole, |request| how(request, known));
-        let key_url = request_of(caller.head, whole, |request| sender.key_url(request, &self.credentials));
-        let is_published = matches!(key_url, Ok(Some(_)));
-        if is_published && self.verify == Verify::Reject && !self.is_pinned {
+    /// Judges a request that is here as a whole.
+    async fn judge(&self, caller: &Caller<'_>) -> Judgement {
+        let Some(sender) = caller.sender() else {
+            return unsupported("nobody who is known sends such a request".to_owned());
+        };
+        let (by, known) = (sender.clone(), self.credentials.clone());
+        let key_url = caller.look(move |request| by.key_url(request, &known)).await;
+        if matches!(key_url, Ok(Some(_))) && self.verify == Verify::Reject && !self.is_pinned {
             let reason = format!(
                 "the key that {} publishes proves who sent it, and not for whom: let its requests in with --provider {}",
                 sender.name, sender.id
@@ -259,18 +202,18 @@ impl Gate {
             Ok(known) => known,
             Err(judgement) => return judgement,
         };
-        let judgement = ask(&known, &|request, known| sender.judge(request, known, caller.at));
+        let (by, with, at) = (sender.clone(), known.clone(), caller.at);
+        let judgement = caller.look(move |request| by.judge(request, &with, at)).await;
         if judgement.verdict == Verdict::BadSignature && self.may_explain() {
-            return ask(&known, &|request, known| sender.explain(request, known, caller.at));
+            let by = sender.clone();
+            return caller.look(move |request| by.explain(request, &known, at)).await;
         }
         judgement
     }
 
-    fn is_handshake(&self, caller: Caller<'_>, sender: Option<&Provider>, whole: &Bytes) -> bool {
-        let asks = |sender: &Provider| {
-            request_of(caller.head, whole, |request| sender.handshake(request, &self.credentials, caller.at))
-        };
-        sender.and_then(asks).is_some()
+    fn is_handshake(&self, caller: &Caller<'_>) -> bool {
+        let asks = |sender: &Arc<Provider>| sender.handshake(caller.request(), &self.credentials, caller.at);
+        caller.sender().and_then(asks).is_some()
     }
 
     /// Strangers can send what is signed wrongly without end.
@@ -285,41 +228,36 @@ impl Gate {
     }
 
     /// What answers a handshake; none for every other request.
-    async fn reply(&self, caller: Caller<'_>, sender: &Provider, whole: &Bytes) -> Option<Reply> {
-        let ask =
-            |known: &Credentials| request_of(caller.head, whole, |request| sender.handshake(request, known, caller.at));
-        let reply = ask(&self.credentials)?;
-        let key_url = request_of(caller.head, whole, |request| sender.key_url(request, &self.credentials));
+    async fn reply(&self, caller: &Caller<'_>) -> Result<Option<Reply>, StreamError> {
+        let Some(sender) = caller.sender() else { return Ok(None) };
+        let ask = |known: &Credentials| sender.handshake(caller.request(), known, caller.at);
+        let Some(reply) = ask(&self.credentials) else { return Ok(None) };
+        let key_url = sender.key_url(caller.request(), &self.credentials);
         if let (Reply::LeaveToApp { .. }, Ok(url @ Some(_))) = (&reply, key_url) {
-            let known = self.keys.complete(&self.credentials, url).await;
-            return match known {
+            return Ok(match unless_gone(caller.stream, self.keys.complete(&self.credentials, url)).await? {
                 Ok(known) => ask(&known),
                 Err(judgement) => Some(Reply::LeaveToApp { reason: judgement.reason.into_owned() }),
-            };
+            });
         }
         // A secret proves something to whoever knows that it is asked for as this provider's, and others' secrets may be
         // among ours: what is signed for them, where the request itself is not signed, may be worth something there.
         let proves = || {
-            let nothing = Credentials { secrets: Vec::new(), ..self.credentials.clone() };
-            let is_signed = || {
-                let judged =
-                    request_of(caller.head, whole, |request| sender.judge(request, &self.credentials, caller.at));
-                judged.verdict == Verdict::Valid
-            };
+            let nothing = Credentials { secrets: Vec::new(), ..(*self.credentials).clone() };
+            let is_signed = || sender.judge(caller.request(), &self.credentials, caller.at).verdict == Verdict::Valid;
             !matches!(ask(&nothing), Some(Reply::Answer { .. })) && !is_signed()
         };
         if matches!(reply, Reply::Answer { .. }) && !self.is_pinned && proves() {
             let reason =
                 format!("whoever asks is not known, and your secret would be used: name --provider {}", sender.id);
-            return Some(Reply::LeaveToApp { reason });
+            return Ok(Some(Reply::LeaveToApp { reason }));
         }
-        Some(reply)
+        Ok(Some(reply))
     }
 
     /// Answers a handshake; none where the service is to do it.
     async fn answer(
         &self,
-        caller: Caller<'_>,
+        caller: &Caller<'_>,
         reply: Reply,
         found: &mut Findings,
     ) -> Result<Option<Ending>, StreamError> {
@@ -362,18 +300,14 @@ fn heard(head: &RequestHead) -> Option<Judgement> {
     Some(Judgement { verdict, reason: reason.into(), secret: None, warning: None })
 }
 
-/// A way to look at a request.
-type How<'h> = &'h dyn Fn(&Request<'_>, &Credentials) -> Judgement;
-
 fn unsupported(reason: String) -> Judgement {
     Judgement { verdict: Verdict::Unsupported, reason: reason.into(), secret: None, warning: None }
 }
 
 /// Whether a body is here, or so short that waiting for it holds nothing back that was meant to stream.
-fn is_short(head: &RequestHead, body: &RequestBody) -> bool {
-    body.whole()
-        .map_or(content_length(head), |whole| Some(whole.len() as u64))
-        .is_some_and(|length| length <= HANDSHAKE_MAX)
+fn is_short(caller: &Caller<'_>) -> bool {
+    let whole = caller.body.whole().map(|whole| whole.len() as u64);
+    whole.or(content_length(caller.head)).is_some_and(|length| length <= SHORT as u64)
 }
 
 /// Waits for something, unless the request goes away meanwhile, or its time has passed.
@@ -394,8 +328,8 @@ fn reset_of(error: StreamError) -> Reset {
 }
 
 /// Answers a request that a route keeps from every service.
-pub(super) async fn answer_by_route(caller: Caller<'_>, number: usize, to: &To, sender: Option<&Provider>) -> Ending {
-    let (status, body, verb) = match (to, sender.map(Provider::answer)) {
+pub(super) async fn answer_by_route(caller: &Caller<'_>, number: usize, to: &To) -> Ending {
+    let (status, body, verb) = match (to, caller.sender().map(|sender| sender.answer())) {
         (To::Answer(status, body), _) => (*status, body.clone(), "answered"),
         (_, Some(answer)) => (StatusCode::from_u16(answer.status).unwrap_or_default(), answer.body.clone(), "dropped"),
         (_, None) => (StatusCode::OK, String::new(), "dropped"),
@@ -406,14 +340,20 @@ pub(super) async fn answer_by_route(caller: Caller<'_>, number: usize, to: &To, 
     }
 }
 
+/// Refuses a request for whose body there is no room.
+fn crowded(caller: &Caller<'_>) -> Ending {
+    let detail = "too much of other requests is kept at the moment to keep its body, too".to_owned();
+    refused(caller.stream, Reset::Refused, Some(detail))
+}
+
 /// Ends a request that nobody has answered. The relay says why, in no more words than the code has.
-fn refused(stream: &Stream, reset: Reset, detail: Option<String>) -> Ending {
+pub(super) fn refused(stream: &Stream, reset: Reset, detail: Option<String>) -> Ending {
     stream.reset(reset);
     Ending::by(reset, None, detail)
 }
 
 async fn send(
-    caller: Caller<'_>,
+    caller: &Caller<'_>,
     status: StatusCode,
     mut headers: Vec<(HeaderName, HeaderValue)>,
     body: Vec<u8>,

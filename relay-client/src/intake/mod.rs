@@ -1,32 +1,37 @@
 //! What comes through a tunnel, before its service sees it: who has sent it, and what follows from that.
 //!
 //! ```text
-//!   session ── head, body ──▶ Intake ── recognised ──▶ upstream ── what became of it ──▶ Outcome
+//!   session ── head, body ──▶ Caller ──▶ Gate ──▶ Routes ──▶ upstream ── what became of it ──▶ Outcome
 //! ```
 //!
 //! The table of providers says what is known of a sender. Nothing is held back for that: a sender that cannot be told by
 //! its head, or by the body that has come with it, is told when the request is here as a whole.
 
+mod caller;
 mod gate;
 pub mod routes;
 
-use std::sync::atomic::{AtomicU64, AtomicUsize};
-use std::sync::{Arc, LazyLock};
+use std::future::{Future as _, poll_fn};
+use std::pin::pin;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, LazyLock, OnceLock};
+use std::task::Poll;
 use std::time::Duration;
 
-use http::StatusCode;
-use jiff::Timestamp;
+use futures_util::future::join;
 use relay_protocol::exchange::public_url;
+use relay_protocol::frame::Reset;
 use relay_protocol::link::Stream;
 use relay_protocol::message::RequestHead;
 use relay_protocol::webhook::{Credentials, Event, Fact, Judgement, Provider, Request, Table, Verify, Webhooks};
 use tokio::time::Instant;
 
-use self::gate::{Caller, Findings, Gate};
+use self::caller::Caller;
+use self::gate::{Findings, Gate};
+use self::routes::{Body, Routes, Way};
 use crate::capture::{Annotation, Arrival};
 use crate::event;
-use crate::intake::routes::{Routes, Way};
-use crate::upstream::{Ending, RequestBody, Upstream};
+use crate::upstream::{Ending, RequestBody, Room, Upstream};
 use crate::value::VerifyAt;
 
 /// How an exchange ended, for whoever reports it.
@@ -35,19 +40,11 @@ pub(crate) struct Outcome {
     /// What the tunnel is called on this machine, where there is one.
     pub(crate) tunnel: Option<Arc<str>>,
     pub(crate) head: Option<RequestHead>,
-    /// When the head arrived here.
-    pub(crate) arrived: Instant,
+    /// How long it took its service, or us, to answer: from the start of the deadline.
+    pub(crate) duration: Duration,
     /// What it is as a webhook, where it is one that we know.
     pub(crate) webhook: Option<Webhook>,
     pub(crate) ending: Ending,
-}
-
-impl Outcome {
-    /// From the start of the deadline until now; none where no head has come.
-    pub(crate) fn duration(&self) -> Option<Duration> {
-        let before = self.head.as_ref()?.elapsed_ms;
-        Some(Duration::from_millis(before.into()) + self.arrived.elapsed())
-    }
 }
 
 /// A request of a known provider.
@@ -203,11 +200,11 @@ pub(crate) struct Intake {
     /// A provider that signs the URL which it calls has its requests arrive under that name.
     by_provider: bool,
     gate: Gate,
-    routes: Routes,
+    routes: Arc<Routes>,
     /// For what no route fits.
     upstream: Upstream,
-    /// Bytes of request bodies that are kept at the moment.
-    kept: Arc<AtomicUsize>,
+    /// For bodies that are kept.
+    room: Arc<Room>,
 }
 
 impl Intake {
@@ -221,87 +218,123 @@ impl Intake {
         upstream: Upstream,
     ) -> Self {
         let gate = Gate::new(&webhooks);
-        Self { name: name.into(), webhooks, by_provider, gate, routes, upstream, kept: Arc::default() }
+        Self {
+            name: name.into(),
+            webhooks,
+            by_provider,
+            gate,
+            routes: Arc::new(routes),
+            upstream,
+            room: Arc::default(),
+        }
     }
 
     /// Takes in the request of a stream whose head has been taken off it, until it is answered. `turns` counts how often
     /// the session has sent what was queued.
     pub(crate) async fn take(&self, stream: Stream, head: RequestHead, turns: &AtomicU64, arrival: Arrival) -> Outcome {
         let arrived = Instant::now();
-        let body = RequestBody::of(&stream, &self.kept, &head, |body, whole| {
+        let body = RequestBody::of(&stream, &self.room, &head, |body, whole| {
             arrival.keep(&head, Some(self.name()), body, whole)
         });
-        let caller = Caller { stream: &stream, head: &head, body: &body, at: Timestamp::now() };
         let mut found = Findings::default();
-        let admitted = async {
-            self.gate.admit(caller, || self.recognise(&head, &body), &mut found).await?;
-            self.way(caller).await
+        let (mut ending, took, known) = {
+            let (url, whole) = (public_url(&head), OnceLock::new());
+            let mut caller = Caller::new(&stream, &head, &body, &self.webhooks, &url, &whole).await;
+            let (ending, took) = match self.admit(&mut caller, &mut found).await {
+                Ok(upstream) => self.serve(upstream, &mut caller, &mut found, turns, arrived).await,
+                Err(ending) => (ending, arrived.elapsed()),
+            };
+            (ending, took, caller.into_known())
         };
-        let (mut ending, sender) = match admitted.await {
-            Ok((upstream, sender)) => {
-                let as_called = self.by_provider && sender.as_ref().is_some_and(|sender| sender.signs_url());
-                (upstream.forward(&stream, &head, body.clone(), as_called, turns).await, sender)
-            }
-            Err(ending) => (ending, self.recognise(&head, &body)),
-        };
-        let sender = sender.or_else(|| self.recognise(&head, &body));
-        if let (Some(sender), None) = (&sender, &found.judgement) {
-            found.judgement = self.gate.look_after(caller, sender).await;
-        }
         ending.detail = ending.detail.or_else(|| found.note.take()).or_else(|| found.complaint());
         let recording = body.recording();
         if let Some(Judgement { verdict, reason, .. }) = &found.judgement {
             recording.annotate(|note| (note.verdict, note.reason) = (Some(*verdict), Some(reason.to_string())));
         }
-        let webhook = sender.map(|provider| {
-            let event = with_request(&head, &body, |request| provider.event(request));
-            Webhook { provider, event, found }
-        });
+        let webhook = known.map(|(provider, event)| Webhook { provider, event, found });
         if let Some(webhook) = &webhook {
             recording.annotate(|note| webhook.note(note));
         }
-        let outcome = Outcome { tunnel: Some(self.name()), head: Some(head), arrived, webhook, ending };
-        let Ending { status, error, .. } = outcome.ending;
-        recording.ended(status, outcome.duration().unwrap_or_default(), error);
-        outcome
+        let duration = since_start(&head, took);
+        recording.ended(ending.status, duration, ending.error);
+        Outcome { tunnel: Some(self.name()), head: Some(head), duration, webhook, ending }
     }
 
-    /// The service that a request goes to, and who has sent it as far as that is known.
+    /// The service that a request goes to.
     ///
     /// # Errors
     /// How it has ended, where it goes to none.
-    async fn way(&self, caller: Caller<'_>) -> Result<(&Upstream, Option<Arc<Provider>>), Ending> {
-        let Caller { head, body, .. } = caller;
-        let mut sender = self.recognise(head, body);
-        if self.routes.is_empty() || head.upgrade.is_some() {
-            return Ok((&self.upstream, sender));
+    async fn admit(&self, caller: &mut Caller<'_>, found: &mut Findings) -> Result<&Upstream, Ending> {
+        self.gate.admit(caller, found).await?;
+        if self.routes.is_empty() {
+            return Ok(&self.upstream);
         }
-        let find = |sender: Option<&Provider>, is_whole| {
-            with_request(head, body, |request| self.routes.find(request, sender, is_whole))
-        };
-        let mut way = find(sender.as_deref(), body.whole().is_some());
-        if matches!(way, Way::Unknown) {
+        let mut way = self.way(caller, if caller.is_seen() { Body::Whole } else { Body::ToCome }).await;
+        if way == Way::Unknown {
             self.gate.hold_for_routes(caller).await?;
-            sender = self.recognise(head, body);
-            // Of a body that is too long to be held it is known that no route has asked for such a one.
-            way = find(sender.as_deref(), true);
+            way = self.way(caller, if caller.is_seen() { Body::Whole } else { Body::TooLong }).await;
         }
-        match way {
-            Way::None | Way::Unknown => Ok((&self.upstream, sender)),
-            Way::Route(_, _, Some(upstream)) => Ok((upstream, sender)),
-            Way::Route(number, to, None) => Err(gate::answer_by_route(caller, number, to, sender.as_deref()).await),
+        match self.routes.at(way) {
+            None => Ok(&self.upstream),
+            Some((_, _, Some(upstream))) => Ok(upstream),
+            Some((number, to, None)) => Err(gate::answer_by_route(caller, number, to).await),
         }
     }
 
+    async fn way(&self, caller: &Caller<'_>, body: Body) -> Way {
+        let (routes, table, known) = (self.routes.clone(), self.webhooks.table.clone(), caller.known().cloned());
+        let find = move |request: &Request<'_>| {
+            let known = known.as_ref().map(|(sender, event)| (&**sender, event));
+            routes.find(request, &table, known, body)
+        };
+        caller.look(find).await
+    }
+
+    /// Has a request answered by its service. What is still to be found out of it is, while that is at work. Says how it
+    /// ended, and how long after its arrival.
+    async fn serve(
+        &self,
+        upstream: &Upstream,
+        caller: &mut Caller<'_>,
+        found: &mut Findings,
+        turns: &AtomicU64,
+        arrived: Instant,
+    ) -> (Ending, Duration) {
+        let (stream, head, body) = (caller.stream, caller.head, caller.body);
+        let as_called = self.by_provider && caller.sender().is_some_and(|sender| sender.signs_url());
+        let forward = async {
+            let ending = upstream.forward(stream, head, body.clone(), as_called, turns).await;
+            (ending, arrived.elapsed())
+        };
+        if caller.is_seen() && (found.judgement.is_some() || !self.gate.judges_late()) {
+            body.release();
+            return forward.await;
+        }
+        let look = async {
+            caller.look_again().await;
+            if found.judgement.is_none() {
+                found.judgement = self.gate.look_after(caller).await;
+            }
+            body.release();
+        };
+        let mut forward = pin!(forward);
+        let early = poll_fn(|cx| match forward.as_mut().poll(cx) {
+            Poll::Ready(served) => Poll::Ready(Some(served)),
+            Poll::Pending if body.is_whole() => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        });
+        let Some(served) = early.await else { return join(forward, look).await.0 };
+        look.await;
+        served
+    }
+
     /// Refuses a request, because there are too many.
-    pub(crate) fn refuse(&self, head: RequestHead, arrival: Arrival, detail: String) -> Outcome {
+    pub(crate) fn refuse(&self, stream: &Stream, head: RequestHead, arrival: Arrival, detail: String) -> Outcome {
         let recording = arrival.keep(&head, Some(self.name()), &[], false);
-        let (status, error) = (Some(StatusCode::TOO_MANY_REQUESTS), Some("too-many-requests"));
-        let ending = Ending { status, error, detail: Some(detail) };
-        let outcome =
-            Outcome { tunnel: Some(self.name()), head: Some(head), arrived: Instant::now(), webhook: None, ending };
-        recording.ended(status, outcome.duration().unwrap_or_default(), error);
-        outcome
+        let ending = gate::refused(stream, Reset::Refused, Some(detail));
+        let duration = since_start(&head, Duration::ZERO);
+        recording.ended(ending.status, duration, ending.error);
+        Outcome { tunnel: Some(self.name()), head: Some(head), duration, webhook: None, ending }
     }
 
     /// What is known of its webhooks.
@@ -329,21 +362,9 @@ impl Intake {
     fn upstreams(&self) -> impl Iterator<Item = &Upstream> {
         self.routes.services().chain([&self.upstream])
     }
-
-    /// Who has sent a request, as far as what is here of it says so.
-    fn recognise(&self, head: &RequestHead, body: &RequestBody) -> Option<Arc<Provider>> {
-        let pinned = self.webhooks.pinned();
-        pinned.or_else(|| with_request(head, body, |request| self.webhooks.table.recognise(request))).cloned()
-    }
 }
 
-/// Looks at a request as its sender has made it, with its body where all of that is here and kept.
-fn with_request<T>(head: &RequestHead, body: &RequestBody, look: impl FnOnce(&Request<'_>) -> T) -> T {
-    request_of(head, &body.whole().unwrap_or_default(), look)
-}
-
-/// Looks at a request as its sender has made it.
-fn request_of<T>(head: &RequestHead, body: &[u8], look: impl FnOnce(&Request<'_>) -> T) -> T {
-    let url = public_url(head);
-    look(&Request::new(&head.method, &url, &head.headers, body))
+/// From the start of the deadline until so long after the arrival of the head here.
+fn since_start(head: &RequestHead, took: Duration) -> Duration {
+    Duration::from_millis(head.elapsed_ms.into()) + took
 }

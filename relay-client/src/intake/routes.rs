@@ -9,7 +9,7 @@
 //! ```
 
 use http::StatusCode;
-use relay_protocol::webhook::{Conditions, Provider, Request, like};
+use relay_protocol::webhook::{Conditions, Event, Provider, Request, Table, like};
 use serde::Deserialize;
 
 use crate::upstream::Upstream;
@@ -91,22 +91,43 @@ fn final_status(status: u16) -> Result<StatusCode, String> {
 }
 
 impl Route {
-    /// Whether it is this request's; none where the body must be there to tell. `sender` says who has sent it, as far as
-    /// that is known.
-    fn fits(&self, request: &Request<'_>, sender: Option<&Provider>, is_whole: bool) -> Option<bool> {
-        let is_other = |sender: &Provider| self.provider.as_ref().is_some_and(|wanted| *wanted != sender.id);
-        if sender.is_some_and(is_other) || !self.when.may_hold(request) {
+    /// Whether it is this request's; none where the body must be there to tell. `known` is who of the table has sent it
+    /// and what has happened, as far as the request says so.
+    fn fits(&self, request: &Request<'_>, table: &Table, known: Known<'_>, body: Body) -> Option<bool> {
+        let is_wanted = |sender: &Provider| self.provider.as_ref().is_none_or(|wanted| *wanted == sender.id);
+        if known.is_some_and(|(sender, _)| !is_wanted(sender)) || !self.when.may_hold(request) {
             return Some(false);
         }
         let asks_sender = self.provider.is_some() || self.kind.is_some();
-        if !is_whole && (self.when.need_body() || self.kind.is_some() || (asks_sender && sender.is_none())) {
-            return None;
+        let may_be_known = || table.iter().any(|sender| is_wanted(sender) && sender.may_have_sent(request));
+        if asks_sender && known.is_none() && !may_be_known() {
+            return Some(false);
         }
-        let Some(sender) = sender else { return Some(!asks_sender && self.when.hold(request)) };
+        let asks_body = self.when.need_body() || self.kind.is_some() || (asks_sender && known.is_none());
+        match body {
+            Body::ToCome if asks_body => return None,
+            Body::TooLong if asks_body => return Some(false),
+            _ => {}
+        }
+        let Some((_, event)) = known else { return Some(!asks_sender && self.when.hold(request)) };
         let is_about =
-            |pattern: &String| sender.event(request).kind.is_some_and(|kind| like(pattern.as_bytes(), kind.as_bytes()));
+            |pattern: &String| event.kind.as_ref().is_some_and(|kind| like(pattern.as_bytes(), kind.as_bytes()));
         Some(self.when.hold(request) && self.kind.as_ref().is_none_or(is_about))
     }
+}
+
+/// Who has sent a request, and what has happened.
+pub(super) type Known<'a> = Option<(&'a Provider, &'a Event)>;
+
+/// What is here of the body of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Body {
+    /// Not all, but it can be waited for.
+    ToCome,
+    /// All of it.
+    Whole,
+    /// Not all, and it is longer than what can be waited for.
+    TooLong,
 }
 
 /// The routes of a tunnel, with the services that they lead to.
@@ -114,10 +135,10 @@ impl Route {
 pub(crate) struct Routes(Vec<(Route, Option<Upstream>)>);
 
 /// What the routes say of a request.
-#[derive(Debug)]
-pub(super) enum Way<'r> {
-    /// This one is the first that fits; it is counted from 1, and leads to this service or to none.
-    Route(usize, &'r To, Option<&'r Upstream>),
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// This one is the first that fits, counted from 1.
+    Route(usize),
     /// None fits.
     None,
     /// It must be here as a whole first.
@@ -134,15 +155,22 @@ impl Routes {
     }
 
     /// Where a request goes.
-    pub(super) fn find(&self, request: &Request<'_>, sender: Option<&Provider>, is_whole: bool) -> Way<'_> {
-        for (i, (route, service)) in self.0.iter().enumerate() {
-            match route.fits(request, sender, is_whole) {
-                Some(true) => return Way::Route(i + 1, &route.to, service.as_ref()),
+    pub(super) fn find(&self, request: &Request<'_>, table: &Table, known: Known<'_>, body: Body) -> Way {
+        for (i, (route, _)) in self.0.iter().enumerate() {
+            match route.fits(request, table, known, body) {
+                Some(true) => return Way::Route(i + 1),
                 Some(false) => {}
                 None => return Way::Unknown,
             }
         }
         Way::None
+    }
+
+    /// Where a way leads, and the service there if it is one.
+    pub(super) fn at(&self, way: Way) -> Option<(usize, &To, Option<&Upstream>)> {
+        let Way::Route(number) = way else { return None };
+        let (route, service) = self.0.get(number.checked_sub(1)?)?;
+        Some((number, &route.to, service.as_ref()))
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -559,11 +559,10 @@ impl Serve {
         let capture = self.capture.clone();
         let is_full = self.exchanges.len() >= MOST_EXCHANGES;
         self.exchanges.push(Box::pin(async move {
-            let arrived = Instant::now();
             let fail = |reset: Reset, detail: String| Outcome {
                 tunnel: None,
                 head: None,
-                arrived,
+                duration: Duration::ZERO,
                 webhook: None,
                 ending: Ending { status: None, error: Some(reset.name()), detail: Some(detail) },
             };
@@ -588,9 +587,8 @@ impl Serve {
             let arrival = capture.map(|capture| capture.arrival(encoded)).unwrap_or_default();
             let outcome = match found {
                 Ok((Some(intake), head)) if is_full => {
-                    stream.reset(Reset::Refused);
                     let detail = format!("{MOST_EXCHANGES} exchanges are under way, which is the most");
-                    intake.refuse(head, arrival, detail)
+                    intake.refuse(&stream, head, arrival, detail)
                 }
                 Ok((Some(intake), head)) => intake.take(stream, head, &turns, arrival).await,
                 Ok((None, _)) => {
@@ -652,14 +650,13 @@ fn report(observer: &mut dyn Observer, outcome: &Outcome) {
         tracing::warn!(error, detail, "a request could not be taken");
         return;
     };
-    let duration = outcome.duration().unwrap_or_default();
     observer.observe(&Event::Exchange {
         tunnel: outcome.tunnel.as_deref().unwrap_or_default(),
         id: &head.id,
         method: head.method.as_str(),
         path: head.target.as_str(),
         status: status.map(|status| status.as_u16()),
-        duration_ms: duration.as_secs_f64() * 1e3,
+        duration_ms: outcome.duration.as_secs_f64() * 1e3,
         error: *error,
         detail: detail.as_deref(),
         webhook: outcome.webhook.as_ref().map(Webhook::shown),

@@ -45,7 +45,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::capture::Recording;
-pub(crate) use crate::upstream::body::RequestBody;
+pub(crate) use crate::upstream::body::{Gathered, RequestBody, Room, SHORT};
 use crate::upstream::connection::{Connection, Multiplexed, Noted, Share};
 use crate::upstream::rewrite::Rewriter;
 use crate::upstream::service::Destination;
@@ -115,6 +115,7 @@ impl Ending {
             // These are said only before a head is passed on: ours came too late.
             Reset::Deadline => (Some(StatusCode::GATEWAY_TIMEOUT), reset.name()),
             Reset::TooLarge => (Some(StatusCode::PAYLOAD_TOO_LARGE), reset.name()),
+            Reset::Refused if ours.is_none() => (Some(StatusCode::TOO_MANY_REQUESTS), "too-many-requests"),
             Reset::SignatureInvalid => (Some(StatusCode::UNAUTHORIZED), reset.name()),
             Reset::Malformed => (Some(StatusCode::BAD_REQUEST), "bad-request"),
             Reset::Idle if ours.is_none() => (Some(StatusCode::REQUEST_TIMEOUT), "body-timeout"),
