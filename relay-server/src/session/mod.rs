@@ -409,7 +409,7 @@ impl Session {
     }
 
     /// The client is away now.
-    async fn leave(mut self, link: &Link) {
+    async fn leave(self, link: &Link) {
         // At once, because the client may be back before the store has answered. In this order: whoever does not find the
         // session among the live ones finds its seat vacant.
         self.place.vacate();
@@ -418,16 +418,19 @@ impl Session {
             keys.spend(self.token.id, used, Instant::now());
         }
         self.shared.sessions.live.remove(&self.id);
-        if let Some(key) = self.key {
-            keys.end(self.token.id, key, &self.shared.limits, Instant::now());
-        }
-        self.touch().await;
         let comes_back = link.ended().is_some_and(|ended| resumes(&ended));
         let until = comes_back.then(|| Instant::now() + self.shared.limits.resume);
         let until = until.map(|until| self.expiry().map_or(until, |expiry| until.min(expiry)));
-        for tunnel in std::mem::take(&mut self.tunnels) {
-            self.shared.registry.unbind(&tunnel, until);
+        // What it leaves behind goes with its key, and so with its token: whoever ends that finds no session any more.
+        let leave = |is_resumable: bool| {
+            let until = until.filter(|_| is_resumable);
+            self.tunnels.iter().for_each(|tunnel| self.shared.registry.unbind(tunnel, until));
+        };
+        match self.key {
+            Some(key) => keys.end(self.token.id, key, &self.shared.limits, Instant::now(), leave),
+            None => leave(false),
         }
+        self.touch().await;
     }
 
     async fn touch(&self) {
@@ -555,7 +558,11 @@ fn millis(duration: Duration) -> u32 {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+    use relay_protocol::webhook::Credentials;
+
+    use super::registry::Found;
     use super::*;
+    use crate::control::Change;
     use crate::store::{NewToken, TokenLimits};
 
     #[tokio::test]
@@ -581,5 +588,70 @@ mod tests {
         assert!(matches!(signal, Signal::GoAway { reason: GoAway::Revoked, drain: false, .. }), "{signal:?}");
         timeout(Duration::from_secs(5), session).await.expect("the session ends").unwrap();
         assert_eq!((shared.sessions.count(), shared.sessions.live.len()), (0, 0));
+    }
+
+    /// The client's end of a session with tunnels of these names, each of which asks for handshakes or does not.
+    async fn session(
+        shared: &Arc<Shared>,
+        token: &Token,
+        names: &[(&str, bool)],
+    ) -> (Link, Vec<AbortOnDropHandle<()>>) {
+        let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        let place = Session::place(shared, token).unwrap();
+        let session = Session::new(shared.clone(), IpAddr::from([127, 0, 0, 1]), token.clone(), place);
+        let session = tokio::spawn(session.run(ours, Bytes::new()));
+        let socket = Driver::websocket(theirs, Bytes::new(), Side::Client, READ_BUFFER).await;
+        let (link, driver) = Driver::new(Side::Client, MuxLimits::default(), socket);
+        let driver = tokio::spawn(async { drop(driver.await) });
+        let tunnels = names.iter().zip(1..).map(|((name, handshake), tunnel)| {
+            let credentials = Credentials { secrets: vec!["secret".into()], ..Credentials::default() };
+            let webhooks = Webhooks { handshake: *handshake, credentials, ..Webhooks::default() };
+            let name = Some((*name).to_owned());
+            TunnelSpec { tunnel, name, extra: webhooks.extras().unwrap(), ..TunnelSpec::default() }
+        });
+        let (client, version, tunnels) = ("test".to_owned(), "0".to_owned(), tunnels.collect());
+        let hello = Hello { client, version, features: Vec::new(), tunnels, resume: None, extra: Vec::new() };
+        link.send_message(SessionKind::Hello, hello.to_bytes().unwrap()).unwrap();
+        let signal = timeout(Duration::from_secs(5), link.signal()).await.expect("an answer");
+        assert!(matches!(signal, Signal::Message(SessionKind::Welcome, _)), "{signal:?}");
+        (link, vec![AbortOnDropHandle::new(driver), AbortOnDropHandle::new(session)])
+    }
+
+    /// What is left of a tunnel whose client is away.
+    fn left(shared: &Shared, name: &str) -> Arc<Asked> {
+        match shared.registry.find(name) {
+            Found::Away(asked) => asked,
+            found => panic!("{name}: {found:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn secrets_outlive_a_session_only_where_they_may_be_needed() {
+        let ca = tempfile::tempdir().unwrap();
+        let relay = crate::tests::relay(ca.path()).await;
+        let shared = relay.shared.clone();
+        let limits = TokenLimits::default();
+        let new = NewToken { name: "mine".to_owned(), reserve: Vec::new(), expires_at: None, limits };
+        let (_, token) = shared.store.create_token(new, unix_now()).await.unwrap();
+        let secrets = |name: &str| left(&shared, name).webhooks.credentials.secrets.len();
+
+        let (_link, mut tasks) = session(&shared, &token, &[("asks", true), ("plain", false)]).await;
+        let session = tasks.pop().unwrap();
+        drop(tasks);
+        session.await.unwrap();
+        assert_eq!((secrets("asks"), secrets("plain")), (1, 0));
+
+        // While the store is told of a session's end, its token is revoked.
+        shared.follow(Change::Revoked(token.id));
+        assert_eq!(secrets("asks"), 0);
+        let (_link, mut tasks) = self::session(&shared, &token, &[("asks", true)]).await;
+        let session = tasks.pop().unwrap();
+        drop(tasks);
+        while !shared.sessions.live.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        shared.follow(Change::Revoked(token.id));
+        session.await.unwrap();
+        assert_eq!(secrets("asks"), 0);
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use dashmap::DashMap;
 use relay_protocol::link::Link;
-use relay_protocol::webhook::Webhooks;
+use relay_protocol::webhook::{Credentials, Webhooks};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 use ulid::Ulid;
@@ -44,7 +44,7 @@ pub struct Tunnel {
 }
 
 /// What a client says of a tunnel.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Asked {
     /// The deadline that it asks for.
     pub timeout: Option<Duration>,
@@ -183,8 +183,7 @@ impl Registry {
             let mut current = slot.lock();
             if current.as_ref().is_some_and(|current| current.generation == tunnel.generation) {
                 *current = None;
-                let left = |until| Left { token: tunnel.token, asked: tunnel.asked.clone(), until };
-                slot.known().left = until.map(left);
+                slot.known().left = until.map(|until| Left::by(tunnel, until));
             }
         }
         if self.slots.len() > MAX_SLOTS {
@@ -215,10 +214,10 @@ impl Registry {
         self.slots.entry(name.into()).or_default().known().reserved = reserved;
     }
 
-    /// A name is not reserved any more.
+    /// A name belongs to nobody any more.
     pub fn release(&self, name: &str) {
         if let Some(slot) = self.slot(name) {
-            slot.known().reserved = None;
+            *slot.known() = Known::default();
         }
     }
 
@@ -287,6 +286,17 @@ impl Slot {
     /// The tunnel, unless its session takes no more requests.
     fn online(&self) -> Option<Arc<Tunnel>> {
         self.lock().clone().filter(|tunnel| tunnel.announced.load(Acquire) && tunnel.link.is_accepting())
+    }
+}
+
+impl Left {
+    /// Secrets stay only where a handshake may need them.
+    fn by(tunnel: &Tunnel, until: Instant) -> Self {
+        let mut asked = tunnel.asked.clone();
+        if !asked.webhooks.handshake {
+            Arc::make_mut(&mut asked).webhooks.credentials = Credentials::default();
+        }
+        Self { token: tunnel.token, asked, until }
     }
 }
 

@@ -103,13 +103,17 @@ impl Keys {
         self.lock().of(token, now, |of| of.forget(hash));
     }
 
-    /// The session of a key has ended, so that the key will, too.
-    pub(super) fn end(&self, token: TokenId, hash: Hash, limits: &Limits, now: Instant) {
+    /// The session of a key has ended, so that the key will, too. `leave` hears whether it can be used until then, and
+    /// leaves behind what is of use for so long. No [`Self::revoke`] comes in between: what it does not hear of is there
+    /// to be found by whoever revokes.
+    pub(super) fn end(&self, token: TokenId, hash: Hash, limits: &Limits, now: Instant, leave: impl FnOnce(bool)) {
         let mut inner = self.lock();
         inner.of(token, now, |of| {
-            if of.keys.contains_key(&hash) {
+            let is_known = of.keys.contains_key(&hash);
+            if is_known {
                 of.ended.push_back((now + limits.resume, hash));
             }
+            leave(is_known);
         });
         inner.shrink(token, limits.resume_keys, now);
     }
@@ -217,7 +221,7 @@ mod tests {
         assert_eq!(take(&keys, &hash, mine, now), None);
         assert_eq!(take(&keys, &key, mine, now), Some(session), "a stranger's try has not used it up");
         assert_eq!(take(&keys, &key, mine, now), None);
-        keys.end(mine, hash, &Limits::default(), now);
+        keys.end(mine, hash, &Limits::default(), now, drop);
         assert_eq!((take(&keys, &key, mine, now), held(&keys)), (None, (0, 0)));
     }
 
@@ -231,7 +235,7 @@ mod tests {
         assert_eq!(keys.take(&key, mine, Ulid::generate(), |id| id == third, now), None);
         assert_eq!(keys.take(&key, mine, Ulid::generate(), |_| false, now), None, "it was used up by then");
         let (key, hash) = keys.issue(mine, first, now);
-        keys.end(mine, hash, &Limits::default(), now);
+        keys.end(mine, hash, &Limits::default(), now, drop);
         keys.spend(mine, hash, now);
         assert_eq!(keys.take(&key, mine, second, |_| false, now), None);
         assert_eq!(held(&keys), (0, 0));
@@ -269,14 +273,14 @@ mod tests {
         let (keys, start, mine) = (Keys::default(), Instant::now(), token(1));
         let at = |seconds| start + Duration::from_secs(seconds);
         let [early, late, live] = [(); 3].map(|()| keys.issue(mine, Ulid::generate(), start));
-        keys.end(mine, early.1, &limits, at(0));
-        keys.end(mine, late.1, &limits, at(10));
+        keys.end(mine, early.1, &limits, at(0), drop);
+        keys.end(mine, late.1, &limits, at(10), drop);
         assert!(take(&keys, &early.0, mine, at(599)).is_some());
         assert_eq!(take(&keys, &late.0, mine, at(610)), None);
         assert!(take(&keys, &live.0, mine, at(1_000_000)).is_some(), "a live session's key does not expire");
         keys.spend(mine, live.1, at(1_000_000));
         assert_eq!(held(&keys), (0, 0));
-        keys.end(mine, keys.issue(mine, Ulid::generate(), at(0)).1, &limits, at(0));
+        keys.end(mine, keys.issue(mine, Ulid::generate(), at(0)).1, &limits, at(0), drop);
         keys.issue(mine, Ulid::generate(), at(600));
         assert_eq!(held(&keys), (1, 0), "a new one makes those go whose time is over");
     }
@@ -285,7 +289,7 @@ mod tests {
     fn keys_die_with_their_token() {
         let (keys, now) = (Keys::default(), Instant::now());
         let [(mine, ended), (theirs, _)] = [token(1), token(2)].map(|token| keys.issue(token, Ulid::generate(), now));
-        keys.end(token(1), ended, &Limits::default(), now);
+        keys.end(token(1), ended, &Limits::default(), now, drop);
         keys.revoke(token(1), now);
         assert_eq!(take(&keys, &mine, token(1), now), None);
         assert!(take(&keys, &theirs, token(2), now).is_some());
@@ -300,7 +304,7 @@ mod tests {
         let ended = |number: i64, count: usize| -> Vec<[u8; 32]> {
             let all = (0..count).map(|_| {
                 let (key, hash) = keys.issue(token(number), Ulid::generate(), now);
-                keys.end(token(number), hash, &limits, now);
+                keys.end(token(number), hash, &limits, now, drop);
                 key
             });
             all.collect()
@@ -328,7 +332,7 @@ mod tests {
         let (keys, start) = (Keys::default(), Instant::now());
         let end = |number, at| {
             let (key, hash) = keys.issue(token(number), Ulid::generate(), at);
-            keys.end(token(number), hash, &limits, at);
+            keys.end(token(number), hash, &limits, at, drop);
             key
         };
         let later = start + Duration::from_secs(600);
