@@ -40,7 +40,6 @@ use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{self, cipher_suite};
 use tokio::net::{TcpListener, TcpSocket};
-use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -52,6 +51,7 @@ use self::config::{CertificateSource, Config, Limits};
 use self::control::Change;
 use self::edge::connect::Refusals;
 use self::edge::janitor::Janitor;
+use self::edge::room::Room;
 use self::edge::{Places, Purpose};
 use self::log::AccessLog;
 use self::session::Sessions;
@@ -71,8 +71,8 @@ pub(crate) struct Shared {
     limits: Arc<Limits>,
     /// Who sends webhooks, and how long each waits.
     providers: Table,
-    /// Room for bodies that are held until their signatures are judged, in KiB.
-    judging: Arc<Semaphore>,
+    /// For bodies that are held until their signatures are judged.
+    judging: Arc<Room>,
     /// In public URLs.
     https_port: u16,
     store: Store,
@@ -241,7 +241,7 @@ impl Relay {
         let limits = Arc::new(config.limits.clone());
         let shared = Arc::new(Shared {
             places: Places::new(limits.connections, limits.connections_per_address),
-            judging: Arc::new(Semaphore::new((limits.verify_bytes / 1024).min(Semaphore::MAX_PERMITS))),
+            judging: Room::new(limits.verify_bytes),
             providers: Table::built_in()?,
             limits,
             https_port,

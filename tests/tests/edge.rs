@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use http::{Method, Request};
 use jiff::Timestamp;
 use relay_protocol::frame::{Frame, GoAway};
@@ -298,7 +300,10 @@ mod handshakes {
         assert_eq!((answer.code(), answer.text()), (200, "<b>"));
         assert_eq!(answer.header("content-type"), "text/plain; charset=utf-8");
         let answer = ask("yours").await;
-        assert_eq!((answer.code(), answer.text(), answer.error()), (403, "", Some("signature-invalid")));
+        assert_eq!((answer.code(), answer.error()), (403, Some("signature-invalid")));
+        let error = &answer.json()["error"];
+        assert_eq!(error["code"], "signature-invalid");
+        assert!(!error["message"].as_str().unwrap().is_empty() && !answer.text().contains("mine"), "{error}");
     }
 
     /// One is confirmed by a call, which the relay does not make; the other brings the key that the app must keep.
@@ -352,7 +357,7 @@ mod handshakes {
     async fn are_answered_at_a_name_that_is_reserved_for_a_provider() {
         let home: std::sync::Arc<_> = tempfile::tempdir().unwrap().into();
         let mut server = RelayServer::spawn_in(home.clone(), ["--timeout", "200ms"]).await;
-        server.token("mine").await;
+        let token = server.token("mine").await;
         let command = ["reserve", "mine", "files", "--provider", "dropbox"];
         assert_eq!(server.token_command(&command).await.code(), 0);
         let ask = async |server: &RelayServer| {
@@ -366,6 +371,17 @@ mod handshakes {
         server.process.terminate().await;
         let server = RelayServer::spawn_in(home, ["--timeout", "200ms"]).await;
         assert_eq!(ask(&server).await.status(), 200, "after a restart");
+        // Of a client that was there nothing is left, either, once the name is nobody's.
+        let mut socket = connect_on(server.raw(RelayServer::DOMAIN).await, &token).await;
+        let dropbox = Webhooks { provider: Some("dropbox".into()), ..slack() };
+        assert!(socket.hello(vec![webhooks(1, "files", &dropbox)]).await[0].result.is_ok());
+        drop(socket);
+        within("the client to be away", async {
+            while ask(&server).await.status() != 200 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
         assert_eq!(server.token_command(&["release", "files"]).await.code(), 0);
         assert_eq!(ask(&server).await.status(), 503);
     }
@@ -483,7 +499,8 @@ mod signatures {
     #[tokio::test]
     async fn over_large_bodies_are_judged_as_far_as_there_is_room() {
         let (reject, warn) = (judged(Verify::Reject, &[SECRET]), judged(Verify::Warn, &[SECRET]));
-        let limit = |limits: &mut Limits| (limits.verify_body, limits.verify_bytes) = (200_000, 100 << 10);
+        // Of which one token has half.
+        let limit = |limits: &mut Limits| (limits.verify_body, limits.verify_bytes) = (200_000, 200 << 10);
         let (world, mut socket) = with(limit, &[("strict", reject), ("lenient", warn)]).await;
         let url = |name| world.url(name, "/hooks");
         for size in [64 << 10, (64 << 10) + 1, 150_000] {
@@ -508,24 +525,138 @@ mod signatures {
         assert_eq!(heard(&mut socket, begin(&world, "strict", request).await).await.0.as_deref(), Some("valid"));
     }
 
-    /// What was judged is not sent half, and not judged again, when the client comes back on another connection.
+    /// A stranger who sends much to one tunnel, and never ends, takes nothing from those of others.
     #[tokio::test]
-    async fn are_judged_once_for_a_request_that_moves() {
+    async fn of_large_bodies_are_judged_however_much_is_sent_to_others() {
+        let limit = |limits: &mut Limits| (limits.verify_body, limits.verify_bytes) = (200_000, 1 << 20);
+        let told = || judged(Verify::Reject, &[SECRET]);
+        let (world, _attacked) = with(limit, &[("attacked", told())]).await;
+        let mut socket = session_of(&world, &world.token().await, vec![webhooks(1, "hooks", &told())]).await;
+        let mut answers = Vec::new();
+        let mut pipes = Vec::new();
+        for _ in 0..20 {
+            let (pipe, body) = pipe();
+            let request = Request::post(world.url("attacked", "/")).body(body).unwrap();
+            answers.push(begin(&world, "attacked", request).await);
+            assert!(pipe.send(noise(190_000)).await);
+            pipes.push(pipe);
+        }
+        // Eight of them would fit, if there was nobody else.
+        let mut answers: FuturesUnordered<_> = answers.into_iter().collect();
+        for _ in 0..12 {
+            let answer = within("an answer", answers.next()).await.unwrap().unwrap();
+            assert_eq!((answer.code(), answer.error()), (429, Some("too-many-requests")));
+        }
+        let body = noise(150_000);
+        let request = signed(&world.url("hooks", "/hooks"), SECRET, &body);
+        let found = heard(&mut socket, begin(&world, "hooks", request).await).await;
+        assert_eq!(found.0.as_deref(), Some("valid"));
+        drop(pipes);
+    }
+
+    /// What was held takes no room any more once the client has it, however long the rest goes on.
+    #[tokio::test]
+    async fn of_large_bodies_are_judged_while_an_endless_one_passes() {
+        let limit = |limits: &mut Limits| (limits.verify_body, limits.verify_bytes) = (200_000, 300 << 10);
+        let (world, mut socket) = with(limit, &[("hooks", judged(Verify::Warn, &[SECRET]))]).await;
+        let url = world.url("hooks", "/hooks");
+        let (pipe, body) = pipe();
+        let endless = Request::post(&url).header("Stripe-Signature", "t=1,v1=00").body(body).unwrap();
+        let answer = begin(&world, "hooks", endless).await;
+        for size in [199_000, 2_000] {
+            assert!(pipe.send(noise(size)).await);
+        }
+        let opened = within("the request", socket.opened()).await;
+        assert!(opened.head.headers.iter().any(|(name, value)| name == "relay-verdict" && value == "unsupported"));
+        within("what was held", async {
+            let mut arrived = 0;
+            while arrived < 201_000 {
+                if let Frame::Data { bytes, .. } = socket.next_said().await.expect("a session") {
+                    arrived += bytes.len();
+                }
+            }
+        })
+        .await;
+        let body = noise(150_000);
+        let request = signed(&url, SECRET, &body);
+        assert_eq!(heard(&mut socket, begin(&world, "hooks", request).await).await.0.as_deref(), Some("valid"));
+        drop(pipe);
+        socket.answer(opened.stream, "ok").await;
+        assert_eq!(within("the answer", answer).await.unwrap().code(), 200);
+    }
+
+    /// A body that takes its time is held for as long as other requests have, and then it is as if there was no room.
+    #[tokio::test]
+    async fn of_slow_bodies_are_not_judged() {
+        let (reject, warn) = (judged(Verify::Reject, &[SECRET]), judged(Verify::Warn, &[SECRET]));
+        let limit = |limits: &mut Limits| limits.deadline = Duration::from_millis(300);
+        let (world, mut socket) = with(limit, &[("strict", reject), ("lenient", warn)]).await;
+        // Stripe waits for longer than that.
+        let slow = |name: &str| {
+            let (pipe, body) = pipe();
+            let request =
+                Request::post(world.url(name, "/")).header("Stripe-Signature", "t=1,v1=00").body(body).unwrap();
+            (pipe, request)
+        };
+        let (_pipe, request) = slow("strict");
+        let refused = refused(&world, "strict", request).await;
+        assert_eq!((refused.0, refused.1.as_str()), (408, "body-timeout"), "{}", refused.2);
+        let (pipe, request) = slow("lenient");
+        assert!(pipe.send("{").await);
+        let answer = begin(&world, "lenient", request).await;
+        let opened = within("the request", socket.opened()).await;
+        assert!(opened.head.headers.iter().any(|(name, value)| name == "relay-verdict" && value == "unsupported"));
+        assert!(pipe.send("}").await);
+        drop(pipe);
+        assert_eq!(within("its body", socket.body(&opened)).await, b"{}");
+        socket.answer(opened.stream, "ok").await;
+        assert_eq!(within("the answer", answer).await.unwrap().code(), 200);
+    }
+
+    /// The client of "hooks", which asks for this now, comes back on another connection, while a request is on its way
+    /// to the one that it had, where it asked for that. What the sender is answered, and the new session.
+    async fn moved(was: &Webhooks, is: &Webhooks, secret: &str, body: &[u8]) -> (JoinHandle<Answer>, Socket, World) {
         let world = World::start().await;
         let token = world.token().await;
-        let tunnels = || vec![webhooks(1, "hooks", &judged(Verify::Reject, &[SECRET]))];
         let mut old = connect_on(world.raw("relay.test").await, &token).await;
-        let first = old.welcome(None, tunnels()).await;
-        let body = noise(50_000);
-        let answer = begin(&world, "hooks", signed(&world.url("hooks", "/"), SECRET, &body)).await;
+        let first = old.welcome(None, vec![webhooks(1, "hooks", was)]).await;
+        let answer = begin(&world, "hooks", signed(&world.url("hooks", "/"), secret, body)).await;
         within("the request", async { while !matches!(old.next().await.expect("a session"), Frame::Open { .. }) {} })
             .await;
         let mut new = connect_on(world.raw("relay.test").await, &token).await;
         let resume = Resume { key: first.resume_key, last_stream: 0 };
-        assert!(new.welcome(Some(resume), tunnels()).await.resumed);
+        assert!(new.welcome(Some(resume), vec![webhooks(1, "hooks", is)]).await.resumed);
+        (answer, new, world)
+    }
+
+    /// What was judged is not sent half when the client comes back on another connection.
+    #[tokio::test]
+    async fn stay_with_a_request_that_moves() {
+        let (told, body) = (judged(Verify::Reject, &[SECRET]), noise(50_000));
+        let (answer, mut new, _world) = moved(&told, &told, SECRET, &body).await;
         let found = heard(&mut new, answer).await;
         assert_eq!(found.0.as_deref(), Some("valid"));
         assert!(found.2 == body);
+    }
+
+    /// A request reaches nobody by what somebody else has asked for.
+    #[tokio::test]
+    async fn are_judged_anew_where_the_tunnel_asks_for_something_else_by_now() {
+        let (off, body) = (Webhooks::default(), noise(50_000));
+        let (warn, reject) = (judged(Verify::Warn, &[SECRET]), judged(Verify::Reject, &[SECRET]));
+        let other = judged(Verify::Reject, &["whsec_other"]);
+        for was in [&off, &warn, &other] {
+            let (answer, _new, _world) = moved(was, &reject, "whsec_other", &body).await;
+            let answer = within("the answer", answer).await.unwrap();
+            assert_eq!((answer.code(), answer.error()), (401, Some("signature-invalid")), "{was:?}");
+        }
+        for (was, is, verdict) in [(&off, &reject, Some("valid")), (&warn, &reject, Some("valid")), (&warn, &off, None)]
+        {
+            let (answer, mut new, _world) = moved(was, is, SECRET, &body).await;
+            let found = heard(&mut new, answer).await;
+            assert_eq!(found.0.as_deref(), verdict, "{was:?} {is:?}");
+            assert!(found.2 == body, "nothing of it is lost");
+        }
     }
 
     /// Nobody is left to believe that signatures are judged which are not.

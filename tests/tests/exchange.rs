@@ -1469,14 +1469,15 @@ mod truth {
         assert_ne!(id, next);
     }
 
-    /// Only the relay says that an error is the relay's.
+    /// Only the relay says that an error, or the answer to a handshake, is the relay's.
     #[tokio::test]
-    async fn about_errors_cannot_be_forged_by_a_service() {
+    async fn of_the_relays_own_cannot_be_forged_by_a_service() {
         let world = World::start().await;
         let app = App::serve(|_| async {
             Response::builder()
                 .status(502)
                 .header("relay-error", "deadline")
+                .header("relay-handshake", "slack")
                 .header("server", "mine")
                 .body(empty())
                 .unwrap()
@@ -1485,6 +1486,7 @@ mod truth {
         let tunnel = world.tunnel(&app).await;
         let answer = world.get(&format!("{}/", tunnel.url())).await;
         assert_eq!((answer.code(), answer.error(), answer.header("server")), (502, None, "mine"));
+        assert!(!answer.headers.contains_key("relay-handshake"), "{:?}", answer.headers);
     }
 }
 

@@ -15,14 +15,15 @@ use relay_protocol::frame::Reset;
 use relay_protocol::link::Stream;
 use relay_protocol::message::{HeaderList, Payload};
 use relay_protocol::mux::{Item, StreamError};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, Sleep, timeout};
+use tokio::time::{Instant, Sleep, timeout, timeout_at};
 use tokio_util::sync::DropGuard;
 
 use super::cause::Cause;
 use super::gate::imitates_ours;
 use super::io::Clock;
 use super::record::{Exchange, Receiving};
+use super::respond::is_edges;
+use super::room::Share;
 use crate::config::Limits;
 
 /// A response's body: the relay's own answer, or what comes back through the tunnel.
@@ -267,7 +268,9 @@ fn trailers_frame(trailers: &Bytes) -> Option<Result<Frame<Bytes>, StreamError>>
     let mut map = http::HeaderMap::new();
     append_all(&mut map, list);
     let mut allowed = http::HeaderMap::new();
-    append_all(&mut allowed, end_to_end_trailers(&map));
+    let mut theirs = end_to_end_trailers(&map);
+    theirs.retain(|(name, _)| !is_edges(name));
+    append_all(&mut allowed, theirs);
     Some(Ok(Frame::trailers(allowed)))
 }
 
@@ -347,8 +350,8 @@ pub(crate) struct Upload {
     idle: Option<Pin<Box<Sleep>>>,
     /// When the last piece came, of a body that did not come with its head.
     moved: Option<Instant>,
-    /// Taken by a body that was gathered, until it is done with.
-    room: Option<OwnedSemaphorePermit>,
+    /// Of a body that was gathered, until the stream has it.
+    room: Option<Share>,
 }
 
 /// Whether a body could be gathered.
@@ -360,6 +363,8 @@ pub(crate) enum Gathered {
     TooLong,
     /// Others need the room.
     NoRoom,
+    /// It was not there in time.
+    TooSlow,
 }
 
 /// The pieces of a body, as they came: nothing is copied, and one piece needs no allocation.
@@ -456,48 +461,49 @@ impl Upload {
         Poll::Ready(Ok(()))
     }
 
-    /// Reads the body to its end, before any of it is sent, if it has no more than `most` bytes and, beyond those that are
-    /// kept of every body, there is `room` for it, in KiB. What was read is held in one piece.
-    pub(crate) async fn gather(&mut self, most: usize, room: &Arc<Semaphore>) -> Result<Gathered, UploadError> {
+    /// Reads the body to its end, before any of it is sent, if it is there by `until`, has no more than `most` bytes and,
+    /// beyond those that are kept of every body, there is `room` for it. What was read is held in one piece.
+    pub(crate) async fn gather(
+        &mut self,
+        most: usize,
+        until: Instant,
+        room: Option<Share>,
+    ) -> Result<Gathered, UploadError> {
         let declared = self.body.size_hint().lower().saturating_add(self.held.len() as u64);
         if declared > most as u64 {
             return Ok(Gathered::TooLong);
         }
-        if self.ended {
+        if self.first().1 {
             return Ok(Gathered::Whole);
         }
+        self.room = room;
         let mut whole = BytesMut::from(std::mem::take(&mut self.held));
+        // Of a request that moves, all has come already.
+        while let Some(piece) = self.kept.next() {
+            whole.extend_from_slice(&piece);
+        }
         let gathered = loop {
             if whole.len() > most {
                 break Gathered::TooLong;
             }
-            if !self.take_room(whole.len(), room) {
+            let beyond = whole.len().saturating_sub(MAX_KEPT);
+            if beyond > 0 && !self.room.as_mut().is_some_and(|room| room.grow(beyond)) {
                 break Gathered::NoRoom;
             }
             if self.ended {
                 break Gathered::Whole;
             }
-            let piece = timeout(self.limits.body_idle, poll_fn(|cx| self.poll_first(cx))).await;
-            piece.unwrap_or(Err(UploadError::Silent))?;
+            let silent = Instant::now() + self.limits.body_idle;
+            match timeout_at(silent.min(until), poll_fn(|cx| self.poll_first(cx))).await {
+                Ok(piece) => piece?,
+                Err(_) if until < silent => break Gathered::TooSlow,
+                Err(_) => return Err(UploadError::Silent),
+            }
+            self.moved = Some(Instant::now());
             whole.extend_from_slice(&std::mem::take(&mut self.held));
         };
         self.held = whole.freeze();
         Ok(gathered)
-    }
-
-    /// Sees to it that so many bytes have their room.
-    fn take_room(&mut self, bytes: usize, room: &Arc<Semaphore>) -> bool {
-        let needed = u32::try_from(bytes.saturating_sub(MAX_KEPT).div_ceil(1024)).unwrap_or(u32::MAX);
-        let taken = self.room.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let Some(more) = needed.checked_sub(u32::try_from(taken).unwrap_or(u32::MAX)).filter(|more| *more > 0) else {
-            return true;
-        };
-        let Ok(more) = room.clone().try_acquire_many_owned(more) else { return false };
-        match &mut self.room {
-            Some(taken) => taken.merge(more),
-            none => *none = Some(more),
-        }
-        true
     }
 
     /// What has been read and not been sent.
@@ -513,8 +519,16 @@ impl Upload {
 
     /// Whether everything is in the stream after it was opened with [`Self::first`].
     pub(crate) fn is_done(&mut self) -> bool {
+        self.make_room();
         let (held, is_all) = self.first();
         is_all && held.is_empty()
+    }
+
+    /// Gives the room back, once the stream has all that was gathered.
+    fn make_room(&mut self) {
+        if self.held.is_empty() {
+            self.room = None;
+        }
     }
 
     /// Begins again for another stream, which is to be opened with [`Self::first`]. False where what was sent is not kept
@@ -570,6 +584,7 @@ impl Upload {
         loop {
             if !self.held.is_empty() {
                 ready!(stream.poll_send(&mut self.held, cx)).map_err(|_| UploadError::Unwanted)?;
+                self.make_room();
             }
             if let Some(piece) = self.kept.next() {
                 self.held = piece;

@@ -30,11 +30,11 @@ use super::close;
 use super::gate::{PublicHost, is_owned};
 use super::io::InFlight;
 use super::record::Exchange;
-use super::respond::{RELAY_ERROR, answer, explain};
+use super::respond::{answer, explain, is_edges};
 use super::upgrade;
-use super::webhook::{Allowed, handshake, verify};
+use super::webhook::{Allowed, handshake, untell, verify};
 use crate::Shared;
-use crate::session::registry::{Found, Tunnel};
+use crate::session::registry::{Asked, Found, Tunnel};
 use crate::session::resumes;
 
 /// Where a request came from.
@@ -212,7 +212,7 @@ async fn deliver(
     // A client is not believed: its answer must not end elsewhere for a proxy in front of us than for us.
     let mut headers = HeaderMap::with_capacity(head.headers.len());
     // Taken off the list, because taking it off the map would change the order of what remains.
-    let theirs = head.headers.into_iter().filter(|(name, _)| *name != RELAY_ERROR);
+    let theirs = head.headers.into_iter().filter(|(name, _)| !is_edges(name));
     let declared = append_framed(&mut headers, theirs).map_err(|_| Cause::UpstreamInvalid)?;
     let is_bodyless = exchange.head.method == Method::HEAD
         || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
@@ -253,13 +253,15 @@ fn rest(
                 }
             }
         }
+        // At once, because much may be held that nobody wants any more, and a sender may be slow to read the answer.
+        let body = upload.into_body();
         answered.cancelled().await;
         if unasked {
             return;
         }
         // Not sooner: a peer that reads none of its answers is to be known by that.
         let _in_flight = clock.hold();
-        discard(upload.into_body()).await;
+        discard(body).await;
     }
 }
 
@@ -278,9 +280,16 @@ async fn request(
         first.map_err(UploadError::cause)?;
     }
     let mut tunnel = find(shared, exchange, host, upload).await?;
-    verify(shared, exchange, &tunnel.asked, upload).await?;
+    let mut judged: Option<Arc<Asked>> = None;
     let mut latest = exchange.started;
     loop {
+        // While its body was awaited, or its link was lost, the tunnel may have begun to ask for something else.
+        if judged.as_ref().is_none_or(|judged| judged.webhooks != tunnel.asked.webhooks) {
+            if judged.replace(tunnel.asked.clone()).is_some() {
+                untell(&mut exchange.head);
+            }
+            verify(shared, exchange, &tunnel, upload).await?;
+        }
         let allowed = Allowed::of(shared, exchange, &tunnel.asked, upload.held());
         let deadline = latest.max(exchange.started + allowed.time);
         let now = Instant::now();
@@ -557,7 +566,7 @@ fn switch(
         // RFC 9110, section 8.6: a 101 has no length.
         header::CONTENT_LENGTH => false,
         header::UPGRADE | header::SEC_WEBSOCKET_ACCEPT => !is_http2,
-        _ => *name != RELAY_ERROR,
+        _ => !is_edges(name),
     });
     append_all(headers, list);
     if !is_http2 {

@@ -14,6 +14,7 @@ pub(crate) mod io;
 pub(crate) mod janitor;
 mod record;
 mod respond;
+pub(crate) mod room;
 mod upgrade;
 mod webhook;
 

@@ -10,6 +10,14 @@ use super::cause::Cause;
 /// Names the cause, on every answer that the relay itself makes.
 pub(crate) const RELAY_ERROR: HeaderName = HeaderName::from_static("relay-error");
 
+/// On the answer to a handshake: whose it was. No service has seen that.
+pub(crate) const RELAY_HANDSHAKE: HeaderName = HeaderName::from_static("relay-handshake");
+
+/// Whether a header of an answer is the edge's own word, so that nobody behind a tunnel can say it.
+pub(crate) fn is_edges(name: &HeaderName) -> bool {
+    *name == RELAY_ERROR || *name == RELAY_HANDSHAKE
+}
+
 /// The answer to a request with `headers`: JSON, unless it asks for HTML.
 pub(crate) fn answer(cause: Cause, headers: &HeaderMap) -> Response<EdgeBody> {
     explain(cause, headers, cause.message())

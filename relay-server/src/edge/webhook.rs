@@ -7,23 +7,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::CACHE_CONTROL;
-use http::{HeaderName, HeaderValue, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use jiff::Timestamp;
-use relay_protocol::exchange::public_url;
+use relay_protocol::exchange::{append_all, public_url};
 use relay_protocol::message::RequestHead;
 use relay_protocol::webhook::{Judgement, Provider, Reply, Request, Table, Verdict, Verify, Webhooks};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use super::body::{EdgeBody, Gathered, MAX_KEPT, Upload, UploadError};
 use super::cause::Cause;
 use super::forward::{Failure, Instead};
 use super::record::Exchange;
-use super::respond::RELAY_ERROR;
+use super::respond::{RELAY_HANDSHAKE, explain};
 use crate::Shared;
-use crate::session::registry::Asked;
-
-/// On the answer to a handshake: whose it was. No service has seen that.
-const RELAY_HANDSHAKE: HeaderName = HeaderName::from_static("relay-handshake");
+use crate::session::registry::{Asked, Tunnel};
 
 /// On a request whose signature the edge has judged: the verdict, for the client and the app. It is the edge's word, because
 /// a stranger's line of that name does not pass.
@@ -114,7 +111,9 @@ pub(super) async fn handshake(
     let webhooks = &asked.webhooks;
     let named = webhooks.provider.as_ref().filter(|_| webhooks.handshake);
     let Some(provider) = named.and_then(|id| shared.providers.get(id)) else { return Ok(None) };
-    if gather(shared, exchange, upload, HANDSHAKE_MAX, until).await? != Gathered::Whole {
+    let gathered = upload.gather(HANDSHAKE_MAX, until, None).await;
+    exchange.received(upload.received());
+    if gathered.map_err(UploadError::cause)? != Gathered::Whole {
         return Ok(None);
     }
     let (head, url) = (&exchange.head, public_url(&exchange.head));
@@ -123,51 +122,45 @@ pub(super) async fn handshake(
     Ok(reply.and_then(|reply| answer(exchange, &provider.id, reply)))
 }
 
-async fn gather(
-    shared: &Shared,
-    exchange: &Exchange,
-    upload: &mut Upload,
-    most: usize,
-    until: Instant,
-) -> Result<Gathered, Cause> {
-    let gathered = timeout_at(until, upload.gather(most, &shared.judging)).await;
-    exchange.received(upload.received());
-    gathered.map_err(|_| Cause::BodyTimeout)?.map_err(UploadError::cause)
-}
-
 /// What answers a handshake without a call and without the app.
 fn answer(exchange: &Exchange, provider: &str, reply: Reply) -> Option<Response<EdgeBody>> {
-    let (status, lines, body) = match reply {
+    match reply {
         Reply::Answer { status, headers, body, confirm: None } => {
+            let mut response = Response::new(EdgeBody::full(Bytes::from(body)));
+            *response.status_mut() = status;
             let whose = HeaderValue::from_str(provider).ok().map(|id| (RELAY_HANDSHAKE, id));
-            (status, headers.into_iter().chain(whose).collect::<Vec<_>>(), body)
+            let others = [(CACHE_CONTROL, HeaderValue::from_static("no-store"))];
+            response.headers_mut().extend(headers.into_iter().chain(whose).chain(others));
+            Some(response)
         }
         Reply::Refuse { status, .. } => {
             exchange.failed(Cause::SignatureInvalid);
-            let code = HeaderValue::from_static(Cause::SignatureInvalid.code());
-            (status, vec![(RELAY_ERROR, code)], Vec::new())
+            let mut asked = HeaderMap::new();
+            append_all(&mut asked, exchange.head.headers.clone());
+            let mut response = explain(Cause::SignatureInvalid, &asked, NOT_THEIRS);
+            *response.status_mut() = status;
+            Some(response)
         }
-        Reply::Answer { confirm: Some(_), .. } | Reply::LeaveToApp { .. } => return None,
-    };
-    let mut response = Response::new(EdgeBody::full(Bytes::from(body)));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.extend(lines);
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    Some(response)
+        Reply::Answer { confirm: Some(_), .. } | Reply::LeaveToApp { .. } => None,
+    }
 }
+
+/// Whoever it is from is told no more, because the next attempt would be a better one.
+const NOT_THEIRS: &str = "The handshake is not that of the provider which this tunnel is for.";
 
 /// Judges the signature of a request where its tunnel wants that, and lets it pass with the verdict, or not.
 pub(super) async fn verify(
     shared: &Arc<Shared>,
     exchange: &mut Exchange,
-    asked: &Arc<Asked>,
+    tunnel: &Tunnel,
     upload: &mut Upload,
 ) -> Result<(), Instead> {
+    let asked = &tunnel.asked;
     if asked.webhooks.verify == Verify::Off {
         return Ok(());
     }
-    let until = exchange.started + Allowed::of(shared, exchange, asked, upload.held()).time;
+    // However long its service may take, nothing is held for longer than any other request has.
+    let time = Allowed::of(shared, exchange, asked, upload.held()).time.min(shared.limits.deadline);
     let provider = sender(&shared.providers, asked, &exchange.head, upload.held());
     if provider.is_none() && asked.webhooks.verify == Verify::Warn && !upload.has_ended() {
         // Nobody is to wait for what may be no webhook at all, and may never end.
@@ -176,7 +169,10 @@ pub(super) async fn verify(
     }
     let its = provider.and_then(|provider| usize::try_from(provider.max_body?).ok());
     let most = its.unwrap_or(shared.limits.verify_body);
-    let (judgement, cause) = match gather(shared, exchange, upload, most, until).await? {
+    let room = shared.judging.share(tunnel.token);
+    let gathered = upload.gather(most, exchange.started + time, Some(room)).await;
+    exchange.received(upload.received());
+    let (judgement, cause) = match gathered.map_err(UploadError::cause)? {
         Gathered::Whole => match judge(shared, &exchange.head, asked, upload.held()).await? {
             Judged::Handshake(reply) => {
                 let id = asked.webhooks.provider.as_deref().unwrap_or_default();
@@ -190,6 +186,7 @@ pub(super) async fn verify(
         },
         Gathered::TooLong => (unjudged(format!("a body of more than {most} bytes is not judged")), Cause::BodyTooLarge),
         Gathered::NoRoom => (unjudged("the relay has no room to judge its body at the moment"), Cause::TooManyRequests),
+        Gathered::TooSlow => (unjudged("its body took too long to arrive to be judged"), Cause::BodyTimeout),
     };
     if judgement.verdict != Verdict::Valid && asked.webhooks.verify == Verify::Reject {
         return Err(Failure { cause, message: Some(refusal(&judgement)) }.into());
@@ -259,6 +256,11 @@ fn refusal(judgement: &Judgement) -> String {
             format!("The request's signature cannot be judged: {}.", judgement.reason)
         }
     }
+}
+
+/// Takes back what was found for another tunnel, which the request has not reached.
+pub(super) fn untell(head: &mut RequestHead) {
+    head.headers.retain(|(name, _)| *name != RELAY_VERDICT && *name != RELAY_VERDICT_REASON);
 }
 
 /// Lets the client know.
