@@ -15,6 +15,7 @@ use crate::capture::Since;
 use crate::capture::export::Form;
 use crate::capture::filter::{self, HeaderPattern, JsonPattern, PathPattern, StatusPattern};
 use crate::capture::replay::Resign;
+use crate::intake::faults::Faults;
 use crate::platform::Signal;
 use crate::secret::{SecretError, SecretSource};
 use crate::session::dial::RelayUrl;
@@ -822,6 +823,11 @@ pub struct TunnelArgs {
     /// What is known of its webhooks.
     #[command(flatten)]
     pub webhooks: WebhookArgs,
+
+    /// Make happen what goes wrong once in a while, to so many of the requests, as in
+    /// drop@5%,500@5%,duplicate@10%,delay=2s@30%,reorder@20%; with seed=7 the same ones each time
+    #[arg(long, value_name = "FAULTS")]
+    pub fault: Option<Faults>,
 }
 
 /// What is known of a tunnel's webhooks, and what is done with them.

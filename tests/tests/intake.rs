@@ -4,11 +4,12 @@
 use std::fs;
 use std::sync::Arc;
 
+use futures_util::FutureExt as _;
 use http::Request;
 use relay_tests::body::full;
 use relay_tests::world::{Answer, Http, connect_tls};
 use relay_tests::{App, Process, RelayClient, RelayServer};
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Posts a webhook to a client's tunnel at this relay.
@@ -118,4 +119,72 @@ async fn rows_of_the_users_own_name_senders_too() {
     let ended = start(&acme.replace("match", "mtach"), &[]).await.wait().await;
     assert_eq!(ended.code(), 2);
     assert!(ended.stderr.contains("relay.toml") && ended.stderr.contains("mtach"), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn faults_happen_where_they_are_asked_for() {
+    let server = RelayServer::spawn([""; 0]).await;
+    let token = server.token("t").await;
+    let event = r#"{"id":"evt_1","type":"invoice.paid"}"#;
+    // The fault, what the sender hears, how often the service hears of it, and what is said of that.
+    for (fault, code, heard, words) in [
+        ("503", 503, 0, "answered with 503 instead of the service"),
+        ("drop", 504, 1, "the answer was dropped; to "),
+        ("duplicate", 200, 2, "sent twice; to "),
+        ("delay=50ms", 200, 1, "delayed by 50ms"),
+        ("delay=10ms,duplicate,drop@0%", 200, 2, "delayed by 10ms; sent twice; to "),
+        ("drop@0%,seed=7", 200, 1, ""),
+    ] {
+        let app = App::recording().await;
+        let mut client = server.client(&token, &app.addr().to_string(), &["--fault", fault]).await;
+        assert_eq!(post(&server, &client, &[STRIPE], event).await.code(), code, "{fault}");
+        let again = usize::from(words.contains("to "));
+        let mut told = vec![client.exchange().await];
+        if again == 1 {
+            told.push(client.exchange().await);
+        }
+        let seen = app.seen();
+        let ids: Vec<_> = seen.iter().filter_map(|seen| seen.headers.get("relay-replay-of")).collect();
+        assert_eq!(ids.len(), again, "{fault}: {ids:?}");
+        // The first one is told of when all is over.
+        let exchange = told.pop().unwrap();
+        assert!(ids.iter().all(|id| *id == exchange["id"].as_str().unwrap()), "{fault}: {exchange}");
+        assert_eq!(exchange["status"], code, "{fault}: {exchange}");
+        assert_eq!(exchange["error"], if code == 200 { Value::Null } else { json!("fault") }, "{fault}");
+        assert!(fault != "delay=50ms" || exchange["duration_ms"].as_f64().unwrap() >= 50.0, "{exchange}");
+        assert_eq!(seen.len(), heard, "{fault}");
+        assert!(seen.iter().all(|seen| seen.body == event.as_bytes()), "{fault}");
+        if !words.is_empty() {
+            client.process.error_line(words).await;
+        }
+        client.process.terminate().await;
+    }
+}
+
+#[tokio::test]
+async fn a_fault_lets_a_later_request_pass_an_earlier_one() {
+    let server = RelayServer::spawn([""; 0]).await;
+    let token = server.token("t").await;
+    let app = App::recording().await;
+    let client = server.client(&token, &app.addr().to_string(), &["--fault", "reorder"]).await;
+    let tls = connect_tls(server.https, &client.host(), &server.ca_file(), &[b"http/1.1"]).await;
+    let mut http = Http::one(tls).await;
+    let first = http.begin(Request::post(format!("{}/first", client.url())).body(full("1")).unwrap());
+    // What asks for another protocol meets no fault, and is what passes it, once the first one is at the client.
+    let mut first = std::pin::pin!(first);
+    let answer = loop {
+        let later = Request::get(format!("{}/later", client.url()))
+            .header("connection", "upgrade")
+            .header("upgrade", "websocket")
+            .body(full(""))
+            .unwrap();
+        let tls = connect_tls(server.https, &client.host(), &server.ca_file(), &[b"http/1.1"]).await;
+        assert_eq!(Http::one(tls).await.answer(later).await.code(), 200);
+        if let Some(answer) = first.as_mut().now_or_never() {
+            break answer;
+        }
+    };
+    assert_eq!(answer.unwrap().code(), 200);
+    let order: Vec<_> = app.seen().into_iter().map(|seen| seen.target).collect();
+    assert_eq!((&*order[0], order.contains(&"/first".to_owned())), ("/later", true), "{order:?}");
 }

@@ -23,6 +23,7 @@ use crate::control::board::Beside;
 use crate::event::{Event, Observer};
 use crate::inspector::{Inspector, InspectorSettings};
 use crate::intake::WebhookOptions;
+use crate::intake::faults::Faults;
 use crate::intake::routes::Route;
 use crate::session::dial::Target;
 use crate::session::local::{Door, Knock, door};
@@ -55,6 +56,8 @@ pub struct TunnelOptions {
     pub webhooks: WebhookOptions,
     /// Which requests go elsewhere; the first that fits holds.
     pub routes: Vec<Route>,
+    /// What goes wrong on purpose.
+    pub faults: Faults,
     /// Take the name over from a live session of the same token.
     pub takeover: bool,
     /// Where the tunnel also answers on this machine, for [`Event::Ready`].
@@ -73,6 +76,7 @@ impl TunnelOptions {
             protocol: UpstreamProtocol::default(),
             webhooks: WebhookOptions::default(),
             routes: Vec::new(),
+            faults: Faults::default(),
             takeover: false,
             local_url: None,
         }

@@ -22,6 +22,7 @@ use super::backoff::backoff;
 use super::{Client, ClientError, TunnelOptions};
 use crate::event::{Event, Observer};
 use crate::intake::Intake;
+use crate::intake::faults::Injector;
 use crate::intake::routes;
 use crate::session::{ConnectError, explain};
 use crate::upstream::Upstream;
@@ -355,7 +356,7 @@ impl Tunnels {
         let is_as_before = before.as_ref().is_some_and(|before| before.number == number && before.public == public);
         let given = Given { number, options: asked.options, public, beside: asked.beside, away: false };
         if !is_as_before {
-            let intake = match given.intake() {
+            let intake = match given.intake(client) {
                 Ok(upstream) => upstream,
                 Err(error) => {
                     held.given = before;
@@ -417,7 +418,7 @@ impl Tunnels {
                 }
                 Some(given) if !given.away && given.is_bound_as(&held.options) => {
                     given.options = held.options.clone();
-                    let intake = given.intake()?;
+                    let intake = given.intake(client)?;
                     Arc::make_mut(&mut self.routes).insert(given.number, Arc::new(intake));
                     client.announce(&given.options, &given.public, observer);
                 }
@@ -607,7 +608,7 @@ impl Held {
 }
 
 impl Given {
-    fn intake(&self) -> Result<Intake, ClientError> {
+    fn intake(&self, client: &Client) -> Result<Intake, ClientError> {
         let options = &self.options;
         let rewriter = options.upstream.rewriter(&options.host_header, &self.public.url)?;
         let name = options.label.as_deref().unwrap_or(&self.public.name);
@@ -619,7 +620,8 @@ impl Given {
             let rewriter = destination.rewriter(&options.host_header, &self.public.url).unwrap_or(rewriter.clone());
             Upstream::new(destination, options.protocol, rewriter)
         });
-        Ok(Intake::new(name, options.webhooks.clone(), by_provider, routes, upstream))
+        let injector = Injector::new(&options.faults, client.door());
+        Ok(Intake::new(name, options.webhooks.clone(), by_provider, injector, routes, upstream))
     }
 
     /// Whether the relay need not know of the difference.

@@ -79,6 +79,7 @@ pub async fn run(
         protocol: settings.tunnel.upstream_protocol,
         webhooks: settings.tunnel.webhooks,
         routes: settings.tunnel.routes,
+        faults: settings.tunnel.faults,
         takeover: false,
         local_url: Some(format!("https://localhost:{port}")),
     };

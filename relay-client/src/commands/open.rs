@@ -59,6 +59,7 @@ pub(crate) fn options(
         protocol: settings.upstream_protocol,
         webhooks: settings.webhooks,
         routes: settings.routes,
+        faults: settings.faults,
         takeover,
         local_url: None,
     }

@@ -55,6 +55,7 @@ use self::webhooks::{WebhookKeys, secrets};
 use crate::capture::store::Limits;
 use crate::cli::{DevArgs, OpenArgs, ServiceArgs, SessionArgs, ShowArgs, TunnelArgs};
 use crate::inspector::{InspectorAddress, InspectorSettings};
+use crate::intake::faults::Faults;
 use crate::intake::routes::Route;
 use crate::intake::{UnknownProvider, WebhookOptions, built_in, named};
 use crate::platform::{Base, base_directory, readable_by_others};
@@ -120,6 +121,8 @@ pub struct TunnelSettings {
     pub webhooks: WebhookOptions,
     /// Which requests go elsewhere.
     pub routes: Vec<Route>,
+    /// What goes wrong on purpose.
+    pub faults: Faults,
 }
 
 /// A tunnel of `relay start`.
@@ -226,6 +229,7 @@ impl TunnelSettings {
             upstream_protocol: service.upstream_protocol.or(file.upstream_protocol).unwrap_or_default(),
             webhooks: WebhookKeys::from(typed.webhooks).or(file.webhooks()).settle(files.table())?,
             routes: routes(&file.routes, &files.table())?,
+            faults: typed.fault.or_else(|| file.fault.clone()).unwrap_or_default(),
         })
     }
 }
@@ -281,6 +285,8 @@ pub(crate) struct File {
     pub(crate) verify: Option<Verify>,
     pub(crate) verify_at: Option<VerifyAt>,
     pub(crate) handshake: Option<bool>,
+    #[serde(default, deserialize_with = "parsed")]
+    pub(crate) fault: Option<Faults>,
     #[serde(default)]
     pub(crate) capture: Kept,
     /// Which requests go elsewhere.
@@ -349,6 +355,8 @@ pub(crate) struct Table {
     pub(crate) verify: Option<Verify>,
     pub(crate) verify_at: Option<VerifyAt>,
     pub(crate) handshake: Option<bool>,
+    #[serde(default, deserialize_with = "parsed")]
+    pub(crate) fault: Option<Faults>,
     pub(crate) routes: Option<Vec<Route>>,
 }
 
@@ -580,6 +588,7 @@ impl Files {
             inspect: upper.inspect.or(lower.inspect),
             provider: upper.provider.or(lower.provider),
             routes: if upper.routes.is_empty() { lower.routes } else { upper.routes },
+            fault: upper.fault.or(lower.fault),
             secret: upper.secret.or(lower.secret),
             set: upper.set.or(lower.set),
             verify: upper.verify.or(lower.verify),
@@ -709,6 +718,7 @@ impl File {
             upstream_protocol: table.upstream_protocol.or(self.upstream_protocol).unwrap_or_default(),
             webhooks: self.webhooks_of(label, table).or(self.webhooks()).settle(providers.clone())?,
             routes: routes(table.routes.as_ref().unwrap_or(&self.routes), &providers)?,
+            faults: table.fault.clone().or_else(|| self.fault.clone()).unwrap_or_default(),
         };
         Ok(NamedTunnel { label: label.to_owned(), upstream: table.upstream.clone(), settings })
     }

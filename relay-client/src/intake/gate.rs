@@ -40,7 +40,7 @@ use crate::upstream::{Ending, Gathered, SHORT};
 use crate::value::VerifyAt;
 
 /// The longest body that is judged. Its provider may send less, and then that is the most.
-const BODY_MAX: usize = 10 << 20;
+pub(super) const BODY_MAX: usize = 10 << 20;
 
 /// How many bad signatures are explained in a second: each costs some thirty times what judging does.
 const EXPLAINED: u32 = 5;
@@ -311,7 +311,7 @@ fn is_short(caller: &Caller<'_>) -> bool {
 }
 
 /// Waits for something, unless the request goes away meanwhile, or its time has passed.
-async fn unless_gone<T>(stream: &Stream, future: impl Future<Output = T>) -> Result<T, StreamError> {
+pub(super) async fn unless_gone<T>(stream: &Stream, future: impl Future<Output = T>) -> Result<T, StreamError> {
     let mut future = pin!(future);
     poll_fn(|cx| match future.as_mut().poll(cx) {
         Poll::Ready(done) => Poll::Ready(Ok(done)),
@@ -320,7 +320,7 @@ async fn unless_gone<T>(stream: &Stream, future: impl Future<Output = T>) -> Res
     .await
 }
 
-fn reset_of(error: StreamError) -> Reset {
+pub(super) fn reset_of(error: StreamError) -> Reset {
     match error {
         StreamError::Reset(reset) => reset,
         StreamError::SessionEnded | StreamError::Closed => Reset::LinkLost,
@@ -352,7 +352,7 @@ pub(super) fn refused(stream: &Stream, reset: Reset, detail: Option<String>) -> 
     Ending::by(reset, None, detail)
 }
 
-async fn send(
+pub(super) async fn send(
     caller: &Caller<'_>,
     status: StatusCode,
     mut headers: Vec<(HeaderName, HeaderValue)>,

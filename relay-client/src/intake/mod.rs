@@ -8,6 +8,7 @@
 //! its head, or by the body that has come with it, is told when the request is here as a whole.
 
 mod caller;
+pub mod faults;
 mod gate;
 pub mod routes;
 
@@ -27,6 +28,7 @@ use relay_protocol::webhook::{Credentials, Event, Fact, Judgement, Provider, Req
 use tokio::time::Instant;
 
 use self::caller::Caller;
+use self::faults::Injector;
 use self::gate::{Findings, Gate};
 use self::routes::{Body, Routes, Way};
 use crate::capture::{Annotation, Arrival};
@@ -200,6 +202,8 @@ pub(crate) struct Intake {
     /// A provider that signs the URL which it calls has its requests arrive under that name.
     by_provider: bool,
     gate: Gate,
+    /// None where nothing goes wrong on purpose.
+    injector: Option<Injector>,
     routes: Arc<Routes>,
     /// For what no route fits.
     upstream: Upstream,
@@ -214,6 +218,7 @@ impl Intake {
         name: &str,
         webhooks: WebhookOptions,
         by_provider: bool,
+        injector: Option<Injector>,
         routes: Routes,
         upstream: Upstream,
     ) -> Self {
@@ -223,6 +228,7 @@ impl Intake {
             webhooks,
             by_provider,
             gate,
+            injector,
             routes: Arc::new(routes),
             upstream,
             room: Arc::default(),
@@ -241,7 +247,12 @@ impl Intake {
             let (url, whole) = (public_url(&head), OnceLock::new());
             let mut caller = Caller::new(&stream, &head, &body, &self.webhooks, &url, &whole).await;
             let (ending, took) = match self.admit(&mut caller, &mut found).await {
-                Ok(upstream) => self.serve(upstream, &mut caller, &mut found, turns, arrived).await,
+                Ok(upstream) => match &self.injector {
+                    None => self.serve(upstream, &mut caller, &mut found, turns, arrived).await,
+                    Some(injector) => {
+                        self.serve_with(injector, upstream, &mut caller, &mut found, turns, arrived).await
+                    }
+                },
                 Err(ending) => (ending, arrived.elapsed()),
             };
             (ending, took, caller.into_known())
@@ -326,6 +337,33 @@ impl Intake {
         let Some(served) = early.await else { return join(forward, look).await.0 };
         look.await;
         served
+    }
+
+    /// The same, with the faults that the request meets.
+    async fn serve_with(
+        &self,
+        injector: &Injector,
+        upstream: &Upstream,
+        caller: &mut Caller<'_>,
+        found: &mut Findings,
+        turns: &AtomicU64,
+        arrived: Instant,
+    ) -> (Ending, Duration) {
+        let mut met = match injector.meet(&self.name, caller).await {
+            Ok(met) => met,
+            Err(ending) => return (ending, arrived.elapsed()),
+        };
+        let serve = async {
+            let served = self.serve(upstream, caller, found, turns, arrived).await;
+            injector.passed();
+            served
+        };
+        let ((mut ending, took), ()) = join(serve, injector.duplicate(&self.name, &mut met)).await;
+        if !met.notes.is_empty() {
+            let notes = format!("fault: {}", met.notes.join("; "));
+            ending.detail = Some(ending.detail.map_or(notes.clone(), |detail| format!("{detail}; {notes}")));
+        }
+        (ending, took)
     }
 
     /// Refuses a request, because there are too many.

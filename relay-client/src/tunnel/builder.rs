@@ -8,6 +8,7 @@ use http::{Request, Response};
 
 use crate::capture::Capture;
 use crate::client::{Client, ClientError, TunnelOptions};
+use crate::intake::faults::Faults;
 use crate::session::dial::{RelayUrl, Target, Trust};
 use crate::tunnel::Tunnel;
 use crate::tunnel::received::{BOUNDS, reading_all};
@@ -36,6 +37,7 @@ pub struct TunnelBuilder {
     protocol: UpstreamProtocol,
     max_reconnect_time: Option<Duration>,
     takeover: bool,
+    fault: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -148,6 +150,14 @@ impl TunnelBuilder {
         self
     }
 
+    /// Makes happen what goes wrong once in a while, to so many of the requests: `drop@5%,500@5%,duplicate@10%`,
+    /// `delay=2s@30%`, `reorder@20%`; with `seed=7` among them to the same ones each time. Each word is explained in
+    /// `docs/commands.md`.
+    pub fn fault(mut self, faults: impl Into<String>) -> Self {
+        self.fault = Some(faults.into());
+        self
+    }
+
     /// Opens the tunnel, and returns when the relay takes requests for it. Must be called within a tokio runtime, in
     /// which the tunnel then lives. Dropping the future gives the attempt up.
     ///
@@ -162,6 +172,10 @@ impl TunnelBuilder {
         let host_header: HostHeader = match self.host_header {
             Some(mode) => mode.parse().map_err(|error| wrong("host_header", &error))?,
             None => HostHeader::default(),
+        };
+        let faults: Faults = match self.fault {
+            Some(faults) => faults.parse().map_err(|error| wrong("fault", &error))?,
+            None => Faults::default(),
         };
         let destination: Destination = match (self.answers, self.capture) {
             (Some(Answers::Upstream(address)), _) => {
@@ -195,6 +209,7 @@ impl TunnelBuilder {
             host_header,
             protocol: self.protocol,
             takeover: self.takeover,
+            faults,
             ..TunnelOptions::new(destination)
         };
         Ok(Tunnel::open(client, options, self.capture.then(|| Capture::within(BOUNDS))).await?)
