@@ -457,6 +457,58 @@ fn a_secret_that_takes_anothers_place_is_good_beside_it() {
 }
 
 #[test]
+fn signatures_that_are_dear_to_check_are_few() {
+    let mut table = Table::built_in().unwrap();
+    let row = r#"
+        [[provider]]
+        id = "acme"
+        name = "Acme"
+        [[provider.signature]]
+        scheme = "ed25519"
+        from = "header:x-signature"
+        list = " "
+        prefix = "v1,"
+        encoding = "base64"
+        key = "hex"
+        content = "{body}"
+    "#;
+    table.add(row).unwrap();
+    let acme = table.get("acme").unwrap();
+    let pair = acme.key_pair().unwrap();
+    let with = |secret| Credentials { secrets: vec![secret], ..Credentials::default() };
+    let unsigned = Request::new(&Method::POST, "https://a.example/", &[], b"{}");
+    let mut draft = acme.sign(&unsigned, &with(pair.private), Timestamp::now()).unwrap();
+    let right = draft.headers.iter().position(|(name, _)| name == "x-signature").unwrap();
+    let signature = draft.headers[right].1.to_str().unwrap().to_owned();
+    let public = with(pair.public.as_str().into());
+    for (wrong, verdict) in [(7, Verdict::Valid), (8, Verdict::Malformed)] {
+        let all = format!("{}{signature}", format!("v1,{} ", BASE64_STANDARD.encode([7; 64])).repeat(wrong));
+        draft.headers[right].1 = all.parse().unwrap();
+        let request = Request::new(&Method::POST, &draft.url, &draft.headers, &draft.body);
+        assert_eq!(acme.judge(&request, &public, Timestamp::now()).verdict, verdict);
+    }
+}
+
+#[test]
+fn what_tells_a_sender_is_found_wherever_it_stands_in_the_body() {
+    let table = Table::built_in().unwrap();
+    let whose = |body: &str| {
+        let request = Request::new(&Method::POST, "https://a.example/", &[], body.as_bytes());
+        table.recognise(&request).map(|provider| provider.id.clone())
+    };
+    let long = "x".repeat(10_000);
+    for (body, id) in [
+        (format!(r#"{{"text":"{long}","update_id":1}}"#), Some("telegram")),
+        (format!(" [{{\"{long}\":0}}]"), None),
+        (r#"{"value":[{"subscriptionId":"s","changeType":"updated"}]}"#.to_owned(), Some("microsoft-graph")),
+        // It is named, and stands somewhere else.
+        (r#"{"text":"update_id","a":{"update_id":1}}"#.to_owned(), None),
+    ] {
+        assert_eq!(whose(&body).as_deref(), id, "{body}");
+    }
+}
+
+#[test]
 fn a_shared_token_stands_in_every_event() {
     let table = Table::built_in().unwrap();
     let credentials = Credentials { secrets: vec!["s".into()], ..Credentials::default() };

@@ -18,6 +18,15 @@ impl Conditions {
         self.0.iter().all(|(place, test)| test.holds(place, request))
     }
 
+    /// Whether they do, for conditions that tell whose a request is and are asked of everybody's: a body is not read that
+    /// does not even name what they ask for.
+    pub(super) fn mark(&self, request: &Request<'_>) -> bool {
+        let holds = |(place, test): (&Place, &Test)| {
+            (*test == Test::NotThere || place.may_be_there(request)) && test.holds(place, request)
+        };
+        self.0.iter().all(holds)
+    }
+
     /// A header without which they do not hold.
     pub(super) fn header(&self) -> Option<&str> {
         self.0.iter().find_map(|(place, test)| match (place, test) {
@@ -57,7 +66,7 @@ impl Test {
         match self {
             Self::There => place.is_there(request),
             Self::NotThere => !place.is_there(request),
-            Self::Like(pattern) => place.all(request).iter().any(|text| like(pattern.as_bytes(), text)),
+            Self::Like(pattern) => place.any(request, |text| like(pattern.as_bytes(), text)),
         }
     }
 }

@@ -5,6 +5,7 @@
 
 use std::{borrow::Cow, cmp::Ordering, fmt, str::FromStr};
 
+use memchr::memmem;
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
@@ -16,6 +17,20 @@ const MEMBERS_MAX: usize = 10_000;
 /// follow, come first in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Pointer(Vec<Step>);
+
+impl Pointer {
+    /// Whether the last name on the way stands anywhere in this text: most documents that do not have what is pointed to
+    /// do not have that either, and need not be read. A name that is written with escapes is not found.
+    pub(super) fn is_named_in(&self, json: &[u8]) -> bool {
+        let is_index = |name: &str| name.bytes().all(|byte| byte.is_ascii_digit());
+        let names = self.0.iter().rev().filter_map(|step| match step {
+            Step::Named(name) if !is_index(name) => Some(name),
+            Step::Named(_) | Step::Every => None,
+        });
+        let last = names.into_iter().next();
+        last.is_none_or(|name| memmem::find(json, name.as_bytes()).is_some())
+    }
+}
 
 impl Ord for Pointer {
     fn cmp(&self, other: &Self) -> Ordering {
@@ -77,8 +92,7 @@ pub(super) enum Level<'a> {
 
 impl<'a> Level<'a> {
     pub(super) fn read(json: &'a [u8]) -> Self {
-        let begins = json.iter().find(|byte| !byte.is_ascii_whitespace());
-        if !matches!(begins, Some(b'{' | b'[')) {
+        if !has_members(json) {
             return Self::Leaf;
         }
         serde_json::from_slice(json).unwrap_or(Self::Leaf)
@@ -108,6 +122,11 @@ impl<'a> Level<'a> {
             (Self::Leaf, _) => {}
         }
     }
+}
+
+/// Whether it begins as an object or an array does.
+pub(super) fn has_members(json: &[u8]) -> bool {
+    matches!(json.iter().find(|byte| !byte.is_ascii_whitespace()), Some(b'{' | b'['))
 }
 
 fn descend<'a>(value: &'a RawValue, rest: &[Step], found: &mut Vec<&'a RawValue>) {

@@ -284,6 +284,25 @@ impl Place {
         }
     }
 
+    /// Whether one of the texts there is such a one.
+    pub(super) fn any(&self, request: &Request<'_>, is: impl Fn(&[u8]) -> bool) -> bool {
+        match self {
+            Self::Method => is(request.method.as_str().as_bytes()),
+            Self::Header(name) => request.header(name).any(|value| is(value.as_bytes())),
+            _ => self.all(request).iter().any(|text| is(text)),
+        }
+    }
+
+    /// Whether there may be anything, by a look that costs less than reading the body.
+    pub(super) fn may_be_there(&self, request: &Request<'_>) -> bool {
+        match self {
+            Self::Json(pointer) | Self::Number(pointer) => {
+                json::has_members(request.body) && pointer.is_named_in(request.body)
+            }
+            _ => true,
+        }
+    }
+
     /// The one text that stands there.
     ///
     /// # Errors
@@ -298,7 +317,7 @@ impl Place {
     pub(super) fn is_there(&self, request: &Request<'_>) -> bool {
         match self {
             Self::Json(_) | Self::Form(_, Some(_)) => self.values(request).into_iter().any(json::is_something),
-            _ => !self.all(request).is_empty(),
+            _ => self.any(request, |_| true),
         }
     }
 

@@ -23,6 +23,10 @@ use super::{
 /// many as it has keys.
 const SIGNATURES_MAX: usize = 100;
 
+/// The same where each is held against a public key, which costs some 70 µs for each of them and for each key: a stranger
+/// could keep a processor busy with a few requests.
+const PROOFS_MAX: usize = 8;
+
 /// How one provider signs: a row of `[[provider.signature]]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -255,6 +259,12 @@ pub(super) struct Attempt<'r, 'a> {
 impl<'r, 'a> Attempt<'r, 'a> {
     fn new(rule: &'r Rule, scope: Scope<'r, 'a>) -> Result<Self, Judgement> {
         let texts = items(&rule.from, rule.list, &rule.prefix, rule.every, &scope)?;
+        if texts.len() > PROOFS_MAX && !rule.scheme.is_symmetric() {
+            return Err(Judgement::of(
+                Verdict::Malformed,
+                format!("{} has more than {PROOFS_MAX} signatures", rule.from),
+            ));
+        }
         if texts.is_empty() {
             let reason = match rule.prefix.text(&scope) {
                 Some(prefix) => format!("{} has no signature that begins with {prefix:?}", rule.from),

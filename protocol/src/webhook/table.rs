@@ -129,7 +129,7 @@ impl Table {
         }
         candidates.sort_unstable();
         let mut candidates = candidates.into_iter().filter_map(|row| self.providers.get(row));
-        candidates.find(|provider| provider.marks.iter().any(|marks| marks.hold(request)))
+        candidates.find(|provider| provider.marks.iter().any(|marks| marks.mark(request)))
     }
 
     /// The provider of that id.
