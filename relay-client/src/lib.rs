@@ -71,11 +71,12 @@ pub mod commands;
 pub mod config;
 #[doc(hidden)]
 pub mod control;
+mod door;
 mod event;
 mod fetch;
 #[doc(hidden)]
 pub mod inspector;
-/// What comes through a tunnel, before its service sees it.
+#[doc(hidden)]
 pub mod intake;
 mod keys;
 mod outgoing;
@@ -94,6 +95,8 @@ mod tunnel;
 pub mod upstream;
 #[doc(hidden)]
 pub mod value;
+#[doc(hidden)]
+pub mod webhooks;
 
 pub use self::client::ClientError;
 #[doc(hidden)]

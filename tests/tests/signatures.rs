@@ -10,7 +10,7 @@ use aws_lc_rs::signature::{KeyPair as _, RSA_PKCS1_SHA256};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use http::{HeaderName, HeaderValue, Method, Request, Response};
 use relay_client::TunnelOptions;
-use relay_client::intake::WebhookOptions;
+use relay_client::webhooks::WebhookOptions;
 use relay_protocol::webhook::{Credentials, Draft, Table};
 use relay_tests::{Answer, App, Process, RelayClient, Web, World, app, body};
 use serde_json::{Value, json};

@@ -13,9 +13,9 @@ use super::backoff::backoff;
 use super::tunnels::{Asked, Tunnels};
 use super::{Client, ClientError, Failed, TunnelOptions};
 use crate::capture::Capture;
+use crate::door::Knock;
 use crate::event::{Event, Observer};
 use crate::platform::{address_towards, time_with_sleep};
-use crate::session::local::Knock;
 use crate::session::watch::{PERIOD, Reading, Sign, Watch};
 use crate::session::{News, Serve, Session, because};
 

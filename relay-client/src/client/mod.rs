@@ -20,18 +20,18 @@ use crate::capture::Capture;
 use crate::client::names::Names;
 use crate::control::Control;
 use crate::control::board::Beside;
+use crate::door::{Door, Knock, door};
 use crate::event::{Event, Observer};
 use crate::inspector::{Inspector, InspectorSettings};
-use crate::intake::WebhookOptions;
 use crate::intake::faults::Faults;
 use crate::intake::routes::Route;
 use crate::session::dial::Target;
-use crate::session::local::{Door, Knock, door};
 use crate::session::probe::Probe;
 use crate::session::{ConnectError, connect, explain};
 use crate::upstream::rewrite::{HostHeader, PublicUrlError};
 use crate::upstream::service::Destination;
 use crate::value::{Secret, UpstreamProtocol};
+use crate::webhooks::WebhookOptions;
 
 /// How long a client that ends waits for what is under way.
 const DRAIN: Duration = Duration::from_secs(10);

@@ -16,7 +16,6 @@ use crate::config::{ConfigError, Files};
 use crate::control::board::Tunnel;
 use crate::control::{Ask, ControlError, Found, PATIENCE, ask_all};
 use crate::event::Body;
-use crate::intake::UnknownProvider;
 use crate::outgoing::{Answer, SendError, send};
 use crate::samples::SampleError;
 use crate::secret::ReadError;
@@ -24,6 +23,7 @@ use crate::session::dial::{Peer, RelayUrl, RelayUrlError, Target, TargetError, T
 use crate::terminal::{Shown, json_line, plain_body, print, tell};
 use crate::upstream::address::AddressError;
 use crate::value::Output;
+use crate::webhooks::UnknownProvider;
 
 /// How long an answer is waited for where the provider gives up sooner, or nobody knows when it does.
 const PATIENT: Duration = Duration::from_secs(30);

@@ -10,8 +10,8 @@ use crate::capture::saved::{Headers, Saved, load};
 use crate::cli::SendArgs;
 use crate::commands::delivery::{DeliveryError, Destination, Parcel, Signer, deliver};
 use crate::config::Files;
-use crate::intake::named as in_table;
 use crate::samples;
+use crate::webhooks::named as in_table;
 
 /// Sends what was asked for.
 ///

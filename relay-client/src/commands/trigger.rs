@@ -10,10 +10,10 @@ use serde::Serialize;
 use crate::cli::TriggerArgs;
 use crate::commands::delivery::{DeliveryError, Destination, Parcel, Signer, deliver};
 use crate::config::Files;
-use crate::intake::named;
 use crate::samples::{self, Sample};
 use crate::terminal::{json_line, print};
 use crate::value::Output;
+use crate::webhooks::named;
 
 /// Sends what was asked for.
 ///

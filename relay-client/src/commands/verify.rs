@@ -11,11 +11,11 @@ use serde::Serialize;
 use crate::capture::saved::{self, Saved, SavedError};
 use crate::cli::VerifyArgs;
 use crate::config::Files;
-use crate::intake::{UnknownProvider, named};
 use crate::keys::Keys;
 use crate::secret::{ReadError, SecretError};
 use crate::terminal::{Shown, json_line};
 use crate::value::Output;
+use crate::webhooks::{UnknownProvider, named};
 
 /// Why nothing was judged.
 #[derive(Debug, thiserror::Error)]

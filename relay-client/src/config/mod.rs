@@ -57,7 +57,6 @@ use crate::cli::{DevArgs, OpenArgs, ServiceArgs, SessionArgs, ShowArgs, TunnelAr
 use crate::inspector::{InspectorAddress, InspectorSettings};
 use crate::intake::faults::Faults;
 use crate::intake::routes::Route;
-use crate::intake::{UnknownProvider, WebhookOptions, built_in, named};
 use crate::platform::{Base, base_directory, readable_by_others};
 use crate::secret::{SecretError, SecretSource};
 use crate::session::dial::RelayUrl;
@@ -67,6 +66,7 @@ use crate::value::{
     Inspect, Output, Secret, UpstreamProtocol, VerifyAt, age, disk_size, duration, inspect, is_table_name, size,
     subdomain,
 };
+use crate::webhooks::{UnknownProvider, WebhookOptions, built_in, named};
 
 /// What every command that opens a tunnel on a relay elsewhere needs to know.
 #[derive(Clone, Debug)]

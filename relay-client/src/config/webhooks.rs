@@ -9,9 +9,9 @@ use serde::{Deserialize, Deserializer};
 
 use super::{ConfigError, File, Files, Place, ProviderKey, Table};
 use crate::cli::{CredentialArgs, WebhookArgs};
-use crate::intake::{WebhookOptions, built_in, named};
 use crate::secret::SecretSource;
 use crate::value::VerifyAt;
+use crate::webhooks::{WebhookOptions, built_in, named};
 
 /// What one place says.
 #[derive(Clone, Debug, Default)]

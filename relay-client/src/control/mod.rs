@@ -36,8 +36,8 @@ use self::board::{Board, Status};
 use crate::capture::replay::{Replay, Resign};
 use crate::capture::store::{Limits, Place};
 use crate::capture::{Capture, News, Since, base64_text};
+use crate::door::Door;
 use crate::platform::{self, Base, Connected, Listener, base_directory};
-use crate::session::local::Door;
 use crate::value::Inspect;
 
 /// The protocol's number. One that is asked in another one refuses, and says its own.
@@ -595,7 +595,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
     use super::*;
-    use crate::session::local::door;
+    use crate::door::door;
 
     /// Of a client that stores nothing.
     fn control(inspect: Option<Inspect>) -> Control {

@@ -46,9 +46,9 @@ use self::tunnels::Tunnels;
 use crate::capture::Capture;
 use crate::client::TunnelOptions;
 use crate::control::Control;
-use crate::intake::built_in;
-use crate::session::local::Door;
+use crate::door::Door;
 use crate::value::Secret;
+use crate::webhooks::built_in;
 
 /// Where tools for tunnels are looked for, and so many ports behind it for the clients that run beside the first.
 const USUAL: (u16, u16) = (4040, 4056);

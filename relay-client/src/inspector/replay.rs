@@ -15,7 +15,7 @@ use super::records::Records;
 use crate::capture::replay::{Replay, Resign};
 use crate::capture::saved::origin;
 use crate::capture::text;
-use crate::session::local::LocalError;
+use crate::door::LocalError;
 
 /// What says how a message is framed, and is not for anybody to write.
 const OWN: [HeaderName; 5] = [CONNECTION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE];

@@ -11,9 +11,9 @@ use tokio::time::timeout;
 use super::answer::Problem;
 use crate::client::TunnelOptions;
 use crate::control::board::{Board, Status, Tunnel};
-use crate::intake::WebhookOptions;
 use crate::upstream::address::{Scheme, UpstreamAddr};
 use crate::value::{duration, subdomain};
+use crate::webhooks::WebhookOptions;
 
 /// How long the relay has to give a tunnel, or to take it back.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -222,7 +222,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::panic)]
 
     use super::*;
-    use crate::intake::built_in;
+    use crate::webhooks::built_in;
 
     fn tunnels(remote: bool) -> Tunnels {
         Tunnels { wanted: watch::Sender::default(), board: Board::new(), own: 4040, remote, table: built_in() }

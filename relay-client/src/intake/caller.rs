@@ -13,8 +13,8 @@ use relay_protocol::mux::StreamError;
 use relay_protocol::webhook::{Event, Provider, Request};
 use tokio::task::spawn_blocking;
 
-use super::WebhookOptions;
 use crate::upstream::{Gathered, RequestBody, SHORT, expects_continue, send_continue};
+use crate::webhooks::WebhookOptions;
 
 /// A request and who has sent it.
 #[derive(Debug)]

@@ -22,7 +22,7 @@ use super::caller::Caller;
 use super::gate::{BODY_MAX, refused, reset_of, send, unless_gone};
 use crate::capture::entry::REPLAY_OF;
 use crate::capture::replay::{Replay, Resign};
-use crate::session::local::{Answer, Door, LocalError};
+use crate::door::{Answer, Door, LocalError};
 use crate::upstream::{Ending, Gathered};
 use crate::value::duration;
 
@@ -254,7 +254,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
     use super::*;
-    use crate::session::local::door;
+    use crate::door::door;
 
     #[test]
     fn faults_are_written_as_they_are_read() {

@@ -30,7 +30,6 @@ use serde::de::IntoDeserializer as _;
 use serde::de::value::{Error as ValueError, StrDeserializer};
 use tokio::time::Instant;
 
-use super::WebhookOptions;
 use super::caller::Caller;
 use super::routes::To;
 use crate::capture::text;
@@ -38,6 +37,7 @@ use crate::event::Handshake;
 use crate::keys::Keys;
 use crate::upstream::{Ending, Gathered, SHORT};
 use crate::value::VerifyAt;
+use crate::webhooks::WebhookOptions;
 
 /// The longest body that is judged. Its provider may send less, and then that is the most.
 pub(super) const BODY_MAX: usize = 10 << 20;

@@ -5,7 +5,6 @@
 //! being closed, there is an old one beside it, which ends what it has begun.
 
 pub mod dial;
-pub(crate) mod local;
 pub mod probe;
 pub(crate) mod watch;
 
@@ -41,10 +40,10 @@ use tokio::time::{Instant, Sleep, timeout};
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 
 use crate::capture::Capture;
+use crate::door::{Knock, LocalError, Way};
 use crate::event::{Event, Observer};
 use crate::intake::{Intake, Outcome, Webhook};
 use crate::session::dial::{DialError, Stream as Wire, Target};
-use crate::session::local::{Knock, LocalError, Way};
 use crate::session::probe::Probe;
 use crate::upstream::Ending;
 use crate::upstream::service::BoxError;

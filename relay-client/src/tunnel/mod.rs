@@ -15,8 +15,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::capture::Capture;
 use crate::capture::replay::Resign;
 use crate::client::{Client, ClientError, TunnelOptions};
+use crate::door::{Answer, Door, LocalError};
 use crate::event::{Event, Observer};
-use crate::session::local::{Answer, Door, LocalError};
 use crate::tunnel::builder::TunnelBuilder;
 use crate::tunnel::received::{Received, ReceivedRequest};
 

@@ -1,4 +1,4 @@
-//! A request of our own, which goes the way of those that come from the relay.
+//! The way in for a request of our own, which goes the way of those that come from the relay.
 //!
 //! ```text
 //!   replay ── a link within this process ──▶ Serve ──▶ upstream, capture, observer
@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::capture::replay::{Replay, ReplayError, Resign};
-use crate::intake::WebhookOptions;
+use crate::webhooks::WebhookOptions;
 
 /// Requests of our own that wait to be let in; others wait for their turn.
 const WAITING: usize = 16;
@@ -42,20 +42,20 @@ pub(crate) struct Door(mpsc::Sender<Knock>);
 #[derive(Debug)]
 pub(crate) struct Knock {
     /// To which tunnel.
-    pub(super) tunnel: String,
-    pub(super) link: Link,
-    pub(super) driver: Driver<DuplexStream>,
+    pub(crate) tunnel: String,
+    pub(crate) link: Link,
+    pub(crate) driver: Driver<DuplexStream>,
     /// Told what is there.
-    pub(super) opened: oneshot::Sender<Result<Way, LocalError>>,
+    pub(crate) opened: oneshot::Sender<Result<Way, LocalError>>,
 }
 
 /// The tunnel of a request of our own.
 #[derive(Debug)]
 pub(crate) struct Way {
     /// The number that the head must name.
-    pub(super) number: u32,
+    pub(crate) number: u32,
     /// What is known of its webhooks.
-    pub(super) webhooks: WebhookOptions,
+    pub(crate) webhooks: WebhookOptions,
 }
 
 /// What the service has answered.

@@ -1,0 +1,112 @@
+//! What a tunnel's user has said of the webhooks that come through it, and who is known to send some.
+
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use relay_protocol::webhook::{Credentials, Provider, Table, Verify, Webhooks};
+
+use crate::value::VerifyAt;
+
+/// What a tunnel's user has said of the webhooks that come through it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WebhookOptions {
+    /// All that is known of providers: the built-in table, with what the user's files add.
+    pub table: Arc<Table>,
+    /// The provider whose webhooks come, by its id in the table; otherwise each request is recognised.
+    pub provider: Option<String>,
+    /// Secrets and what belongs to them.
+    pub credentials: Credentials,
+    /// What is done about signatures.
+    pub verify: Verify,
+    /// Who does it.
+    pub verify_at: VerifyAt,
+    /// Whether handshakes are answered for the service.
+    pub handshake: bool,
+}
+
+impl Default for WebhookOptions {
+    fn default() -> Self {
+        Self::of(built_in())
+    }
+}
+
+impl WebhookOptions {
+    /// Of the providers of this table, and with nothing else said.
+    pub(crate) fn of(table: Arc<Table>) -> Self {
+        Self {
+            table,
+            provider: None,
+            credentials: Credentials::default(),
+            verify: Verify::default(),
+            verify_at: VerifyAt::default(),
+            handshake: false,
+        }
+    }
+
+    /// The provider whose webhooks come, where the user has said so.
+    pub(crate) fn pinned(&self) -> Option<&Arc<Provider>> {
+        self.table.get(self.provider.as_deref()?)
+    }
+
+    /// What the relay is told of them.
+    pub(crate) fn told(&self) -> Webhooks {
+        let (verify, credentials) = match self.verify_at {
+            VerifyAt::Client => (Verify::Off, Credentials::default()),
+            VerifyAt::Edge => (self.verify, self.credentials.clone()),
+        };
+        Webhooks { provider: self.provider.clone(), handshake: self.handshake, verify, credentials }
+    }
+
+    /// The deadline that follows from that, as far as the relay cannot know it because the row is the user's own.
+    pub(crate) fn timeout(&self) -> Option<Duration> {
+        let own = self.pinned()?.answer_within();
+        let known = built_in().get(self.provider.as_deref()?).and_then(|provider| provider.answer_within());
+        own.filter(|_| own != known)
+    }
+}
+
+/// The table without what a user adds. It is read when it is first asked for.
+pub(crate) fn built_in() -> Arc<Table> {
+    // A test reads the same bytes.
+    static TABLE: LazyLock<Arc<Table>> = LazyLock::new(|| Arc::new(Table::built_in().unwrap_or_default()));
+    TABLE.clone()
+}
+
+/// Names of providers that are proposed for one that is not known.
+const PROPOSED: usize = 3;
+
+/// Nobody has that name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no provider is called {wanted:?}; {}", proposals(.near))]
+pub struct UnknownProvider {
+    /// As it was written.
+    pub wanted: String,
+    /// Those that are called alike.
+    pub near: Vec<String>,
+}
+
+fn proposals(near: &[String]) -> String {
+    match near {
+        [] => "docs/providers.md lists none like it; without --provider the request is recognised".to_owned(),
+        near => format!("is it {}?", near.join(", ")),
+    }
+}
+
+/// The provider that a user calls so.
+///
+/// # Errors
+/// [`UnknownProvider`].
+pub(crate) fn named<'t>(table: &'t Table, wanted: &str) -> Result<&'t Arc<Provider>, UnknownProvider> {
+    table.get(wanted).ok_or_else(|| {
+        let lower = wanted.to_lowercase();
+        let likeness = |provider: &Provider| {
+            let likeness = |name: &str| strsim::jaro_winkler(name, &lower);
+            likeness(&provider.id).max(likeness(&provider.name.to_lowercase()))
+        };
+        let mut near: Vec<_> = table.iter().map(|provider| (likeness(provider), &provider.id)).collect();
+        near.retain(|(likeness, _)| *likeness > 0.8);
+        near.sort_by(|(one, _), (other, _)| other.total_cmp(one));
+        let near = near.into_iter().take(PROPOSED).map(|(_, id)| id.clone()).collect();
+        UnknownProvider { wanted: wanted.to_owned(), near }
+    })
+}
