@@ -597,6 +597,8 @@ mod exchanges {
         let id = begun["id"].as_str().unwrap();
         let detail = inspected.get(&format!("/api/v1/exchanges/{id}")).await;
         assert_eq!((&detail["request"]["body"], &detail["response"]), (&"x".into(), &Value::Null), "{detail}");
+        let open = async || inspected.get("/api/tunnels/hooks").await["metrics"]["conns"]["gauge"].clone();
+        assert_eq!(open().await, 1);
         let none = inspected.call(Method::GET, &format!("/api/v1/exchanges/{id}/response/body"), &[], "").await;
         assert_eq!(code(&none), (404, "response-not-found".to_owned()));
         held.send(true).unwrap();
@@ -604,6 +606,7 @@ mod exchanges {
         let (_, over) = events.next().await;
         assert_eq!((&over["id"], &over["status"]), (&id.into(), &200.into()));
         assert!(over["duration_ms"].as_f64().is_some(), "{over}");
+        assert_eq!(open().await, 0);
         // A second client of this user is no business of this one's.
         let mut seen = Vec::new();
         assert_eq!(post(&relay, &format!("{url}/next"), &[], "").await.code(), 200);

@@ -436,6 +436,13 @@ async fn words_are_found_in_bodies_whenever_they_come() {
     // The page's address leads back to it.
     browser.eval("location.reload()").await;
     browser.wait(&rows(2)).await;
+
+    // Somebody else clears what there was, and it goes on.
+    let clear = r#"fetch("/api/v1/exchanges", { method: "DELETE" }).then((answer) => answer.status)"#;
+    assert_eq!(browser.eval(clear).await, 204);
+    browser.shows(".empty", "No requests yet").await;
+    place.send(json_request(), "/fifth", r#"{"order":"needle-3"}"#).await;
+    browser.shows(".row", "/fifth").await;
     assert_eq!(browser.problems().await, json!([]));
 }
 

@@ -212,6 +212,12 @@ impl Capture {
         all.iter().rev().map(|(_, kept)| kept.entry().summary()).collect()
     }
 
+    /// How many of those that are kept in memory are under way, through this tunnel.
+    pub(crate) fn under_way(&self, tunnel: &str) -> u64 {
+        let is_it = |kept: &Kept| !kept.is_over() && kept.entry().tunnel.as_deref() == Some(tunnel);
+        self.0.ring().all().iter().filter(|(_, kept)| is_it(kept)).count() as u64
+    }
+
     /// Lets go of all that is over, in memory: to whoever comes now it has not been there.
     pub(crate) fn clear(&self) {
         let all = self.0.ring().all();

@@ -222,7 +222,8 @@ impl Desk {
 
     fn metrics(&self, tunnel: &Tunnel) -> Value {
         let reading = self.control.board.traffic_of(&tunnel.tunnel);
-        json!({ "conns": Metrics::new(&reading, Some(0)), "http": Metrics::new(&reading, None) })
+        let under_way = self.records.capture().under_way(&tunnel.tunnel);
+        json!({ "conns": Metrics::new(&reading, Some(under_way)), "http": Metrics::new(&reading, None) })
     }
 
     fn agent_tunnel(&self, tunnel: &Tunnel) -> Value {
