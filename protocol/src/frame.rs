@@ -190,6 +190,8 @@ pub enum SessionKind {
     Bound = 0x13,
     /// The client gives a tunnel up.
     Unbind = 0x14,
+    /// The relay tells of requests that it has not let through. Whoever does not know the kind skips it.
+    Withheld = 0x15,
 }
 
 impl SessionKind {
@@ -200,8 +202,17 @@ impl SessionKind {
             0x12 => Self::Bind,
             0x13 => Self::Bound,
             0x14 => Self::Unbind,
+            0x15 => Self::Withheld,
             _ => return None,
         })
+    }
+
+    /// Those of its frame, all of which it has.
+    const fn flags(self) -> u8 {
+        match self {
+            Self::Hello | Self::Welcome | Self::Bind | Self::Bound | Self::Unbind => 0,
+            Self::Withheld => IGNORABLE,
+        }
     }
 }
 
@@ -379,7 +390,7 @@ impl Frame {
                 out.put_u16(reason.code());
                 out.put_slice(text.as_bytes());
             }
-            Self::Session(kind, payload) => whole(out, *kind as u8, 0, 0, clip(payload, MAX_PAYLOAD)),
+            Self::Session(kind, payload) => whole(out, *kind as u8, kind.flags(), 0, clip(payload, MAX_PAYLOAD)),
             Self::Skipped => whole(out, 0x7f, IGNORABLE, 0, &[]),
         }
     }
@@ -461,7 +472,9 @@ impl Header {
             }
             kind => match SessionKind::from_byte(kind) {
                 Some(session) => {
-                    self.flags(0)?;
+                    if self.flags != session.flags() {
+                        return Err(self.bad_flags());
+                    }
                     self.no_stream()?;
                     Frame::Session(session, payload)
                 }
@@ -563,6 +576,7 @@ mod tests {
                 text
             }),
             bytes(300).prop_map(|b| Frame::Session(SessionKind::Hello, b)),
+            bytes(300).prop_map(|b| Frame::Session(SessionKind::Withheld, b)),
         ]
     }
 

@@ -150,6 +150,34 @@ pub struct Refusal {
     pub hint: String,
 }
 
+/// Requests to a tunnel that its client does not get, because the relay has refused them by the client's own wish. The
+/// texts are for a person: what strangers have written is clipped.
+#[derive(Clone, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct Withheld {
+    /// The client's number for the tunnel.
+    pub tunnel: u32,
+    /// How many there were since the last such message. What follows is of the last one.
+    pub count: u32,
+    /// The exchange's id, as in the relay's log.
+    pub id: String,
+    /// The request's method.
+    pub method: String,
+    /// The beginning of its target.
+    pub target: String,
+    /// The sender's address.
+    pub remote: String,
+    /// What the sender was answered with: the stable code that stood in `Relay-Error`.
+    pub code: String,
+    /// The id of the provider that it seems to be from.
+    pub provider: Option<String>,
+    /// What its signature is worth, as in `Relay-Verdict`.
+    pub verdict: String,
+    /// Why.
+    pub reason: String,
+    /// Additions of later versions; unknown tags are ignored.
+    pub extra: Vec<Extra>,
+}
+
 /// The head of a request as it crosses the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestHead {
@@ -279,7 +307,7 @@ macro_rules! plain_payload {
         }
     )* };
 }
-plain_payload!(Welcome, TunnelSpec, Bound);
+plain_payload!(Welcome, TunnelSpec, Bound, Withheld);
 
 /// The payload of an `Unbind` frame.
 impl Payload for u32 {

@@ -11,7 +11,7 @@ use relay_protocol::frame::{Frame, GoAway, HEADER_LEN, MAX_DATA_ACCEPTED, MAX_HE
 use relay_protocol::frame::{MAX_REASON, StreamId};
 use relay_protocol::message::{
     Bound, Extra, HeaderList, Hello, MAX_HEADERS, MAX_TUNNELS, Payload, PublicName, Refusal, RequestHead, ResponseHead,
-    TunnelSpec, Welcome,
+    TunnelSpec, Welcome, Withheld,
 };
 use relay_protocol::mux::{FLOOR, INITIAL, MAX_INTERIM};
 use relay_protocol::webhook::{Credentials, MAX_SECRETS, MAX_SETTINGS, MAX_TOLD, Verify, Webhooks};
@@ -109,6 +109,19 @@ fn meant() -> BTreeMap<&'static str, Frame> {
     let extra = webhooks.extras().unwrap();
     assert_eq!(Webhooks::of(&extra), Ok(webhooks));
     let webhooks = TunnelSpec { tunnel: 3, extra, ..TunnelSpec::default() };
+    let withheld = Withheld {
+        tunnel: 1,
+        count: 3,
+        id: "01K".into(),
+        method: "POST".into(),
+        target: "/hook".into(),
+        remote: "192.0.2.7".into(),
+        code: "signature-invalid".into(),
+        provider: Some("stripe".into()),
+        verdict: "stale".into(),
+        reason: "too old".into(),
+        extra: vec![],
+    };
     let session = Frame::Session;
     BTreeMap::from([
         ("open", Frame::Open { stream, request_credit: INITIAL, response_credit: INITIAL, last: false, head: request }),
@@ -127,6 +140,7 @@ fn meant() -> BTreeMap<&'static str, Frame> {
         ("webhooks", session(SessionKind::Bind, payload(webhooks))),
         ("bound", session(SessionKind::Bound, payload(refused))),
         ("unbind", session(SessionKind::Unbind, payload(300_u32))),
+        ("withheld", session(SessionKind::Withheld, payload(withheld))),
         ("skipped", Frame::Skipped),
     ])
 }

@@ -123,6 +123,30 @@ pub enum Event<'a> {
         /// Whether `body` is not all of it.
         body_truncated: bool,
     },
+    /// The relay has refused requests, as it was asked to with `--verify-at edge`. What is said of one is of the last.
+    #[serde(rename = "requests.withheld")]
+    Withheld {
+        /// The tunnel, as in `tunnel.ready`.
+        tunnel: &'a str,
+        /// How many there were since it was said last.
+        count: u32,
+        /// The exchange's id, as in the relay's log.
+        id: &'a str,
+        /// The request's method.
+        method: &'a str,
+        /// The beginning of its raw target.
+        path: &'a str,
+        /// The sender's address.
+        remote: &'a str,
+        /// The stable code that it was answered with, such as `signature-invalid`.
+        error: &'a str,
+        /// Its provider, as options and files call it, where that is known.
+        provider: Option<&'a str>,
+        /// What its signature is worth.
+        verdict: &'a str,
+        /// Why, as a sentence without its full stop.
+        reason: &'a str,
+    },
     /// Nobody listens where a tunnel forwards to.
     #[serde(rename = "upstream.down")]
     UpstreamDown {

@@ -7,8 +7,8 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use http::{Method, Request};
 use jiff::Timestamp;
-use relay_protocol::frame::{Frame, GoAway};
-use relay_protocol::message::{Extra, TunnelSpec};
+use relay_protocol::frame::{Frame, GoAway, SessionKind};
+use relay_protocol::message::{Extra, TunnelSpec, Withheld};
 use relay_protocol::webhook::{Credentials, Draft, Secret, Table, Verify, Webhooks};
 use relay_server::config::Limits;
 use relay_tests::body::{full, noise, pipe};
@@ -473,6 +473,29 @@ mod signatures {
         }
     }
 
+    /// Not with a message for each, because strangers decide how many there are.
+    #[tokio::test]
+    async fn that_are_wrong_are_told_of() {
+        let (world, mut socket) = with(|_| {}, &[("hooks", judged(Verify::Reject, &[SECRET]))]).await;
+        let url = format!("{}?{}", world.url("hooks", "/hooks"), "x".repeat(500));
+        let begun = Instant::now();
+        for _ in 0..10 {
+            assert_eq!(refused(&world, "hooks", signed(&url, "whsec_other", b"{}")).await.0, 401);
+        }
+        let (mut count, mut messages) = (0, 0);
+        while count < 10 {
+            let told: Withheld = within("a message", socket.next_message(SessionKind::Withheld)).await;
+            (count, messages) = (count + told.count, messages + 1);
+            assert_eq!((told.tunnel, told.method.as_str(), told.code.as_str()), (1, "POST", "signature-invalid"));
+            assert_eq!((told.provider.as_deref(), told.verdict.as_str()), (Some("stripe"), "bad_signature"));
+            assert!(told.reason.contains("another secret signed it"), "{told:?}");
+            assert!(told.target.starts_with("/hooks?xx") && told.target.len() == 256, "{told:?}");
+        }
+        // The first comes at once.
+        let most = begun.elapsed().as_secs() + 1;
+        assert!(count == 10 && messages <= most, "{count} requests in {messages} messages");
+    }
+
     #[tokio::test]
     async fn that_are_wrong_pass_with_a_warning_where_that_is_wanted() {
         let (world, mut socket) = with(|_| {}, &[("hooks", judged(Verify::Warn, &[SECRET]))]).await;
@@ -793,6 +816,11 @@ mod with_a_real_client {
             let line = server.process.error_line(&format!("\"target\":\"{path}\"")).await;
             assert!(line.contains("\"provider\":\"stripe\"") && !line.contains("whsec"), "{line}");
         }
+        let withheld = client.process.event("requests.withheld").await;
+        let [count, path, error, verdict] = ["count", "path", "error", "verdict"].map(|field| &withheld[field]);
+        assert_eq!((count, path), (&1.into(), &"/forged".into()), "{withheld}");
+        assert_eq!((error, verdict), (&"signature-invalid".into(), &"bad_signature".into()), "{withheld}");
+        assert_eq!(withheld["tunnel"], client.ready["tunnel"]);
         assert_eq!(app.only().header("relay-verdict"), "valid");
         let exchange = client.exchange().await;
         let (path, webhook) = (&exchange["path"], &exchange["webhook"]);

@@ -31,7 +31,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use relay_protocol::frame::{GoAway, Reset, SessionKind};
 use relay_protocol::link::{Driver, Link, Signal, Stream};
-use relay_protocol::message::{Bound, Hello, Payload, Refusal, RequestHead, Resume, TunnelSpec, Welcome};
+use relay_protocol::message::{Bound, Hello, Payload, Refusal, RequestHead, Resume, TunnelSpec, Welcome, Withheld};
 use relay_protocol::mux::{Ended, Item, Limits, Side};
 use relay_protocol::{CONNECT_PATH, SUBPROTOCOL};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -460,7 +460,7 @@ impl Serve {
         for _ in 0..PASSES {
             bell.rung.store(false, SeqCst);
             let inner = &mut Context::from_waker(&waker);
-            self.take_signals(inner);
+            self.take_signals(observer, inner);
             self.take_outcomes(observer, inner);
             if !bell.rung.load(SeqCst) {
                 break;
@@ -482,7 +482,7 @@ impl Serve {
         self.news.pop_front().map_or(Poll::Pending, Poll::Ready)
     }
 
-    fn take_signals(&mut self, cx: &Context<'_>) {
+    fn take_signals(&mut self, observer: &mut dyn Observer, cx: &Context<'_>) {
         for at in 0..self.sessions.len() {
             let Some(live) = self.sessions.get_mut(at) else { break };
             let link = live.link.clone();
@@ -499,6 +499,12 @@ impl Serve {
                         Ok(bound) => self.tell(at, News::Bound(bound)),
                         Err(error) => link.go_away(GoAway::Protocol, false, &error.to_string()),
                     },
+                    Poll::Ready(Signal::Message(SessionKind::Withheld, payload)) => {
+                        match Withheld::from_bytes(&payload) {
+                            Ok(requests) => self.tell_withheld(observer, &requests),
+                            Err(error) => link.go_away(GoAway::Protocol, false, &error.to_string()),
+                        }
+                    }
                     Poll::Ready(Signal::Message(kind, _)) => tracing::debug!(?kind, "an unexpected session message"),
                     Poll::Ready(Signal::GoAway { reason, drain, text }) => {
                         tracing::debug!(%reason, drain, text, "the relay says goodbye");
@@ -538,6 +544,25 @@ impl Serve {
         if self.sessions.get(at).is_some_and(|live| !live.old) {
             self.news.push_back(news);
         }
+    }
+
+    /// Tells of requests that the relay has refused. Those to a tunnel that is not wanted any more interest nobody.
+    fn tell_withheld(&self, observer: &mut dyn Observer, requests: &Withheld) {
+        let Some(tunnel) = self.intakes.get(&requests.tunnel).map(|intake| intake.name()) else { return };
+        let Withheld { count, id, method, target, remote, code, provider, verdict, reason, .. } = requests;
+        let (count, path, error, provider) = (*count, target, code, provider.as_deref());
+        observer.observe(&Event::Withheld {
+            tunnel: &tunnel,
+            count,
+            id,
+            method,
+            path,
+            remote,
+            error,
+            provider,
+            verdict,
+            reason,
+        });
     }
 
     fn bury(&mut self, at: usize, ended: Ended) {

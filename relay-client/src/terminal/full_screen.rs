@@ -152,6 +152,9 @@ impl View {
             }),
             Event::Notice(text) => self.said = (*text).to_owned(),
             Event::Refused { tunnel, reason, .. } => self.said = format!("the tunnel {tunnel} is refused: {reason}"),
+            Event::Withheld { count, method, path, reason, .. } => {
+                self.said = format!("refused by the relay: {count}, last {method} {}: {reason}", clipped(path));
+            }
             // There are no lines here.
             Event::Unread { .. } => {}
             Event::Rejected { reason } => self.said = format!("the new configuration is wrong: {reason}"),

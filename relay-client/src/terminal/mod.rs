@@ -14,6 +14,7 @@
 //! {"event":"tunnel.ready","name":"hooks","url":"https://hooks.relay.example","upstream":"http://localhost:3000","relay":"https://relay.example","ca_file":null,"local_url":null,"inspector":null,"tunnel":"hooks"}
 //! {"event":"exchange","id":"01J…","method":"POST","path":"/hooks?a=1","status":200,"duration_ms":12.25,"error":null,"tunnel":"hooks","webhook":null}
 //! {"event":"request","id":"01J…","method":"POST","path":"/hooks","status":200,"headers":[["host","hooks.relay.example"]],"body":"hello","body_size":5,"body_truncated":false}
+//! {"event":"requests.withheld","tunnel":"hooks","count":1,"id":"01J…","method":"POST","path":"/hooks","remote":"203.0.113.9","error":"signature-invalid","provider":"stripe","verdict":"stale","reason":"…"}
 //! {"event":"upstream.down","tunnel":"hooks","upstream":"http://localhost:3000","reason":"connection refused by 127.0.0.1:3000 and [::1]:3000"}
 //! {"event":"upstream.up","tunnel":"hooks","upstream":"http://localhost:3000"}
 //! {"event":"session.disconnected","reason":"the connection was reset","retry_in_ms":250}
@@ -397,7 +398,9 @@ impl<O: Write, E: Write> Printer<O, E> {
         }
         match (self.output, event) {
             (_, Event::Heard { .. }) => {}
-            (_, Event::Exchange { .. } | Event::Request { .. } | Event::Notice(_)) if self.pending() > UNREAD => {
+            (_, Event::Exchange { .. } | Event::Request { .. } | Event::Withheld { .. } | Event::Notice(_))
+                if self.pending() > UNREAD =>
+            {
                 self.unread += 1;
             }
             (Output::Json, Event::Exchange { id, detail, .. }) if self.ready => {
@@ -730,6 +733,22 @@ impl<O: Write, E: Write> Printer<O, E> {
             Event::Closed { url, reason, .. } => writeln!(out, "{time} {} has ended: {}", Shown(url), Shown(reason)),
             Event::Refused { tunnel, reason, .. } => {
                 writeln!(out, "{time} the tunnel {} is refused: {}", Shown(tunnel), Shown(reason))
+            }
+            Event::Withheld { count, method, path, remote, error, verdict, reason, .. } => {
+                let others = match count {
+                    0 | 1 => String::new(),
+                    _ => format!(", the last of {count}"),
+                };
+                writeln!(
+                    out,
+                    "{time} {red}the relay has refused{plain} {} {} from {}{others}: {}, {}: {}",
+                    Shown(method),
+                    Shown(path),
+                    Shown(remote),
+                    Shown(error),
+                    Shown(&verdict.replace('_', " ")),
+                    Shown(reason)
+                )
             }
             Event::Unread { lines } => {
                 writeln!(out, "{time} {lines} lines were left out, because nobody has read those before them")
@@ -1234,6 +1253,38 @@ mod tests {
             assert!(!out.contains("broke"), "{out}");
             assert_eq!(err, "14:03:11 7: it broke off\n14:03:11 7: it is HTTP/0.9\n");
         }
+    }
+
+    #[test]
+    fn what_the_relay_has_refused_is_told_with_its_reason() {
+        let withheld = |count| Event::Withheld {
+            tunnel: "hooks",
+            count,
+            id: "7",
+            method: "POST",
+            path: "/hooks\u{1b}",
+            remote: "203.0.113.9",
+            error: "signature-invalid",
+            provider: Some("stripe"),
+            verdict: "bad_signature",
+            reason: "another secret signed it",
+        };
+        let events = [READY, withheld(1), withheld(12)];
+        let (_, err) = print(Output::Text, Style::default(), &events);
+        let [first, second] = err.lines().collect::<Vec<_>>()[..] else { panic!("{err}") };
+        assert!(first.starts_with("14:03:11 the relay has refused POST /hooks"), "{first}");
+        assert!(!err.contains('\u{1b}'), "{err}");
+        let reason = "signature-invalid, bad signature: another secret signed it";
+        assert!(first.ends_with(&format!(" from 203.0.113.9: {reason}")), "{first}");
+        assert!(second.ends_with(&format!(" from 203.0.113.9, the last of 12: {reason}")), "{second}");
+        let (out, _) = print(Output::Json, Style::default(), &events);
+        let line: Value = serde_json::from_str(out.lines().nth(2).unwrap()).unwrap();
+        let said = json!({
+            "event": "requests.withheld", "tunnel": "hooks", "count": 12, "id": "7", "method": "POST", "path": "/hooks\u{1b}",
+            "remote": "203.0.113.9", "error": "signature-invalid", "provider": "stripe", "verdict": "bad_signature",
+            "reason": "another secret signed it",
+        });
+        assert_eq!(line, said);
     }
 
     #[test]

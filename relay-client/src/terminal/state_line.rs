@@ -86,9 +86,11 @@ impl StateLine {
                 self.refused.retain(|(refused, _)| refused != tunnel);
                 self.refused.push(((*tunnel).to_owned(), (*reason).to_owned()));
             }
-            Event::Refused { url: Some(_), .. } | Event::Rejected { .. } | Event::Unread { .. } | Event::Notice(_) => {
-                return false;
-            }
+            Event::Refused { url: Some(_), .. }
+            | Event::Withheld { .. }
+            | Event::Rejected { .. }
+            | Event::Unread { .. }
+            | Event::Notice(_) => return false,
         }
         true
     }

@@ -10,7 +10,7 @@ use http::header::CACHE_CONTROL;
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use jiff::Timestamp;
 use relay_protocol::exchange::{append_all, public_url};
-use relay_protocol::message::RequestHead;
+use relay_protocol::message::{RequestHead, Withheld};
 use relay_protocol::webhook::{Judgement, Provider, Reply, Request, Table, Verdict, Verify, Webhooks};
 use tokio::time::Instant;
 
@@ -31,6 +31,9 @@ const RELAY_VERDICT_REASON: HeaderName = HeaderName::from_static("relay-verdict-
 
 /// The most of these words, in bytes.
 const REASON_MAX: usize = 512;
+
+/// The most of a refused request's target that its client is told, in bytes.
+const TARGET_MAX: usize = 256;
 
 /// The longest body of a handshake, in bytes. Challenges are short, and so much of a body is kept in any case.
 const HANDSHAKE_MAX: usize = MAX_KEPT;
@@ -152,7 +155,7 @@ const NOT_THEIRS: &str = "The handshake is not that of the provider which this t
 pub(super) async fn verify(
     shared: &Arc<Shared>,
     exchange: &mut Exchange,
-    tunnel: &Tunnel,
+    tunnel: &Arc<Tunnel>,
     upload: &mut Upload,
 ) -> Result<(), Instead> {
     let asked = &tunnel.asked;
@@ -189,6 +192,7 @@ pub(super) async fn verify(
         Gathered::TooSlow => (unjudged("its body took too long to arrive to be judged"), Cause::BodyTimeout),
     };
     if judgement.verdict != Verdict::Valid && asked.webhooks.verify == Verify::Reject {
+        tunnel.withhold(shared, withheld(exchange, cause, &judgement));
         return Err(Failure { cause, message: Some(refusal(&judgement)) }.into());
     }
     tell(&mut exchange.head, judgement);
@@ -258,6 +262,28 @@ fn refusal(judgement: &Judgement) -> String {
     }
 }
 
+/// What the client is told of a request that is refused.
+fn withheld(exchange: &Exchange, cause: Cause, judgement: &Judgement) -> Withheld {
+    let (head, target) = (&exchange.head, exchange.head.target.as_str());
+    Withheld {
+        id: head.id.to_string(),
+        method: head.method.as_str().chars().take(TARGET_MAX).collect(),
+        target: target.get(..target.floor_char_boundary(TARGET_MAX)).unwrap_or_default().to_owned(),
+        remote: head.remote.to_string(),
+        code: cause.code().to_owned(),
+        provider: exchange.provider.clone(),
+        verdict: judgement.verdict.as_str().to_owned(),
+        reason: plain(&judgement.reason),
+        ..Withheld::default()
+    }
+}
+
+/// A reason, which may quote the request, as it can be a header's value anywhere.
+fn plain(reason: &str) -> String {
+    let plain = |c: char| if c == ' ' || c.is_ascii_graphic() { c } else { '?' };
+    reason.chars().map(plain).take(REASON_MAX).collect()
+}
+
 /// Takes back what was found for another tunnel, which the request has not reached.
 pub(super) fn untell(head: &mut RequestHead) {
     head.headers.retain(|(name, _)| *name != RELAY_VERDICT && *name != RELAY_VERDICT_REASON);
@@ -267,10 +293,7 @@ pub(super) fn untell(head: &mut RequestHead) {
 fn tell(head: &mut RequestHead, judgement: Judgement) {
     head.headers.push((RELAY_VERDICT, HeaderValue::from_static(judgement.verdict.as_str())));
     let reason = judgement.warning.map_or(judgement.reason, Cow::Owned);
-    // It may quote the request, and must be a header's value anywhere.
-    let plain = |c: char| if c == ' ' || c.is_ascii_graphic() { c } else { '?' };
-    let reason: String = reason.chars().map(plain).take(REASON_MAX).collect();
-    head.headers.extend(HeaderValue::try_from(reason).ok().map(|reason| (RELAY_VERDICT_REASON, reason)));
+    head.headers.extend(HeaderValue::try_from(plain(&reason)).ok().map(|reason| (RELAY_VERDICT_REASON, reason)));
 }
 
 fn show(duration: Duration) -> String {

@@ -9,6 +9,7 @@
 pub mod registry;
 mod resume;
 mod seats;
+mod withheld;
 
 use std::net::IpAddr;
 use std::pin::pin;
@@ -32,6 +33,7 @@ use self::registry::{Asked, Resumed, Tunnel};
 use self::resume::{Hash, Keys};
 use self::seats::{Counted, Seat, Seats};
 pub(crate) use self::seats::{Full, Place};
+use self::withheld::Untold;
 use crate::Shared;
 use crate::sentence;
 use crate::store::{AuthError, ClaimError, Name, Token, TokenId, unix_now};
@@ -272,7 +274,7 @@ impl Session {
                 Ok(number) => self.unbind(number),
                 Err(error) => link.go_away(GoAway::Protocol, false, &error.to_string()),
             },
-            SessionKind::Hello | SessionKind::Welcome | SessionKind::Bound => {
+            SessionKind::Hello | SessionKind::Welcome | SessionKind::Bound | SessionKind::Withheld => {
                 link.go_away(GoAway::Protocol, false, "a session message out of turn");
             }
         }
@@ -340,6 +342,7 @@ impl Session {
             resumed: self.resumed.clone(),
             generation: self.shared.registry.next_generation(),
             announced: AtomicBool::new(false),
+            untold: Untold::default(),
             counted,
         });
         while let Err(other) = self.shared.registry.bind_if_free(tunnel.clone()) {

@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout_at};
 use ulid::Ulid;
 
 use super::seats::Counted;
+use super::withheld::Untold;
 use crate::store::TokenId;
 
 /// A public name that is bound to a session.
@@ -39,6 +40,8 @@ pub struct Tunnel {
     pub generation: u64,
     /// The client has been told that it has the tunnel, so that requests may follow.
     pub announced: AtomicBool,
+    /// Requests that were refused, of which it has still to be told.
+    pub untold: Untold,
     /// Its place among the tunnels of its token.
     pub(super) counted: Counted,
 }
