@@ -241,7 +241,7 @@ impl Relay {
         let limits = Arc::new(config.limits.clone());
         let shared = Arc::new(Shared {
             places: Places::new(limits.connections, limits.connections_per_address),
-            judging: Room::new(limits.verify_bytes),
+            judging: Room::new(limits.verify_bytes, limits.session_streams as usize),
             providers: Table::built_in()?,
             limits,
             https_port,

@@ -23,8 +23,9 @@ use super::gate::imitates_ours;
 use super::io::Clock;
 use super::record::{Exchange, Receiving};
 use super::respond::is_edges;
-use super::room::Share;
+use super::room::{Room, Share};
 use crate::config::Limits;
+use crate::store::TokenId;
 
 /// A response's body: the relay's own answer, or what comes back through the tunnel.
 #[derive(Debug)]
@@ -350,7 +351,7 @@ pub(crate) struct Upload {
     idle: Option<Pin<Box<Sleep>>>,
     /// When the last piece came, of a body that did not come with its head.
     moved: Option<Instant>,
-    /// Of a body that was gathered, until the stream has it.
+    /// Of a body that was gathered, until the stream has it all.
     room: Option<Share>,
 }
 
@@ -462,12 +463,13 @@ impl Upload {
     }
 
     /// Reads the body to its end, before any of it is sent, if it is there by `until`, has no more than `most` bytes and,
-    /// beyond those that are kept of every body, there is `room` for it. What was read is held in one piece.
+    /// beyond those that are kept of every body, there is `room` for it among those to tunnels of the token. What was read
+    /// is held in one piece.
     pub(crate) async fn gather(
         &mut self,
         most: usize,
         until: Instant,
-        room: Option<Share>,
+        (room, token): (&Arc<Room>, TokenId),
     ) -> Result<Gathered, UploadError> {
         let declared = self.body.size_hint().lower().saturating_add(self.held.len() as u64);
         if declared > most as u64 {
@@ -476,7 +478,7 @@ impl Upload {
         if self.first().1 {
             return Ok(Gathered::Whole);
         }
-        self.room = room;
+        let Some(mut share) = room.share(token) else { return Ok(Gathered::NoRoom) };
         let mut whole = BytesMut::from(std::mem::take(&mut self.held));
         // Of a request that moves, all has come already.
         while let Some(piece) = self.kept.next() {
@@ -487,7 +489,7 @@ impl Upload {
                 break Gathered::TooLong;
             }
             let beyond = whole.len().saturating_sub(MAX_KEPT);
-            if beyond > 0 && !self.room.as_mut().is_some_and(|room| room.grow(beyond)) {
+            if !share.grow(beyond) {
                 break Gathered::NoRoom;
             }
             if self.ended {
@@ -503,6 +505,7 @@ impl Upload {
             whole.extend_from_slice(&std::mem::take(&mut self.held));
         };
         self.held = whole.freeze();
+        self.room = Some(share);
         Ok(gathered)
     }
 

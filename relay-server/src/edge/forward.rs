@@ -444,9 +444,12 @@ async fn find(
             let message = format!("No tunnel has the name {name}.");
             Err(Failure { cause: Cause::TunnelNotFound, message: Some(message) }.into())
         }
-        Found::Away(asked) => {
+        Found::Away(known) => {
+            let asked = known.as_ref().map(|(_, asked)| asked.clone()).unwrap_or_default();
             let until = exchange.started + Allowed::of(shared, exchange, &asked, upload.held()).time;
-            if let Some(answer) = handshake(shared, exchange, &asked, upload, until).await? {
+            if let Some((token, asked)) = &known
+                && let Some(answer) = handshake(shared, exchange, (*token, asked), upload, until).await?
+            {
                 return Err(Instead::Answered(Box::new(answer)));
             }
             let found = wait(shared, name, until).await;

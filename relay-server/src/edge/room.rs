@@ -7,14 +7,25 @@ use crate::store::TokenId;
 
 /// So many bytes of all bodies together. The tunnels of one token never take more of them than they leave to all others:
 /// half where they are alone, and a third each of two that want as much. So nobody's webhooks go unjudged because of what
-/// strangers send to somebody else's tunnels, nor because of what somebody sends to his own.
+/// strangers send to somebody else's tunnels, nor because of what somebody sends to his own. Bytes that every request may
+/// have do not count, and for them there are so many bodies of each token.
 #[derive(Debug)]
-pub(crate) struct Room(Mutex<Inner>);
+pub(crate) struct Room {
+    inner: Mutex<Inner>,
+    bodies: usize,
+}
 
 #[derive(Debug)]
 struct Inner {
     free: usize,
-    taken: HashMap<TokenId, usize>,
+    taken: HashMap<TokenId, Taken>,
+}
+
+/// What the bodies of one token take.
+#[derive(Clone, Copy, Debug, Default)]
+struct Taken {
+    bodies: usize,
+    bytes: usize,
 }
 
 /// What one body takes, which is given back when it is dropped.
@@ -26,18 +37,25 @@ pub(crate) struct Share {
 }
 
 impl Room {
-    /// Room for so many bytes.
-    pub(crate) fn new(bytes: usize) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(Inner { free: bytes, taken: HashMap::new() })))
+    /// Room for so many bytes, and of each token for so many bodies.
+    pub(crate) fn new(bytes: usize, bodies: usize) -> Arc<Self> {
+        let inner = Inner { free: bytes, taken: HashMap::new() };
+        Arc::new(Self { inner: Mutex::new(inner), bodies })
     }
 
-    /// The share of a body that comes to a tunnel of this token. It has nothing yet.
-    pub(crate) fn share(self: &Arc<Self>, whose: TokenId) -> Share {
-        Share { room: self.clone(), whose, bytes: 0 }
+    /// The share of a body that comes to a tunnel of this token, which has no bytes yet. None where there are too many.
+    pub(crate) fn share(self: &Arc<Self>, whose: TokenId) -> Option<Share> {
+        let mut inner = self.lock();
+        let taken = inner.taken.entry(whose).or_default();
+        if taken.bodies >= self.bodies {
+            return None;
+        }
+        taken.bodies += 1;
+        Some(Share { room: self.clone(), whose, bytes: 0 })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -49,28 +67,25 @@ impl Share {
             return true;
         }
         let mut inner = self.room.lock();
-        let taken = inner.taken.get(&self.whose).copied().unwrap_or_default().saturating_add(more);
-        let Some(left) = inner.free.checked_sub(more).filter(|left| taken <= *left) else { return false };
-        inner.free = left;
-        inner.taken.insert(self.whose, taken);
-        drop(inner);
-        self.bytes = bytes;
+        let Inner { free, taken } = &mut *inner;
+        let taken = taken.entry(self.whose).or_default();
+        let all = taken.bytes.saturating_add(more);
+        let Some(left) = free.checked_sub(more).filter(|left| all <= *left) else { return false };
+        (*free, taken.bytes, self.bytes) = (left, all, bytes);
         true
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        if self.bytes == 0 {
-            return;
-        }
         let mut inner = self.room.lock();
         inner.free += self.bytes;
-        let left = inner.taken.get(&self.whose).copied().unwrap_or_default().saturating_sub(self.bytes);
-        match left {
-            0 => inner.taken.remove(&self.whose),
-            left => inner.taken.insert(self.whose, left),
-        };
+        let taken = inner.taken.entry(self.whose).or_default();
+        taken.bytes -= self.bytes;
+        taken.bodies -= 1;
+        if taken.bodies == 0 {
+            inner.taken.remove(&self.whose);
+        }
     }
 }
 
@@ -86,11 +101,11 @@ mod tests {
 
     #[test]
     fn nobody_takes_more_than_is_left_for_others() {
-        let room = Room::new(60);
+        let room = Room::new(60, 4);
         // As many bodies of ten bytes as fit.
         let shares = |whose: i64| -> Vec<Share> {
             let bodies = std::iter::repeat_with(|| room.share(token(whose)));
-            bodies.map_while(|mut share| share.grow(10).then_some(share)).collect()
+            bodies.map_while(|share| share.and_then(|mut share| share.grow(10).then_some(share))).collect()
         };
         let first = shares(1);
         assert_eq!(first.len(), 3, "half of it");
@@ -103,5 +118,14 @@ mod tests {
         drop((second, second_more, third));
         let inner = room.lock();
         assert_eq!((inner.free, inner.taken.len()), (60, 0), "all of it is given back");
+    }
+
+    #[test]
+    fn nobody_has_more_bodies_than_there_may_be() {
+        let room = Room::new(60, 2);
+        let mut shares = vec![room.share(token(1)).unwrap(), room.share(token(1)).unwrap()];
+        assert!(room.share(token(1)).is_none() && room.share(token(2)).is_some());
+        shares.pop();
+        assert!(room.share(token(1)).is_some());
     }
 }

@@ -21,6 +21,7 @@ use super::record::Exchange;
 use super::respond::{RELAY_HANDSHAKE, explain};
 use crate::Shared;
 use crate::session::registry::{Asked, Tunnel};
+use crate::store::TokenId;
 
 /// On a request whose signature the edge has judged: the verdict, for the client and the app. It is the edge's word, because
 /// a stranger's line of that name does not pass.
@@ -107,14 +108,14 @@ fn sender<'t>(table: &'t Table, asked: &Asked, head: &RequestHead, body: &[u8]) 
 pub(super) async fn handshake(
     shared: &Shared,
     exchange: &Exchange,
-    asked: &Asked,
+    (token, asked): (TokenId, &Asked),
     upload: &mut Upload,
     until: Instant,
 ) -> Result<Option<Response<EdgeBody>>, Cause> {
     let webhooks = &asked.webhooks;
     let named = webhooks.provider.as_ref().filter(|_| webhooks.handshake);
     let Some(provider) = named.and_then(|id| shared.providers.get(id)) else { return Ok(None) };
-    let gathered = upload.gather(HANDSHAKE_MAX, until, None).await;
+    let gathered = upload.gather(HANDSHAKE_MAX, until, (&shared.judging, token)).await;
     exchange.received(upload.received());
     if gathered.map_err(UploadError::cause)? != Gathered::Whole {
         return Ok(None);
@@ -172,8 +173,7 @@ pub(super) async fn verify(
     }
     let its = provider.and_then(|provider| usize::try_from(provider.max_body?).ok());
     let most = its.unwrap_or(shared.limits.verify_body);
-    let room = shared.judging.share(tunnel.token);
-    let gathered = upload.gather(most, exchange.started + time, Some(room)).await;
+    let gathered = upload.gather(most, exchange.started + time, (&shared.judging, tunnel.token)).await;
     exchange.received(upload.received());
     let (judgement, cause) = match gathered.map_err(UploadError::cause)? {
         Gathered::Whole => match judge(shared, &exchange.head, asked, upload.held()).await? {

@@ -118,8 +118,8 @@ struct Left {
 pub enum Found {
     /// A tunnel.
     Tunnel(Arc<Tunnel>),
-    /// The client is away. What is known of the tunnel.
-    Away(Arc<Asked>),
+    /// The client is away. What is known of the tunnel, and whose it is.
+    Away(Option<(TokenId, Arc<Asked>)>),
     /// Nobody has ever asked for that name, or it was given up.
     Nothing,
 }
@@ -305,11 +305,11 @@ impl Left {
 
 impl Known {
     /// What the client has said, which knows best; but whom its handshakes are from, the operator may know alone.
-    fn asked(&self, now: Instant) -> Arc<Asked> {
-        let left = self.left.as_ref().filter(|left| left.until > now).map(|left| &left.asked);
-        let reserved = self.reserved.as_ref().map(|(_, asked)| asked);
-        let answers = left.filter(|asked| asked.webhooks.handshake);
-        answers.or(reserved).or(left).cloned().unwrap_or_default()
+    fn asked(&self, now: Instant) -> Option<(TokenId, Arc<Asked>)> {
+        let left = self.left.as_ref().filter(|left| left.until > now);
+        let left = left.map(|left| (left.token, left.asked.clone()));
+        let answers = left.clone().filter(|(_, asked)| asked.webhooks.handshake);
+        answers.or_else(|| self.reserved.clone()).or(left)
     }
 }
 
