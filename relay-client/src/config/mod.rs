@@ -639,6 +639,15 @@ impl Files {
                  ~/.config/relay/relay.toml"
             )));
         }
+        let decides = self.project.as_deref() == Some(path)
+            && USES_SECRETS.into_iter().any(|key| rows.iter().any(|row| names(row, key)));
+        if decides && self.file.forget_secrets() {
+            self.warnings.push(format!(
+                "{}: its [[provider]] rows say what is signed, and so your own file's secrets and settings are not used \
+                 here; give them with --secret and --set, or write the rows into your own file",
+                path.display()
+            ));
+        }
         let mut table = webhook::Table::clone(&self.table());
         table.add_rows(rows).map_err(|error| wrong(error.to_string()))?;
         self.table = Some(Arc::new(table));
@@ -684,6 +693,9 @@ const MAX_ROUTES: usize = 100;
 
 /// The keys of a provider's row that name pages to fetch.
 const FETCHED: [&str; 2] = ["key_url", "confirm"];
+
+/// The keys of a provider's row that say what becomes of a secret: what is signed with it, and for whom.
+const USES_SECRETS: [&str; 2] = ["signature", "handshake"];
 
 /// Whether there is such a key in a table, at any depth.
 fn names(table: &toml::Table, key: &str) -> bool {
@@ -1036,6 +1048,33 @@ mod tests {
             let mut files = Files::load(&places).unwrap();
             assert_eq!(decide(&[], &mut files).unwrap().tunnel.webhooks.verify_at, at, "{project}");
             assert_eq!(files.tunnels(&[]).unwrap()[0].settings.webhooks.verify_at, at, "{project}");
+        }
+    }
+
+    #[test]
+    fn a_strangers_rows_have_nothing_signed_with_a_secret_of_the_users() {
+        let user = "relay = 'a.example'\nsecret = 'own'\nset = { verify_token = 'own' }\nhandshake = true\n\
+                    [tunnels.mine]\nupstream = 1\nsecret = 'own'";
+        let oracle = "[[provider]]\nid = 'github'\n[[provider.handshake]]\nwhen = { method = 'GET' }\n\
+                      text = '{signed:query:q}'";
+        let reader =
+            "[[provider]]\nid = 'mine'\nname = 'M'\n[[provider.signature]]\nscheme = 'equal'\nfrom = 'header:x'";
+        let harmless = "[[provider]]\nid = 'github'\nlimit_ms = 1000";
+        for (project, holds) in [(oracle, false), (reader, false), (harmless, true), ("", true)] {
+            let (_directory, mut places) = places(project, user);
+            let mut files = Files::load(&places).unwrap();
+            let said = files.warnings.iter().filter(|warning| warning.contains("are not used here")).count();
+            assert_eq!(said, usize::from(!holds), "{project}: {:?}", files.warnings);
+            let webhooks = decide(&[], &mut files).unwrap().tunnel.webhooks;
+            assert_eq!(webhooks.credentials.secrets.len(), usize::from(holds), "{project}");
+            assert_eq!(webhooks.credentials.settings.len(), usize::from(holds), "{project}");
+            let tunnel = &files.tunnels(&[]).unwrap()[0].settings.webhooks;
+            assert_eq!(tunnel.credentials.secrets.len(), usize::from(holds), "{project}");
+            // What the project has itself, and what is typed, it may use.
+            let typed = decide(&["--secret", "typed"], &mut Files::load(&places).unwrap()).unwrap();
+            assert_eq!(typed.tunnel.webhooks.credentials.secrets.len(), 1);
+            (places.only, places.project) = (places.project.take(), None);
+            assert!(Files::load(&places).unwrap().warnings.is_empty(), "{project}: who names the file means it");
         }
     }
 

@@ -128,6 +128,15 @@ impl File {
         self.webhooks().settle(built_in()).map(drop)
     }
 
+    /// Forgets the secrets and the settings that it names. Whether there were any.
+    pub(super) fn forget_secrets(&mut self) -> bool {
+        let tables = self.tunnels.values_mut().map(|table| (&mut table.secret, &mut table.set));
+        let all = tables.chain([(&mut self.secret, &mut self.set)]);
+        let had = all.fold(false, |had, (secret, set)| secret.take().is_some() | set.take().is_some() | had);
+        self.places.retain(|key, _| !matches!(key.rsplit('.').next(), Some("secret" | "set")));
+        had
+    }
+
     /// Whether a secret itself stands in it.
     pub(super) fn has_secret_text(&self) -> bool {
         let tables = self.tunnels.values().map(|table| &table.secret);
