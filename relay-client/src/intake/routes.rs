@@ -86,7 +86,8 @@ impl TryFrom<Written> for Route {
 }
 
 fn final_status(status: u16) -> Result<StatusCode, String> {
-    let status = StatusCode::from_u16(status).ok().filter(|status| !status.is_informational());
+    let status = Some(status).filter(|status| (200..=599).contains(status));
+    let status = status.and_then(|status| StatusCode::from_u16(status).ok());
     status.ok_or_else(|| "an answer has a status from 200 to 599".to_owned())
 }
 
@@ -179,5 +180,17 @@ impl Routes {
 
     pub(super) fn services(&self) -> impl Iterator<Item = &Upstream> {
         self.0.iter().filter_map(|(_, service)| service.as_ref())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_has_a_status_that_is_final() {
+        for (status, is) in [(199, false), (200, true), (599, true), (600, false), (999, false), (1000, false)] {
+            assert_eq!(toml::from_str::<Route>(&format!("answer = {status}")).is_ok(), is, "{status}");
+        }
     }
 }
