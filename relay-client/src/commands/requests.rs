@@ -89,11 +89,12 @@ pub async fn run(args: RequestsArgs) -> Result<(), HistoryError> {
             continue;
         };
         let found = history.stored_after(last, &query)?;
-        // It was emptied meanwhile, and numbers may begin anew.
-        if found.is_empty() {
-            last = last.min(history.last_stored()?);
-        }
-        last = found.last().map_or(last, |(number, _)| *number);
+        last = match found.last() {
+            Some((number, _)) => *number,
+            // It was emptied meanwhile, and numbers have begun anew.
+            None if history.last_stored()? < last => 0,
+            None => last,
+        };
         let news: Vec<_> = found.into_iter().map(|(_, summary)| summary).collect();
         screen.show(&news)?;
     }
