@@ -516,7 +516,7 @@ pub struct ReplayArgs {
     #[arg(long, value_name = "NAME")]
     pub tunnel: Option<String>,
 
-    /// Sign it anew in any case; otherwise only where its signature is too old by now
+    /// Sign it anew in any case; otherwise only where its signature was right and is so no more
     #[arg(long)]
     pub resign: bool,
 

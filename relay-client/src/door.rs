@@ -15,6 +15,7 @@ use relay_protocol::frame::{GoAway, Reset};
 use relay_protocol::link::{Driver, Link, Stream};
 use relay_protocol::message::{MessageError, Payload as _, RequestHead, ResponseHead};
 use relay_protocol::mux::{Item, Limits, OpenError, Side, StreamError};
+use relay_protocol::webhook::{Settings, SignError};
 use tokio::io::DuplexStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
@@ -111,22 +112,15 @@ impl Door {
     /// # Errors
     /// [`LocalError`]; what happens at the service is an answer.
     pub(crate) async fn ask(&self, tunnel: &str, mut replay: Replay, resign: Resign) -> Result<Answer, LocalError> {
-        let (ours, theirs) = tokio::io::duplex(BUFFER);
-        let socket = Driver::websocket(ours, Bytes::new(), Side::Relay, BUFFER).await;
-        let (link, mut driver) = Driver::new(Side::Relay, Limits::default(), socket);
-        let socket = Driver::websocket(theirs, Bytes::new(), Side::Client, BUFFER).await;
-        let (inside, moves) = Driver::new(Side::Client, Limits::default(), socket);
-        let (opened, way) = oneshot::channel();
-        let knock = Knock { tunnel: tunnel.to_owned(), link: inside, driver: moves, opened };
-        self.0.send(knock).await.map_err(|_| LocalError::Ended)?;
-        let Way { number, webhooks } = way.await.map_err(|_| LocalError::Ended)??;
+        let Inside { way: Way { number, webhooks }, link, mut driver } = self.enter(tunnel).await?;
         let signed = replay.sign(resign, &webhooks.table, &webhooks.credentials, Timestamp::now())?;
         let head = RequestHead { tunnel: number, ..replay.head()? };
+        let trailers = if replay.trailers.is_empty() { Bytes::new() } else { replay.trailers.to_bytes()? };
         let mut rest = Bytes::from(replay.body);
-        let stream = link.open(head.to_bytes()?, &mut rest, true)?;
+        let stream = link.open(head.to_bytes()?, &mut rest, trailers.is_empty())?;
         let id = head.id.to_string();
         let mut answer = Answer { id, signed, status: None, error: None, body: Vec::new(), body_size: 0 };
-        let exchange = timeout(replay.within, exchange(&stream, rest, &mut answer));
+        let exchange = timeout(replay.within, exchange(&stream, rest, trailers, &mut answer));
         let ended = tokio::select! {
             ended = exchange => ended.unwrap_or_else(|_| {
                 stream.reset(Reset::Deadline);
@@ -141,18 +135,67 @@ impl Door {
             Err(StreamError::SessionEnded | StreamError::Closed) => Some(Reset::LinkLost.name()),
         };
         drop(stream);
-        link.go_away(GoAway::Shutdown, true, "That was all.");
-        // What is still to be said is lost with a client that does not listen.
-        let _ = timeout(GOODBYE, driver).await;
+        leave(link, driver).await;
         Ok(answer)
+    }
+
+    /// Signs a request with what a tunnel knows, and with these settings where it knows none; `None` where it knows no
+    /// secret to sign such a request with.
+    ///
+    /// # Errors
+    /// [`LocalError`].
+    pub(crate) async fn sign(
+        &self,
+        tunnel: &str,
+        mut request: Replay,
+        mut settings: Settings,
+    ) -> Result<Option<Replay>, LocalError> {
+        let Inside { way: Way { webhooks, .. }, link, driver } = self.enter(tunnel).await?;
+        leave(link, driver).await;
+        let mut credentials = webhooks.credentials;
+        settings.append(&mut credentials.settings);
+        credentials.settings = settings;
+        match request.sign(Resign::Always, &webhooks.table, &credentials, Timestamp::now()) {
+            Ok(_) => Ok(Some(request)),
+            Err(ReplayError::Sign(SignError::NoSecret(_) | SignError::OnlyTheProvider(_) | SignError::Unsigned(_))) => {
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn enter(&self, tunnel: &str) -> Result<Inside, LocalError> {
+        let (ours, theirs) = tokio::io::duplex(BUFFER);
+        let socket = Driver::websocket(ours, Bytes::new(), Side::Relay, BUFFER).await;
+        let (link, driver) = Driver::new(Side::Relay, Limits::default(), socket);
+        let socket = Driver::websocket(theirs, Bytes::new(), Side::Client, BUFFER).await;
+        let (inside, moves) = Driver::new(Side::Client, Limits::default(), socket);
+        let (opened, way) = oneshot::channel();
+        let knock = Knock { tunnel: tunnel.to_owned(), link: inside, driver: moves, opened };
+        self.0.send(knock).await.map_err(|_| LocalError::Ended)?;
+        let way = way.await.map_err(|_| LocalError::Ended)??;
+        Ok(Inside { way, link, driver })
     }
 }
 
+/// Our end of a link within this process.
+struct Inside {
+    way: Way,
+    link: Link,
+    driver: Driver<DuplexStream>,
+}
+
+async fn leave(link: Link, driver: Driver<DuplexStream>) {
+    link.go_away(GoAway::Shutdown, true, "That was all.");
+    // What is still to be said is lost with a client that does not listen.
+    let _ = timeout(GOODBYE, driver).await;
+}
+
 /// Sends the rest of the body, and takes the answer to its end.
-async fn exchange(stream: &Stream, rest: Bytes, answer: &mut Answer) -> Result<(), StreamError> {
+async fn exchange(stream: &Stream, rest: Bytes, trailers: Bytes, answer: &mut Answer) -> Result<(), StreamError> {
     let send = async {
-        if !rest.is_empty() {
-            let sent = stream.send(rest).await.and_then(|()| stream.finish(Bytes::new()));
+        if !rest.is_empty() || !trailers.is_empty() {
+            let sent = stream.send(rest).await.and_then(|()| stream.finish(trailers));
             tracing::debug!(?sent, "the body of a request of our own");
         }
         // A service may answer without having read it all, and what went wrong the other direction tells.

@@ -136,6 +136,27 @@ pub async fn pyngrok_calls(url: &str, upstream: &str) -> Value {
     json(python().arg(app_file("pyngrok_calls.py")).args([url, upstream])).await
 }
 
+/// Runs what `relay export` has printed in one of its forms that are programs; panics where it fails.
+pub async fn exported(form: &str, text: &str) {
+    let mut command = match form {
+        "python" => python(),
+        "fetch" => Command::new(program("node")),
+        _ => Command::new("sh"),
+    };
+    match form {
+        // The web's own fetch is of modules, which await without a function around them.
+        "fetch" => command.args(["--no-warnings", "--input-type=module", "--eval", text]),
+        _ => command.args(["-c", text]),
+    };
+    let tools = installed("python/bin");
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::join_paths(std::iter::once(tools).chain(std::env::split_paths(&path)));
+    let home = tempfile::tempdir().expect("a temporary directory");
+    // Nothing that a user has set for these programs counts.
+    command.env("PATH", path.expect("a path")).env("HOME", home.path()).env("NO_PROXY", "*");
+    output(&mut command).await;
+}
+
 /// Calls everything that an OpenAPI document at `url` describes, with what it allows and what it does not, and with this
 /// `id` where one is asked for; panics where an answer is none that the document has. `/events` and `/wait` are left out,
 /// because they take their time.

@@ -8,11 +8,13 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderValue, Request, Response};
+use relay_protocol::webhook::{Credentials, Table, Verdict};
 use relay_tests::app::ok;
 use relay_tests::body::full;
 use relay_tests::process::Ended;
 use relay_tests::world::connect_tls;
-use relay_tests::{App, Http, Process, RelayServer};
+use relay_tests::{App, Http, Process, RelayServer, tools};
+use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -332,6 +334,194 @@ async fn exports_have_no_secrets_unless_asked_and_say_the_same() {
     let done = place.json(&["replay", "fixtures/one"]).await.remove(0);
     assert_eq!((&done["status"], &done["tunnel"]), (&200.into(), &"hooks".into()));
     drop(client);
+}
+
+/// Runs a line of a shell, in which only this program is found.
+async fn in_shell(line: &str, program: &str, path: &std::path::Path) -> String {
+    let mut shell = tokio::process::Command::new("/bin/sh");
+    shell.args(["-c", line]).env("PATH", path).kill_on_drop(true);
+    let done = shell.output().await.unwrap();
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(done.status.success() && said.is_empty(), "{program}: {said}\n{line}");
+    String::from_utf8(done.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn an_export_is_one_command_whatever_a_stranger_has_sent() {
+    let place = Place::new().await;
+    let app = App::recording().await;
+    let client = place.client(&app, "hooks", &[]).await;
+    // It says its words, each on a line, and there is no other program.
+    let stub = tempfile::tempdir().unwrap();
+    for program in ["curl", "http"] {
+        let file = stub.path().join(program);
+        std::fs::write(&file, "#!/bin/sh\nprintf '%s\\n' \"$@\"\n").unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    for method in ["X`id`|a&b'$HOME", "POST|reboot", "~", "!!", "#", "*", "-o"] {
+        let request = Request::builder().method(method).uri("/$(id)?a='&b=!!;id").header("-o", "x`id`");
+        place.send("hooks", request.body(full("`id` $(id) 'a'")).unwrap()).await;
+        let curl = place.run(&["export", "last", "--as", "curl"]).await;
+        let words = in_shell(&curl.stdout, "curl", stub.path()).await;
+        let words: Vec<_> = words.lines().collect();
+        let at = words.iter().position(|word| *word == "-X").unwrap();
+        assert_eq!(words[at + 1], method);
+        assert!(words.iter().any(|word| word.ends_with("/$(id)?a='&b=!!;id")), "{words:?}");
+        for word in ["-o: x`id`", "`id` $(id) 'a'"] {
+            assert!(words.contains(&word), "{word}: {words:?}");
+        }
+        // It would take such a method for a URL.
+        let httpie = place.run(&["export", "last", "--as", "httpie"]).await;
+        assert_eq!(in_shell(&httpie.stdout, "http", stub.path()).await, "", "{httpie:?}");
+    }
+    let request = Request::post("/").header("-o", "@/etc/passwd").header("x-b", "=1");
+    place.send("hooks", request.body(full("@/etc/passwd")).unwrap()).await;
+    let httpie = place.run(&["export", "last", "--as", "httpie"]).await;
+    let words = in_shell(&httpie.stdout, "http", stub.path()).await;
+    let words: Vec<_> = words.lines().collect();
+    let end = words.iter().position(|word| *word == "--").unwrap();
+    assert!(words[..end].windows(2).any(|pair| pair == ["--raw", "@/etc/passwd"]), "{words:?}");
+    assert!(words[end..].contains(&"-o:\\@/etc/passwd") && words[end..].contains(&"x-b:\\=1"), "{words:?}");
+    drop(client);
+}
+
+#[tokio::test]
+async fn an_export_sends_what_came_byte_for_byte() {
+    type Line = (&'static str, &'static [u8]);
+    const JSON: Line = ("content-type", b"application/json");
+    let place = Place::new().await;
+    let app = App::recording().await;
+    let client = place.client(&app, "hooks", &[]).await;
+    let listener = App::recording().await;
+    let at = format!("http://{}", listener.addr());
+    let binary: Vec<u8> = (0..=255).cycle().take(3000).collect();
+    let text = "{\"it's\":\"@a\\\\b\\n$HOME `id` %s\",\n\t\"\u{fc}\":\"\u{1f600} \u{2028}\"}".as_bytes();
+    let requests: [(&str, &str, &[Line], &[u8]); 6] = [
+        (
+            "POST",
+            "/hooks?a=1&a=%20&b=c+d&e",
+            &[JSON, ("x-quote", b"it's \"q\" \\ $HOME `id` %s"), ("x-json", b"{\"a\":[1]}")],
+            text,
+        ),
+        (
+            "POST",
+            "/a%2Fb//c",
+            &[JSON, ("x-at", b"@/etc/hostname"), ("x-is", b"=1"), ("x-empty", b""), ("x-url", b"https://a:1/;b=c@d")],
+            b"@/etc/hostname",
+        ),
+        ("PUT", "/*!~", &[("content-type", b"application/octet-stream"), ("user-agent", b"Sender/1.0")], &binary),
+        ("PATCH", "/", &[("accept", b"text/plain")], b"no type"),
+        ("POST", "/", &[("x-latin", b"caf\xe9"), ("x-utf", "caf\u{e9}".as_bytes())], b""),
+        ("GET", "/?x", &[("authorization", b"Bearer abc")], b""),
+    ];
+    for (method, target, headers, body) in requests {
+        let mut request = Request::builder().method(method).uri(target);
+        for (name, value) in headers {
+            request = request.header(*name, HeaderValue::from_bytes(value).unwrap());
+        }
+        place.send("hooks", request.body(full(body.to_vec())).unwrap()).await;
+        for form in ["curl", "httpie", "python", "fetch"] {
+            let exported = place.run(&["export", "last", "--as", form, "--secrets", "show"]).await.stdout;
+            if form == "httpie" && exported.starts_with('#') {
+                assert!(headers.iter().any(|(_, value)| !value.is_ascii()), "{exported}");
+                continue;
+            }
+            let public = format!("https://hooks.{}:{}", RelayServer::DOMAIN, place.relay.https.port());
+            let program = exported.replace(&public, &at);
+            assert_ne!(program, exported);
+            let before = listener.requests();
+            tools::exported(form, &program).await;
+            assert_eq!(listener.requests(), before + 1, "{form}: {program}");
+            let seen = listener.last();
+            assert_eq!((seen.method.as_str(), seen.target.as_str()), (method, target), "{form}: {program}");
+            assert!(seen.body == body, "{form}: {program}\n{:?}", seen.body);
+            for (name, value) in headers {
+                assert_eq!(seen.headers[*name], *value, "{form}: {program}");
+            }
+            let typed = headers.iter().any(|(name, _)| *name == "content-type");
+            assert_eq!(seen.headers.contains_key("content-type"), typed, "{form}: {program}\n{:?}", seen.headers);
+            if form == "curl" {
+                let lines =
+                    seen.headers.iter().filter(|(name, _)| !["host", "content-length"].contains(&name.as_str()));
+                assert_eq!(lines.count(), headers.len(), "{program}\n{:?}", seen.headers);
+            }
+        }
+    }
+    drop(client);
+}
+
+#[tokio::test]
+async fn a_fixture_without_its_token_is_signed_anew_with_what_the_client_knows() {
+    let place = Place::new().await;
+    let app = App::recording().await;
+    let client = place.client(&app, "hooks", &["--secret", "my-gitlab-token", "--verify", "reject"]).await;
+    for (name, request) in [
+        (
+            "gitlab",
+            Request::post("/").header("x-gitlab-event", "Push Hook").header("x-gitlab-token", "my-gitlab-token"),
+        ),
+        (
+            "parameter",
+            Request::post("/?access_token=my-gitlab-token").header("ce-specversion", "1.0").header("ce-id", "1"),
+        ),
+    ] {
+        let answer = place.send("hooks", request.body(full("{}")).unwrap()).await;
+        assert_eq!(answer.code(), 200, "{name}: {}", answer.text());
+        place.run(&["export", "last", "--as", "fixture", "--to", name]).await;
+        let file = std::fs::read_to_string(place.home.path().join(name).join("request.http")).unwrap();
+        assert!(file.contains("***") && !file.contains("my-gitlab-token"), "{file}");
+        let done = place.json(&["replay", &format!("./{name}")]).await.remove(0);
+        assert_eq!((&done["status"], &done["signed"]), (&200.into(), &true.into()), "{name}: {done}");
+        assert!(format!("{:?}", app.last()).contains("my-gitlab-token"), "{name}");
+    }
+    drop(client);
+}
+
+#[tokio::test]
+async fn a_replay_to_another_url_is_signed_for_that_one() {
+    let place = Place::new().await;
+    let app = App::recording().await;
+    let client = place.client(&app, "hooks", &[]).await;
+    let secret = "0123456789abcdef0123456789abcdef";
+    place.run(&["trigger", "twilio", "sms", "--secret", secret, "--path", "/sms"]).await;
+    let to = format!("http://{}/other?team=1", app.addr());
+    for flags in [&[][..], &["--resign"]] {
+        let words = [&["replay", "last", "--secret", secret, "--to", &to][..], flags].concat();
+        let done = place.json(&words).await.remove(0);
+        assert_eq!((&done["signed"], &done["status"], &done["url"]), (&true.into(), &200.into(), &to.as_str().into()));
+        let seen = app.last();
+        let headers: Vec<_> = seen.headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+        let request = relay_protocol::webhook::Request::new(&seen.method, &to, &headers, &seen.body);
+        let credentials = Credentials { secrets: vec![secret.into()], ..Credentials::default() };
+        let judgement =
+            Table::built_in().unwrap().get("twilio").unwrap().judge(&request, &credentials, jiff::Timestamp::now());
+        assert_eq!(judgement.verdict, Verdict::Valid, "{flags:?}: {judgement:?}");
+    }
+    drop(client);
+}
+
+#[tokio::test]
+async fn a_list_that_follows_goes_on_after_everything_was_removed() {
+    let place = Place::new().await;
+    let app = App::recording().await;
+    let client = place.client(&app, "hooks", &[]).await;
+    for path in ["/1", "/2", "/3"] {
+        place.send("hooks", Request::get(path).body(full("")).unwrap()).await;
+    }
+    assert_eq!(place.json(&["requests"]).await.len(), 3);
+    let words = ["requests", "--follow", "--limit", "1", "--output", "json"];
+    let mut list = Process::spawn_in(place.home.clone(), "relay", words, &[]).await;
+    assert_eq!(list.json().await["path"], "/3");
+    place.send("hooks", Request::get("/4").body(full("")).unwrap()).await;
+    assert_eq!(list.json().await["path"], "/4");
+    // While nobody looks, all go and another comes.
+    list.signal(Signal::STOP);
+    assert_eq!(place.run(&["requests", "--clear"]).await.stdout, "4\n");
+    place.send("hooks", Request::get("/5").body(full("")).unwrap()).await;
+    assert_eq!(place.json(&["requests"]).await.len(), 1);
+    list.signal(Signal::CONT);
+    assert_eq!(list.json().await["path"], "/5");
+    drop((list, client));
 }
 
 #[tokio::test]

@@ -762,6 +762,41 @@ mod exchanges {
     }
 
     #[tokio::test]
+    async fn are_signed_anew_where_a_change_has_broken_their_signature() {
+        let relay = RelayServer::spawn(DEFAULTS).await;
+        let app = App::recording().await;
+        let flags = ["--subdomain", "hooks", "--secret", "s", "--verify", "reject"];
+        let inspected = Inspected::new(&relay, &app, &flags).await;
+        let url = format!("{}/hooks", inspected.client.url());
+        let signed = |body: &str| {
+            let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, b"s");
+            let tag = aws_lc_rs::hmac::sign(&key, body.as_bytes());
+            let hex: String = tag.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("sha256={hex}")
+        };
+        let headers = [("x-github-event", &b"push"[..]), ("x-hub-signature-256", &signed("{}").into_bytes())];
+        assert_eq!(post(&relay, &url, &headers, "{}").await.code(), 200);
+        let id = inspected.get("/api/v1/exchanges").await["exchanges"][0]["id"].as_str().unwrap().to_owned();
+        let replay = format!("/api/v1/exchanges/{id}/replay");
+        let own = json!([["x-github-event", "push"], ["x-hub-signature-256", signed("{\"other\":1}")]]);
+        let refused = json!("signature-invalid");
+        for (changes, is_signed, error) in [
+            (json!({}), false, &Value::Null),
+            (json!({"path": "/other"}), false, &Value::Null),
+            (json!({"body": "{\"a\":1}"}), true, &Value::Null),
+            (json!({"body": "{\"a\":1}", "resign": false}), false, &refused),
+            // Whoever writes a signature means it.
+            (json!({"body": "{\"a\":1}", "headers": own}), false, &refused),
+        ] {
+            let done = inspected.post(&replay, &changes).await.json();
+            assert_eq!((&done["signed"], &done["error"]), (&is_signed.into(), error), "{changes}: {done}");
+            if is_signed {
+                assert_eq!(app.last().header("x-hub-signature-256"), signed("{\"a\":1}"));
+            }
+        }
+    }
+
+    #[tokio::test]
     async fn are_handed_on_without_their_secrets() {
         let relay = RelayServer::spawn(DEFAULTS).await;
         let app = App::echo().await;

@@ -117,6 +117,33 @@ async fn a_sample_takes_the_whole_way_through_the_only_tunnel() {
 }
 
 #[tokio::test]
+async fn a_tunnels_own_secret_signs_and_stays_where_it_is() {
+    let relay = RelayServer::spawn([""; 0]).await;
+    let token = relay.token("me").await;
+    let app = App::recording().await;
+    let home = Home::new();
+    let (upstream, addr, ca) =
+        (app.upstream().to_string(), relay.https.to_string(), relay.ca_file().display().to_string());
+    let way = ["--relay", &relay.url, "--relay-addr", &addr, "--relay-ca", &ca, "--token", &token, "--output", "json"];
+    let own = ["http", &upstream, "--subdomain", "hooks", "--secret", "whsec_dHVubmVs", "--verify", "reject"];
+    let mut client = Process::spawn_in(home.0.clone(), "relay", [&own[..], &way].concat(), &[]).await;
+    assert_eq!(client.json().await["event"], "tunnel.ready");
+    for (sender, path) in [("stripe", "/a"), ("github", "/b"), ("twilio", "/c?d=e"), ("gitlab", "/f")] {
+        let ended = home.run(&["trigger", sender, "--path", path, "--times", "2", "--output", "json"]).await;
+        assert!(ended.code() == 0 && lines(&ended)[1]["signed"] == true, "{sender}: {ended:?}");
+        assert!(!ended.stderr.contains("secret") && !ended.stdout.contains("whsec_dHVubmVs"), "{sender}: {ended:?}");
+    }
+    assert_eq!(app.seen().len(), 8);
+    let body = home.write("body.json", b"{\"type\":\"invoice.paid\"}");
+    assert_eq!(home.run(&["send", &body, "--provider", "stripe"]).await.code(), 0);
+    // What is typed counts, and what the tunnel knows nothing of is signed as without it.
+    assert_eq!(home.run(&["trigger", "stripe", "--secret", "whsec_other"]).await.code(), 1);
+    let ended = home.run(&["trigger", "discord"]).await;
+    assert!(ended.code() == 1 && ended.stderr.contains("key pair for tests"), "{ended:?}");
+    assert_eq!(client.terminate().await.code(), 143);
+}
+
+#[tokio::test]
 async fn the_providers_own_libraries_take_what_is_sent() {
     let app = App::recording().await;
     let home = Home::new();

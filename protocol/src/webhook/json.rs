@@ -101,11 +101,21 @@ impl<'a> Level<'a> {
     /// Everything that a pointer leads to, in the order of the document: several where it says so with `*`, or where an
     /// object has one name twice.
     pub(super) fn find(&self, pointer: &Pointer) -> Vec<&'a RawValue> {
-        let mut found = Vec::new();
+        self.look_for(pointer).0
+    }
+
+    /// The same, where that is all that stands there; `None` where some of it is more than is looked at.
+    pub(super) fn find_all(&self, pointer: &Pointer) -> Option<Vec<&'a RawValue>> {
+        let (found, is_all) = self.look_for(pointer);
+        is_all.then_some(found)
+    }
+
+    fn look_for(&self, pointer: &Pointer) -> (Vec<&'a RawValue>, bool) {
+        let (mut found, mut is_all) = (Vec::new(), true);
         if let Some((step, rest)) = pointer.0.split_first() {
-            self.children(step, |child| descend(child, rest, &mut found));
+            self.children(step, |child| is_all &= descend(child, rest, &mut found));
         }
-        found
+        (found, is_all)
     }
 
     fn children(&self, step: &Step, mut each: impl FnMut(&'a RawValue)) {
@@ -129,12 +139,19 @@ pub(super) fn has_members(json: &[u8]) -> bool {
     matches!(json.iter().find(|byte| !byte.is_ascii_whitespace()), Some(b'{' | b'['))
 }
 
-fn descend<'a>(value: &'a RawValue, rest: &[Step], found: &mut Vec<&'a RawValue>) {
+/// Whether everything was looked at.
+fn descend<'a>(value: &'a RawValue, rest: &[Step], found: &mut Vec<&'a RawValue>) -> bool {
     match rest.split_first() {
-        _ if found.len() == MEMBERS_MAX => {}
-        None => found.push(value),
+        _ if found.len() == MEMBERS_MAX => false,
+        None => {
+            found.push(value);
+            true
+        }
         Some((step, rest)) => {
-            Level::read(value.get().as_bytes()).children(step, |child| descend(child, rest, found));
+            let level = Level::read(value.get().as_bytes());
+            let mut is_all = !matches!(level, Level::Leaf) || !has_members(value.get().as_bytes());
+            level.children(step, |child| is_all &= descend(child, rest, found));
+            is_all
         }
     }
 }

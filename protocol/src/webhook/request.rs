@@ -3,7 +3,7 @@
 use std::{borrow::Cow, fmt, str::FromStr, sync::OnceLock};
 
 use http::{HeaderName, HeaderValue, Method};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, percent_encode, utf8_percent_encode};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -65,6 +65,11 @@ impl<'a> Request<'a> {
 
     fn json(&self) -> &Level<'a> {
         self.json.get_or_init(|| Level::read(self.body))
+    }
+
+    /// Whether the body is understood, be it as JSON or as a form; in an empty one there is nothing to understand.
+    pub(super) fn is_understood(&self) -> bool {
+        self.body.is_empty() || !matches!(self.json(), Level::Leaf) || !self.form().is_empty()
     }
 }
 
@@ -303,6 +308,25 @@ impl Place {
         }
     }
 
+    /// Whether everything that stands there can be found.
+    pub(super) fn is_read(&self, request: &Request<'_>) -> bool {
+        match self {
+            Self::Json(pointer) | Self::Number(pointer) => {
+                request.is_understood() && request.json().find_all(pointer).is_some()
+            }
+            Self::Form(name, pointer) => {
+                let mut fields = request.form().iter().filter(|(given, _)| **given == *name.as_bytes());
+                let is_read = |value: &[u8], pointer: &Pointer| match Level::read(value) {
+                    Level::Leaf => false,
+                    level => level.find_all(pointer).is_some(),
+                };
+                let is_read = |value| pointer.as_ref().is_none_or(|pointer| is_read(value, pointer));
+                request.is_understood() && fields.all(|(_, value)| is_read(value))
+            }
+            _ => true,
+        }
+    }
+
     /// The one text that stands there.
     ///
     /// # Errors
@@ -427,24 +451,101 @@ impl Draft {
     /// Puts what `new` makes of each JSON value of a place into its stead. `None` where there is none.
     fn splice<'n>(&mut self, method: &Method, place: &Place, new: impl Fn(&RawValue) -> &'n str) -> Option<()> {
         let request = Request::new(method, &self.url, &self.headers, &self.body);
-        let replaced = place.values(&request).into_iter().map(|value| {
-            // A slice of the body, which says where it stands by where it lies.
-            let at = value.get().as_ptr().addr().checked_sub(self.body.as_ptr().addr())?;
-            let range = at..at.checked_add(value.get().len())?;
-            self.body.get(range.clone())?;
-            Some((range, new(value)))
-        });
-        let mut replaced: Vec<_> = replaced.collect::<Option<_>>()?;
-        if replaced.is_empty() {
+        let values = place.values(&request);
+        let parts = values.into_iter().map(|value| (value.get().as_bytes(), new(value).as_bytes().into()));
+        let parts: Vec<_> = parts.collect();
+        if parts.is_empty() {
             return None;
         }
-        // From behind, so that what is still to come stays where it is.
-        replaced.sort_unstable_by_key(|(range, _)| std::cmp::Reverse(range.start));
-        for (range, new) in replaced {
-            self.body.splice(range, new.bytes());
-        }
+        self.body = spliced(&self.body, parts)?;
         Some(())
     }
+
+    /// Puts a text in the stead of everything that stands at a place, and moves nothing else. A body in which not all of
+    /// that can be found is replaced as a whole.
+    pub(super) fn mask(&mut self, place: &Place, instead: &str) {
+        let is_header = |name: &HeaderName| match place {
+            Place::Header(wanted) => name.as_str() == wanted,
+            Place::Headers(prefix) => name.as_str().starts_with(prefix.as_str()),
+            _ => false,
+        };
+        match place {
+            Place::Header(_) | Place::Headers(_) => {
+                let Ok(new) = HeaderValue::from_str(instead) else { return };
+                let values = self.headers.iter_mut().filter(|(name, _)| is_header(name));
+                values.for_each(|(_, value)| value.clone_from(&new));
+            }
+            Place::Query(name) => self.mask_query(|given| given == name, instead),
+            Place::Json(pointer) | Place::Number(pointer) => {
+                self.body = masked_json(&self.body, pointer, instead).unwrap_or_else(|| instead.into());
+            }
+            Place::Form(name, pointer) => {
+                let form = self.masked_form(name.as_bytes(), pointer.as_ref(), instead);
+                self.body = form.unwrap_or_else(|| instead.into());
+            }
+            // Neither is a secret's place, which the table is checked for.
+            Place::Method | Place::Path => {}
+        }
+    }
+
+    /// Puts a text in the stead of the values of the URL's parameters whose names are meant.
+    pub fn mask_query(&mut self, is_meant: impl Fn(&str) -> bool, instead: &str) {
+        let Some((before, query)) = self.url.split_once('?') else { return };
+        let query = with_fields(query, |name, _| {
+            let is_meant = std::str::from_utf8(name).is_ok_and(&is_meant);
+            is_meant.then(|| instead.as_bytes().into())
+        });
+        self.url = format!("{before}?{query}");
+    }
+
+    /// The body, a form, without what stands in one of its fields; `None` where that cannot be taken out.
+    fn masked_form(&self, name: &[u8], pointer: Option<&Pointer>, instead: &str) -> Option<Vec<u8>> {
+        let masked = |value: &[u8]| {
+            let is_json = !matches!(Level::read(value), Level::Leaf);
+            let json = pointer.filter(|_| is_json).and_then(|pointer| masked_json(value, pointer, instead));
+            json.unwrap_or_else(|| instead.into())
+        };
+        let request = Request::new(&Method::POST, &self.url, &self.headers, &self.body);
+        let fields = request.form().iter().filter(|(given, _)| **given == *name);
+        // Those of a multipart form stand in the body as they are.
+        let (parts, encoded): (Vec<_>, Vec<_>) = fields.partition(|(_, value)| matches!(value, Cow::Borrowed(_)));
+        if encoded.is_empty() {
+            return spliced(&self.body, parts.into_iter().map(|(_, value)| (&**value, masked(value).into())).collect());
+        }
+        let new = |given: &[u8], value: &[u8]| (given == name).then(|| masked(value));
+        Some(with_fields(std::str::from_utf8(&self.body).ok()?, new).into_bytes())
+    }
+}
+
+/// A document with something else in the stead of some of its parts. A part is a slice of the document, which says where it
+/// stands by where it lies; `None` where one is not.
+fn spliced(document: &[u8], parts: Vec<(&[u8], Cow<'_, [u8]>)>) -> Option<Vec<u8>> {
+    let placed = parts.into_iter().map(|(part, new)| {
+        let at = part.as_ptr().addr().checked_sub(document.as_ptr().addr())?;
+        Some((at, at.checked_add(part.len())?, new))
+    });
+    let mut placed: Vec<_> = placed.collect::<Option<_>>()?;
+    placed.sort_unstable_by_key(|(from, ..)| *from);
+    let (mut spliced, mut done) = (Vec::with_capacity(document.len()), 0);
+    for (from, to, new) in placed {
+        spliced.extend_from_slice(document.get(done..from)?);
+        spliced.extend_from_slice(&new);
+        done = to;
+    }
+    spliced.extend_from_slice(document.get(done..)?);
+    Some(spliced)
+}
+
+/// JSON with a text in the stead of everything that a pointer leads to; `None` where not all of that can be found.
+fn masked_json(document: &[u8], pointer: &Pointer, instead: &str) -> Option<Vec<u8>> {
+    let quoted = serde_json::to_string(instead).ok()?;
+    let level = Level::read(document);
+    if matches!(level, Level::Leaf) && json::has_members(document) {
+        return None;
+    }
+    let found = level.find_all(pointer)?;
+    let found = found.into_iter().filter(|value| json::is_something(value));
+    spliced(document, found.map(|value| (value.get().as_bytes(), quoted.as_bytes().into())).collect())
 }
 
 /// Why nothing was put into a body.
@@ -460,6 +561,16 @@ pub enum ReplaceError {
 
 /// What is encoded in a form (WHATWG URL, section 1.3).
 const FORM: &AsciiSet = &NON_ALPHANUMERIC.remove(b'*').remove(b'-').remove(b'.').remove(b'_');
+
+/// A form's fields with what `new` makes of the name and the value of some of them; the others as they are written.
+fn with_fields(fields: &str, new: impl Fn(&[u8], &[u8]) -> Option<Vec<u8>>) -> String {
+    let field = |field: &str| {
+        let value = url_encoded(field.as_bytes()).first().and_then(|(name, value)| new(name, value));
+        let name = field.split('=').next().unwrap_or_default();
+        value.map_or_else(|| field.to_owned(), |value| format!("{name}={}", percent_encode(&value, FORM)))
+    };
+    fields.split('&').map(field).collect::<Vec<_>>().join("&")
+}
 
 /// A form's fields with one of them set, the others as they are written.
 fn with_field(fields: &str, name: &str, text: &str) -> String {
@@ -583,5 +694,48 @@ mod tests {
         draft.body = b"a=1%20&sig=old&b".to_vec();
         draft.set(&Method::POST, &"form:sig".parse().unwrap(), "pub|1").unwrap();
         assert_eq!(draft.body, b"a=1%20&b&sig=pub%7C1");
+    }
+
+    #[test]
+    fn what_is_masked_is_gone_and_nothing_else_moves() {
+        const FORM: &str = "application/x-www-form-urlencoded";
+        const PARTS: &str = "multipart/form-data; boundary=x";
+        let many = |value: &str| format!("{{\"l\":[{}]}}", vec![value; MANY].join(","));
+        const MANY: usize = 10_001;
+        for (kind, place, body, masked) in [
+            ("", "json:/t", r#"{"t" : "S", "a":1.0,"t":["S"],"u":"x"}"#, r#"{"t" : "***", "a":1.0,"t":"***","u":"x"}"#),
+            (
+                "",
+                "json:/l/*/t",
+                r#"{"l":[{"t":"S"},{"t":null},{"a":2},{"t":7}]}"#,
+                r#"{"l":[{"t":"***"},{"t":null},{"a":2},{"t":"***"}]}"#,
+            ),
+            ("", "json:/t", r#"{"\u0074":"S"}"#, r#"{"\u0074":"***"}"#),
+            ("", "json:/l/*/t", &many(r#"{"t":"S"}"#), "***"),
+            (FORM, "form:t", "a=1+%20&t=S&b&%74=S%20S&t", "a=1+%20&t=***&b&%74=***&t=***"),
+            (FORM, "form:p#/t", "a=1&p=%7B%22t%22%3A+%22S%22%7D", "a=1&p=%7B%22t%22%3A%20%22***%22%7D"),
+            (FORM, "form:p#/t", "p=S%22", "p=***"),
+            (FORM, "json:/t", "{\"t\":\"S", "***"),
+            (
+                PARTS,
+                "form:t",
+                "--x\r\ncontent-disposition: form-data; name=\"t\"\r\n\r\nS\r\n--x\r\ncontent-disposition: form-data; \
+                 name=\"u\"\r\n\r\n1\r\n--x--\r\n",
+                "--x\r\ncontent-disposition: form-data; name=\"t\"\r\n\r\n***\r\n--x\r\ncontent-disposition: form-data; \
+                 name=\"u\"\r\n\r\n1\r\n--x--\r\n",
+            ),
+        ] {
+            let list = headers(&[("content-type", kind)]);
+            let mut draft = Draft::from(&Request::new(&Method::POST, "https://a.example/", &list, body.as_bytes()));
+            draft.mask(&place.parse().unwrap(), "***");
+            assert_eq!(String::from_utf8(draft.body).unwrap(), masked, "{place}");
+        }
+        let list = headers(&[("x-t", "S"), ("x-u", "1"), ("x-t", "S")]);
+        let url = "https://a.example/p?a=%20&t=S&&%74=S&b=1";
+        let mut draft = Draft::from(&Request::new(&Method::POST, url, &list, b""));
+        draft.mask(&"header:x-t".parse().unwrap(), "***");
+        draft.mask(&"query:t".parse().unwrap(), "***");
+        assert_eq!(draft.url, "https://a.example/p?a=%20&t=***&&%74=***&b=1");
+        assert_eq!(draft.headers, headers(&[("x-t", "***"), ("x-u", "1"), ("x-t", "***")]));
     }
 }

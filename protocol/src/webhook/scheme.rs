@@ -309,6 +309,12 @@ pub struct KeyPair {
 }
 
 impl KeyPair {
+    /// Whether its two sides differ.
+    #[must_use]
+    pub fn is_pair(&self) -> bool {
+        self.private.expose() != self.public
+    }
+
     /// A new one that begins with `prefix`, if a secret of this kind is shared.
     pub(super) fn shared(scheme: Scheme, form: KeyForm, encoding: Encoding, prefix: &str) -> Option<Self> {
         if !scheme.is_symmetric() || scheme.is_token() {

@@ -1,5 +1,7 @@
 //! Signing a request as a provider does: the rule that judges, read backwards.
 
+use std::borrow::Cow;
+
 use http::Method;
 use jiff::Timestamp;
 
@@ -82,17 +84,35 @@ impl Provider {
         rules.find_map(shared).or_else(|| self.key_pair())
     }
 
-    /// The request with `instead` in the place of every shared secret that it carries, as a token or a password. Signatures
-    /// stay as they are: they tell nothing of their key.
+    /// The request with `instead` in the place of everything that lets in whoever knows it: a shared token, a password, the
+    /// key of all that follows. Signatures stay as they are: they tell nothing of their key. A body in which such a thing
+    /// may stand, and which cannot be read, is replaced as a whole.
     #[must_use]
     pub fn mask(&self, request: &Request<'_>, instead: &str) -> Draft {
         let mut draft = Draft::from(request);
-        let shared = self.signature.iter().filter(|rule| rule.scheme == Scheme::Equal);
-        for rule in shared.filter(|rule| rule.from.is_there(request)) {
-            // What is there can be replaced.
-            let _ = draft.set(request.method, &rule.from, instead);
+        if self.secret_places().any(Place::is_in_body) && !request.is_understood() {
+            draft.body = instead.into();
         }
+        self.secret_places().for_each(|place| draft.mask(place, instead));
         draft
+    }
+
+    /// What [`Provider::mask`] takes out; `None` where that is not known, because not all of the body can be read.
+    #[must_use]
+    pub fn secrets_in(&self, request: &Request<'_>) -> Option<Vec<Vec<u8>>> {
+        let secrets = || self.secret_places().flat_map(|place| place.all(request)).map(Cow::into_owned).collect();
+        self.secret_places().all(|place| place.is_read(request)).then(secrets)
+    }
+
+    /// Whether two requests carry the same signature, whatever it is worth.
+    #[must_use]
+    pub fn is_signed_alike(&self, one: &Request<'_>, other: &Request<'_>) -> bool {
+        self.signature.iter().all(|rule| rule.from.all(one) == rule.from.all(other))
+    }
+
+    fn secret_places(&self) -> impl Iterator<Item = &Place> {
+        let shared = self.signature.iter().filter(|rule| rule.scheme == Scheme::Equal);
+        shared.map(|rule| &rule.from).chain(&self.secrets)
     }
 
     /// What the provider's first scheme makes of a text: some handshakes ask for that as a proof.

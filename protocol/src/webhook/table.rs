@@ -216,6 +216,9 @@ pub struct Provider {
     mode: Option<Mode>,
     #[serde(default)]
     secret: SecretForm,
+    /// Where requests carry what lets in whoever knows it, beside the tokens that its signature rules compare.
+    #[serde(default)]
+    pub(super) secrets: Vec<Place>,
     /// Values beside the secret that its scheme needs, and where the user finds each.
     #[serde(default)]
     settings: Settings,
@@ -422,6 +425,9 @@ impl Provider {
         }
         if !(200..=599).contains(&self.answer.status) {
             return Err(("answer.status", format!("{} is no status of an answer", self.answer.status)));
+        }
+        if self.secrets.iter().any(|place| matches!(place, Place::Method | Place::Path)) {
+            return Err(("secrets", "no secret is a method, or can be told from the rest of a path".into()));
         }
         for rule in &self.signature {
             let what = |problem: &str| ("signature", problem.to_owned());

@@ -14,11 +14,9 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use http::{Method, StatusCode};
-use relay_protocol::webhook::{Provider, Request};
 use serde::{Deserialize, Serialize};
 
 use crate::atomic::replace;
-use crate::capture::mask;
 use crate::capture::saved::{Headers, Saved, SavedAnswer, SavedError, load, origin};
 use crate::secret::ReadError;
 
@@ -214,32 +212,14 @@ impl Fixture {
         files.push((EXCHANGE, about.into_bytes()));
         Ok(files)
     }
-
-    /// The same without what is secret in it, as it is handed on. `provider` is its sender.
-    #[must_use]
-    pub fn masked(mut self, provider: Option<&Provider>) -> Self {
-        let FixtureRequest { method, headers, body, .. } = &self.request;
-        let draft = mask::request(&Request::new(method, &self.about.url, headers, body), provider);
-        if draft.url != self.about.url {
-            let origin = origin(&draft.url).map_or(0, str::len);
-            draft.url.get(origin..).unwrap_or_default().clone_into(&mut self.request.target);
-        }
-        (self.about.url, self.request.headers, self.request.body) = (draft.url, draft.headers, draft.body);
-        if let Some(response) = &mut self.response {
-            mask::headers(&mut response.headers);
-        }
-        self
-    }
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
-    use http::{HeaderName, HeaderValue};
-    use relay_protocol::webhook::Table;
-
     use super::*;
+    use http::{HeaderName, HeaderValue};
 
     fn fixture() -> Fixture {
         let header =
@@ -309,15 +289,5 @@ mod tests {
         let file = directory.path().join(REQUEST);
         let error = fixture().write(&file).unwrap_err().to_string();
         assert!(error.starts_with("cannot write ") && error.contains("request.http"), "{error}");
-    }
-
-    #[test]
-    fn what_is_handed_on_has_no_secrets() {
-        let table = Table::built_in().unwrap();
-        let masked = fixture().masked(table.get("cloudevents").map(AsRef::as_ref));
-        assert!(!format!("{masked:?}").contains("secret"), "{masked:?}");
-        assert_eq!(masked.request.target, "/hooks?access_token=***");
-        assert_eq!(masked.request.body, fixture().request.body);
-        assert_eq!(masked.request.headers[2].1, "1");
     }
 }

@@ -2,40 +2,97 @@
 //! as they are.
 
 use http::{HeaderName, HeaderValue};
+use relay_protocol::message::HeaderList;
 use relay_protocol::webhook::{Draft, Provider, Request};
 
 /// What stands where a secret stood.
 pub const MASK: &str = "***";
 
 /// Headers whose value lets in whoever knows it.
-const SECRET: [&str; 8] = [
-    "api-key",
-    "authorization",
-    "cookie",
-    "proxy-authorization",
-    "set-cookie",
-    "x-api-key",
-    "x-auth-token",
-    "x-hook-secret",
-];
+const HEADERS: [&str; 7] =
+    ["api-key", "authorization", "cookie", "proxy-authorization", "set-cookie", "x-api-key", "x-auth-token"];
+
+/// Parameters of URLs of which the same is true, whoever the sender is.
+const PARAMETERS: [&str; 10] =
+    ["access_token", "api_key", "apikey", "auth", "auth_token", "client_secret", "key", "password", "secret", "token"];
+
+/// The shortest secret that is looked for in an answer, in bytes: a shorter one stands in many a text by chance.
+const ECHOED_MIN: usize = 8;
+
+/// Schemes of `Authorization` (RFC 9110, section 11.1), which are no secret and say what to put in its place.
+const SCHEMES: [&str; 3] = ["basic", "bearer", "jwt"];
 
 /// The request without what is secret in it. Signatures stay: they tell nothing of their key.
 pub fn request(request: &Request<'_>, provider: Option<&Provider>) -> Draft {
+    let plain = Draft::from(request);
     let mut draft = match provider {
         Some(provider) => provider.mask(request, MASK),
-        None => request.into(),
+        None => plain.clone(),
     };
-    headers(&mut draft.headers);
+    draft.mask_query(|name| PARAMETERS.iter().any(|known| name.eq_ignore_ascii_case(known)), MASK);
+    for ((name, value), (_, plain)) in draft.headers.iter_mut().zip(&plain.headers) {
+        if let Some(masked) = header(name, plain) {
+            *value = masked;
+        }
+    }
     draft
 }
 
-/// The same for headers by themselves, as those of an answer.
+/// Whether a request of this provider's says the mask where it said a secret.
+pub fn is_masked(request: &Request<'_>, url: &str, provider: &Provider) -> bool {
+    let secrets = provider.secrets_in(request).unwrap_or_default();
+    let is_mask = |text: &[u8]| text.ends_with(MASK.as_bytes());
+    secrets.iter().any(|text| is_mask(text)) || url.split(['?', '&']).any(|field| field.ends_with("=***"))
+}
+
+/// The same for headers by themselves.
 pub fn headers(headers: &mut [(HeaderName, HeaderValue)]) {
     for (name, value) in headers {
-        if SECRET.contains(&name.as_str()) {
+        if let Some(masked) = header(name, value) {
+            *value = masked;
+        }
+    }
+}
+
+/// What stands in the stead of a header's value, where that lets somebody in.
+fn header(name: &HeaderName, value: &HeaderValue) -> Option<HeaderValue> {
+    if !HEADERS.contains(&name.as_str()) {
+        return None;
+    }
+    let scheme = value.to_str().ok().and_then(|value| value.split_once(' ')).map(|(scheme, _)| scheme);
+    let scheme = scheme.filter(|scheme| SCHEMES.iter().any(|known| scheme.eq_ignore_ascii_case(known)));
+    let masked = scheme.and_then(|scheme| HeaderValue::from_str(&format!("{scheme} {MASK}")).ok());
+    Some(masked.unwrap_or(HeaderValue::from_static(MASK)))
+}
+
+/// The same for an answer, which may say a secret of its request again.
+pub fn answer(request: &Request<'_>, provider: Option<&Provider>, headers: &mut HeaderList, body: &mut Vec<u8>) {
+    self::headers(headers);
+    let Some(secrets) = provider.map_or(Some(Vec::new()), |provider| provider.secrets_in(request)) else {
+        *body = MASK.into();
+        return;
+    };
+    for secret in secrets.into_iter().filter(|secret| secret.len() >= ECHOED_MIN) {
+        if let Some(masked) = without(body, &secret) {
+            *body = masked;
+        }
+        for (_, value) in headers.iter_mut().filter(|(_, value)| without(value.as_bytes(), &secret).is_some()) {
             *value = HeaderValue::from_static(MASK);
         }
     }
+}
+
+/// The bytes without these ones; `None` where they are not among them.
+fn without(bytes: &[u8], secret: &[u8]) -> Option<Vec<u8>> {
+    let find = |bytes: &[u8]| bytes.windows(secret.len()).position(|window| window == secret);
+    let (mut rest, mut masked) = (bytes, Vec::new());
+    while let Some((before, found)) = find(rest).and_then(|at| rest.split_at_checked(at)) {
+        masked.extend_from_slice(before);
+        masked.extend_from_slice(MASK.as_bytes());
+        rest = found.get(secret.len()..).unwrap_or_default();
+    }
+    masked.extend_from_slice(rest);
+    (rest.len() < bytes.len()).then_some(masked)
 }
 
 #[cfg(test)]
@@ -59,15 +116,17 @@ mod tests {
         ];
         let list: Vec<_> = list.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).into();
         let (url, body) =
-            ("https://t.example/?access_token=secret&b=%20", br#"{"value":[{"clientState":"secret","n":1.0}]}"#);
+            ("https://t.example/?ACCESS_token=secret&b=%20", br#"{"value":[{"clientState":"secret","n":1.0}]}"#);
         let asked = Request::new(&Method::POST, url, &list, body);
         let masked = |provider| request(&asked, table.get(provider).map(AsRef::as_ref));
         let nobodys = masked("none");
-        assert_eq!((nobodys.url.as_str(), nobodys.body.as_slice()), (url, &body[..]));
+        assert_eq!(
+            (nobodys.url.as_str(), nobodys.body.as_slice()),
+            ("https://t.example/?ACCESS_token=***&b=%20", &body[..])
+        );
         let values: Vec<_> = nobodys.headers.iter().map(|(_, value)| value.to_str().unwrap()).collect();
-        assert_eq!(values, [MASK, MASK, "secret", "t=1,v1=00", "Push Hook"]);
+        assert_eq!(values, ["Basic ***", MASK, "secret", "t=1,v1=00", "Push Hook"]);
         assert_eq!(masked("gitlab").headers[2].1, MASK);
-        assert_eq!(masked("cloudevents").url, "https://t.example/?b=%20&access_token=***");
         assert_eq!(masked("microsoft-graph").body, br#"{"value":[{"clientState":"***","n":1.0}]}"#);
         let mut answer = vec![("set-cookie".parse().unwrap(), HeaderValue::from_static("secret"))];
         headers(&mut answer);

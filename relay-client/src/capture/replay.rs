@@ -7,12 +7,13 @@ use http::{HeaderName, HeaderValue, Method};
 use jiff::Timestamp;
 use relay_protocol::exchange::public_url;
 use relay_protocol::message::{HeaderList, RequestHead};
-use relay_protocol::webhook::{Credentials, Draft, Request, SignError, Table, Verdict};
+use relay_protocol::webhook::{Credentials, Draft, Provider, Request, SignError, Table, Verdict};
 use serde::{Deserialize, Serialize};
 use ulid::Ulid;
 
 use super::entry::REPLAY_OF;
 use super::exchange::Exchange;
+use super::mask;
 use super::saved::origin;
 
 /// How long an answer is waited for where nobody knows how long its sender would.
@@ -31,7 +32,7 @@ pub(crate) struct Replay {
     pub(crate) method: Method,
     /// The URL that its sender called.
     pub(crate) url: String,
-    /// In their order, without Host.
+    /// In their order, without Host, which its URL names.
     pub(crate) headers: HeaderList,
     /// Byte for byte.
     pub(crate) body: Vec<u8>,
@@ -39,13 +40,17 @@ pub(crate) struct Replay {
     pub(crate) within: Duration,
     /// The address of its first sender.
     pub(crate) remote: String,
+    /// Behind its body.
+    pub(crate) trailers: HeaderList,
+    /// What it was before somebody changed it here.
+    pub(crate) before: Option<Box<Self>>,
 }
 
 /// Whether a request is signed anew.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Resign {
-    /// Where its signature was right and is too old by now, and there is a secret.
+    /// Where its signature was right, and is too old by now or no more that of what was changed here, and there is a secret.
     #[default]
     Stale,
     /// In any case.
@@ -70,6 +75,9 @@ pub enum ReplayError {
         /// Bytes that there were.
         size: u64,
     },
+    /// Not all of it came.
+    #[error("{0} cannot be sent as it came: it was answered before its whole body was here")]
+    Early(String),
     /// It would be another protocol.
     #[error("{0} asked to switch to another protocol, and what was said in that was not kept")]
     Upgrade(String),
@@ -95,8 +103,11 @@ impl Replay {
     pub(crate) fn of(exchange: &Exchange) -> Result<Self, ReplayError> {
         let (summary, request) = (&exchange.summary, &exchange.request);
         let id = summary.id.clone();
-        if request.body_truncated {
-            return Err(ReplayError::Cut { id, kept: request.body.len() as u64, size: request.body_size });
+        let kept = request.body.len() as u64;
+        match (request.body_truncated, request.body_size) {
+            (false, _) => {}
+            (true, size) if size > kept => return Err(ReplayError::Cut { id, kept, size }),
+            (true, _) => return Err(ReplayError::Early(id)),
         }
         if request.head.upgrade.is_some() {
             return Err(ReplayError::Upgrade(id));
@@ -114,6 +125,8 @@ impl Replay {
             body: request.body.clone(),
             within: summary.allowed_ms.filter(|allowed| *allowed > 0).map_or(PATIENT, Duration::from_millis),
             remote: summary.remote.clone(),
+            trailers: request.trailers.clone(),
+            before: None,
         })
     }
 
@@ -129,7 +142,31 @@ impl Replay {
             body,
             within: Duration::from_millis(head.deadline_ms.into()),
             remote: head.remote.to_string(),
+            trailers: HeaderList::new(),
+            before: None,
         }
+    }
+
+    /// A request of ours that a client is to sign.
+    pub(crate) fn to_sign(provider: String, method: Method, url: String, headers: HeaderList, body: Vec<u8>) -> Self {
+        Self {
+            of: None,
+            tunnel: None,
+            provider: Some(provider),
+            method,
+            url,
+            headers,
+            body,
+            within: PATIENT,
+            remote: String::new(),
+            trailers: HeaderList::new(),
+            before: None,
+        }
+    }
+
+    /// The same for another URL, of the same service or of another.
+    pub(crate) fn with_url(self, url: String) -> Self {
+        if url == self.url { self } else { Self { url, before: Some(Box::new(self.clone())), ..self } }
     }
 
     /// Signs it anew where that is to be. Whether it was.
@@ -146,15 +183,13 @@ impl Replay {
         if resign == Resign::Never || resign == Resign::Stale && credentials.secrets.is_empty() {
             return Ok(false);
         }
-        let mut headers = self.headers.clone();
-        // As whoever signs the URL by its host has seen it.
-        headers.extend(self.host().map(|host| (HOST, host)));
+        let headers = self.seen_headers();
         let request = Request::new(&self.method, &self.url, &headers, &self.body);
         let known = self.provider.as_deref().and_then(|id| table.get(id));
         let Some(provider) = known.or_else(|| table.recognise(&request)) else {
             return if resign == Resign::Always { Err(ReplayError::Nobody) } else { Ok(false) };
         };
-        if resign == Resign::Stale && provider.judge(&request, credentials, now).verdict != Verdict::Stale {
+        if resign == Resign::Stale && !self.is_due(&request, provider, credentials, now) {
             return Ok(false);
         }
         let signed = provider.sign(&request, credentials, now);
@@ -164,9 +199,37 @@ impl Replay {
             Err(_) if resign == Resign::Stale => return Ok(false),
             Err(error) => return Err(error.into()),
         };
-        headers.retain(|(name, _)| *name != HOST);
+        if !self.names_host() {
+            headers.retain(|(name, _)| *name != HOST);
+        }
         (self.url, self.headers, self.body) = (url, headers, body);
         Ok(true)
+    }
+
+    /// Whether its signature was right once and is so no more.
+    fn is_due(&self, request: &Request<'_>, provider: &Provider, credentials: &Credentials, now: Timestamp) -> bool {
+        match provider.judge(request, credentials, now).verdict {
+            Verdict::Stale => true,
+            Verdict::Valid | Verdict::Missing => false,
+            _ if mask::is_masked(request, &self.url, provider) => true,
+            _ => self.before.as_ref().is_some_and(|before| {
+                let headers = before.seen_headers();
+                let first = Request::new(&before.method, &before.url, &headers, &before.body);
+                let was = provider.judge(&first, credentials, now).verdict;
+                // Whoever writes another signature means that one.
+                matches!(was, Verdict::Valid | Verdict::Stale) && provider.is_signed_alike(request, &first)
+            }),
+        }
+    }
+
+    /// Its headers as whoever signs the URL by its host has seen them.
+    fn seen_headers(&self) -> HeaderList {
+        let host = self.host().filter(|_| !self.names_host()).map(|host| (HOST, host));
+        self.headers.iter().cloned().chain(host).collect()
+    }
+
+    fn names_host(&self) -> bool {
+        self.headers.iter().any(|(name, _)| *name == HOST)
     }
 
     /// Its head as it crosses a link, with an id of its own and the word that it is a replay.

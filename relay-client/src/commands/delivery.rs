@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::{Method, StatusCode};
 use jiff::Timestamp;
-use relay_protocol::webhook::{Credentials, Draft, Fact, Provider, ReplaceError, Request, SignError};
+use relay_protocol::webhook::{Credentials, Draft, Fact, KeyPair, Provider, ReplaceError, Request, SignError};
 use serde::Serialize;
 
 use crate::capture::saved::{Headers, SavedError, origin};
@@ -13,8 +13,8 @@ use crate::cli::{DeliveryArgs, Exit};
 use crate::commands::test_secret::{self, TestSecretError};
 use crate::commands::wait::others;
 use crate::config::{ConfigError, Files};
-use crate::control::board::Tunnel;
-use crate::control::{Ask, ControlError, Found, PATIENCE, ask_all};
+use crate::control::board::{Status, Tunnel};
+use crate::control::{Ask, Asked, ControlError, Found, PATIENCE, ask_all};
 use crate::event::Body;
 use crate::outgoing::{Answer, SendError, send};
 use crate::samples::SampleError;
@@ -124,6 +124,14 @@ pub enum DeliveryError {
     /// Nobody is reached.
     #[error(transparent)]
     Send(#[from] SendError),
+    /// The client that has the tunnel does not sign it.
+    #[error("the client of process {pid} did not sign it: {problem}; say what it is signed with by --secret")]
+    Client {
+        /// Its process.
+        pid: u32,
+        /// Why.
+        problem: io::Error,
+    },
     /// The app does not take it.
     #[error("{failed} of {sent} were not answered with 2xx")]
     NotTaken {
@@ -165,8 +173,8 @@ pub(super) struct Destination {
     target: Target,
     /// The public URL; what follows the host was typed.
     url: String,
-    /// What the tunnel is called on this machine.
-    tunnel: Option<String>,
+    /// The client that has the tunnel, and what the tunnel is called on this machine.
+    tunnel: Option<(Box<Asked>, String)>,
 }
 
 impl Destination {
@@ -181,11 +189,12 @@ impl Destination {
                 (Target::new(server, &Trust::System)?.naming(Peer::Server), url.clone(), None)
             }
             None => {
-                let (tunnel, ca, addr) = tunnel(args.tunnel.as_deref()).await?;
-                let trust = ca.as_deref().map_or(Ok(Trust::System), |ca| Trust::only(ca.as_ref()))?;
-                let addr = addr.map(|addr| addr.parse()).transpose()?;
+                let (client, tunnel) = tunnel(args.tunnel.as_deref()).await?;
+                let Status { relay_ca, relay_addr, .. } = &client.status;
+                let trust = relay_ca.as_deref().map_or(Ok(Trust::System), |ca| Trust::only(ca.as_ref()))?;
+                let addr = relay_addr.as_ref().map(|addr| addr.parse()).transpose()?;
                 let target = Target::new(tunnel.url.parse()?, &trust)?.dialling(addr);
-                (target, tunnel.url, Some(tunnel.tunnel))
+                (target, tunnel.url, Some((client, tunnel.tunnel)))
             }
         };
         let url = match (&args.path, origin(&url)) {
@@ -208,29 +217,29 @@ impl Destination {
     }
 }
 
-/// The tunnel of this name, or the only one; with the CA and the address of its relay.
-async fn tunnel(wanted: Option<&str>) -> Result<(Tunnel, Option<String>, Option<String>), DeliveryError> {
-    let mut tunnels = Vec::new();
+/// The tunnel of this name, or the only one, and its client.
+async fn tunnel(wanted: Option<&str>) -> Result<(Box<Asked>, Tunnel), DeliveryError> {
+    let is_it = |tunnel: &&Tunnel| wanted.is_none_or(|wanted| tunnel.tunnel == wanted || tunnel.name == wanted);
+    let (mut known, mut found) = (Vec::new(), Vec::new());
     for client in ask_all(&Ask::Status, PATIENCE).await? {
         match client {
             Found::Answers(client) => {
-                let status = client.status;
-                let way = (status.relay_ca, status.relay_addr);
-                tunnels.extend(status.tunnels.into_iter().map(|tunnel| (tunnel, way.0.clone(), way.1.clone())));
+                let tunnels = &client.status.tunnels;
+                known.extend(tunnels.iter().map(|tunnel| tunnel.tunnel.clone()));
+                let of_it: Vec<_> = tunnels.iter().filter(is_it).cloned().collect();
+                found.extend(of_it.split_first().map(|(first, others)| (client, first.clone(), others.len())));
             }
             Found::Silent { pid, why } => tell(&format!("the client of process {pid} {why}")),
         }
     }
-    let known: Vec<_> = tunnels.iter().map(|(tunnel, ..)| tunnel.tunnel.clone()).collect();
-    let is_it = |tunnel: &Tunnel| wanted.is_none_or(|wanted| tunnel.tunnel == wanted || tunnel.name == wanted);
-    tunnels.retain(|(tunnel, ..)| is_it(tunnel));
-    if tunnels.len() > 1 {
-        return Err(DeliveryError::Several(known));
+    match (found.pop(), found.is_empty(), wanted) {
+        (Some((client, tunnel, 0)), true, _) => Ok((client, tunnel)),
+        (Some(_), ..) => Err(DeliveryError::Several(known)),
+        (None, _, Some(wanted)) if !known.is_empty() => {
+            Err(DeliveryError::NoTunnel { wanted: wanted.to_owned(), known })
+        }
+        (None, ..) => Err(DeliveryError::None),
     }
-    tunnels.pop().ok_or_else(|| match wanted {
-        Some(wanted) if !known.is_empty() => DeliveryError::NoTunnel { wanted: wanted.to_owned(), known },
-        _ => DeliveryError::None,
-    })
 }
 
 /// A webhook that is still to be signed.
@@ -249,14 +258,25 @@ pub(super) struct Parcel {
 #[derive(Debug)]
 pub(super) struct Signer<'t> {
     provider: &'t Provider,
+    /// What was typed, or stands in a file.
     credentials: Credentials,
-    /// Nobody but the provider can sign, or it does not.
-    unsigned: bool,
+    hand: Hand<'t>,
+}
+
+/// Who signs.
+#[derive(Debug)]
+enum Hand<'t> {
+    /// The client that has the tunnel, with what it was given, where it was given something for that.
+    Client(&'t Asked, &'t str),
+    /// This process.
+    Own,
+    /// Nobody but the provider can, or it does not.
+    Nobody,
 }
 
 impl<'t> Signer<'t> {
-    /// With what was typed or stands in a file for that tunnel, and otherwise with a secret of our own, which the user is
-    /// told.
+    /// With what was typed, or what the tunnel's client knows, or what stands in a file for that tunnel, and otherwise with a
+    /// secret of our own, which the user is told.
     ///
     /// # Errors
     /// Where a secret is not to be had.
@@ -264,14 +284,36 @@ impl<'t> Signer<'t> {
         provider: &'t Provider,
         args: &DeliveryArgs,
         files: &Files,
-        to: &Destination,
+        to: &'t Destination,
     ) -> Result<Self, DeliveryError> {
-        let typed = &args.credentials;
-        let mut credentials = files.credentials(typed.clone(), to.tunnel.as_deref())?;
-        let Some(new) = provider.new_secret() else { return Ok(Self { provider, credentials, unsigned: true }) };
+        let (typed, tunnel) = (&args.credentials, to.tunnel.as_ref());
+        let mut credentials = files.credentials(typed.clone(), tunnel.map(|(_, tunnel)| &**tunnel))?;
+        let is_typed = !typed.secrets.is_empty();
         // Of a provider with a key pair the files have the half that verifies.
-        let is_pair = new.private.expose() != new.public;
-        if credentials.secrets.is_empty() || (is_pair && typed.secrets.is_empty()) {
+        let new = provider.new_secret();
+        if !is_typed && new.as_ref().is_some_and(KeyPair::is_pair) {
+            credentials.secrets.clear();
+        }
+        let hand = match tunnel {
+            _ if new.is_none() => Hand::Nobody,
+            Some((client, tunnel)) if !is_typed => Hand::Client(client, tunnel),
+            _ => Hand::Own,
+        };
+        Ok(Self { provider, credentials, hand })
+    }
+
+    /// Whether anybody can sign.
+    fn signs(&self) -> bool {
+        !matches!(self.hand, Hand::Nobody)
+    }
+
+    /// Takes a secret of our own, where there is no other, and tells the user.
+    fn need_secret(&mut self) -> Result<(), DeliveryError> {
+        let provider = self.provider;
+        if self.credentials.secrets.is_empty()
+            && let Some(new) = provider.new_secret()
+        {
+            let is_pair = new.is_pair();
             let ours = test_secret::of(provider, new)?;
             tell(&if is_pair {
                 format!(
@@ -284,9 +326,9 @@ impl<'t> Signer<'t> {
                     provider.name, ours.public
                 )
             });
-            credentials.secrets = vec![ours.private];
+            self.credentials.secrets = vec![ours.private];
         }
-        Ok(Self { provider, credentials, unsigned: false })
+        Ok(())
     }
 
     /// A setting, which is made up where it is not given.
@@ -298,11 +340,22 @@ impl<'t> Signer<'t> {
         })
     }
 
-    fn sign(&self, parcel: &Parcel, url: &str, now: Timestamp) -> Result<Draft, DeliveryError> {
+    async fn sign(&mut self, parcel: &Parcel, url: &str, now: Timestamp) -> Result<Draft, DeliveryError> {
         let request = Request::new(&parcel.method, url, &parcel.headers, &parcel.body);
-        if self.unsigned || !parcel.signed {
+        if !self.signs() || !parcel.signed {
             return Ok((&request).into());
         }
+        if let Hand::Client(client, tunnel) = &self.hand {
+            let (id, settings) = (&self.provider.id, self.credentials.settings.clone());
+            let signed = client.sign(tunnel, id, settings, &parcel.method, (&request).into()).await;
+            let pid = client.status.pid;
+            match signed.map_err(|problem| DeliveryError::Client { pid, problem })? {
+                Some(draft) => return Ok(draft),
+                // It has nothing to sign with.
+                None => self.hand = Hand::Own,
+            }
+        }
+        self.need_secret()?;
         match self.provider.sign(&request, &self.credentials, now) {
             Ok(draft) => Ok(draft),
             Err(SignError::OnlyTheProvider(name)) => Err(DeliveryError::Private(name)),
@@ -339,11 +392,11 @@ struct Report<'a> {
 pub(super) async fn deliver(
     args: &DeliveryArgs,
     to: &Destination,
-    signer: &Signer<'_>,
+    mut signer: Signer<'_>,
     next: impl Fn(Timestamp) -> Result<Parcel, DeliveryError>,
 ) -> Result<(), DeliveryError> {
     let provider = signer.provider;
-    if signer.unsigned {
+    if !signer.signs() {
         tell(&if provider.facts().contains(&Fact::Signature) {
             format!("only {} itself can sign its requests: this is sent without a signature", provider.name)
         } else {
@@ -356,7 +409,7 @@ pub(super) async fn deliver(
         let now = Timestamp::now();
         let parcel = next(now)?;
         let method = &parcel.method;
-        let draft = signer.sign(&parcel, &to.url(&parcel.target), now)?;
+        let draft = signer.sign(&parcel, &to.url(&parcel.target), now).await?;
         let event = provider.event(&Request::new(method, &draft.url, &draft.headers, &draft.body));
         let path = draft.url.get(origin(&draft.url).map_or(0, str::len)..).unwrap_or_default();
         let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
@@ -376,7 +429,7 @@ pub(super) async fn deliver(
             provider: &provider.id,
             event_type: event.kind,
             event_id: event.id,
-            signed: parcel.signed && !signer.unsigned,
+            signed: parcel.signed && signer.signs(),
             method: method.as_str(),
             url: &draft.url,
             status: answer.as_ref().ok().map(|answer| answer.status.as_u16()),

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use relay_protocol::message::HeaderList;
 use serde::Serialize;
 
 use crate::capture::fixture::{Fixture, FixtureError};
@@ -115,7 +116,12 @@ pub async fn run(args: ReplayArgs, files: &Files) -> Result<bool, ReplayCommandE
             first.tunnel.clone_from(&args.tunnel);
         }
         let way = match &args.to {
-            Some(url) => Way::to(url)?,
+            Some(to) => {
+                // Whoever signs the URL signs this one.
+                let url = url_at(to, &first.url);
+                first = first.with_url(url);
+                Way::to(to)?
+            }
             None => Way::Client(client_of(&mut first).await?),
         };
         let credentials = files.credentials(args.credentials.clone(), first.tunnel.as_deref())?;
@@ -133,9 +139,9 @@ pub async fn run(args: ReplayArgs, files: &Files) -> Result<bool, ReplayCommandE
                     let done = client.replay(replay.tunnel.as_deref().unwrap_or_default(), &replay, resign).await;
                     done.map_err(|problem| ReplayCommandError::Client { pid: client.status.pid, problem })?
                 }
-                Way::Server(target, url) => {
+                Way::Server(target) => {
                     replay.tunnel = None;
-                    straight(&mut replay, resign, target, url).await?
+                    straight(&replay, resign, target).await?
                 }
             };
             done.signed |= is_signed;
@@ -168,6 +174,8 @@ async fn load(wanted: &str, history: &mut Option<History>) -> Result<Replay, Rep
             body: request.body,
             within: PATIENT,
             remote: HERE.to_owned(),
+            trailers: HeaderList::new(),
+            before: None,
         });
     }
     if history.is_none() {
@@ -181,35 +189,40 @@ async fn load(wanted: &str, history: &mut Option<History>) -> Result<Replay, Rep
 enum Way {
     /// To the service of a tunnel of this client.
     Client(Box<Asked>),
-    /// To this URL.
-    Server(Target, String),
+    /// To this server.
+    Server(Target),
 }
 
 impl Way {
     fn to(url: &str) -> Result<Self, ReplayCommandError> {
         let server = RelayUrl::of_any_server(origin(url).unwrap_or(url))?;
-        Ok(Self::Server(Target::new(server, &Trust::System)?.naming(Peer::Server), url.to_owned()))
+        Ok(Self::Server(Target::new(server, &Trust::System)?.naming(Peer::Server)))
     }
 }
 
-/// Sends it to a URL, where that has neither path nor query to its own.
-async fn straight(
-    replay: &mut Replay,
-    resign: Resign,
-    target: &Target,
-    url: &str,
-) -> Result<Replayed, ReplayCommandError> {
+/// What follows the host in a URL.
+fn path(url: &str) -> &str {
+    url.get(origin(url).map_or(0, str::len)..).unwrap_or_default()
+}
+
+/// The URL that a request goes to: where `to` has neither path nor query, with those that it came to.
+fn url_at(to: &str, came_to: &str) -> String {
+    let path = if path(to).is_empty() { path(came_to) } else { path(to) };
+    let slash = if path.starts_with('/') { "" } else { "/" };
+    format!("{}{slash}{path}", origin(to).unwrap_or(to))
+}
+
+/// Sends it to the server of its URL.
+async fn straight(replay: &Replay, resign: Resign, target: &Target) -> Result<Replayed, ReplayCommandError> {
     if resign == Resign::Always {
         // Whoever had a secret has signed it.
         return Err(ReplayError::NoSecret.into());
     }
-    let path = |url: &str| url.get(origin(url).map_or(0, str::len)..).unwrap_or_default().to_owned();
-    let theirs = path(url);
-    let path = if theirs.is_empty() { path(&replay.url) } else { theirs };
-    let path = if path.starts_with('/') { path } else { format!("/{path}") };
-    replay.url = format!("{}{path}", origin(url).unwrap_or(url));
-    let headers = replay.marked_headers();
-    let sent = send(target, &replay.method, &path, &headers, replay.body.clone(), replay.within).await;
+    if !replay.trailers.is_empty() {
+        tell("what followed its body, its trailers, goes only to a service of a running client");
+    }
+    let (headers, path) = (replay.marked_headers(), path(&replay.url));
+    let sent = send(target, &replay.method, path, &headers, replay.body.clone(), replay.within).await;
     let (status, error, body, body_size, took) = match sent {
         Ok(answer) => (Some(answer.status.as_u16()), None, answer.body, answer.size, answer.took),
         Err(error @ SendError::Late(after)) => (None, Some(error.to_string()), Vec::new(), 0, after),

@@ -30,7 +30,7 @@ pub async fn run(args: TriggerArgs, files: &Files) -> Result<(), DeliveryError> 
     let to = Destination::find(&args.delivery).await?;
     let mut signer = Signer::new(provider, &args.delivery, files, &to)?;
     let settings: Vec<_> = sample.settings().map(|name| (name, signer.setting(name).to_owned())).collect();
-    deliver(&args.delivery, &to, &signer, |now| fill(sample, &args, &to, &settings, now)).await
+    deliver(&args.delivery, &to, signer, |now| fill(sample, &args, &to, &settings, now)).await
 }
 
 fn find(sender: &str, event: Option<&str>) -> Result<&'static Sample, DeliveryError> {

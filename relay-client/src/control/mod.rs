@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   relay status, relay wait ── a line of JSON ──▶ $XDG_RUNTIME_DIR/relay/PID-RANDOM.sock ──▶ Board, Capture
-//!   relay replay             ◀── lines of JSON ──                                        └──▶ Door, to a service
+//!   relay replay, trigger    ◀── lines of JSON ──                                        └──▶ Door, to a service
 //! ```
 //!
 //! Each client has a socket of mode 0600 in a directory of mode 0700 that is this user's. One question is a line, and so
@@ -21,7 +21,9 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::future::join_all;
-use relay_protocol::message::{Payload as _, RequestHead};
+use http::Method;
+use relay_protocol::message::{HeaderList, MessageError, Payload};
+use relay_protocol::webhook::{Draft, Settings};
 use serde::{Deserialize, Serialize};
 use tokio::io::{
     AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader, ReadHalf, WriteHalf,
@@ -133,6 +135,26 @@ pub(crate) enum Ask {
         resign: Resign,
         /// Bytes of its body.
         body: u64,
+        /// What follows its body, as on the wire, in base64; empty for nothing.
+        #[serde(default)]
+        trailers: String,
+    },
+    /// To sign a request with what a tunnel knows, so that its secret stays where it is. Its body follows the question.
+    Sign {
+        /// Which tunnel.
+        tunnel: String,
+        /// Whose request it is: the id of a row of the provider table.
+        provider: String,
+        /// What the signature may need where the client does not know it.
+        settings: Settings,
+        /// Its method.
+        method: String,
+        /// The URL that it is sent to.
+        url: String,
+        /// Its headers as on the wire, in base64.
+        headers: String,
+        /// Bytes of its body.
+        body: u64,
     },
 }
 
@@ -146,6 +168,8 @@ pub(crate) enum Reply {
     News(News),
     /// The request was sent to the service.
     Replayed(Replayed),
+    /// The request is signed; none where the client knows no secret for that.
+    Signed(Option<Signed>),
     /// The question is not answered, and why.
     Refused(String),
 }
@@ -168,6 +192,16 @@ pub(crate) struct Replayed {
     pub(crate) body: Vec<u8>,
     /// Bytes of it.
     pub(crate) body_size: u64,
+}
+
+/// A request that a client has signed.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Signed {
+    url: String,
+    /// As on the wire, in base64.
+    headers: String,
+    /// None where it is as it was.
+    body: Option<String>,
 }
 
 // ---- the client's side -----------------------------------------------------------------------------
@@ -316,15 +350,43 @@ async fn converse(
             return say(&mut writer, &Reply::Status(control.board.status())).await;
         }
         Ok(Ask::Requests { since }) => since,
-        Ok(Ask::Replay { tunnel, head, provider, resign, body }) => {
+        Ok(Ask::Replay { tunnel, head, provider, resign, body, trailers }) => {
             let body = timeout(STUCK, lines.bytes(body)).await??;
             say(&mut writer, &Reply::Status(control.board.status())).await?;
             drop(turn);
+            let asked = async {
+                let head = from_text(&head)?;
+                let trailers = if trailers.is_empty() { HeaderList::new() } else { from_text(&trailers)? };
+                let request = Replay { trailers, ..Replay::made(head, provider, body) };
+                replay(door, &tunnel, request, resign).await
+            };
             let reply = tokio::select! {
-                reply = replay(door, &tunnel, &head, provider, resign, body) => reply.unwrap_or_else(Reply::Refused),
+                reply = asked => reply.unwrap_or_else(Reply::Refused),
                 // Whoever asked has gone, and the request goes with him.
                 _ = lines.next() => return Ok(()),
             };
+            return say(&mut writer, &reply).await;
+        }
+        Ok(Ask::Sign { tunnel, provider, settings, method, url, headers, body }) => {
+            let body = timeout(STUCK, lines.bytes(body)).await??;
+            say(&mut writer, &Reply::Status(control.board.status())).await?;
+            drop(turn);
+            let signed = async {
+                let headers: HeaderList = from_text(&headers)?;
+                let method = method.parse().map_err(|_| "it has no method".to_owned())?;
+                let request = Replay::to_sign(provider, method, url, headers, body.clone());
+                let signed = door.sign(&tunnel, request, settings).await.map_err(|error| error.to_string())?;
+                let signed = signed.map(|signed| {
+                    let is_same = signed.body == body;
+                    Ok::<_, String>(Signed {
+                        url: signed.url,
+                        headers: to_text(&signed.headers).map_err(|error| error.to_string())?,
+                        body: (!is_same).then(|| STANDARD.encode(&signed.body)),
+                    })
+                });
+                Ok(Reply::Signed(signed.transpose()?))
+            };
+            let reply = signed.await.unwrap_or_else(Reply::Refused);
             return say(&mut writer, &reply).await;
         }
         Err(refusal) => return say(&mut writer, &Reply::Refused(refusal)).await,
@@ -357,18 +419,19 @@ async fn converse(
     }
 }
 
+/// A part of a request as on the wire, in base64.
+fn to_text(part: &impl Payload) -> Result<String, MessageError> {
+    Ok(STANDARD.encode(part.to_bytes()?))
+}
+
+fn from_text<T: Payload>(text: &str) -> Result<T, String> {
+    let bytes = STANDARD.decode(text).map_err(|error| error.to_string())?;
+    T::from_bytes(&bytes.into()).map_err(|error| error.to_string())
+}
+
 /// Sends a request to a service. What stands in the way is a sentence.
-async fn replay(
-    door: &Door,
-    tunnel: &str,
-    head: &str,
-    provider: Option<String>,
-    resign: Resign,
-    body: Vec<u8>,
-) -> Result<Reply, String> {
-    let head = STANDARD.decode(head).map_err(|error| error.to_string())?;
-    let head = RequestHead::from_bytes(&head.into()).map_err(|error| error.to_string())?;
-    let (replay, began) = (Replay::made(head, provider, body), Instant::now());
+async fn replay(door: &Door, tunnel: &str, replay: Replay, resign: Resign) -> Result<Reply, String> {
+    let began = Instant::now();
     let answer = door.ask(tunnel, replay, resign).await.map_err(|error| error.to_string())?;
     Ok(Reply::Replayed(Replayed {
         id: answer.id,
@@ -437,7 +500,9 @@ impl Asked {
         let Some(line) = self.lines.next().await? else { return Ok(None) };
         match serde_json::from_slice(&line)? {
             Reply::News(news) => Ok(Some(news)),
-            Reply::Status(_) | Reply::Refused(_) | Reply::Replayed(_) => Err(io::ErrorKind::InvalidData.into()),
+            Reply::Status(_) | Reply::Refused(_) | Reply::Replayed(_) | Reply::Signed(_) => {
+                Err(io::ErrorKind::InvalidData.into())
+            }
         }
     }
 
@@ -446,23 +511,63 @@ impl Asked {
     /// # Errors
     /// Where it breaks off, and where it refuses.
     pub(crate) async fn replay(&self, tunnel: &str, replay: &Replay, resign: Resign) -> io::Result<Replayed> {
-        let head = replay.head().map_err(io::Error::other)?.to_bytes().map_err(io::Error::other)?;
+        let has_trailers = !replay.trailers.is_empty();
+        let trailers = has_trailers.then(|| to_text(&replay.trailers)).transpose().map_err(io::Error::other)?;
         let ask = Ask::Replay {
             tunnel: tunnel.to_owned(),
-            head: STANDARD.encode(head),
+            head: to_text(&replay.head().map_err(io::Error::other)?).map_err(io::Error::other)?,
             provider: replay.provider.clone(),
             resign,
             body: replay.body.len() as u64,
+            trailers: trailers.unwrap_or_default(),
         };
-        let mut asked = match put(&self.socket, ask, &replay.body).await? {
+        match self.put(ask, &replay.body).await? {
+            Reply::Replayed(replayed) => Ok(replayed),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    /// Asks the same client to sign a request with what one of its tunnels knows; `None` where it knows no secret for that.
+    ///
+    /// # Errors
+    /// Where it breaks off, and where it refuses.
+    pub(crate) async fn sign(
+        &self,
+        tunnel: &str,
+        provider: &str,
+        settings: Settings,
+        method: &Method,
+        draft: Draft,
+    ) -> io::Result<Option<Draft>> {
+        let ask = Ask::Sign {
+            tunnel: tunnel.to_owned(),
+            provider: provider.to_owned(),
+            settings,
+            method: method.to_string(),
+            url: draft.url,
+            headers: to_text(&draft.headers).map_err(io::Error::other)?,
+            body: draft.body.len() as u64,
+        };
+        let signed = match self.put(ask, &draft.body).await? {
+            Reply::Signed(Some(signed)) => signed,
+            Reply::Signed(None) => return Ok(None),
+            _ => return Err(io::ErrorKind::InvalidData.into()),
+        };
+        let headers = from_text(&signed.headers).map_err(io::Error::other)?;
+        let body = signed.body.map(|body| STANDARD.decode(body)).transpose().map_err(io::Error::other)?;
+        Ok(Some(Draft { url: signed.url, headers, body: body.unwrap_or(draft.body) }))
+    }
+
+    /// What the same client answers to another question, after its status.
+    async fn put(&self, ask: Ask, body: &[u8]) -> io::Result<Reply> {
+        let mut asked = match put(&self.socket, ask, body).await? {
             Put::Answered(asked) => asked,
             Put::Refused(why) => return Err(io::Error::other(why)),
         };
         let line = asked.lines.next().await?.ok_or(io::ErrorKind::UnexpectedEof)?;
         match serde_json::from_slice(&line)? {
-            Reply::Replayed(replayed) => Ok(replayed),
             Reply::Refused(why) => Err(io::Error::other(why)),
-            Reply::Status(_) | Reply::News(_) => Err(io::ErrorKind::InvalidData.into()),
+            reply => Ok(reply),
         }
     }
 }
@@ -528,7 +633,9 @@ async fn put(path: &Path, ask: Ask, body: &[u8]) -> io::Result<Put> {
             Ok(Put::Answered(Box::new(Asked { status, socket: path.to_owned(), lines, _writer: writer })))
         }
         Ok(Reply::Refused(why)) => Ok(Put::Refused(why)),
-        Ok(Reply::News(_) | Reply::Replayed(_)) | Err(_) => Ok(Put::Refused("its answer is not understood".to_owned())),
+        Ok(Reply::News(_) | Reply::Replayed(_) | Reply::Signed(_)) | Err(_) => {
+            Ok(Put::Refused("its answer is not understood".to_owned()))
+        }
     }
 }
 

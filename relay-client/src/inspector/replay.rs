@@ -118,6 +118,7 @@ fn changed(records: &Records, id: &str, changes: Changes) -> Result<Replay, Prob
         (None, Some(text)) => Some(STANDARD.decode(text).map_err(|error| wrong("body_base64", &error.to_string()))?),
         (Some(_), Some(_)) => return Err(wrong("body", "it is given twice")),
     };
+    let before = Replay::of(&exchange).ok().map(Box::new);
     if let Some(body) = body {
         // Whatever of the old one was not kept is not missed.
         (exchange.request.body, exchange.request.body_truncated) = (body, false);
@@ -135,6 +136,7 @@ fn changed(records: &Records, id: &str, changes: Changes) -> Result<Replay, Prob
     if let Some(headers) = changes.headers {
         replay.headers = relined(&replay.headers, headers)?;
     }
+    replay.before = before;
     Ok(replay)
 }
 

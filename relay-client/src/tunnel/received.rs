@@ -15,9 +15,8 @@ use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::{Frame, SizeHint};
 use relay_protocol::exchange::append_framed;
-use relay_protocol::message::RequestHead;
+use relay_protocol::message::{HeaderList, RequestHead};
 
-use crate::capture::entry::REPLAY_OF;
 use crate::capture::replay::{PATIENT, Replay, ReplayError};
 use crate::capture::{Bounds, Capture, Entry, News, Reader, Since, text};
 use crate::upstream::service::{Body, BoxError, Service};
@@ -55,9 +54,11 @@ impl ReceivedRequest {
             let kept = self.body.len() as u64;
             return Err(ReplayError::Cut { id, kept, size: kept + 1 });
         }
-        // The new request has an id of its own.
+        // The new request has an id of its own, and the relay has said nothing of it.
         let is_theirs = |(name, value): &(&HeaderName, &HeaderValue)| {
-            ![HOST, RELAY_REQUEST_ID, REPLAY_OF].contains(name) && (id.is_empty() || value.as_bytes() != id.as_bytes())
+            *name != HOST
+                && !name.as_str().starts_with("relay-")
+                && (id.is_empty() || value.as_bytes() != id.as_bytes())
         };
         let headers = self.headers.iter().filter(is_theirs);
         Ok(Replay {
@@ -70,6 +71,8 @@ impl ReceivedRequest {
             within: PATIENT,
             remote: text(X_REAL_IP),
             of: Some(id),
+            trailers: HeaderList::new(),
+            before: None,
         })
     }
 }
