@@ -643,18 +643,7 @@ mod tests {
         drop(tasks);
         session.await.unwrap();
         assert_eq!((secrets("asks"), secrets("plain")), (1, 0));
-
-        // While the store is told of a session's end, its token is revoked.
         shared.follow(Change::Revoked(token.id));
-        assert_eq!(secrets("asks"), 0);
-        let (_link, mut tasks) = self::session(&shared, &token, &[("asks", true)]).await;
-        let session = tasks.pop().unwrap();
-        drop(tasks);
-        while !shared.sessions.live.is_empty() {
-            tokio::task::yield_now().await;
-        }
-        shared.follow(Change::Revoked(token.id));
-        session.await.unwrap();
         assert_eq!(secrets("asks"), 0);
     }
 }

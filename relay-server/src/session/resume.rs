@@ -285,6 +285,23 @@ mod tests {
         assert_eq!(held(&keys), (1, 0), "a new one makes those go whose time is over");
     }
 
+    /// What a session leaves behind, secrets among it, must not outlive a token that is revoked just then.
+    #[test]
+    fn a_token_ends_before_or_after_what_a_session_leaves_behind() {
+        let (keys, now, mine) = (Keys::default(), Instant::now(), token(1));
+        let mut left = None;
+        let (_, hash) = keys.issue(mine, Ulid::generate(), now);
+        keys.end(mine, hash, &Limits::default(), now, |is_known| {
+            assert!(keys.0.try_lock().is_err(), "nobody can revoke it meanwhile");
+            left = Some(is_known);
+        });
+        assert_eq!(left, Some(true));
+        let (_, hash) = keys.issue(mine, Ulid::generate(), now);
+        keys.revoke(mine, now);
+        keys.end(mine, hash, &Limits::default(), now, |is_known| left = Some(is_known));
+        assert_eq!(left, Some(false));
+    }
+
     #[test]
     fn keys_die_with_their_token() {
         let (keys, now) = (Keys::default(), Instant::now());
