@@ -3,27 +3,19 @@
 //! One `GET` over HTTPS and HTTP/1.1, on a connection of its own: nothing is sent along, nothing is followed, and time
 //! and bytes have a limit. Which URL may be fetched is for the caller to know: it stands in what a stranger has sent.
 
-use std::pin::pin;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, AGE, CACHE_CONTROL, HOST, USER_AGENT};
-use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri};
-use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use http::header::{ACCEPT, AGE, CACHE_CONTROL, USER_AGENT};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use tokio::task::spawn_blocking;
-use tokio::time::timeout;
 
+use crate::outgoing::{self, Answer, BODY_MAX, SendError};
 use crate::session::dial::{DialError, Peer, RelayUrl, RelayUrlError, Target, TargetError, Trust};
 
 /// The whole of it: resolving, connecting, the answer and its body.
 const WITHIN: Duration = Duration::from_secs(5);
-
-/// The longest page. A set of keys has some thousand bytes.
-const BODY_MAX: usize = 64 << 10;
 
 /// Fetches pages, and remembers whom to trust.
 #[derive(Debug, Default)]
@@ -73,7 +65,7 @@ pub(crate) enum FetchError {
         /// The status: 200 would have been right.
         status: StatusCode,
     },
-    /// The page is too large.
+    /// The page is too large: a set of keys has some thousand bytes.
     #[error("{host} answered with more than {} KiB", BODY_MAX >> 10)]
     TooLarge {
         /// Where that was.
@@ -105,10 +97,27 @@ impl Fetcher {
         let not_one = || FetchError::Url(url.to_owned());
         let rest = url.strip_prefix("https://").ok_or_else(not_one)?;
         let (host, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
-        let path: PathAndQuery = if path.is_empty() { "/" } else { path }.parse().map_err(|_| not_one())?;
+        let path = if path.is_empty() { "/" } else { path };
         let target = self.target(host.parse()?).await?;
-        let slow = |_| FetchError::Slow { host: host.to_owned() };
-        timeout(WITHIN, ask(&target, host, path)).await.map_err(slow)?
+        let headers = [
+            (ACCEPT, HeaderValue::from_static("*/*")),
+            (USER_AGENT, HeaderValue::from_static(concat!("relay/", env!("CARGO_PKG_VERSION")))),
+        ];
+        let at = || host.to_owned();
+        let page = outgoing::send(&target, &Method::GET, path, &headers, Vec::new(), WITHIN).await;
+        let Answer { status, headers, body, size, .. } = page.map_err(|error| match error {
+            SendError::Dial(error) => error.into(),
+            SendError::Request(_) => not_one(),
+            SendError::Broken(source) => FetchError::Broken { host: at(), source },
+            SendError::Late(_) => FetchError::Slow { host: at() },
+        })?;
+        if status != StatusCode::OK {
+            return Err(FetchError::Status { host: at(), status });
+        }
+        if size > body.len() as u64 {
+            return Err(FetchError::TooLarge { host: at() });
+        }
+        Ok(Page { body: body.into(), fresh: fresh(&headers) })
     }
 
     async fn target(&self, url: RelayUrl) -> Result<Target, FetchError> {
@@ -124,41 +133,6 @@ impl Fetcher {
         };
         *last() = Some(target.clone());
         Ok(target)
-    }
-}
-
-async fn ask(target: &Target, host: &str, path: PathAndQuery) -> Result<Page, FetchError> {
-    let broken = |source| FetchError::Broken { host: host.to_owned(), source };
-    let stream = target.dial().await?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-    let mut request = Request::new(Empty::<Bytes>::new());
-    *request.uri_mut() = Uri::from(path);
-    let name = HeaderValue::try_from(target.url().authority()).map_err(|_| FetchError::Url(host.to_owned()))?;
-    let headers = request.headers_mut();
-    headers.insert(HOST, name);
-    headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
-    headers.insert(USER_AGENT, HeaderValue::from_static(concat!("relay/", env!("CARGO_PKG_VERSION"))));
-    let exchange = async {
-        let response = sender.send_request(request).await.map_err(broken)?;
-        if response.status() != StatusCode::OK {
-            return Err(FetchError::Status { host: host.to_owned(), status: response.status() });
-        }
-        let fresh = fresh(response.headers());
-        let body = Limited::new(response.into_body(), BODY_MAX).collect().await;
-        let body = body.map_err(|error| match error.downcast::<hyper::Error>() {
-            Ok(source) => broken(*source),
-            Err(error) => {
-                debug_assert!(error.is::<LengthLimitError>());
-                FetchError::TooLarge { host: host.to_owned() }
-            }
-        })?;
-        Ok(Page { body: body.to_bytes(), fresh })
-    };
-    let (mut exchange, connection) = (pin!(exchange), pin!(connection));
-    tokio::select! {
-        done = &mut exchange => done,
-        // What it has read is the exchange's, which then ends by itself.
-        _ = connection => exchange.await,
     }
 }
 

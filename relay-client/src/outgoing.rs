@@ -5,26 +5,26 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
-use http::{HeaderName, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, timeout};
 
-use crate::capture::saved::Headers;
 use crate::session::dial::{DialError, Target};
 
 /// What every request says anew.
 const OWN: [HeaderName; 3] = [CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING];
 
-/// What is kept of an answer's body.
-const BODY_MAX: usize = 64 << 10;
+/// What is kept of an answer's body, in bytes.
+pub(crate) const BODY_MAX: usize = 64 << 10;
 
 /// What a server has answered.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
     /// Of its body so much as is kept.
     pub(crate) body: Vec<u8>,
     /// Bytes of the body.
@@ -60,7 +60,7 @@ pub(crate) async fn send(
     to: &Target,
     method: &Method,
     path: &str,
-    headers: &Headers,
+    headers: &[(HeaderName, HeaderValue)],
     body: Vec<u8>,
     within: Duration,
 ) -> Result<Answer, SendError> {
@@ -72,19 +72,14 @@ pub(crate) async fn send(
         request = request.header(name, value);
     }
     let request = request.body(Full::new(Bytes::from(body)))?;
-    let began = Instant::now();
-    let answered = timeout(within, exchange(to, request)).await.map_err(|_| SendError::Late(within))?;
-    let (status, body, size) = answered?;
-    Ok(Answer { status, body, size, took: began.elapsed() })
+    timeout(within, Box::pin(exchange(to, request))).await.map_err(|_| SendError::Late(within))?
 }
 
-/// The status, what is kept of the body, and its size.
-type Received = (StatusCode, Vec<u8>, u64);
-
-async fn exchange(to: &Target, request: Request<Full<Bytes>>) -> Result<Received, SendError> {
+async fn exchange(to: &Target, request: Request<Full<Bytes>>) -> Result<Answer, SendError> {
+    let began = Instant::now();
     let stream = to.dial().await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let answered = async { receive(sender.send_request(request).await?).await };
+    let answered = async { receive(sender.send_request(request).await?, began).await };
     let (mut answered, mut connection) = (pin!(answered), pin!(connection));
     tokio::select! {
         biased;
@@ -97,8 +92,8 @@ async fn exchange(to: &Target, request: Request<Full<Bytes>>) -> Result<Received
     }
 }
 
-async fn receive(response: Response<Incoming>) -> Result<Received, hyper::Error> {
-    let (status, mut body) = (response.status(), response.into_body());
+async fn receive(response: Response<Incoming>, began: Instant) -> Result<Answer, hyper::Error> {
+    let (head, mut body) = response.into_parts();
     let (mut kept, mut size) = (Vec::new(), 0);
     while let Some(frame) = body.frame().await {
         if let Ok(data) = frame?.into_data() {
@@ -106,5 +101,5 @@ async fn receive(response: Response<Incoming>) -> Result<Received, hyper::Error>
             kept.extend_from_slice(data.get(..(BODY_MAX - kept.len()).min(data.len())).unwrap_or_default());
         }
     }
-    Ok((status, kept, size))
+    Ok(Answer { status: head.status, headers: head.headers, body: kept, size, took: began.elapsed() })
 }

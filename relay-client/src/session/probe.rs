@@ -11,19 +11,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use bytestring::ByteString;
-use http::header::HOST;
-use http::{HeaderName, HeaderValue, Request, StatusCode};
-use http_body_util::Empty;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use http::{HeaderName, HeaderValue, Method, StatusCode};
 use relay_protocol::link::Stream;
 use relay_protocol::message::{Payload as _, ResponseHead};
 use tokio::time::{Instant, sleep, timeout_at};
 
+use crate::outgoing::{self, SendError};
 use crate::session::dial::{DialError, Target};
 
 /// Between two attempts: a name that was bound this very moment may need one more.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// How long one may take.
+const ATTEMPT: Duration = Duration::from_secs(10);
 
 /// Where the answer's secret stands.
 const ANSWER: HeaderName = HeaderName::from_static("probe-answer");
@@ -106,24 +106,14 @@ impl Probe {
     }
 
     async fn attempt(&self, public: &Target) -> Result<(), ProbeError> {
-        let url = public.url().to_string();
-        let stream = public.dial().await.map_err(|error| ProbeError::Dial { url, error })?;
-        let broken = |error: hyper::Error| elsewhere(public, error.to_string());
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-        let mut request = Request::new(Empty::<Bytes>::new());
-        *request.uri_mut() = self.path.parse().unwrap_or_default();
-        let host = HeaderValue::try_from(public.url().authority()).unwrap_or(HeaderValue::from_static("localhost"));
-        request.headers_mut().insert(HOST, host);
-        let response = tokio::select! {
-            response = sender.send_request(request) => response.map_err(broken)?,
-            ended = connection => return Err(match ended {
-                Err(error) => broken(error),
-                Ok(()) => elsewhere(public, "the connection was closed".to_owned()),
-            }),
-        };
-        match response.headers().get(ANSWER) {
-            Some(answer) if *answer == self.answer => Ok(()),
-            _ => Err(elsewhere(public, format!("status {}", response.status()))),
+        let asked = outgoing::send(public, &Method::GET, &self.path, &[], Vec::new(), ATTEMPT).await;
+        let answer = asked.map_err(|error| match error {
+            SendError::Dial(error) => ProbeError::Dial { url: public.url().to_string(), error },
+            other => elsewhere(public, other.to_string()),
+        })?;
+        match answer.headers.get(ANSWER) {
+            Some(proof) if *proof == self.answer => Ok(()),
+            _ => Err(elsewhere(public, format!("status {}", answer.status))),
         }
     }
 }
