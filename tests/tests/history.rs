@@ -151,6 +151,10 @@ async fn two_clients_share_one_history_and_one_that_must_not_keeps_nothing() {
     assert_eq!(place.json(&["requests", "--tunnel", "two", "--limit", "5"]).await.len(), 5);
     assert_eq!(place.json(&["requests", "--path", "/one/1*"]).await.len(), 11);
     assert!(place.json(&["requests", "--status", "error"]).await.is_empty());
+    // What is cleared is gone from the clients' memories, too.
+    assert_eq!(place.run(&["requests", "--clear"]).await.stdout, "40\n");
+    let waited = place.run(&["wait", "--path", "/one/1", "--within", "100ms"]).await;
+    assert_eq!(waited.status.code(), Some(1), "{waited:?}");
     drop((one, two, off));
 }
 
@@ -171,6 +175,27 @@ async fn large_bodies_are_kept_up_to_a_limit_and_pass_whole() {
         }
     }
     drop(client);
+}
+
+#[tokio::test]
+async fn a_file_that_is_moved_away_is_made_anew() {
+    let place = Place::new().await;
+    let app = App::serve(|_| async { ok("fine") }).await;
+    let client = place.client(&app, "hooks", &[]).await;
+    let kept = async || {
+        let list = place.json(&["requests"]).await;
+        list.iter().map(|line| line["path"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    place.send("hooks", Request::get("/first").body(full("")).unwrap()).await;
+    assert_eq!(kept().await, ["/first"]);
+    std::fs::rename(place.file(), place.file().with_extension("old")).unwrap();
+    assert!(kept().await.is_empty());
+    for path in ["/second", "/third"] {
+        place.send("hooks", Request::get(path).body(full("")).unwrap()).await;
+    }
+    assert_eq!(kept().await, ["/second", "/third"]);
+    drop(client);
+    assert_eq!(kept().await, ["/second", "/third"]);
 }
 
 #[tokio::test]

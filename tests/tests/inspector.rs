@@ -601,6 +601,16 @@ mod exchanges {
         assert_eq!(open().await, 1);
         let none = inspected.call(Method::GET, &format!("/api/v1/exchanges/{id}/response/body"), &[], "").await;
         assert_eq!(code(&none), (404, "response-not-found".to_owned()));
+        // A list has it, too, and so does an archive.
+        for (query, total) in [("", 1), ("?q=SLOW", 1), ("?q=x&limit=0", 1), ("?status=error", 0), ("?path=/other", 0)]
+        {
+            let list = inspected.get(&format!("/api/v1/exchanges{query}")).await;
+            assert_eq!(list["total"], total, "{query}");
+            let ids = list["exchanges"].as_array().unwrap().iter().map(|one| one["id"].as_str().unwrap());
+            assert!(ids.eq([id].into_iter().filter(|_| total == 1 && !query.contains("limit"))), "{query}: {list}");
+        }
+        let all = inspected.get("/api/requests/http").await;
+        assert_eq!((&all["requests"][0]["id"], &all["requests"][0]["response"]), (&id.into(), &Value::Null), "{all}");
         held.send(true).unwrap();
         assert_eq!(slow.await.code(), 200);
         let (_, over) = events.next().await;
@@ -636,12 +646,30 @@ mod exchanges {
         let (found, ()) = tokio::join!(waits, send);
         assert_eq!((&found["path"], &found["status"]), (&"/hooks/b".into(), &200.into()));
         assert_eq!(found["response"]["body"], "{\"type\":\"invoice.paid\"}");
+        // Looked into wherever it stands in a body, however large that is.
+        let large = format!("{{\"pad\":\"{}\",\"type\":\"large\"}}", "x".repeat(3 << 20));
+        assert_eq!(post(&relay, &format!("{url}/large"), &[], large).await.code(), 200);
+        let found = inspected.get("/api/v1/wait?json=/type%3Dlarge").await;
+        assert_eq!(found["path"], "/large");
         let found = inspected.get("/api/v1/wait?path=/hooks/a").await;
         assert_eq!(found["request"]["body"], "{}");
         let missed = inspected.call(Method::GET, "/api/v1/wait?path=/none&within=50ms", &[], "").await;
         assert_eq!(code(&missed), (404, "not-yet".to_owned()));
         let missed = inspected.call(Method::GET, "/api/v1/wait?path=/hooks/a&since=now&within=50ms", &[], "").await;
         assert_eq!(code(&missed), (404, "not-yet".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn are_waited_for_by_so_many_at_once() {
+        let relay = RelayServer::spawn(DEFAULTS).await;
+        let app = saying("ok").await;
+        let inspected = Inspected::new(&relay, &app, &["--subdomain", "hooks"]).await;
+        let mut watchers = Vec::new();
+        for _ in 0..32 {
+            watchers.push(Events::watch(inspected.address()).await);
+        }
+        let refused = inspected.call(Method::GET, "/api/v1/wait?path=/", &[], "").await;
+        assert_eq!(code(&refused), (503, "too-many-watchers".to_owned()));
     }
 
     /// Nobody reads, and the requests go on.

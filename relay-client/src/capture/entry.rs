@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderName, Method, StatusCode};
+use memchr::memmem;
 use relay_protocol::exchange::content_length;
 use relay_protocol::message::{HeaderList, Payload as _, RequestHead, ResponseHead};
 use relay_protocol::webhook::Verdict;
@@ -254,6 +255,12 @@ impl Entry {
         self.request.body()
     }
 
+    /// Whether a text stands in one of the bodies.
+    pub(super) fn bodies_have(&self, text: &str) -> bool {
+        let mut bodies = [Some(&self.request), self.response.as_ref()].into_iter().flatten().map(Half::body);
+        bodies.any(|body| memmem::find(body, text.as_bytes()).is_some())
+    }
+
     /// Whether there is more of the request's body than was kept, or should have been.
     pub(crate) fn is_truncated(&self) -> bool {
         self.request.is_truncated()
@@ -288,28 +295,33 @@ impl Entry {
 
     /// As it stands in a list.
     pub(crate) fn summary(&self) -> Summary {
-        let Answer { status, duration_ms, error } = self.answer();
-        let annotation = self.annotation().cloned().unwrap_or_default();
+        self.line().owned()
+    }
+
+    /// The same, as long as it does not change.
+    pub(super) fn line(&self) -> Summary<&str> {
+        let note = self.annotation();
+        let text = |of: fn(&Annotation) -> &Option<String>| note.and_then(|note| of(note).as_deref());
         Summary {
-            id: self.id.to_string(),
-            tunnel: self.tunnel.as_deref().map(str::to_owned),
+            id: &self.id,
+            tunnel: self.tunnel.as_deref(),
             at_ms: self.at_ms,
-            method: self.method.as_str().to_owned(),
-            path: self.path.to_string(),
-            status,
-            error,
-            duration_ms,
+            method: self.method.as_str(),
+            path: &self.path,
+            status: self.status.map(|status| status.as_u16()),
+            error: self.ended.and_then(|end| end.error),
+            duration_ms: self.ended.map(|end| end.duration.as_secs_f64() * 1e3),
             allowed_ms: Some(self.allowed_ms()),
-            provider: annotation.provider,
-            provider_name: annotation.provider_name,
-            event_id: annotation.event_id,
-            event_type: annotation.event_type,
-            verdict: annotation.verdict,
+            provider: text(|note| &note.provider),
+            provider_name: text(|note| &note.provider_name),
+            event_id: text(|note| &note.event_id),
+            event_type: text(|note| &note.event_type),
+            verdict: note.and_then(|note| note.verdict),
             request_size: self.request.size,
             response_size: self.response.as_ref().map(|response| response.size),
-            remote: self.remote.to_string(),
-            replay_of: self.replay_of.as_deref().map(str::to_owned),
-            attempt: annotation.attempt.max(1),
+            remote: &self.remote,
+            replay_of: self.replay_of.as_deref(),
+            attempt: note.map_or(1, |note| note.attempt.max(1)),
         }
     }
 

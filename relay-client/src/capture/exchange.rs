@@ -14,34 +14,34 @@ use crate::event::Body;
 
 /// An exchange in a list. Its JSON form is a contract: fields are added, never renamed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Summary {
+pub(crate) struct Summary<T = String> {
     /// As in `Relay-Request-Id`; a later request has a greater one.
-    pub(crate) id: String,
+    pub(crate) id: T,
     /// The tunnel, as in `tunnel.ready`; none where it is not known.
-    pub(crate) tunnel: Option<String>,
+    pub(crate) tunnel: Option<T>,
     /// When its head came: milliseconds since 1970, and RFC 3339 in JSON.
     #[serde(rename = "at", with = "rfc3339")]
     pub(crate) at_ms: u64,
     /// Its method.
-    pub(crate) method: String,
+    pub(crate) method: T,
     /// The raw target with its query.
-    pub(crate) path: String,
+    pub(crate) path: T,
     /// None where its sender was not answered, or not yet.
     pub(crate) status: Option<u16>,
     /// A stable code, as `upstream-refused`.
-    pub(crate) error: Option<String>,
+    pub(crate) error: Option<T>,
     /// From the start of the deadline to the end of the exchange; none while it goes on.
     pub(crate) duration_ms: Option<f64>,
     /// From the start of the deadline to its end.
     pub(crate) allowed_ms: Option<u64>,
     /// Who has sent it: the id of a row of the provider table.
-    pub(crate) provider: Option<String>,
+    pub(crate) provider: Option<T>,
     /// That provider's name.
-    pub(crate) provider_name: Option<String>,
+    pub(crate) provider_name: Option<T>,
     /// What the provider calls the event.
-    pub(crate) event_id: Option<String>,
+    pub(crate) event_id: Option<T>,
     /// The event's kind.
-    pub(crate) event_type: Option<String>,
+    pub(crate) event_type: Option<T>,
     /// Whether it was signed, where that was judged.
     pub(crate) verdict: Option<Verdict>,
     /// Bytes of the request's body that have come.
@@ -49,11 +49,39 @@ pub(crate) struct Summary {
     /// Bytes of the response's body that have come; none where the service has not answered.
     pub(crate) response_size: Option<u64>,
     /// The sender's address.
-    pub(crate) remote: String,
+    pub(crate) remote: T,
     /// The exchange that this one repeats.
-    pub(crate) replay_of: Option<String>,
+    pub(crate) replay_of: Option<T>,
     /// How often it was sent to the service.
     pub(crate) attempt: u32,
+}
+
+impl Summary<&str> {
+    /// With texts of its own.
+    pub(crate) fn owned(&self) -> Summary {
+        let own = |text: Option<&str>| text.map(str::to_owned);
+        Summary {
+            id: self.id.to_owned(),
+            tunnel: own(self.tunnel),
+            at_ms: self.at_ms,
+            method: self.method.to_owned(),
+            path: self.path.to_owned(),
+            status: self.status,
+            error: own(self.error),
+            duration_ms: self.duration_ms,
+            allowed_ms: self.allowed_ms,
+            provider: own(self.provider),
+            provider_name: own(self.provider_name),
+            event_id: own(self.event_id),
+            event_type: own(self.event_type),
+            verdict: self.verdict,
+            request_size: self.request_size,
+            response_size: self.response_size,
+            remote: self.remote.to_owned(),
+            replay_of: own(self.replay_of),
+            attempt: self.attempt,
+        }
+    }
 }
 
 /// An exchange with every byte that was kept.

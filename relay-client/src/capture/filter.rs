@@ -31,6 +31,24 @@ pub struct Filter {
 impl Filter {
     /// What is in the way, a sentence's part each; nothing where the request is wanted.
     pub(crate) fn mismatches(&self, request: &Captured) -> Vec<String> {
+        let mut found = self.head_mismatches(request);
+        found.extend(self.body_mismatches(&request.body));
+        found
+    }
+
+    /// What in its body is in the way. That is taken apart, and where it may be large this is nothing for a task.
+    pub(crate) fn body_mismatches(&self, body: &[u8]) -> Vec<String> {
+        if self.json.is_empty() {
+            return Vec::new();
+        }
+        match serde_json::from_slice::<Value>(body) {
+            Ok(body) => self.json.iter().filter_map(|json| json.mismatch(&body)).collect(),
+            Err(_) => vec!["its body is not JSON".to_owned()],
+        }
+    }
+
+    /// What is in the way of it, whatever its body says.
+    pub(crate) fn head_mismatches(&self, request: &Captured) -> Vec<String> {
         let mut found = Vec::new();
         if self.tunnel.is_some() && self.tunnel != request.tunnel {
             found.push(format!("its tunnel is {}", request.tunnel.as_deref().unwrap_or("another one")));
@@ -42,12 +60,6 @@ impl Filter {
             found.push(format!("its method is not {method}"));
         }
         found.extend(self.headers.iter().filter_map(|header| header.mismatch(&request.headers)));
-        if !self.json.is_empty() {
-            match serde_json::from_slice::<Value>(&request.body) {
-                Ok(body) => found.extend(self.json.iter().filter_map(|json| json.mismatch(&body))),
-                Err(_) => found.push("its body is not JSON".to_owned()),
-            }
-        }
         found
     }
 }
@@ -57,12 +69,7 @@ impl Filter {
 pub struct PathPattern(String);
 
 impl PathPattern {
-    /// As it was written.
-    pub(crate) fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    fn matches(&self, target: &str) -> bool {
+    pub(super) fn matches(&self, target: &str) -> bool {
         let path = if self.0.contains('?') { target } else { target.split('?').next().unwrap_or(target) };
         match self.0.strip_suffix('*') {
             Some(beginning) => path.starts_with(beginning),

@@ -3,19 +3,28 @@
 //! Each call looks at the file, which takes milliseconds or, where the disk is busy, longer: in a task it belongs into
 //! `spawn_blocking`.
 
+use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use memchr::memmem::Finder;
 use relay_protocol::webhook::Verdict;
-use rusqlite::types::Value;
-use rusqlite::{Connection, OptionalExtension, params_from_iter};
+use rusqlite::{Connection, OptionalExtension};
+use tokio_util::sync::CancellationToken;
 
 use super::exchange::{Exchange, Summary};
 use super::filter::{PathPattern, StatusPattern};
-use super::store::{self, Place, SUMMARY, Store, StoreError};
+use super::packed::{self, has, says};
+use super::store::{self, LAST, Place, Store, StoreError};
 
-/// The bodies in which a text is looked for are those of so many exchanges. All of them may be a gibibyte, but rarely are:
-/// with a few KiB each this takes tens of milliseconds.
-const SEARCHED: i64 = 10_000;
+/// The bodies in which a text is looked for are the last that were stored, up to so many bytes with their heads: they are
+/// read for each letter that somebody types.
+const SEARCHED: usize = 64 << 20;
+
+/// Connections that are kept for the next who look.
+const IDLE: usize = 4;
+
+/// Rows of exchanges that are read at once of those that were stored.
+const BATCHES: u32 = 16;
 
 /// What is asked for; all of it must hold. The empty query asks for everything.
 #[derive(Clone, Debug, Default)]
@@ -37,7 +46,7 @@ pub(crate) struct Query {
     /// Whether it was signed.
     pub(crate) verdict: Option<Verdict>,
     /// Text in any case that stands in its path, event, provider, tunnel, id, method, error or address, or in this case
-    /// in one of its bodies, where it is among the last [`SEARCHED`] that were stored.
+    /// in one of its bodies, where those are among the last [`SEARCHED`] bytes that were stored.
     pub(crate) text: Option<String>,
     /// Those that came at this time or later: milliseconds since 1970.
     pub(crate) since_ms: Option<u64>,
@@ -45,12 +54,17 @@ pub(crate) struct Query {
     pub(crate) before: Option<String>,
     /// Those with a greater id, which came later.
     pub(crate) after: Option<String>,
+    /// Whoever asks has gone: what was found by then is enough.
+    pub(crate) given_up: CancellationToken,
 }
 
-/// A user's stored exchanges.
+/// A user's stored exchanges. There are none while there is no file, and when another one takes its name they are those of
+/// that one.
 #[derive(Debug)]
 pub(crate) struct History {
-    store: Mutex<Store>,
+    place: Place,
+    /// Nobody waits for others who look.
+    idle: Mutex<Vec<Store>>,
 }
 
 /// Why one exchange is not found by what was typed.
@@ -76,38 +90,51 @@ pub enum FindError {
 }
 
 impl History {
-    /// Opens the file; nothing where there is none yet.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub(crate) fn open(place: &Place) -> Result<Option<Self>, StoreError> {
-        Ok(Store::open_existing(place)?.map(|store| Self { store: Mutex::new(store) }))
+    pub(crate) fn of(place: Place) -> Self {
+        Self { place, idle: Mutex::default() }
     }
 
     /// The newest `limit` of those that are asked for, the newest first.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub(crate) fn list(&self, query: &Query, limit: u32) -> Result<Vec<Summary>, StoreError> {
-        let (wanted, mut values) = query.sql(true);
-        let sql = format!("SELECT {SUMMARY} FROM exchange{wanted} ORDER BY id DESC LIMIT ?");
-        values.push(i64::from(limit).into());
+    pub(crate) fn list(&self, query: &Query, limit: usize) -> Result<Vec<Summary>, StoreError> {
         self.read(|connection| {
-            let mut statement = connection.prepare_cached(&sql)?;
-            statement.query_map(params_from_iter(values), store::summary)?.collect()
+            let (wanted, mut found) = (Wanted::new(connection, query)?, Vec::new());
+            let bounds = (query.after.as_deref(), query.before.as_deref());
+            each(connection, bounds, |id, batch, packed| {
+                found.extend(wanted.take(id, batch, packed).map(|summary| summary.owned()));
+                found.len() < limit && !query.given_up.is_cancelled()
+            })?;
+            found.truncate(limit);
+            Ok(found)
         })
     }
 
-    /// How many are asked for, on all pages.
+    /// As [`History::list`], and how many are asked for on all pages.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub(crate) fn count(&self, query: &Query) -> Result<u64, StoreError> {
-        let (wanted, values) = query.sql(false);
-        let sql = format!("SELECT count(*) FROM exchange{wanted}");
+    pub(crate) fn page(&self, query: &Query, limit: usize) -> Result<(Vec<Summary>, u64), StoreError> {
+        if query.is_all() {
+            let count = |connection: &Connection| {
+                let count = "SELECT count(*) FROM exchange";
+                connection.prepare_cached(count)?.query_row([], |row| row.get::<_, i64>(0))
+            };
+            return Ok((self.list(query, limit)?, u64::try_from(self.read(count)?).unwrap_or_default()));
+        }
         self.read(|connection| {
-            let count: i64 = connection.prepare_cached(&sql)?.query_row(params_from_iter(values), |row| row.get(0))?;
-            Ok(u64::try_from(count).unwrap_or_default())
+            let (wanted, mut found, mut total) = (Wanted::new(connection, query)?, Vec::new(), 0);
+            each(connection, (None, None), |id, batch, packed| {
+                if let Some(summary) = wanted.take(id, batch, packed) {
+                    total += 1;
+                    if found.len() < limit && query.is_on_page(id) {
+                        found.push(summary.owned());
+                    }
+                }
+                !query.given_up.is_cancelled()
+            })?;
+            Ok((found, total))
         })
     }
 
@@ -151,21 +178,39 @@ impl History {
         }
     }
 
-    /// Those stored after this one, in the order in which they were; from the beginning where it is 0. Each with its
-    /// number.
+    /// Those of the next that were stored after this number and are asked for, in that order, and the number to go on with.
+    /// Where everything was removed meanwhile, numbers begin anew.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub(crate) fn stored_after(&self, number: i64, query: &Query) -> Result<Vec<(i64, Summary)>, StoreError> {
-        let (wanted, mut values) = query.sql(true);
-        let and = if wanted.is_empty() { " WHERE" } else { " AND" };
-        let sql =
-            format!("SELECT {SUMMARY}, content FROM exchange{wanted}{and} content > ? ORDER BY content LIMIT 1000");
-        values.push(number.into());
+    pub(crate) fn stored_after(&self, number: i64, query: &Query) -> Result<(i64, Vec<Summary>), StoreError> {
         self.read(|connection| {
-            let mut statement = connection.prepare_cached(&sql)?;
-            let rows = statement.query_map(params_from_iter(values), |row| Ok((row.get(19)?, store::summary(row)?)))?;
-            rows.collect()
+            let last = connection.prepare_cached(LAST)?.query_row([], |row| row.get::<_, Option<i64>>(0))?;
+            let (mut reached, mut found) = (if last.unwrap_or_default() < number { 0 } else { number }, Vec::new());
+            let batches = format!(
+                "SELECT number, ids, CASE WHEN ?2 THEN content END FROM batch \
+                 WHERE number > ?1 ORDER BY number LIMIT {BATCHES}"
+            );
+            let (mut batches, mut exchange) = (
+                connection.prepare_cached(&batches)?,
+                connection.prepare_cached("SELECT summary FROM exchange WHERE id = ?1 AND batch = ?2")?,
+            );
+            let mut rows = batches.query((reached, query.text.is_some()))?;
+            while let Some(row) = rows.next()? {
+                reached = row.get(0)?;
+                let mut wanted = Wanted { query, in_bodies: HashMap::new() };
+                if let Some(text) = &query.text {
+                    wanted.search(reached, row.get_ref(1)?.as_blob()?, row.get_ref(2)?.as_blob()?, &Finder::new(text));
+                }
+                for id in packed::ids(row.get_ref(1)?.as_blob()?) {
+                    let mut rows = exchange.query((id, reached))?;
+                    if let Some(row) = rows.next()? {
+                        let summary = wanted.take(id, reached, row.get_ref(0)?.as_blob()?);
+                        found.extend(summary.filter(|_| query.is_on_page(id)).map(|summary| summary.owned()));
+                    }
+                }
+            }
+            Ok((reached, found))
         })
     }
 
@@ -175,9 +220,16 @@ impl History {
     /// [`StoreError`].
     pub(crate) fn last_stored(&self) -> Result<i64, StoreError> {
         self.read(|connection| {
-            let last = "SELECT max(number) FROM content";
-            Ok(connection.query_row(last, [], |row| row.get::<_, Option<i64>>(0))?.unwrap_or_default())
+            Ok(connection.query_row(LAST, [], |row| row.get::<_, Option<i64>>(0))?.unwrap_or_default())
         })
+    }
+
+    /// Whether one of this id is stored.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) fn has(&self, id: &str) -> Result<bool, StoreError> {
+        self.read(|connection| connection.prepare_cached("SELECT 1 FROM exchange WHERE id = ?1")?.exists([id]))
     }
 
     /// Removes everything from the file. How much there was.
@@ -185,84 +237,153 @@ impl History {
     /// # Errors
     /// [`StoreError`].
     pub(crate) fn clear(&self) -> Result<u64, StoreError> {
-        self.store().clear()
+        self.with(Store::clear)
     }
 
-    fn store(&self) -> MutexGuard<'_, Store> {
-        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    fn read<T: Default>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+        self.with(|store| read(&store.connection).map_err(|error| store.error(&error)))
     }
 
-    fn read<T>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
-        let store = self.store();
-        read(&store.connection).map_err(|error| store.error(&error))
+    /// What `look` makes of the file; the default where there is none.
+    fn with<T: Default>(&self, look: impl FnOnce(&Store) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let idle = self.idle().pop().filter(Store::is_current);
+        let store = match idle {
+            Some(store) => store,
+            None => match Store::open_existing(&self.place)? {
+                Some(store) => store,
+                None => return Ok(T::default()),
+            },
+        };
+        let looked = look(&store)?;
+        let mut idle = self.idle();
+        if idle.len() < IDLE {
+            idle.push(store);
+        }
+        Ok(looked)
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Store>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Shows each exchange whose id is greater than one and less than another, the newest first, with its batch and its packed
+/// summary, while that asks for more.
+fn each(
+    connection: &Connection,
+    (after, before): (Option<&str>, Option<&str>),
+    mut show: impl FnMut(&str, i64, &[u8]) -> bool,
+) -> rusqlite::Result<()> {
+    let sql = "SELECT id, batch, summary FROM exchange WHERE id > ?1 AND id < ?2 ORDER BY id DESC";
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut rows = statement.query((after.unwrap_or_default(), before.unwrap_or(BEYOND)))?;
+    while let Some(row) = rows.next()? {
+        if !show(row.get_ref(0)?.as_str()?, row.get(1)?, row.get_ref(2)?.as_blob()?) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Greater than every id.
+const BEYOND: &str = "\u{10ffff}";
+
+/// What is asked for, and where its text stands.
+struct Wanted<'a> {
+    query: &'a Query,
+    /// The exchanges in whose bodies it does, each with its batch.
+    in_bodies: HashMap<String, i64>,
+}
+
+impl<'a> Wanted<'a> {
+    fn new(connection: &Connection, query: &'a Query) -> rusqlite::Result<Self> {
+        let mut wanted = Self { query, in_bodies: HashMap::new() };
+        let Some(text) = &query.text else { return Ok(wanted) };
+        let (finder, mut left) = (Finder::new(text), SEARCHED);
+        let mut statement = connection.prepare_cached("SELECT number, ids, content FROM batch ORDER BY number DESC")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let content = row.get_ref(2)?.as_blob()?;
+            wanted.search(row.get(0)?, row.get_ref(1)?.as_blob()?, content, &finder);
+            left = left.saturating_sub(content.len());
+            if left == 0 || query.given_up.is_cancelled() {
+                break;
+            }
+        }
+        Ok(wanted)
+    }
+
+    /// Looks for the text in the bodies of a batch.
+    fn search(&mut self, batch: i64, ids: &[u8], content: &[u8], text: &Finder<'_>) {
+        // Mostly it is nowhere.
+        if text.find(content).is_some() {
+            let found = packed::ids(ids).zip(packed::records(content)).filter(|(_, record)| record.has(text));
+            for (id, _) in found {
+                self.in_bodies.entry(id.to_owned()).or_insert(batch);
+            }
+        }
+    }
+
+    /// The summary of an exchange that is asked for.
+    fn take<'p>(&self, id: &'p str, batch: i64, packed: &'p [u8]) -> Option<Summary<&'p str>> {
+        let is_in_bodies = || self.in_bodies.get(id) == Some(&batch);
+        self.query.take(id, packed, is_in_bodies)
     }
 }
 
 impl Query {
-    /// The condition, and the values of its parameters; `paged` with those that tell one page from the next.
-    fn sql(&self, paged: bool) -> (String, Vec<Value>) {
-        let (mut conditions, mut values) = (Vec::new(), Vec::new());
-        let mut add = |condition: &str, value: Value| {
-            conditions.push(condition.to_owned());
-            values.push(value);
-        };
-        let mut text = |condition: &str, value: &Option<String>| {
-            value.iter().for_each(|value| add(condition, value.clone().into()));
-        };
-        text("provider = ?", &self.provider);
-        text("event_id = ?", &self.event_id);
-        text("method = upper(?)", &self.method);
-        text("tunnel = ?", &self.tunnel);
-        if paged {
-            text("id < ?", &self.before);
-            text("id > ?", &self.after);
-        }
-        if let Some(kind) = &self.event_type {
-            add("event_type GLOB ?", glob(kind).into());
-        }
-        if let Some(verdict) = self.verdict {
-            add("verdict = ?", verdict.as_str().to_owned().into());
-        }
-        if let Some(since) = self.since_ms {
-            add("at_ms >= ?", i64::try_from(since).unwrap_or(i64::MAX).into());
-        }
-        if let Some(path) = &self.path {
-            let path = path.as_str();
-            let of = if path.contains('?') { "path" } else { "substr(path, 1, instr(path || '?', '?') - 1)" };
-            add(&format!("{of} GLOB ?"), glob(path).into());
-        }
-        match self.status {
-            None => {}
-            Some(StatusPattern::Code(code)) => add("status = ?", i64::from(code).into()),
-            Some(StatusPattern::Class(class)) => add("status / 100 = ?", i64::from(class).into()),
-            Some(StatusPattern::Error) => conditions.push("(error IS NOT NULL OR status IS NULL)".to_owned()),
-        }
-        if let Some(wanted) = &self.text {
-            let everywhere = "concat_ws(char(10), path, event_type, event_id, provider, provider_name, tunnel, id, \
-                              method, error, status, remote) LIKE ? ESCAPE '\\'";
-            let bodies = "content IN (SELECT number FROM content WHERE number > (SELECT max(number) FROM content) - ? \
-                          AND (instr(request_body, ?) OR instr(response_body, ?)))";
-            let escaped = wanted.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_");
-            let bytes = || Value::Blob(wanted.as_bytes().to_vec());
-            conditions.push(format!("({everywhere} OR {bodies})"));
-            values.extend([format!("%{escaped}%").into(), SEARCHED.into(), bytes(), bytes()]);
-        }
-        match conditions.as_slice() {
-            [] => (String::new(), values),
-            all => (format!(" WHERE {}", all.join(" AND ")), values),
-        }
+    /// Whether nothing is asked for but a page.
+    fn is_all(&self) -> bool {
+        let Self { provider, event_type, event_id, status, method, path, tunnel, verdict, text, since_ms, .. } = self;
+        let texts = [provider, event_type, event_id, method, tunnel, text];
+        texts.into_iter().all(Option::is_none)
+            && status.is_none()
+            && path.is_none()
+            && verdict.is_none()
+            && since_ms.is_none()
     }
-}
 
-/// The pattern of SQLite that matches as this one, in which only a `*` at the end is special.
-fn glob(pattern: &str) -> String {
-    let (fixed, rest) = pattern.strip_suffix('*').map_or((pattern, ""), |fixed| (fixed, "*"));
-    let mut glob = String::with_capacity(pattern.len());
-    for c in fixed.chars() {
-        match c {
-            '*' | '?' | '[' => glob.extend(['[', c, ']']),
-            _ => glob.push(c),
-        }
+    /// Whether an exchange's id is within what tells one page from the next.
+    pub(crate) fn is_on_page(&self, id: &str) -> bool {
+        self.before.as_deref().is_none_or(|before| id < before) && self.after.as_deref().is_none_or(|after| id > after)
     }
-    glob + rest
+
+    /// The packed summary of an exchange, where it is asked for. `is_in_bodies` says whether the text stands there.
+    pub(super) fn take<'p>(
+        &self,
+        id: &'p str,
+        packed: &'p [u8],
+        is_in_bodies: impl FnOnce() -> bool,
+    ) -> Option<Summary<&'p str>> {
+        let is_found = |text: &String| says(packed, text) || has(id.as_bytes(), text);
+        if !self.text.as_ref().is_none_or(|text| is_found(text) || is_in_bodies()) {
+            return None;
+        }
+        let summary = packed::unpack(id, packed)?;
+        self.wants(&summary).then_some(summary)
+    }
+
+    /// All but the text, and what tells one page from the next.
+    fn wants(&self, summary: &Summary<&str>) -> bool {
+        let is = |wanted: &Option<String>, found| wanted.as_deref().is_none_or(|wanted| found == Some(wanted));
+        is(&self.provider, summary.provider)
+            && is(&self.event_id, summary.event_id)
+            && is(&self.tunnel, summary.tunnel)
+            && self.event_type.as_ref().is_none_or(|wanted| match (wanted.strip_suffix('*'), summary.event_type) {
+                (Some(beginning), found) => found.is_some_and(|found| found.starts_with(beginning)),
+                (None, found) => found == Some(wanted),
+            })
+            && self.method.as_ref().is_none_or(|method| method.eq_ignore_ascii_case(summary.method))
+            && self.path.as_ref().is_none_or(|path| path.matches(summary.path))
+            && self.verdict.is_none_or(|verdict| summary.verdict == Some(verdict))
+            && self.since_ms.is_none_or(|since| summary.at_ms >= since)
+            && match self.status {
+                None => true,
+                Some(StatusPattern::Code(code)) => summary.status == Some(code),
+                Some(StatusPattern::Class(class)) => {
+                    summary.status.is_some_and(|status| status / 100 == u16::from(class))
+                }
+                Some(StatusPattern::Error) => summary.error.is_some() || summary.status.is_none(),
+            }
+    }
 }

@@ -19,6 +19,7 @@ pub mod filter;
 pub mod fixture;
 pub(crate) mod history;
 pub mod mask;
+mod packed;
 pub(crate) mod replay;
 pub mod saved;
 pub(crate) mod store;
@@ -26,7 +27,7 @@ mod writer;
 
 use std::collections::VecDeque;
 use std::pin::pin;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -39,6 +40,9 @@ use tokio::sync::Notify;
 use self::entry::End;
 pub(crate) use self::entry::{Annotation, Entry};
 use self::exchange::{Exchange, Summary};
+use self::filter::StatusPattern;
+use self::history::Query;
+use self::packed::pack;
 use self::store::{Limits, Place};
 use self::writer::Writer;
 
@@ -87,12 +91,15 @@ struct Kept {
     at_ms: u64,
     entry: Mutex<Entry>,
     held: Arc<AtomicUsize>,
+    /// It is in the history, or was.
+    is_stored: AtomicBool,
 }
 
 impl Kept {
     fn new(entry: Entry, held: &Arc<AtomicUsize>) -> Arc<Self> {
         held.fetch_add(entry.cost(), Relaxed);
-        Arc::new(Self { id: entry.id.clone(), at_ms: entry.at_ms, entry: Mutex::new(entry), held: held.clone() })
+        let (id, at_ms, is_stored) = (entry.id.clone(), entry.at_ms, AtomicBool::new(false));
+        Arc::new(Self { id, at_ms, entry: Mutex::new(entry), held: held.clone(), is_stored })
     }
 
     fn is_over(&self) -> bool {
@@ -216,6 +223,26 @@ impl Capture {
     pub(crate) fn under_way(&self, tunnel: &str) -> u64 {
         let is_it = |kept: &Kept| !kept.is_over() && kept.entry().tunnel.as_deref() == Some(tunnel);
         self.0.ring().all().iter().filter(|(_, kept)| is_it(kept)).count() as u64
+    }
+
+    /// Those of [`Capture::kept`] that are asked for and are not in the history, because they are under way or could not be
+    /// stored. It takes as long as their bodies do where a text is looked for, so it is no call for a task.
+    pub(crate) fn unstored(&self, query: &Query) -> Vec<Summary> {
+        let (all, mut packed) = (self.0.ring().all(), Vec::new());
+        let unstored = all.iter().rev().filter(|(_, kept)| !kept.is_stored.load(Relaxed));
+        unstored
+            .filter_map(|(_, kept)| {
+                let entry = kept.entry();
+                // Where nothing has gone wrong yet, nothing has.
+                if entry.ended.is_none() && query.status == Some(StatusPattern::Error) {
+                    return None;
+                }
+                packed.clear();
+                pack(&entry.line(), &mut packed);
+                let is_in_bodies = || query.text.as_ref().is_some_and(|text| entry.bodies_have(text));
+                Some(query.take(&kept.id, &packed, is_in_bodies)?.owned())
+            })
+            .collect()
     }
 
     /// Lets go of all that is over, in memory: to whoever comes now it has not been there.
@@ -558,6 +585,11 @@ impl Reader {
         self.next_as(captured).await
     }
 
+    /// As [`Reader::next`], with nothing of the bodies.
+    pub(crate) async fn next_head(&mut self) -> Option<News> {
+        self.next_as(|seq, entry, head| shown(seq, entry, head, 0)).await
+    }
+
     /// As [`Reader::next`], with requests as `show` makes them: of their number, what was kept, and the head from that.
     pub(crate) async fn next_as<T>(&mut self, show: fn(u64, &Entry, RequestHead) -> T) -> Option<News<T>> {
         let shared = self.capture.0.clone();
@@ -657,8 +689,13 @@ const SHOWN: usize = 1 << 20;
 
 /// A kept request as it is shown.
 fn captured(seq: u64, entry: &Entry, head: RequestHead) -> Captured {
+    shown(seq, entry, head, SHOWN)
+}
+
+/// The same with at most so many bytes of its body.
+fn shown(seq: u64, entry: &Entry, head: RequestHead, most: usize) -> Captured {
     let host = ("host".to_owned(), head.authority.to_string());
-    let body = entry.body().get(..SHOWN).unwrap_or(entry.body());
+    let body = entry.body().get(..most).unwrap_or(entry.body());
     let theirs = head.headers.iter().map(|(name, value)| (name.as_str().to_owned(), text(value.as_bytes())));
     Captured {
         seq,
@@ -707,7 +744,6 @@ mod tests {
     use http::header::{HeaderName, HeaderValue};
     use http::{Method, uri::PathAndQuery};
     use relay_protocol::message::Payload as _;
-    use std::sync::atomic::AtomicBool;
 
     use super::*;
 
@@ -890,6 +926,29 @@ mod tests {
         begin(&capture, "3").whole(&Bytes::new());
         assert_eq!(request(&mut late).await.seq, 2);
         consistent(&capture);
+    }
+
+    #[test]
+    fn what_is_in_no_history_is_listed_from_memory() {
+        let directory = tempfile::tempdir().unwrap();
+        let stored = Capture::stored(Place::new(directory.path().join("relay/history.db")), Limits::default());
+        for (capture, is_stored) in [(capture(), false), (stored, true)] {
+            let over = begin(&capture, "1");
+            over.data(b"its Body");
+            over.ended(Some(StatusCode::OK), Duration::ZERO, None);
+            begin(&capture, "2").data(b"another");
+            capture.flush();
+            let listed = |query: Query| {
+                let found = capture.unstored(&query).into_iter();
+                found.map(|summary| summary.id).collect::<Vec<_>>().join(" ")
+            };
+            let (both, first) = if is_stored { ("2", "") } else { ("2 1", "1") };
+            let text = |text: &str| Query { text: Some(text.to_owned()), ..Query::default() };
+            assert_eq!((listed(Query::default()).as_str(), listed(text("HOOKS?a")).as_str()), (both, both));
+            assert_eq!((listed(text("Body")).as_str(), listed(text("body")).as_str()), (first, ""));
+            assert_eq!(listed(Query { status: Some(StatusPattern::Class(2)), ..Query::default() }), first);
+            assert_eq!(listed(Query { status: Some(StatusPattern::Error), ..Query::default() }), "");
+        }
     }
 
     /// The disk may hang while one is being stored.

@@ -2,11 +2,11 @@
 //!
 //! ```text
 //!   exchange   what lists show and ask for, by the exchange's id, which begins with its time
-//!      └─ content   every byte of it, by a number that grows; the oldest have the least
+//!      └─ batch   every byte of those that were stored together, by a number that grows; the oldest have the least
 //! ```
 //!
 //! Lists must be quick where a hundred thousand are kept, so what they look at stands apart from the bytes, and there is
-//! no index beside the two keys: to write one costs every request, and to look at all summaries takes milliseconds.
+//! no index beside the two keys. A row costs more than what stands in it, and so a busy client's exchanges share one.
 //!
 //! Write-ahead logging without a wait for the disk at each commit: a power cut takes the last moments and spoils nothing.
 
@@ -14,15 +14,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use relay_protocol::message::{HeaderList, Payload, RequestHead, ResponseHead};
-use rusqlite::{
-    CachedStatement, Connection, ErrorCode, OpenFlags, OptionalExtension, Row, TransactionBehavior, params,
-};
+use rusqlite::config::DbConfig;
+use rusqlite::types::Type;
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior, params};
 
 use super::entry::Entry;
-use super::exchange::{Exchange, Part, Summary, Timings};
-use super::filter;
-use crate::platform::{Base, base_directory, create_private_directory, create_private_file};
+use super::exchange::Exchange;
+use super::packed::{self, pack, pack_id, pack_record};
+use crate::platform::{Base, base_directory, create_private_directory, create_private_file, file_number};
 
 /// How much is kept, of all clients of a user together. What is older than the newest that fit goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,58 +108,40 @@ const LOG: u32 = 1024;
 /// How long another client may take to write.
 const BUSY: Duration = Duration::from_secs(5);
 
-/// The tables of version 1. Heads and trailers are as on the wire, `PROTOCOL.md` describes them.
+/// Bytes of exchanges that share a row. What is looked for in them is read as a whole.
+const BATCH: usize = 256 << 10;
+
+/// Rows that exchanges fill at least before the oldest ones go: a row goes as a whole.
+const BATCHES: u32 = 64;
+
+/// The tables of version 2; those of version 1 were never released. `packed` tells what is in their bytes.
 const SCHEMA: &str = "
+    DROP TABLE IF EXISTS exchange;
+    DROP TABLE IF EXISTS content;
     CREATE TABLE exchange (
         id TEXT PRIMARY KEY,
-        content INTEGER NOT NULL,
-        at_ms INTEGER NOT NULL, -- since 1970
-        tunnel TEXT,
-        method TEXT NOT NULL,
-        path TEXT NOT NULL,
-        remote TEXT NOT NULL,
-        status INTEGER,
-        error TEXT,
-        edge_ms INTEGER NOT NULL,
-        upstream_us INTEGER,
-        total_us INTEGER,
-        allowed_ms INTEGER,
-        provider TEXT,
-        provider_name TEXT,
-        event_id TEXT,
-        event_type TEXT,
-        verdict TEXT,
-        reason TEXT,
-        request_size INTEGER NOT NULL,
-        request_cut INTEGER NOT NULL,
-        response_size INTEGER,
-        response_cut INTEGER,
-        replay_of TEXT,
-        attempt INTEGER NOT NULL
+        batch INTEGER NOT NULL,
+        summary BLOB NOT NULL
     ) STRICT, WITHOUT ROWID;
-    CREATE TABLE content (
-        number INTEGER PRIMARY KEY,
-        id TEXT NOT NULL,
-        request_head BLOB NOT NULL,
-        request_body BLOB NOT NULL,
-        request_trailers BLOB,
-        response_head BLOB,
-        response_body BLOB,
-        response_trailers BLOB
+    CREATE TABLE batch (
+        number INTEGER PRIMARY KEY, -- of the last exchange in it, in the order in which they were stored
+        at_ms INTEGER NOT NULL, -- when that was, since 1970
+        ids BLOB NOT NULL,
+        content BLOB NOT NULL
     ) STRICT;
-    PRAGMA user_version = 1;";
+    PRAGMA user_version = 2;";
 
-const VERSION: i64 = 1;
-
-/// The columns of a [`Summary`], in the order in which [`summary`] reads them.
-pub(super) const SUMMARY: &str = "id, tunnel, at_ms, method, path, status, error, total_us, allowed_ms, provider, \
-    provider_name, event_id, event_type, verdict, request_size, response_size, remote, replay_of, attempt";
+const VERSION: i64 = 2;
 
 /// The open file.
 #[derive(Debug)]
 pub(super) struct Store {
     file: PathBuf,
+    /// The file's number. Another one may have taken its name.
+    number: Option<u64>,
     pub(super) connection: Connection,
+    /// Empty between two calls, with its memory.
+    batch: Batch,
 }
 
 impl Store {
@@ -180,22 +161,32 @@ impl Store {
         Ok(store)
     }
 
-    /// Opens the file; nothing where it is not there.
+    /// Opens the file; nothing where it is not there, or has no tables yet because it is being made at this moment.
     pub(super) fn open_existing(place: &Place) -> Result<Option<Self>, StoreError> {
         let file = place.file();
-        // One that is empty is being made at this moment.
         if !std::fs::metadata(file).is_ok_and(|found| found.len() > 0) {
             return Ok(None);
         }
         let store = Self::connect(file)?;
         store.check()?;
-        Ok(Some(store))
+        let has_tables = store.version().map_err(|error| store.error(&error))? == VERSION;
+        Ok(Some(store).filter(|_| has_tables))
+    }
+
+    /// Whether the file is still the one of its name. Where it is not, it was moved or removed.
+    pub(super) fn is_current(&self) -> bool {
+        let is_current = self.number.is_some() && self.number == number_of(&self.file);
+        if !is_current {
+            // The log that has its name now may be another file's, and closing would remove it.
+            let _ = self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
+        }
+        is_current
     }
 
     fn connect(file: &Path) -> Result<Self, StoreError> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(file, flags).map_err(|error| explain(file, &error))?;
-        let store = Self { file: file.to_owned(), connection };
+        let store = Self { file: file.to_owned(), number: number_of(file), connection, batch: Batch::default() };
         store.connection.busy_timeout(BUSY).map_err(|error| store.error(&error))?;
         Ok(store)
     }
@@ -208,9 +199,9 @@ impl Store {
             "PRAGMA wal_autocheckpoint = {LOG}; PRAGMA journal_size_limit = {};",
             u64::from(LOG) * u64::from(PAGE) * 2
         ))?;
-        if self.version()? == 0 {
+        if self.version()? < VERSION {
             let transaction = rusqlite::Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
-            if self.version()? == 0 {
+            if self.version()? < VERSION {
                 connection.execute_batch(SCHEMA)?;
             }
             transaction.commit()?;
@@ -240,24 +231,30 @@ impl Store {
         explain(&self.file, error)
     }
 
-    /// Stores exchanges, all or none, and lets the oldest go that are beyond the limits.
+    /// Stores exchanges, all or none, and lets the oldest go that are beyond the limits. Each is let go of before the disk
+    /// is waited for.
     pub(super) fn insert<'a>(
         &mut self,
         entries: impl Iterator<Item = impl std::ops::Deref<Target = Entry> + 'a>,
         limits: &Limits,
         now_ms: u64,
     ) -> Result<(), StoreError> {
-        let inserted =
-            self.connection.transaction_with_behavior(TransactionBehavior::Immediate).and_then(|transaction| {
-                {
-                    let mut statements = Statements::new(&transaction)?;
-                    for entry in entries {
-                        statements.insert(&entry)?;
-                    }
+        let (connection, batch) = (&mut self.connection, &mut self.batch);
+        let inserted = connection.transaction_with_behavior(TransactionBehavior::Immediate).and_then(|transaction| {
+            let last = transaction.prepare_cached(LAST)?.query_row([], |row| row.get::<_, Option<i64>>(0))?;
+            let mut number = last.unwrap_or_default();
+            for entry in entries {
+                batch.add(&entry);
+                drop(entry);
+                if batch.is_full(limits) {
+                    batch.store(&transaction, &mut number, now_ms)?;
                 }
-                tidy(&transaction, limits, now_ms)?;
-                transaction.commit()
-            });
+            }
+            batch.store(&transaction, &mut number, now_ms)?;
+            tidy(&transaction, limits, now_ms)?;
+            transaction.commit()
+        });
+        self.batch.clear();
         inserted.map_err(|error| self.error(&error))
     }
 
@@ -266,7 +263,7 @@ impl Store {
         let clear = || {
             let count: i64 = self.connection.query_row("SELECT count(*) FROM exchange", [], |row| row.get(0))?;
             self.connection.execute_batch(
-                "BEGIN IMMEDIATE; DELETE FROM exchange; DELETE FROM content; COMMIT;
+                "BEGIN IMMEDIATE; DELETE FROM exchange; DELETE FROM batch; COMMIT;
                  VACUUM; PRAGMA wal_checkpoint(TRUNCATE);",
             )?;
             Ok(u64::try_from(count).unwrap_or_default())
@@ -284,87 +281,65 @@ fn explain(file: &Path, error: &rusqlite::Error) -> StoreError {
     }
 }
 
-/// What each exchange is stored with.
-struct Statements<'a> {
-    content: CachedStatement<'a>,
-    exchange: CachedStatement<'a>,
-    replace: CachedStatement<'a>,
-    connection: &'a Connection,
+fn number_of(file: &Path) -> Option<u64> {
+    std::fs::metadata(file).ok().map(|data| file_number(&data))
 }
 
-impl<'a> Statements<'a> {
-    fn new(connection: &'a Connection) -> rusqlite::Result<Self> {
-        let content = "INSERT INTO content (id, request_head, request_body, request_trailers, response_head, \
-                       response_body, response_trailers) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
-        let exchange = "INSERT OR IGNORE INTO exchange (id, content, at_ms, tunnel, method, path, remote, status, \
-                        error, edge_ms, upstream_us, total_us, allowed_ms, provider, provider_name, event_id, \
-                        event_type, verdict, reason, request_size, request_cut, response_size, response_cut, \
-                        replay_of, attempt) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, \
-                        ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24, ?25)";
-        Ok(Self {
-            content: connection.prepare_cached(content)?,
-            exchange: connection.prepare_cached(exchange)?,
-            replace: connection.prepare_cached("DELETE FROM content WHERE id = ?1 AND number < ?2")?,
-            connection,
-        })
+/// The number of the exchange that was stored last.
+pub(super) const LAST: &str = "SELECT max(number) FROM batch";
+
+/// Exchanges that are stored together.
+#[derive(Debug, Default)]
+struct Batch {
+    ids: Vec<u8>,
+    content: Vec<u8>,
+    summaries: Vec<u8>,
+    /// Where each summary ends.
+    ends: Vec<usize>,
+}
+
+impl Batch {
+    fn add(&mut self, entry: &Entry) {
+        pack_id(&entry.id, &mut self.ids);
+        pack_record(entry, &mut self.content);
+        pack(&entry.line(), &mut self.summaries);
+        self.ends.push(self.summaries.len());
     }
 
-    fn insert(&mut self, entry: &Entry) -> rusqlite::Result<()> {
-        let (request, response) = (&entry.request, entry.response.as_ref());
-        fn some(bytes: &[u8]) -> Option<&[u8]> {
-            Some(bytes).filter(|bytes| !bytes.is_empty())
+    fn is_full(&self, limits: &Limits) -> bool {
+        let (count, bytes) = (limits.count / BATCHES, limits.bytes / u64::from(BATCHES));
+        self.ends.len() >= count as usize || self.content.len() as u64 >= bytes.min(BATCH as u64)
+    }
+
+    /// Stores them behind that number, which becomes that of the last one.
+    fn store(&mut self, connection: &Connection, number: &mut i64, now_ms: u64) -> rusqlite::Result<()> {
+        if self.ends.is_empty() {
+            return Ok(());
         }
-        self.content.execute(params![
-            &*entry.id,
-            request.head(),
-            request.body(),
-            some(&request.trailers),
-            response.map(|response| response.head()),
-            response.map(|response| response.body()),
-            response.and_then(|response| some(&response.trailers)),
-        ])?;
-        let number = self.connection.last_insert_rowid();
-        if self.exchange(entry, number)? == 0 {
-            // The same request once more: the last one counts.
-            self.connection.execute("DELETE FROM exchange WHERE id = ?1", [&*entry.id])?;
-            self.replace.execute(params![&*entry.id, number])?;
-            self.exchange(entry, number)?;
+        *number += self.ends.len() as i64;
+        let batch = "INSERT INTO batch (number, at_ms, ids, content) VALUES (?1, ?2, ?3, ?4)";
+        connection.prepare_cached(batch)?.execute(params![*number, integer(now_ms), self.ids, self.content])?;
+        // The same request once more: the last one counts.
+        let exchange = "INSERT OR REPLACE INTO exchange (id, batch, summary) VALUES (?1, ?2, ?3)";
+        let mut exchange = connection.prepare_cached(exchange)?;
+        let mut begin = 0;
+        for (id, end) in packed::ids(&self.ids).zip(&self.ends) {
+            let summary = self.summaries.get(begin..*end).unwrap_or_default();
+            exchange.execute(params![id, *number, summary])?;
+            begin = *end;
         }
+        self.clear();
         Ok(())
     }
 
-    fn exchange(&mut self, entry: &Entry, number: i64) -> rusqlite::Result<usize> {
-        let (request, response) = (&entry.request, entry.response.as_ref());
-        let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
-        let note = entry.annotation();
-        let text = |of: fn(&super::Annotation) -> &Option<String>| note.and_then(|note| of(note).as_deref());
-        self.exchange.execute(params![
-            &*entry.id,
-            number,
-            integer(entry.at_ms),
-            entry.tunnel.as_deref(),
-            entry.method.as_str(),
-            &*entry.path,
-            &*entry.remote,
-            entry.status.map(|status| status.as_u16()),
-            entry.ended.and_then(|end| end.error),
-            entry.edge_ms,
-            entry.upstream.map(micros),
-            entry.ended.map(|end| micros(end.duration)),
-            integer(entry.allowed_ms()),
-            text(|note| &note.provider),
-            text(|note| &note.provider_name),
-            text(|note| &note.event_id),
-            text(|note| &note.event_type),
-            note.and_then(|note| note.verdict).map(|verdict| verdict.as_str()),
-            text(|note| &note.reason),
-            integer(request.size),
-            request.is_truncated(),
-            response.map(|response| integer(response.size)),
-            response.map(|response| response.is_truncated()),
-            entry.replay_of.as_deref(),
-            note.map_or(1, |note| note.attempt.max(1)),
-        ])
+    fn clear(&mut self) {
+        if self.content.capacity() > 4 * BATCH {
+            *self = Self::default();
+        }
+        self.ids.clear();
+        self.content.clear();
+        self.summaries.clear();
+        self.ends.clear();
     }
 }
 
@@ -374,113 +349,47 @@ fn integer(number: u64) -> i64 {
 
 /// Lets the oldest go that are beyond the limits.
 fn tidy(connection: &Connection, limits: &Limits, now_ms: u64) -> rusqlite::Result<()> {
-    let pragma = |name: &str| connection.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, i64>(0));
+    let pragma = |name: &str| -> rusqlite::Result<i64> {
+        connection.prepare_cached(&format!("PRAGMA {name}"))?.query_row([], |row| row.get(0))
+    };
+    let last: Option<i64> = connection.prepare_cached(LAST)?.query_row([], |row| row.get(0))?;
+    let Some(last) = last else { return Ok(()) };
+    let age = i64::try_from(limits.age.as_millis()).unwrap_or(i64::MAX);
     loop {
-        // Numbers have no gaps, but where somebody's request came twice.
-        let ends = "SELECT (SELECT min(number) FROM content), (SELECT max(number) FROM content)";
-        let ends = connection.prepare_cached(ends)?.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        let (Some(first), Some(last)): (Option<i64>, Option<i64>) = ends else { return Ok(()) };
-        let count = last - first + 1;
-        let oldest = "SELECT at_ms FROM content JOIN exchange USING (id) WHERE number = ?1";
-        let oldest: Option<i64> = connection.prepare_cached(oldest)?.query_row([first], |row| row.get(0)).optional()?;
-        let used = (pragma("page_count")? - pragma("freelist_count")?) * i64::from(PAGE);
-        let age = i64::try_from(limits.age.as_millis()).unwrap_or(i64::MAX);
-        let keep_from = if count > i64::from(limits.count) {
-            last - i64::from(limits.count) + 1
-        } else if used > integer(limits.bytes) && count > 1 || oldest.is_none_or(|at| at < integer(now_ms) - age) {
-            // A few at a time, until it fits.
-            first + (count / 64).max(1)
-        } else {
+        let oldest = "SELECT number, at_ms, ids FROM batch ORDER BY number LIMIT 1";
+        let mut oldest = connection.prepare_cached(oldest)?;
+        let read = |row: &rusqlite::Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get(2)?));
+        let Some((number, at_ms, ids)): Option<(_, _, Vec<u8>)> = oldest.query_row([], read).optional()? else {
             return Ok(());
         };
-        let exchanges = "DELETE FROM exchange WHERE id IN (SELECT id FROM content WHERE number < ?1) AND content < ?1";
-        connection.prepare_cached(exchanges)?.execute([keep_from])?;
-        connection.prepare_cached("DELETE FROM content WHERE number < ?1")?.execute([keep_from])?;
+        let count = last - number + packed::ids(&ids).count() as i64;
+        let used = (pragma("page_count")? - pragma("freelist_count")?) * i64::from(PAGE);
+        let is_too_much = number < last && (count > i64::from(limits.count) || used > integer(limits.bytes));
+        if !is_too_much && at_ms >= integer(now_ms) - age {
+            return Ok(());
+        }
+        // Not those that came once more and are in a later one.
+        let mut exchange = connection.prepare_cached("DELETE FROM exchange WHERE id = ?1 AND batch = ?2")?;
+        for id in packed::ids(&ids) {
+            exchange.execute(params![id, number])?;
+        }
+        connection.prepare_cached("DELETE FROM batch WHERE number = ?1")?.execute([number])?;
     }
-}
-
-/// Reads the columns of [`SUMMARY`].
-pub(super) fn summary(row: &Row<'_>) -> rusqlite::Result<Summary> {
-    let unsigned = |number: i64| u64::try_from(number).unwrap_or_default();
-    let verdict: Option<String> = row.get(13)?;
-    // What a later version says is not known.
-    let verdict = verdict.and_then(|verdict| filter::verdict(&verdict).ok());
-    Ok(Summary {
-        id: row.get(0)?,
-        tunnel: row.get(1)?,
-        at_ms: unsigned(row.get(2)?),
-        method: row.get(3)?,
-        path: row.get(4)?,
-        status: row.get(5)?,
-        error: row.get(6)?,
-        duration_ms: row.get::<_, Option<i64>>(7)?.map(milliseconds),
-        allowed_ms: row.get::<_, Option<i64>>(8)?.map(unsigned),
-        provider: row.get(9)?,
-        provider_name: row.get(10)?,
-        event_id: row.get(11)?,
-        event_type: row.get(12)?,
-        verdict,
-        request_size: unsigned(row.get(14)?),
-        response_size: row.get::<_, Option<i64>>(15)?.map(unsigned),
-        remote: row.get(16)?,
-        replay_of: row.get(17)?,
-        attempt: row.get(18)?,
-    })
-}
-
-/// Of microseconds.
-fn milliseconds(micros: i64) -> f64 {
-    Duration::from_micros(u64::try_from(micros).unwrap_or_default()).as_secs_f64() * 1e3
 }
 
 /// The whole exchange of this id.
 pub(super) fn exchange(connection: &Connection, id: &str) -> rusqlite::Result<Option<Exchange>> {
-    let sql = format!(
-        "SELECT {SUMMARY}, reason, edge_ms, upstream_us, request_cut, response_cut, request_head, request_body, \
-         request_trailers, response_head, response_body, response_trailers \
-         FROM (SELECT * FROM exchange WHERE id = ?1) JOIN (SELECT number, request_head, request_body, \
-         request_trailers, response_head, response_body, response_trailers FROM content) ON number = content"
-    );
-    connection
-        .prepare_cached(&sql)?
-        .query_row([id], |row| {
-            let summary = summary(row)?;
-            let timings = Timings {
-                edge_ms: row.get::<_, i64>(20).map(|edge| u64::try_from(edge).unwrap_or_default())?,
-                upstream_ms: row.get::<_, Option<i64>>(21)?.map(milliseconds),
-                total_ms: summary.duration_ms,
-            };
-            let request = Part {
-                head: decode::<RequestHead>(row, 24)?,
-                body: row.get(25)?,
-                body_size: summary.request_size,
-                body_truncated: row.get(22)?,
-                trailers: trailers(row, 26)?,
-            };
-            let response = match row.get::<_, Option<bool>>(23)? {
-                None => None,
-                Some(body_truncated) => Some(Part {
-                    head: decode::<ResponseHead>(row, 27)?,
-                    body: row.get(28)?,
-                    body_size: summary.response_size.unwrap_or_default(),
-                    body_truncated,
-                    trailers: trailers(row, 29)?,
-                }),
-            };
-            Ok(Exchange { reason: row.get(19)?, timings, request, response, summary })
-        })
-        .optional()
-}
-
-fn decode<T: Payload>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
-    let bytes: Vec<u8> = row.get(column)?;
-    T::from_bytes(&bytes.into())
-        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Blob, error.into()))
-}
-
-fn trailers(row: &Row<'_>, column: usize) -> rusqlite::Result<HeaderList> {
-    let is_there = row.get_ref(column)? != rusqlite::types::ValueRef::Null;
-    if is_there { decode(row, column) } else { Ok(HeaderList::new()) }
+    let sql = "SELECT summary, ids, content FROM exchange JOIN batch ON number = batch WHERE id = ?1";
+    let damaged = || rusqlite::Error::InvalidColumnType(2, "content".to_owned(), Type::Blob);
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut rows = statement.query([id])?;
+    let Some(row) = rows.next()? else { return Ok(None) };
+    let blob = |column| Ok::<_, rusqlite::Error>(row.get_ref(column)?.as_blob()?);
+    let summary = packed::unpack(id, blob(0)?).ok_or_else(damaged)?.owned();
+    let records = packed::ids(blob(1)?).zip(packed::records(blob(2)?));
+    // It may be there twice, and the last one counts.
+    let record = records.filter(|(other, _)| *other == id).last();
+    record.and_then(|(_, record)| record.exchange(summary)).map(Some).ok_or_else(damaged)
 }
 
 #[cfg(test)]
@@ -493,10 +402,12 @@ mod tests {
     use bytes::Bytes;
     use http::header::{HeaderName, HeaderValue};
     use http::{Method, StatusCode};
+    use relay_protocol::message::{Payload as _, RequestHead, ResponseHead};
     use relay_protocol::webhook::Verdict;
     use tempfile::TempDir;
 
     use super::super::entry::End;
+    use super::super::exchange::Summary;
     use super::super::filter;
     use super::super::history::{FindError, History, Query};
     use super::*;
@@ -561,7 +472,7 @@ mod tests {
         let mut failed = entry("01B", "/b", b"");
         failed.end(None, End { duration: Duration::ZERO, error: Some("upstream-refused") });
         store(&place, &Limits::default(), &[first, failed]);
-        let history = History::open(&place).unwrap().unwrap();
+        let history = History::of(place.clone());
         let exchange = history.get("01A").unwrap().unwrap();
         assert_eq!(exchange.summary, summary);
         assert_eq!((exchange.request.body.as_slice(), exchange.request.body_truncated), (&body[..], false));
@@ -593,10 +504,11 @@ mod tests {
             })
             .collect();
         store(&place, &Limits::default(), &entries);
-        let history = History::open(&place).unwrap().unwrap();
+        let history = History::of(place.clone());
         let list = |query: Query| {
             let list = history.list(&query, 4).unwrap();
-            let count = history.count(&query).unwrap();
+            let (page, count) = history.page(&query, 4).unwrap();
+            assert_eq!(list, page);
             (ids(&list).join(" "), count)
         };
         let query = Query::default;
@@ -645,9 +557,9 @@ mod tests {
                 let entries = [entry(&format!("01{body:06}{i:02}"), "/", &vec![b'x'; body])];
                 store.insert(entries.iter(), &limits, now_ms).unwrap();
             }
-            let history = History::open(&place).unwrap().unwrap();
+            let history = History::of(place.clone());
             assert_eq!(history.list(&Query::default(), 1).unwrap()[0].id, format!("01{body:06}39"), "the newest stays");
-            history.count(&Query::default()).unwrap()
+            history.page(&Query::default(), 0).unwrap().1
         };
         let (all, now) = (Limits::default(), super::super::unix_now());
         assert_eq!(count(Limits { count: 7, ..all }, 1, now), 7);
@@ -656,10 +568,48 @@ mod tests {
         let mut store = Store::open(&place).unwrap();
         let hour = Limits { age: Duration::from_secs(3600), ..all };
         store.insert([entry("02A", "/", b"")].iter(), &hour, now).unwrap();
-        let history = History::open(&place).unwrap().unwrap();
-        assert_eq!(history.count(&Query::default()).unwrap(), some + 1);
+        let history = History::of(place.clone());
+        assert_eq!(history.page(&Query::default(), 0).unwrap().1, some + 1);
         store.insert([entry("02B", "/", b"")].iter(), &hour, now + 7_200_000).unwrap();
-        assert_eq!(history.count(&Query::default()).unwrap(), 0);
+        assert_eq!(ids(&history.list(&Query::default(), 9).unwrap()), ["02B"]);
+    }
+
+    #[test]
+    fn who_follows_misses_nothing_also_when_numbers_begin_anew() {
+        let (_directory, place) = place();
+        let history = History::of(place.clone());
+        let next = |number, text: Option<&str>| {
+            let query = Query { text: text.map(str::to_owned), ..Query::default() };
+            let (number, found) = history.stored_after(number, &query).unwrap();
+            (number, ids(&found).join(" "))
+        };
+        assert_eq!(next(0, None), (0, String::new()));
+        store(&place, &Limits::default(), &[entry("01A", "/", b"one"), entry("01B", "/", b"two")]);
+        store(&place, &Limits::default(), &[entry("01C", "/", b"two")]);
+        assert_eq!(next(0, None), (3, "01A 01B 01C".to_owned()));
+        assert_eq!(next(0, Some("two")), (3, "01B 01C".to_owned()));
+        assert_eq!((next(2, None), next(3, None)), ((3, "01C".to_owned()), (3, String::new())));
+        // Emptied, and filled anew before the next look.
+        assert_eq!(history.clear().unwrap(), 3);
+        store(&place, &Limits::default(), &[entry("01D", "/", b"")]);
+        assert_eq!(next(3, None), (1, "01D".to_owned()));
+        // Moved away, and another one in its place.
+        std::fs::rename(place.file(), place.file().with_extension("old")).unwrap();
+        assert_eq!(history.get("01D").unwrap(), None);
+        store(&place, &Limits::default(), &[entry("01E", "/", b"")]);
+        assert_eq!(ids(&history.list(&Query::default(), 9).unwrap()), ["01E"]);
+    }
+
+    #[test]
+    fn a_file_without_tables_is_one_that_is_being_made() {
+        let (_directory, place) = place();
+        std::fs::create_dir_all(place.file().parent().unwrap()).unwrap();
+        Connection::open(place.file()).unwrap().execute_batch("CREATE TABLE x (y); DROP TABLE x").unwrap();
+        assert!(std::fs::metadata(place.file()).unwrap().len() > 0);
+        let history = History::of(place.clone());
+        assert!(history.list(&Query::default(), 1).unwrap().is_empty());
+        store(&place, &Limits::default(), &[entry("01A", "/", b"")]);
+        assert_eq!(ids(&history.list(&Query::default(), 1).unwrap()), ["01A"]);
     }
 
     #[test]
@@ -667,7 +617,7 @@ mod tests {
         let (_directory, place) = place();
         store(&place, &Limits::default(), &[answered(entry("01A", "/", b"1"), 500, b""), entry("01B", "/", b"")]);
         store(&place, &Limits::default(), &[answered(entry("01A", "/", b"2"), 200, b"")]);
-        let history = History::open(&place).unwrap().unwrap();
+        let history = History::of(place.clone());
         assert_eq!(ids(&history.list(&Query::default(), 9).unwrap()), ["01B", "01A"]);
         assert_eq!(history.get("01A").unwrap().unwrap().request.body, b"2");
     }
@@ -675,7 +625,7 @@ mod tests {
     #[test]
     fn the_file_is_its_owners_alone_and_what_is_no_history_is_left_alone() {
         let (_directory, place) = place();
-        assert!(History::open(&place).unwrap().is_none());
+        assert!(History::of(place.clone()).list(&Query::default(), 1).unwrap().is_empty() && !place.file().exists());
         store(&place, &Limits::default(), &[entry("01A", "/", b"")]);
         for file in ["history.db", "history.db-wal"] {
             let file = place.file().with_file_name(file);
@@ -685,9 +635,9 @@ mod tests {
         }
         Store::open(&place).unwrap().connection.execute_batch("PRAGMA user_version = 99").unwrap();
         assert!(matches!(Store::open(&place), Err(StoreError::Newer(_))));
-        assert!(matches!(History::open(&place), Err(StoreError::Newer(_))));
+        assert!(matches!(History::of(place.clone()).list(&Query::default(), 1), Err(StoreError::Newer(_))));
         std::fs::write(place.file(), "this is no database, and it is long enough to be looked at".repeat(99)).unwrap();
         assert!(matches!(Store::open(&place), Err(StoreError::Broken { .. })));
-        assert!(matches!(History::open(&place), Err(StoreError::Broken { .. })));
+        assert!(matches!(History::of(place.clone()).list(&Query::default(), 1), Err(StoreError::Broken { .. })));
     }
 }

@@ -7,6 +7,7 @@
 //! Whoever records never waits: what the disk does not take in time is dropped and counted. A disk that is full or a file
 //! that is damaged is worth one word, and the tunnel goes on.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -141,6 +142,7 @@ impl Queue {
     fn serve(&self, place: &Place, limits: &Limits) {
         let (mut store, mut troubled) = (None, false);
         while let Some(batch) = self.next() {
+            store = store.filter(Store::is_current);
             let stored = match &mut store {
                 Some(store) => Ok(store),
                 None => Store::open(place).map(|opened| store.insert(opened)),
@@ -148,6 +150,9 @@ impl Queue {
             let stored =
                 stored.and_then(|store| store.insert(batch.iter().map(|kept| kept.entry()), limits, unix_now()));
             let count = batch.len() as u64;
+            if stored.is_ok() {
+                batch.iter().for_each(|kept| kept.is_stored.store(true, Relaxed));
+            }
             drop(batch);
             let mut waiting = self.waiting();
             waiting.done += count;

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use crate::capture::export::{self, Form};
 use crate::capture::fixture::FixtureError;
-use crate::capture::history::FindError;
 use crate::cli::{ExportArgs, Secrets};
 use crate::commands::requests::{self, HistoryError, quietly};
 use crate::config::Files;
@@ -26,9 +25,7 @@ pub enum ExportError {
 /// # Errors
 /// [`ExportError`].
 pub async fn run(args: ExportArgs, files: &Files) -> Result<(), ExportError> {
-    let history = requests::open().await?;
-    let found = history.ok_or(FindError::Empty).and_then(|history| history.find(&args.id));
-    let mut exchange = found.map_err(HistoryError::from)?;
+    let mut exchange = requests::open().await?.find(&args.id).map_err(HistoryError::from)?;
     let table = files.table();
     if args.secrets == Secrets::Mask {
         exchange = export::masked(exchange, &table);

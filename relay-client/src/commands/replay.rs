@@ -178,10 +178,10 @@ async fn load(wanted: &str, history: &mut Option<History>) -> Result<Replay, Rep
             before: None,
         });
     }
-    if history.is_none() {
-        *history = requests::open().await?;
-    }
-    let history = history.as_ref().ok_or(FindError::Empty)?;
+    let history = match history {
+        Some(history) => history,
+        None => history.insert(requests::open().await?),
+    };
     Ok(Replay::of(&history.find(wanted)?)?)
 }
 

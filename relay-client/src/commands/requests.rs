@@ -12,12 +12,9 @@ use crate::capture::history::{FindError, History, Query};
 use crate::capture::store::{Place, StoreError};
 use crate::capture::{Since, unix_now};
 use crate::cli::RequestsArgs;
-use crate::control::{Ask, ask_all};
+use crate::control::{Ask, PATIENCE, ask_all};
 use crate::terminal::{self, Part, RED, Style, compact, json_line, line_of, outcome_colour, tell};
 use crate::value::Output;
-
-/// How long running clients have to store what they know: one that is stopped is not waited for.
-const PATIENCE: Duration = Duration::from_millis(500);
 
 /// How often is looked whether others have come.
 const LOOK: Duration = Duration::from_millis(200);
@@ -39,15 +36,19 @@ pub enum HistoryError {
     Output(#[from] io::Error),
 }
 
-/// Opens the history with everything that has ended by now; nothing where none was ever kept.
+/// The history with everything that has ended by now.
 ///
 /// # Errors
-/// [`HistoryError`].
-pub(crate) async fn open() -> Result<Option<History>, HistoryError> {
+/// [`HistoryError::Homeless`].
+pub(crate) async fn open() -> Result<History, HistoryError> {
+    asked(&Ask::Stored).await
+}
+
+/// The history, once all running clients have been asked this.
+async fn asked(ask: &Ask) -> Result<History, HistoryError> {
     // Whoever cannot be asked has nothing to add.
-    let _ = ask_all(&Ask::Stored, PATIENCE).await;
-    let place = Place::of_user().ok_or(HistoryError::Homeless)?;
-    Ok(History::open(&place)?)
+    let _ = ask_all(ask, PATIENCE).await;
+    Ok(History::of(Place::of_user().ok_or(HistoryError::Homeless)?))
 }
 
 /// Lists requests, or removes them.
@@ -55,11 +56,11 @@ pub(crate) async fn open() -> Result<Option<History>, HistoryError> {
 /// # Errors
 /// [`HistoryError`].
 pub async fn run(args: RequestsArgs) -> Result<(), HistoryError> {
-    let mut history = open().await?;
     if args.clear {
-        let count = history.map_or(Ok(0), |history| history.clear())?;
+        let count = asked(&Ask::Clear).await?.clear()?;
         return quietly(terminal::print(format!("{count}\n").as_bytes()));
     }
+    let history = open().await?;
     let RequestsArgs { provider, event_type, status, path, method, tunnel, verdict, text, .. } = args;
     let mut query = Query { provider, event_type, status, path, method, tunnel, verdict, text, ..Query::default() };
     match args.since {
@@ -69,34 +70,21 @@ pub async fn run(args: RequestsArgs) -> Result<(), HistoryError> {
         Some(Since::Id { id }) => query.after = Some(id),
     }
     let mut screen = Screen::new(args.output);
-    let mut last = 0;
-    if let Some(history) = &history {
-        // First what was the last one, so that none is left out.
-        last = history.last_stored()?;
-        let mut found = history.list(&query, args.limit)?;
-        found.reverse();
-        if found.is_empty() && !args.follow {
-            tell("no such request is in the history");
-        }
-        screen.show(&found)?;
-    } else if !args.follow {
-        tell("no request was kept yet; clients do that unless they run with --inspect off");
+    // First what was the last one, so that none is left out.
+    let mut last = history.last_stored()?;
+    let mut found = history.list(&query, args.limit as usize)?;
+    found.reverse();
+    if found.is_empty() && !args.follow {
+        tell(match last {
+            0 => "no request was kept yet; clients do that unless they run with --inspect off",
+            _ => "no such request is in the history",
+        });
     }
+    screen.show(&found)?;
     while args.follow && !screen.is_closed {
         sleep(LOOK).await;
-        let Some(history) = &history else {
-            history = open().await?;
-            continue;
-        };
-        let found = history.stored_after(last, &query)?;
-        last = match found.last() {
-            Some((number, _)) => *number,
-            // It was emptied meanwhile, and numbers have begun anew.
-            None if history.last_stored()? < last => 0,
-            None => last,
-        };
-        let news: Vec<_> = found.into_iter().map(|(_, summary)| summary).collect();
-        screen.show(&news)?;
+        (last, found) = history.stored_after(last, &query)?;
+        screen.show(&found)?;
     }
     Ok(())
 }

@@ -5,7 +5,6 @@ use std::fmt::Write as _;
 use jiff::tz::TimeZone;
 
 use crate::capture::exchange::{Exchange, Part};
-use crate::capture::history::FindError;
 use crate::capture::text;
 use crate::cli::ShowOneArgs;
 use crate::commands::requests::{self, HistoryError, event, quietly};
@@ -19,7 +18,7 @@ use crate::value::Output;
 /// # Errors
 /// [`HistoryError`].
 pub async fn run(args: ShowOneArgs, files: &Files) -> Result<(), HistoryError> {
-    let exchange = requests::open().await?.ok_or(FindError::Empty)?.find(&args.id)?;
+    let exchange = requests::open().await?.find(&args.id)?;
     let shown = match args.output {
         Output::Json => json_line(&exchange.detail(Some(&files.table()))),
         Output::Text => show(&exchange, &TimeZone::system()),

@@ -118,6 +118,8 @@ pub(crate) enum Ask {
     Status,
     /// How it is, once everything that is over has been stored.
     Stored,
+    /// The same, and to forget all that is over.
+    Clear,
     /// The requests that it keeps, and then those that come.
     Requests {
         /// From which one on.
@@ -343,8 +345,11 @@ async fn converse(
     let question = timeout(PATIENCE, lines.next()).await??.ok_or(io::ErrorKind::UnexpectedEof)?;
     let since = match understand(&question) {
         Ok(Ask::Status) => return say(&mut writer, &Reply::Status(control.board.status())).await,
-        Ok(Ask::Stored) => {
+        Ok(ask @ (Ask::Stored | Ask::Clear)) => {
             if let Some(capture) = control.capture.clone() {
+                if matches!(ask, Ask::Clear) {
+                    capture.clear();
+                }
                 tokio::task::spawn_blocking(move || capture.flush()).await?;
             }
             return say(&mut writer, &Reply::Status(control.board.status())).await;

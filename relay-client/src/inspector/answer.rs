@@ -148,7 +148,7 @@ pub(super) enum Problem {
     NoReplay(String),
     #[error("No such request has arrived within {0:?}.")]
     NotYet(Duration),
-    #[error("{} others are told of events already, which is as many as may.", super::events::WATCHERS)]
+    #[error("{} others are told of events or wait already, which is as many as may.", super::events::WATCHERS)]
     Watchers,
     #[error("The client has ended.")]
     Ended,

@@ -57,7 +57,7 @@ impl Desk {
         match path {
             ["exchanges"] if is_get(head) => {
                 let (query, limit) = parsed(query, records::query)?;
-                let page = self.records.look(move |records| Ok(to_json(&records.list(&query, limit)?))).await?;
+                let page = self.records.look(move |records| Ok(to_json(&records.page(&query, limit)?))).await?;
                 return Ok(page);
             }
             ["exchanges.har"] if is_get(head) => {
@@ -70,7 +70,7 @@ impl Desk {
                 return self.export((*id).to_owned(), form.unwrap_or(Form::Json), is_masked).await;
             }
             ["wait"] if is_get(head) => {
-                let id = events::wait(&self.records, &mut query, &self.closing).await?;
+                let id = events::wait(&self.records, &self.watchers, &mut query, &self.closing).await?;
                 return self.exchange(id).await;
             }
             // The others have none.
@@ -78,7 +78,7 @@ impl Desk {
         }
         match path {
             ["exchanges"] if head.method == Method::DELETE => {
-                self.records.look(Records::clear).await?;
+                self.records.clear().await?;
                 Ok(nothing())
             }
             ["exchanges", id] if is_get(head) => self.exchange((*id).to_owned()).await,

@@ -20,7 +20,7 @@ use super::query::Query;
 use super::records::Records;
 use crate::capture::exchange::Summary;
 use crate::capture::filter::{self, Filter};
-use crate::capture::{News, Reader, Since};
+use crate::capture::{Captured, News, Reader, Since};
 use crate::terminal::json_line;
 use crate::upstream::service::{Body, BoxError};
 use crate::value::duration;
@@ -98,15 +98,21 @@ fn tell(news: &News<Summary>, told: &mut String) {
 }
 
 /// Waits for a request that is as wanted, and for its answer. Returns its id.
-pub(super) async fn wait(records: &Records, query: &mut Query, closing: &CancellationToken) -> Result<String, Problem> {
+pub(super) async fn wait(
+    records: &Records,
+    places: &Arc<Semaphore>,
+    query: &mut Query,
+    closing: &CancellationToken,
+) -> Result<String, Problem> {
+    let _place = places.try_acquire().map_err(|_| Problem::Watchers)?;
     let text = |text: &str| Ok::<_, filter::FilterError>(text.to_owned());
-    let filter = Filter {
+    let filter = Arc::new(Filter {
         path: query.read("path", filter::path)?,
         method: query.read("method", text)?,
         headers: query.read_all("header", filter::header)?,
         json: query.read_all("json", filter::json)?,
         tunnel: query.read("tunnel", text)?,
-    };
+    });
     let since = query.read("since", filter::since)?.unwrap_or_default();
     let within = query.read("within", duration)?.unwrap_or(WAIT);
     std::mem::take(query).finish()?;
@@ -115,8 +121,8 @@ pub(super) async fn wait(records: &Records, query: &mut Query, closing: &Cancell
     let mut found: Option<(u64, String)> = None;
     let answered = async {
         loop {
-            match reader.next().await {
-                Some(News::Request(request)) if found.is_none() && filter.mismatches(&request).is_empty() => {
+            match reader.next_head().await {
+                Some(News::Request(request)) if found.is_none() && is_wanted(records, &filter, &request).await? => {
                     let is_answered = request.answer.is_some();
                     found = Some((request.seq, request.id));
                     if is_answered {
@@ -141,4 +147,20 @@ pub(super) async fn wait(records: &Records, query: &mut Query, closing: &Cancell
         (None, Ok(Err(problem))) => Err(problem),
         (None, _) => Err(Problem::NotYet(within)),
     }
+}
+
+/// Whether a request is as wanted. Its body is looked at last, where that holds up nothing else.
+async fn is_wanted(records: &Records, filter: &Arc<Filter>, request: &Captured) -> Result<bool, Problem> {
+    if !filter.head_mismatches(request).is_empty() {
+        return Ok(false);
+    }
+    if filter.json.is_empty() {
+        return Ok(true);
+    }
+    let (filter, id) = (filter.clone(), request.id.clone());
+    let look = move |records: &Records| {
+        let kept = records.capture().exchange(&id);
+        Ok(kept.is_some_and(|kept| filter.body_mismatches(&kept.request.body).is_empty()))
+    };
+    records.look(look).await
 }

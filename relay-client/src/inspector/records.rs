@@ -2,7 +2,7 @@
 //! takes a thread of its own for as long as the disk does.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -12,6 +12,7 @@ use hyper::body::Frame;
 use relay_protocol::webhook::Table;
 use serde::Serialize;
 use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
 
 use super::answer::{self, Answer, Problem};
 use super::query::Query as Parameters;
@@ -20,20 +21,24 @@ use crate::capture::exchange::{Exchange, Summary};
 use crate::capture::filter;
 use crate::capture::history::{History, Query};
 use crate::capture::store::{Place, StoreError};
+use crate::control::{Ask, PATIENCE, ask_all};
 use crate::upstream::service::{Body, BoxError};
 
 /// Lines of a list, where nobody says and at most.
-const LINES: (u32, u32) = (200, 1000);
+const LINES: (usize, usize) = (200, 1000);
 
 /// How many ids of a long list are looked up at once.
-const PAGE: u32 = 500;
+const PAGE: usize = 500;
 
 /// What a client and its user have recorded. Clones share it.
 #[derive(Clone, Debug)]
 pub(super) struct Records {
     capture: Capture,
-    history: Arc<OnceLock<History>>,
+    /// None where there is no place for it.
+    history: Option<Arc<History>>,
     table: Arc<Table>,
+    /// Whoever looks has gone.
+    given_up: CancellationToken,
 }
 
 /// A list, the newest first.
@@ -52,7 +57,8 @@ impl From<StoreError> for Problem {
 
 impl Records {
     pub(super) fn new(capture: Capture, table: Arc<Table>) -> Self {
-        Self { capture, history: Arc::default(), table }
+        let history = Place::of_user().map(|place| Arc::new(History::of(place)));
+        Self { capture, history, table, given_up: CancellationToken::new() }
     }
 
     /// What comes.
@@ -60,12 +66,13 @@ impl Records {
         &self.capture
     }
 
-    /// Looks into it without holding up anything else.
+    /// Looks into it without holding up anything else. Where this is given up, a long search is, too.
     pub(super) async fn look<T: Send + 'static>(
         &self,
         look: impl FnOnce(&Self) -> Result<T, Problem> + Send + 'static,
     ) -> Result<T, Problem> {
-        let own = self.clone();
+        let own = Self { given_up: CancellationToken::new(), ..self.clone() };
+        let _asks = own.given_up.clone().drop_guard();
         let looked = spawn_blocking(move || look(&own)).await;
         looked.unwrap_or_else(|_| Err(Problem::History("reading it failed".to_owned())))
     }
@@ -76,38 +83,56 @@ impl Records {
         if let Some(exchange) = self.capture.exchange(id) {
             return Ok(exchange);
         }
-        let history = self.history()?.ok_or_else(unknown)?;
+        let history = self.history.as_ref().ok_or_else(unknown)?;
         history.get(id)?.ok_or_else(unknown)
     }
 
-    /// Those that are asked for.
-    pub(super) fn list(&self, query: &Query, limit: u32) -> Result<Page, Problem> {
-        let Some(history) = self.history()? else { return Ok(Page { exchanges: Vec::new(), total: 0 }) };
-        Ok(Page { exchanges: history.list(query, limit)?, total: history.count(query)? })
+    /// Those that are asked for, and how many there are of them.
+    pub(super) fn page(&self, query: &Query, limit: usize) -> Result<Page, Problem> {
+        let (own, query) = (self.own(query)?, Query { given_up: self.given_up.clone(), ..query.clone() });
+        let stored = self.history.as_ref().map(|history| history.page(&query, limit)).transpose()?;
+        let (exchanges, total) = stored.unwrap_or_default();
+        let total = total + own.len() as u64;
+        Ok(Page { exchanges: merged(exchanges, own, &query, limit), total })
     }
 
-    /// Removes all that is over.
-    pub(super) fn clear(&self) -> Result<(), Problem> {
-        self.capture.clear();
-        if let Some(history) = self.history()? {
-            history.clear()?;
+    /// Those that are asked for.
+    fn list(&self, query: &Query, limit: usize) -> Result<Vec<Summary>, Problem> {
+        let own = self.own(query)?;
+        let stored = self.history.as_ref().map(|history| history.list(query, limit)).transpose()?;
+        Ok(merged(stored.unwrap_or_default(), own, query, limit))
+    }
+
+    /// Those of this client that are asked for, on all pages, and are not in the history. All that is over by now is,
+    /// where it can be.
+    fn own(&self, query: &Query) -> Result<Vec<Summary>, Problem> {
+        self.capture.flush();
+        let (mut own, history) = (Vec::new(), self.history.as_ref());
+        for summary in self.capture.unstored(query) {
+            // Under way when the list was made, and stored since.
+            if !history.map_or(Ok(false), |history| history.has(&summary.id))? {
+                own.push(summary);
+            }
         }
-        Ok(())
+        Ok(own)
+    }
+
+    /// Removes all that is over, also what other clients have in memory.
+    pub(super) async fn clear(&self) -> Result<(), Problem> {
+        self.capture.clear();
+        // Whoever does not answer has none, or it will go in time.
+        let _ = ask_all(&Ask::Clear, PATIENCE).await;
+        let clear = |records: &Self| {
+            records.capture.flush();
+            records.history.as_ref().map(|history| history.clear()).transpose()?;
+            Ok(())
+        };
+        self.look(clear).await
     }
 
     /// What is known of providers.
     pub(super) fn table(&self) -> &Table {
         &self.table
-    }
-
-    /// All that is over by now; none where nothing was ever stored.
-    fn history(&self) -> Result<Option<&History>, Problem> {
-        self.capture.flush();
-        if let Some(history) = self.history.get() {
-            return Ok(Some(history));
-        }
-        let opened = Place::of_user().map(|place| History::open(&place)).transpose()?.flatten();
-        Ok(opened.map(|opened| self.history.get_or_init(|| opened)))
     }
 
     /// JSON of a long list, the newest first, that is made as it is read: `head`, each exchange as `write` has it, with
@@ -135,6 +160,15 @@ impl Records {
     }
 }
 
+/// The newest of two lists of which each has its newest first.
+fn merged(stored: Vec<Summary>, own: Vec<Summary>, query: &Query, limit: usize) -> Vec<Summary> {
+    let mut all = stored;
+    all.extend(own.into_iter().filter(|summary| query.is_on_page(&summary.id)));
+    all.sort_by(|one, other| other.id.cmp(&one.id));
+    all.truncate(limit);
+    all
+}
+
 /// A long list that is being read.
 struct Walk {
     records: Records,
@@ -152,9 +186,9 @@ impl Walk {
         let step = move |records: &Records| {
             loop {
                 if self.ids.is_empty()
-                    && let (Some(query), Some(history)) = (&self.query, records.history()?)
+                    && let Some(query) = &self.query
                 {
-                    self.ids.extend(history.list(query, PAGE)?.into_iter().map(|summary| summary.id));
+                    self.ids.extend(records.list(query, PAGE)?.into_iter().map(|summary| summary.id));
                 }
                 let Some(id) = self.ids.pop_front() else { return Ok((self, None)) };
                 let found = records.get(&id);
@@ -177,8 +211,8 @@ impl Walk {
 }
 
 /// What a list is asked for with, and how many lines of it.
-pub(super) fn query(parameters: &mut Parameters) -> Result<(Query, u32), Problem> {
-    let limit = parameters.parse::<u32>("limit")?.unwrap_or(LINES.0).min(LINES.1);
+pub(super) fn query(parameters: &mut Parameters) -> Result<(Query, usize), Problem> {
+    let limit = parameters.parse::<usize>("limit")?.unwrap_or(LINES.0).min(LINES.1);
     let text = |text: &str| Ok::<_, filter::FilterError>(text.to_owned());
     let since = parameters.read("since", filter::since)?;
     let mut query = Query {
