@@ -7,7 +7,7 @@ import { HAR_URL } from "./api";
 import { Compare } from "./compare";
 import { DetailPane } from "./detail";
 import { Dialogs } from "./dialogs";
-import { type Facet, MOST } from "./exchanges";
+import { type Facet, MOST, mostFrequent } from "./exchanges";
 import { number, time, verdict } from "./format";
 import { List } from "./list";
 import type { Model } from "./model";
@@ -132,12 +132,7 @@ interface MenuProps {
 function Menu({ model, field, label, facet, options, name = (value) => value }: MenuProps) {
   const value = valueOf(model.query, field);
   const counts = facet && model.exchanges.facets.get(facet);
-  const known =
-    options ??
-    [...(counts ?? [])]
-      .sort((a, b) => b[1] - a[1])
-      .slice(0, MOST_OPTIONS)
-      .map(([key]) => key);
+  const known = options ?? (counts ? mostFrequent(counts, MOST_OPTIONS) : []);
   const chosen = known.find((option) => option.toLowerCase() === value) ?? value;
   const all = chosen && !known.includes(chosen) ? [chosen, ...known] : known;
   return (

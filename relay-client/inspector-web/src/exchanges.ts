@@ -162,6 +162,19 @@ export function positionAfter(entries: readonly Entry[], id: string): number {
   return low;
 }
 
+/** Up to `most` values, those that there are most of first. One pass: strangers can make each value another one. */
+export function mostFrequent(counts: ReadonlyMap<string, number>, most: number): string[] {
+  const found: [value: string, count: number][] = [];
+  for (const [value, count] of counts) {
+    if (found.length === most && count <= found[most - 1]![1]) continue;
+    let at = found.length;
+    while (at && found[at - 1]![1] < count) at -= 1;
+    found.splice(at, 0, [value, count]);
+    found.length = Math.min(found.length, most);
+  }
+  return found.map(([value]) => value);
+}
+
 /** An event's id means something with its provider only. */
 function eventOf({ provider, event_id }: Summary): string {
   return `${provider ?? ""} ${event_id}`;

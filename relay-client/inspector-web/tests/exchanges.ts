@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import type { Summary } from "../src/api";
-import { Exchanges, MOST, positionAfter } from "../src/exchanges";
+import { Exchanges, MOST, mostFrequent, positionAfter } from "../src/exchanges";
 import { compile, parse, valueOf, withValue, wordsOf } from "../src/query";
 
 const NOTHING = {
@@ -181,4 +181,11 @@ test("a menu writes the words that it reads", () => {
 test("a pattern with many stars is quick", () => {
   const path = `/${"a".repeat(50_000)}`;
   assert.deepEqual(searched(`path:/${"*a".repeat(200)}b`, [summary(1, { path })]), []);
+});
+
+test("the most frequent values are offered first", () => {
+  const counts = new Map(Array.from({ length: 1_000 }, (_, at) => [`v${at}`, (at * 7_919) % 1_000]));
+  const sorted = [...counts].sort((a, b) => b[1] - a[1]).map(([value]) => value);
+  for (const most of [1, 200, 5_000]) assert.deepEqual(mostFrequent(counts, most), sorted.slice(0, most));
+  assert.deepEqual(mostFrequent(new Map([["a", 1], ["b", 1], ["c", 1]]), 2), ["a", "b"]);
 });
