@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use http::{HeaderValue, Request, Response};
 use relay_protocol::webhook::{Credentials, Table, Verdict};
 use relay_tests::app::ok;
-use relay_tests::body::full;
+use relay_tests::body::{full, pipe};
 use relay_tests::process::Ended;
 use relay_tests::world::connect_tls;
 use relay_tests::{App, Http, Process, RelayServer, tools};
@@ -522,6 +522,27 @@ async fn a_replay_to_another_url_is_signed_for_that_one() {
             Table::built_in().unwrap().get("twilio").unwrap().judge(&request, &credentials, jiff::Timestamp::now());
         assert_eq!(judgement.verdict, Verdict::Valid, "{flags:?}: {judgement:?}");
     }
+    drop(client);
+}
+
+#[tokio::test]
+async fn a_replay_has_what_followed_the_body() {
+    let place = Place::new().await;
+    let app = App::recording().await;
+    let client = place.client(&app, "hooks", &[]).await;
+    let (feed, body) = pipe();
+    let request = Request::post("/").header("trailer", "x-sum").body(body).unwrap();
+    let trailers: http::HeaderMap = [("x-sum".parse().unwrap(), "1".parse().unwrap())].into_iter().collect();
+    let send = async {
+        feed.send("abc").await;
+        feed.trailers(trailers.clone()).await;
+    };
+    tokio::join!(place.send("hooks", request), send);
+    assert_eq!(app.last().trailers, Some(trailers.clone()));
+    place.json(&["replay", "last"]).await;
+    assert_eq!((app.requests(), &app.last().body[..], app.last().trailers), (2, &b"abc"[..], Some(trailers)));
+    let to = place.run(&["replay", "last", "--to", &format!("http://{}", app.addr())]).await;
+    assert!(to.code() == 0 && to.stderr.contains("trailers"), "{to:?}");
     drop(client);
 }
 

@@ -387,7 +387,7 @@ fn content(body: &[u8], kind: String) -> Value {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
     use clap::ValueEnum as _;
@@ -403,7 +403,12 @@ mod tests {
     const SECRET: &str = "s3cr3t-of-mine";
 
     /// A request of this provider's that came like this.
-    fn exchange(provider: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Exchange {
+    pub(in crate::capture) fn exchange(
+        provider: &str,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Exchange {
         let headers = headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
         let head = RequestHead {
             tunnel: 0,

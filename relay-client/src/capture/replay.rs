@@ -275,3 +275,22 @@ impl Replay {
         HeaderValue::from_str(start.split_once("://").map_or(start, |(_, host)| host)).ok()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+    use super::*;
+    use crate::capture::export::tests::exchange;
+
+    #[test]
+    fn what_is_not_whole_says_whether_it_was_not_kept_or_did_not_come() {
+        let said = |size| {
+            let mut exchange = exchange("github", "/", &[], b"abc");
+            (exchange.request.body_size, exchange.request.body_truncated) = (size, true);
+            Replay::of(&exchange).unwrap_err().to_string()
+        };
+        assert!(said(3).contains("answered before its whole body was here"), "{}", said(3));
+        assert!(said(5).contains("only 3 of the 5 bytes") && said(5).contains("[capture] body"), "{}", said(5));
+    }
+}
