@@ -245,14 +245,18 @@ impl Capture {
             .collect()
     }
 
-    /// Lets go of all that is over, in memory: to whoever comes now it has not been there.
-    pub(crate) fn clear(&self) {
+    /// Lets go of all that is over, in memory: to whoever comes now it has not been there. Whoever reads keeps what he knows.
+    pub(crate) fn forget(&self) {
         let all = self.0.ring().all();
         let over: Vec<_> = all.into_iter().filter(|(_, kept)| kept.is_over()).collect();
         let mut ring = self.0.ring();
         over.iter().for_each(|(seq, _)| ring.forget(*seq));
-        ring.clearings += 1;
-        drop(ring);
+    }
+
+    /// As [`Capture::forget`], with all that whoever reads was told of.
+    pub(crate) fn clear(&self) {
+        self.forget();
+        self.0.ring().clearings += 1;
         self.0.news.notify_waiters();
     }
 
@@ -900,6 +904,21 @@ mod tests {
         assert_eq!((reads.next().await, reads.next().await), (None, None));
         let (Some(_), Some(_), None) = waiting.await.unwrap() else { panic!("both and the end") };
         assert_eq!(request(&mut capture.read(Since::Start)).await.seq, 0, "also to whoever comes late");
+    }
+
+    #[tokio::test]
+    async fn what_only_memory_forgets_is_nobodys_news() {
+        let capture = capture();
+        let over = begin(&capture, "1");
+        let mut all = capture.read(Since::Start).twice();
+        let Some(News::Request(_)) = all.next_summary().await else { panic!("it is under way") };
+        over.ended(Some(StatusCode::OK), Duration::ZERO, None);
+        let Some(News::Request(_)) = all.next_summary().await else { panic!("it is over") };
+        capture.forget();
+        assert!(capture.kept().is_empty());
+        begin(&capture, "2");
+        let Some(News::Request(told)) = all.next_summary().await else { panic!("nothing but the next one is news") };
+        assert_eq!(told.id, "2");
     }
 
     #[tokio::test]

@@ -136,7 +136,7 @@ impl Desk {
                 Ok(nothing())
             }
             ["requests", "http"] if head.method == Method::DELETE => {
-                self.records.capture().clear();
+                self.records.capture().forget();
                 Ok(nothing())
             }
             ["requests", "http", id] if is_get(head) => {
