@@ -180,7 +180,7 @@ impl Capture {
     pub(crate) fn read(&self, since: Since) -> Reader {
         self.0.readers.fetch_add(1, Relaxed);
         let ring = self.0.ring();
-        let (next, after) = match since {
+        let (first, after) = match since {
             Since::Start => (ring.first, None),
             Since::Now => (ring.end(), None),
             Since::Time { at_ms } => (ring.find(|kept| kept.at_ms >= at_ms).unwrap_or(ring.end()), None),
@@ -189,10 +189,12 @@ impl Capture {
                 None => (ring.first, Some(id)),
             },
         };
-        let clearings = ring.clearings;
         drop(ring);
-        let (open, tells) = (VecDeque::new(), Tells::Arrival);
-        Reader { capture: self.clone(), next, after, open, left: 0, missed: 0, clearings, cleared: false, tells }
+        let (capture, open, tells) = (self.clone(), VecDeque::new(), Tells::Arrival);
+        let mut reader =
+            Reader { capture, next: 0, after, open, left: 0, missed: 0, clearings: 0, cleared: false, tells };
+        reader.begin(first, |_| true);
+        reader
     }
 
     /// The request of this id, as long as it is kept in memory.
@@ -226,7 +228,8 @@ impl Capture {
     }
 
     /// Those of [`Capture::kept`] that are asked for and are not in the history, because they are under way or could not be
-    /// stored. It takes as long as their bodies do where a text is looked for, so it is no call for a task.
+    /// stored. It takes as long as their bodies do where a text is looked for, so it is no call for a task. Bodies that are
+    /// under way are not looked through: whoever brings them would have to wait.
     pub(crate) fn unstored(&self, query: &Query) -> Vec<Summary> {
         let (all, mut packed) = (self.0.ring().all(), Vec::new());
         let unstored = all.iter().rev().filter(|(_, kept)| !kept.is_stored.load(Relaxed));
@@ -239,13 +242,15 @@ impl Capture {
                 }
                 packed.clear();
                 pack(&entry.line(), &mut packed);
-                let is_in_bodies = || query.text.as_ref().is_some_and(|text| entry.bodies_have(text));
+                let is_in_bodies =
+                    || entry.ended.is_some() && query.text.as_ref().is_some_and(|text| entry.bodies_have(text));
                 Some(query.take(&kept.id, &packed, is_in_bodies)?.owned())
             })
             .collect()
     }
 
-    /// Lets go of all that is over, in memory: to whoever comes now it has not been there. Whoever reads keeps what he knows.
+    /// Lets go of all that is over, in memory: to whoever comes now it has not been there. Whoever reads keeps what he
+    /// knows, and has missed what he was not told of.
     pub(crate) fn forget(&self) {
         let all = self.0.ring().all();
         let over: Vec<_> = all.into_iter().filter(|(_, kept)| kept.is_over()).collect();
@@ -256,7 +261,9 @@ impl Capture {
     /// As [`Capture::forget`], with all that whoever reads was told of.
     pub(crate) fn clear(&self) {
         self.forget();
-        self.0.ring().clearings += 1;
+        let mut ring = self.0.ring();
+        (ring.clearings, ring.cleared) = (ring.clearings + 1, ring.end());
+        drop(ring);
         self.0.news.notify_waiters();
     }
 
@@ -417,6 +424,8 @@ struct Ring {
     entries: VecDeque<Option<Arc<Kept>>>,
     /// How often it was cleared.
     clearings: u64,
+    /// The number of the first one that has come since.
+    cleared: u64,
     /// No more will come, and nothing will become of those that there are.
     closed: bool,
 }
@@ -564,18 +573,19 @@ impl Reader {
     /// the history.
     pub(crate) fn twice(mut self) -> Self {
         self.tells = Tells::Both;
-        self.begin();
+        let first = self.open.front().map_or(self.next, |(seq, _)| *seq);
+        self.begin(first, |kept| !kept.is_over());
         self
     }
 
-    /// Begins with those that are under way.
-    fn begin(&mut self) {
+    /// Begins with those of this number and later that are kept and are of interest.
+    fn begin(&mut self, first: u64, is_of_interest: impl Fn(&Kept) -> bool) {
         let ring = self.capture.0.ring();
-        let (all, next) = (ring.all(), self.next);
+        let all = ring.all();
         (self.next, self.clearings) = (ring.end(), ring.clearings);
         drop(ring);
-        let is_open = |(seq, kept): &(u64, Arc<Kept>)| *seq >= next && !kept.is_over();
-        self.open = all.iter().filter(|one| is_open(one)).map(|(seq, _)| (*seq, false)).collect();
+        let open = all.iter().filter(|(seq, kept)| *seq >= first && is_of_interest(kept));
+        self.open = open.map(|(seq, _)| (*seq, false)).collect();
         self.left = self.open.len();
     }
 
@@ -619,10 +629,12 @@ impl Reader {
     fn extend(&mut self) -> bool {
         let ring = self.capture.0.ring();
         let (first, end, closed, clearings) = (ring.first, ring.end(), ring.closed, ring.clearings);
+        let cleared = ring.cleared;
         drop(ring);
         if self.tells == Tells::Both && clearings != self.clearings {
-            (self.cleared, self.missed, self.next) = (true, 0, 0);
-            self.begin();
+            // All that is there was under way then, or has come since, as have those that had to go meanwhile.
+            (self.cleared, self.missed) = (true, first.saturating_sub(cleared));
+            self.begin(0, |_| true);
             return closed;
         }
         self.missed += first.saturating_sub(self.next);
@@ -643,16 +655,13 @@ impl Reader {
             }
             self.left = self.left.checked_sub(1)?;
             let (seq, told) = self.open.pop_front()?;
-            let ring = self.capture.0.ring();
-            let (kept, was_dropped) = (ring.get(seq).cloned(), seq < ring.first);
-            drop(ring);
+            let kept = self.capture.0.ring().get(seq).cloned();
             let Some(kept) = kept else {
                 if told && self.tells == Tells::Arrival {
                     // What became of it nobody will know.
                     return Some(News::Answered { seq, answer: Answer::default() });
                 }
-                // Nobody misses what was cleared.
-                self.missed += u64::from(was_dropped && (!told || self.tells == Tells::Both));
+                self.missed += u64::from(!told || self.tells == Tells::Both);
                 continue;
             };
             let entry = kept.entry();
@@ -922,6 +931,46 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_memory_forgets_before_it_was_told_of_is_missed() {
+        let capture = capture();
+        let told = begin(&capture, "1");
+        let mut all = capture.read(Since::Start).twice();
+        let Some(News::Request(_)) = all.next_summary().await else { panic!("it is under way") };
+        // One that comes and ends, and the end of one that was told of, while whoever reads is busy.
+        let quick = begin(&capture, "2");
+        let mut waits = capture.read(Since::Start).when_answered();
+        quick.whole(&Bytes::new());
+        quick.ended(Some(StatusCode::OK), Duration::ZERO, None);
+        told.ended(Some(StatusCode::OK), Duration::ZERO, None);
+        capture.forget();
+        for _ in 0..2 {
+            assert_eq!(waits.next().await, Some(News::Missed(1)));
+            assert_eq!(all.next_summary().await, Some(News::Missed(1)));
+        }
+        // To whoever comes now they have not been there.
+        begin(&capture, "3").whole(&Bytes::new());
+        assert_eq!(request(&mut capture.read(Since::Start)).await.id, "3");
+    }
+
+    #[tokio::test]
+    async fn what_comes_after_a_clearing_is_told_of_or_missed() {
+        let capture = capture();
+        let mut all = capture.read(Since::Start).twice();
+        begin(&capture, "1").ended(None, Duration::ZERO, None);
+        capture.clear();
+        begin(&capture, "2").ended(None, Duration::ZERO, None);
+        assert_eq!(all.next_summary().await, Some(News::Cleared));
+        let Some(News::Request(told)) = all.next_summary().await else { panic!("one has come since") };
+        assert_eq!(told.id, "2");
+        capture.clear();
+        for i in 0..COUNT + 5 {
+            begin(&capture, &i.to_string());
+        }
+        assert_eq!(all.next_summary().await, Some(News::Cleared));
+        assert_eq!(all.next_summary().await, Some(News::Missed(5)));
+    }
+
+    #[tokio::test]
     async fn what_is_over_can_be_cleared_and_nobody_misses_it() {
         let capture = capture();
         let mut all = capture.read(Since::Start).twice();
@@ -965,6 +1014,7 @@ mod tests {
             let text = |text: &str| Query { text: Some(text.to_owned()), ..Query::default() };
             assert_eq!((listed(Query::default()).as_str(), listed(text("HOOKS?a")).as_str()), (both, both));
             assert_eq!((listed(text("Body")).as_str(), listed(text("body")).as_str()), (first, ""));
+            assert_eq!(listed(text("another")), "", "whoever brings it would wait");
             assert_eq!(listed(Query { status: Some(StatusPattern::Class(2)), ..Query::default() }), first);
             assert_eq!(listed(Query { status: Some(StatusPattern::Error), ..Query::default() }), "");
         }

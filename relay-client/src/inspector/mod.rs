@@ -139,8 +139,8 @@ impl Inspector {
         let closing = CancellationToken::new();
         // All tunnels of a client have the same: the built-in one, with what the user's files add.
         let table = wanted.borrow().first().map_or_else(built_in, |options| options.webhooks.table.clone());
-        let tunnels =
-            Tunnels { wanted, board: control.board.clone(), own: address.port(), remote, table: table.clone() };
+        let (board, turn) = (control.board.clone(), Semaphore::new(1));
+        let tunnels = Tunnels { wanted, board, turn, own: address.port(), remote, table: table.clone() };
         let watchers = Arc::new(Semaphore::new(WATCHERS));
         let (records, ends) = (Records::new(capture, table), closing.clone());
         let desk = Arc::new(Desk { guard, control, door, tunnels, records, watchers, closing: ends });

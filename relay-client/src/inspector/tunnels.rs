@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use relay_protocol::message::MAX_TUNNELS;
 use relay_protocol::webhook::Table;
-use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, timeout_at};
 
 use super::answer::Problem;
 use crate::client::TunnelOptions;
@@ -15,7 +15,7 @@ use crate::upstream::address::{Scheme, UpstreamAddr};
 use crate::value::{duration, subdomain};
 use crate::webhooks::WebhookOptions;
 
-/// How long the relay has to give a tunnel, or to take it back.
+/// How long the relay has to give a tunnel, or to take it back, and those who are before it to have theirs.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// The longest name of a tunnel. Some scripts make one of a whole URL and a UUID.
@@ -26,6 +26,9 @@ const NAME: usize = 128;
 pub(super) struct Tunnels {
     pub(super) wanted: watch::Sender<Vec<TunnelOptions>>,
     pub(super) board: Board,
+    /// One permit, of whoever adds or changes one until that came true or was given up: what others are given would else
+    /// be made of what may yet be taken back.
+    pub(super) turn: Semaphore,
     /// The inspector's own port.
     pub(super) own: u16,
     /// They may lead to more than the ports of this machine.
@@ -55,6 +58,8 @@ impl Tunnels {
     /// no longer waits for it.
     pub(super) async fn add(&self, wish: Wish) -> Result<Tunnel, Problem> {
         let (given, mut options) = (wish.name.clone(), self.options(wish)?);
+        let until = Instant::now() + PATIENCE;
+        let _turn = self.turn(until).await?;
         let known = self.board.status();
         let mut added = Err(Problem::TooManyTunnels);
         self.wanted.send_if_modified(|all| {
@@ -74,13 +79,13 @@ impl Tunnels {
                 return false;
             }
             options.label = Some(label.clone());
-            all.push(options);
+            all.push(options.clone());
             added = Ok(label);
             true
         });
         let label = added?;
-        let undo = Undo { wanted: Some(&self.wanted), label: Some(label.clone()), before: None };
-        let tunnel = self.settled(&label, |_| true).await?;
+        let undo = Undo { wanted: Some(&self.wanted), asked: options, before: None };
+        let tunnel = self.settled(&label, until, |_| true).await?;
         undo.forget();
         Ok(tunnel)
     }
@@ -93,49 +98,62 @@ impl Tunnels {
             return Err(Problem::Parameter { name: "name", reason });
         }
         let options = self.options(wish)?;
+        let until = Instant::now() + PATIENCE;
+        let _turn = self.turn(until).await?;
         let (upstream, subdomain) = (options.upstream.to_string(), options.subdomain.clone());
-        // What was refused before says nothing of what is asked for now.
-        self.board.keep_refused(|refused| refused != name);
-        let mut before = None;
-        self.with(name, |all, at| {
-            let Some(known) = all.get_mut(at) else { return };
-            before = Some(known.clone());
+        let (asked, before) = self.with(name, |all, at| {
+            let known = all.get_mut(at)?;
+            // What was refused before says nothing of what is asked for now.
+            self.board.keep_refused(|refused| refused != name);
+            let before = known.clone();
             known.upstream = options.upstream;
             known.subdomain = options.subdomain.or_else(|| known.subdomain.take());
+            Some((known.clone(), before))
         })?;
-        let label = before.as_ref().and_then(|options| options.label.clone());
         // Without a name of its own it is called as the relay calls it, from now on.
-        let called = label.as_ref().or(subdomain.as_ref()).map_or(name, |name| name).to_owned();
-        let undo = Undo { wanted: Some(&self.wanted), label, before };
+        let called = asked.label.as_ref().or(subdomain.as_ref()).map_or(name, |name| name).to_owned();
+        let undo = Undo { wanted: Some(&self.wanted), asked, before: Some(before) };
         let is_so = |tunnel: &Tunnel| {
             tunnel.upstream == upstream && subdomain.as_ref().is_none_or(|subdomain| tunnel.name == *subdomain)
         };
-        let tunnel = self.settled(&called, is_so).await?;
+        let tunnel = self.settled(&called, until, is_so).await?;
         undo.forget();
         Ok(tunnel)
     }
 
     /// Gives a tunnel back, and waits until it no longer answers.
     pub(super) async fn remove(&self, name: &str) -> Result<(), Problem> {
-        self.with(name, |all, at| drop(all.remove(at)))?;
+        self.with(name, |all, at| (at < all.len()).then(|| drop(all.remove(at))))?;
         let is_gone = |status: &Status| status.tunnels.iter().all(|tunnel| tunnel.tunnel != name).then_some(());
-        timeout(PATIENCE, self.board.until(is_gone)).await.map_err(|_| Problem::RelayAway)
+        timeout_at(Instant::now() + PATIENCE, self.board.until(is_gone)).await.map_err(|_| Problem::RelayAway)
+    }
+
+    /// Whose turn it is.
+    async fn turn(&self, until: Instant) -> Result<impl Drop, Problem> {
+        let turn = timeout_at(until, self.turn.acquire()).await;
+        turn.ok().and_then(Result::ok).ok_or(Problem::RelayAway)
     }
 
     /// Does something to the options of the tunnel that is called so.
-    fn with(&self, name: &str, change: impl FnOnce(&mut Vec<TunnelOptions>, usize)) -> Result<(), Problem> {
+    fn with<T>(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut Vec<TunnelOptions>, usize) -> Option<T>,
+    ) -> Result<T, Problem> {
         // The only one of a client has no name of its own: it is called as the relay calls it.
         let is_nameless = self.board.status().tunnels.iter().any(|tunnel| tunnel.tunnel == name && tunnel.name == name);
-        let found = self.wanted.send_if_modified(|all| {
+        let mut changed = None;
+        self.wanted.send_if_modified(|all| {
             let called = |label: Option<&str>| all.iter().position(|options| options.label.as_deref() == label);
             let at = called(Some(name)).or_else(|| is_nameless.then(|| called(None)).flatten());
-            at.map(|at| change(all, at)).is_some()
+            changed = at.and_then(|at| change(all, at));
+            changed.is_some()
         });
-        if found { Ok(()) } else { Err(Problem::NoTunnel(name.to_owned())) }
+        changed.ok_or_else(|| Problem::NoTunnel(name.to_owned()))
     }
 
     /// Waits until a tunnel answers as it `is` wanted, or is refused.
-    async fn settled(&self, name: &str, is: impl Fn(&Tunnel) -> bool) -> Result<Tunnel, Problem> {
+    async fn settled(&self, name: &str, until: Instant, is: impl Fn(&Tunnel) -> bool) -> Result<Tunnel, Problem> {
         let settled = self.board.until(|status| {
             let refused = status.refused.iter().find(|refused| refused.tunnel == name);
             if let Some(refused) = refused {
@@ -143,7 +161,7 @@ impl Tunnels {
             }
             status.tunnels.iter().find(|tunnel| tunnel.tunnel == name && is(tunnel)).cloned().map(Ok)
         });
-        timeout(PATIENCE, settled).await.unwrap_or(Err(Problem::RelayAway))
+        timeout_at(until, settled).await.unwrap_or(Err(Problem::RelayAway))
     }
 
     fn options(&self, wish: Wish) -> Result<TunnelOptions, Problem> {
@@ -175,11 +193,12 @@ impl Tunnels {
     }
 }
 
-/// Takes back what was asked for of a tunnel unless it came true: also where whoever asked for it has gone meanwhile.
+/// Takes back what was asked for of a tunnel unless it came true: also where whoever asked for it has gone meanwhile. What
+/// others have made of the tunnel since, as a file does that was read again, stays.
 struct Undo<'a> {
     /// None once it came true.
     wanted: Option<&'a watch::Sender<Vec<TunnelOptions>>>,
-    label: Option<String>,
+    asked: TunnelOptions,
     /// How it was; none where it was not there.
     before: Option<TunnelOptions>,
 }
@@ -194,12 +213,10 @@ impl Undo<'_> {
 impl Drop for Undo<'_> {
     fn drop(&mut self) {
         let Some(wanted) = self.wanted else { return };
-        wanted.send_modify(|all| match self.before.take() {
-            Some(before) => all
-                .iter_mut()
-                .filter(|options| options.label == self.label)
-                .for_each(|options| *options = before.clone()),
-            None => all.retain(|options| options.label != self.label),
+        wanted.send_if_modified(|all| {
+            let Some(at) = all.iter().position(|options| *options == self.asked) else { return false };
+            drop(all.splice(at..=at, self.before.take()));
+            true
         });
     }
 }
@@ -219,13 +236,18 @@ fn unused(upstream: &str, is_taken: impl Fn(&str) -> bool) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::panic)]
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
+    use futures_util::FutureExt as _;
+    use futures_util::future::join_all;
 
     use super::*;
+    use crate::event::Event;
     use crate::webhooks::built_in;
 
     fn tunnels(remote: bool) -> Tunnels {
-        Tunnels { wanted: watch::Sender::default(), board: Board::new(), own: 4040, remote, table: built_in() }
+        let (wanted, board, turn) = (watch::Sender::default(), Board::new(), Semaphore::new(1));
+        Tunnels { wanted, board, turn, own: 4040, remote, table: built_in() }
     }
 
     fn wish(upstream: &str) -> Wish {
@@ -264,5 +286,72 @@ mod tests {
             let named = Wish { name: Some(name.to_owned()), ..wish("3000") };
             assert_eq!(tunnels(false).options(named).is_ok(), is_taken, "{name:?}");
         }
+    }
+    /// Those of a client whose relay is away: it has this one, and nothing comes true.
+    fn away() -> (Tunnels, Vec<TunnelOptions>) {
+        let tunnels = tunnels(false);
+        let mut options = tunnels.options(wish("3000")).unwrap();
+        options.label = Some("hooks".to_owned());
+        tunnels.wanted.send_replace(vec![options.clone()]);
+        (tunnels, vec![options])
+    }
+
+    #[tokio::test]
+    async fn what_was_given_up_does_not_come_true_by_another_change() {
+        let (tunnels, before) = away();
+        let public = Wish { subdomain: Some("public".to_owned()), ..wish("3001") };
+        let mut first = Box::pin(tunnels.change("hooks", public));
+        assert!(first.as_mut().now_or_never().is_none());
+        assert_ne!(*tunnels.wanted.borrow(), before);
+        let mut second = Box::pin(tunnels.change("hooks", wish("3002")));
+        assert!(second.as_mut().now_or_never().is_none());
+        let mut third = Box::pin(tunnels.add(wish("3003")));
+        assert!(third.as_mut().now_or_never().is_none());
+        drop(first);
+        assert!(second.as_mut().now_or_never().is_none(), "it is its turn");
+        drop((second, third));
+        assert_eq!(*tunnels.wanted.borrow(), before);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_a_turn_waits_no_longer_than_for_the_relay() {
+        let (tunnels, before) = away();
+        let begun = Instant::now();
+        let changes = (0..5).map(|i| tunnels.change("hooks", wish(&format!("300{i}"))));
+        for changed in join_all(changes).await {
+            assert!(matches!(changed, Err(Problem::RelayAway)), "{changed:?}");
+        }
+        assert!(begun.elapsed() < PATIENCE + Duration::from_secs(1));
+        assert_eq!(*tunnels.wanted.borrow(), before);
+    }
+
+    #[tokio::test]
+    async fn what_others_say_of_a_tunnel_meanwhile_stays() {
+        let (tunnels, before) = away();
+        // A file that was read again.
+        let mut read = before.clone();
+        read[0].timeout = Some(Duration::from_secs(7));
+        let mut changing = Box::pin(tunnels.change("hooks", wish("3001")));
+        assert!(changing.as_mut().now_or_never().is_none());
+        tunnels.wanted.send_replace(read.clone());
+        drop(changing);
+        assert_eq!(*tunnels.wanted.borrow(), read);
+        // One of the name of one that was to be added.
+        let named = || Wish { name: Some("two".to_owned()), ..wish("3002") };
+        let mut adding = Box::pin(tunnels.add(named()));
+        assert!(adding.as_mut().now_or_never().is_none());
+        let mut other = read.clone();
+        other[0].label = Some("two".to_owned());
+        tunnels.wanted.send_replace(other.clone());
+        drop(adding);
+        assert_eq!(*tunnels.wanted.borrow(), other);
+    }
+
+    #[tokio::test]
+    async fn why_one_is_refused_is_kept_until_it_is_changed() {
+        let (tunnels, _) = away();
+        tunnels.board.observe(&Event::Refused { tunnel: "gone", reason: "it is taken", url: None });
+        assert!(matches!(tunnels.change("gone", wish("3001")).await, Err(Problem::NoTunnel(_))));
+        assert_eq!(tunnels.board.status().refused.len(), 1);
     }
 }
