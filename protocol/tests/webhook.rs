@@ -523,6 +523,21 @@ fn a_shared_token_stands_in_every_event() {
 }
 
 #[test]
+fn what_is_said_of_a_request_is_no_longer_than_a_line() {
+    let row = Table::built_in().unwrap().get("aws-sns").unwrap().clone();
+    let known = Credentials { secrets: vec!["s".into()], ..Credentials::default() };
+    for host in ["evil.example", "sns.us-east-1.amazonaws.com"] {
+        let url = format!("https://{host}/{}.pem", "x".repeat(1 << 20));
+        let body =
+            format!(r#"{{"Type":"Notification","SignatureVersion":"1","Signature":"AA==","SigningCertURL":"{url}"}}"#);
+        let headers = [(HeaderName::from_static("x-amz-sns-message-type"), HeaderValue::from_static("Notification"))];
+        let request = Request::new(&Method::POST, "https://t.example/", &headers, body.as_bytes());
+        let judgement = row.key_url(&request, &known).unwrap_err();
+        assert!(judgement.reason.len() < 1000 && judgement.reason.contains("bytes"), "{:.200}", judgement.reason);
+    }
+}
+
+#[test]
 fn an_id_that_is_longer_than_any_is_none() {
     let row = Table::built_in().unwrap().get("stripe").unwrap().clone();
     let id = |len: usize| {

@@ -6,16 +6,18 @@
 //! ```
 //!
 //! Anybody can send a request that names a key, so all of it has a bound: how many are kept, how often is fetched, and
-//! for how long. However many requests wait for a key, it is fetched once, in the first one's time; where that one goes
-//! away, the next goes on.
+//! for how long. However many requests wait for a key, it is fetched once, and to its end also where they go away: what
+//! was begun is paid for.
 
 use std::collections::{HashMap, VecDeque};
+use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use relay_protocol::webhook::{Credentials, Judgement, Verdict};
-use tokio::sync::OnceCell;
+use tokio::sync::SetOnce;
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::fetch::{FetchError, Fetcher};
 
@@ -42,7 +44,7 @@ const RESTS: Duration = Duration::from_secs(30);
 /// Published keys, fetched when they are asked for.
 #[derive(Debug, Default)]
 pub(crate) struct Keys {
-    fetcher: Fetcher,
+    fetcher: Arc<Fetcher>,
     known: Mutex<Known>,
 }
 
@@ -52,14 +54,18 @@ struct Known {
     keys: HashMap<String, Place>,
     fetches: Budget,
     renewals: Budget,
+    /// Of pages that complete handshakes.
+    visits: Budget,
 }
 
 /// Where a key is or will be.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug)]
 struct Place {
-    key: Arc<OnceCell<Fetched>>,
+    key: Arc<SetOnce<Fetched>>,
     /// There was one before.
     is_proven: bool,
+    /// What fetches it.
+    _task: AbortOnDropHandle<()>,
 }
 
 /// When was fetched in the last minute, the earliest first.
@@ -95,7 +101,7 @@ impl Keys {
     /// Fetches by other means.
     #[cfg(test)]
     fn by(fetcher: Fetcher) -> Self {
-        Self { fetcher, known: Mutex::default() }
+        Self { fetcher: Arc::new(fetcher), known: Mutex::default() }
     }
 
     /// What is known, and the key that is published at `url`, which [`Provider::key_url`] has found to be the provider's.
@@ -130,7 +136,7 @@ impl Keys {
     /// # Errors
     /// Where it is not to be had.
     pub(crate) async fn visit(&self, url: &str) -> Result<(), KeyError> {
-        if !self.known.lock().unwrap_or_else(PoisonError::into_inner).fetches.spend(FETCHES_MAX, Instant::now()) {
+        if !self.known.lock().unwrap_or_else(PoisonError::into_inner).visits.spend(FETCHES_MAX, Instant::now()) {
             return Err(KeyError::TooMany);
         }
         self.fetcher.get(url).await?;
@@ -143,30 +149,39 @@ impl Keys {
         if url.contains(['?', '#']) {
             return Err(Arc::new(KeyError::Query));
         }
-        let key = self.known.lock().unwrap_or_else(PoisonError::into_inner).key(url, Instant::now())?;
-        key.get_or_init(|| self.fetch(url)).await.key.clone()
-    }
-
-    async fn fetch(&self, url: &str) -> Fetched {
-        let now = Instant::now();
-        let page = self.fetcher.get(url).await;
-        let fresh = page.as_ref().map_or(Some(RESTS), |page| page.fresh);
-        let key = page.map_err(KeyError::from).and_then(|page| key(&page.body));
-        let kept = if key.is_ok() { fresh.unwrap_or(KEPT).clamp(RESTS, KEPT_MAX) } else { RESTS };
-        Fetched { key: key.map_err(Arc::new), until: now + kept }
+        let fetch = || {
+            let (fetcher, url) = (self.fetcher.clone(), url.to_owned());
+            async move { fetch(&fetcher, &url).await }
+        };
+        let key = self.known.lock().unwrap_or_else(PoisonError::into_inner).key(url, Instant::now(), fetch)?;
+        key.wait().await.key.clone()
     }
 }
 
+async fn fetch(fetcher: &Fetcher, url: &str) -> Fetched {
+    let now = Instant::now();
+    let page = fetcher.get(url).await;
+    let fresh = page.as_ref().map_or(Some(RESTS), |page| page.fresh);
+    let key = page.map_err(KeyError::from).and_then(|page| key(&page.body));
+    let kept = if key.is_ok() { fresh.unwrap_or(KEPT).clamp(RESTS, KEPT_MAX) } else { RESTS };
+    Fetched { key: key.map_err(Arc::new), until: now + kept }
+}
+
 impl Known {
-    /// The place of a key, where it is or will be.
-    fn key(&mut self, url: &str, now: Instant) -> Result<Arc<OnceCell<Fetched>>, Arc<KeyError>> {
-        self.keys.retain(|_, place| place.is_proven() || place.key.get().is_none_or(|fetched| now < fetched.until));
-        let known = self.keys.get(url).cloned().unwrap_or_default();
-        let is_under_way = Arc::strong_count(&known.key) > 2;
-        if known.key.get().map_or(is_under_way, |fetched| now < fetched.until) {
-            return Ok(known.key);
+    /// The place of a key, where it is or will be once `fetch` is done.
+    fn key<F: Future<Output = Fetched> + Send + 'static>(
+        &mut self,
+        url: &str,
+        now: Instant,
+        fetch: impl FnOnce() -> F,
+    ) -> Result<Arc<SetOnce<Fetched>>, Arc<KeyError>> {
+        let is_good = |place: &Place| place.key.get().is_none_or(|fetched| now < fetched.until);
+        self.keys.retain(|_, place| place.is_proven() || is_good(place));
+        let known = self.keys.get(url);
+        if let Some(place) = known.filter(|place| is_good(place)) {
+            return Ok(place.key.clone());
         }
-        let is_proven = known.is_proven();
+        let is_proven = known.is_some_and(Place::is_proven);
         let may = if is_proven { self.renewals.spend(RENEWALS_MAX, now) } else { self.fetches.spend(FETCHES_MAX, now) };
         if !may {
             return Err(Arc::new(KeyError::TooMany));
@@ -179,9 +194,15 @@ impl Known {
             let goes = there.min_by_key(|(_, is_proven, until)| (*is_proven, *until)).map(|(url, ..)| url.clone());
             goes.and_then(|url| self.keys.remove(&url));
         }
-        let place = Place { key: Arc::default(), is_proven };
-        self.keys.insert(url.to_owned(), place.clone());
-        Ok(place.key)
+        let (key, fetched) = (Arc::new(SetOnce::new()), fetch());
+        let place = key.clone();
+        let task = tokio::spawn(async move {
+            // It is set here alone.
+            let _ = place.set(fetched.await);
+        });
+        let place = Place { key: key.clone(), is_proven, _task: AbortOnDropHandle::new(task) };
+        self.keys.insert(url.to_owned(), place);
+        Ok(key)
     }
 }
 
@@ -304,18 +325,21 @@ mod tests {
         assert_eq!(asked.load(SeqCst), 0);
     }
 
-    #[test]
-    fn a_stranger_cannot_have_it_fetch_or_keep_without_end() {
+    #[tokio::test]
+    async fn a_stranger_cannot_have_it_fetch_or_keep_without_end() {
         let (mut known, start) = (Known::default(), Instant::now());
-        let put = |cell: &OnceCell<Fetched>, key: Result<Arc<str>, Arc<KeyError>>, now| {
-            cell.set(Fetched { key, until: now + KEPT }).unwrap();
-        };
-        put(&known.key("https://right.example/key", start).unwrap(), Ok("{}".into()), start);
+        let none = |now| async move { Fetched { key: Err(Arc::new(KeyError::None)), until: now + KEPT } };
+        let right = known.key("https://right.example/key", start, || async move {
+            Fetched { key: Ok("{}".into()), until: start + KEPT }
+        });
+        right.unwrap().wait().await;
         let mut refused = 0;
         for at in 0..200 {
             let now = start + Duration::from_secs(at);
-            match known.key(&format!("https://right.example/{at}"), now) {
-                Ok(cell) => put(&cell, Err(Arc::new(KeyError::None)), now),
+            match known.key(&format!("https://right.example/{at}"), now, || none(now)) {
+                // Whoever asks does not always wait.
+                Ok(key) if at % 2 == 0 => drop(key.wait().await),
+                Ok(_) => tokio::task::yield_now().await,
                 Err(error) => {
                     assert!(matches!(*error, KeyError::TooMany), "{error}");
                     refused += 1;
@@ -327,11 +351,16 @@ mod tests {
         assert!(known.keys["https://right.example/key"].key.initialized(), "the right one is still there");
         // Nor can he have it that the right one is not renewed when its time is over.
         let later = start + KEPT + Duration::from_secs(1);
-        while known.key("https://right.example/other", later).is_ok() {}
-        let renewed = known.key("https://right.example/key", later).expect("it may be renewed");
-        assert!(!renewed.initialized());
-        put(&renewed, Err(Arc::new(KeyError::None)), later);
-        let again = known.key("https://right.example/key", later + KEPT).expect("also after it once was not to be had");
-        assert!(!again.initialized());
+        for at in 0..FETCHES_MAX {
+            known.key(&format!("https://right.example/later/{at}"), later, || none(later)).unwrap();
+        }
+        assert!(known.key("https://right.example/other", later, || none(later)).is_err());
+        for _ in 0..2 * RENEWALS_MAX {
+            let renewed = known.key("https://right.example/key", later, || none(later));
+            assert!(renewed.is_ok(), "it is renewed once, whoever goes away meanwhile");
+        }
+        known.keys["https://right.example/key"].key.clone().wait().await;
+        let again = known.key("https://right.example/key", later + KEPT, || none(later));
+        assert!(!again.expect("also after it once was not to be had").initialized());
     }
 }

@@ -50,9 +50,10 @@ pub enum SendError {
     Late(Duration),
 }
 
-/// Sends a request to a server's `path`, which begins with a slash and may have a query, and waits for the whole answer for
-/// at most `within`. The headers keep their order; those that are about the connection or the length of the body are made
-/// anew, and Host is the server's own unless one is given.
+/// Sends a request to a server's `path`, which begins with a slash and may have a query, and waits for the answer for at
+/// most `within`: all of it, unless its body is longer than `most`, of which a little more is taken. The headers keep their
+/// order; those that are about the connection or the length of the body are made anew, and Host is the server's own unless
+/// one is given.
 ///
 /// # Errors
 /// [`SendError`].
@@ -63,6 +64,7 @@ pub(crate) async fn send(
     headers: &[(HeaderName, HeaderValue)],
     body: Vec<u8>,
     within: Duration,
+    most: u64,
 ) -> Result<Answer, SendError> {
     let mut request = Request::builder().method(method.clone()).uri(path);
     if headers.iter().all(|(name, _)| name != HOST) {
@@ -72,14 +74,14 @@ pub(crate) async fn send(
         request = request.header(name, value);
     }
     let request = request.body(Full::new(Bytes::from(body)))?;
-    timeout(within, Box::pin(exchange(to, request))).await.map_err(|_| SendError::Late(within))?
+    timeout(within, Box::pin(exchange(to, request, most))).await.map_err(|_| SendError::Late(within))?
 }
 
-async fn exchange(to: &Target, request: Request<Full<Bytes>>) -> Result<Answer, SendError> {
+async fn exchange(to: &Target, request: Request<Full<Bytes>>, most: u64) -> Result<Answer, SendError> {
     let began = Instant::now();
     let stream = to.dial().await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let answered = async { receive(sender.send_request(request).await?, began).await };
+    let answered = async { receive(sender.send_request(request).await?, began, most).await };
     let (mut answered, mut connection) = (pin!(answered), pin!(connection));
     tokio::select! {
         biased;
@@ -92,10 +94,12 @@ async fn exchange(to: &Target, request: Request<Full<Bytes>>) -> Result<Answer, 
     }
 }
 
-async fn receive(response: Response<Incoming>, began: Instant) -> Result<Answer, hyper::Error> {
+async fn receive(response: Response<Incoming>, began: Instant, most: u64) -> Result<Answer, hyper::Error> {
     let (head, mut body) = response.into_parts();
     let (mut kept, mut size) = (Vec::new(), 0);
-    while let Some(frame) = body.frame().await {
+    while size <= most
+        && let Some(frame) = body.frame().await
+    {
         if let Ok(data) = frame?.into_data() {
             size += data.len() as u64;
             kept.extend_from_slice(data.get(..(BODY_MAX - kept.len()).min(data.len())).unwrap_or_default());

@@ -132,7 +132,8 @@ async fn faults_happen_where_they_are_asked_for() {
         ("drop", 504, 1, "the answer was dropped; to "),
         ("duplicate", 200, 2, "sent twice; to "),
         ("delay=50ms", 200, 1, "delayed by 50ms"),
-        ("delay=10ms,duplicate,drop@0%", 200, 2, "delayed by 10ms; sent twice; to "),
+        ("duplicate,503", 503, 0, "answered with 503 instead of the service"),
+        ("duplicate,delay=10ms,drop@0%", 200, 2, "delayed by 10ms; sent twice; to "),
         ("drop@0%,seed=7", 200, 1, ""),
     ] {
         let app = App::recording().await;
@@ -166,7 +167,7 @@ async fn a_fault_lets_a_later_request_pass_an_earlier_one() {
     let server = RelayServer::spawn([""; 0]).await;
     let token = server.token("t").await;
     let app = App::recording().await;
-    let client = server.client(&token, &app.addr().to_string(), &["--fault", "reorder"]).await;
+    let mut client = server.client(&token, &app.addr().to_string(), &["--fault", "reorder"]).await;
     let tls = connect_tls(server.https, &client.host(), &server.ca_file(), &[b"http/1.1"]).await;
     let mut http = Http::one(tls).await;
     let first = http.begin(Request::post(format!("{}/first", client.url())).body(full("1")).unwrap());
@@ -185,6 +186,8 @@ async fn a_fault_lets_a_later_request_pass_an_earlier_one() {
         }
     };
     assert_eq!(answer.unwrap().code(), 200);
+    // It has not waited in vain: a later one was answered before the service had it.
+    client.process.error_line("held until a later one was answered").await;
     let order: Vec<_> = app.seen().into_iter().map(|seen| seen.target).collect();
-    assert_eq!((&*order[0], order.contains(&"/first".to_owned())), ("/later", true), "{order:?}");
+    assert!(order.iter().position(|target| target == "/first") > Some(0), "{order:?}");
 }

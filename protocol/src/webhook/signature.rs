@@ -23,6 +23,9 @@ use super::{
 /// many as it has keys.
 const SIGNATURES_MAX: usize = 100;
 
+/// The longest URL of a published key, in bytes: people are shown it, and keys are kept by it.
+const URL_MAX: usize = 2048;
+
 /// The same where each is held against a public key, which costs some 70 µs for each of them and for each key: a stranger
 /// could keep a processor busy with a few requests.
 const PROOFS_MAX: usize = 8;
@@ -85,6 +88,10 @@ impl KeyUrl {
     /// The URL, if it is on one of the hosts.
     pub(super) fn on_its_host(&self, scope: &Scope<'_, '_>) -> Result<String, Judgement> {
         let url = self.from.bytes(scope).map_err(lacking)?;
+        if url.len() > URL_MAX {
+            let reason = format!("it names a URL of {} bytes, and no provider's has more than {URL_MAX}", url.len());
+            return Err(Judgement::of(Verdict::BadSignature, reason));
+        }
         let url = String::from_utf8_lossy(&url).into_owned();
         let host = Url::of(&url).origin.strip_prefix("https://").unwrap_or("").to_ascii_lowercase();
         let allowed = self.hosts.iter().any(|allowed| match allowed.split_once('*') {

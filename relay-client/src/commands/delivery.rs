@@ -413,7 +413,7 @@ pub(super) async fn deliver(
         let event = provider.event(&Request::new(method, &draft.url, &draft.headers, &draft.body));
         let path = draft.url.get(origin(&draft.url).map_or(0, str::len)..).unwrap_or_default();
         let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
-        let answer = match send(&to.target, method, &path, &draft.headers, draft.body, within).await {
+        let answer = match send(&to.target, method, &path, &draft.headers, draft.body, within, u64::MAX).await {
             Ok(answer) => Ok(answer),
             Err(error @ (SendError::Late(_) | SendError::Broken(_))) => Err(error),
             Err(error) => return Err(error.into()),

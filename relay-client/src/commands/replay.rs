@@ -222,7 +222,7 @@ async fn straight(replay: &Replay, resign: Resign, target: &Target) -> Result<Re
         tell("what followed its body, its trailers, goes only to a service of a running client");
     }
     let (headers, path) = (replay.marked_headers(), path(&replay.url));
-    let sent = send(target, &replay.method, path, &headers, replay.body.clone(), replay.within).await;
+    let sent = send(target, &replay.method, path, &headers, replay.body.clone(), replay.within, u64::MAX).await;
     let (status, error, body, body_size, took) = match sent {
         Ok(answer) => (Some(answer.status.as_u16()), None, answer.body, answer.size, answer.took),
         Err(error @ SendError::Late(after)) => (None, Some(error.to_string()), Vec::new(), 0, after),

@@ -5,17 +5,19 @@
 //!   --fault delay=2s@30%,duplicate@10%,reorder@20%,drop@5%,500@5%,seed=7
 //! ```
 //!
-//! Each is drawn for each request by itself. A request that is sent once more, by a person or by a fault, meets none.
+//! Each is drawn for each request by itself, and what was drawn happens in the order of [`Kind`]. A request that is sent
+//! once more, by a person or by a fault, meets none.
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use fastrand::Rng;
 use http::StatusCode;
 use relay_protocol::frame::Reset;
-use tokio::sync::Notify;
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::caller::Caller;
@@ -45,18 +47,18 @@ struct Fault {
 }
 
 /// What happens to a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     /// The service gets it so much later.
     Delay(Duration),
-    /// The service gets it twice at once.
-    Duplicate,
     /// The service gets it after one that came later.
     Reorder,
-    /// The service gets it, and its sender hears nothing of the answer.
-    Drop,
     /// The service does not get it, and its sender is told this.
     Status(StatusCode),
+    /// The service gets it, and its sender hears nothing of the answer.
+    Drop,
+    /// The service gets it twice at once.
+    Duplicate,
 }
 
 /// What names no fault.
@@ -130,25 +132,38 @@ pub(crate) struct Injector {
     rng: Mutex<Rng>,
     /// By which a request comes in once more.
     door: Door,
-    /// Whenever a request was answered.
-    answered: Notify,
+    /// How many requests have come.
+    come: AtomicU64,
+    /// The last to come of those that were answered, counted so.
+    answered: watch::Sender<u64>,
 }
 
 /// What becomes of a request that meets no fault that ends it.
 #[derive(Debug)]
 pub(super) struct Met {
+    /// The how many-th it is of the tunnel's.
+    number: u64,
     /// What it has met already, for a person.
     pub(super) notes: Vec<String>,
     /// It is sent once more besides.
     again: Option<Replay>,
 }
 
+impl Met {
+    /// The request once more, where that was drawn.
+    pub(super) fn again(&mut self) -> Option<Replay> {
+        self.again.take()
+    }
+}
+
 impl Injector {
     /// None where there are no faults.
     pub(crate) fn new(faults: &Faults, door: Door) -> Option<Self> {
         let rng = faults.seed.map_or_else(Rng::new, Rng::with_seed);
-        let faults = faults.faults.clone();
-        (!faults.is_empty()).then(|| Self { faults, rng: Mutex::new(rng), door, answered: Notify::new() })
+        let mut faults = faults.faults.clone();
+        faults.sort_by_key(|fault| fault.kind);
+        let (come, answered) = (AtomicU64::new(0), watch::Sender::new(0));
+        (!faults.is_empty()).then(|| Self { faults, rng: Mutex::new(rng), door, come, answered })
     }
 
     /// What a request meets before its service has it.
@@ -156,7 +171,7 @@ impl Injector {
     /// # Errors
     /// How it has ended, where it is one that a fault ends.
     pub(super) async fn meet(&self, tunnel: &str, caller: &mut Caller<'_>) -> Result<Met, Ending> {
-        let mut met = Met { notes: Vec::new(), again: None };
+        let mut met = Met { number: self.come.fetch_add(1, Relaxed) + 1, notes: Vec::new(), again: None };
         let is_again = caller.head.headers.iter().any(|(name, _)| *name == REPLAY_OF);
         if is_again || caller.head.upgrade.is_some() {
             return Ok(met);
@@ -176,17 +191,19 @@ impl Injector {
                 }
                 Kind::Reorder => {
                     let most = REORDER_MAX.min(Duration::from_millis(caller.head.deadline_ms.into()) / 2);
-                    let later = timeout(most, self.answered.notified());
+                    let mut answered = self.answered.subscribe();
+                    let later = timeout(most, answered.wait_for(|number| *number > met.number));
                     met.notes.push(match unless_gone(caller.stream, later).await.map_err(gone)? {
-                        Ok(()) => "held until a later one was answered".to_owned(),
-                        Err(_) => format!("held for {most:?}, in which no other was answered"),
+                        Ok(_) => "held until a later one was answered".to_owned(),
+                        Err(_) => format!("held for {most:?}, in which no later one was answered"),
                     });
                 }
                 Kind::Duplicate | Kind::Drop => match caller.hold(BODY_MAX).await.map_err(gone)? {
                     Gathered::Whole if kind == Kind::Drop => return Err(self.drop_answer(tunnel, caller).await),
                     Gathered::Whole => met.again = Some(again(caller)),
-                    Gathered::TooLong | Gathered::NoRoom => {
-                        met.notes.push("its body is too long to be kept for a fault".to_owned());
+                    Gathered::TooLong => met.notes.push("its body is too long to be kept for a fault".to_owned()),
+                    Gathered::NoRoom => {
+                        met.notes.push("too much of others is kept to keep its body for a fault, too".to_owned());
                     }
                 },
             }
@@ -195,17 +212,20 @@ impl Injector {
     }
 
     /// Sends a request once more where that was drawn; what a person is told of it.
-    pub(super) async fn duplicate(&self, tunnel: &str, met: &mut Met) {
-        let Some(again) = met.again.take() else { return };
-        met.notes.push(match self.door.ask(tunnel, again, Resign::Never).await {
+    pub(super) async fn duplicate(&self, tunnel: &str, again: Option<Replay>) -> Option<String> {
+        Some(match self.door.ask(tunnel, again?, Resign::Never).await {
             Ok(answer) => format!("sent twice; to {} the service {}", answer.id, said(&answer)),
             Err(error) => not_sent(&error),
-        });
+        })
     }
 
     /// A request was answered.
-    pub(super) fn passed(&self) {
-        self.answered.notify_waiters();
+    pub(super) fn answered(&self, met: &Met) {
+        self.answered.send_if_modified(|last| {
+            let is_later = met.number > *last;
+            *last = (*last).max(met.number);
+            is_later
+        });
     }
 
     /// The service is asked by a request of our own, so that nothing of its answer reaches the sender.
@@ -234,7 +254,8 @@ const FAULT: &str = "fault";
 fn again(caller: &Caller<'_>) -> Replay {
     let provider = caller.sender().map(|sender| sender.id.clone());
     let body = caller.body.whole().map(Vec::from).unwrap_or_default();
-    Replay { of: Some(caller.head.id.to_string()), ..Replay::made(caller.head.clone(), provider, body) }
+    let trailers = caller.body.trailers();
+    Replay { of: Some(caller.head.id.to_string()), trailers, ..Replay::made(caller.head.clone(), provider, body) }
 }
 
 fn said(answer: &Answer) -> String {

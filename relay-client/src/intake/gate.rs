@@ -118,7 +118,7 @@ impl Gate {
         let gone = |error| refused(caller.stream, reset_of(error), None);
         match caller.hold(limit.map_or(BODY_MAX, |limit| limit.min(BODY_MAX))).await.map_err(gone)? {
             Gathered::Whole => {}
-            Gathered::TooLong if !rejects => return Ok(()),
+            Gathered::TooLong | Gathered::NoRoom if !rejects => return Ok(()),
             Gathered::TooLong => {
                 let detail = "its body is too large to be judged before the service sees it".to_owned();
                 return Err(refused(caller.stream, Reset::TooLarge, Some(detail)));

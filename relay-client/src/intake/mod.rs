@@ -249,12 +249,14 @@ impl Intake {
             Ok(met) => met,
             Err(ending) => return (ending, arrived.elapsed()),
         };
+        let again = met.again();
         let serve = async {
             let served = self.serve(upstream, caller, found, turns, arrived).await;
-            injector.passed();
+            injector.answered(&met);
             served
         };
-        let ((mut ending, took), ()) = join(serve, injector.duplicate(&self.name, &mut met)).await;
+        let ((mut ending, took), note) = join(serve, injector.duplicate(&self.name, again)).await;
+        met.notes.extend(note);
         if !met.notes.is_empty() {
             let notes = format!("fault: {}", met.notes.join("; "));
             ending.detail = Some(ending.detail.map_or(notes.clone(), |detail| format!("{detail}; {notes}")));

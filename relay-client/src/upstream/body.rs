@@ -146,6 +146,11 @@ impl RequestBody {
         sending.is_whole().then(|| sending.joined())
     }
 
+    /// What stands behind it, as far as that has come.
+    pub(crate) fn trailers(&self) -> HeaderList {
+        self.lock().trailers()
+    }
+
     /// Keeps so much of it from now on, where there is room. What could not be kept before is gone.
     pub(crate) fn keep_up_to(&self, most: usize) {
         let mut sending = self.lock();
@@ -207,6 +212,10 @@ impl Sending {
     fn ends(&mut self, trailers: Bytes) {
         self.recording.whole(&trailers);
         self.end = Some(trailers);
+    }
+
+    fn trailers(&self) -> HeaderList {
+        self.end.as_ref().and_then(|end| HeaderList::from_bytes(end).ok()).unwrap_or_default()
     }
 
     fn is_whole(&self) -> bool {
@@ -337,7 +346,7 @@ impl Sending {
             return Poll::Ready(None);
         }
         self.ended = true;
-        let trailers = self.end.as_ref().and_then(|end| HeaderList::from_bytes(end).ok()).unwrap_or_default();
+        let trailers = self.trailers();
         if trailers.is_empty() {
             return Poll::Ready(None);
         }
