@@ -429,7 +429,8 @@ impl Session {
             let until = until.filter(|_| is_resumable);
             self.tunnels.iter().for_each(|tunnel| self.shared.registry.unbind(tunnel, until));
         };
-        match self.key {
+        // A client that was lost before its Welcome comes back with the key that it had.
+        match self.key.or(self.used) {
             Some(key) => keys.end(self.token.id, key, &self.shared.limits, Instant::now(), leave),
             None => leave(false),
         }
@@ -645,5 +646,43 @@ mod tests {
         assert_eq!((secrets("asks"), secrets("plain")), (1, 0));
         shared.follow(Change::Revoked(token.id));
         assert_eq!(secrets("asks"), 0);
+    }
+    /// The connection may be lost again before the client has its Welcome, and then comes back with the key that it had.
+    #[tokio::test]
+    async fn a_session_that_is_lost_before_its_welcome_leaves_as_much_behind_as_the_one_before() {
+        let ca = tempfile::tempdir().unwrap();
+        let relay = crate::tests::relay(ca.path()).await;
+        let shared = relay.shared.clone();
+        let new =
+            NewToken { name: "mine".to_owned(), reserve: Vec::new(), expires_at: None, limits: TokenLimits::default() };
+        let (_, token) = shared.store.create_token(new, unix_now()).await.unwrap();
+        let (key, hash) = shared.sessions.keys.issue(token.id, Ulid::generate(), Instant::now());
+        let resume = Resume { key, last_stream: 0 };
+
+        for times in 1..=3 {
+            let (ours, theirs) = tokio::io::duplex(64 * 1024);
+            let place = Session::place(&shared, &token).unwrap();
+            let mut session = Session::new(shared.clone(), IpAddr::from([127, 0, 0, 1]), token.clone(), place);
+            let socket = Driver::websocket(ours, Bytes::new(), Side::Relay, READ_BUFFER).await;
+            let (link, driver) = Driver::new(Side::Relay, MuxLimits::default(), socket);
+            session.resume(&resume);
+            let webhooks = Webhooks { provider: Some("slack".to_owned()), handshake: true, ..Webhooks::default() };
+            let spec = TunnelSpec {
+                tunnel: 1,
+                name: Some("hooks".to_owned()),
+                extra: webhooks.extras().unwrap(),
+                ..TunnelSpec::default()
+            };
+            assert!(session.bind(&link, spec, &mut Vec::new()).await.result.is_ok());
+            drop(theirs);
+            driver.await;
+            session.leave(&link).await;
+            assert!(left(&shared, "hooks").webhooks.handshake, "after {times}");
+        }
+        // A key whose token has ended leaves nothing.
+        shared.sessions.keys.revoke(token.id, Instant::now());
+        shared.follow(Change::Revoked(token.id));
+        assert!(!left(&shared, "hooks").webhooks.handshake);
+        shared.sessions.keys.end(token.id, hash, &shared.limits, Instant::now(), |is_known| assert!(!is_known));
     }
 }

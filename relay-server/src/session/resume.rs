@@ -47,6 +47,8 @@ struct Key {
     session: Ulid,
     /// The sessions that it was used for, and those that took the place of its own one, late, with the key before it.
     used: Vec<Ulid>,
+    /// It is among those of ended sessions.
+    has_ended: bool,
 }
 
 /// How often a key can be used by a client that never hears the Welcome: more often than a network that brings the Hello
@@ -62,7 +64,7 @@ impl Keys {
         let hash = hash(&key);
         self.lock().of(token, now, |of| {
             if is_random {
-                of.keys.insert(hash, Key { session, used: Vec::new() });
+                of.keys.insert(hash, Key { session, used: Vec::new(), has_ended: false });
             }
         });
         (key, hash)
@@ -103,17 +105,21 @@ impl Keys {
         self.lock().of(token, now, |of| of.forget(hash));
     }
 
-    /// The session of a key has ended, so that the key will, too. `leave` hears whether it can be used until then, and
+    /// The session of a key has ended, or one that it was used for, so that the key will, too: some time after the last of
+    /// them. `leave` hears whether it can be used until then, and
     /// leaves behind what is of use for so long. No [`Self::revoke`] comes in between: what it does not hear of is there
     /// to be found by whoever revokes.
     pub(super) fn end(&self, token: TokenId, hash: Hash, limits: &Limits, now: Instant, leave: impl FnOnce(bool)) {
         let mut inner = self.lock();
         inner.of(token, now, |of| {
-            let is_known = of.keys.contains_key(&hash);
-            if is_known {
+            let had_ended = of.keys.get_mut(&hash).map(|key| std::mem::replace(&mut key.has_ended, true));
+            if had_ended == Some(true) {
+                of.ended.retain(|(_, ended)| *ended != hash);
+            }
+            if had_ended.is_some() {
                 of.ended.push_back((now + limits.resume, hash));
             }
-            leave(is_known);
+            leave(had_ended.is_some());
         });
         inner.shrink(token, limits.resume_keys, now);
     }
@@ -283,6 +289,22 @@ mod tests {
         keys.end(mine, keys.issue(mine, Ulid::generate(), at(0)).1, &limits, at(0), drop);
         keys.issue(mine, Ulid::generate(), at(600));
         assert_eq!(held(&keys), (1, 0), "a new one makes those go whose time is over");
+    }
+
+    /// That of the session before, and each that was lost before its Welcome.
+    #[test]
+    fn a_key_that_several_sessions_have_used_expires_once_after_the_last_of_them() {
+        let limits = Limits { resume: Duration::from_secs(600), ..Limits::default() };
+        let (keys, start, mine) = (Keys::default(), Instant::now(), token(1));
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let (key, hash) = keys.issue(mine, Ulid::generate(), start);
+        for seconds in [0, 1, 300] {
+            keys.end(mine, hash, &limits, at(seconds), |is_known| assert!(is_known));
+            assert_eq!(held(&keys), (1, 1));
+        }
+        assert!(take(&keys, &key, mine, at(899)).is_some());
+        keys.end(mine, hash, &limits, at(900), |is_known| assert!(!is_known));
+        assert_eq!(held(&keys), (0, 0));
     }
 
     /// What a session leaves behind, secrets among it, must not outlive a token that is revoked just then.
