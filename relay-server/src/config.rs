@@ -152,7 +152,7 @@ pub struct Limits {
     pub verify_body: usize,
     /// Bytes of such bodies at once. Those of at most 64 KiB, which every request may have, do not count. While bodies
     /// arrive, twice as much may be in use. The tunnels of one token have half of it, and less where others need some; of
-    /// bodies that did not come with their heads they have as many as a session has requests.
+    /// bodies that did not come with their heads they have as many as a session has requests, an eighth from one address.
     pub verify_bytes: usize,
     /// How long a shutdown waits for exchanges to end.
     pub drain: Duration,

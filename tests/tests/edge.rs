@@ -496,6 +496,21 @@ mod signatures {
         assert!(count == 10 && messages <= most, "{count} requests in {messages} messages");
     }
 
+    /// A wrong word in the provider's console is the commonest mistake, and the client's terminal is where it is looked for.
+    #[tokio::test]
+    async fn that_are_required_have_refused_handshakes_told_of() {
+        let mut told =
+            Webhooks { provider: Some("meta-whatsapp".into()), handshake: true, ..judged(Verify::Reject, &["secret"]) };
+        told.credentials.settings.insert("verify_token".to_owned(), "mine".to_owned());
+        let (world, mut socket) = with(|_| {}, &[("hooks", told)]).await;
+        let url = world.url("hooks", "/hooks?hub.mode=subscribe&hub.verify_token=yours&hub.challenge=1");
+        assert_eq!(refused(&world, "hooks", Request::get(url).body(full("")).unwrap()).await.0, 403);
+        let told: Withheld = within("a message", socket.next_message(SessionKind::Withheld)).await;
+        assert_eq!((told.tunnel, told.count, told.code.as_str()), (1, 1, "signature-invalid"), "{told:?}");
+        assert_eq!((told.provider.as_deref(), told.verdict.as_str()), (Some("meta-whatsapp"), "bad_signature"));
+        assert!(told.reason.contains("hub.verify_token"), "{told:?}");
+    }
+
     #[tokio::test]
     async fn that_are_wrong_pass_with_a_warning_where_that_is_wanted() {
         let (world, mut socket) = with(|_| {}, &[("hooks", judged(Verify::Warn, &[SECRET]))]).await;
@@ -575,6 +590,96 @@ mod signatures {
         let found = heard(&mut socket, begin(&world, "hooks", request).await).await;
         assert_eq!(found.0.as_deref(), Some("valid"));
         drop(pipes);
+    }
+
+    /// Nobody holds a place with a body for what has no signature, whatever that body is.
+    #[tokio::test]
+    async fn that_are_not_there_are_not_waited_for() {
+        let stripe = |verify| Webhooks { provider: Some("stripe".into()), ..judged(verify, &[SECRET]) };
+        let slack = Webhooks { provider: Some("slack".into()), handshake: true, ..stripe(Verify::Reject) };
+        let tunnels = [("strict", stripe(Verify::Reject)), ("lenient", stripe(Verify::Warn)), ("slack", slack)];
+        let (world, mut socket) = with(|_| {}, &tunnels).await;
+        let unsigned = |name| {
+            let (pipe, body) = pipe();
+            (pipe, Request::post(world.url(name, "/")).body(body).unwrap())
+        };
+        let (_pipe, request) = unsigned("strict");
+        let (status, code, message) = refused(&world, "strict", request).await;
+        assert_eq!((status, code.as_str()), (401, "signature-invalid"), "{message}");
+        assert!(message.contains("has the header stripe-signature"), "{message}");
+        let (pipe, request) = unsigned("lenient");
+        let answer = begin(&world, "lenient", request).await;
+        let opened = within("the request", socket.opened()).await;
+        assert!(opened.head.headers.iter().any(|(name, value)| name == "relay-verdict" && value == "missing"));
+        drop(pipe);
+        socket.answer(opened.stream, "ok").await;
+        assert_eq!(within("the answer", answer).await.unwrap().code(), 200);
+        // It may be a handshake, as only its body says.
+        let (pipe, request) = unsigned("slack");
+        let answer = begin(&world, "slack", request).await;
+        assert!(pipe.send(r#"{"type":"event_callback"}"#).await);
+        drop(pipe);
+        assert_eq!(within("the answer", answer).await.unwrap().code(), 401);
+    }
+
+    /// A stranger who sends as many bodies as he can, and never ends them, takes few of the places of their token.
+    #[tokio::test]
+    async fn of_others_are_judged_however_many_bodies_one_sender_begins() {
+        let world = World::with(|config| {
+            config.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
+            config.limits.session_streams = 16;
+        })
+        .await;
+        let tunnel = webhooks(1, "hooks", &judged(Verify::Reject, &[SECRET]));
+        let mut socket = session_of(&world, &world.token().await, vec![tunnel]).await;
+        let url = world.url("hooks", "/hooks");
+        let (mut answers, mut pipes) = (FuturesUnordered::new(), Vec::new());
+        for n in 0..20 {
+            let (pipe, body) = pipe();
+            let head = Request::post(&url).header("Stripe-Signature", "t=1,v1=00");
+            // Of all its addresses.
+            let head = head.header("X-Forwarded-For", format!("2001:db8::{n:x}"));
+            answers.push(begin(&world, "hooks", head.body(body).unwrap()).await);
+            assert!(pipe.send("{").await);
+            pipes.push(pipe);
+        }
+        for _ in 0..18 {
+            let answer = within("an answer", answers.next()).await.unwrap().unwrap();
+            assert_eq!((answer.code(), answer.error()), (429, Some("too-many-requests")));
+        }
+        let (pipe, body) = pipe();
+        let mut request = signed(&url, SECRET, b"{}");
+        *request.body_mut() = body;
+        request.headers_mut().insert("x-forwarded-for", "203.0.113.7".parse().unwrap());
+        let answer = begin(&world, "hooks", request).await;
+        assert!(pipe.send("{}").await);
+        drop(pipe);
+        assert_eq!(heard(&mut socket, answer).await.0.as_deref(), Some("valid"));
+        drop(pipes);
+    }
+
+    /// It is looked at before, because it might be a handshake, and waits for the client then.
+    #[tokio::test]
+    async fn of_a_body_that_was_read_for_a_client_that_is_away_need_no_other_place() {
+        let world = World::with(|config| config.limits.session_streams = 1).await;
+        let told = Webhooks { provider: Some("stripe".into()), handshake: true, ..judged(Verify::Reject, &[SECRET]) };
+        let (token, tunnels) = (world.token().await, vec![webhooks(1, "hooks", &told)]);
+        drop(session_of(&world, &token, tunnels.clone()).await);
+        sessions(&world, 0).await;
+        let (pipe, body) = pipe();
+        let sent = noise(100_000);
+        let mut request = signed(&world.url("hooks", "/hooks"), SECRET, &sent);
+        *request.body_mut() = body;
+        let answer = begin(&world, "hooks", request).await;
+        // The relay does not read on when it has more than a handshake has.
+        for piece in sent.chunks(70_000) {
+            assert!(pipe.send(piece.to_vec()).await);
+        }
+        drop(pipe);
+        let mut socket = session_of(&world, &token, tunnels).await;
+        let found = heard(&mut socket, answer).await;
+        assert_eq!(found.0.as_deref(), Some("valid"));
+        assert!(found.2 == sent, "it arrives as it was sent");
     }
 
     /// What was held takes no room any more once the client has it, however long the rest goes on.

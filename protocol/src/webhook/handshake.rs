@@ -104,6 +104,12 @@ impl Provider {
         let handshake = self.handshake.iter().find(|handshake| handshake.when.hold(request))?;
         Some(handshake.reply(self, request, credentials, now).unwrap_or_else(|reply| reply))
     }
+
+    /// Whether a request may be one of this provider's handshakes, by whatever of it does not ask for the body.
+    #[must_use]
+    pub fn may_be_handshake(&self, request: &Request<'_>) -> bool {
+        self.handshake.iter().any(|handshake| handshake.when.may_hold(request))
+    }
 }
 
 impl Handshake {

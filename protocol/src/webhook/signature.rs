@@ -187,6 +187,14 @@ impl Provider {
         }
     }
 
+    /// The judgement on a request whose body has not come, where every body would lead to it: no rule has a signature in
+    /// the head, nor looks for one in the body.
+    #[must_use]
+    pub fn judge_head(&self, request: &Request<'_>, credentials: &Credentials) -> Option<Judgement> {
+        let may_be_signed = |rule: &Rule| rule.from.is_in_body() || rule.from.is_there(request);
+        if self.signature.iter().any(may_be_signed) { None } else { self.attempt(request, credentials).err() }
+    }
+
     /// Where the key is published that a request says it is signed with; nothing for a provider without such keys. What
     /// is fetched from there goes to [`Credentials::published`].
     ///

@@ -23,9 +23,8 @@ use super::gate::imitates_ours;
 use super::io::Clock;
 use super::record::{Exchange, Receiving};
 use super::respond::is_edges;
-use super::room::{Room, Share};
+use super::room::Share;
 use crate::config::Limits;
-use crate::store::TokenId;
 
 /// A response's body: the relay's own answer, or what comes back through the tunnel.
 #[derive(Debug)]
@@ -463,13 +462,13 @@ impl Upload {
     }
 
     /// Reads the body to its end, before any of it is sent, if it is there by `until`, has no more than `most` bytes and,
-    /// beyond those that are kept of every body, there is `room` for it among those to tunnels of the token. What was read
-    /// is held in one piece.
+    /// beyond those that are kept of every body, there is `room` for it among those to tunnels of the token, and among the
+    /// sender's. What was read is held in one piece.
     pub(crate) async fn gather(
         &mut self,
         most: usize,
         until: Instant,
-        (room, token): (&Arc<Room>, TokenId),
+        room: impl FnOnce() -> Option<Share>,
     ) -> Result<Gathered, UploadError> {
         let declared = self.body.size_hint().lower().saturating_add(self.held.len() as u64);
         if declared > most as u64 {
@@ -478,7 +477,8 @@ impl Upload {
         if self.first().1 {
             return Ok(Gathered::Whole);
         }
-        let Some(mut share) = room.share(token) else { return Ok(Gathered::NoRoom) };
+        // One that was gathered before has its place.
+        let Some(mut share) = self.room.take().or_else(room) else { return Ok(Gathered::NoRoom) };
         let mut whole = BytesMut::from(std::mem::take(&mut self.held));
         // Of a request that moves, all has come already.
         while let Some(piece) = self.kept.next() {

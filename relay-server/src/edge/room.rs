@@ -1,14 +1,17 @@
 //! Room for the bodies that are held until their signatures are judged.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::block_of;
 use crate::store::TokenId;
 
 /// So many bytes of all bodies together. The tunnels of one token never take more of them than they leave to all others:
-/// half where they are alone, and a third each of two that want as much. So nobody's webhooks go unjudged because of what
-/// strangers send to somebody else's tunnels, nor because of what somebody sends to his own. Bytes that every request may
-/// have do not count, and for them there are so many bodies of each token.
+/// half where they are alone, and a third each of two that want as much. So one token that strangers flood, or that floods
+/// itself, leaves the next a quarter of all; each further one at the same time halves that. Bytes that every request may
+/// have do not count, and for them there are so many bodies of each token, an eighth of which may be of one sender.
 #[derive(Debug)]
 pub(crate) struct Room {
     inner: Mutex<Inner>,
@@ -22,10 +25,12 @@ struct Inner {
 }
 
 /// What the bodies of one token take.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 struct Taken {
     bodies: usize,
     bytes: usize,
+    /// The bodies of each sender.
+    of: HashMap<Option<IpAddr>, usize>,
 }
 
 /// What one body takes, which is given back when it is dropped.
@@ -33,6 +38,7 @@ struct Taken {
 pub(crate) struct Share {
     room: Arc<Room>,
     whose: TokenId,
+    from: Option<IpAddr>,
     bytes: usize,
 }
 
@@ -43,15 +49,19 @@ impl Room {
         Arc::new(Self { inner: Mutex::new(inner), bodies })
     }
 
-    /// The share of a body that comes to a tunnel of this token, which has no bytes yet. None where there are too many.
-    pub(crate) fn share(self: &Arc<Self>, whose: TokenId) -> Option<Share> {
+    /// The share of a body that comes to a tunnel of this token from this address, which has no bytes yet; those whose
+    /// address is not known are one sender. None where there are too many.
+    pub(crate) fn share(self: &Arc<Self>, whose: TokenId, from: Option<IpAddr>) -> Option<Share> {
+        let from = from.map(block_of);
         let mut inner = self.lock();
         let taken = inner.taken.entry(whose).or_default();
-        if taken.bodies >= self.bodies {
+        let of_sender = taken.of.get(&from).copied().unwrap_or_default();
+        if taken.bodies >= self.bodies || of_sender >= self.bodies.div_ceil(8) {
             return None;
         }
         taken.bodies += 1;
-        Some(Share { room: self.clone(), whose, bytes: 0 })
+        taken.of.insert(from, of_sender + 1);
+        Some(Share { room: self.clone(), whose, from, bytes: 0 })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -83,6 +93,12 @@ impl Drop for Share {
         let taken = inner.taken.entry(self.whose).or_default();
         taken.bytes -= self.bytes;
         taken.bodies -= 1;
+        if let Entry::Occupied(mut of_sender) = taken.of.entry(self.from) {
+            *of_sender.get_mut() -= 1;
+            if *of_sender.get() == 0 {
+                of_sender.remove();
+            }
+        }
         if taken.bodies == 0 {
             inner.taken.remove(&self.whose);
         }
@@ -101,10 +117,10 @@ mod tests {
 
     #[test]
     fn nobody_takes_more_than_is_left_for_others() {
-        let room = Room::new(60, 4);
+        let room = Room::new(60, 32);
         // As many bodies of ten bytes as fit.
         let shares = |whose: i64| -> Vec<Share> {
-            let bodies = std::iter::repeat_with(|| room.share(token(whose)));
+            let bodies = std::iter::repeat_with(|| room.share(token(whose), None));
             bodies.map_while(|share| share.and_then(|mut share| share.grow(10).then_some(share))).collect()
         };
         let first = shares(1);
@@ -122,10 +138,19 @@ mod tests {
 
     #[test]
     fn nobody_has_more_bodies_than_there_may_be() {
-        let room = Room::new(60, 2);
-        let mut shares = vec![room.share(token(1)).unwrap(), room.share(token(1)).unwrap()];
-        assert!(room.share(token(1)).is_none() && room.share(token(2)).is_some());
-        shares.pop();
-        assert!(room.share(token(1)).is_some());
+        let room = Room::new(60, 9);
+        let share = |whose, from: &str| room.share(token(whose), from.parse().ok());
+        let mut shares = Vec::new();
+        for from in ["203.0.113.7", "2001:db8::7", "2001:db8:0:1::7", "unknown"] {
+            shares.extend([share(1, from).unwrap(), share(1, from).unwrap()]);
+            assert!(share(1, from).is_none(), "{from} has an eighth of them");
+        }
+        assert!(share(1, "2001:db8::8").is_none(), "it may be the same one's");
+        shares.push(share(1, "203.0.113.8").unwrap());
+        assert!(share(1, "203.0.113.8").is_none() && share(2, "203.0.113.7").is_some());
+        shares.remove(0);
+        shares.push(share(1, "203.0.113.7").unwrap());
+        drop(shares);
+        assert!(room.lock().taken.is_empty());
     }
 }

@@ -19,6 +19,7 @@ use super::cause::Cause;
 use super::forward::{Failure, Instead};
 use super::record::Exchange;
 use super::respond::{RELAY_HANDSHAKE, explain};
+use super::room::Share;
 use crate::Shared;
 use crate::session::registry::{Asked, Tunnel};
 use crate::store::TokenId;
@@ -115,7 +116,7 @@ pub(super) async fn handshake(
     let webhooks = &asked.webhooks;
     let named = webhooks.provider.as_ref().filter(|_| webhooks.handshake);
     let Some(provider) = named.and_then(|id| shared.providers.get(id)) else { return Ok(None) };
-    let gathered = upload.gather(HANDSHAKE_MAX, until, (&shared.judging, token)).await;
+    let gathered = upload.gather(HANDSHAKE_MAX, until, || place(shared, exchange, token)).await;
     exchange.received(upload.received());
     if gathered.map_err(UploadError::cause)? != Gathered::Whole {
         return Ok(None);
@@ -124,6 +125,11 @@ pub(super) async fn handshake(
     let request = Request::new(&head.method, &url, &head.headers, upload.held());
     let reply = provider.handshake(&request, &webhooks.credentials, Timestamp::now());
     Ok(reply.and_then(|reply| answer(exchange, &provider.id, reply)))
+}
+
+/// A place for the body of a request, among those that are held for tunnels of the token.
+fn place(shared: &Shared, exchange: &Exchange, token: TokenId) -> Option<Share> {
+    shared.judging.share(token, exchange.head.remote.parse().ok())
 }
 
 /// What answers a handshake without a call and without the app.
@@ -173,30 +179,54 @@ pub(super) async fn verify(
     }
     let its = provider.and_then(|provider| usize::try_from(provider.max_body?).ok());
     let most = its.unwrap_or(shared.limits.verify_body);
-    let gathered = upload.gather(most, exchange.started + time, (&shared.judging, tunnel.token)).await;
-    exchange.received(upload.received());
-    let (judgement, cause) = match gathered.map_err(UploadError::cause)? {
-        Gathered::Whole => match judge(shared, &exchange.head, asked, upload.held()).await? {
-            Judged::Handshake(reply) => {
-                let id = asked.webhooks.provider.as_deref().unwrap_or_default();
-                let answer = answer(exchange, id, reply).ok_or(Cause::Internal)?;
-                return Err(Instead::Answered(Box::new(answer)));
+    let (judgement, cause) = match unsigned(&shared.providers, &exchange.head, asked) {
+        Some(judgement) => (judgement, Cause::SignatureInvalid),
+        None => {
+            let gathered = upload.gather(most, exchange.started + time, || place(shared, exchange, tunnel.token)).await;
+            exchange.received(upload.received());
+            match gathered.map_err(UploadError::cause)? {
+                Gathered::Whole => match judge(shared, &exchange.head, asked, upload.held()).await? {
+                    Judged::Handshake(reply) => {
+                        if let Reply::Refuse { reason, .. } = &reply {
+                            let told = withheld(exchange, Cause::SignatureInvalid, Verdict::BadSignature, reason);
+                            tunnel.withhold(shared, told);
+                        }
+                        let id = asked.webhooks.provider.as_deref().unwrap_or_default();
+                        let answer = answer(exchange, id, reply).ok_or(Cause::Internal)?;
+                        return Err(Instead::Answered(Box::new(answer)));
+                    }
+                    Judged::Signed(provider, judgement) => {
+                        exchange.provider = provider;
+                        (judgement, Cause::SignatureInvalid)
+                    }
+                },
+                Gathered::TooLong => {
+                    (unjudged(format!("a body of more than {most} bytes is not judged")), Cause::BodyTooLarge)
+                }
+                Gathered::NoRoom => {
+                    (unjudged("the relay has no room to judge its body at the moment"), Cause::TooManyRequests)
+                }
+                Gathered::TooSlow => (unjudged("its body took too long to arrive to be judged"), Cause::BodyTimeout),
             }
-            Judged::Signed(provider, judgement) => {
-                exchange.provider = provider;
-                (judgement, Cause::SignatureInvalid)
-            }
-        },
-        Gathered::TooLong => (unjudged(format!("a body of more than {most} bytes is not judged")), Cause::BodyTooLarge),
-        Gathered::NoRoom => (unjudged("the relay has no room to judge its body at the moment"), Cause::TooManyRequests),
-        Gathered::TooSlow => (unjudged("its body took too long to arrive to be judged"), Cause::BodyTimeout),
+        }
     };
     if judgement.verdict != Verdict::Valid && asked.webhooks.verify == Verify::Reject {
-        tunnel.withhold(shared, withheld(exchange, cause, &judgement));
+        tunnel.withhold(shared, withheld(exchange, cause, judgement.verdict, &judgement.reason));
         return Err(Failure { cause, message: Some(refusal(&judgement)) }.into());
     }
     tell(&mut exchange.head, judgement);
     Ok(())
+}
+
+/// The judgement on a request to a tunnel for one provider that no body could make a signed one, nor a handshake: bodies of
+/// such take no place from those that are signed.
+fn unsigned(providers: &Table, head: &RequestHead, asked: &Asked) -> Option<Judgement> {
+    let Webhooks { provider, handshake, verify, credentials } = &asked.webhooks;
+    let provider = providers.get(provider.as_deref()?)?;
+    let url = public_url(head);
+    let request = Request::new(&head.method, &url, &head.headers, &[]);
+    let may_be_handshake = *verify == Verify::Reject && *handshake && provider.may_be_handshake(&request);
+    if may_be_handshake { None } else { provider.judge_head(&request, credentials) }
 }
 
 /// Why a request is not judged that is nobody's.
@@ -263,7 +293,7 @@ fn refusal(judgement: &Judgement) -> String {
 }
 
 /// What the client is told of a request that is refused.
-fn withheld(exchange: &Exchange, cause: Cause, judgement: &Judgement) -> Withheld {
+fn withheld(exchange: &Exchange, cause: Cause, verdict: Verdict, reason: &str) -> Withheld {
     let (head, target) = (&exchange.head, exchange.head.target.as_str());
     Withheld {
         id: head.id.to_string(),
@@ -272,8 +302,8 @@ fn withheld(exchange: &Exchange, cause: Cause, judgement: &Judgement) -> Withhel
         remote: head.remote.to_string(),
         code: cause.code().to_owned(),
         provider: exchange.provider.clone(),
-        verdict: judgement.verdict.as_str().to_owned(),
-        reason: plain(&judgement.reason),
+        verdict: verdict.as_str().to_owned(),
+        reason: plain(reason),
         ..Withheld::default()
     }
 }
