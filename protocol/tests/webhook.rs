@@ -686,6 +686,17 @@ fn a_users_rows_add_to_the_table_and_replace_fields_of_it() {
 }
 
 #[test]
+fn a_row_of_somebody_elses_shows_no_secret_that_was_masked() {
+    let mut table = Table::built_in().unwrap();
+    let (url, body) = ("https://a.example/", br#"{"verification_token":"secret-1","more":"secret-2"}"#);
+    for (secrets, masked) in [("[]", 1), (r#"["json:/more"]"#, 2)] {
+        table.add(&format!("[[provider]]\nid = \"notion\"\nsecrets = {secrets}")).unwrap();
+        let masked_body = table.get("notion").unwrap().mask(&Request::new(&Method::POST, url, &[], body), "***").body;
+        assert_eq!(String::from_utf8(masked_body).unwrap().matches("***").count(), masked, "{secrets}");
+    }
+}
+
+#[test]
 fn the_page_about_rows_has_rows_that_are_read_and_every_field_of_them() {
     let page = include_str!("../../docs/providers.md");
     let examples: Vec<&str> = page.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();

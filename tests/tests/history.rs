@@ -155,6 +155,12 @@ async fn two_clients_share_one_history_and_one_that_must_not_keeps_nothing() {
     assert_eq!(place.run(&["requests", "--clear"]).await.stdout, "40\n");
     let waited = place.run(&["wait", "--path", "/one/1", "--within", "100ms"]).await;
     assert_eq!(waited.status.code(), Some(1), "{waited:?}");
+    // One that does not answer may have some that come again.
+    place.send("one", Request::post("/").body(full("")).unwrap()).await;
+    let _mute = std::os::unix::net::UnixListener::bind(place.home.path().join("relay/99999-0.sock")).unwrap();
+    let cleared = place.run(&["requests", "--clear"]).await;
+    assert_eq!((cleared.stdout.as_str(), cleared.status.code()), ("1\n", Some(1)), "{cleared:?}");
+    assert!(cleared.stderr.contains("client of process 99999 does not answer"), "{cleared:?}");
     drop((one, two, off));
 }
 

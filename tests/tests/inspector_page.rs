@@ -443,6 +443,28 @@ async fn words_are_found_in_bodies_whenever_they_come() {
     browser.shows(".empty", "No requests yet").await;
     place.send(json_request(), "/fifth", r#"{"order":"needle-3"}"#).await;
     browser.shows(".row", "/fifth").await;
+
+    // What comes before the client has said that all is cleared stays.
+    let slow = r#"(() => {
+      const real = window.fetch;
+      window.fetch = async (url, init) => {
+        const answer = await real(url, init);
+        if (init?.method === "DELETE") await new Promise((done) => { window.go = done; });
+        return answer;
+      };
+    })()"#;
+    browser.eval(slow).await;
+    browser.click("button:text-is('Clear')").await;
+    browser.click("dialog .danger").await;
+    browser.wait("window.go !== undefined").await;
+    browser.shows(".empty", "No requests yet").await;
+    place.send(json_request(), "/sixth", r#"{"order":"needle-4"}"#).await;
+    browser.shows(".row", "/sixth").await;
+    let drawn =
+        "new Promise((done) => { window.go(); requestAnimationFrame(() => requestAnimationFrame(() => done(1))); })";
+    assert_eq!(browser.eval(drawn).await, 1);
+    browser.shows(".row", "/sixth").await;
+    assert_eq!(browser.eval("document.querySelectorAll('.row').length").await, 1);
     assert_eq!(browser.problems().await, json!([]));
 }
 

@@ -79,7 +79,8 @@ impl Table {
     }
 
     /// Adds a user's rows, `[[provider]]` tables like those that are built in. A row with the `id` of one that is there
-    /// replaces the fields that it names; a new one is looked for before all that are there.
+    /// replaces the fields that it names, but for `secrets`, to which it adds: a row may be a stranger's, and must not show
+    /// what was masked. A new one is looked for before all that are there.
     ///
     /// # Errors
     /// [`TableError`]; the table is as it was.
@@ -103,13 +104,20 @@ impl Table {
         let mut rows = self.rows.clone();
         let mut new = Vec::new();
         let mut seen = Vec::new();
-        for (index, row) in added.into_iter().enumerate() {
+        for (index, mut row) in added.into_iter().enumerate() {
             let id = row.get("id").and_then(toml::Value::as_str).ok_or(TableError::NoId(index + 1))?.to_owned();
             if seen.contains(&id) {
                 return Err(TableError::Twice(id));
             }
             match rows.iter_mut().find(|known| known.get("id").and_then(toml::Value::as_str) == Some(&id)) {
-                Some(known) => known.extend(row),
+                Some(known) => {
+                    if let (Some(toml::Value::Array(places)), Some(toml::Value::Array(before))) =
+                        (row.get_mut("secrets"), known.get("secrets"))
+                    {
+                        places.extend(before.iter().cloned());
+                    }
+                    known.extend(row);
+                }
                 None => new.push(row),
             }
             seen.push(id);

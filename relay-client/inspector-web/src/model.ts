@@ -79,6 +79,8 @@ export class Model {
   #unsearched: string | null = null;
   #noticeTimer = 0;
   #gap: string | null = null;
+  /** How often everything was cleared: what was asked for before is of no use after. */
+  #clearings = 0;
   #catchingUp = false;
 
   subscribe(listener: () => void): () => void {
@@ -150,9 +152,11 @@ export class Model {
 
   /** The list from its newest row back to `until`, or to its end. */
   async #pages(until: string | null): Promise<void> {
+    const clearings = this.#clearings;
     let before: string | null = null;
     for (let rows = 0; rows < MOST;) {
       const page: api.Page = await api.list({ limit: String(PAGE_ROWS), ...(before ? { before } : {}) });
+      if (clearings !== this.#clearings) return;
       this.total = page.total;
       this.#merge(page.exchanges);
       this.#changed();
@@ -383,19 +387,27 @@ export class Model {
   async clear(): Promise<void> {
     try {
       await api.clear();
-      this.#forget();
     } catch (error) {
-      this.say(`Not cleared: ${ApiError.describe(error)}`, "bad");
+      this.say(ApiError.describe(error), "bad");
     }
+    // The stream has said so when it was done, and what has come since stays.
+    if (this.connection !== "live") this.#forget();
   }
 
   /** What there was is gone. */
   #forget(): void {
+    this.#clearings++;
     this.#waiting = [];
+    this.#bodies = new Set();
+    this.#unsearched = null;
     this.exchanges.clear();
+    this.#filter();
+    this.#searchBodies();
     this.total = 0;
     this.marked = this.compared = null;
-    this.select(null);
+    // What somebody is writing is not taken away.
+    if (this.dialog === "edit") this.#changed();
+    else this.select(null);
   }
 
   // ---- The page

@@ -111,21 +111,23 @@ impl History {
         })
     }
 
-    /// As [`History::list`], and how many are asked for on all pages.
+    /// As [`History::list`], and how many are asked for on all pages, of those behind [`Query::after`] where it is given:
+    /// who asks for what is new does not pay for what is old.
     ///
     /// # Errors
     /// [`StoreError`].
     pub(crate) fn page(&self, query: &Query, limit: usize) -> Result<(Vec<Summary>, u64), StoreError> {
         if query.is_all() {
             let count = |connection: &Connection| {
-                let count = "SELECT count(*) FROM exchange";
-                connection.prepare_cached(count)?.query_row([], |row| row.get::<_, i64>(0))
+                let count = "SELECT count(*) FROM exchange WHERE id > ?1";
+                let after = query.after.as_deref().unwrap_or_default();
+                connection.prepare_cached(count)?.query_row([after], |row| row.get::<_, i64>(0))
             };
             return Ok((self.list(query, limit)?, u64::try_from(self.read(count)?).unwrap_or_default()));
         }
         self.read(|connection| {
             let (wanted, mut found, mut total) = (Wanted::new(connection, query)?, Vec::new(), 0);
-            each(connection, (None, None), |id, batch, packed| {
+            each(connection, (query.after.as_deref(), None), |id, batch, packed| {
                 if let Some(summary) = wanted.take(id, batch, packed) {
                     total += 1;
                     if found.len() < limit && query.is_on_page(id) {
@@ -288,6 +290,12 @@ fn each(
 /// Greater than every id.
 const BEYOND: &str = "\u{10ffff}";
 
+/// In the bodies of how many exchanges a text was found.
+#[cfg(test)]
+pub(super) fn searched(connection: &Connection, query: &Query) -> rusqlite::Result<usize> {
+    Wanted::new(connection, query).map(|wanted| wanted.in_bodies.len())
+}
+
 /// What is asked for, and where its text stands.
 struct Wanted<'a> {
     query: &'a Query,
@@ -300,8 +308,18 @@ impl<'a> Wanted<'a> {
         let mut wanted = Self { query, in_bodies: HashMap::new() };
         let Some(text) = &query.text else { return Ok(wanted) };
         let (finder, mut left) = (Finder::new(text), SEARCHED);
-        let mut statement = connection.prepare_cached("SELECT number, ids, content FROM batch ORDER BY number DESC")?;
-        let mut rows = statement.query([])?;
+        // Long ones are stored later than others that came after them: the first batch is not found by the ids of the last.
+        let first = match &query.after {
+            Some(after) => {
+                let first = "SELECT min(batch) FROM exchange WHERE id > ?1";
+                connection.prepare_cached(first)?.query_row([after], |row| row.get::<_, Option<i64>>(0))?
+            }
+            None => Some(0),
+        };
+        let Some(first) = first else { return Ok(wanted) };
+        let batches = "SELECT number, ids, content FROM batch WHERE number >= ?1 ORDER BY number DESC";
+        let mut statement = connection.prepare_cached(batches)?;
+        let mut rows = statement.query([first])?;
         while let Some(row) = rows.next()? {
             let content = row.get_ref(2)?.as_blob()?;
             wanted.search(row.get(0)?, row.get_ref(1)?.as_blob()?, content, &finder);
@@ -345,7 +363,12 @@ impl Query {
 
     /// Whether an exchange's id is within what tells one page from the next.
     pub(crate) fn is_on_page(&self, id: &str) -> bool {
-        self.before.as_deref().is_none_or(|before| id < before) && self.after.as_deref().is_none_or(|after| id > after)
+        self.before.as_deref().is_none_or(|before| id < before) && self.is_after(id)
+    }
+
+    /// Whether an exchange's id is among those that are counted.
+    pub(crate) fn is_after(&self, id: &str) -> bool {
+        self.after.as_deref().is_none_or(|after| id > after)
     }
 
     /// The packed summary of an exchange, where it is asked for. `is_in_bodies` says whether the text stands there.

@@ -2,6 +2,7 @@
 //! as they are.
 
 use http::{HeaderName, HeaderValue};
+use memchr::memmem::Finder;
 use relay_protocol::message::HeaderList;
 use relay_protocol::webhook::{Draft, Provider, Request};
 
@@ -18,6 +19,10 @@ const PARAMETERS: [&str; 10] =
 
 /// The shortest secret that is looked for in an answer, in bytes: a shorter one stands in many a text by chance.
 const ECHOED_MIN: usize = 8;
+
+/// So many secrets of a request are looked for in its answer, which takes a pass for each: a stranger can write ten
+/// thousand. Providers write one or two.
+const ECHOED_MAX: usize = 100;
 
 /// Schemes of `Authorization` (RFC 9110, section 11.1), which are no secret and say what to put in its place.
 const SCHEMES: [&str; 3] = ["basic", "bearer", "jwt"];
@@ -68,28 +73,37 @@ fn header(name: &HeaderName, value: &HeaderValue) -> Option<HeaderValue> {
 /// The same for an answer, which may say a secret of its request again.
 pub fn answer(request: &Request<'_>, provider: Option<&Provider>, headers: &mut HeaderList, body: &mut Vec<u8>) {
     self::headers(headers);
-    let Some(secrets) = provider.map_or(Some(Vec::new()), |provider| provider.secrets_in(request)) else {
+    let secrets = provider.map_or(Some(Vec::new()), |provider| provider.secrets_in(request)).map(|mut secrets| {
+        secrets.retain(|secret| secret.len() >= ECHOED_MIN);
+        // A longer one may begin with a shorter one.
+        secrets.sort_unstable_by(|one, other| other.len().cmp(&one.len()).then_with(|| one.cmp(other)));
+        secrets.dedup();
+        secrets
+    });
+    let Some(secrets) = secrets.filter(|secrets| secrets.len() <= ECHOED_MAX) else {
         *body = MASK.into();
+        headers.iter_mut().for_each(|(_, value)| *value = HeaderValue::from_static(MASK));
         return;
     };
-    for secret in secrets.into_iter().filter(|secret| secret.len() >= ECHOED_MIN) {
+    for secret in &secrets {
+        let secret = Finder::new(secret);
         if let Some(masked) = without(body, &secret) {
             *body = masked;
         }
-        for (_, value) in headers.iter_mut().filter(|(_, value)| without(value.as_bytes(), &secret).is_some()) {
+        for (_, value) in headers.iter_mut().filter(|(_, value)| secret.find(value.as_bytes()).is_some()) {
             *value = HeaderValue::from_static(MASK);
         }
     }
 }
 
 /// The bytes without these ones; `None` where they are not among them.
-fn without(bytes: &[u8], secret: &[u8]) -> Option<Vec<u8>> {
-    let find = |bytes: &[u8]| bytes.windows(secret.len()).position(|window| window == secret);
+fn without(bytes: &[u8], secret: &Finder<'_>) -> Option<Vec<u8>> {
+    let find = |bytes: &[u8]| secret.find(bytes);
     let (mut rest, mut masked) = (bytes, Vec::new());
     while let Some((before, found)) = find(rest).and_then(|at| rest.split_at_checked(at)) {
         masked.extend_from_slice(before);
         masked.extend_from_slice(MASK.as_bytes());
-        rest = found.get(secret.len()..).unwrap_or_default();
+        rest = found.get(secret.needle().len()..).unwrap_or_default();
     }
     masked.extend_from_slice(rest);
     (rest.len() < bytes.len()).then_some(masked)
@@ -131,5 +145,26 @@ mod tests {
         let mut answer = vec![("set-cookie".parse().unwrap(), HeaderValue::from_static("secret"))];
         headers(&mut answer);
         assert_eq!(answer[0].1, MASK);
+    }
+    #[test]
+    fn an_answer_says_no_secret_again_however_many_there_are() {
+        let table = Table::built_in().unwrap();
+        let (provider, url) = (table.get("microsoft-graph").map(AsRef::as_ref), "https://t.example/");
+        let masked = |secrets: &[String], said: &[u8]| {
+            let events: Vec<_> = secrets.iter().map(|secret| format!(r#"{{"clientState":"{secret}"}}"#)).collect();
+            let body = format!(r#"{{"value":[{}]}}"#, events.join(","));
+            let asked = Request::new(&Method::POST, url, &[], body.as_bytes());
+            let (mut headers, mut body) =
+                (vec![("x-a".parse().unwrap(), HeaderValue::from_static("a"))], said.to_vec());
+            answer(&asked, provider, &mut headers, &mut body);
+            (headers[0].1.to_str().unwrap().to_owned(), String::from_utf8(body).unwrap())
+        };
+        let same = vec!["secret-1".to_owned(); 1000];
+        assert_eq!(masked(&same, b"a secret-1, secret-2"), ("a".to_owned(), "a ***, secret-2".to_owned()));
+        let nested = ["secret-1".to_owned(), "secret-1-and-more".to_owned()];
+        assert_eq!(masked(&nested, b"secret-1-and-more secret-1").1, "*** ***");
+        // Each would take a pass over all of it.
+        let many: Vec<_> = (0..1000).map(|i| format!("secret-{i}")).collect();
+        assert_eq!(masked(&many, b"anything"), (MASK.to_owned(), MASK.to_owned()));
     }
 }

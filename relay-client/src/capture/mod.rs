@@ -26,9 +26,10 @@ pub(crate) mod store;
 mod writer;
 
 use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -80,6 +81,8 @@ struct Shared {
     news: Notify,
     /// Stores what is over; none where history is kept in memory only.
     writer: Option<Writer>,
+    /// Where others of this user ask for it, once they can.
+    socket: OnceLock<PathBuf>,
 }
 
 /// An entry whose bytes are counted as long as it is alive.
@@ -265,6 +268,16 @@ impl Capture {
         (ring.clearings, ring.cleared) = (ring.clearings + 1, ring.end());
         drop(ring);
         self.0.news.notify_waiters();
+    }
+
+    /// Others ask for it at this socket.
+    pub(crate) fn is_asked_at(&self, socket: &Path) {
+        let _ = self.0.socket.set(socket.to_owned());
+    }
+
+    /// Where others ask for it, which whoever asks all of them leaves out.
+    pub(crate) fn socket(&self) -> Option<&Path> {
+        self.0.socket.get().map(PathBuf::as_path)
     }
 
     /// What is wrong with the history, once for each time that something is: a sentence.

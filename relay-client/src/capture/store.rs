@@ -409,7 +409,7 @@ mod tests {
     use super::super::entry::End;
     use super::super::exchange::Summary;
     use super::super::filter;
-    use super::super::history::{FindError, History, Query};
+    use super::super::history::{FindError, History, Query, searched};
     use super::*;
 
     fn place() -> (TempDir, Place) {
@@ -515,7 +515,7 @@ mod tests {
         for (query, expected, count) in [
             (query(), "019 018 017 016", 10),
             (Query { before: Some("012".to_owned()), ..query() }, "011 010", 10),
-            (Query { after: Some("017".to_owned()), ..query() }, "019 018", 10),
+            (Query { after: Some("017".to_owned()), ..query() }, "019 018", 2),
             (Query { event_type: Some("invoice.*".to_owned()), ..query() }, "018 016 014 012", 5),
             (Query { event_type: Some("in*".to_owned()), ..query() }, "019 018 017 016", 10),
             (Query { event_type: Some("invoice".to_owned()), ..query() }, "", 0),
@@ -546,6 +546,26 @@ mod tests {
         assert!(matches!(history.find("02"), Err(FindError::Unknown(_))));
         assert_eq!(history.clear().unwrap(), 10);
         assert!(matches!(history.find("last"), Err(FindError::Empty)));
+    }
+
+    #[test]
+    fn who_looks_for_what_is_new_does_not_pay_for_what_is_old() {
+        let (_directory, place) = place();
+        let mut store = Store::open(&place).unwrap();
+        // The last one that was stored took so long that it is the oldest.
+        for ids in [["01B", "01C"], ["01D", "01E"], ["01A", "01A"]] {
+            let entries = ids.map(|id| entry(id, "/", b"needle"));
+            store.insert(entries.iter(), &Limits::default(), super::super::unix_now()).unwrap();
+        }
+        let look = |after: &str| {
+            let query = Query { text: Some("needle".to_owned()), after: Some(after.to_owned()), ..Query::default() };
+            let (found, count) = History::of(place.clone()).page(&query, 9).unwrap();
+            (ids(&found).join(" "), count, searched(&store.connection, &query).unwrap())
+        };
+        assert_eq!(look("01C"), ("01E 01D".to_owned(), 2, 3));
+        assert_eq!(look("01D"), ("01E".to_owned(), 1, 3));
+        assert_eq!(look("01E"), (String::new(), 0, 0));
+        assert_eq!(look("").2, 5);
     }
 
     #[test]

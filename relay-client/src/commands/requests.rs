@@ -12,7 +12,7 @@ use crate::capture::history::{FindError, History, Query};
 use crate::capture::store::{Place, StoreError};
 use crate::capture::{Since, unix_now};
 use crate::cli::RequestsArgs;
-use crate::control::{Ask, PATIENCE, ask_all};
+use crate::control::{Ask, Found, PATIENCE, ask_all};
 use crate::terminal::{self, Part, RED, Style, compact, json_line, line_of, outcome_colour, tell};
 use crate::value::Output;
 
@@ -31,6 +31,14 @@ pub enum HistoryError {
     /// There is no place for it.
     #[error("the history is kept in XDG_STATE_HOME or below the home directory, and neither is known; set HOME")]
     Homeless,
+    /// What was cleared may not be all.
+    #[error("the client of process {pid} {why}: what it still has may come again; end it, and clear once more")]
+    NotCleared {
+        /// The client's process.
+        pid: u32,
+        /// What it does instead of an answer.
+        why: String,
+    },
     /// It cannot be printed.
     #[error("cannot write to standard output: {0}")]
     Output(#[from] io::Error),
@@ -41,14 +49,26 @@ pub enum HistoryError {
 /// # Errors
 /// [`HistoryError::Homeless`].
 pub(crate) async fn open() -> Result<History, HistoryError> {
-    asked(&Ask::Stored).await
+    // Whoever cannot be asked has nothing to add.
+    let _ = ask_all(&Ask::Stored, PATIENCE).await;
+    stored()
 }
 
-/// The history, once all running clients have been asked this.
-async fn asked(ask: &Ask) -> Result<History, HistoryError> {
-    // Whoever cannot be asked has nothing to add.
-    let _ = ask_all(ask, PATIENCE).await;
+/// The history as it is.
+fn stored() -> Result<History, HistoryError> {
     Ok(History::of(Place::of_user().ok_or(HistoryError::Homeless)?))
+}
+
+/// Removes everything from the file and from the memory of running clients.
+async fn clear() -> Result<(), HistoryError> {
+    let asked = ask_all(&Ask::Clear, PATIENCE).await.unwrap_or_default();
+    let count = stored()?.clear()?;
+    quietly(terminal::print(format!("{count}\n").as_bytes()))?;
+    let silent = asked.into_iter().find_map(|found| match found {
+        Found::Silent { pid, why } => Some(HistoryError::NotCleared { pid, why }),
+        Found::Answers(_) => None,
+    });
+    silent.map_or(Ok(()), Err)
 }
 
 /// Lists requests, or removes them.
@@ -57,8 +77,7 @@ async fn asked(ask: &Ask) -> Result<History, HistoryError> {
 /// [`HistoryError`].
 pub async fn run(args: RequestsArgs) -> Result<(), HistoryError> {
     if args.clear {
-        let count = asked(&Ask::Clear).await?.clear()?;
-        return quietly(terminal::print(format!("{count}\n").as_bytes()));
+        return clear().await;
     }
     let history = open().await?;
     let RequestsArgs { provider, event_type, status, path, method, tunnel, verdict, text, .. } = args;

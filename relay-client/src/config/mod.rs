@@ -501,6 +501,13 @@ impl Files {
                 upper.capture = Kept::default();
                 upper.places.retain(|key, _| !key.starts_with("capture"));
             }
+            if Some(path) == places.project.as_ref() && upper.answers_by(&files.file) && files.file.forget_secrets() {
+                files.warnings.push(format!(
+                    "{}: its `provider` and `handshake` say what is signed, and so your own file's secrets and settings \
+                     are not used here; give them with --secret and --set, or write the same into your own file",
+                    path.display()
+                ));
+            }
             files.put_over(upper);
         }
         (files, errors)
@@ -1075,6 +1082,37 @@ mod tests {
             assert_eq!(typed.tunnel.webhooks.credentials.secrets.len(), 1);
             (places.only, places.project) = (places.project.take(), None);
             assert!(Files::load(&places).unwrap().warnings.is_empty(), "{project}: who names the file means it");
+        }
+    }
+
+    #[test]
+    fn a_strangers_file_has_no_handshake_answered_with_a_secret_of_the_users() {
+        let own = "relay = 'a.example'\nsecret = 'own'\n";
+        let answers = format!("{own}handshake = true\nprovider = 'x'");
+        let tunnel = "[tunnels.mine]\nupstream = 1\nhandshake = true\nsecret = 'own'";
+        for (project, user, holds) in [
+            ("provider = 'x'\nhandshake = true", own, false),
+            ("handshake = true", own, false),
+            ("[tunnels.a]\nupstream = 1\nhandshake = true", own, false),
+            ("provider = 'x'", &format!("{own}handshake = true"), false),
+            ("provider = 'x'", &format!("{own}{tunnel}"), false),
+            ("provider = 'meta-whatsapp'", &answers, false),
+            ("[tunnels.a]\nupstream = 1\nprovider = 'meta-whatsapp'", &answers, false),
+            // What only judges tells nobody anything.
+            ("provider = 'stripe'\nverify = 'reject'", own, true),
+            ("provider = 'x'\nhandshake = true", &answers, true),
+            ("handshake = false", &answers, true),
+            ("subdomain = 'a'", &answers, true),
+        ] {
+            let (_directory, places) = places(project, user);
+            let mut files = Files::load(&places).unwrap();
+            let said = files.warnings.iter().filter(|warning| warning.contains("are not used here")).count();
+            assert_eq!(said, usize::from(!holds), "{project}: {:?}", files.warnings);
+            let webhooks = decide(&[], &mut files).unwrap().tunnel.webhooks;
+            assert_eq!(webhooks.credentials.secrets.len(), usize::from(holds), "{project}");
+            for tunnel in files.tunnels(&[]).unwrap_or_default() {
+                assert_eq!(tunnel.settings.webhooks.credentials.secrets.len(), usize::from(holds), "{project}");
+            }
         }
     }
 

@@ -128,6 +128,19 @@ impl File {
         self.webhooks().settle(built_in()).map(drop)
     }
 
+    /// Whether it, over another file, has handshakes answered that the other one alone would not have answered, or as
+    /// another provider's: what is in such an answer may be signed with the other one's secrets, for whoever asks.
+    pub(super) fn answers_by(&self, lower: &Self) -> bool {
+        let answers = |file: &Self| {
+            let mut tables = file.tunnels.values().map(|table| table.handshake);
+            file.handshake == Some(true) || tables.any(|handshake| handshake == Some(true))
+        };
+        let tables = self.tunnels.values().map(|table| table.provider.as_deref());
+        let mut providers = tables.chain([self.provider()]).flatten();
+        answers(self) && lower.handshake != Some(true)
+            || (answers(self) || answers(lower)) && providers.any(|provider| lower.provider() != Some(provider))
+    }
+
     /// Forgets the secrets and the settings that it names. Whether there were any.
     pub(super) fn forget_secrets(&mut self) -> bool {
         let tables = self.tunnels.values_mut().map(|table| (&mut table.secret, &mut table.set));

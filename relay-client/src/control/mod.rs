@@ -254,6 +254,7 @@ impl Serving {
             .map_err(|source| ControlError::Directory { path: directory.to_owned(), source })?;
         let (path, listener) = bind(directory)?;
         let (capture, closing) = (control.capture.clone(), CancellationToken::new());
+        capture.iter().for_each(|capture| capture.is_asked_at(&path));
         let mut task = JoinSet::new();
         task.spawn(listen(listener, control, door, closing.clone()));
         Ok(Self { path, capture, closing, task })
@@ -582,6 +583,14 @@ impl Asked {
 /// # Errors
 /// [`ControlError::Directory`] and [`ControlError::Homeless`].
 pub(crate) async fn ask_all(ask: &Ask, patience: Duration) -> Result<Vec<Found>, ControlError> {
+    ask_others(None, ask, patience).await
+}
+
+/// As [`ask_all`], but the one at this socket, which is whoever asks.
+///
+/// # Errors
+/// As [`ask_all`].
+pub(crate) async fn ask_others(own: Option<&Path>, ask: &Ask, patience: Duration) -> Result<Vec<Found>, ControlError> {
     let directory = directory()?;
     let failed = |source| ControlError::Directory { path: directory.clone(), source };
     match platform::is_own_directory(&directory) {
@@ -595,6 +604,7 @@ pub(crate) async fn ask_all(ask: &Ask, patience: Duration) -> Result<Vec<Found>,
             let (pid, _) = path.file_name()?.to_str()?.strip_suffix(".sock")?.split_once('-')?;
             Some((pid.parse().ok()?, path))
         })
+        .filter(|(_, path)| Some(path.as_path()) != own)
         .collect();
     sockets.sort_unstable();
     let asked = sockets.iter().map(|(pid, path)| find(*pid, path, ask, patience));

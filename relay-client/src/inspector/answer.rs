@@ -166,6 +166,8 @@ pub(super) enum Problem {
     RemoteUpstream(String),
     #[error("{0} is the inspector itself.")]
     OwnUpstream(String),
+    #[error("The client of process {pid} {why}: what it still has may come again.")]
+    NotCleared { pid: u32, why: String },
     #[error("What was recorded cannot be read: {0}.")]
     History(String),
 }
@@ -189,7 +191,7 @@ impl Problem {
             Self::TunnelExists(_) | Self::TooManyTunnels | Self::TunnelRefused(_) | Self::NoReplay(_) => {
                 StatusCode::CONFLICT
             }
-            Self::RelayAway | Self::Watchers | Self::Ended => StatusCode::SERVICE_UNAVAILABLE,
+            Self::RelayAway | Self::Watchers | Self::Ended | Self::NotCleared { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::History(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -219,6 +221,7 @@ impl Problem {
             Self::RelayAway => "relay-away",
             Self::RemoteUpstream(_) => "remote-upstream",
             Self::OwnUpstream(_) => "own-upstream",
+            Self::NotCleared { .. } => "not-all-cleared",
             Self::History(_) => "history-unreadable",
         }
     }
@@ -249,6 +252,7 @@ impl Problem {
             Self::RelayAway => "Try again when GET /api/v1/status says connected.",
             Self::RemoteUpstream(_) => "Start the client with --allow-remote-upstreams if that is meant.",
             Self::OwnUpstream(_) => "It is not meant for the public.",
+            Self::NotCleared { .. } => "All else is removed. End that client, and clear once more.",
             Self::History(_) => "Look at what the client says on its terminal.",
         }
     }

@@ -21,7 +21,7 @@ use crate::capture::exchange::{Exchange, Summary};
 use crate::capture::filter;
 use crate::capture::history::{History, Query};
 use crate::capture::store::{Place, StoreError};
-use crate::control::{Ask, PATIENCE, ask_all};
+use crate::control::{Ask, Found, PATIENCE, ask_others};
 use crate::upstream::service::{Body, BoxError};
 
 /// Lines of a list, where nobody says and at most.
@@ -92,7 +92,7 @@ impl Records {
         let (own, query) = (self.own(query)?, Query { given_up: self.given_up.clone(), ..query.clone() });
         let stored = self.history.as_ref().map(|history| history.page(&query, limit)).transpose()?;
         let (exchanges, total) = stored.unwrap_or_default();
-        let total = total + own.len() as u64;
+        let total = total + own.iter().filter(|summary| query.is_after(&summary.id)).count() as u64;
         Ok(Page { exchanges: merged(exchanges, own, &query, limit), total })
     }
 
@@ -119,15 +119,20 @@ impl Records {
 
     /// Removes all that is over, also what other clients have in memory.
     pub(super) async fn clear(&self) -> Result<(), Problem> {
-        self.capture.clear();
-        // Whoever does not answer has none, or it will go in time.
-        let _ = ask_all(&Ask::Clear, PATIENCE).await;
+        // The others first: what comes here while they are asked goes from memory and from the file alike.
+        let asked = ask_others(self.capture.socket(), &Ask::Clear, PATIENCE).await.unwrap_or_default();
         let clear = |records: &Self| {
+            records.capture.clear();
             records.capture.flush();
             records.history.as_ref().map(|history| history.clear()).transpose()?;
             Ok(())
         };
-        self.look(clear).await
+        self.look(clear).await?;
+        let silent = asked.into_iter().find_map(|found| match found {
+            Found::Silent { pid, why } => Some(Problem::NotCleared { pid, why }),
+            Found::Answers(_) => None,
+        });
+        silent.map_or(Ok(()), Err)
     }
 
     /// What is known of providers.
