@@ -14,6 +14,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rusqlite::blob::ZeroBlob;
 use rusqlite::config::DbConfig;
 use rusqlite::types::Type;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior, params};
@@ -317,8 +318,16 @@ impl Batch {
             return Ok(());
         }
         *number += self.ends.len() as i64;
-        let batch = "INSERT INTO batch (number, at_ms, ids, content) VALUES (?1, ?2, ?3, ?4)";
-        connection.prepare_cached(batch)?.execute(params![*number, integer(now_ms), self.ids, self.content])?;
+        let mut batch =
+            connection.prepare_cached("INSERT INTO batch (number, at_ms, ids, content) VALUES (?1, ?2, ?3, ?4)")?;
+        if self.content.len() <= BATCH {
+            batch.execute(params![*number, integer(now_ms), self.ids, self.content])?;
+        } else {
+            // A value that is given to a statement is copied, and a body can be long.
+            let room = ZeroBlob(self.content.len() as u64);
+            batch.execute(params![*number, integer(now_ms), self.ids, room])?;
+            connection.blob_open("main", "batch", "content", *number, false)?.write_at(&self.content, 0)?;
+        }
         // The same request once more: the last one counts.
         let exchange = "INSERT OR REPLACE INTO exchange (id, batch, summary) VALUES (?1, ?2, ?3)";
         let mut exchange = connection.prepare_cached(exchange)?;
