@@ -5,8 +5,8 @@
 //!   --fault delay=2s@30%,duplicate@10%,reorder@20%,drop@5%,500@5%,seed=7
 //! ```
 //!
-//! Each is drawn for each request by itself, and what was drawn happens in the order of [`Kind`]. A request that is sent
-//! once more, by a person or by a fault, meets none.
+//! Each is drawn for each request by itself, and what was drawn happens in one order: delay, reorder, status, drop,
+//! duplicate. A request that is sent once more, by a person or by a fault, meets none.
 
 use std::fmt;
 use std::str::FromStr;
