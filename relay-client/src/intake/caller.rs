@@ -101,7 +101,8 @@ impl<'a> Caller<'a> {
     /// Looks at all of it that is here. A long body is looked at in another thread, because every exchange of this one
     /// would wait for that.
     pub(super) async fn look<T: Send + 'static>(&self, look: impl FnOnce(&Request<'_>) -> T + Send + 'static) -> T {
-        let Some(whole) = self.body.whole().filter(|whole| whole.len() > SHORT) else { return look(&self.request) };
+        let long = || self.body.whole().filter(|whole| whole.len() > SHORT);
+        let Some(whole) = self.whole.get().map_or_else(long, |_| None) else { return look(&self.request) };
         let (method, headers) = (self.head.method.clone(), self.head.headers.clone());
         let url = self.url.to_owned();
         let looked = spawn_blocking(move || look(&Request::new(&method, &url, &headers, &whole)));

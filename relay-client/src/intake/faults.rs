@@ -9,12 +9,14 @@
 //! duplicate. A request that is sent once more, by a person or by a fault, meets none.
 
 use std::fmt;
+use std::future::Future;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use fastrand::Rng;
+use futures_util::future::join;
 use http::StatusCode;
 use relay_protocol::frame::Reset;
 use tokio::sync::watch;
@@ -140,19 +142,33 @@ pub(crate) struct Injector {
 
 /// What becomes of a request that meets no fault that ends it.
 #[derive(Debug)]
-pub(super) struct Met {
+pub(super) struct Met<'i> {
+    injector: &'i Injector,
+    tunnel: &'i str,
     /// The how many-th it is of the tunnel's.
     number: u64,
     /// What it has met already, for a person.
-    pub(super) notes: Vec<String>,
+    notes: Vec<String>,
     /// It is sent once more besides.
     again: Option<Replay>,
 }
 
-impl Met {
-    /// The request once more, where that was drawn.
-    pub(super) fn again(&mut self) -> Option<Replay> {
-        self.again.take()
+impl Met<'_> {
+    /// How it ends, with what it has met, while it is sent once more where that was drawn.
+    pub(super) async fn with(self, served: impl Future<Output = (Ending, Duration)>) -> (Ending, Duration) {
+        let Self { injector, tunnel, number, mut notes, again } = self;
+        let served = async {
+            let served = served.await;
+            injector.was_answered(number);
+            served
+        };
+        let ((mut ending, took), note) = join(served, injector.send_again(tunnel, again)).await;
+        notes.extend(note);
+        if !notes.is_empty() {
+            let notes = format!("fault: {}", notes.join("; "));
+            ending.detail = Some(ending.detail.map_or(notes.clone(), |detail| format!("{detail}; {notes}")));
+        }
+        (ending, took)
     }
 }
 
@@ -170,8 +186,9 @@ impl Injector {
     ///
     /// # Errors
     /// How it has ended, where it is one that a fault ends.
-    pub(super) async fn meet(&self, tunnel: &str, caller: &mut Caller<'_>) -> Result<Met, Ending> {
-        let mut met = Met { number: self.come.fetch_add(1, Relaxed) + 1, notes: Vec::new(), again: None };
+    pub(super) async fn meet<'i>(&'i self, tunnel: &'i str, caller: &mut Caller<'_>) -> Result<Met<'i>, Ending> {
+        let number = self.come.fetch_add(1, Relaxed) + 1;
+        let mut met = Met { injector: self, tunnel, number, notes: Vec::new(), again: None };
         let is_again = caller.head.headers.iter().any(|(name, _)| *name == REPLAY_OF);
         if is_again || caller.head.upgrade.is_some() {
             return Ok(met);
@@ -212,18 +229,17 @@ impl Injector {
     }
 
     /// Sends a request once more where that was drawn; what a person is told of it.
-    pub(super) async fn duplicate(&self, tunnel: &str, again: Option<Replay>) -> Option<String> {
+    async fn send_again(&self, tunnel: &str, again: Option<Replay>) -> Option<String> {
         Some(match self.door.ask(tunnel, again?, Resign::Never).await {
             Ok(answer) => format!("sent twice; to {} the service {}", answer.id, said(&answer)),
             Err(error) => not_sent(&error),
         })
     }
 
-    /// A request was answered.
-    pub(super) fn answered(&self, met: &Met) {
+    fn was_answered(&self, number: u64) {
         self.answered.send_if_modified(|last| {
-            let is_later = met.number > *last;
-            *last = (*last).max(met.number);
+            let is_later = number > *last;
+            *last = (*last).max(number);
             is_later
         });
     }

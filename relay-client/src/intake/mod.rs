@@ -28,7 +28,7 @@ use relay_protocol::webhook::{Event, Fact, Judgement, Provider, Request};
 use tokio::time::Instant;
 
 use self::caller::Caller;
-use self::faults::Injector;
+use self::faults::{Injector, Met};
 use self::gate::{Findings, Gate};
 use self::routes::{Body, Routes, Way};
 use crate::capture::{Annotation, Arrival};
@@ -143,12 +143,13 @@ impl Intake {
             let (url, whole) = (public_url(&head), OnceLock::new());
             let mut caller = Caller::new(&stream, &head, &body, &self.webhooks, &url, &whole).await;
             let (ending, took) = match self.admit(&mut caller, &mut found).await {
-                Ok(upstream) => match &self.injector {
-                    None => self.serve(upstream, &mut caller, &mut found, turns, arrived).await,
-                    Some(injector) => {
-                        self.serve_with(injector, upstream, &mut caller, &mut found, turns, arrived).await
+                Ok((upstream, met)) => {
+                    let served = pin!(self.serve(upstream, &mut caller, &mut found, turns, arrived));
+                    match met {
+                        None => served.await,
+                        Some(met) => Box::pin(met.with(served)).await,
                     }
-                },
+                }
                 Err(ending) => (ending, arrived.elapsed()),
             };
             (ending, took, caller.into_known())
@@ -167,12 +168,25 @@ impl Intake {
         Outcome { tunnel: Some(self.name()), head: Some(head), duration, webhook, ending }
     }
 
-    /// The service that a request goes to.
+    /// The service that a request goes to, with the faults that it has met on its way there.
     ///
     /// # Errors
     /// How it has ended, where it goes to none.
-    async fn admit(&self, caller: &mut Caller<'_>, found: &mut Findings) -> Result<&Upstream, Ending> {
+    async fn admit(
+        &self,
+        caller: &mut Caller<'_>,
+        found: &mut Findings,
+    ) -> Result<(&Upstream, Option<Met<'_>>), Ending> {
         self.gate.admit(caller, found).await?;
+        let upstream = self.upstream(caller).await?;
+        let met = match &self.injector {
+            None => None,
+            Some(injector) => Some(injector.meet(&self.name, caller).await?),
+        };
+        Ok((upstream, met))
+    }
+
+    async fn upstream(&self, caller: &mut Caller<'_>) -> Result<&Upstream, Ending> {
         if self.routes.is_empty() {
             return Ok(&self.upstream);
         }
@@ -209,10 +223,11 @@ impl Intake {
     ) -> (Ending, Duration) {
         let (stream, head, body) = (caller.stream, caller.head, caller.body);
         let as_called = self.by_provider && caller.sender().is_some_and(|sender| sender.signs_url());
-        let forward = async {
+        // Pinned, because it is large, and each place that it is moved to would make room for it.
+        let mut forward = pin!(async {
             let ending = upstream.forward(stream, head, body.clone(), as_called, turns).await;
             (ending, arrived.elapsed())
-        };
+        });
         if caller.is_seen() && (found.judgement.is_some() || !self.gate.judges_late()) {
             body.release();
             return forward.await;
@@ -224,7 +239,6 @@ impl Intake {
             }
             body.release();
         };
-        let mut forward = pin!(forward);
         let early = poll_fn(|cx| match forward.as_mut().poll(cx) {
             Poll::Ready(served) => Poll::Ready(Some(served)),
             Poll::Pending if body.is_whole() => Poll::Ready(None),
@@ -233,35 +247,6 @@ impl Intake {
         let Some(served) = early.await else { return join(forward, look).await.0 };
         look.await;
         served
-    }
-
-    /// The same, with the faults that the request meets.
-    async fn serve_with(
-        &self,
-        injector: &Injector,
-        upstream: &Upstream,
-        caller: &mut Caller<'_>,
-        found: &mut Findings,
-        turns: &AtomicU64,
-        arrived: Instant,
-    ) -> (Ending, Duration) {
-        let mut met = match injector.meet(&self.name, caller).await {
-            Ok(met) => met,
-            Err(ending) => return (ending, arrived.elapsed()),
-        };
-        let again = met.again();
-        let serve = async {
-            let served = self.serve(upstream, caller, found, turns, arrived).await;
-            injector.answered(&met);
-            served
-        };
-        let ((mut ending, took), note) = join(serve, injector.duplicate(&self.name, again)).await;
-        met.notes.extend(note);
-        if !met.notes.is_empty() {
-            let notes = format!("fault: {}", met.notes.join("; "));
-            ending.detail = Some(ending.detail.map_or(notes.clone(), |detail| format!("{detail}; {notes}")));
-        }
-        (ending, took)
     }
 
     /// Refuses a request, because there are too many.
