@@ -9,6 +9,10 @@ use super::MAX_INTERIM;
 use super::window::Window;
 use crate::frame::{self, Frame, MAX_DATA, StreamId};
 
+/// Bytes of body that we put into one frame: four of them fill, with what WebSocket and the frames themselves add, four TLS
+/// records (of 16 KiB, RFC 8446, section 5.1) and no fifth one.
+const SLICE: usize = MAX_DATA - 16;
+
 /// One piece of a direction, in the order in which the other end will see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Item {
@@ -169,7 +173,7 @@ impl SendHalf {
                     }
                 }
                 Item::Data(bytes) => {
-                    let len = bytes.len().min(MAX_DATA).min(usize::try_from(self.credit).unwrap_or(usize::MAX));
+                    let len = bytes.len().min(SLICE).min(usize::try_from(self.credit).unwrap_or(usize::MAX));
                     if had_data || len == 0 {
                         return if len == 0 { Turn::Waiting } else { Turn::More };
                     }

@@ -87,6 +87,10 @@ const UNREAD_MESSAGES: usize = 256;
 /// Bytes of those.
 const UNREAD_MESSAGE_BYTES: usize = MAX_MESSAGE;
 
+/// The round trip is measured so often at once where a session begins. Later ones pass through what the link is full of, and
+/// the very first waits for what a peer does with a Hello or a Welcome.
+const FIRST_PINGS: u64 = 4;
+
 /// The least time between two measurements of the round trip while bodies flow.
 const PING_PAUSE: Duration = Duration::from_secs(1);
 
@@ -376,6 +380,9 @@ impl Mux {
                     let rtt = now.saturating_duration_since(ping.sent);
                     self.rtt = Some(self.rtt.map_or(rtt, |best| best.min(rtt)));
                     self.seen = self.seen.max(ping.told);
+                    if nonce < FIRST_PINGS {
+                        self.ping(now);
+                    }
                     self.ask(now);
                 }
                 Ok(())
@@ -410,6 +417,9 @@ impl Mux {
                     return Err(Violation::new(GoAway::Limit, "too many session messages at once".into()));
                 }
                 self.push_event(Event::Session(kind, own(payload, message_len)));
+                if self.ping_count == 0 {
+                    self.ping(now);
+                }
                 Ok(())
             }
             Frame::Skipped => Ok(()),
