@@ -192,6 +192,12 @@ impl Ended {
     pub fn code(&self) -> i32 {
         self.status.code().unwrap_or_else(|| panic!("{}: {}", self.status, self.stderr))
     }
+
+    /// The lines of JSON on its standard output.
+    pub fn lines(&self) -> Vec<Value> {
+        let read = |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("not JSON ({error}): {line}"));
+        self.stdout.lines().map(read).collect()
+    }
 }
 
 /// Runs the test that calls it once more, in a process of its own, because what others do beside it would be measured with
@@ -221,6 +227,14 @@ fn resident(pid: u32, field: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
     let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("Linux says");
     line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+}
+
+/// The arguments of `relay`: its words, with those that lead to this relay behind the first, the command.
+pub fn arguments(relay: &str, addr: SocketAddr, ca: &Path, token: &str, words: &[&str]) -> Vec<String> {
+    let (addr, ca) = (addr.to_string(), ca.display().to_string());
+    let way = ["--relay", relay, "--relay-addr", &addr, "--relay-ca", &ca, "--token", token];
+    let (command, rest) = words.split_at(1);
+    [command, &way, rest].concat().into_iter().map(str::to_owned).collect()
 }
 
 /// Runs one of our binaries to its end.
@@ -337,11 +351,13 @@ impl RelayServer {
 
     /// `relay http TARGET --output json …` as a client of this relay, ready.
     pub async fn client(&self, token: &str, target: &str, arguments: &[&str]) -> RelayClient {
-        let (addr, ca) = (self.https.to_string(), self.ca_file().display().to_string());
-        let mut all = vec!["http", target, "--relay", &self.url, "--relay-ca", &ca, "--relay-addr", &addr];
-        all.extend(["--token", token, "--output", "json"]);
-        all.extend(arguments);
-        RelayClient::spawn(all).await
+        let words = [&["http", target, "--output", "json"], arguments].concat();
+        RelayClient::spawn(self.arguments(token, &words)).await
+    }
+
+    /// As [`arguments`], to this relay.
+    pub fn arguments(&self, token: &str, words: &[&str]) -> Vec<String> {
+        arguments(&self.url, self.https, &self.ca_file(), token, words)
     }
 }
 

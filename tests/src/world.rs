@@ -161,6 +161,11 @@ impl World {
         (secret.expose().to_owned(), name)
     }
 
+    /// As [`arguments`](crate::process::arguments), to this relay.
+    pub fn arguments(&self, token: &str, words: &[&str]) -> Vec<String> {
+        crate::process::arguments(&self.relay_url(), self.https(), self.ca_file(), token, words)
+    }
+
     /// The relay, as a client dials it.
     pub fn target(&self) -> Target {
         let trust = Trust::only(&self.ca).expect("the CA is there");

@@ -11,7 +11,7 @@ use relay_tests::app::ok;
 use relay_tests::body::{empty, full};
 use relay_tests::process::{self, run};
 use relay_tests::world::connect_tls;
-use relay_tests::{Answer, App, Body, Http, Process, RelayClient, RelayServer, Wire, within};
+use relay_tests::{Answer, App, Body, Http, Place, Process, RelayClient, RelayServer, Wire, within};
 use rustix::process::Signal;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
@@ -270,8 +270,7 @@ mod relay_http {
     async fn ends_when_its_reader_is_gone() {
         let relay = RelayServer::spawn(DEFAULTS).await;
         let token = relay.token("me").await;
-        let (addr, ca) = (relay.https.to_string(), relay.ca_file().display().to_string());
-        let way = ["--relay", &relay.url, "--relay-addr", &addr, "--relay-ca", &ca, "--token", &token];
+        let arguments = relay.arguments(&token, &["http", "3000", "--output", "json"]);
         let (pipe, pipe_end) = std::io::pipe().unwrap();
         // Node.js gives its children sockets.
         let (socket, socket_end) = std::os::unix::net::UnixStream::pair().unwrap();
@@ -279,7 +278,7 @@ mod relay_http {
         for (reader, end) in readers {
             let home = tempfile::tempdir().unwrap();
             let mut client = process::command("relay", home.path()).await;
-            client.args(["http", "3000", "--output", "json"]).args(way).kill_on_drop(true);
+            client.args(&arguments).kill_on_drop(true);
             let mut child = client.stdout(end).spawn().unwrap();
             // With it goes our own copy of the end that is written to.
             drop(client);
@@ -315,22 +314,14 @@ mod relay_http {
     /// A random name is remembered for the directory, so that a webhook's settings stay right.
     #[tokio::test]
     async fn has_the_same_random_name_the_next_time() {
-        let relay = RelayServer::spawn(DEFAULTS).await;
-        let token = relay.token("me").await;
+        let place = Place::new().await;
         let app = App::echo().await;
-        let (addr, ca, target) =
-            (relay.https.to_string(), relay.ca_file().display().to_string(), app.addr().to_string());
-        let home = std::sync::Arc::new(tempfile::tempdir().unwrap());
-        let arguments = ["http", &target, "--relay", &relay.url, "--relay-addr", &addr, "--relay-ca", &ca];
-        let arguments = [&arguments[..], &["--token", &token, "--output", "json"]].concat();
-        let begin = |more: &'static [&'static str]| {
-            let all: Vec<&str> = arguments.iter().copied().chain(more.iter().copied()).collect();
-            let home = home.clone();
-            async move {
-                let mut process = Process::spawn_in(home, "relay", all, &[]).await;
-                let name = process.json().await["name"].as_str().unwrap().to_owned();
-                (process, name)
-            }
+        let target = app.addr().to_string();
+        let begin = async |more: &[&str]| {
+            let words = [&["http", &target, "--output", "json"], more].concat();
+            let mut process = place.spawn(place.with_way(&words)).await;
+            let name = process.json().await["name"].as_str().unwrap().to_owned();
+            (process, name)
         };
         let (mut one, first) = begin(&[]).await;
         one.terminate().await;

@@ -8,7 +8,7 @@ use http::Request;
 use relay_tests::body::{empty, full};
 use relay_tests::process::{Ended, run};
 use relay_tests::world::connect_tls;
-use relay_tests::{Answer, Body, Http, Process, RelayClient, RelayServer};
+use relay_tests::{Answer, Body, Http, Place, Process, RelayClient, RelayServer};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -20,24 +20,17 @@ async fn send(relay: &RelayServer, request: Request<Body>) -> Answer {
     http.answer(request).await
 }
 
-/// The flags that lead to this relay.
-fn way(relay: &RelayServer) -> Vec<String> {
-    let (addr, ca) = (relay.https.to_string(), relay.ca_file().display().to_string());
-    ["--relay", &relay.url, "--relay-addr", &addr, "--relay-ca", &ca].map(str::to_owned).to_vec()
-}
-
-fn words<'a>(words: &[&'a str], more: &'a [String]) -> Vec<&'a str> {
-    words.iter().copied().chain(more.iter().map(String::as_str)).collect()
+/// The arguments of a client of this relay, with a token of its own.
+async fn arguments(relay: &RelayServer, words: &[&str]) -> Vec<String> {
+    relay.arguments(&relay.token("me").await, words)
 }
 
 mod relay_listen {
     use super::*;
 
-    async fn listen(relay: &RelayServer, arguments: &[&str]) -> RelayClient {
-        let mut way = way(relay);
-        way.extend(["--token".to_owned(), relay.token("me").await]);
-        let first = [&["listen", "--output", "json"], arguments].concat();
-        RelayClient::spawn(words(&first, &way)).await
+    async fn listen(relay: &RelayServer, flags: &[&str]) -> RelayClient {
+        let words = [&["listen", "--output", "json"], flags].concat();
+        RelayClient::spawn(arguments(relay, &words).await).await
     }
 
     fn header<'a>(request: &'a Value, name: &str) -> Vec<&'a str> {
@@ -111,9 +104,7 @@ mod relay_listen {
     #[tokio::test]
     async fn shows_people_what_was_sent() {
         let relay = RelayServer::spawn(DEFAULTS).await;
-        let mut way = way(&relay);
-        way.extend(["--token".to_owned(), relay.token("me").await]);
-        let mut bin = Process::spawn("relay", words(&["listen", "--respond", "404"], &way)).await;
+        let mut bin = Process::spawn("relay", arguments(&relay, &["listen", "--respond", "404"]).await).await;
         let url = bin.line().await.unwrap();
         assert!(bin.line().await.unwrap().contains("answers 404"));
         let hostile = Request::post(format!("{url}/a")).header("x-odd", "\u{9b}31m");
@@ -151,18 +142,24 @@ mod relay_login {
     use super::*;
 
     /// `relay …` in this home, with `input` on standard input.
-    async fn relay(home: &Arc<TempDir>, input: &str, arguments: &[&str]) -> Ended {
+    async fn relay(home: &Arc<TempDir>, input: &str, arguments: &[impl AsRef<str>]) -> Ended {
         // The binary stands beside the directory of the tests.
         let test = std::env::current_exe().unwrap();
         let binary = test.ancestors().nth(2).unwrap().join("relay").display().to_string();
         let variables = [("BINARY", binary.as_str()), ("INPUT", input)];
         let line = ["-c", "printf %s \"$INPUT\" | \"$BINARY\" \"$@\"", "sh"];
-        let all = [&line[..], arguments].concat();
+        let all = line.into_iter().chain(arguments.iter().map(AsRef::as_ref));
         Process::spawn_in(home.clone(), "/bin/sh", all, &variables).await.wait().await
     }
 
     fn home() -> Arc<TempDir> {
         Arc::new(tempfile::tempdir().unwrap())
+    }
+
+    /// `login` to this relay.
+    fn login(relay: &RelayServer) -> Vec<String> {
+        let (addr, ca) = (relay.https.to_string(), relay.ca_file().display().to_string());
+        ["login", &relay.url, "--relay-addr", &addr, "--relay-ca", &ca].map(str::to_owned).to_vec()
     }
 
     fn stored(home: &Arc<TempDir>) -> PathBuf {
@@ -173,9 +170,8 @@ mod relay_login {
     async fn makes_the_flags_of_the_way_unnecessary() {
         let server = RelayServer::spawn(DEFAULTS).await;
         let token = server.token("me").await;
-        let (home, way) = (home(), way(&server));
-        let arguments = words(&["login", way[1].as_str()], &way[2..]);
-        let ended = relay(&home, &format!("{token}\n"), &arguments).await;
+        let home = home();
+        let ended = relay(&home, &format!("{token}\n"), &login(&server)).await;
         assert_eq!((ended.code(), ended.stdout.as_str()), (0, ""), "{ended:?}");
         assert!(ended.stderr.contains(&stored(&home).display().to_string()), "{ended:?}");
         assert!(!ended.stderr.contains("rly_"), "{ended:?}");
@@ -200,11 +196,12 @@ mod relay_login {
     async fn reads_one_line_of_a_pipe_that_stays_open() {
         let server = RelayServer::spawn(DEFAULTS).await;
         let token = server.token("me").await;
-        let (home, way) = (home(), way(&server));
+        let home = home();
         let binary = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("relay");
-        let mut login = tokio::process::Command::new(binary);
-        login.args(words(&["login", way[1].as_str()], &way[2..])).env_clear().env("HOME", home.path());
-        let mut login = login
+        let mut login = tokio::process::Command::new(binary)
+            .args(login(&server))
+            .env_clear()
+            .env("HOME", home.path())
             .stdin(std::process::Stdio::piped())
             .stderr(std::process::Stdio::null())
             .kill_on_drop(true)
@@ -220,10 +217,11 @@ mod relay_login {
     #[tokio::test]
     async fn stores_nothing_that_the_relay_does_not_take() {
         let server = RelayServer::spawn(DEFAULTS).await;
-        let (home, way) = (home(), way(&server));
+        let home = home();
         let closed = relay_tests::app::listener().await.local_addr().unwrap().to_string();
-        let login = words(&["login", way[1].as_str()], &way[2..]);
-        let nobody = ["login", way[1].as_str(), "--relay-addr", &closed];
+        let login = login(&server);
+        let login: Vec<_> = login.iter().map(String::as_str).collect();
+        let nobody = ["login", &server.url, "--relay-addr", &closed];
         for (input, arguments, code) in [
             ("rly_wrong\n", &login[..], 3),
             ("", &login, 2),
@@ -284,14 +282,11 @@ mod readiness {
 
     #[tokio::test]
     async fn the_url_stands_alone_and_the_file_is_there_as_long_as_the_tunnel() {
-        let relay = RelayServer::spawn(DEFAULTS).await;
-        let mut way = way(&relay);
-        way.extend(["--token".to_owned(), relay.token("me").await]);
-        let home = Arc::new(tempfile::tempdir().unwrap());
-        let file = home.path().join("ready.json");
+        let place = Place::new().await;
+        let file = place.home.path().join("ready.json");
         std::fs::write(&file, "of an earlier run").unwrap();
-        let first = ["listen", "--url-only", "--ready-file", "ready.json"];
-        let mut bin = Process::spawn_in(home.clone(), "relay", words(&first, &way), &[]).await;
+        let words = ["listen", "--url-only", "--ready-file", "ready.json"];
+        let mut bin = place.spawn(place.with_way(&words)).await;
         let url = bin.line().await.unwrap();
         let written = async {
             loop {
@@ -304,28 +299,28 @@ mod readiness {
         let written = relay_tests::within("the file, once the URL has answered", written).await;
         let ready: Value = serde_json::from_slice(&written).unwrap();
         assert_eq!((&ready["event"], &ready["url"]), (&"tunnel.ready".into(), &url.as_str().into()));
-        send(&relay, Request::get(format!("{url}/seen")).body(empty()).unwrap()).await;
+        send(&place.relay, Request::get(format!("{url}/seen")).body(empty()).unwrap()).await;
         assert!(bin.error_line("/seen").await.contains("GET"));
         let ended = bin.terminate().await;
         assert_eq!((ended.code(), ended.stdout.as_str()), (143, ""));
         assert!(!file.exists(), "it goes with the tunnel");
 
         // What is no file of its own is left alone.
-        std::os::unix::fs::symlink("target", home.path().join("link")).unwrap();
-        let pipe = std::process::Command::new("mkfifo").arg(home.path().join("pipe")).status().unwrap();
+        std::os::unix::fs::symlink("target", place.home.path().join("link")).unwrap();
+        let pipe = std::process::Command::new("mkfifo").arg(place.home.path().join("pipe")).status().unwrap();
         assert!(pipe.success());
         for not_a_file in ["link", "pipe", ".", "/dev/stdout"] {
-            let first = ["http", "3000", "--ready-file", not_a_file];
-            let ended = Process::spawn_in(home.clone(), "relay", words(&first, &way), &[]).await.wait().await;
+            let words = place.with_way(&["http", "3000", "--ready-file", not_a_file]);
+            let ended = place.spawn(words).await.wait().await;
             assert_eq!(ended.code(), 2, "{ended:?}");
             assert!(ended.stderr.contains("not a regular file") && ended.stderr.contains("--ready-file"), "{ended:?}");
         }
         for left in ["link", "pipe"] {
-            assert!(!home.path().join(left).symlink_metadata().unwrap().is_file(), "{left}");
+            assert!(!place.home.path().join(left).symlink_metadata().unwrap().is_file(), "{left}");
         }
 
-        let first = ["http", "3000", "--ready-file", "no/such/directory"];
-        let ended = Process::spawn_in(home.clone(), "relay", words(&first, &way), &[]).await.wait().await;
+        let words = place.with_way(&["http", "3000", "--ready-file", "no/such/directory"]);
+        let ended = place.spawn(words).await.wait().await;
         assert_eq!(ended.code(), 1, "{ended:?}");
         assert!(ended.stderr.contains("no/such/directory"), "{ended:?}");
     }
@@ -338,10 +333,7 @@ mod relay_run {
     use super::*;
 
     fn arguments(relay: &RelayServer, token: &str, app: &App, more: &[&str]) -> Vec<String> {
-        let target = app.addr().to_string();
-        let way = way(relay);
-        let first = words(&["run", &target, "--token", token], &way);
-        first.iter().chain(more).map(|word| (*word).to_owned()).collect()
+        relay.arguments(token, &[&["run", &app.addr().to_string()], more].concat())
     }
 
     #[tokio::test]

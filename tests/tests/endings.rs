@@ -87,10 +87,8 @@ mod what_is_said {
         }
         rustix::io::ioctl_fionbio(&writer, !waits).unwrap();
         let binary = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("relay");
-        let (addr, ca) = (relay.https.to_string(), relay.ca_file().display().to_string());
         let mut client = tokio::process::Command::new(&binary);
-        client.args(["http", app, "--relay", &relay.url, "--relay-addr", &addr, "--relay-ca", &ca]);
-        client.args(["--token", &token, "--subdomain", "hooks", "--output", "json"]);
+        client.args(relay.arguments(&token, &["http", app, "--subdomain", "hooks", "--output", "json"]));
         client.env_clear().env("HOME", relay.data_dir()).stdin(Stdio::null()).stderr(Stdio::null());
         let mut running = client.stdout(writer).kill_on_drop(true).spawn().unwrap();
         // Its descriptor of the pipe goes with it.

@@ -3,7 +3,6 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -11,67 +10,13 @@ use http::{HeaderValue, Request, Response};
 use relay_protocol::webhook::{Credentials, Table, Verdict};
 use relay_tests::app::ok;
 use relay_tests::body::{full, pipe};
-use relay_tests::process::Ended;
-use relay_tests::world::connect_tls;
-use relay_tests::{App, Http, Process, RelayServer, tools};
+use relay_tests::{App, Place, Process, RelayServer, tools};
 use rustix::process::Signal;
 use serde_json::Value;
-use tempfile::TempDir;
 
-/// A relay, and a home in which clients run.
-struct Place {
-    relay: RelayServer,
-    token: String,
-    home: Arc<TempDir>,
-}
-
-impl Place {
-    async fn new() -> Self {
-        let relay = RelayServer::spawn([""; 0]).await;
-        let token = relay.token("me").await;
-        Self { relay, token, home: Arc::new(tempfile::tempdir().unwrap()) }
-    }
-
-    async fn run(&self, words: &[&str]) -> Ended {
-        Process::spawn_in(self.home.clone(), "relay", words, &[]).await.wait().await
-    }
-
-    /// `relay http` with a tunnel of this name.
-    fn words(&self, app: &App, name: &str) -> Vec<String> {
-        let (upstream, addr) = (app.upstream().to_string(), self.relay.https.to_string());
-        let ca = self.relay.ca_file().display().to_string();
-        let tunnel = ["http", &upstream, "--subdomain", name, "--output", "json"];
-        let way = ["--relay", &self.relay.url, "--relay-addr", &addr, "--relay-ca", &ca, "--token", &self.token];
-        tunnel.into_iter().chain(way).map(str::to_owned).collect()
-    }
-
-    /// The same, ready.
-    async fn client(&self, app: &App, name: &str, flags: &[&str]) -> Process {
-        let mut words = self.words(app, name);
-        words.extend(flags.iter().map(|flag| (*flag).to_owned()));
-        let mut client = Process::spawn_in(self.home.clone(), "relay", &words, &[]).await;
-        assert_eq!(client.json().await["event"], "tunnel.ready");
-        client
-    }
-
-    async fn send(&self, name: &str, request: Request<relay_tests::Body>) -> relay_tests::Answer {
-        let host = format!("{name}.{}", RelayServer::DOMAIN);
-        let tls = connect_tls(self.relay.https, &host, &self.relay.ca_file(), &[b"http/1.1"]).await;
-        let (mut parts, body) = request.into_parts();
-        parts.uri = format!("https://{host}:{}{}", self.relay.https.port(), parts.uri).parse().unwrap();
-        Http::one(tls).await.answer(Request::from_parts(parts, body)).await
-    }
-
-    /// Lines of JSON of a command that must succeed.
-    async fn json(&self, words: &[&str]) -> Vec<Value> {
-        let ended = self.run(&[words, &["--output", "json"]].concat()).await;
-        assert!(ended.status.success(), "{words:?}: {ended:?}");
-        ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    }
-
-    fn file(&self) -> PathBuf {
-        self.home.path().join(".local/state/relay/history.db")
-    }
+/// The file behind the commands.
+fn file(place: &Place) -> PathBuf {
+    place.home.path().join(".local/state/relay/history.db")
 }
 
 fn body(of: &Value) -> Vec<u8> {
@@ -102,11 +47,11 @@ async fn history_survives_its_client_however_that_ends_and_has_every_byte() {
         .header("x-a", "1")
         .header("x-b", "2");
     place.send("hooks", request.body(full(binary.clone())).unwrap()).await;
-    let id = client.event("exchange").await["id"].as_str().unwrap().to_owned();
+    let id = client.process.event("exchange").await["id"].as_str().unwrap().to_owned();
     // Without waiting for anything: what has ended is there.
     let list = place.json(&["requests"]).await;
     assert_eq!((list.len(), &list[0]["id"]), (1, &Value::from(id.as_str())));
-    client.kill().await;
+    client.process.kill().await;
     let client = place.client(&app, "hooks", &[]).await;
     place.send("hooks", Request::get("/second").body(full("")).unwrap()).await;
     let list = place.json(&["requests"]).await;
@@ -126,7 +71,7 @@ async fn history_survives_its_client_however_that_ends_and_has_every_byte() {
     assert_eq!(lines(&shown["request"], "x-b"), ["\u{ff}", "2"]);
     assert_eq!(lines(&shown["response"], "x-odd"), ["\u{e9}"]);
     assert!(shown["timings"]["upstream_ms"].as_f64().unwrap() <= shown["timings"]["total_ms"].as_f64().unwrap());
-    assert_eq!(std::fs::metadata(place.file()).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(std::fs::metadata(file(&place)).unwrap().permissions().mode() & 0o777, 0o600);
     let text = place.run(&["show", "last"]).await;
     assert!(text.stdout.contains("GET https://") && text.stdout.contains("/second"), "{text:?}");
     let cleared = place.run(&["requests", "--clear"]).await;
@@ -194,7 +139,7 @@ async fn a_file_that_is_moved_away_is_made_anew() {
     };
     place.send("hooks", Request::get("/first").body(full("")).unwrap()).await;
     assert_eq!(kept().await, ["/first"]);
-    std::fs::rename(place.file(), place.file().with_extension("old")).unwrap();
+    std::fs::rename(file(&place), file(&place).with_extension("old")).unwrap();
     assert!(kept().await.is_empty());
     for path in ["/second", "/third"] {
         place.send("hooks", Request::get(path).body(full("")).unwrap()).await;
@@ -207,15 +152,15 @@ async fn a_file_that_is_moved_away_is_made_anew() {
 #[tokio::test]
 async fn a_damaged_file_is_said_once_and_the_tunnel_goes_on() {
     let place = Place::new().await;
-    std::fs::create_dir_all(place.file().parent().unwrap()).unwrap();
-    std::fs::write(place.file(), "no database at all, as it seems".repeat(1000)).unwrap();
+    std::fs::create_dir_all(file(&place).parent().unwrap()).unwrap();
+    std::fs::write(file(&place), "no database at all, as it seems".repeat(1000)).unwrap();
     let app = App::serve(|_| async { ok("fine") }).await;
     let mut client = place.client(&app, "hooks", &[]).await;
     for _ in 0..3 {
         assert_eq!(place.send("hooks", Request::get("/").body(full("")).unwrap()).await.text(), "fine");
     }
-    client.error_line("is damaged").await;
-    let ended = client.terminate().await;
+    client.process.error_line("is damaged").await;
+    let ended = client.process.terminate().await;
     assert!(!ended.stderr.contains("is damaged"), "{ended:?}");
     let list = place.run(&["requests"]).await;
     assert!(list.status.code() == Some(1) && list.stderr.contains("move it away"), "{list:?}");
@@ -240,7 +185,7 @@ async fn a_replay_is_byte_for_byte_the_original_and_says_so() {
     let sent: Vec<u8> = (0..=255).cycle().take(300_000).collect();
     let request = Request::put("/a%2F..//b?x=%zz").header("x-odd", odd).header("x-two", "1").header("x-two", "2");
     place.send("hooks", request.body(full(sent.clone())).unwrap()).await;
-    let id = client.event("exchange").await["id"].as_str().unwrap().to_owned();
+    let id = client.process.event("exchange").await["id"].as_str().unwrap().to_owned();
     let done = place.json(&["replay", "last", "--times", "2"]).await;
     assert_eq!((done.len(), &done[1]["status"], &done[1]["body"]), (2, &Value::from(200), &Value::from("ok")));
     assert_eq!((&done[0]["replay_of"], &done[0]["signed"]), (&Value::from(id.as_str()), &Value::from(false)));
@@ -257,12 +202,12 @@ async fn a_replay_is_byte_for_byte_the_original_and_says_so() {
         assert_eq!(theirs(again), theirs(&seen[0]));
     }
     // The client has shown it, and keeps it.
-    assert_eq!(client.event("exchange").await["id"], done[0]["id"]);
+    assert_eq!(client.process.event("exchange").await["id"], done[0]["id"]);
     let list = place.json(&["requests"]).await;
     assert_eq!((list.len(), &list[2]["replay_of"], &list[2]["id"]), (3, &Value::from(id.as_str()), &done[1]["id"]));
     let none = place.run(&["replay", "last", "--tunnel", "other"]).await;
     assert!(none.status.code() == Some(1) && none.stderr.contains("there are hooks"), "{none:?}");
-    client.terminate().await;
+    client.process.terminate().await;
     let none = place.run(&["replay", "last"]).await;
     assert!(none.status.code() == Some(1) && none.stderr.contains("no running client has a tunnel hooks"), "{none:?}");
     // Straight to an app it needs no client.
@@ -586,7 +531,9 @@ async fn a_full_disk_is_said_once_and_requests_pass_meanwhile() {
     let mount = "mount -t tmpfs -o size=1m tmpfs \"$0\" && exec \"$@\"";
     let paths = [state.display().to_string(), program.display().to_string()];
     let first = ["--mount", "sh", "-c", mount].map(str::to_owned);
-    let words: Vec<_> = first.into_iter().chain(paths).chain(place.words(&app, "hooks")).collect();
+    let upstream = app.upstream().to_string();
+    let hooks = ["http", &upstream, "--subdomain", "hooks", "--output", "json"];
+    let words: Vec<_> = first.into_iter().chain(paths).chain(place.with_way(&hooks)).collect();
     let mut client = Process::spawn_in(place.home.clone(), "/usr/bin/unshare", &words, &[]).await;
     assert_eq!(client.json().await["event"], "tunnel.ready");
     let large = vec![b'x'; 1 << 20];

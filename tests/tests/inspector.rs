@@ -181,16 +181,14 @@ async fn clients_side_by_side_have_an_inspector_each_and_a_taken_address_is_said
         assert_eq!(status["inspector"], inspected.url.as_str());
     }
     let taken = one.address().to_string();
-    let (addr, ca) = (relay.https.to_string(), relay.ca_file().display().to_string());
-    let way = ["--relay", &relay.url, "--relay-ca", &ca, "--relay-addr", &addr, "--token", &token];
-    let words = [&["http", &target, "--inspect", &taken][..], &way].concat();
-    let ended = Process::spawn("relay", &words).await.wait().await;
+    let words = relay.arguments(&token, &["http", &target, "--inspect", &taken]);
+    let ended = Process::spawn("relay", words).await.wait().await;
     assert_eq!((ended.code(), ended.stdout.as_str()), (1, ""), "{ended:?}");
     assert!(ended.stderr.contains(&format!("the inspector cannot listen on {taken}")), "{}", ended.stderr);
 
     // For people it stands once below the URL.
-    let words = [&["http", &target, "--random", "--inspect", "127.0.0.1:0"][..], &way].concat();
-    let mut shown = Process::spawn("relay", &words).await;
+    let words = relay.arguments(&token, &["http", &target, "--random", "--inspect", "127.0.0.1:0"]);
+    let mut shown = Process::spawn("relay", words).await;
     let mut lines = Vec::new();
     while lines.last().is_none_or(|line: &String| !line.is_empty()) {
         lines.push(shown.line().await.unwrap());

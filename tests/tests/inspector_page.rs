@@ -3,16 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderValue, Request};
 use relay_tests::body::full;
 use relay_tests::tools::{self, output};
-use relay_tests::world::connect_tls;
-use relay_tests::{App, Browser, Http, Process, RelayClient, RelayServer};
+use relay_tests::{App, Browser, Place, RelayClient};
 use serde_json::json;
-use tempfile::TempDir;
 use tokio::process::Command;
 
 /// A file or directory of the client's sources.
@@ -53,39 +50,17 @@ async fn its_parts_do_what_they_say() {
     );
 }
 
-/// A relay, a service that records what it is asked, and a client between them.
-struct Place {
-    relay: RelayServer,
-    app: App,
-    token: String,
-    home: Arc<TempDir>,
+/// A client between a relay and a service that records what it is asked, and its inspector.
+async fn begin() -> (Place, App, RelayClient) {
+    let (place, app) = (Place::new().await, App::recording().await);
+    let client = place.client(&app, "hooks", &["--inspect", "127.0.0.1:0"]).await;
+    (place, app, client)
 }
 
-impl Place {
-    async fn new() -> Self {
-        let relay = RelayServer::spawn([""; 0]).await;
-        let token = relay.token("me").await;
-        Self { relay, app: App::recording().await, token, home: Arc::new(tempfile::tempdir().unwrap()) }
-    }
-
-    /// A client whose inspector listens here.
-    async fn client(&self, inspect: &str) -> RelayClient {
-        let (upstream, ca) = (self.app.upstream().to_string(), self.relay.ca_file().display().to_string());
-        let addr = self.relay.https.to_string();
-        let mut words = vec!["http", &upstream, "--subdomain", "hooks", "--output", "json", "--inspect", inspect];
-        words.extend(["--relay", &self.relay.url, "--relay-ca", &ca, "--relay-addr", &addr, "--token", &self.token]);
-        RelayClient::of(Process::spawn_in(self.home.clone(), "relay", words, &[]).await).await
-    }
-
-    /// Sends a request through the tunnel.
-    async fn send(&self, request: http::request::Builder, target: &str, body: impl Into<Bytes>) {
-        let host = format!("hooks.{}", RelayServer::DOMAIN);
-        let uri = format!("https://{host}:{}{target}", self.relay.https.port());
-        let mut http =
-            Http::one(connect_tls(self.relay.https, &host, &self.relay.ca_file(), &[b"http/1.1"]).await).await;
-        let answer = http.answer(request.method("POST").uri(uri).body(full(body)).unwrap()).await;
-        assert_eq!(answer.status, 200);
-    }
+/// Sends a request through the tunnel.
+async fn send(place: &Place, request: http::request::Builder, target: &str, body: impl Into<Bytes>) {
+    let request = request.method("POST").uri(target).body(full(body)).unwrap();
+    assert_eq!(place.send("hooks", request).await.status, 200);
 }
 
 /// Where a client's inspector is.
@@ -111,16 +86,15 @@ fn json_request() -> http::request::Builder {
 
 #[tokio::test]
 async fn requests_are_read_searched_replayed_changed_and_compared() {
-    let place = Place::new().await;
-    let client = place.client("127.0.0.1:0").await;
+    let (place, app, client) = begin().await;
     let mut browser = page(&client).await;
 
     // Who has nothing yet is told what to do.
     browser.shows(".empty", &format!("{}/hooks", client.url())).await;
     browser.shows(".empty", "relay trigger").await;
 
-    place.send(json_request(), "/hooks/a", r#"{"type":"invoice.paid","n":12345678901234567890}"#).await;
-    place.send(json_request(), "/hooks/b", r#"{"type":"invoice.paid","n":2,"new":[true]}"#).await;
+    send(&place, json_request(), "/hooks/a", r#"{"type":"invoice.paid","n":12345678901234567890}"#).await;
+    send(&place, json_request(), "/hooks/b", r#"{"type":"invoice.paid","n":2,"new":[true]}"#).await;
     browser.wait(&rows(2)).await;
 
     // The newest is first, and what it has said stands beside it, each digit of it.
@@ -149,9 +123,9 @@ async fn requests_are_read_searched_replayed_changed_and_compared() {
 
     // Sent again with one key.
     browser.press(&["k", "r"]).await;
-    place.app.reached(3).await;
+    app.reached(3).await;
     browser.wait(&rows(3)).await;
-    let (second, third) = (place.app.seen()[1].clone(), place.app.last());
+    let (second, third) = (app.seen()[1].clone(), app.last());
     assert_eq!((third.target.as_str(), &third.body), ("/hooks/b", &second.body));
     browser.shows(".row[aria-selected=true]", "replay").await;
     browser.shows(".detail .facts", "Replay of").await;
@@ -163,8 +137,8 @@ async fn requests_are_read_searched_replayed_changed_and_compared() {
     browser.fill("dialog input >> nth=1", "/changed?x=1").await;
     browser.fill("dialog textarea >> nth=1", r#"{"type":"other"}"#).await;
     browser.press(&["Control+Enter"]).await;
-    place.app.reached(4).await;
-    let fourth = place.app.last();
+    app.reached(4).await;
+    let fourth = app.last();
     assert_eq!((fourth.method.as_str(), fourth.target.as_str()), ("PUT", "/changed?x=1"));
     assert_eq!(fourth.body, r#"{"type":"other"}"#);
     browser.shows(".row[aria-selected=true]", "/changed?x=1").await;
@@ -189,10 +163,9 @@ async fn requests_are_read_searched_replayed_changed_and_compared() {
 
 #[tokio::test]
 async fn it_keeps_nobody_out() {
-    let place = Place::new().await;
-    let client = place.client("127.0.0.1:0").await;
-    place.send(json_request(), "/hooks", r#"{"a":[1,"b",null,{}]}"#).await;
-    place.send(json_request(), "/hooks", r#"{"a":[1,"c",null,{}]}"#).await;
+    let (place, _app, client) = begin().await;
+    send(&place, json_request(), "/hooks", r#"{"a":[1,"b",null,{}]}"#).await;
+    send(&place, json_request(), "/hooks", r#"{"a":[1,"c",null,{}]}"#).await;
     let mut browser = page(&client).await;
     for (width, dark) in [(1280, false), (1280, true), (400, false), (400, true)] {
         browser.view(width, 800, dark).await;
@@ -220,19 +193,18 @@ async fn it_keeps_nobody_out() {
 
 #[tokio::test]
 async fn what_strangers_send_is_only_text() {
-    let place = Place::new().await;
-    let client = place.client("127.0.0.1:0").await;
+    let (place, _app, client) = begin().await;
     let evil = r#"<img src=x onerror="window.owned=1"><script>window.owned=1</script><svg onload=window.owned=1>"#;
     let asked = "/hooks/%3Cscript%3Ewindow.owned=1?q='{}|";
     let header = || Request::builder().header("x-evil", evil).header("user-agent", evil);
-    place.send(header().header("content-type", "text/html"), asked, evil).await;
-    place.send(header().header("content-type", "application/json"), "/", json!({ evil: [evil] }).to_string()).await;
-    place.send(header().header("content-type", "image/svg+xml"), "/", format!("<svg>{evil}</svg>")).await;
+    send(&place, header().header("content-type", "text/html"), asked, evil).await;
+    send(&place, header().header("content-type", "application/json"), "/", json!({ evil: [evil] }).to_string()).await;
+    send(&place, header().header("content-type", "image/svg+xml"), "/", format!("<svg>{evil}</svg>")).await;
     let form = "application/x-www-form-urlencoded";
-    place.send(header().header("content-type", form), "/", format!("{evil}={evil}")).await;
-    place.send(header().header("content-type", "application/json"), "/", &b"\xff\xfe\x00{\"a\":1}"[..]).await;
+    send(&place, header().header("content-type", form), "/", format!("{evil}={evil}")).await;
+    send(&place, header().header("content-type", "application/json"), "/", &b"\xff\xfe\x00{\"a\":1}"[..]).await;
     let bytes = HeaderValue::from_bytes(b"\xff\xfe\t<b>").unwrap();
-    place.send(Request::builder().header("x-bytes", bytes), "/", "\u{0}\u{1b}[31m\u{202e}abc\u{7f}").await;
+    send(&place, Request::builder().header("x-bytes", bytes), "/", "\u{0}\u{1b}[31m\u{202e}abc\u{7f}").await;
 
     let mut browser = page(&client).await;
     browser.wait(&rows(6)).await;
@@ -278,8 +250,7 @@ const HOSTILE: &str = r#"
 
 #[tokio::test]
 async fn not_even_a_lying_client_makes_it_run_something() {
-    let place = Place::new().await;
-    let client = place.client("127.0.0.1:0").await;
+    let (_place, _app, client) = begin().await;
     let mut browser = Browser::start().await;
     browser.before(HOSTILE).await;
     browser.goto(&inspector(&client)).await;
@@ -298,14 +269,13 @@ async fn not_even_a_lying_client_makes_it_run_something() {
 
 #[tokio::test]
 async fn ten_megabytes_on_one_line_are_shown_in_part() {
-    let place = Place::new().await;
-    let client = place.client("127.0.0.1:0").await;
+    let (place, _app, client) = begin().await;
     let items: Vec<_> = (0..62_000).map(|id| json!({ "id": id, "text": "x".repeat(140) })).collect();
     let body = json!({ "items": items, "end": "y".repeat(100_000) }).to_string();
     assert!(body.len() > 10_000_000 && body.len() < 10 * 1024 * 1024, "{}", body.len());
-    place.send(json_request(), "/large", body).await;
-    place.send(json_request(), "/nested", "[".repeat(100_000) + &"]".repeat(100_000)).await;
-    place.send(json_request(), "/line", format!("\"{}\"", "z".repeat(9_000_000))).await;
+    send(&place, json_request(), "/large", body).await;
+    send(&place, json_request(), "/nested", "[".repeat(100_000) + &"]".repeat(100_000)).await;
+    send(&place, json_request(), "/line", format!("\"{}\"", "z".repeat(9_000_000))).await;
 
     let mut browser = page(&client).await;
     browser.wait(&rows(3)).await;
@@ -332,8 +302,7 @@ async fn ten_megabytes_on_one_line_are_shown_in_part() {
 #[tokio::test]
 async fn ten_megabytes_of_tiny_parts_are_shown_in_part() {
     const MOST: usize = 10 << 20;
-    let place = Place::new().await;
-    let client = place.client("127.0.0.1:0").await;
+    let (place, _app, client) = begin().await;
     let cases = [
         ("application/xml", "<>", "more", "XML"),
         ("multipart/mixed; boundary=x", "--x\n", "more parts", "Parts"),
@@ -344,7 +313,7 @@ async fn ten_megabytes_of_tiny_parts_are_shown_in_part() {
     let before = browser.heap().await;
     for (count, (kind, part, more, way)) in (1..).zip(cases) {
         let request = Request::builder().header("content-type", kind);
-        place.send(request, &format!("/{way}"), part.repeat(MOST / part.len())).await;
+        send(&place, request, &format!("/{way}"), part.repeat(MOST / part.len())).await;
         browser.wait(&rows(count)).await;
         browser.press(&["Escape", "Home"]).await;
         browser.shows(".detail h2", way).await;
@@ -365,11 +334,10 @@ async fn ten_megabytes_of_tiny_parts_are_shown_in_part() {
 
 #[tokio::test]
 async fn what_is_saved_and_edited_are_the_bytes_that_came() {
-    let place = Place::new().await;
-    let client = place.client("127.0.0.1:0").await;
+    let (place, app, client) = begin().await;
     let body = b"\xff\0\r\n<b>";
     let secret = || Request::builder().header("authorization", "Bearer s3cret");
-    place.send(secret(), "/bytes", &body[..]).await;
+    send(&place, secret(), "/bytes", &body[..]).await;
     let mut browser = page(&client).await;
     browser.wait(&rows(1)).await;
     browser.press(&["j"]).await;
@@ -401,11 +369,11 @@ async fn what_is_saved_and_edited_are_the_bytes_that_came() {
     browser.wait("document.querySelectorAll('dialog textarea')[1].value === '/wANCjxiPg=='").await;
     browser.fill("dialog textarea >> nth=1", "/wAB").await;
     browser.press(&["Control+Enter"]).await;
-    place.app.reached(2).await;
-    assert_eq!(place.app.last().body, &b"\xff\0\x01"[..]);
+    app.reached(2).await;
+    assert_eq!(app.last().body, &b"\xff\0\x01"[..]);
 
     // A field of text knows one kind of line end, and the body has another.
-    place.send(json_request(), "/lines", "--x\r\na: b\r\n\r\none\ntwo\r\n--x--\r\n").await;
+    send(&place, json_request(), "/lines", "--x\r\na: b\r\n\r\none\ntwo\r\n--x--\r\n").await;
     browser.wait(&rows(3)).await;
     browser.press(&["Escape", "Home"]).await;
     browser.shows(".detail .body", "--x--").await;
@@ -413,24 +381,23 @@ async fn what_is_saved_and_edited_are_the_bytes_that_came() {
     browser.shows("dialog", "line ends").await;
     browser.fill("dialog textarea >> nth=1", "--x\na: b\nc: d\n\none\n2\n--x--\n").await;
     browser.press(&["Control+Enter"]).await;
-    place.app.reached(4).await;
-    assert_eq!(place.app.last().body, "--x\r\na: b\r\nc: d\r\n\r\none\n2\r\n--x--\r\n");
+    app.reached(4).await;
+    assert_eq!(app.last().body, "--x\r\na: b\r\nc: d\r\n\r\none\n2\r\n--x--\r\n");
     assert_eq!(browser.problems().await, json!([]));
 }
 
 #[tokio::test]
 async fn words_are_found_in_bodies_whenever_they_come() {
-    let place = Place::new().await;
-    let client = place.client("127.0.0.1:0").await;
-    place.send(json_request(), "/first", r#"{"order":"needle-1"}"#).await;
-    place.send(json_request(), "/second", "{}").await;
+    let (place, _app, client) = begin().await;
+    send(&place, json_request(), "/first", r#"{"order":"needle-1"}"#).await;
+    send(&place, json_request(), "/second", "{}").await;
     let mut browser = page(&client).await;
     browser.wait(&rows(2)).await;
     browser.fill("#search", "needle").await;
     browser.wait(&rows(1)).await;
     browser.shows(".row", "/first").await;
-    place.send(json_request(), "/third", "{}").await;
-    place.send(json_request(), "/fourth", r#"{"order":"needle-2"}"#).await;
+    send(&place, json_request(), "/third", "{}").await;
+    send(&place, json_request(), "/fourth", r#"{"order":"needle-2"}"#).await;
     browser.wait(&rows(2)).await;
     browser.shows(".row", "/fourth").await;
     // The page's address leads back to it.
@@ -441,7 +408,7 @@ async fn words_are_found_in_bodies_whenever_they_come() {
     let clear = r#"fetch("/api/v1/exchanges", { method: "DELETE" }).then((answer) => answer.status)"#;
     assert_eq!(browser.eval(clear).await, 204);
     browser.shows(".empty", "No requests yet").await;
-    place.send(json_request(), "/fifth", r#"{"order":"needle-3"}"#).await;
+    send(&place, json_request(), "/fifth", r#"{"order":"needle-3"}"#).await;
     browser.shows(".row", "/fifth").await;
 
     // What comes before the client has said that all is cleared stays.
@@ -458,7 +425,7 @@ async fn words_are_found_in_bodies_whenever_they_come() {
     browser.click("dialog .danger").await;
     browser.wait("window.go !== undefined").await;
     browser.shows(".empty", "No requests yet").await;
-    place.send(json_request(), "/sixth", r#"{"order":"needle-4"}"#).await;
+    send(&place, json_request(), "/sixth", r#"{"order":"needle-4"}"#).await;
     browser.shows(".row", "/sixth").await;
     let drawn =
         "new Promise((done) => { window.go(); requestAnimationFrame(() => requestAnimationFrame(() => done(1))); })";
@@ -505,8 +472,7 @@ const MANY: &str = r#"
 
 #[tokio::test]
 async fn a_hundred_thousand_rows_answer_to_each_key() {
-    let place = Place::new().await;
-    let client = place.client("127.0.0.1:0").await;
+    let (_place, _app, client) = begin().await;
     let mut browser = Browser::start().await;
     browser.before(MANY).await;
     browser.goto(&inspector(&client)).await;
@@ -553,10 +519,9 @@ async fn a_hundred_thousand_rows_answer_to_each_key() {
 
 #[tokio::test]
 async fn it_says_when_the_client_is_gone_and_goes_on_when_it_is_back() {
-    let place = Place::new().await;
-    let mut client = place.client("127.0.0.1:0").await;
+    let (place, app, mut client) = begin().await;
     let url = inspector(&client);
-    place.send(json_request(), "/first", "{}").await;
+    send(&place, json_request(), "/first", "{}").await;
     let mut browser = page(&client).await;
     browser.shows(".row", "/first").await;
 
@@ -565,11 +530,11 @@ async fn it_says_when_the_client_is_gone_and_goes_on_when_it_is_back() {
     browser.shows(".row", "/first").await;
 
     let addr = url.trim_start_matches("http://").trim_end_matches('/');
-    let _client = place.client(addr).await;
-    place.send(json_request(), "/second", "{}").await;
+    let _client = place.client(&app, "hooks", &["--inspect", addr]).await;
+    send(&place, json_request(), "/second", "{}").await;
     browser.shows(".row", "/second").await;
     browser.wait("!document.querySelector('.lost')").await;
-    place.send(json_request(), "/third", "{}").await;
+    send(&place, json_request(), "/third", "{}").await;
     browser.shows(".row", "/third").await;
     assert_eq!(browser.problems().await, json!([]));
 }

@@ -2,15 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::fs;
-use std::sync::Arc;
 
 use futures_util::FutureExt as _;
 use http::Request;
 use relay_tests::body::full;
 use relay_tests::world::{Answer, Http, connect_tls};
-use relay_tests::{App, Process, RelayClient, RelayServer};
+use relay_tests::{App, Place, Process, RelayClient, RelayServer};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 /// Posts a webhook to a client's tunnel at this relay.
 async fn post(server: &RelayServer, client: &RelayClient, headers: &[(&str, &str)], body: &str) -> Answer {
@@ -79,23 +77,20 @@ async fn services_see_the_public_name_where_a_signature_covers_it() {
 
 #[tokio::test]
 async fn rows_of_the_users_own_name_senders_too() {
-    let server = RelayServer::spawn([""; 0]).await;
-    let token = server.token("t").await;
-    let app = App::recording().await;
-    let home = Arc::new(TempDir::new().unwrap());
-    let (target, ca, addr) = (app.addr().to_string(), server.ca_file().display().to_string(), server.https.to_string());
-    let file = home.path().join("relay.toml");
-    let start = async |rows: &str, more: &[&str]| {
+    let (place, app) = (Place::new().await, App::recording().await);
+    let server = &place.relay;
+    let file = place.home.path().join("relay.toml");
+    let config = [("RELAY_CONFIG", file.to_str().unwrap())];
+    let start = async |app: &App, rows: &str, more: &[&str]| {
         fs::write(&file, rows).unwrap();
-        let mut all = vec!["http", &target, "--relay", &server.url, "--relay-ca", &ca, "--relay-addr", &addr];
-        all.extend(["--token", &token, "--output", "json"]);
-        all.extend(more);
-        Process::spawn_in(home.clone(), "relay", all, &[("RELAY_CONFIG", file.to_str().unwrap())]).await
+        let target = app.addr().to_string();
+        let words = [&["http", &target, "--output", "json"], more].concat();
+        Process::spawn_in(place.home.clone(), "relay", place.with_way(&words), &config).await
     };
     let acme = "[[provider]]\nid = 'acme'\nname = 'Acme'\nmatch = [{ 'header:x-acme' = true }]\nlimit_ms = 2000\n\
                 event_type = ['{header:x-acme}']\n";
-    let mut client = RelayClient::of(start(acme, &[]).await).await;
-    post(&server, &client, &[("x-acme", "thing.made")], "{}").await;
+    let mut client = RelayClient::of(start(&app, acme, &[]).await).await;
+    post(server, &client, &[("x-acme", "thing.made")], "{}").await;
     let webhook = client.exchange().await["webhook"].clone();
     assert_eq!((&webhook["provider"], &webhook["event_type"]), (&json!("acme"), &json!("thing.made")));
     assert_eq!((&webhook["limit_ms"], &webhook["limit_source"]), (&json!(2000), &json!(null)));
@@ -103,20 +98,14 @@ async fn rows_of_the_users_own_name_senders_too() {
 
     // The relay does not know the row, and keeps its deadline all the same where the tunnel is for that sender.
     let slow = App::serve(|_| std::future::pending::<http::Response<relay_tests::Body>>()).await;
-    let target = slow.addr().to_string();
-    fs::write(&file, acme).unwrap();
-    let arguments =
-        ["http", &target, "--relay", &server.url, "--relay-ca", &ca, "--relay-addr", &addr, "--token", &token];
-    let arguments = arguments.into_iter().chain(["--output", "json", "--provider", "acme"]);
-    let config = [("RELAY_CONFIG", file.to_str().unwrap())];
-    let client = RelayClient::of(Process::spawn_in(home.clone(), "relay", arguments, &config).await).await;
-    let answer = post(&server, &client, &[], "{}").await;
+    let client = RelayClient::of(start(&slow, acme, &["--provider", "acme"]).await).await;
+    let answer = post(server, &client, &[], "{}").await;
     assert_eq!((answer.code(), answer.error()), (504, Some("deadline")));
 
-    let ended = start(acme, &["--provider", "acne"]).await.wait().await;
+    let ended = start(&app, acme, &["--provider", "acne"]).await.wait().await;
     assert_eq!(ended.code(), 2);
     assert!(ended.stderr.contains("no provider is called \"acne\"; is it acme"), "{}", ended.stderr);
-    let ended = start(&acme.replace("match", "mtach"), &[]).await.wait().await;
+    let ended = start(&app, &acme.replace("match", "mtach"), &[]).await.wait().await;
     assert_eq!(ended.code(), 2);
     assert!(ended.stderr.contains("relay.toml") && ended.stderr.contains("mtach"), "{}", ended.stderr);
 }

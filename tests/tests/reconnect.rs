@@ -101,11 +101,8 @@ async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, is_lost: impl Fn(
 
 /// The arguments of `relay http TARGET` as a client of this relay, at this address.
 fn arguments(server: &RelayServer, at: SocketAddr, token: &str, target: &str, more: &[&str]) -> Vec<String> {
-    let (at, ca) = (at.to_string(), server.ca_file().display().to_string());
-    let mut all = vec!["http", target, "--relay", &server.url, "--relay-ca", &ca, "--relay-addr", &at];
-    all.extend(["--token", token, "--output", "json"]);
-    all.extend(more);
-    all.into_iter().map(str::to_owned).collect()
+    let words = [&["http", target, "--output", "json"], more].concat();
+    relay_tests::process::arguments(&server.url, at, &server.ca_file(), token, &words)
 }
 
 async fn client(server: &RelayServer, at: SocketAddr, token: &str, app: &App, more: &[&str]) -> RelayClient {

@@ -46,12 +46,9 @@ async fn process(world: &World, token: &str, app: &App, arguments: &[&str]) -> P
 
 /// The real `relay http`, just started.
 async fn begin(world: &World, token: &str, app: &App, arguments: &[&str]) -> Process {
-    let (url, addr, upstream) = (world.relay_url(), world.https().to_string(), app.addr().to_string());
-    let mut all = vec!["http", &upstream, "--relay", &url, "--relay-addr", &addr, "--token", token];
-    let ca = world.ca_file().display().to_string();
-    all.extend(["--relay-ca", &ca, "--output", "json"]);
-    all.extend(arguments);
-    Process::spawn("relay", all).await
+    let target = app.addr().to_string();
+    let words = [&["http", &target, "--output", "json"], arguments].concat();
+    Process::spawn("relay", world.arguments(token, &words)).await
 }
 
 /// `relay-server token …` on the world's data.

@@ -34,11 +34,9 @@ impl Scene {
     async fn with(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let (world, app) = (World::start().await, App::recording().await);
         let home = Arc::new(tempfile::tempdir().unwrap());
-        let (token, target) = (world.token().await, app.addr().to_string());
-        let (url, at, ca) = (world.relay_url(), world.https().to_string(), world.ca_file().display().to_string());
-        let mut all = vec!["http", &target, "--relay", &url, "--relay-addr", &at, "--relay-ca", &ca];
-        all.extend(["--token", &token, "--subdomain", "hooks", "--output", "json"]);
-        all.extend(arguments);
+        let target = app.addr().to_string();
+        let words = [&["http", &target, "--subdomain", "hooks", "--output", "json"], arguments].concat();
+        let all = world.arguments(&world.token().await, &words);
         let client = RelayClient::of(Process::spawn_in(home.clone(), "relay", all, variables).await).await;
         Self { world, app, home, client }
     }

@@ -14,26 +14,27 @@ use tokio::sync::mpsc;
 
 const DEFAULTS: [&str; 0] = [];
 
-/// A relay, and how a client gets to its tunnel `hooks`.
+/// A relay, of which clients get the tunnel `hooks`.
 struct World {
     relay: RelayServer,
-    way: Vec<String>,
+    token: String,
 }
 
 impl World {
     async fn start() -> Self {
         let relay = RelayServer::spawn(DEFAULTS).await;
-        let (addr, ca) = (relay.https.to_string(), relay.ca_file().display().to_string());
         let token = relay.token("me").await;
-        let way = ["--relay", &relay.url, "--relay-addr", &addr, "--relay-ca", &ca, "--token", &token];
-        let way = way.iter().chain(&["--subdomain", "hooks"]).map(|word| (*word).to_owned()).collect();
-        Self { relay, way }
+        Self { relay, token }
     }
 
     async fn open(&self, size: (usize, usize), variables: &[(&str, &str)], words: &[&str]) -> Terminal {
-        let all: Vec<&str> =
-            ["relay"].iter().chain(words).copied().chain(self.way.iter().map(String::as_str)).collect();
+        let words = self.words(words);
+        let all: Vec<&str> = ["relay"].into_iter().chain(words.iter().map(String::as_str)).collect();
         Terminal::open(size, variables, &all).await
+    }
+
+    fn words(&self, words: &[&str]) -> Vec<String> {
+        self.relay.arguments(&self.token, &[words, &["--subdomain", "hooks"]].concat())
     }
 
     fn url(&self) -> String {
@@ -110,12 +111,8 @@ async fn a_dumb_terminal_and_plain_lines_have_nothing_that_moves() {
         (("TERM", "xterm"), vec!["http", &target, "--plain"], true),
     ] {
         // What is written, byte for byte.
-        let inner: Vec<String> = std::iter::once("relay".to_owned())
-            .chain(words.iter().map(|word| (*word).to_owned()))
-            .chain(world.way.clone())
-            .collect();
         let program = relay_tests::process::command("relay", std::path::Path::new("/")).await;
-        let line = inner.iter().skip(1).map(|word| format!(" '{word}'")).collect::<String>();
+        let line = world.words(&words).iter().map(|word| format!(" '{word}'")).collect::<String>();
         let line = format!("{}{line}", program.as_std().get_program().display());
         let script = ["/usr/bin/script", "-q", "-f", "-c", &line, raw];
         let terminal = Terminal::open((100, 20), &[variable], &script).await;
@@ -161,9 +158,7 @@ async fn programs_hear_of_the_service_too() {
     let addr = listener.local_addr().unwrap();
     drop(listener);
     let target = addr.to_string();
-    let all: Vec<&str> =
-        ["http", &target, "--output", "json"].into_iter().chain(world.way.iter().map(String::as_str)).collect();
-    let mut client = Process::spawn("relay", all).await;
+    let mut client = Process::spawn("relay", world.words(&["http", &target, "--output", "json"])).await;
     let down = client.event("upstream.down").await;
     assert_eq!((&down["tunnel"], &down["upstream"]), (&"hooks".into(), &format!("http://{addr}").into()));
     assert_eq!(down["reason"], format!("connection refused by {addr}"));
@@ -240,7 +235,7 @@ async fn a_closed_terminal_ends_the_client_and_its_ready_file() {
     };
     within("the end of the client", gone).await;
 
-    let all: Vec<&str> = words.into_iter().chain(world.way.iter().map(String::as_str)).collect();
+    let all = world.words(&words);
     let home = Arc::new(tempfile::tempdir().unwrap());
     let mut client = Process::spawn_in(home, "relay", &all, &[]).await;
     assert_eq!(client.line().await, Some(world.url()));
@@ -250,7 +245,7 @@ async fn a_closed_terminal_ends_the_client_and_its_ready_file() {
     let script = "exec nohup \"$0\" \"$@\"";
     let program = relay_tests::process::command("relay", home.path()).await;
     let program = program.as_std().get_program().to_string_lossy().into_owned();
-    let words: Vec<&str> = ["-c", script, &program].into_iter().chain(all).collect();
+    let words = ["-c", script, &program].map(str::to_owned).into_iter().chain(all);
     let mut patient = Process::spawn_in(home, "/bin/sh", words, &[]).await;
     assert_eq!(patient.line().await, Some(world.url()));
     patient.signal(Signal::HUP);
@@ -401,7 +396,8 @@ async fn a_full_screen_is_put_aside_and_taken_up_again() {
     let relay = relay_tests::process::binary("relay").await;
     // A shell that leaves the terminal to its commands.
     let terminal = Terminal::open((200, 24), &[], &["/bin/sh", "-i"]).await;
-    terminal.type_line(&format!("{} http {} --tui {}", relay.display(), app.addr(), world.way.join(" "))).await;
+    let words = world.words(&["http", &app.addr().to_string(), "--tui"]).join(" ");
+    terminal.type_line(&format!("{} {words}", relay.display())).await;
     terminal.shows("no request yet").await;
     for path in ["/first", "/second"] {
         terminal.press(&["C-z"]).await;

@@ -14,7 +14,7 @@ use relay_protocol::webhook::{Credentials, Judgement, Request, Table, Verdict};
 use relay_tests::app::Seen;
 use relay_tests::body::full;
 use relay_tests::process::Ended;
-use relay_tests::{App, Process, RelayServer, Wire, tools};
+use relay_tests::{App, Place, Process, RelayServer, Wire, tools};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -37,10 +37,6 @@ impl Home {
     }
 }
 
-fn lines(ended: &Ended) -> Vec<Value> {
-    ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
 /// The secret that standard error told of.
 fn told(ended: &Ended) -> &str {
     let line = ended.stderr.lines().find(|line| line.contains(" for tests")).unwrap_or_else(|| panic!("{ended:?}"));
@@ -59,29 +55,18 @@ fn judge(provider: &str, seen: &Seen, url: &str, secret: &str) -> Judgement {
 
 #[tokio::test]
 async fn a_sample_takes_the_whole_way_through_the_only_tunnel() {
-    let relay = RelayServer::spawn([""; 0]).await;
-    let token = relay.token("me").await;
-    let app = App::recording().await;
-    let home = Home::new();
-    let (upstream, addr, ca) =
-        (app.upstream().to_string(), relay.https.to_string(), relay.ca_file().display().to_string());
-    let way = ["--relay", &relay.url, "--relay-addr", &addr, "--relay-ca", &ca, "--token", &token, "--output", "json"];
-    let open = async |name: &str| {
-        let words = [&["http", &upstream, "--subdomain", name][..], &way].concat();
-        let mut client = Process::spawn_in(home.0.clone(), "relay", words, &[]).await;
-        assert_eq!(client.json().await["event"], "tunnel.ready");
-        client
-    };
+    let (place, app) = (Place::new().await, App::recording().await);
+    let home = Home(place.home.clone());
     let nothing = home.run(&["trigger", "stripe"]).await;
     assert_eq!((nothing.code(), nothing.stdout.as_str()), (1, ""), "{nothing:?}");
     assert!(nothing.stderr.contains("no tunnel is open") && nothing.stderr.contains("--to"), "{nothing:?}");
 
-    let mut client = open("hooks").await;
-    let url = format!("https://hooks.{}:{}/hooks?team=1", RelayServer::DOMAIN, relay.https.port());
+    let mut client = place.client(&app, "hooks", &[]).await;
+    let url = format!("https://hooks.{}:{}/hooks?team=1", RelayServer::DOMAIN, place.relay.https.port());
     let flags = ["--path", "/hooks?team=1", "--output", "json", "--override", "/data/object/amount_paid=500"];
     let ended = home.run(&[&["trigger", "stripe", "invoice.paid"], &flags[..]].concat()).await;
     assert_eq!(ended.code(), 0, "{ended:?}");
-    let [report] = &lines(&ended)[..] else { panic!("{ended:?}") };
+    let [report] = &ended.lines()[..] else { panic!("{ended:?}") };
     let seen = app.seen().pop().unwrap();
     let sent: Value = serde_json::from_slice(&seen.body).unwrap();
     assert_eq!((seen.target.as_str(), &sent["data"]["object"]["amount_paid"]), ("/hooks?team=1", &500.into()));
@@ -101,36 +86,30 @@ async fn a_sample_takes_the_whole_way_through_the_only_tunnel() {
     let secret = "0123456789abcdef0123456789abcdef";
     let ended = home.run(&["trigger", "twilio", "--secret", secret, "--times", "2", "--path", "/sms"]).await;
     assert!(ended.code() == 0 && !ended.stderr.contains(secret) && !ended.stdout.contains(secret), "{ended:?}");
-    let public = format!("https://hooks.{}:{}/sms", RelayServer::DOMAIN, relay.https.port());
+    let public = format!("https://hooks.{}:{}/sms", RelayServer::DOMAIN, place.relay.https.port());
     let seen: Vec<_> = app.seen().into_iter().skip(1).collect();
     assert!(seen.len() == 2 && seen[0].body != seen[1].body, "each is another");
     assert!(seen.iter().all(|seen| judge("twilio", seen, &public, secret).verdict == Verdict::Valid));
 
-    let other = open("other").await;
+    let other = place.client(&app, "other", &[]).await;
     let ended = home.run(&["trigger", "stripe"]).await;
     assert!(ended.code() == 2 && ended.stderr.contains("hooks") && ended.stderr.contains("other"), "{ended:?}");
     assert_eq!(home.run(&["trigger", "stripe", "--tunnel", "other"]).await.code(), 0);
     let ended = home.run(&["trigger", "stripe", "--tunnel", "third"]).await;
     assert!(ended.code() == 1 && ended.stderr.contains("there are "), "{ended:?}");
     drop(other);
-    assert_eq!(client.terminate().await.code(), 143);
+    assert_eq!(client.process.terminate().await.code(), 143);
 }
 
 #[tokio::test]
 async fn a_tunnels_own_secret_signs_and_stays_where_it_is() {
-    let relay = RelayServer::spawn([""; 0]).await;
-    let token = relay.token("me").await;
-    let app = App::recording().await;
-    let home = Home::new();
-    let (upstream, addr, ca) =
-        (app.upstream().to_string(), relay.https.to_string(), relay.ca_file().display().to_string());
-    let way = ["--relay", &relay.url, "--relay-addr", &addr, "--relay-ca", &ca, "--token", &token, "--output", "json"];
-    let own = ["http", &upstream, "--subdomain", "hooks", "--secret", "whsec_dHVubmVs", "--verify", "reject"];
-    let mut client = Process::spawn_in(home.0.clone(), "relay", [&own[..], &way].concat(), &[]).await;
-    assert_eq!(client.json().await["event"], "tunnel.ready");
+    let (place, app) = (Place::new().await, App::recording().await);
+    let home = Home(place.home.clone());
+    let flags = ["--secret", "whsec_dHVubmVs", "--verify", "reject"];
+    let mut client = place.client(&app, "hooks", &flags).await;
     for (sender, path) in [("stripe", "/a"), ("github", "/b"), ("twilio", "/c?d=e"), ("gitlab", "/f")] {
         let ended = home.run(&["trigger", sender, "--path", path, "--times", "2", "--output", "json"]).await;
-        assert!(ended.code() == 0 && lines(&ended)[1]["signed"] == true, "{sender}: {ended:?}");
+        assert!(ended.code() == 0 && ended.lines()[1]["signed"] == true, "{sender}: {ended:?}");
         assert!(!ended.stderr.contains("secret") && !ended.stdout.contains("whsec_dHVubmVs"), "{sender}: {ended:?}");
     }
     assert_eq!(app.seen().len(), 8);
@@ -140,7 +119,7 @@ async fn a_tunnels_own_secret_signs_and_stays_where_it_is() {
     assert_eq!(home.run(&["trigger", "stripe", "--secret", "whsec_other"]).await.code(), 1);
     let ended = home.run(&["trigger", "discord"]).await;
     assert!(ended.code() == 1 && ended.stderr.contains("key pair for tests"), "{ended:?}");
-    assert_eq!(client.terminate().await.code(), 143);
+    assert_eq!(client.process.terminate().await.code(), 143);
 }
 
 #[tokio::test]
@@ -249,7 +228,7 @@ async fn what_only_the_provider_can_sign_is_sent_unsigned_and_says_so() {
     ] {
         let ended = home.run(&["trigger", sender, "--to", &url, "--output", "json"]).await;
         assert!(ended.code() == 0 && ended.stderr.contains(says), "{ended:?}");
-        assert_eq!(lines(&ended)[0]["signed"], false);
+        assert_eq!(ended.lines()[0]["signed"], false);
     }
     assert_eq!(app.seen().len(), 5);
 }
@@ -276,7 +255,7 @@ async fn what_became_of_it_is_said_and_decides_the_exit_code() {
     let at_rude = format!("http://{}/", rude.upstream().host_port().unwrap());
     let ended = home.run(&["trigger", "github", "ping", "--to", &at_rude, "--times", "2", "--output", "json"]).await;
     assert!(ended.code() == 1 && ended.stderr.contains("2 of 2 were not answered with 2xx"), "{ended:?}");
-    for report in lines(&ended) {
+    for report in ended.lines() {
         assert!(report["status"].is_null() && report["error"].as_str().unwrap().contains("ended before"), "{report}");
     }
 
@@ -301,7 +280,7 @@ async fn all_samples_are_listed_and_each_is_sent() {
     let url = format!("http://{}/hook", app.upstream().host_port().unwrap());
     let home = Home::new();
     let ended = home.run(&["trigger", "--list", "--output", "json"]).await;
-    let listed = lines(&ended);
+    let listed = ended.lines();
     assert!(ended.code() == 0 && listed.len() > 110, "{ended:?}");
     let ours = listed.iter().filter(|sample| sample["sender"] == "shopify").collect::<Vec<_>>();
     assert!(ours.iter().any(|sample| sample["event_type"] == "orders/create" && sample["signed"] == true), "{ours:?}");
@@ -315,7 +294,7 @@ async fn all_samples_are_listed_and_each_is_sent() {
         let text = |name: &str| sample[name].as_str().unwrap();
         let ended = home.run(&["trigger", text("sender"), text("sample"), "--to", &url, "--output", "json"]).await;
         assert_eq!(ended.code(), 0, "{sample}: {ended:?}");
-        assert_eq!(lines(&ended)[0]["provider"], sample["provider"]);
+        assert_eq!(ended.lines()[0]["provider"], sample["provider"]);
         assert!(table.get(text("provider")).is_some());
     }
 }
@@ -335,7 +314,7 @@ async fn any_body_is_signed_and_sent_as_it_is() {
         ended
     };
     let ended = send(&[&file, "--provider", "stripe", "--secret", &from_file]).await;
-    assert_eq!((ended.code(), &lines(&ended)[0]["event_type"]), (0, &"invoice.paid".into()), "{ended:?}");
+    assert_eq!((ended.code(), &ended.lines()[0]["event_type"]), (0, &"invoice.paid".into()), "{ended:?}");
     let seen = app.seen().pop().unwrap();
     assert_eq!(seen.body, &body[..], "byte for byte");
     assert!(

@@ -4,7 +4,6 @@
 use std::collections::HashSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::Request;
@@ -12,80 +11,28 @@ use relay_tests::app::ok;
 use relay_tests::body::{full, pipe};
 use relay_tests::process::Ended;
 use relay_tests::world::connect_tls;
-use relay_tests::{Answer, App, Http, PATIENCE, Process, RelayServer, within};
+use relay_tests::{App, Http, PATIENCE, Place, Process, RelayServer, within};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 
-/// A relay, and a home in which clients run.
-struct Place {
-    relay: RelayServer,
-    token: String,
-    home: Arc<TempDir>,
+async fn connect(place: &Place) -> Http {
+    let host = format!("hooks.{}", RelayServer::DOMAIN);
+    Http::two(connect_tls(place.relay.https, &host, &place.relay.ca_file(), &[b"h2"]).await).await
 }
 
-impl Place {
-    async fn new() -> Self {
-        let relay = RelayServer::spawn([""; 0]).await;
-        let token = relay.token("me").await;
-        Self { relay, token, home: Arc::new(tempfile::tempdir().unwrap()) }
-    }
-
-    /// The flags that lead to the relay.
-    fn way(&self) -> Vec<String> {
-        let (addr, ca) = (self.relay.https.to_string(), self.relay.ca_file().display().to_string());
-        let words = ["--relay", &self.relay.url, "--relay-addr", &addr, "--relay-ca", &ca, "--token", &self.token];
-        words.map(str::to_owned).to_vec()
-    }
-
-    async fn spawn(&self, words: &[&str]) -> Process {
-        Process::spawn_in(self.home.clone(), "relay", words, &[]).await
-    }
-
-    async fn run(&self, words: &[&str]) -> Ended {
-        self.spawn(words).await.wait().await
-    }
-
-    /// `relay http` with a tunnel of this name, ready.
-    async fn client(&self, app: &App, name: &str, flags: &[&str]) -> Process {
-        let (upstream, way) = (app.upstream().to_string(), self.way());
-        let first = ["http", &upstream, "--subdomain", name, "--output", "json"];
-        let words: Vec<_> =
-            first.into_iter().chain(flags.iter().copied()).chain(way.iter().map(String::as_str)).collect();
-        let mut client = self.spawn(&words).await;
-        assert_eq!(client.json().await["event"], "tunnel.ready");
-        client
-    }
-
-    async fn connect(&self, name: &str) -> Http {
-        let host = format!("{name}.{}", RelayServer::DOMAIN);
-        Http::two(connect_tls(self.relay.https, &host, &self.relay.ca_file(), &[b"h2"]).await).await
-    }
-
-    fn post(&self, name: &str, target: &str, body: impl Into<bytes::Bytes>) -> Request<relay_tests::Body> {
-        let port = self.relay.https.port();
-        let uri = format!("https://{name}.{}:{port}{target}", RelayServer::DOMAIN);
-        Request::post(uri).header("x-kind", "test").body(full(body)).unwrap()
-    }
-
-    async fn send(&self, name: &str, target: &str, body: impl Into<bytes::Bytes>) -> Answer {
-        self.connect(name).await.answer(self.post(name, target, body)).await
-    }
-
-    fn sockets(&self) -> Vec<PathBuf> {
-        let directory = std::fs::read_dir(self.home.path().join("relay"));
-        directory.map(|entries| entries.map(|entry| entry.unwrap().path()).collect()).unwrap_or_default()
-    }
+fn request(place: &Place, target: &str, body: impl Into<bytes::Bytes>) -> Request<relay_tests::Body> {
+    place.request("hooks", Request::post(target).header("x-kind", "test").body(full(body)).unwrap())
 }
 
-fn lines(ended: &Ended) -> Vec<Value> {
-    ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+fn sockets(place: &Place) -> Vec<PathBuf> {
+    let directory = std::fs::read_dir(place.home.path().join("relay"));
+    directory.map(|entries| entries.map(|entry| entry.unwrap().path()).collect()).unwrap_or_default()
 }
 
 fn paths(ended: &Ended) -> Vec<String> {
-    lines(ended).iter().map(|line| line["path"].as_str().unwrap().to_owned()).collect()
+    ended.lines().iter().map(|line| line["path"].as_str().unwrap().to_owned()).collect()
 }
 
 mod relay_wait {
@@ -96,12 +43,19 @@ mod relay_wait {
         let place = Place::new().await;
         let app = App::echo().await;
         let _client = place.client(&app, "hooks", &[]).await;
-        assert_eq!(place.send("hooks", "/hooks?a=1", "{\"type\":\"invoice.paid\",\"n\":1}").await.code(), 200);
+        assert_eq!(
+            connect(&place)
+                .await
+                .answer(request(&place, "/hooks?a=1", "{\"type\":\"invoice.paid\",\"n\":1}"))
+                .await
+                .code(),
+            200
+        );
         let words =
             ["wait", "--path", "/hooks", "--method", "post", "--header", "X-Kind: test", "--header", "content-length"];
         let ended = place.run(&[&words[..], &["--json", "/type=invoice.paid", "--json", "/n=1"]].concat()).await;
         assert_eq!(ended.code(), 0, "{ended:?}");
-        let [request] = &lines(&ended)[..] else { panic!("{ended:?}") };
+        let [request] = &ended.lines()[..] else { panic!("{ended:?}") };
         let mut keys: Vec<_> = request.as_object().unwrap().keys().collect();
         keys.sort();
         let fields = ["body", "body_size", "body_truncated", "event", "headers", "id", "method", "path", "status"];
@@ -119,7 +73,7 @@ mod relay_wait {
         }
         // Some is not enough, and is printed all the same.
         let ended = place.run(&["wait", "--within", "1s", "--count", "2"]).await;
-        assert_eq!((ended.code(), lines(&ended).len()), (1, 1), "{ended:?}");
+        assert_eq!((ended.code(), ended.lines().len()), (1, 1), "{ended:?}");
         assert!(ended.stderr.contains("1 of 2"), "{ended:?}");
     }
 
@@ -128,24 +82,24 @@ mod relay_wait {
         let place = Place::new().await;
         let app = App::echo().await;
         let mut client = place.client(&app, "hooks", &[]).await;
-        place.send("hooks", "/before", "").await;
-        let id = client.event("exchange").await["id"].as_str().unwrap().to_owned();
+        place.post("hooks", "/before", "").await;
+        let id = client.process.event("exchange").await["id"].as_str().unwrap().to_owned();
         let mut waits = Vec::new();
         for since in ["now", &id, "1h"] {
             let mut wait = place.spawn(&["wait", "--count", "2", "--since", since]).await;
             wait.error_line("waiting for requests to https://hooks.").await;
             waits.push(wait);
         }
-        place.send("hooks", "/one", "").await;
-        place.send("hooks", "/two", &b"\xff\x00"[..]).await;
+        place.post("hooks", "/one", "").await;
+        place.post("hooks", "/two", &b"\xff\x00"[..]).await;
         let expected = [["/one", "/two"], ["/one", "/two"], ["/before", "/one"]];
         for (mut wait, expected) in waits.into_iter().zip(expected) {
             let ended = wait.wait().await;
             assert_eq!((ended.code(), paths(&ended)), (0, expected.map(str::to_owned).to_vec()), "{ended:?}");
         }
         let ended = place.run(&["wait", "--path", "/two"]).await;
-        assert_eq!(lines(&ended)[0]["body_base64"], "/wA=");
-        assert_eq!(client.terminate().await.code(), 143);
+        assert_eq!(ended.lines()[0]["body_base64"], "/wA=");
+        assert_eq!(client.process.terminate().await.code(), 143);
     }
 
     /// Requests arrive all the time while it looks at what is kept and begins to listen: each is seen, and once.
@@ -157,10 +111,10 @@ mod relay_wait {
         let _client = place.client(&app, "hooks", &[]).await;
         let count = ALL.to_string();
         let mut waits = Vec::new();
-        let mut http = place.connect("hooks").await;
+        let mut http = connect(&place).await;
         for round in 0..ALL / 50 {
             let under_way: Vec<_> =
-                (0..50).map(|i| http.begin(place.post("hooks", &format!("/{round}/{i}"), "{\"n\":1}"))).collect();
+                (0..50).map(|i| http.begin(request(&place, &format!("/{round}/{i}"), "{\"n\":1}"))).collect();
             waits.push(place.spawn(&["wait", "--json", "/n=1", "--count", &count]).await);
             for answer in under_way {
                 assert_eq!(answer.await.unwrap().code(), 200);
@@ -178,8 +132,8 @@ mod relay_wait {
         let place = Place::new().await;
         let app = App::echo().await;
         let (mut one, _two) = (place.client(&app, "one", &[]).await, place.client(&app, "two", &[]).await);
-        place.send("one", "/a", "").await;
-        place.send("two", "/b", "").await;
+        place.post("one", "/a", "").await;
+        place.post("two", "/b", "").await;
         let ended = place.run(&["wait", "--count", "2"]).await;
         let seen: HashSet<_> = paths(&ended).into_iter().collect();
         assert_eq!(seen, HashSet::from(["/a".to_owned(), "/b".to_owned()]), "{ended:?}");
@@ -190,14 +144,17 @@ mod relay_wait {
         assert!(ended.stderr.contains("no running client has a tunnel three; there are "), "{ended:?}");
 
         // One that is stopped is told of, and holds up nobody.
-        one.signal(Signal::STOP);
+        one.process.signal(Signal::STOP);
         let ended = place.run(&["wait"]).await;
         assert_eq!((ended.code(), paths(&ended)), (0, vec!["/b".to_owned()]), "{ended:?}");
-        assert!(ended.stderr.contains(&format!("the client of process {} does not answer", one.pid())), "{ended:?}");
-        one.signal(Signal::CONT);
+        assert!(
+            ended.stderr.contains(&format!("the client of process {} does not answer", one.process.pid())),
+            "{ended:?}"
+        );
+        one.process.signal(Signal::CONT);
         let mut wait = place.spawn(&["wait", "--tunnel", "one", "--since", "now"]).await;
         wait.error_line("waiting for").await;
-        one.terminate().await;
+        one.process.terminate().await;
         let ended = wait.wait().await;
         assert_eq!(ended.code(), 1, "{ended:?}");
         assert!(ended.stderr.contains("the client has ended"), "{ended:?}");
@@ -210,14 +167,12 @@ mod relay_wait {
         let app = App::echo().await;
         std::fs::write(place.home.path().join("body"), vec![b'x'; 700_000]).unwrap();
         std::fs::write(place.home.path().join("go"), "").unwrap();
-        let (upstream, way) = (app.upstream().to_string(), place.way());
+        let upstream = app.upstream().to_string();
         let script = "while test -e go; do sleep 0.02; done; curl -sS --fail -o /dev/null --cacert $RELAY_CA_FILE \
                       --connect-to ::$ADDR --data-binary @body $RELAY_PUBLIC_URL/[1-4]";
         let script = script.replace("$ADDR", &place.relay.https.to_string());
-        let mut words = vec!["run", &upstream, "--subdomain", "hooks"];
-        words.extend(way.iter().map(String::as_str));
-        words.extend(["--", "sh", "-c", &script]);
-        let mut client = place.spawn(&words).await;
+        let words = ["run", &upstream, "--subdomain", "hooks", "--", "sh", "-c", &script];
+        let mut client = place.spawn(place.with_way(&words)).await;
         client.error_line("https://hooks.").await;
         let mut wait = place.spawn(&["wait", "--count", "4"]).await;
         wait.error_line("waiting for").await;
@@ -232,9 +187,9 @@ mod relay_wait {
         wait.error_line("waiting for").await;
         wait.signal(Signal::STOP);
         for _ in 0..4 {
-            assert_eq!(place.send("hooks", "/", vec![b'x'; 700_000]).await.code(), 200);
+            assert_eq!(place.post("hooks", "/", vec![b'x'; 700_000]).await.code(), 200);
         }
-        assert_eq!(client.terminate().await.code(), 143);
+        assert_eq!(client.process.terminate().await.code(), 143);
         wait.signal(Signal::CONT);
         let ended = wait.wait().await;
         assert!(ended.code() == 1 && ended.stderr.contains("the client has ended"), "{}", ended.stderr);
@@ -245,7 +200,7 @@ mod relay_wait {
         let place = Place::new().await;
         let app = App::echo().await;
         let _client = place.client(&app, "hooks", &[]).await;
-        let socket = place.sockets().remove(0);
+        let socket = sockets(&place).remove(0);
         let mut watching = Vec::new();
         for _ in 0..64 {
             let mut stream = BufReader::new(UnixStream::connect(&socket).await.unwrap());
@@ -260,7 +215,7 @@ mod relay_wait {
         assert!(ended.code() == 1 && ended.stderr.contains("64 others watch it already"), "{ended:?}");
         let ended = place.run(&["status"]).await;
         assert!(ended.stdout.contains("https://hooks."), "how it is, it tells all the same: {ended:?}");
-        place.send("hooks", "/", "").await;
+        place.post("hooks", "/", "").await;
         watching.pop();
         let room = async { while place.run(&["wait", "--within", "10s"]).await.code() != 0 {} };
         tokio::time::timeout(PATIENCE, room).await.expect("who has gone makes room");
@@ -275,17 +230,17 @@ mod relay_wait {
         })
         .await;
         let _client = place.client(&app, "hooks", &[]).await;
-        let mut http = place.connect("hooks").await;
+        let mut http = connect(&place).await;
         // It is whole when as much has come as it says, whether or not its end has come, too.
         let (body, rest) = pipe();
-        let mut request = place.post("hooks", "/hangs", "").map(|_| rest);
+        let mut request = request(&place, "/hangs", "").map(|_| rest);
         request.headers_mut().insert("content-length", "4".parse().unwrap());
         let _hangs = http.begin(request);
         app.reached(1).await;
         assert!(body.send("body").await);
         let ended = place.run(&["wait", "--path", "/hangs", "--within", "2s"]).await;
         assert_eq!(ended.code(), 0, "{ended:?}");
-        let request = &lines(&ended)[0];
+        let request = &ended.lines()[0];
         assert_eq!((&request["status"], &request["body"]), (&Value::Null, &"body".into()));
         assert_eq!(request["body_truncated"], false);
     }
@@ -295,21 +250,21 @@ mod relay_wait {
         let place = Place::new().await;
         let app = App::echo().await;
         let client = place.client(&app, "hooks", &[]).await;
-        println!("resident while idle: {} KiB", client.resident() / 1024);
-        let mut http = place.connect("hooks").await;
+        println!("resident while idle: {} KiB", client.process.resident() / 1024);
+        let mut http = connect(&place).await;
         let large = vec![b'x'; (1 << 20) + 5];
         for _ in 0..4 {
-            http.answer(place.post("hooks", "/large", large.clone())).await;
+            http.answer(request(&place, "/large", large.clone())).await;
         }
-        let before = client.resident();
+        let before = client.process.resident();
         for _ in 0..100 {
-            http.answer(place.post("hooks", "/large", large.clone())).await;
+            http.answer(request(&place, "/large", large.clone())).await;
         }
-        let grown = client.resident().saturating_sub(before);
+        let grown = client.process.resident().saturating_sub(before);
         println!("grown by {} KiB after 100 MiB", grown / 1024);
         assert!(grown < 64 << 20, "{grown}");
         let ended = place.run(&["wait", "--path", "/large"]).await;
-        let request = &lines(&ended)[0];
+        let request = &ended.lines()[0];
         assert_eq!(request["body"].as_str().unwrap().len(), 1 << 20);
         assert_eq!((&request["body_size"], &request["body_truncated"]), (&((1 << 20) + 5).into(), &true.into()));
         assert!(ended.code() == 0);
@@ -320,7 +275,7 @@ mod relay_wait {
         let place = Place::new().await;
         let app = App::echo().await;
         let _client = place.client(&app, "hooks", &["--inspect", "off"]).await;
-        place.send("hooks", "/", "").await;
+        place.post("hooks", "/", "").await;
         let ended = place.run(&["wait", "--within", "10s"]).await;
         assert_eq!(ended.code(), 1, "{ended:?}");
         assert!(ended.stderr.contains("--inspect off"), "{ended:?}");
@@ -333,12 +288,10 @@ mod relay_wait {
     async fn does_not_see_the_probe() {
         let place = Place::new().await;
         let app = App::echo().await;
-        let (upstream, way) = (app.upstream().to_string(), place.way());
+        let upstream = app.upstream().to_string();
         let relay = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("relay").display().to_string();
-        let mut words = vec!["run", &upstream, "--subdomain", "hooks"];
-        words.extend(way.iter().map(String::as_str));
-        words.extend(["--", &relay, "wait", "--within", "1s"]);
-        let ended = place.run(&words).await;
+        let words = ["run", &upstream, "--subdomain", "hooks", "--", &relay, "wait", "--within", "1s"];
+        let ended = place.spawn(place.with_way(&words)).await.wait().await;
         assert_eq!(ended.code(), 1, "{ended:?}");
         assert!(ended.stderr.contains("0 of 1 such requests arrived within 1s, and no other"), "{ended:?}");
     }
@@ -349,39 +302,35 @@ mod relay_wait {
         let ended = place.run(&["wait"]).await;
         assert_eq!(ended.code(), 1, "{ended:?}");
         assert!(ended.stderr.contains("relay http 3000") && ended.stderr.contains("--relay"), "{ended:?}");
-        let way = place.way();
-        let mut words = vec!["wait", "--subdomain", "own", "--path", "/hooks*"];
-        words.extend(way.iter().map(String::as_str));
+        let mut words = place.with_way(&["wait", "--subdomain", "own", "--path", "/hooks*"]);
         let mut wait = place.spawn(&words).await;
         wait.error_line("https://own.").await;
-        assert_eq!(place.send("own", "/other", "").await.code(), 200);
-        assert_eq!(place.send("own", "/hooks/1", "body").await.code(), 200);
+        assert_eq!(place.post("own", "/other", "").await.code(), 200);
+        assert_eq!(place.post("own", "/hooks/1", "body").await.code(), 200);
         let ended = wait.wait().await;
         assert_eq!((ended.code(), paths(&ended)), (0, vec!["/hooks/1".to_owned()]), "{ended:?}");
-        assert_eq!((&lines(&ended)[0]["status"], &lines(&ended)[0]["body"]), (&200.into(), &"body".into()));
+        assert_eq!((&ended.lines()[0]["status"], &ended.lines()[0]["body"]), (&200.into(), &"body".into()));
 
-        words.extend(["--within", "300ms"]);
-        let ended = place.run(&words).await;
+        words.extend(["--within", "300ms"].map(str::to_owned));
+        let ended = place.spawn(&words).await.wait().await;
         assert_eq!(ended.code(), 1, "{ended:?}");
         assert!(ended.stderr.contains("0 of 1 such requests arrived within 300ms"), "{ended:?}");
         let mut wait = place.spawn(&words[..words.len() - 2]).await;
         wait.error_line("https://own.").await;
         assert_eq!(wait.terminate().await.code(), 143);
-        assert!(place.sockets().is_empty());
+        assert!(sockets(&place).is_empty());
 
         // Where running clients cannot be looked for, too.
         let directory = place.home.path().join("relay");
         std::fs::set_permissions(&directory, PermissionsExt::from_mode(0o755)).unwrap();
         let ended = place.run(&["wait"]).await;
         assert!(ended.code() == 1 && ended.stderr.contains("chmod 700"), "{ended:?}");
-        let mut words = vec!["wait", "--path", "/late"];
-        words.extend(way.iter().map(String::as_str));
-        let mut wait = place.spawn(&words).await;
+        let mut wait = place.spawn(place.with_way(&["wait", "--path", "/late"])).await;
         wait.error_line("running clients cannot be watched: ").await;
         wait.error_line("connecting to").await;
         let line = wait.error_line("https://").await;
         let name = line.split_once("https://").unwrap().1.split('.').next().unwrap();
-        assert_eq!(place.send(name, "/late", "").await.code(), 200);
+        assert_eq!(place.post(name, "/late", "").await.code(), 200);
         let ended = wait.wait().await;
         assert_eq!((ended.code(), paths(&ended)), (0, vec!["/late".to_owned()]), "{ended:?}");
     }
@@ -417,11 +366,11 @@ mod relay_status {
         assert!(ended.stderr.contains("no client of this user runs"), "{ended:?}");
         let app = App::echo().await;
         let mut client = place.client(&app, "hooks", &[]).await;
-        place.send("hooks", "/", "").await;
-        client.event("exchange").await;
+        place.post("hooks", "/", "").await;
+        client.process.event("exchange").await;
 
-        let [status] = &lines(&place.run(&["status", "--output", "json"]).await)[..] else { panic!("not one") };
-        assert_eq!((&status["pid"], &status["state"]), (&client.pid().into(), &"connected".into()));
+        let [status] = &place.json(&["status"]).await[..] else { panic!("not one") };
+        assert_eq!((&status["pid"], &status["state"]), (&client.process.pid().into(), &"connected".into()));
         assert_eq!((&status["relay"], &status["requests"]), (&place.relay.url.as_str().into(), &1.into()));
         assert_eq!((&status["reason"], &status["retry_in_ms"]), (&Value::Null, &Value::Null));
         assert!(status["last_heard_ms"].as_u64().unwrap() < 30_000, "{status}");
@@ -430,17 +379,19 @@ mod relay_status {
         assert_eq!((&tunnels[0]["name"], tunnels.as_array().unwrap().len()), (&"hooks".into(), 1));
         assert_eq!(tunnels[0]["upstream"], app.upstream().to_string());
         let ended = place.run(&["status"]).await;
-        for said in [format!("process {}", client.pid()), "connected for".to_owned(), "https://hooks.".to_owned()] {
+        for said in
+            [format!("process {}", client.process.pid()), "connected for".to_owned(), "https://hooks.".to_owned()]
+        {
             assert!(ended.code() == 0 && ended.stdout.contains(&said), "{said}: {ended:?}");
         }
 
         place.relay.process.kill().await;
-        client.event("session.disconnected").await;
-        let [status] = &lines(&place.run(&["status", "--output", "json"]).await)[..] else { panic!("not one") };
+        client.process.event("session.disconnected").await;
+        let [status] = &place.json(&["status"]).await[..] else { panic!("not one") };
         assert_eq!((&status["state"], &status["connected_since"]), (&"reconnecting".into(), &Value::Null));
         assert!(status["reason"].is_string() && status["retry_in_ms"].is_number(), "{status}");
-        client.terminate().await;
-        assert!(place.sockets().is_empty());
+        client.process.terminate().await;
+        assert!(sockets(&place).is_empty());
     }
 
     #[tokio::test]
@@ -448,23 +399,23 @@ mod relay_status {
         let place = Place::new().await;
         let app = App::echo().await;
         let mut client = place.client(&app, "hooks", &[]).await;
-        let [socket] = &place.sockets()[..] else { panic!("{:?}", place.sockets()) };
+        let [socket] = &sockets(&place)[..] else { panic!("{:?}", sockets(&place)) };
         let name = socket.file_name().unwrap().to_str().unwrap();
-        assert!(name.starts_with(&format!("{}-", client.pid())) && name.ends_with(".sock"), "{name}");
+        assert!(name.starts_with(&format!("{}-", client.process.pid())) && name.ends_with(".sock"), "{name}");
         let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(socket), mode(socket.parent().unwrap())), (0o600, 0o700));
-        client.kill().await;
-        assert_eq!(place.sockets().len(), 1, "nobody could remove it");
+        client.process.kill().await;
+        assert_eq!(sockets(&place).len(), 1, "nobody could remove it");
         let ended = place.run(&["status"]).await;
         assert!(ended.code() == 0 && ended.stdout.is_empty(), "{ended:?}");
-        assert!(place.sockets().is_empty(), "whoever finds it does");
+        assert!(sockets(&place).is_empty(), "whoever finds it does");
 
         // A directory that others can reach is not used, and the tunnel works all the same.
         let directory = place.home.path().join("relay");
         std::fs::set_permissions(&directory, PermissionsExt::from_mode(0o755)).unwrap();
         let mut client = place.client(&app, "hooks", &["--takeover"]).await;
-        client.error_line("chmod 700").await;
-        assert_eq!(place.send("hooks", "/", "").await.code(), 200);
+        client.process.error_line("chmod 700").await;
+        assert_eq!(place.post("hooks", "/", "").await.code(), 200);
         let ended = place.run(&["status"]).await;
         assert!(ended.code() == 1 && ended.stderr.contains("chmod 700"), "{ended:?}");
     }
@@ -477,9 +428,7 @@ mod relay_status {
         let runtime = place.home.path().join("runtime");
         std::fs::create_dir(&runtime).unwrap();
         std::os::unix::fs::chown(&runtime, Some(65534), None).unwrap();
-        let (upstream, way) = (app.upstream().to_string(), place.way());
-        let mut words = vec!["http", &upstream, "--subdomain", "hooks"];
-        words.extend(way.iter().map(String::as_str));
+        let words = place.with_way(&["http", &app.upstream().to_string(), "--subdomain", "hooks"]);
         let variables = [("XDG_RUNTIME_DIR", runtime.to_str().unwrap())];
         let mut client = Process::spawn_in(place.home.clone(), "relay", &words, &variables).await;
         client.line().await;
@@ -495,17 +444,16 @@ mod relay_status {
         let place = Place::new().await;
         let app = App::echo().await;
         let relay = relay_tests::process::binary("relay").await.display().to_string();
-        let (upstream, way) = (app.upstream().to_string(), place.way());
+        let upstream = app.upstream().to_string();
         let mut clients = Vec::new();
         for name in ["one", "two"] {
-            let mut words = vec!["--pid", "--fork", "--kill-child", &relay, "http", &upstream, "--subdomain", name];
-            words.extend(way.iter().map(String::as_str));
-            words.extend(["--output", "json"]);
-            let mut client = Process::spawn_in(place.home.clone(), "/usr/bin/unshare", &words, &[]).await;
+            let relay = ["--pid", "--fork", "--kill-child", &relay].map(str::to_owned).into_iter();
+            let words = relay.chain(place.with_way(&["http", &upstream, "--subdomain", name, "--output", "json"]));
+            let mut client = Process::spawn_in(place.home.clone(), "/usr/bin/unshare", words, &[]).await;
             assert_eq!(client.json().await["name"], name);
             clients.push(client);
         }
-        let both = lines(&place.run(&["status", "--output", "json"]).await);
+        let both = place.json(&["status"]).await;
         let told: Vec<_> = both.iter().map(|status| (&status["pid"], &status["tunnels"][0]["name"])).collect();
         let (one, two) = ((&1.into(), &"one".into()), (&1.into(), &"two".into()));
         assert!(told == [one, two] || told == [two, one], "{told:?}");
@@ -514,7 +462,7 @@ mod relay_status {
         }
         // A process of that number runs here, too, and it is not theirs.
         let gone = async {
-            while !place.sockets().is_empty() {
+            while !sockets(&place).is_empty() {
                 place.run(&["status"]).await;
             }
         };
@@ -526,7 +474,7 @@ mod relay_status {
         let place = Place::new().await;
         let app = App::echo().await;
         let _client = place.client(&app, "hooks", &[]).await;
-        place.send("hooks", "/", "").await;
+        place.post("hooks", "/", "").await;
         let directory = place.home.path().join("relay");
         let silent =
             |pid: u32| std::os::unix::net::UnixListener::bind(directory.join(format!("{pid}-0.sock"))).unwrap();
@@ -547,14 +495,12 @@ mod relay_status {
         let app = App::echo().await;
         let runtime = place.home.path().join("x".repeat(100));
         std::fs::create_dir(&runtime).unwrap();
-        let (upstream, way) = (app.upstream().to_string(), place.way());
-        let mut words = vec!["http", &upstream, "--subdomain", "hooks"];
-        words.extend(way.iter().map(String::as_str));
+        let words = place.with_way(&["http", &app.upstream().to_string(), "--subdomain", "hooks"]);
         let variables = [("XDG_RUNTIME_DIR", runtime.to_str().unwrap())];
         let mut client = Process::spawn_in(place.home.clone(), "relay", &words, &variables).await;
         client.error_line("XDG_RUNTIME_DIR to a directory of yours with a shorter path").await;
         client.line().await;
-        assert_eq!(place.send("hooks", "/", "").await.code(), 200);
+        assert_eq!(place.post("hooks", "/", "").await.code(), 200);
     }
 
     /// Whatever has a tunnel is there.
@@ -564,22 +510,19 @@ mod relay_status {
         let file =
             "[tunnels.web]\nupstream = 3000\nsubdomain = 'web'\n[tunnels.api]\nupstream = 3001\nsubdomain = 'api'\n";
         std::fs::write(place.home.path().join("relay.toml"), file).unwrap();
-        let way = place.way();
         let mut running = Vec::new();
-        for (words, rest) in [
-            (&["listen", "--subdomain", "bin", "--output", "json"][..], &[][..]),
-            (&["start", "--output", "json"], &[]),
-            (&["run", "3000", "--subdomain", "run", "--events", "events"], &["--", "sleep", "3600"]),
+        for words in [
+            &["listen", "--subdomain", "bin", "--output", "json"][..],
+            &["start", "--output", "json"],
+            &["run", "3000", "--subdomain", "run", "--events", "events", "--", "sleep", "3600"],
         ] {
-            let words: Vec<_> =
-                words.iter().copied().chain(way.iter().map(String::as_str)).chain(rest.iter().copied()).collect();
-            running.push(place.spawn(&words).await);
+            running.push(place.spawn(place.with_way(words)).await);
         }
-        running.push(place.spawn(&["dev", "--https", "0", "--output", "json"]).await);
+        running.push(place.spawn(["dev", "--https", "0", "--output", "json"]).await);
         let all = ["api", "app", "bin", "run", "web"];
         let shown = async {
             loop {
-                let clients = lines(&place.run(&["status", "--output", "json"]).await);
+                let clients = place.json(&["status"]).await;
                 let tunnels = clients.iter().flat_map(|client| client["tunnels"].as_array().unwrap());
                 let mut names: Vec<_> = tunnels.map(|tunnel| tunnel["tunnel"].as_str().unwrap().to_owned()).collect();
                 names.sort();
@@ -592,7 +535,7 @@ mod relay_status {
         for mut process in running {
             process.terminate().await;
         }
-        assert!(place.sockets().is_empty());
+        assert!(sockets(&place).is_empty());
     }
 
     #[tokio::test]
@@ -600,8 +543,8 @@ mod relay_status {
         let place = Place::new().await;
         let app = App::echo().await;
         let client = place.client(&app, "hooks", &[]).await;
-        let socket = place.sockets().remove(0);
-        let before = client.descriptors();
+        let socket = sockets(&place).remove(0);
+        let before = client.process.descriptors();
         let mut silent = Vec::new();
         for i in 0..40 {
             let mut stream = UnixStream::connect(&socket).await.unwrap();
@@ -610,8 +553,8 @@ mod relay_status {
             }
             silent.push(stream);
         }
-        assert_eq!(place.send("hooks", "/", "").await.code(), 200);
-        assert!(client.descriptors() <= before + 20, "{before} and then {}", client.descriptors());
+        assert_eq!(place.post("hooks", "/", "").await.code(), 200);
+        assert!(client.process.descriptors() <= before + 20, "{before} and then {}", client.process.descriptors());
         let answered = async { while !place.run(&["status"]).await.stdout.contains("https://hooks.") {} };
         tokio::time::timeout(PATIENCE, answered).await.expect("silence is not borne for ever");
     }
