@@ -33,7 +33,7 @@ pub(super) struct Caller<'a> {
     /// Whether all of it has been looked at.
     is_seen: bool,
     /// Who has sent it and what has happened, as far as what was looked at says so.
-    known: Option<(Arc<Provider>, Event)>,
+    known: Option<(Arc<Provider>, Arc<Event>)>,
 }
 
 impl<'a> Caller<'a> {
@@ -59,12 +59,12 @@ impl<'a> Caller<'a> {
     }
 
     /// Who has sent it and what has happened, as far as what is here of it says so.
-    pub(super) fn known(&self) -> Option<&(Arc<Provider>, Event)> {
+    pub(super) fn known(&self) -> Option<&(Arc<Provider>, Arc<Event>)> {
         self.known.as_ref()
     }
 
     /// The same.
-    pub(super) fn into_known(self) -> Option<(Arc<Provider>, Event)> {
+    pub(super) fn into_known(self) -> Option<(Arc<Provider>, Arc<Event>)> {
         self.known
     }
 
@@ -93,7 +93,7 @@ impl<'a> Caller<'a> {
         let find = move |request: &Request<'_>| {
             let sender = pinned.or_else(|| table.recognise(request).cloned())?;
             let event = sender.event(request);
-            Some((sender, event))
+            Some((sender, Arc::new(event)))
         };
         self.known = self.look(find).await;
     }

@@ -54,7 +54,7 @@ pub(crate) struct Outcome {
 pub(crate) struct Webhook {
     pub(crate) provider: Arc<Provider>,
     /// What has happened, in the provider's words.
-    pub(crate) event: Event,
+    pub(crate) event: Arc<Event>,
     pub(crate) found: Findings,
 }
 
@@ -150,7 +150,14 @@ impl Intake {
                         Some(met) => Box::pin(met.with(served)).await,
                     }
                 }
-                Err(ending) => (ending, arrived.elapsed()),
+                Err(ending) => {
+                    let took = arrived.elapsed();
+                    // What has met a fault or a route is judged as what the service has answered.
+                    if found.handshake.is_none() {
+                        self.look_after(&mut caller, &mut found).await;
+                    }
+                    (ending, took)
+                }
             };
             (ending, took, caller.into_known())
         };
@@ -205,7 +212,7 @@ impl Intake {
     async fn way(&self, caller: &Caller<'_>, body: Body) -> Way {
         let (routes, table, known) = (self.routes.clone(), self.webhooks.table.clone(), caller.known().cloned());
         let find = move |request: &Request<'_>| {
-            let known = known.as_ref().map(|(sender, event)| (&**sender, event));
+            let known = known.as_ref().map(|(sender, event)| (&**sender, &**event));
             routes.find(request, &table, known, body)
         };
         caller.look(find).await
@@ -233,10 +240,7 @@ impl Intake {
             return forward.await;
         }
         let look = async {
-            caller.look_again().await;
-            if found.judgement.is_none() {
-                found.judgement = self.gate.look_after(caller).await;
-            }
+            self.look_after(caller, found).await;
             body.release();
         };
         let early = poll_fn(|cx| match forward.as_mut().poll(cx) {
@@ -247,6 +251,14 @@ impl Intake {
         let Some(served) = early.await else { return join(forward, look).await.0 };
         look.await;
         served
+    }
+
+    /// Finds out what is still to be found out of a request.
+    async fn look_after(&self, caller: &mut Caller<'_>, found: &mut Findings) {
+        caller.look_again().await;
+        if found.judgement.is_none() {
+            found.judgement = self.gate.look_after(caller).await;
+        }
     }
 
     /// Refuses a request, because there are too many.

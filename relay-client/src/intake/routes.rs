@@ -8,6 +8,8 @@
 //! upstream = 4000            # or answer = 204, or drop = true
 //! ```
 
+use std::cell::LazyCell;
+
 use http::StatusCode;
 use relay_protocol::webhook::{Conditions, Event, Provider, Request, Table, like};
 use serde::Deserialize;
@@ -93,14 +95,24 @@ fn final_status(status: u16) -> Result<StatusCode, String> {
 
 impl Route {
     /// Whether it is this request's; none where the body must be there to tell. `known` is who of the table has sent it
-    /// and what has happened, as far as the request says so.
-    fn fits(&self, request: &Request<'_>, table: &Table, known: Known<'_>, body: Body) -> Option<bool> {
+    /// and what has happened, as far as the request says so, and `anybody` whether anybody of it may have.
+    fn fits(
+        &self,
+        request: &Request<'_>,
+        table: &Table,
+        known: Known<'_>,
+        anybody: impl FnOnce() -> bool,
+        body: Body,
+    ) -> Option<bool> {
         let is_wanted = |sender: &Provider| self.provider.as_ref().is_none_or(|wanted| *wanted == sender.id);
         if known.is_some_and(|(sender, _)| !is_wanted(sender)) || !self.when.may_hold(request) {
             return Some(false);
         }
         let asks_sender = self.provider.is_some() || self.kind.is_some();
-        let may_be_known = || table.iter().any(|sender| is_wanted(sender) && sender.may_have_sent(request));
+        let may_be_known = || match &self.provider {
+            Some(wanted) => table.get(wanted).is_some_and(|sender| sender.may_have_sent(request)),
+            None => anybody(),
+        };
         if asks_sender && known.is_none() && !may_be_known() {
             return Some(false);
         }
@@ -157,8 +169,10 @@ impl Routes {
 
     /// Where a request goes.
     pub(super) fn find(&self, request: &Request<'_>, table: &Table, known: Known<'_>, body: Body) -> Way {
+        // All are asked for the first route that wants to know.
+        let anybody = LazyCell::new(|| table.iter().any(|sender| sender.may_have_sent(request)));
         for (i, (route, _)) in self.0.iter().enumerate() {
-            match route.fits(request, table, known, body) {
+            match route.fits(request, table, known, || *anybody, body) {
                 Some(true) => return Way::Route(i + 1),
                 Some(false) => {}
                 None => return Way::Unknown,
