@@ -14,7 +14,7 @@ use relay_protocol::webhook::{Credentials, Judgement, Request, Table, Verdict};
 use relay_tests::app::Seen;
 use relay_tests::body::full;
 use relay_tests::process::Ended;
-use relay_tests::{App, Place, Process, RelayServer, Wire, tools};
+use relay_tests::{App, Place, Process, RelayClient, RelayServer, Wire, tools};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -120,6 +120,24 @@ async fn a_tunnels_own_secret_signs_and_stays_where_it_is() {
     let ended = home.run(&["trigger", "discord"]).await;
     assert!(ended.code() == 1 && ended.stderr.contains("key pair for tests"), "{ended:?}");
     assert_eq!(client.process.terminate().await.code(), 143);
+}
+
+#[tokio::test]
+async fn what_only_the_client_can_read_signs_all_the_same() {
+    let (place, app) = (Place::new().await, App::recording().await);
+    let home = Home(place.home.clone());
+    home.write("relay.toml", b"secret = 'env:RELAY_SECRET_OF_HOOKS'\nverify = 'reject'\n");
+    let words = place.with_way(&["http", &app.upstream().to_string(), "--subdomain", "hooks", "--output", "json"]);
+    let variables = [("RELAY_SECRET_OF_HOOKS", "whsec_dHVubmVs")];
+    let _client = RelayClient::of(Process::spawn_in(home.0.clone(), "relay", words, &variables).await).await;
+    for words in [&["trigger", "stripe"][..], &["replay", "last", "--resign"]] {
+        assert_eq!(place.json(words).await[0]["signed"], true, "{words:?}");
+    }
+    assert_eq!(app.requests(), 2);
+    // Where this process is to sign, it says what it lacks.
+    let url = format!("http://{}/", app.addr());
+    let ended = place.run(&["trigger", "stripe", "--to", &url]).await;
+    assert!(ended.code() == 2 && ended.stderr.contains("env:RELAY_SECRET_OF_HOOKS"), "{ended:?}");
 }
 
 #[tokio::test]

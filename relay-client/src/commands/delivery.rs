@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::{Method, StatusCode};
 use jiff::Timestamp;
-use relay_protocol::webhook::{Credentials, Draft, Fact, KeyPair, Provider, ReplaceError, Request, SignError};
+use relay_protocol::webhook::{Credentials, Draft, Fact, Provider, ReplaceError, Request, SignError};
 use serde::Serialize;
 
 use crate::capture::saved::{Headers, SavedError, origin};
@@ -258,7 +258,12 @@ pub(super) struct Parcel {
 #[derive(Debug)]
 pub(super) struct Signer<'t> {
     provider: &'t Provider,
-    /// What was typed, or stands in a file.
+    args: &'t DeliveryArgs,
+    files: &'t Files,
+    /// What the tunnel is called on this machine, where there is one.
+    tunnel: Option<&'t str>,
+    /// What was typed, or stands in a file. Secrets come to it when they are needed, which they are not where the client
+    /// signs: it may have been given some that are not to be had here.
     credentials: Credentials,
     hand: Hand<'t>,
 }
@@ -277,29 +282,15 @@ enum Hand<'t> {
 impl<'t> Signer<'t> {
     /// With what was typed, or what the tunnel's client knows, or what stands in a file for that tunnel, and otherwise with a
     /// secret of our own, which the user is told.
-    ///
-    /// # Errors
-    /// Where a secret is not to be had.
-    pub(super) fn new(
-        provider: &'t Provider,
-        args: &DeliveryArgs,
-        files: &Files,
-        to: &'t Destination,
-    ) -> Result<Self, DeliveryError> {
-        let (typed, tunnel) = (&args.credentials, to.tunnel.as_ref());
-        let mut credentials = files.credentials(typed.clone(), tunnel.map(|(_, tunnel)| &**tunnel))?;
-        let is_typed = !typed.secrets.is_empty();
-        // Of a provider with a key pair the files have the half that verifies.
-        let new = provider.new_secret();
-        if !is_typed && new.as_ref().is_some_and(KeyPair::is_pair) {
-            credentials.secrets.clear();
-        }
-        let hand = match tunnel {
-            _ if new.is_none() => Hand::Nobody,
-            Some((client, tunnel)) if !is_typed => Hand::Client(client, tunnel),
+    pub(super) fn new(provider: &'t Provider, args: &'t DeliveryArgs, files: &'t Files, to: &'t Destination) -> Self {
+        let tunnel = to.tunnel.as_ref().map(|(_, tunnel)| &**tunnel);
+        let settings = files.settings(args.credentials.clone(), tunnel);
+        let hand = match &to.tunnel {
+            _ if provider.new_secret().is_none() => Hand::Nobody,
+            Some((client, tunnel)) if args.credentials.secrets.is_empty() => Hand::Client(client, tunnel),
             _ => Hand::Own,
         };
-        Ok(Self { provider, credentials, hand })
+        Self { provider, args, files, tunnel, credentials: Credentials { settings, ..Credentials::default() }, hand }
     }
 
     /// Whether anybody can sign.
@@ -307,13 +298,16 @@ impl<'t> Signer<'t> {
         !matches!(self.hand, Hand::Nobody)
     }
 
-    /// Takes a secret of our own, where there is no other, and tells the user.
+    /// Takes what was typed or stands in a file, or a secret of our own, where there is no other, and tells the user.
     fn need_secret(&mut self) -> Result<(), DeliveryError> {
-        let provider = self.provider;
-        if self.credentials.secrets.is_empty()
-            && let Some(new) = provider.new_secret()
-        {
-            let is_pair = new.is_pair();
+        let (provider, typed) = (self.provider, &self.args.credentials);
+        let Some(new) = provider.new_secret().filter(|_| self.credentials.secrets.is_empty()) else { return Ok(()) };
+        let is_pair = new.is_pair();
+        // Of a provider with a key pair the files have the half that verifies.
+        if !is_pair || !typed.secrets.is_empty() {
+            self.credentials.secrets = self.files.credentials(typed.clone(), self.tunnel)?.secrets;
+        }
+        if self.credentials.secrets.is_empty() {
             let ours = test_secret::of(provider, new)?;
             tell(&if is_pair {
                 format!(

@@ -34,7 +34,7 @@ pub async fn run(args: SendArgs, files: &Files) -> Result<(), DeliveryError> {
     let url = to.url(&parcel.target);
     let request = Request::new(&parcel.method, &url, &parcel.headers, &parcel.body);
     let provider = provider.or_else(|| Some(table.recognise(&request)?)).ok_or(DeliveryError::NoProvider)?;
-    let signer = Signer::new(provider, &args.delivery, files, &to)?;
+    let signer = Signer::new(provider, &args.delivery, files, &to);
     deliver(&args.delivery, &to, signer, |_| Ok(parcel.clone())).await
 }
 

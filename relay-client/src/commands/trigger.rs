@@ -28,7 +28,7 @@ pub async fn run(args: TriggerArgs, files: &Files) -> Result<(), DeliveryError> 
     let sample = find(sender, args.event.as_deref())?;
     let provider = named(&table, sample.provider)?;
     let to = Destination::find(&args.delivery).await?;
-    let mut signer = Signer::new(provider, &args.delivery, files, &to)?;
+    let mut signer = Signer::new(provider, &args.delivery, files, &to);
     let settings: Vec<_> = sample.settings().map(|name| (name, signer.setting(name).to_owned())).collect();
     deliver(&args.delivery, &to, signer, |now| fill(sample, &args, &to, &settings, now)).await
 }

@@ -79,10 +79,19 @@ impl Files {
     /// # Errors
     /// Where a secret is not to be had.
     pub(crate) fn credentials(&self, typed: CredentialArgs, tunnel: Option<&str>) -> Result<Credentials, ConfigError> {
+        Ok(self.keys(typed, tunnel).settle(self.table())?.credentials)
+    }
+
+    /// Of these, what is no secret.
+    pub(crate) fn settings(&self, typed: CredentialArgs, tunnel: Option<&str>) -> webhook::Settings {
+        self.keys(typed, tunnel).settings.unwrap_or_default()
+    }
+
+    fn keys(&self, typed: CredentialArgs, tunnel: Option<&str>) -> WebhookKeys {
         let table = tunnel.and_then(|label| self.file.tunnels.get_key_value(label));
         let table = table.map(|(label, table)| self.file.webhooks_of(label, table)).unwrap_or_default();
         let typed = WebhookKeys::from(WebhookArgs { credentials: typed, ..WebhookArgs::default() });
-        Ok(typed.or(table).or(self.file.webhooks()).settle(self.table())?.credentials)
+        typed.or(table).or(self.file.webhooks())
     }
 }
 
