@@ -24,7 +24,7 @@ const SEARCHED: usize = 64 << 20;
 const IDLE: usize = 4;
 
 /// Rows of exchanges that are read at once of those that were stored.
-const BATCHES: u32 = 16;
+const READ_BATCHES: u32 = 16;
 
 /// What is asked for; all of it must hold. The empty query asks for everything.
 #[derive(Clone, Debug, Default)]
@@ -191,7 +191,7 @@ impl History {
             let (mut reached, mut found) = (if last.unwrap_or_default() < number { 0 } else { number }, Vec::new());
             let batches = format!(
                 "SELECT number, ids, CASE WHEN ?2 THEN content END FROM batch \
-                 WHERE number > ?1 ORDER BY number LIMIT {BATCHES}"
+                 WHERE number > ?1 ORDER BY number LIMIT {READ_BATCHES}"
             );
             let (mut batches, mut exchange) = (
                 connection.prepare_cached(&batches)?,

@@ -17,7 +17,7 @@ use super::mask;
 use super::saved::origin;
 
 /// How long an answer is waited for where nobody knows how long its sender would.
-pub(crate) const PATIENT: Duration = Duration::from_secs(30);
+const PATIENT: Duration = Duration::from_secs(30);
 
 /// A request that is to be sent once more.
 #[derive(Clone, Debug)]
@@ -96,6 +96,23 @@ pub enum ReplayError {
 }
 
 impl Replay {
+    /// A request of ours. Its headers are without Host.
+    pub(crate) fn new(method: Method, url: String, headers: HeaderList, body: Vec<u8>) -> Self {
+        Self {
+            of: None,
+            tunnel: None,
+            provider: None,
+            method,
+            url,
+            headers,
+            body,
+            within: PATIENT,
+            remote: String::new(),
+            trailers: HeaderList::new(),
+            before: None,
+        }
+    }
+
     /// This exchange's request.
     ///
     /// # Errors
@@ -119,48 +136,20 @@ impl Replay {
             of: Some(id),
             tunnel: summary.tunnel.clone(),
             provider: summary.provider.clone(),
-            method: request.head.method.clone(),
-            url: exchange.url(),
-            headers,
-            body: request.body.clone(),
             within: summary.allowed_ms.filter(|allowed| *allowed > 0).map_or(PATIENT, Duration::from_millis),
             remote: summary.remote.clone(),
             trailers: request.trailers.clone(),
-            before: None,
+            ..Self::new(request.head.method.clone(), exchange.url(), headers, request.body.clone())
         })
     }
 
     /// The request of this head and body, which somebody else has made.
     pub(crate) fn made(head: RequestHead, provider: Option<String>, body: Vec<u8>) -> Self {
         Self {
-            of: None,
-            tunnel: None,
             provider,
-            url: public_url(&head),
-            method: head.method,
-            headers: head.headers,
-            body,
             within: Duration::from_millis(head.deadline_ms.into()),
             remote: head.remote.to_string(),
-            trailers: HeaderList::new(),
-            before: None,
-        }
-    }
-
-    /// A request of ours that a client is to sign.
-    pub(crate) fn to_sign(provider: String, method: Method, url: String, headers: HeaderList, body: Vec<u8>) -> Self {
-        Self {
-            of: None,
-            tunnel: None,
-            provider: Some(provider),
-            method,
-            url,
-            headers,
-            body,
-            within: PATIENT,
-            remote: String::new(),
-            trailers: HeaderList::new(),
-            before: None,
+            ..Self::new(head.method.clone(), public_url(&head), head.headers, body)
         }
     }
 

@@ -10,13 +10,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use relay_protocol::message::HeaderList;
 use relay_protocol::webhook::Credentials;
 use serde::Serialize;
 
 use crate::capture::fixture::{Fixture, FixtureError};
 use crate::capture::history::{FindError, History};
-use crate::capture::replay::{PATIENT, Replay, ReplayError, Resign};
+use crate::capture::replay::{Replay, ReplayError, Resign};
 use crate::capture::saved::origin;
 use crate::cli::ReplayArgs;
 use crate::commands::requests::{self, HistoryError};
@@ -173,14 +172,8 @@ async fn load(wanted: &str, history: &mut Option<History>) -> Result<Replay, Rep
             of: id,
             tunnel: about.tunnel,
             provider: about.provider,
-            method: request.method,
-            url: about.url,
-            headers,
-            body: request.body,
-            within: PATIENT,
             remote: HERE.to_owned(),
-            trailers: HeaderList::new(),
-            before: None,
+            ..Replay::new(request.method, about.url, headers, request.body)
         });
     }
     let history = match history {

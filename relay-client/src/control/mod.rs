@@ -380,7 +380,7 @@ async fn converse(
             let signed = async {
                 let headers: HeaderList = from_text(&headers)?;
                 let method = method.parse().map_err(|_| "it has no method".to_owned())?;
-                let request = Replay::to_sign(provider, method, url, headers, body.clone());
+                let request = Replay { provider: Some(provider), ..Replay::new(method, url, headers, body.clone()) };
                 let signed = door.sign(&tunnel, request, settings).await.map_err(|error| error.to_string())?;
                 let signed = signed.map(|signed| {
                     let is_same = signed.body == body;

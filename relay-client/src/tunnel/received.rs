@@ -15,9 +15,9 @@ use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::{Frame, SizeHint};
 use relay_protocol::exchange::append_framed;
-use relay_protocol::message::{HeaderList, RequestHead};
+use relay_protocol::message::RequestHead;
 
-use crate::capture::replay::{PATIENT, Replay, ReplayError};
+use crate::capture::replay::{Replay, ReplayError};
 use crate::capture::{Bounds, Capture, Entry, News, Reader, Since, text};
 use crate::upstream::service::{Body, BoxError, Service};
 use crate::upstream::{RELAY_REQUEST_ID, X_REAL_IP, forwarded};
@@ -61,19 +61,10 @@ impl ReceivedRequest {
                 && (id.is_empty() || value.as_bytes() != id.as_bytes())
         };
         let headers = self.headers.iter().filter(is_theirs);
-        Ok(Replay {
-            tunnel: None,
-            provider: None,
-            method: self.method.clone(),
-            url: format!("https://{}{}", text(HOST), self.path),
-            headers: headers.map(|(name, value)| (name.clone(), value.clone())).collect(),
-            body: self.body.to_vec(),
-            within: PATIENT,
-            remote: text(X_REAL_IP),
-            of: Some(id),
-            trailers: HeaderList::new(),
-            before: None,
-        })
+        let headers = headers.map(|(name, value)| (name.clone(), value.clone())).collect();
+        let url = format!("https://{}{}", text(HOST), self.path);
+        let request = Replay::new(self.method.clone(), url, headers, self.body.to_vec());
+        Ok(Replay { remote: text(X_REAL_IP), of: Some(id), ..request })
     }
 }
 
