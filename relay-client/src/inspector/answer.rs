@@ -130,9 +130,9 @@ pub(super) enum Problem {
     NoPath,
     #[error("This path does not take the method.")]
     Method(&'static str),
-    #[error("The body has more than {} MiB.", super::BODY.0 >> 20)]
+    #[error("The body has more than {} MiB.", super::limits::BODY >> 20)]
     TooLarge,
-    #[error("The body has not arrived within {} s.", super::BODY.1.as_secs())]
+    #[error("The body has not arrived within {} s.", super::limits::BODY_TIME.as_secs())]
     SlowBody,
     #[error("The body is not understood: {0}.")]
     Json(String),
@@ -148,7 +148,7 @@ pub(super) enum Problem {
     NoReplay(String),
     #[error("No such request has arrived within {0:?}.")]
     NotYet(Duration),
-    #[error("{} others are told of events or wait already, which is as many as may.", super::events::WATCHERS)]
+    #[error("{} others are told of events or wait already, which is as many as may.", super::limits::WATCHERS)]
     Watchers,
     #[error("The client has ended.")]
     Ended,

@@ -22,18 +22,7 @@ use tokio::time::{Sleep, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::Desk;
-
-/// Connections at once; others wait in the backlog. A browser needs six.
-const ALL: usize = 64;
-
-/// Of these, those from one other machine.
-const EACH: usize = 16;
-
-/// The longest head of a request, and how long it may take. So long, too, a connection stays on which nothing is asked.
-const HEAD: (usize, Duration) = (32 * 1024, Duration::from_secs(5));
-
-/// How long whoever has asked for something may take to read a part of it.
-const UNREAD: Duration = Duration::from_secs(30);
+use super::limits::{CONNECTIONS, CONNECTIONS_EACH, HEAD, HEAD_TIME, UNREAD};
 
 /// Answers whoever connects, until `closing`; then those who are being answered get the rest.
 pub(super) async fn serve(listener: TcpListener, desk: Arc<Desk>, closing: CancellationToken) {
@@ -47,10 +36,10 @@ pub(super) async fn serve(listener: TcpListener, desk: Arc<Desk>, closing: Cance
                 let id = ended.map_or_else(|error| error.id(), |(id, ())| id);
                 peers.remove(&id);
             }
-            accepted = listener.accept(), if peers.len() < ALL => match accepted {
+            accepted = listener.accept(), if peers.len() < CONNECTIONS => match accepted {
                 Ok((tcp, from)) => {
                     let peer = machine(from.ip());
-                    if !peer.is_loopback() && peers.values().filter(|other| **other == peer).count() >= EACH {
+                    if !peer.is_loopback() && peers.values().filter(|other| **other == peer).count() >= CONNECTIONS_EACH {
                         tracing::debug!(%peer, "the inspector has enough connections from there");
                         continue;
                     }
@@ -86,7 +75,7 @@ async fn converse(tcp: TcpStream, desk: Arc<Desk>, closing: CancellationToken) {
         async move { Ok::<_, Infallible>(desk.answer(request).await) }
     });
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(HEAD.1).max_buf_size(HEAD.0);
+    builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_buf_size(HEAD);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(Impatient::new(tcp)), service));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

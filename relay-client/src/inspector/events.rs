@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::answer::{self, Answer, Problem};
+use super::limits::TOGETHER;
 use super::query::Query;
 use super::records::Records;
 use crate::capture::exchange::Summary;
@@ -25,17 +26,11 @@ use crate::terminal::json_line;
 use crate::upstream::service::{Body, BoxError};
 use crate::value::duration;
 
-/// Those at once who are told of everything.
-pub(super) const WATCHERS: usize = 32;
-
 /// How often whoever is told of nothing is told that there is nothing, so that a dead connection is noticed.
 const QUIET: Duration = Duration::from_secs(15);
 
 /// How long news gather before they are told. More often nobody looks, and each time costs.
 const GATHER: Duration = Duration::from_millis(20);
-
-/// News that are told together.
-const TOGETHER: usize = 256;
 
 /// How long a request is waited for where nobody says.
 const WAIT: Duration = Duration::from_secs(30);

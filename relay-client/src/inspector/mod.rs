@@ -17,6 +17,7 @@ mod assets;
 mod connections;
 mod events;
 mod guard;
+mod limits;
 mod query;
 mod records;
 mod replay;
@@ -25,7 +26,6 @@ mod tunnels;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -39,8 +39,8 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use self::answer::{Answer, Form, Problem};
-use self::events::WATCHERS;
 use self::guard::{Guard, Pass};
+use self::limits::{BODY, BODY_TIME, FAREWELL, WATCHERS};
 use self::records::Records;
 use self::tunnels::Tunnels;
 use crate::capture::Capture;
@@ -52,12 +52,6 @@ use crate::webhooks::built_in;
 
 /// Where tools for tunnels are looked for, and so many ports behind it for the clients that run beside the first.
 const USUAL: (u16, u16) = (4040, 4056);
-
-/// The longest body of a request, and how long it may take: one of the largest that are recorded, in base64 and JSON.
-const BODY: (usize, Duration) = (16 << 20, Duration::from_secs(30));
-
-/// How long those who are being answered may take for the rest once the client has ended.
-const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What an inspector is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -217,7 +211,7 @@ impl Desk {
 
 /// A request's whole body.
 async fn read(body: Incoming) -> Result<Bytes, Problem> {
-    let read = timeout(BODY.1, Limited::new(body, BODY.0).collect()).await.map_err(|_| Problem::SlowBody)?;
+    let read = timeout(BODY_TIME, Limited::new(body, BODY).collect()).await.map_err(|_| Problem::SlowBody)?;
     match read {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(Problem::TooLarge),

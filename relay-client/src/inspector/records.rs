@@ -15,6 +15,7 @@ use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
 use super::answer::{self, Answer, Problem};
+use super::limits::{LINES, LINES_MAX, PAGE};
 use super::query::Query as Parameters;
 use crate::capture::Capture;
 use crate::capture::exchange::{Exchange, Summary};
@@ -23,12 +24,6 @@ use crate::capture::history::{History, Query};
 use crate::capture::store::{Place, StoreError};
 use crate::control::{Ask, Found, PATIENCE, ask_others};
 use crate::upstream::service::{Body, BoxError};
-
-/// Lines of a list, where nobody says and at most.
-const LINES: (usize, usize) = (200, 1000);
-
-/// How many ids of a long list are looked up at once.
-const PAGE: usize = 500;
 
 /// What a client and its user have recorded. Clones share it.
 #[derive(Clone, Debug)]
@@ -217,7 +212,7 @@ impl Walk {
 
 /// What a list is asked for with, and how many lines of it.
 pub(super) fn query(parameters: &mut Parameters) -> Result<(Query, usize), Problem> {
-    let limit = parameters.parse::<usize>("limit")?.unwrap_or(LINES.0).min(LINES.1);
+    let limit = parameters.parse::<usize>("limit")?.unwrap_or(LINES).min(LINES_MAX);
     let text = |text: &str| Ok::<_, filter::FilterError>(text.to_owned());
     let since = parameters.read("since", filter::since)?;
     let mut query = Query {

@@ -1,7 +1,6 @@
 //! Adding and removing tunnels while the client runs, as `relay start` does when its file changes.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use relay_protocol::message::MAX_TUNNELS;
 use relay_protocol::webhook::Table;
@@ -9,17 +8,12 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
 
 use super::answer::Problem;
+use super::limits::{NAME, PATIENCE};
 use crate::client::TunnelOptions;
 use crate::control::board::{Board, Status, Tunnel};
 use crate::upstream::address::{Scheme, UpstreamAddr};
 use crate::value::{duration, subdomain};
 use crate::webhooks::WebhookOptions;
-
-/// How long the relay has to give a tunnel, or to take it back, and those who are before it to have theirs.
-const PATIENCE: Duration = Duration::from_secs(15);
-
-/// The longest name of a tunnel. Some scripts make one of a whole URL and a UUID.
-const NAME: usize = 128;
 
 /// The tunnels of a client, as its inspector changes them.
 #[derive(Debug)]
@@ -237,6 +231,8 @@ fn unused(upstream: &str, is_taken: impl Fn(&str) -> bool) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
+    use std::time::Duration;
 
     use futures_util::FutureExt as _;
     use futures_util::future::join_all;
