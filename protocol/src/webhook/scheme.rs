@@ -1,6 +1,6 @@
 //! The handful of ways in which providers sign, as arithmetic over bytes.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, sync::Arc};
 
 use aws_lc_rs::{
     constant_time::verify_slices_are_equal,
@@ -123,11 +123,13 @@ impl Encoding {
                     b'a'..=b'f' => Some(byte - b'a' + 10),
                     _ => None,
                 };
-                let pairs = text.as_bytes().chunks(2).map(|pair| match pair {
-                    [high, low] => Some(digit(high)? << 4 | digit(low)?),
-                    _ => None,
-                });
-                pairs.collect()
+                // A collected option would not know how many there are.
+                let mut bytes = Vec::with_capacity(text.len() / 2);
+                for pair in text.as_bytes().chunks(2) {
+                    let [high, low] = pair else { return None };
+                    bytes.push(digit(high)? << 4 | digit(low)?);
+                }
+                Some(bytes)
             }
             Self::Base64 => BASE64_STANDARD.decode(text).ok(),
             Self::Base64Url => BASE64_URL_SAFE_NO_PAD.decode(text).ok(),
@@ -167,7 +169,8 @@ pub(super) type Content<'c, E> = &'c dyn Fn(&mut dyn FnMut(&[u8])) -> Result<(),
 
 /// A key that verifies.
 pub(super) enum Key {
-    Hmac(hmac::Algorithm, Vec<u8>),
+    /// It is large.
+    Hmac(Box<hmac::Key>),
     /// For a content with the secret in it.
     Hash,
     Equal(Vec<u8>),
@@ -180,8 +183,8 @@ impl Key {
     pub(super) fn new(scheme: Scheme, bytes: Vec<u8>) -> Option<Self> {
         let public = |algorithm: &'static dyn VerificationAlgorithm| UnparsedPublicKey::new(algorithm, bytes.clone());
         Some(match scheme {
-            Scheme::HmacSha256 | Scheme::JwtHs256 => Self::Hmac(hmac::HMAC_SHA256, bytes),
-            Scheme::HmacSha1 => Self::Hmac(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, bytes),
+            Scheme::HmacSha256 | Scheme::JwtHs256 => Self::Hmac(hmac::Key::new(hmac::HMAC_SHA256, &bytes).into()),
+            Scheme::HmacSha1 => Self::Hmac(hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, &bytes).into()),
             Scheme::Sha256 => Self::Hash,
             Scheme::Equal => Self::Equal(bytes),
             Scheme::Ed25519 => {
@@ -214,8 +217,8 @@ impl Key {
     /// Those of `content`.
     pub(super) fn expected<E>(&self, content: Content<'_, E>) -> Result<Option<Vec<u8>>, E> {
         match self {
-            Self::Hmac(algorithm, key) => {
-                let mut context = hmac::Context::with_key(&hmac::Key::new(*algorithm, key));
+            Self::Hmac(key) => {
+                let mut context = hmac::Context::with_key(key);
                 content(&mut |part| context.update(part))?;
                 Ok(Some(context.sign().as_ref().to_vec()))
             }
@@ -262,7 +265,7 @@ pub(super) fn pem_key(text: &str) -> Option<Vec<u8>> {
 
 /// A key that signs.
 pub(super) enum SigningKey {
-    Symmetric(Key),
+    Symmetric(Arc<Key>),
     Ed25519(Ed25519KeyPair),
     Ecdsa(EcdsaKeyPair),
 }

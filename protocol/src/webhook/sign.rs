@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::{
     credentials::{Credentials, Secret},
     request::{Draft, Place, Request},
-    scheme::{Key, KeyPair, Scheme, SigningKey},
+    scheme::{KeyPair, Scheme, SigningKey},
     signature::Rule,
     table::Provider,
     template::{Lacking, Scope, Template, sha256},
@@ -127,8 +127,7 @@ impl Provider {
 impl Rule {
     fn signing_key(&self, secret: &Secret, provider: &Provider) -> Option<SigningKey> {
         if self.scheme.is_symmetric() {
-            let bytes = self.key.key(secret.expose(), self.secret_prefix(provider))?;
-            return Key::new(self.scheme, bytes).map(SigningKey::Symmetric);
+            return secret.key(self.scheme, self.key, self.secret_prefix(provider)).map(SigningKey::Symmetric);
         }
         SigningKey::from_pkcs8(self.scheme, secret.expose())
     }

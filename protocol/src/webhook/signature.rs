@@ -3,7 +3,7 @@
 //! A [`Rule`] of the table says where a signature stands, what it covers and how it is made; nothing here knows any
 //! provider.
 
-use std::{borrow::Cow, collections::BTreeMap, fmt};
+use std::{borrow::Cow, collections::BTreeMap, fmt, sync::Arc};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,7 @@ use super::{
     request::{Place, Request, Url},
     scheme::{Encoding, Key, KeyForm, Scheme, pem_key},
     table::Provider,
-    template::{Lacking, Scope, Template, sha256},
+    template::{Lacking, Scope, Template, lossy, sha256},
     time::Time,
     token,
 };
@@ -201,7 +201,9 @@ impl Provider {
     /// # Errors
     /// The judgement, where the request names another place than the provider's own: it must not be asked.
     pub fn key_url(&self, request: &Request<'_>, credentials: &Credentials) -> Result<Option<String>, Judgement> {
-        match self.rule(request, credentials) {
+        // Most providers publish none, and then it is all the same by which of its rules this one is signed.
+        let publishes = self.signature.iter().any(|rule| rule.key_url.is_some());
+        match if publishes { self.rule(request, credentials) } else { None } {
             Some(rule) => rule.published_at(&Scope::of(request, &credentials.settings)),
             None => Ok(None),
         }
@@ -409,7 +411,7 @@ fn items(
     scope: &Scope<'_, '_>,
 ) -> Result<Vec<String>, Judgement> {
     let prefix = if prefix.is_empty() { Vec::new() } else { prefix.bytes(scope).map_err(lacking)? };
-    let prefix = String::from_utf8_lossy(&prefix);
+    let prefix = lossy(&prefix);
     let values = if every || matches!(place, Place::Headers(_)) {
         place.all(scope.request)
     } else {
@@ -418,19 +420,24 @@ fn items(
     };
     let mut found = Vec::new();
     for value in &values {
-        let value = String::from_utf8_lossy(value);
-        let parts: Vec<&str> = match list {
-            Some(separator) => value.split(separator).map(str::trim).collect(),
-            None => vec![&value],
+        let value = lossy(value);
+        let mut take = |part: &str| {
+            let item = part.strip_prefix(&*prefix).filter(|item| !item.is_empty());
+            found.extend(item.map(str::to_owned));
         };
-        found.extend(parts.into_iter().filter_map(|part| part.strip_prefix(&*prefix)).map(str::to_owned));
+        match list {
+            Some(separator) => value.split(separator).map(str::trim).for_each(take),
+            None => take(&value),
+        }
     }
-    found.retain(|item| !item.is_empty());
     if found.len() > SIGNATURES_MAX {
         return Err(Judgement::of(Verdict::Malformed, format!("{place} has more than {SIGNATURES_MAX} signatures")));
     }
     Ok(found)
 }
+
+/// A key that may have signed, with the number of its secret and that secret.
+pub(super) type Candidate<'c> = (usize, Arc<Key>, &'c str);
 
 impl Rule {
     fn signs_body(&self) -> bool {
@@ -454,8 +461,8 @@ impl Rule {
         let Some(length) = self.scheme.signature_len() else { return bytes };
         // The right digest in the wrong encoding can be told from a wrong one later, when the secret is at hand.
         let in_hex = || Encoding::Hex.decode(text).is_some_and(|bytes| bytes.len() == length);
-        let other = self.scheme.is_symmetric() && self.encoding != Encoding::Hex && in_hex();
-        bytes.filter(|bytes| bytes.len() == length || other)
+        let is_other = || self.scheme.is_symmetric() && self.encoding != Encoding::Hex && in_hex();
+        bytes.filter(|bytes| bytes.len() == length || is_other())
     }
 
     fn malformed(&self, texts: &[String]) -> String {
@@ -473,13 +480,13 @@ impl Rule {
         }
     }
 
-    /// The keys that may have signed, each with the number of its secret and that secret.
-    pub(super) fn keys(
+    /// The keys that may have signed.
+    pub(super) fn keys<'c>(
         &self,
         provider: &Provider,
-        credentials: &Credentials,
+        credentials: &'c Credentials,
         scope: &Scope<'_, '_>,
-    ) -> Result<Vec<(usize, Key, String)>, Judgement> {
+    ) -> Result<Vec<Candidate<'c>>, Judgement> {
         if let Some(url) = self.published_at(scope)? {
             let text = credentials.published.get(&url).ok_or_else(|| {
                 let reason = format!("{} publishes its key at {url}, and it has not been fetched", provider.name);
@@ -489,19 +496,17 @@ impl Rule {
                 let reason = format!("what {} publishes at {url} is no key that can be used", provider.name);
                 Judgement::of(Verdict::Unsupported, reason)
             })?;
-            return Ok(vec![(0, key, String::new())]);
+            return Ok(vec![(0, Arc::new(key), "")]);
         }
         let fitting: Vec<_> = credentials.secrets.iter().enumerate().filter(|(_, secret)| self.takes(secret)).collect();
         if fitting.is_empty() {
             return Err(Judgement::of(Verdict::NoSecret, provider.ask_for_secret()));
         }
         let prefix = self.secret_prefix(provider);
-        let key = |(index, secret): &(usize, &Secret)| {
-            let text = secret.expose();
-            let bytes = pem_key(text).filter(|_| !self.scheme.is_symmetric()).or_else(|| self.key.key(text, prefix));
-            Some((*index, Key::new(self.scheme, bytes?)?, text.to_owned()))
+        let key = |(index, secret): (usize, &'c Secret)| {
+            Some((index, secret.key(self.scheme, self.key, prefix)?, secret.expose()))
         };
-        let keys: Vec<_> = fitting.iter().filter_map(key).collect();
+        let keys: Vec<_> = fitting.into_iter().filter_map(key).collect();
         if keys.is_empty() {
             let reason =
                 format!("the secret is not in the form of one of {}: {}", provider.name, provider.ask_for_secret());

@@ -1,6 +1,6 @@
 //! Texts that a row of the table composes out of a request: what a signature covers, an event's id, an answer.
 
-use std::{fmt, str::FromStr};
+use std::{borrow::Cow, fmt, str::FromStr};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use serde::Deserialize;
@@ -192,7 +192,7 @@ impl Template {
     /// The whole as text, if all of it is there and it is not empty.
     pub(super) fn text(&self, scope: &Scope<'_, '_>) -> Option<String> {
         let bytes = self.bytes(scope).ok().filter(|bytes| !bytes.is_empty())?;
-        Some(String::from_utf8_lossy(&bytes).into_owned())
+        Some(String::from_utf8(bytes).unwrap_or_else(|error| lossy(error.as_bytes()).into_owned()))
     }
 
     pub(super) fn has_body(&self) -> bool {
@@ -280,7 +280,7 @@ impl Template {
 impl Piece {
     fn write(&self, scope: &Scope<'_, '_>, out: &mut dyn FnMut(&[u8])) -> Result<(), Lacking> {
         let request = scope.request;
-        let url = Url::of(scope.url);
+        let url = || Url::of(scope.url);
         match self {
             Self::Text(text) => out(text.as_bytes()),
             Self::Body => out(scope.body),
@@ -288,16 +288,17 @@ impl Piece {
             Self::Crc32 => out(crc32(scope.body).to_string().as_bytes()),
             Self::Timestamp => out(scope.timestamp),
             Self::Url => out(scope.url.as_bytes()),
-            Self::Origin => out(url.origin.as_bytes()),
-            Self::Path => out(url.path.as_bytes()),
-            Self::Target => out(url.target().as_bytes()),
+            Self::Origin => out(url().origin.as_bytes()),
+            Self::Path => out(url().path.as_bytes()),
+            Self::Target => out(url().target().as_bytes()),
             Self::SortedQuery => {
-                let mut fields: Vec<_> = url.query.unwrap_or("").split('&').filter(|field| !field.is_empty()).collect();
+                let mut fields: Vec<_> =
+                    url().query.unwrap_or("").split('&').filter(|field| !field.is_empty()).collect();
                 fields.sort_unstable();
                 out(fields.join("&").as_bytes());
             }
             Self::DecodedQuery => {
-                let mut fields: Vec<_> = url_encoded(url.query.unwrap_or("").as_bytes());
+                let mut fields: Vec<_> = url_encoded(url().query.unwrap_or("").as_bytes());
                 fields.sort_unstable();
                 for (at, (name, value)) in fields.iter().enumerate() {
                     out(if at == 0 { b"" } else { b"&" });
@@ -358,12 +359,17 @@ impl Piece {
     }
 }
 
-fn one<'r>(place: &Place, request: &'r Request<'_>) -> Result<std::borrow::Cow<'r, [u8]>, Lacking> {
+fn one<'r>(place: &Place, request: &'r Request<'_>) -> Result<Cow<'r, [u8]>, Lacking> {
     match place.one(request) {
         Ok(Some(text)) => Ok(text),
         Ok(None) => Err(Lacking::Value(place.clone())),
         Err(_) => Err(Lacking::Ambiguous(place.clone())),
     }
+}
+
+/// As text, in which what is no UTF-8 is replaced. Mostly there is nothing of that, which costs less to find out.
+pub(super) fn lossy(bytes: &[u8]) -> Cow<'_, str> {
+    std::str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed)
 }
 
 /// A SHA-256 in hex.

@@ -1,6 +1,6 @@
 //! When a request was signed, and whether that is recent enough.
 
-use std::time::Duration;
+use std::{fmt::Write as _, time::Duration};
 
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -86,7 +86,8 @@ impl Time {
             );
             return late(Verdict::Future, reason);
         }
-        judgement.reason.to_mut().push_str(&format!(", {} ago", span(age.max(0))));
+        // Writing to a text does not fail.
+        let _ = write!(judgement.reason.to_mut(), ", {} ago", span(age.max(0)));
         if let Some(past) = self.sdk_past.filter(|past| age > past.saturating_mul(1000)) {
             let allowed = span(past.saturating_mul(1000));
             let warning = format!("it is {} old, and {}'s own library takes {allowed}", span(age), provider.name);
