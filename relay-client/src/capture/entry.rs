@@ -3,6 +3,7 @@
 //! It has memory of its own, so that it holds no buffer of the link: an encoded head, which is taken apart only when
 //! somebody looks, and the body behind it, once for each direction.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use http::{HeaderName, Method, StatusCode};
 use memchr::memmem;
 use relay_protocol::exchange::content_length;
 use relay_protocol::message::{HeaderList, Payload as _, RequestHead, ResponseHead};
-use relay_protocol::webhook::Verdict;
+use relay_protocol::webhook::{Provider, Verdict};
 use tokio::time::Instant;
 
 use super::exchange::{Exchange, Part, Summary, Timings};
@@ -21,30 +22,26 @@ use super::{Answer, unix_now};
 pub(crate) const REPLAY_OF: HeaderName = HeaderName::from_static("relay-replay-of");
 
 /// What was found out about a request, by whoever looks at it on its way.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub(crate) struct Annotation {
-    /// Who has sent it: the id of a row of the provider table.
-    pub(crate) provider: Option<String>,
-    /// That provider's name.
-    pub(crate) provider_name: Option<String>,
+    /// Who has sent it. How long he waits for an answer counts from the start of the deadline.
+    pub(crate) provider: Option<Arc<Provider>>,
     /// What the provider calls the event, the same when it is sent again.
     pub(crate) event_id: Option<String>,
     /// The event's kind.
     pub(crate) event_type: Option<String>,
-    /// How long the sender waits for an answer, from the start of the deadline; what the relay allows if not known.
-    pub(crate) allowed: Option<Duration>,
     /// Whether it was signed, where that was judged.
     pub(crate) verdict: Option<Verdict>,
     /// Why the verdict is what it is, as a sentence without its full stop.
-    pub(crate) reason: Option<String>,
+    pub(crate) reason: Option<Cow<'static, str>>,
     /// How often it was sent to the service; once if 0.
     pub(crate) attempt: u32,
 }
 
 impl Annotation {
     fn cost(&self) -> usize {
-        let texts = [&self.provider, &self.provider_name, &self.event_id, &self.event_type, &self.reason];
-        size_of::<Self>() + texts.into_iter().flatten().map(String::len).sum::<usize>()
+        let texts = [self.event_id.as_deref(), self.event_type.as_deref(), self.reason.as_deref()];
+        texts.into_iter().flatten().map(str::len).sum()
     }
 }
 
@@ -73,7 +70,8 @@ pub(crate) struct Entry {
     pub(super) upstream: Option<Duration>,
     pub(super) status: Option<StatusCode>,
     pub(super) ended: Option<End>,
-    annotation: Option<Box<Annotation>>,
+    /// What was found out about it.
+    pub(super) annotation: Annotation,
 }
 
 /// One direction of an exchange.
@@ -176,7 +174,7 @@ impl Entry {
             upstream: None,
             status: None,
             ended: None,
-            annotation: None,
+            annotation: Annotation::default(),
         }
     }
 
@@ -227,27 +225,17 @@ impl Entry {
         true
     }
 
-    /// What was found out about it.
-    pub(super) fn annotation(&self) -> Option<&Annotation> {
-        self.annotation.as_deref()
-    }
-
-    pub(super) fn annotate(&mut self) -> &mut Annotation {
-        self.annotation.get_or_insert_default()
-    }
-
     /// How long it was allowed to take.
     pub(super) fn allowed_ms(&self) -> u64 {
-        let known = self.annotation().and_then(|annotation| annotation.allowed);
+        let known = self.annotation.provider.as_ref().and_then(|provider| provider.limit());
         known.map_or(self.allowed_ms, |allowed| u64::try_from(allowed.as_millis()).unwrap_or(u64::MAX))
     }
 
     /// Bytes of memory that it takes.
     pub(super) fn cost(&self) -> usize {
         let response = self.response.as_ref().map_or(0, Half::cost);
-        let texts = self.id.len() + self.path.len() + self.remote.len();
-        let note = self.annotation().map_or(0, Annotation::cost);
-        size_of::<super::Kept>() + texts + note + self.request.cost() + response
+        let texts = self.id.len() + self.path.len() + self.remote.len() + self.annotation.cost();
+        size_of::<super::Kept>() + texts + self.request.cost() + response
     }
 
     /// The request's body, as far as it was kept.
@@ -300,8 +288,7 @@ impl Entry {
 
     /// The same, as long as it does not change.
     pub(super) fn line(&self) -> Summary<&str> {
-        let note = self.annotation();
-        let text = |of: fn(&Annotation) -> &Option<String>| note.and_then(|note| of(note).as_deref());
+        let note = &self.annotation;
         Summary {
             id: &self.id,
             tunnel: self.tunnel.as_deref(),
@@ -312,16 +299,16 @@ impl Entry {
             error: self.ended.and_then(|end| end.error),
             duration_ms: self.ended.map(|end| end.duration.as_secs_f64() * 1e3),
             allowed_ms: Some(self.allowed_ms()),
-            provider: text(|note| &note.provider),
-            provider_name: text(|note| &note.provider_name),
-            event_id: text(|note| &note.event_id),
-            event_type: text(|note| &note.event_type),
-            verdict: note.and_then(|note| note.verdict),
+            provider: note.provider.as_ref().map(|provider| provider.id.as_str()),
+            provider_name: note.provider.as_ref().map(|provider| provider.name.as_str()),
+            event_id: note.event_id.as_deref(),
+            event_type: note.event_type.as_deref(),
+            verdict: note.verdict,
             request_size: self.request.size,
             response_size: self.response.as_ref().map(|response| response.size),
             remote: &self.remote,
             replay_of: self.replay_of.as_deref(),
-            attempt: note.map_or(1, |note| note.attempt.max(1)),
+            attempt: note.attempt.max(1),
         }
     }
 
@@ -338,7 +325,7 @@ impl Entry {
             Some(half.part(head))
         });
         Some(Exchange {
-            reason: self.annotation().and_then(|annotation| annotation.reason.clone()),
+            reason: self.annotation.reason.as_deref().map(str::to_owned),
             timings,
             request: self.request.part(self.decode()?),
             response,

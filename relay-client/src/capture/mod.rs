@@ -38,8 +38,8 @@ use relay_protocol::message::RequestHead;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use self::entry::End;
-pub(crate) use self::entry::{Annotation, Entry};
+pub(crate) use self::entry::Entry;
+use self::entry::{Annotation, End};
 use self::exchange::{Exchange, Summary};
 use self::filter::StatusPattern;
 use self::history::Query;
@@ -119,9 +119,9 @@ impl Kept {
         let result = change(&mut entry);
         let after = entry.cost();
         drop(entry);
-        if after >= before {
+        if after > before {
             self.held.fetch_add(after - before, Relaxed);
-        } else {
+        } else if after < before {
             self.held.fetch_sub(before - after, Relaxed);
         }
         result
@@ -365,7 +365,7 @@ impl Recording {
     /// Something was found out about the request.
     pub(crate) fn annotate(&self, note: impl FnOnce(&mut Annotation)) {
         self.change(|entry, _| {
-            note(entry.annotate());
+            note(&mut entry.annotation);
             false
         });
     }

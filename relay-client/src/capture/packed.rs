@@ -182,7 +182,7 @@ pub(super) fn pack_record(entry: &Entry, packed: &mut Vec<u8>) {
         response.map(|response| response.head()),
         response.map(|response| response.body()),
         response.map(|response| response.trailers.as_ref()),
-        entry.annotation().and_then(|note| note.reason.as_deref()).map(str::as_bytes),
+        entry.annotation.reason.as_deref().map(str::as_bytes),
     ];
     parts.iter().for_each(|part| put(packed, optional(part.map(|part| part.len() as u64))));
     parts.iter().flatten().for_each(|part| packed.extend_from_slice(part));

@@ -412,7 +412,7 @@ mod tests {
     use http::header::{HeaderName, HeaderValue};
     use http::{Method, StatusCode};
     use relay_protocol::message::{Payload as _, RequestHead, ResponseHead};
-    use relay_protocol::webhook::Verdict;
+    use relay_protocol::webhook::{Table, Verdict};
     use tempfile::TempDir;
 
     use super::super::entry::End;
@@ -472,11 +472,10 @@ mod tests {
         let (_directory, place) = place();
         let body: Vec<u8> = (0..=255).cycle().take(100_000).collect();
         let mut first = answered(entry("01A", "/a?b=%2F", &body), 201, b"\x00\xff");
-        let note = first.annotate();
-        (note.provider, note.provider_name) = (Some("stripe".to_owned()), Some("Stripe".to_owned()));
+        let note = &mut first.annotation;
+        note.provider = Table::built_in().unwrap().get("stripe").cloned();
         (note.event_id, note.event_type) = (Some("evt_1".to_owned()), Some("invoice.paid".to_owned()));
-        (note.verdict, note.reason) = (Some(Verdict::Stale), Some("it is old".to_owned()));
-        note.allowed = Some(Duration::from_secs(5));
+        (note.verdict, note.reason) = (Some(Verdict::Stale), Some("it is old".into()));
         let summary = first.summary();
         let mut failed = entry("01B", "/b", b"");
         failed.end(None, End { duration: Duration::ZERO, error: Some("upstream-refused") });
@@ -493,7 +492,7 @@ mod tests {
         assert_eq!(exchange.timings.edge_ms, 3);
         let detail = serde_json::to_value(exchange.detail(None)).unwrap();
         assert_eq!((&detail["verdict"], &detail["reason"]), (&"stale".into(), &"it is old".into()));
-        assert_eq!((&detail["duration_ms"], &detail["allowed_ms"]), (&12.345.into(), &5000.into()));
+        assert_eq!((&detail["duration_ms"], &detail["allowed_ms"]), (&12.345.into(), &8000.into()));
         assert_eq!(detail["request"]["headers"][1][1], "\u{ff}\u{80} ");
         assert_eq!(detail["response"]["body_base64"], "AP8=");
         let failed = history.get("01B").unwrap().unwrap();
@@ -508,7 +507,7 @@ mod tests {
                 let (asked, said) = (format!("\0Asked {i}"), format!("Said {i}%"));
                 let entry = entry(&format!("01{i}"), &format!("/hooks/{i}?q=[x]"), asked.as_bytes());
                 let mut entry = answered(entry, 200 + 50 * i, said.as_bytes());
-                entry.annotate().event_type = Some(if i % 2 == 0 { "invoice.paid" } else { "in*" }.to_owned());
+                entry.annotation.event_type = Some(if i % 2 == 0 { "invoice.paid" } else { "in*" }.to_owned());
                 entry
             })
             .collect();

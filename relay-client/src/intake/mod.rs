@@ -31,7 +31,7 @@ use self::caller::Caller;
 use self::faults::{Injector, Met};
 use self::gate::{Findings, Gate};
 use self::routes::{Body, Routes, Way};
-use crate::capture::{Annotation, Arrival};
+use crate::capture::Arrival;
 use crate::event;
 use crate::upstream::{Ending, RequestBody, Room, Upstream};
 use crate::webhooks::WebhookOptions;
@@ -59,16 +59,6 @@ pub(crate) struct Webhook {
 }
 
 impl Webhook {
-    /// As it is kept.
-    fn note(&self, note: &mut Annotation) {
-        let (provider, event) = (&self.provider, &self.event);
-        note.provider = Some(provider.id.clone());
-        note.provider_name = Some(provider.name.clone());
-        note.event_id.clone_from(&event.id);
-        note.event_type.clone_from(&event.kind);
-        note.allowed = provider.limit();
-    }
-
     /// As it is told.
     pub(crate) fn shown(&self) -> event::Webhook<'_> {
         let provider = &*self.provider;
@@ -163,13 +153,17 @@ impl Intake {
         };
         ending.detail = ending.detail.or_else(|| found.note.take()).or_else(|| found.complaint());
         let recording = body.recording();
-        if let Some(Judgement { verdict, reason, .. }) = &found.judgement {
-            recording.annotate(|note| (note.verdict, note.reason) = (Some(*verdict), Some(reason.to_string())));
-        }
+        recording.annotate(|note| {
+            if let Some(Judgement { verdict, reason, .. }) = &found.judgement {
+                (note.verdict, note.reason) = (Some(*verdict), Some(reason.clone()));
+            }
+            if let Some((provider, event)) = &known {
+                note.provider = Some(provider.clone());
+                note.event_id.clone_from(&event.id);
+                note.event_type.clone_from(&event.kind);
+            }
+        });
         let webhook = known.map(|(provider, event)| Webhook { provider, event, found });
-        if let Some(webhook) = &webhook {
-            recording.annotate(|note| webhook.note(note));
-        }
         let duration = since_start(&head, took);
         recording.ended(ending.status, duration, ending.error);
         Outcome { tunnel: Some(self.name()), head: Some(head), duration, webhook, ending }
