@@ -118,12 +118,18 @@ impl History {
     /// [`StoreError`].
     pub(crate) fn page(&self, query: &Query, limit: usize) -> Result<(Vec<Summary>, u64), StoreError> {
         if query.is_all() {
-            let count = |connection: &Connection| {
-                let count = "SELECT count(*) FROM exchange WHERE id > ?1";
-                let after = query.after.as_deref().unwrap_or_default();
-                connection.prepare_cached(count)?.query_row([after], |row| row.get::<_, i64>(0))
-            };
-            return Ok((self.list(query, limit)?, u64::try_from(self.read(count)?).unwrap_or_default()));
+            let total = self.read(|connection| match &query.after {
+                None => store::count(connection),
+                Some(after) => {
+                    let mut total = 0;
+                    each(connection, (Some(after), None), |_, _, _| {
+                        total += 1;
+                        true
+                    })?;
+                    Ok(total)
+                }
+            })?;
+            return Ok((self.list(query, limit)?, total));
         }
         self.read(|connection| {
             let (wanted, mut found, mut total) = (Wanted::new(connection, query)?, Vec::new(), 0);
@@ -157,7 +163,7 @@ impl History {
         let upper = wanted.to_ascii_uppercase();
         let found: Vec<String> = if wanted == "last" {
             let last = self.read(|connection| {
-                let last = connection.query_row("SELECT max(id) FROM exchange", [], |row| row.get(0)).optional()?;
+                let last = connection.query_row("SELECT max(newest) FROM summary", [], |row| row.get(0)).optional()?;
                 Ok(last.flatten())
             })?;
             vec![last.ok_or(FindError::Empty)?]
@@ -165,9 +171,18 @@ impl History {
             // Beyond everything that begins so.
             let end = format!("{upper}\u{10ffff}");
             self.read(|connection| {
-                let sql = "SELECT id FROM exchange WHERE id = ?1 UNION SELECT id FROM exchange \
-                           WHERE id >= ?2 AND id < ?3 LIMIT 4";
-                connection.prepare(sql)?.query_map([wanted, &upper, &end], |row| row.get(0))?.collect()
+                let mut found = Vec::new();
+                if store::find(connection, wanted)?.is_some() {
+                    found.push(wanted.to_owned());
+                }
+                each(connection, (None, Some(&end)), |id, _, _| {
+                    let is_meant = id >= upper.as_str() && found.len() < 4;
+                    if is_meant && id != wanted {
+                        found.push(id.to_owned());
+                    }
+                    is_meant
+                })?;
+                Ok(found)
             })?
         };
         let exact = found.iter().find(|id| *id == wanted || **id == upper);
@@ -193,9 +208,9 @@ impl History {
                 "SELECT number, ids, CASE WHEN ?2 THEN content END FROM batch \
                  WHERE number > ?1 ORDER BY number LIMIT {READ_BATCHES}"
             );
-            let (mut batches, mut exchange) = (
+            let (mut batches, mut summary) = (
                 connection.prepare_cached(&batches)?,
-                connection.prepare_cached("SELECT summary FROM exchange WHERE id = ?1 AND batch = ?2")?,
+                connection.prepare_cached("SELECT ids, summaries FROM summary WHERE newest = ?1 AND batch = ?2")?,
             );
             let mut rows = batches.query((reached, query.text.is_some()))?;
             while let Some(row) = rows.next()? {
@@ -204,12 +219,13 @@ impl History {
                 if let Some(text) = &query.text {
                     wanted.search(reached, row.get_ref(1)?.as_blob()?, row.get_ref(2)?.as_blob()?, &Finder::new(text));
                 }
-                for id in packed::ids(row.get_ref(1)?.as_blob()?) {
-                    let mut rows = exchange.query((id, reached))?;
-                    if let Some(row) = rows.next()? {
-                        let summary = wanted.take(id, reached, row.get_ref(0)?.as_blob()?);
-                        found.extend(summary.filter(|_| query.is_on_page(id)).map(|summary| summary.owned()));
-                    }
+                let newest = packed::ids(row.get_ref(1)?.as_blob()?).max();
+                let mut rows = summary.query((newest, reached))?;
+                let Some(row) = rows.next()? else { continue };
+                let all = packed::ids(row.get_ref(0)?.as_blob()?).zip(packed::summaries(row.get_ref(1)?.as_blob()?));
+                for (id, summary) in all.filter(|(id, _)| !id.is_empty()) {
+                    let summary = wanted.take(id, reached, summary).filter(|_| query.is_on_page(id));
+                    found.extend(summary.map(|summary| summary.owned()));
                 }
             }
             Ok((reached, found))
@@ -231,7 +247,7 @@ impl History {
     /// # Errors
     /// [`StoreError`].
     pub(crate) fn has(&self, id: &str) -> Result<bool, StoreError> {
-        self.read(|connection| connection.prepare_cached("SELECT 1 FROM exchange WHERE id = ?1")?.exists([id]))
+        self.read(|connection| Ok(store::find(connection, id)?.is_some()))
     }
 
     /// Removes everything from the file. How much there was.
@@ -276,15 +292,44 @@ fn each(
     (after, before): (Option<&str>, Option<&str>),
     mut show: impl FnMut(&str, i64, &[u8]) -> bool,
 ) -> rusqlite::Result<()> {
-    let sql = "SELECT id, batch, summary FROM exchange WHERE id > ?1 AND id < ?2 ORDER BY id DESC";
+    let (after, before) = (after.unwrap_or_default(), before.unwrap_or(BEYOND));
+    let sql =
+        "SELECT newest, batch, ids, summaries FROM summary WHERE newest > ?1 AND oldest < ?2 ORDER BY newest DESC";
     let mut statement = connection.prepare_cached(sql)?;
-    let mut rows = statement.query((after.unwrap_or_default(), before.unwrap_or(BEYOND)))?;
-    while let Some(row) = rows.next()? {
-        if !show(row.get_ref(0)?.as_str()?, row.get(1)?, row.get_ref(2)?.as_blob()?) {
-            break;
+    let mut rows = statement.query((after, before))?;
+    let mut open: Vec<Together> = Vec::new();
+    loop {
+        let row = rows.next()?;
+        let newest = row.map(|row| row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)).transpose()?;
+        // Whatever is newer than all of the next ones. What took long was stored with others that came later.
+        while let Some(together) = open.iter_mut().max_by(|one, other| one.place().cmp(&other.place()))
+            && let Some((id, summary)) = together.left.pop_if(|(id, _)| newest.is_none_or(|newest| **id > *newest))
+        {
+            if !show(&id, together.number, &summary) {
+                return Ok(());
+            }
         }
+        open.retain(|together| !together.left.is_empty());
+        let Some(row) = row else { return Ok(()) };
+        let all = packed::ids(row.get_ref(2)?.as_blob()?).zip(packed::summaries(row.get_ref(3)?.as_blob()?));
+        let wanted = all.filter(|(id, _)| *id > after && *id < before);
+        let mut left: Vec<_> = wanted.map(|(id, summary)| (id.to_owned(), summary.to_owned())).collect();
+        left.sort_by(|(one, _), (other, _)| one.cmp(other));
+        open.push(Together { number: row.get(1)?, left });
     }
-    Ok(())
+}
+
+/// Of exchanges that were stored together those that have not been shown, with their packed summaries, the newest last.
+struct Together {
+    number: i64,
+    left: Vec<(String, Vec<u8>)>,
+}
+
+impl Together {
+    /// Whose turn it is: the greatest one's.
+    fn place(&self) -> (Option<&str>, i64) {
+        (self.left.last().map(|(id, _)| id.as_str()), self.number)
+    }
 }
 
 /// Greater than every id.
@@ -311,7 +356,7 @@ impl<'a> Wanted<'a> {
         // Long ones are stored later than others that came after them: the first batch is not found by the ids of the last.
         let first = match &query.after {
             Some(after) => {
-                let first = "SELECT min(batch) FROM exchange WHERE id > ?1";
+                let first = "SELECT min(batch) FROM summary WHERE newest > ?1";
                 connection.prepare_cached(first)?.query_row([after], |row| row.get::<_, Option<i64>>(0))?
             }
             None => Some(0),

@@ -5,7 +5,8 @@
 //!   record    numbers, lengths, and then every byte: heads, bodies and trailers, as on the wire
 //! ```
 //!
-//! Each is one value for SQLite: to write a column costs every request, and to read one every line of a list.
+//! Many of each are one value for SQLite: to write a row or a column costs every request, and to read one every line of a
+//! list.
 
 use std::time::Duration;
 
@@ -88,6 +89,28 @@ pub(super) fn pack(summary: &Summary<&str>, packed: &mut Vec<u8>) {
     }
 }
 
+/// Appends a summary to others.
+pub(super) fn pack_summary(summary: &Summary<&str>, packed: &mut Vec<u8>) {
+    let begin = packed.len();
+    put(packed, 0);
+    let behind = packed.len();
+    pack(summary, packed);
+    let len = (packed.len() - behind) as u64;
+    if let Some(place) = packed.get_mut(begin..behind) {
+        place.copy_from_slice(&len.to_le_bytes());
+    }
+}
+
+/// The summaries that were packed together, as far as they are not damaged.
+pub(super) fn summaries(mut packed: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let len = usize::try_from(take(&mut packed)?).ok()?;
+        let (summary, rest) = packed.split_at_checked(len)?;
+        packed = rest;
+        Some(summary)
+    })
+}
+
 /// The summary of this id; none where it is damaged.
 pub(super) fn unpack<'a>(id: &'a str, mut packed: &'a [u8]) -> Option<Summary<&'a str>> {
     let numbers = &mut packed;
@@ -152,7 +175,7 @@ pub(super) fn pack_id(id: &str, ids: &mut Vec<u8>) {
 }
 
 /// The ids that were packed together.
-pub(super) fn ids(packed: &[u8]) -> impl DoubleEndedIterator<Item = &str> {
+pub(super) fn ids(packed: &[u8]) -> impl DoubleEndedIterator<Item = &str> + Clone {
     let ids = packed.strip_suffix(&[END]).unwrap_or(packed).split(|byte| *byte == END);
     ids.map(|id| std::str::from_utf8(id).unwrap_or_default())
 }
@@ -296,7 +319,10 @@ mod tests {
             };
             let mut packed = Vec::new();
             pack(&summary, &mut packed);
-            prop_assert_eq!(unpack("01A", &packed), Some(summary));
+            prop_assert_eq!(unpack("01A", &packed), Some(summary.clone()));
+            let mut together = Vec::new();
+            (0..2).for_each(|_| pack_summary(&summary, &mut together));
+            prop_assert_eq!(summaries(&together).collect::<Vec<_>>(), [&packed, &packed]);
             for wanted in texts[..10].iter().flatten() {
                 prop_assert!(says(&packed, &wanted.to_ascii_uppercase()));
             }
@@ -309,7 +335,7 @@ mod tests {
         /// Whatever stands in the file is read or left out.
         #[test]
         fn nothing_in_the_file_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = (unpack("", &bytes), ids(&bytes).count(), records(&bytes).count());
+            let _ = (unpack("", &bytes), ids(&bytes).count(), summaries(&bytes).count(), records(&bytes).count());
         }
     }
 }

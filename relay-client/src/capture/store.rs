@@ -1,15 +1,18 @@
 //! The file in which a user's exchanges are kept: one SQLite database, shared by all clients that run.
 //!
 //! ```text
-//!   exchange   what lists show and ask for, by the exchange's id, which begins with its time
-//!      └─ batch   every byte of those that were stored together, by a number that grows; the oldest have the least
+//!   summary   what lists show and ask for, by the greatest of their ids, which begin with a time
+//!   batch     every byte of the same exchanges, by a number that grows; the oldest have the least
 //! ```
 //!
 //! Lists must be quick where a hundred thousand are kept, so what they look at stands apart from the bytes, and there is
-//! no index beside the two keys. A row costs more than what stands in it, and so a busy client's exchanges share one.
+//! no index beside the two keys. A row costs more than what stands in it, and so exchanges that are stored together share
+//! one in each table.
 //!
 //! Write-ahead logging without a wait for the disk at each commit: a power cut takes the last moments and spoils nothing.
 
+use std::borrow::Cow;
+use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -21,7 +24,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionB
 
 use super::entry::Entry;
 use super::exchange::Exchange;
-use super::packed::{self, pack, pack_id, pack_record};
+use super::packed::{self, pack_id, pack_record, pack_summary};
 use crate::platform::{Base, base_directory, create_private_directory, create_private_file, file_number};
 
 /// How much is kept, of all clients of a user together. What is older than the newest that fit goes.
@@ -115,14 +118,19 @@ const BATCH: usize = 256 << 10;
 /// Rows that exchanges fill at least before the oldest ones go: a row goes as a whole.
 const BATCHES: u32 = 64;
 
-/// The tables of version 2; those of version 1 were never released. `packed` tells what is in their bytes.
+/// The tables of version 3; those before it were never released. `packed` tells what is in their bytes.
 const SCHEMA: &str = "
     DROP TABLE IF EXISTS exchange;
     DROP TABLE IF EXISTS content;
-    CREATE TABLE exchange (
-        id TEXT PRIMARY KEY,
+    DROP TABLE IF EXISTS batch;
+    CREATE TABLE summary (
+        newest TEXT NOT NULL, -- the greatest of the ids
         batch INTEGER NOT NULL,
-        summary BLOB NOT NULL
+        oldest TEXT NOT NULL, -- the least of the ids
+        count INTEGER NOT NULL,
+        ids BLOB NOT NULL,
+        summaries BLOB NOT NULL,
+        PRIMARY KEY (newest, batch)
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE batch (
         number INTEGER PRIMARY KEY, -- of the last exchange in it, in the order in which they were stored
@@ -130,9 +138,9 @@ const SCHEMA: &str = "
         ids BLOB NOT NULL,
         content BLOB NOT NULL
     ) STRICT;
-    PRAGMA user_version = 2;";
+    PRAGMA user_version = 3;";
 
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 
 /// The open file.
 #[derive(Debug)]
@@ -262,12 +270,12 @@ impl Store {
     /// Removes everything, and gives the room back. How much there was.
     pub(super) fn clear(&self) -> Result<u64, StoreError> {
         let clear = || {
-            let count: i64 = self.connection.query_row("SELECT count(*) FROM exchange", [], |row| row.get(0))?;
+            let count = count(&self.connection)?;
             self.connection.execute_batch(
-                "BEGIN IMMEDIATE; DELETE FROM exchange; DELETE FROM batch; COMMIT;
+                "BEGIN IMMEDIATE; DELETE FROM summary; DELETE FROM batch; COMMIT;
                  VACUUM; PRAGMA wal_checkpoint(TRUNCATE);",
             )?;
-            Ok(u64::try_from(count).unwrap_or_default())
+            Ok(count)
         };
         clear().map_err(|error| self.error(&error))
     }
@@ -289,35 +297,46 @@ fn number_of(file: &Path) -> Option<u64> {
 /// The number of the exchange that was stored last.
 pub(super) const LAST: &str = "SELECT max(number) FROM batch";
 
+/// How many exchanges there are.
+pub(super) fn count(connection: &Connection) -> rusqlite::Result<u64> {
+    let count = "SELECT sum(count) FROM summary";
+    let count = connection.prepare_cached(count)?.query_row([], |row| row.get::<_, Option<i64>>(0))?;
+    Ok(u64::try_from(count.unwrap_or_default()).unwrap_or_default())
+}
+
 /// Exchanges that are stored together.
 #[derive(Debug, Default)]
 struct Batch {
+    count: usize,
     ids: Vec<u8>,
-    content: Vec<u8>,
     summaries: Vec<u8>,
-    /// Where each summary ends.
-    ends: Vec<usize>,
+    content: Vec<u8>,
 }
 
 impl Batch {
     fn add(&mut self, entry: &Entry) {
         pack_id(&entry.id, &mut self.ids);
+        pack_summary(&entry.line(), &mut self.summaries);
         pack_record(entry, &mut self.content);
-        pack(&entry.line(), &mut self.summaries);
-        self.ends.push(self.summaries.len());
+        self.count += 1;
     }
 
     fn is_full(&self, limits: &Limits) -> bool {
         let (count, bytes) = (limits.count / BATCHES, limits.bytes / u64::from(BATCHES));
-        self.ends.len() >= count as usize || self.content.len() as u64 >= bytes.min(BATCH as u64)
+        self.count >= count as usize || self.content.len() as u64 >= bytes.min(BATCH as u64)
     }
 
     /// Stores them behind that number, which becomes that of the last one.
     fn store(&mut self, connection: &Connection, number: &mut i64, now_ms: u64) -> rusqlite::Result<()> {
-        if self.ends.is_empty() {
-            return Ok(());
-        }
-        *number += self.ends.len() as i64;
+        let (ids, once) = (packed::ids(&self.ids), packed::ids(&self.ids).collect::<HashSet<_>>());
+        let (Some(newest), Some(oldest), true) = (ids.clone().max(), ids.min(), self.count > 0) else { return Ok(()) };
+        take_out(connection, &once, oldest, newest)?;
+        *number += self.count as i64;
+        let ids = if once.len() < self.count { Cow::Owned(last_ones(&self.ids)) } else { Cow::Borrowed(&self.ids) };
+        let summary =
+            "INSERT INTO summary (newest, batch, oldest, count, ids, summaries) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+        let mut summary = connection.prepare_cached(summary)?;
+        summary.execute(params![newest, *number, oldest, once.len() as i64, *ids, self.summaries])?;
         let mut batch =
             connection.prepare_cached("INSERT INTO batch (number, at_ms, ids, content) VALUES (?1, ?2, ?3, ?4)")?;
         if self.content.len() <= BATCH {
@@ -328,15 +347,6 @@ impl Batch {
             batch.execute(params![*number, integer(now_ms), self.ids, room])?;
             connection.blob_open("main", "batch", "content", *number, false)?.write_at(&self.content, 0)?;
         }
-        // The same request once more: the last one counts.
-        let exchange = "INSERT OR REPLACE INTO exchange (id, batch, summary) VALUES (?1, ?2, ?3)";
-        let mut exchange = connection.prepare_cached(exchange)?;
-        let mut begin = 0;
-        for (id, end) in packed::ids(&self.ids).zip(&self.ends) {
-            let summary = self.summaries.get(begin..*end).unwrap_or_default();
-            exchange.execute(params![id, *number, summary])?;
-            begin = *end;
-        }
         self.clear();
         Ok(())
     }
@@ -345,11 +355,45 @@ impl Batch {
         if self.content.capacity() > 4 * BATCH {
             *self = Self::default();
         }
+        self.count = 0;
         self.ids.clear();
-        self.content.clear();
         self.summaries.clear();
-        self.ends.clear();
+        self.content.clear();
     }
+}
+
+/// The same request once more is stored beside the first, and takes its place in lists: an empty id stands there then.
+fn take_out(connection: &Connection, ids: &HashSet<&str>, oldest: &str, newest: &str) -> rusqlite::Result<()> {
+    let mut changed = Vec::new();
+    // Mostly it is the batch before and nothing in it, because ids begin with their time.
+    let sql = "SELECT newest, batch, ids FROM summary WHERE newest >= ?1 AND oldest <= ?2";
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut rows = statement.query([oldest, newest])?;
+    while let Some(row) = rows.next()? {
+        let theirs = row.get_ref(2)?.as_blob()?;
+        if packed::ids(theirs).any(|id| ids.contains(id)) {
+            let mut left = Vec::with_capacity(theirs.len());
+            packed::ids(theirs).for_each(|id| pack_id(if ids.contains(id) { "" } else { id }, &mut left));
+            changed.push((row.get::<_, String>(0)?, row.get::<_, i64>(1)?, left));
+        }
+    }
+    for (newest, batch, ids) in changed {
+        let count = packed::ids(&ids).filter(|id| !id.is_empty()).count() as i64;
+        let mut summary =
+            connection.prepare_cached("UPDATE summary SET ids = ?3, count = ?4 WHERE newest = ?1 AND batch = ?2")?;
+        summary.execute(params![newest, batch, ids, count])?;
+    }
+    Ok(())
+}
+
+/// Ids that were packed together, with an empty one where the same comes again.
+fn last_ones(ids: &[u8]) -> Vec<u8> {
+    let mut last = Vec::with_capacity(ids.len());
+    for (at, id) in packed::ids(ids).enumerate() {
+        let comes_again = packed::ids(ids).skip(at + 1).any(|other| other == id);
+        pack_id(if comes_again { "" } else { id }, &mut last);
+    }
+    last
 }
 
 fn integer(number: u64) -> i64 {
@@ -377,28 +421,37 @@ fn tidy(connection: &Connection, limits: &Limits, now_ms: u64) -> rusqlite::Resu
         if !is_too_much && at_ms >= integer(now_ms) - age {
             return Ok(());
         }
-        // Not those that came once more and are in a later one.
-        let mut exchange = connection.prepare_cached("DELETE FROM exchange WHERE id = ?1 AND batch = ?2")?;
-        for id in packed::ids(&ids) {
-            exchange.execute(params![id, number])?;
-        }
+        let mut summary = connection.prepare_cached("DELETE FROM summary WHERE newest = ?1 AND batch = ?2")?;
+        summary.execute(params![packed::ids(&ids).max(), number])?;
         connection.prepare_cached("DELETE FROM batch WHERE number = ?1")?.execute([number])?;
     }
 }
 
 /// The whole exchange of this id.
 pub(super) fn exchange(connection: &Connection, id: &str) -> rusqlite::Result<Option<Exchange>> {
-    let sql = "SELECT summary, ids, content FROM exchange JOIN batch ON number = batch WHERE id = ?1";
-    let damaged = || rusqlite::Error::InvalidColumnType(2, "content".to_owned(), Type::Blob);
+    let damaged = || rusqlite::Error::InvalidColumnType(0, "content".to_owned(), Type::Blob);
+    let Some((batch, at, summary)) = find(connection, id)? else { return Ok(None) };
+    let summary = packed::unpack(id, &summary).ok_or_else(damaged)?.owned();
+    let mut statement = connection.prepare_cached("SELECT content FROM batch WHERE number = ?1")?;
+    let mut rows = statement.query([batch])?;
+    let Some(row) = rows.next()? else { return Err(damaged()) };
+    let record = packed::records(row.get_ref(0)?.as_blob()?).nth(at);
+    record.and_then(|record| record.exchange(summary)).map(Some).ok_or_else(damaged)
+}
+
+/// The batch of the exchange of this id, its place there and its summary.
+pub(super) fn find(connection: &Connection, id: &str) -> rusqlite::Result<Option<(i64, usize, Vec<u8>)>> {
+    // Mostly the first one: what takes long is stored with others that came later.
+    let sql = "SELECT batch, ids, summaries FROM summary WHERE newest >= ?1 AND oldest <= ?1 ORDER BY newest";
     let mut statement = connection.prepare_cached(sql)?;
     let mut rows = statement.query([id])?;
-    let Some(row) = rows.next()? else { return Ok(None) };
-    let blob = |column| Ok::<_, rusqlite::Error>(row.get_ref(column)?.as_blob()?);
-    let summary = packed::unpack(id, blob(0)?).ok_or_else(damaged)?.owned();
-    let records = packed::ids(blob(1)?).zip(packed::records(blob(2)?));
-    // It may be there twice, and the last one counts.
-    let record = records.filter(|(other, _)| *other == id).last();
-    record.and_then(|(_, record)| record.exchange(summary)).map(Some).ok_or_else(damaged)
+    while let Some(row) = rows.next()? {
+        let all = packed::ids(row.get_ref(1)?.as_blob()?).zip(packed::summaries(row.get_ref(2)?.as_blob()?));
+        if let Some((at, (_, summary))) = all.enumerate().find(|(_, (other, _))| *other == id) {
+            return Ok(Some((row.get(0)?, at, summary.to_owned())));
+        }
+    }
+    Ok(None)
 }
 
 #[cfg(test)]
@@ -646,8 +699,17 @@ mod tests {
         store(&place, &Limits::default(), &[answered(entry("01A", "/", b"1"), 500, b""), entry("01B", "/", b"")]);
         store(&place, &Limits::default(), &[answered(entry("01A", "/", b"2"), 200, b"")]);
         let history = History::of(place.clone());
-        assert_eq!(ids(&history.list(&Query::default(), 9).unwrap()), ["01B", "01A"]);
-        assert_eq!(history.get("01A").unwrap().unwrap().request.body, b"2");
+        let told = |body: &[u8]| {
+            let (list, count) = history.page(&Query::default(), 9).unwrap();
+            assert_eq!((ids(&list), count), (vec!["01B", "01A"], 2));
+            assert_eq!(ids(&history.stored_after(0, &Query::default()).unwrap().1), ["01B", "01A"]);
+            assert_eq!(history.get("01A").unwrap().unwrap().request.body, body);
+        };
+        told(b"2");
+        // Also where both come together.
+        let twice = [b"3", b"4"].map(|body| answered(entry("01A", "/", body), 200, b""));
+        store(&place, &Limits::default(), &twice);
+        told(b"4");
     }
 
     #[test]
