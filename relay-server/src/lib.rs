@@ -19,6 +19,7 @@ pub mod config;
 pub mod control;
 #[doc(hidden)]
 pub mod edge;
+mod inbox;
 pub mod log;
 mod running;
 #[doc(hidden)]

@@ -19,18 +19,17 @@
 //! it must never reach a stranger. Leases stay when their token expires or is revoked, and a new
 //! token that bears a revoked one's name takes over its names, so that a leaked token can be replaced.
 
+pub(crate) mod database;
 mod name;
 mod schema;
 mod secret;
-mod writer;
+pub(crate) mod writer;
 
 use std::collections::BTreeMap;
-use std::fs::{DirBuilder, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::constant_time;
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -58,9 +57,6 @@ const USE_STEP_SECONDS: i64 = 60;
 /// Token names are for people: they appear in lists, logs and messages.
 const MAX_TOKEN_NAME_BYTES: usize = 64;
 
-/// How long to wait for another program (a backup, a person with `sqlite3`) that has the file locked.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// The present as the operations want it: Unix seconds by the system's clock.
 #[must_use]
 pub fn unix_now() -> i64 {
@@ -78,7 +74,7 @@ pub struct Store {
 /// Identifies a token for as long as the store exists; never given twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct TokenId(i64);
+pub struct TokenId(pub(crate) i64);
 
 impl std::fmt::Display for TokenId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -361,20 +357,7 @@ impl Store {
     ///
     /// As [`Store::open`].
     pub fn open_blocking(directory: &Path) -> Result<Self, OpenError> {
-        let file = directory.join(DATABASE_FILE);
-        let at = |path: &Path| {
-            let path = path.to_owned();
-            move |source| OpenError::Io { path, source }
-        };
-        let mut builder = DirBuilder::new();
-        builder.recursive(true).mode(0o700).create(directory).map_err(at(directory))?;
-        // Made before SQLite makes it, for its mode, which the -wal and -shm files then follow.
-        let mut options = OpenOptions::new();
-        let opened = options.create(true).truncate(false).write(true).mode(0o600).open(&file);
-        let opened = opened.map_err(at(&file))?;
-        opened.set_permissions(Permissions::from_mode(0o600)).map_err(at(&file))?;
-
-        Self::start(Connection::open(&file)?)
+        Self::start(database::open(directory, DATABASE_FILE, schema::MIGRATIONS)?)
     }
 
     /// A store that is gone with its last handle.
@@ -383,14 +366,10 @@ impl Store {
     ///
     /// [`OpenError`] where the system has no memory or threads to give.
     pub fn in_memory() -> Result<Self, OpenError> {
-        Self::start(Connection::open_in_memory()?)
+        Self::start(database::in_memory(schema::MIGRATIONS)?)
     }
 
-    fn start(mut connection: Connection) -> Result<Self, OpenError> {
-        connection.busy_timeout(BUSY_TIMEOUT)?;
-        // FULL: each commit is followed by an fsync of the write-ahead log.
-        connection.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;")?;
-        schema::migrate(&mut connection)?;
+    fn start(connection: Connection) -> Result<Self, OpenError> {
         let writer =
             Writer::start(connection).map_err(|source| OpenError::Io { path: DATABASE_FILE.into(), source })?;
         Ok(Self { writer: Arc::new(writer) })
@@ -897,6 +876,8 @@ fn moment(unix_seconds: i64) -> String {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+    use std::os::unix::fs::PermissionsExt as _;
+
     use futures_util::future::join_all;
     use proptest::prelude::*;
     use rusqlite::StatementStatus;
@@ -934,7 +915,7 @@ mod tests {
         let guess = Secret::generate().sha256();
         let steps = |hashes: &[[u8; 32]]| {
             let mut db = Connection::open_in_memory().unwrap();
-            schema::migrate(&mut db).unwrap();
+            database::migrate(&mut db, schema::MIGRATIONS).unwrap();
             for (i, hash) in hashes.iter().enumerate() {
                 create_token(&db, new_token(&format!("t{i}"), &[]), hash, NOW).unwrap().unwrap();
             }
@@ -1106,7 +1087,7 @@ mod tests {
     #[test]
     fn a_database_of_version_1_is_brought_up_to_date() {
         let mut db = Connection::open_in_memory().unwrap();
-        schema::migrate_to(&mut db, 1).unwrap();
+        database::migrate(&mut db, &schema::MIGRATIONS[..1]).unwrap();
         db.execute_batch(
             "INSERT INTO tokens (name, secret_sha256, created_at, max_tunnels, max_names, max_sessions)
              VALUES ('alice', x'00', 0, 1, 1, 1);
@@ -1114,7 +1095,7 @@ mod tests {
              VALUES ('hooks', 1, 'reserved', 0, NULL), ('api', 1, 'leased', 0, 1900000000);",
         )
         .unwrap();
-        schema::migrate(&mut db).unwrap();
+        database::migrate(&mut db, schema::MIGRATIONS).unwrap();
         let listed = list_tokens(&db, NOW).unwrap().remove(0);
         assert_eq!((listed.reserved, listed.leased), (names(&["hooks"]), names(&["api"])));
         assert!(listed.providers.is_empty());

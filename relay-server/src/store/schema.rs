@@ -2,13 +2,8 @@
 //!
 //! A migration that was released is never edited: a change is a new entry at the end.
 
-use rusqlite::{Connection, TransactionBehavior};
-
-use super::OpenError;
-
-/// Migration N (counted from 1) takes a database from version N - 1 to version N, which SQLite
-/// keeps as `user_version`. Times are Unix seconds.
-const MIGRATIONS: &[&str] = &[
+/// Times are Unix seconds.
+pub(super) const MIGRATIONS: &[&str] = &[
     // 1: tokens, and who holds which tunnel name.
     "CREATE TABLE tokens (
          id INTEGER PRIMARY KEY AUTOINCREMENT, -- never given twice: sessions remember it
@@ -37,26 +32,3 @@ const MIGRATIONS: &[&str] = &[
     // 2: the provider whose webhooks a reserved name is for.
     "ALTER TABLE names ADD COLUMN provider TEXT CHECK (provider IS NULL OR state = 'reserved');",
 ];
-
-/// Brings the database up to date, all or nothing.
-pub(super) fn migrate(connection: &mut Connection) -> Result<(), OpenError> {
-    migrate_to(connection, MIGRATIONS.len())
-}
-
-/// As [`migrate`], to this version.
-pub(super) fn migrate_to(connection: &mut Connection, version: usize) -> Result<(), OpenError> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let found: i64 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-    let done = usize::try_from(found).ok().filter(|&done| done <= MIGRATIONS.len());
-    let Some(done) = done else {
-        return Err(OpenError::Newer { found, known: MIGRATIONS.len() });
-    };
-    for migration in MIGRATIONS.iter().take(version).skip(done) {
-        transaction.execute_batch(migration)?;
-    }
-    if done < version {
-        transaction.execute_batch(&format!("PRAGMA user_version = {version}"))?;
-    }
-    transaction.commit()?;
-    Ok(())
-}

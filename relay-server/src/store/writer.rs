@@ -22,7 +22,7 @@ const GROUP: usize = 256;
 
 /// Whether an operation changes anything.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Access {
+pub(crate) enum Access {
     /// Runs even after the store has failed.
     Read,
     /// Is refused once the store has failed.
@@ -30,7 +30,7 @@ pub(super) enum Access {
 }
 
 /// The owner of the thread. Dropping it lets queued operations finish, then joins the thread.
-pub(super) struct Writer {
+pub(crate) struct Writer {
     queue: Option<mpsc::Sender<Message>>,
     thread: Option<thread::JoinHandle<()>>,
     /// Why the store takes no more writes; set once, for good.
@@ -63,7 +63,7 @@ enum Verdict {
 type Answer = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 
 impl Writer {
-    pub(super) fn start(connection: Connection) -> std::io::Result<Self> {
+    pub(crate) fn start(connection: Connection) -> std::io::Result<Self> {
         let (queue, messages) = mpsc::channel(QUEUE);
         let failed = Arc::new(OnceLock::new());
         let thread = thread::Builder::new().name("relay-store".to_owned()).spawn({
@@ -77,7 +77,7 @@ impl Writer {
     ///
     /// The outer `Result` of `operation` is SQLite's, the inner one its own: either error undoes
     /// what it changed, and nothing else. If the caller stops waiting, the operation still happens.
-    pub(super) async fn run<T, E>(
+    pub(crate) async fn run<T, E>(
         &self,
         access: Access,
         operation: impl FnOnce(&Connection) -> rusqlite::Result<Result<T, E>> + Send + 'static,
@@ -105,7 +105,7 @@ impl Writer {
     }
 
     /// Finishes what is queued and closes the database; operations that come later find it closed.
-    pub(super) async fn close(&self) {
+    pub(crate) async fn close(&self) {
         let (sender, closed) = oneshot::channel();
         if self.send(Message::Close(sender)).await.is_ok() {
             // An error means that the thread has gone already: just as closed.
@@ -114,7 +114,7 @@ impl Writer {
     }
 
     /// Why the store takes no more writes, if so.
-    pub(super) fn failure(&self) -> Option<StoreError> {
+    pub(crate) fn failure(&self) -> Option<StoreError> {
         self.failed.get().map(|reason| StoreError::Failed { reason: Arc::clone(reason) })
     }
 

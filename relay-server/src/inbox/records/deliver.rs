@@ -1,0 +1,212 @@
+//! The way out: what is due, and what came of it.
+
+use rusqlite::{Connection, OptionalExtension as _, Params, params};
+use ulid::Ulid;
+
+use super::row_from;
+use super::{ATTEMPTS_KEPT, Attempt, Due, Id, Outcome, ROW_COLUMNS, Records, STEP, Seq, State, Stored, StoredBody};
+use crate::store::{StoreError, TokenId};
+
+impl Records {
+    /// Takes webhooks that are due, at most `limit` and at most [`STEP`], in the order in which they came, with a lease until
+    /// `lease_until`. Those that were tried already and are due again come before those that were not; `ordered` gives
+    /// only the one that came first of all that wait, once it is due. An inbox that is paused, or not there, has none.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn due(
+        &self,
+        inbox: &str,
+        now: i64,
+        lease_until: i64,
+        ordered: bool,
+        limit: usize,
+    ) -> Result<Vec<Due>, StoreError> {
+        let inbox = inbox.to_owned();
+        self.write(move |db| due(db, &inbox, now, lease_until, ordered, limit.min(STEP))).await
+    }
+
+    /// When the next webhook of an inbox is due, or the lease on it ends: `None` where none waits or the inbox is paused.
+    /// It may have been so for long; 0 stands for at once.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn next_due(&self, inbox: &str, ordered: bool) -> Result<Option<i64>, StoreError> {
+        let inbox = inbox.to_owned();
+        self.read(move |db| {
+            let Some(inbox) = delivering(db, &inbox)? else { return Ok(None) };
+            let sql = if ordered { FIRST_WAITING } else { NEXT_DUE };
+            db.prepare_cached(sql)?.query_row([inbox], |row| row.get("due_at")).optional()
+        })
+        .await
+    }
+
+    /// A webhook with all that is needed to send it; `None` if it was removed.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn load(&self, seq: Seq) -> Result<Option<Stored>, StoreError> {
+        self.read(move |db| load(db, seq)).await
+    }
+
+    /// Notes an attempt and what follows from it, which ends the lease. The body of one that is delivered is removed. One
+    /// that was given up meanwhile may still turn out to be delivered. Returns whether it is still there.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn attempted(&self, seq: Seq, attempt: Attempt, outcome: Outcome) -> Result<bool, StoreError> {
+        let Some(spooled) = self.write(move |db| attempted(db, seq, attempt, outcome)).await? else {
+            return Ok(false);
+        };
+        self.spool.remove(spooled).await;
+        Ok(true)
+    }
+
+    /// Gives a lease back without an attempt, because there was nobody to deliver to. The webhook is due at `at`, or at
+    /// once. Returns whether it still waits.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn unsent(&self, seq: Seq, at: Option<i64>) -> Result<bool, StoreError> {
+        self.write(move |db| {
+            let sql = "UPDATE webhooks SET leased = 0, due_at = ?2 WHERE seq = ?1 AND state = 0";
+            Ok(db.prepare_cached(sql)?.execute(params![seq, at.unwrap_or(0)])? > 0)
+        })
+        .await
+    }
+}
+
+pub(super) const LEASE: &str = "UPDATE webhooks SET leased = 1, due_at = ?2 WHERE seq = ?1";
+
+pub(super) const FIRST_WAITING: &str = "\
+    SELECT seq, id, first_at, attempts, tries, due_at FROM webhooks WHERE inbox = ?1 AND state = 0 ORDER BY seq LIMIT 1";
+
+pub(super) const NEXT_DUE: &str = "\
+    SELECT due_at FROM webhooks WHERE inbox = ?1 AND state = 0 ORDER BY due_at LIMIT 1";
+
+/// Those whose wait or lease is over. Left to itself, SQLite would walk over all that wait, in order, for the few that are due.
+pub(super) const DUE_AGAIN: &str = "\
+    SELECT seq, id, first_at, attempts, tries FROM webhooks INDEXED BY webhooks_due
+    WHERE inbox = ?1 AND state = 0 AND due_at > 0 AND due_at <= ?2 ORDER BY due_at, seq LIMIT ?3";
+
+/// Those that need not wait.
+pub(super) const DUE_AT_ONCE: &str = "\
+    SELECT seq, id, first_at, attempts, tries FROM webhooks INDEXED BY webhooks_due
+    WHERE inbox = ?1 AND state = 0 AND due_at = 0 ORDER BY seq LIMIT ?2";
+
+/// The number of an inbox that is there and not paused.
+fn delivering(db: &Connection, name: &str) -> rusqlite::Result<Option<i64>> {
+    let sql = "SELECT id FROM inboxes WHERE name = ?1 AND NOT paused";
+    db.prepare_cached(sql)?.query_row([name], |row| row.get(0)).optional()
+}
+
+fn due(
+    db: &Connection,
+    inbox: &str,
+    now: i64,
+    lease_until: i64,
+    ordered: bool,
+    limit: usize,
+) -> rusqlite::Result<Vec<Due>> {
+    let Some(inbox) = delivering(db, inbox)? else { return Ok(Vec::new()) };
+    let mut found = if ordered {
+        let sql = FIRST_WAITING;
+        let first =
+            db.prepare_cached(sql)?.query_row([inbox], |row| Ok((due_from(row)?, row.get::<_, i64>("due_at")?)));
+        let first = first.optional()?.filter(|(_, due_at)| *due_at <= now && limit > 0);
+        first.map(|(due, _)| due).into_iter().collect()
+    } else {
+        let mut found = dues(db, DUE_AGAIN, params![inbox, now, limit])?;
+        found.extend(dues(db, DUE_AT_ONCE, params![inbox, limit.saturating_sub(found.len())])?);
+        found
+    };
+    let mut lease = db.prepare_cached(LEASE)?;
+    for due in &found {
+        lease.execute(params![due.seq, lease_until])?;
+    }
+    found.sort_unstable_by_key(|due| due.seq);
+    Ok(found)
+}
+
+fn dues(db: &Connection, sql: &str, values: impl Params) -> rusqlite::Result<Vec<Due>> {
+    db.prepare_cached(sql)?.query_map(values, due_from)?.collect()
+}
+
+fn due_from(row: &rusqlite::Row<'_>) -> rusqlite::Result<Due> {
+    Ok(Due {
+        seq: row.get("seq")?,
+        id: row.get::<_, Id>("id")?.0,
+        first_at: row.get("first_at")?,
+        attempts: row.get("attempts")?,
+        tries: row.get("tries")?,
+    })
+}
+
+pub(super) fn load(db: &Connection, seq: Seq) -> rusqlite::Result<Option<Stored>> {
+    let sql = format!(
+        "SELECT {ROW_COLUMNS}, inboxes.name, inboxes.token_id, trailers, head_first,
+                (SELECT body FROM bodies WHERE bodies.seq = webhooks.seq) AS body
+         FROM webhooks JOIN inboxes ON inboxes.id = webhooks.inbox
+         WHERE seq = ?1 AND inboxes.name IS NOT NULL"
+    );
+    let stored = db.prepare_cached(&sql)?.query_row([seq], |row| {
+        let body = match row.get::<_, Option<Vec<u8>>>("body")? {
+            Some(body) => StoredBody::Inline(body.into()),
+            None if row.get("spooled")? => StoredBody::Spooled,
+            None => StoredBody::Gone,
+        };
+        Ok(Stored {
+            row: row_from(row)?,
+            inbox: row.get("name")?,
+            token: TokenId(row.get("token_id")?),
+            trailers: row.get::<_, Vec<u8>>("trailers")?.into(),
+            head_first: row.get::<_, Option<Vec<u8>>>("head_first")?.map(Into::into),
+            body,
+        })
+    });
+    stored.optional()
+}
+
+/// `None` if it is no longer there; otherwise its file in the spool, if it has to go.
+fn attempted(db: &Connection, seq: Seq, attempt: Attempt, outcome: Outcome) -> rusqlite::Result<Option<Option<Ulid>>> {
+    let counted = "UPDATE webhooks SET attempts = attempts + 1, tries = tries + 1, status = ?2 WHERE seq = ?1
+                   RETURNING attempts, state, id, spooled";
+    let counted = db.prepare_cached(counted)?.query_row(params![seq, attempt.status], |row| {
+        Ok((
+            row.get::<_, i64>("attempts")?,
+            row.get::<_, State>("state")?,
+            row.get::<_, Id>("id")?.0,
+            row.get::<_, bool>("spooled")?,
+        ))
+    });
+    let Some((number, state, id, spooled)) = counted.optional()? else { return Ok(None) };
+    db.prepare_cached(
+        "INSERT INTO attempts (seq, number, at, duration_ms, status, error) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+    )?
+    .execute(params![seq, number, attempt.at, attempt.duration_ms, attempt.status, attempt.error])?;
+    if number > ATTEMPTS_KEPT {
+        let old = "DELETE FROM attempts WHERE seq = ?1 AND number <= ?2";
+        db.prepare_cached(old)?.execute(params![seq, number - ATTEMPTS_KEPT])?;
+    }
+    let ended_at = attempt.at.saturating_add_unsigned(attempt.duration_ms);
+    match outcome {
+        Outcome::Delivered if state != State::Delivered => {
+            let sql =
+                "UPDATE webhooks SET state = 1, leased = 0, ended_at = ?2, reason = NULL, spooled = 0 WHERE seq = ?1";
+            db.prepare_cached(sql)?.execute(params![seq, ended_at])?;
+            db.prepare_cached("DELETE FROM bodies WHERE seq = ?1")?.execute([seq])?;
+            return Ok(Some(spooled.then_some(id)));
+        }
+        Outcome::Again { at } if state == State::Waiting => {
+            let sql = "UPDATE webhooks SET leased = 0, due_at = ?2 WHERE seq = ?1";
+            db.prepare_cached(sql)?.execute(params![seq, at])?;
+        }
+        Outcome::Dead { reason } if state == State::Waiting => {
+            let sql = "UPDATE webhooks SET state = 2, leased = 0, ended_at = ?2, reason = ?3 WHERE seq = ?1";
+            db.prepare_cached(sql)?.execute(params![seq, ended_at, reason])?;
+        }
+        // What ended meanwhile stays so.
+        Outcome::Delivered | Outcome::Again { .. } | Outcome::Dead { .. } => {}
+    }
+    Ok(Some(None))
+}

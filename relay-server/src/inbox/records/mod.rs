@@ -1,0 +1,654 @@
+//! What the inbox keeps: which names have one, and the webhooks in it.
+//!
+//! [`Records`] is the surface: plain operations, each of them atomic, each taking the time as an argument (Unix
+//! milliseconds). Behind it are one SQLite file of its own, because bodies must not stand in the way of tokens, the one
+//! thread that touches it ([`Writer`]), and the [`Spool`] for long bodies. An operation that returned `Ok` is on disk.
+//!
+//! A webhook is in one of three states:
+//!
+//! ```text
+//!   accept ──► waiting ──── delivered ────► delivered ──► removed: by age, by number, or by hand
+//!                ▲  │ ▲ │
+//!                │  │ └─┘ lease, attempt, again
+//!           retry│  └────── given up, or too old ──► dead ──► removed: by age, or by hand
+//!                └────────────────────────────────────┘
+//! ```
+//!
+//! Who delivers one holds a lease on it, so that no two do. Leases end by their time, and with the relay.
+
+mod accept;
+mod deliver;
+mod handle;
+mod schema;
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use relay_protocol::webhook::Verdict;
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
+use rusqlite::{Connection, OptionalExtension as _, Row as SqlRow, params};
+use thiserror::Error;
+use ulid::Ulid;
+
+use super::spool::{self, Body, Spool};
+use crate::store::writer::{Access, Writer};
+use crate::store::{OpenError, StoreError, TokenId, database};
+
+/// The database's file in the data directory.
+pub(crate) const DATABASE_FILE: &str = "inbox.db";
+
+/// The most webhooks that one transaction goes through, so that nobody waits long behind it.
+pub(crate) const STEP: usize = 1000;
+
+/// The newest attempts of each webhook that are kept.
+pub(crate) const ATTEMPTS_KEPT: i64 = 20;
+
+/// A handle on the records; clones share it. Dropping the last one finishes what is queued, closes the file and joins
+/// the thread, which takes as long as a commit does.
+#[derive(Clone)]
+pub(crate) struct Records {
+    writer: Arc<Writer>,
+    spool: Spool,
+}
+
+/// The place of a webhook in the order of arrival, over all inboxes; never given twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Seq(i64);
+
+/// An inbox. Its counters are those of its webhooks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Inbox {
+    /// The tunnel's name.
+    pub(crate) name: String,
+    /// Whose it is.
+    pub(crate) token: TokenId,
+    /// What its owner set, as JSON that nobody reads here.
+    pub(crate) settings: String,
+    /// When it was opened.
+    pub(crate) opened_at: i64,
+    /// Whether deliveries rest.
+    pub(crate) paused: bool,
+    /// Webhooks that wait.
+    pub(crate) waiting: u64,
+    /// Webhooks that were delivered and are still listed.
+    pub(crate) delivered: u64,
+    /// Webhooks that were given up.
+    pub(crate) dead: u64,
+    /// What those that wait and those that were given up take: heads, trailers and bodies.
+    pub(crate) bytes: u64,
+    /// When the one that came first of those that wait did.
+    pub(crate) oldest_at: Option<i64>,
+}
+
+/// A webhook to be stored.
+#[derive(Clone, Debug)]
+pub(crate) struct New {
+    /// Its id, which is the exchange's.
+    pub(crate) id: Ulid,
+    /// The name of the inbox.
+    pub(crate) inbox: String,
+    /// The token that the name belongs to.
+    pub(crate) token: TokenId,
+    /// When it came.
+    pub(crate) received_at: i64,
+    /// Whether the caller is about to deliver it itself.
+    pub(crate) lease: Lease,
+    /// The request's head as it goes to the client.
+    pub(crate) head: Bytes,
+    /// Its trailers.
+    pub(crate) trailers: Bytes,
+    /// Its body.
+    pub(crate) body: Body,
+    /// Who sent it, if that is known.
+    pub(crate) provider: Option<String>,
+    /// The provider's own id of the event.
+    pub(crate) event_id: Option<String>,
+    /// The provider's type of the event.
+    pub(crate) event_type: Option<String>,
+    /// What was made of its signature, where that was looked at.
+    pub(crate) verdict: Option<Verdict>,
+    /// How far back the first copy of the same event may lie; `None` for no look at copies.
+    pub(crate) dedupe_since: Option<i64>,
+    /// What may be stored at most.
+    pub(crate) quota: Quota,
+}
+
+/// Who delivers a webhook that is being stored. In a paused inbox it is nobody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lease {
+    /// Whoever asks what is due.
+    No,
+    /// The caller, until then.
+    Until(i64),
+    /// The caller, until then, unless another one waits before it.
+    IfFirst(i64),
+}
+
+/// How much an inbox may hold of what is not delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Quota {
+    /// Webhooks.
+    pub(crate) count: u64,
+    /// Their heads, trailers and bodies.
+    pub(crate) bytes: u64,
+}
+
+/// What became of a webhook that was to be stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Accepted {
+    /// It waits.
+    Fresh {
+        /// Its place.
+        seq: Seq,
+        /// Whether the caller got the lease.
+        leased: bool,
+        /// Whether others waited already.
+        ahead: bool,
+    },
+    /// It waits, although another one, `of`, has the same event id: the bodies differ.
+    Differs {
+        /// Its place.
+        seq: Seq,
+        /// Whether the caller got the lease.
+        leased: bool,
+        /// Whether others waited already.
+        ahead: bool,
+        /// The other one.
+        of: Ulid,
+    },
+    /// A copy of one that waits: its head and trailers took the place of that one's.
+    Newer {
+        /// The place of the first.
+        seq: Seq,
+        /// Whether the caller got the lease on that. If not, an attempt at it may be under way.
+        leased: bool,
+        /// The first.
+        of: Ulid,
+    },
+    /// A copy of one that was delivered, and answered with 2xx. Nothing was stored.
+    Delivered {
+        /// The first.
+        of: Ulid,
+    },
+}
+
+/// Why a webhook was not stored. Nobody may be told that it was accepted.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub(crate) enum AcceptError {
+    /// The token has no inbox of that name.
+    #[error("the inbox {name} is closed")]
+    Closed {
+        /// The name.
+        name: String,
+    },
+    /// It holds as much as it may.
+    #[error(
+        "the inbox holds {limit} {what} that are not delivered, as much as it may; start its client, drop what is not \
+         needed, or allow it more"
+    )]
+    Full {
+        /// Of what.
+        what: Measure,
+        /// How much.
+        limit: u64,
+    },
+    /// The store's own trouble.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What a [`Quota`] limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Measure {
+    /// [`Quota::count`].
+    Webhooks,
+    /// [`Quota::bytes`].
+    Bytes,
+}
+
+impl std::fmt::Display for Measure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Webhooks => "webhooks",
+            Self::Bytes => "bytes",
+        })
+    }
+}
+
+/// Where a webhook is on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum State {
+    /// To be delivered.
+    Waiting,
+    /// Its receiver has answered. Its body is gone.
+    Delivered,
+    /// Given up.
+    Dead,
+}
+
+impl State {
+    /// All of them.
+    pub(crate) const ALL: [Self; 3] = [Self::Waiting, Self::Delivered, Self::Dead];
+
+    /// The word for it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Delivered => "delivered",
+            Self::Dead => "dead",
+        }
+    }
+}
+
+/// A webhook that is to be delivered now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Due {
+    /// Its place.
+    pub(crate) seq: Seq,
+    /// Its id.
+    pub(crate) id: Ulid,
+    /// When its first copy came.
+    pub(crate) first_at: i64,
+    /// The attempts so far.
+    pub(crate) attempts: u32,
+    /// Those of them since it came or was last retried by hand: what its wait and its end go by.
+    pub(crate) tries: u32,
+}
+
+/// A webhook as it is sent.
+#[derive(Clone, Debug)]
+pub(crate) struct Stored {
+    /// What lists tell of it, with its head.
+    pub(crate) row: Row,
+    /// The name of its inbox.
+    pub(crate) inbox: String,
+    /// Whose inbox that is.
+    pub(crate) token: TokenId,
+    /// Its trailers.
+    pub(crate) trailers: Bytes,
+    /// The head of its first copy, where a later one's took its place.
+    pub(crate) head_first: Option<Bytes>,
+    /// Its body.
+    pub(crate) body: StoredBody,
+}
+
+/// Where the body of a webhook is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum StoredBody {
+    /// Here.
+    Inline(Bytes),
+    /// In the spool, under its id.
+    Spooled,
+    /// Nowhere any more: it was delivered.
+    Gone,
+}
+
+/// A webhook as lists tell of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Row {
+    /// Its place.
+    pub(crate) seq: Seq,
+    /// Its id.
+    pub(crate) id: Ulid,
+    /// Where it is on its way.
+    pub(crate) state: State,
+    /// When the copy came whose head is here.
+    pub(crate) received_at: i64,
+    /// When its first copy came.
+    pub(crate) first_at: i64,
+    /// While it waits: when it is tried next, or until when the attempt under way may last; `None` for at once.
+    pub(crate) due_at: Option<i64>,
+    /// While it waits: whether an attempt is under way.
+    pub(crate) leased: bool,
+    /// The attempts so far.
+    pub(crate) attempts: u32,
+    /// Those of them since it came or was last retried by hand.
+    pub(crate) tries: u32,
+    /// How many copies came after the first.
+    pub(crate) copies: u32,
+    /// The status that the last attempt was answered with.
+    pub(crate) status: Option<u16>,
+    /// When it was delivered or given up.
+    pub(crate) ended_at: Option<i64>,
+    /// Why it was given up.
+    pub(crate) reason: Option<String>,
+    /// Who sent it.
+    pub(crate) provider: Option<String>,
+    /// The provider's own id of the event.
+    pub(crate) event_id: Option<String>,
+    /// The provider's type of the event.
+    pub(crate) event_type: Option<String>,
+    /// What was made of its signature.
+    pub(crate) verdict: Option<String>,
+    /// The one with the same event id and another body.
+    pub(crate) differs_from: Option<Ulid>,
+    /// The length of its body.
+    pub(crate) body_size: u64,
+    /// The request's head.
+    pub(crate) head: Bytes,
+}
+
+/// One try to hand a webhook over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Attempt {
+    /// When it began.
+    pub(crate) at: i64,
+    /// How long it took.
+    pub(crate) duration_ms: u64,
+    /// The status that it was answered with.
+    pub(crate) status: Option<u16>,
+    /// Why there was no answer.
+    pub(crate) error: Option<String>,
+}
+
+/// What follows from an attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Its receiver has it.
+    Delivered,
+    /// It is tried again.
+    Again {
+        /// When.
+        at: i64,
+    },
+    /// It is given up.
+    Dead {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Which webhooks of an inbox something is done with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Which {
+    /// These.
+    Ids(Vec<Ulid>),
+    /// All that are in this state at first.
+    All(State),
+}
+
+/// How long and how many webhooks are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Retention {
+    /// Delivered ones, for so many milliseconds.
+    pub(crate) delivered_ms: i64,
+    /// Delivered ones, as many; those delivered first go first.
+    pub(crate) delivered_count: u64,
+    /// Dead ones, for so many milliseconds.
+    pub(crate) dead_ms: i64,
+    /// Waiting ones, for so many milliseconds until they are given up.
+    pub(crate) max_age_ms: i64,
+}
+
+impl Records {
+    /// Opens the records in `directory`, which is created (mode 0700) if it is not there. Leases of an earlier run are
+    /// forgotten, and bodies that no webhook needs are removed. It blocks.
+    ///
+    /// # Errors
+    /// [`OpenError`]: the directory, a file, or its contents.
+    pub(crate) fn open(directory: &Path) -> Result<Self, OpenError> {
+        let connection = database::open(directory, DATABASE_FILE, schema::MIGRATIONS)?;
+        let path = spool::directory(directory);
+        database::make_directory(&path)?;
+        let spool = Spool::at(path);
+        connection.execute(FORGET_LEASES, [])?;
+        let mut known = connection.prepare("SELECT 1 FROM webhooks WHERE id = ?1 AND spooled = 1")?;
+        let orphans = spool.remove_orphans(|id| known.exists([Id(id)]))?;
+        if orphans > 0 {
+            tracing::info!(orphans, "removed stored bodies whose webhooks were never accepted");
+        }
+        drop(known);
+        Self::start(connection, spool)
+    }
+
+    /// Records that are gone with their last handle; long bodies are in a temporary directory.
+    ///
+    /// # Errors
+    /// [`OpenError`] where the system has no memory, files or threads to give.
+    pub(crate) fn in_memory() -> Result<Self, OpenError> {
+        let connection = database::in_memory(schema::MIGRATIONS)?;
+        let spool = Spool::temporary().map_err(|source| OpenError::Io { path: std::env::temp_dir(), source })?;
+        Self::start(connection, spool)
+    }
+
+    fn start(connection: Connection, spool: Spool) -> Result<Self, OpenError> {
+        connection.set_prepared_statement_cache_capacity(STATEMENTS);
+        connection.execute_batch(PRAGMAS)?;
+        let writer =
+            Writer::start(connection).map_err(|source| OpenError::Io { path: DATABASE_FILE.into(), source })?;
+        Ok(Self { writer: Arc::new(writer), spool })
+    }
+
+    /// Whether the records still take changes: what readiness should tell.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`] with the reason why they do not.
+    pub(crate) fn health(&self) -> Result<(), StoreError> {
+        self.writer.failure().map_or(Ok(()), Err)
+    }
+
+    /// Finishes what is queued and closes the file, for all handles. Operations that come later get
+    /// [`StoreError::Closed`].
+    pub(crate) async fn close(&self) {
+        self.writer.close().await;
+    }
+
+    /// Where long bodies are.
+    pub(crate) fn spool(&self) -> &Spool {
+        &self.spool
+    }
+
+    /// Opens an inbox for a token, or sets what its owner wants of it now. An inbox of that name that another token has
+    /// is closed first: a name that changes hands shows nothing of its past.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn open_inbox(
+        &self,
+        name: &str,
+        token: TokenId,
+        settings: String,
+        now: i64,
+    ) -> Result<(), StoreError> {
+        let name = name.to_owned();
+        self.write(move |db| {
+            let sql = "UPDATE inboxes SET settings = ?3 WHERE name = ?1 AND token_id = ?2";
+            if db.prepare_cached(sql)?.execute(params![name, token.0, settings])? == 0 {
+                close_inbox(db, &name)?;
+                let sql = "INSERT INTO inboxes (name, token_id, settings, opened_at) VALUES (?1, ?2, ?3, ?4)";
+                db.prepare_cached(sql)?.execute(params![name, token.0, settings, now])?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Closes an inbox, with all that is in it. Nothing leads there any more; [`Records::sweep_closed`] removes it, because
+    /// a million webhooks are too many for one transaction. Returns whether there was one.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn close_inbox(&self, name: &str) -> Result<bool, StoreError> {
+        let name = name.to_owned();
+        self.write(move |db| close_inbox(db, &name)).await
+    }
+
+    /// All inboxes, by name.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn inboxes(&self) -> Result<Vec<Inbox>, StoreError> {
+        self.read(|db| {
+            let mut rows = db.prepare_cached(&format!("{INBOX} WHERE name IS NOT NULL ORDER BY name"))?;
+            rows.query_map([], inbox_from)?.collect()
+        })
+        .await
+    }
+
+    /// The inbox of that name.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn inbox(&self, name: &str) -> Result<Option<Inbox>, StoreError> {
+        let name = name.to_owned();
+        self.read(move |db| {
+            let mut row = db.prepare_cached(&format!("{INBOX} WHERE name = ?1"))?;
+            row.query_row([name], inbox_from).optional()
+        })
+        .await
+    }
+
+    /// Lets the deliveries of an inbox rest, or go on. It accepts webhooks all the same. Returns whether there is one.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn pause(&self, name: &str, paused: bool) -> Result<bool, StoreError> {
+        let name = name.to_owned();
+        self.write(move |db| {
+            let mut update = db.prepare_cached("UPDATE inboxes SET paused = ?2 WHERE name = ?1")?;
+            Ok(update.execute(params![name, paused])? > 0)
+        })
+        .await
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        operation: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.writer.run(Access::Read, |db| operation(db).map(Ok)).await
+    }
+
+    async fn write<T: Send + 'static>(
+        &self,
+        operation: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.writer.run(Access::Write, |db| operation(db).map(Ok)).await
+    }
+}
+
+impl std::fmt::Debug for Records {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Records").field("failure", &self.writer.failure()).finish_non_exhaustive()
+    }
+}
+
+/// More than there are statements below, so that each is compiled once.
+const STATEMENTS: usize = 64;
+
+/// The write-ahead log goes back into the database at 1,000 pages (4 MB), SQLite's default: small enough that nobody waits
+/// long for it. A group of long bodies can make it longer for once; what is above 16 MiB is given back to the disk.
+/// The cache (16 MiB) holds the inner pages of the indexes over a million webhooks.
+const PRAGMAS: &str = "PRAGMA journal_size_limit = 16777216; PRAGMA cache_size = -16384;";
+
+const FORGET_LEASES: &str = "UPDATE webhooks SET leased = 0, due_at = 0 WHERE leased = 1";
+
+const INBOX: &str = "SELECT *, (SELECT first_at FROM webhooks WHERE inbox = inboxes.id AND state = 0
+                                ORDER BY seq LIMIT 1) AS oldest_at
+                     FROM inboxes";
+
+fn inbox_from(row: &SqlRow<'_>) -> rusqlite::Result<Inbox> {
+    Ok(Inbox {
+        name: row.get("name")?,
+        token: TokenId(row.get("token_id")?),
+        settings: row.get("settings")?,
+        opened_at: row.get("opened_at")?,
+        paused: row.get("paused")?,
+        waiting: row.get("waiting")?,
+        delivered: row.get("delivered")?,
+        dead: row.get("dead")?,
+        bytes: row.get("bytes")?,
+        oldest_at: row.get("oldest_at")?,
+    })
+}
+
+fn close_inbox(db: &Connection, name: &str) -> rusqlite::Result<bool> {
+    Ok(db.prepare_cached("UPDATE inboxes SET name = NULL WHERE name = ?1")?.execute([name])? > 0)
+}
+
+/// The number that stands for an inbox in its webhooks.
+fn inbox_id(db: &Connection, name: &str) -> rusqlite::Result<Option<i64>> {
+    db.prepare_cached("SELECT id FROM inboxes WHERE name = ?1")?.query_row([name], |row| row.get(0)).optional()
+}
+
+const ROW_COLUMNS: &str = "seq, webhooks.id, state, received_at, first_at, due_at, leased, attempts, tries, copies, \
+                           status, ended_at, reason, provider, event_id, event_type, verdict, differs_from, spooled, \
+                           body_size, head";
+
+fn row_from(row: &SqlRow<'_>) -> rusqlite::Result<Row> {
+    let state = row.get("state")?;
+    let due_at: i64 = row.get("due_at")?;
+    Ok(Row {
+        seq: row.get("seq")?,
+        id: row.get::<_, Id>("id")?.0,
+        state,
+        received_at: row.get("received_at")?,
+        first_at: row.get("first_at")?,
+        due_at: (state == State::Waiting && due_at != 0).then_some(due_at),
+        leased: row.get("leased")?,
+        attempts: row.get("attempts")?,
+        tries: row.get("tries")?,
+        copies: row.get("copies")?,
+        status: row.get("status")?,
+        ended_at: row.get("ended_at")?,
+        reason: row.get("reason")?,
+        provider: row.get("provider")?,
+        event_id: row.get("event_id")?,
+        event_type: row.get("event_type")?,
+        verdict: row.get("verdict")?,
+        differs_from: row.get::<_, Option<Id>>("differs_from")?.map(|id| id.0),
+        body_size: row.get("body_size")?,
+        head: row.get::<_, Vec<u8>>("head")?.into(),
+    })
+}
+
+/// A ULID as SQLite has it: as text, so that a person with `sqlite3` finds it.
+struct Id(Ulid);
+
+impl FromSql for Id {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        Ulid::from_string(value.as_str()?).map(Self).map_err(FromSqlError::other)
+    }
+}
+
+impl ToSql for Id {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(self.0.to_string().into())
+    }
+}
+
+impl FromSql for Seq {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        value.as_i64().map(Self)
+    }
+}
+
+impl ToSql for Seq {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(self.0.into())
+    }
+}
+
+impl FromSql for State {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        match value.as_i64()? {
+            0 => Ok(Self::Waiting),
+            1 => Ok(Self::Delivered),
+            2 => Ok(Self::Dead),
+            other => Err(FromSqlError::OutOfRange(other)),
+        }
+    }
+}
+
+impl ToSql for State {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        let number: i64 = match self {
+            Self::Waiting => 0,
+            Self::Delivered => 1,
+            Self::Dead => 2,
+        };
+        Ok(number.into())
+    }
+}

@@ -1,0 +1,729 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+use std::collections::BTreeSet;
+
+use futures_util::future::join_all;
+use proptest::prelude::*;
+use tokio::io::AsyncReadExt as _;
+
+use super::*;
+use crate::inbox::spool::MAX_INLINE;
+
+const NOW: i64 = 1_800_000_000_000;
+const SECOND: i64 = 1000;
+const HOUR: i64 = 60 * 60 * SECOND;
+const DAY: i64 = 24 * HOUR;
+const ALICE: TokenId = TokenId(1);
+const BOB: TokenId = TokenId(2);
+const NO_LIMIT: Quota = Quota { count: 1_000_000, bytes: 1 << 40 };
+
+async fn records() -> Records {
+    let records = Records::in_memory().unwrap();
+    records.open_inbox("hooks", ALICE, "{}".to_owned(), NOW).await.unwrap();
+    records
+}
+
+fn new(body: &'static str) -> New {
+    New {
+        id: Ulid::generate(),
+        inbox: "hooks".to_owned(),
+        token: ALICE,
+        received_at: NOW,
+        lease: Lease::No,
+        head: Bytes::from_static(b"head"),
+        trailers: Bytes::new(),
+        body: Body::inline(Bytes::from_static(body.as_bytes())),
+        provider: None,
+        event_id: None,
+        event_type: None,
+        verdict: None,
+        dedupe_since: None,
+        quota: NO_LIMIT,
+    }
+}
+
+/// A webhook of an event, looked at for copies of the last day.
+fn event(id: &str, body: &'static str, head: &'static str, at: i64) -> New {
+    New {
+        received_at: at,
+        head: Bytes::from_static(head.as_bytes()),
+        provider: Some("stripe".to_owned()),
+        event_id: Some(id.to_owned()),
+        verdict: Some(Verdict::Valid),
+        dedupe_since: Some(at - DAY),
+        ..new(body)
+    }
+}
+
+async fn store(records: &Records, new: New) -> Seq {
+    match records.accept(new).await.unwrap() {
+        Accepted::Fresh { seq, .. } | Accepted::Differs { seq, .. } => seq,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn attempt(at: i64, status: Option<u16>) -> Attempt {
+    let error = status.is_none().then(|| "refused".to_owned());
+    Attempt { at, duration_ms: 12, status, error }
+}
+
+async fn deliver(records: &Records, seq: Seq, status: u16) {
+    assert!(records.attempted(seq, attempt(NOW, Some(status)), Outcome::Delivered).await.unwrap());
+}
+
+async fn due(records: &Records, now: i64) -> Vec<Seq> {
+    let due = records.due("hooks", now, now + 30 * SECOND, false, 10).await.unwrap();
+    due.into_iter().map(|due| due.seq).collect()
+}
+
+async fn inbox(records: &Records) -> Inbox {
+    records.inbox("hooks").await.unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn what_was_accepted_comes_out_as_it_came() {
+    let directory = tempfile::tempdir().unwrap();
+    let records = Records::open(directory.path()).unwrap();
+    records.open_inbox("hooks", ALICE, r#"{"ordered":true}"#.to_owned(), NOW).await.unwrap();
+    let sent = New {
+        trailers: Bytes::from_static(b"trailers"),
+        event_type: Some("invoice.paid".to_owned()),
+        ..event("evt_1", "a body", "a head", NOW)
+    };
+    let id = sent.id;
+    let seq = store(&records, sent).await;
+    records.close().await;
+    assert_eq!(records.load(seq).await.unwrap_err(), StoreError::Closed);
+
+    let records = Records::open(directory.path()).unwrap();
+    let Inbox { settings, waiting, bytes, oldest_at, .. } = inbox(&records).await;
+    assert_eq!((settings.as_str(), waiting, bytes, oldest_at), (r#"{"ordered":true}"#, 1, 20, Some(NOW)));
+    let stored = records.load(seq).await.unwrap().unwrap();
+    assert_eq!((stored.inbox.as_str(), stored.token), ("hooks", ALICE));
+    assert_eq!((&*stored.row.head, &*stored.trailers), (&b"a head"[..], &b"trailers"[..]));
+    assert_eq!(stored.body, StoredBody::Inline(Bytes::from_static(b"a body")));
+    assert_eq!((stored.row.id, stored.row.received_at, stored.row.body_size), (id, NOW, 6));
+    assert_eq!(stored.row.event_type.as_deref(), Some("invoice.paid"));
+    assert_eq!(stored.row.verdict.as_deref(), Some("valid"));
+    assert_eq!(due(&records, NOW).await, [seq]);
+}
+
+#[tokio::test]
+async fn webhooks_go_out_in_the_order_in_which_they_came() {
+    let records = records().await;
+    let mut seqs = Vec::new();
+    for at in [NOW, NOW - HOUR, NOW + HOUR] {
+        // The order is that of arrival, whatever the clock said.
+        seqs.push(store(&records, New { received_at: at, ..new("x") }).await);
+    }
+    assert_eq!(records.next_due("hooks", false).await.unwrap(), Some(0));
+    assert_eq!(due(&records, NOW).await, seqs);
+    assert_eq!(records.next_due("hooks", false).await.unwrap(), Some(NOW + 30 * SECOND));
+
+    // The second one is to be tried again before the third came back.
+    let again = Outcome::Again { at: NOW + 5 * SECOND };
+    assert!(records.attempted(seqs[1], attempt(NOW, Some(500)), again).await.unwrap());
+    assert!(records.unsent(seqs[2], None).await.unwrap());
+    deliver(&records, seqs[0], 200).await;
+    assert_eq!(due(&records, NOW + 4 * SECOND).await, [seqs[2]]);
+    assert_eq!(due(&records, NOW + 5 * SECOND).await, [seqs[1]]);
+}
+
+#[tokio::test]
+async fn in_order_nothing_overtakes_the_first() {
+    let records = records().await;
+    let first = store(&records, new("1")).await;
+    let second = store(&records, New { lease: Lease::IfFirst(NOW + 1), ..new("2") }).await;
+    let take = async |now| {
+        let due = records.due("hooks", now, now + 30 * SECOND, true, 10).await.unwrap();
+        due.into_iter().map(|due| due.seq).collect::<Vec<_>>()
+    };
+    assert_eq!(take(NOW).await, [first]);
+    assert_eq!(take(NOW).await, [], "the first is under way");
+    let again = Outcome::Again { at: NOW + HOUR };
+    records.attempted(first, attempt(NOW, None), again).await.unwrap();
+    assert_eq!(take(NOW + HOUR - 1).await, [], "the first is not due");
+    assert_eq!(records.next_due("hooks", true).await.unwrap(), Some(NOW + HOUR));
+    assert_eq!(records.next_due("hooks", false).await.unwrap(), Some(0));
+    assert_eq!(take(NOW + HOUR).await, [first]);
+    deliver(&records, first, 204).await;
+    assert_eq!(take(NOW + HOUR).await, [second]);
+    deliver(&records, second, 204).await;
+    let third = records.accept(New { lease: Lease::IfFirst(NOW + 1), ..new("3") }).await.unwrap();
+    assert!(matches!(third, Accepted::Fresh { leased: true, ahead: false, .. }), "{third:?}");
+}
+
+#[tokio::test]
+async fn two_never_deliver_the_same_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let records = Records::open(directory.path()).unwrap();
+    records.open_inbox("hooks", ALICE, "{}".to_owned(), NOW).await.unwrap();
+    let live = New { lease: Lease::Until(NOW + 30 * SECOND), ..new("x") };
+    let accepted = records.accept(live).await.unwrap();
+    let Accepted::Fresh { seq, leased: true, ahead: false } = accepted else { panic!("{accepted:?}") };
+    assert_eq!(due(&records, NOW + 29 * SECOND).await, [], "the one who stored it is delivering it");
+    // Two askers at a time: one of them gets it.
+    let (one, other) = tokio::join!(due(&records, NOW + 30 * SECOND), due(&records, NOW + 30 * SECOND));
+    assert_eq!((one.len(), other.len()), (1, 0));
+
+    drop(records);
+    let records = Records::open(directory.path()).unwrap();
+    assert_eq!(due(&records, NOW).await, [seq], "a lease ends with the relay");
+}
+
+#[tokio::test]
+async fn a_paused_inbox_takes_in_and_gives_nothing_out() {
+    let records = records().await;
+    assert!(records.pause("hooks", true).await.unwrap());
+    assert!(!records.pause("other", true).await.unwrap());
+    let accepted = records.accept(New { lease: Lease::Until(NOW + 1), ..new("x") }).await.unwrap();
+    assert!(matches!(accepted, Accepted::Fresh { leased: false, .. }), "{accepted:?}");
+    assert_eq!(due(&records, NOW).await, []);
+    assert_eq!(records.next_due("hooks", false).await.unwrap(), None);
+    // What its owner sets anew does not let it go on.
+    records.open_inbox("hooks", ALICE, "{}".to_owned(), NOW).await.unwrap();
+    assert!(inbox(&records).await.paused);
+    records.pause("hooks", false).await.unwrap();
+    assert_eq!(due(&records, NOW).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_copy_of_what_was_delivered_is_not_stored() {
+    let records = records().await;
+    let first = event("evt_1", "body", "head", NOW);
+    let of = first.id;
+    let seq = store(&records, first).await;
+    deliver(&records, seq, 204).await;
+    let copy = || event("evt_1", "body", "later head", NOW + HOUR);
+    assert_eq!(records.accept(copy()).await.unwrap(), Accepted::Delivered { of });
+    assert_eq!((inbox(&records).await.waiting, inbox(&records).await.delivered), (0, 1));
+
+    // Whatever is not surely the same event, well signed, and delivered, is stored.
+    let others = [
+        New { dedupe_since: Some(NOW + 1), ..copy() },
+        New { event_id: Some("evt_2".to_owned()), ..copy() },
+        New { provider: Some("github".to_owned()), ..copy() },
+        New { verdict: Some(Verdict::BadSignature), ..copy() },
+        New { verdict: Some(Verdict::Stale), ..copy() },
+        New { verdict: None, ..copy() },
+        New { dedupe_since: None, ..copy() },
+    ];
+    for other in others {
+        let told = format!("{other:?}");
+        assert!(matches!(records.accept(other).await.unwrap(), Accepted::Fresh { .. }), "{told}");
+    }
+}
+
+#[tokio::test]
+async fn a_forged_copy_stands_for_nothing() {
+    let records = records().await;
+    let forged = || New { verdict: Some(Verdict::BadSignature), ..event("evt_1", "body", "forged", NOW) };
+    let first = store(&records, forged()).await;
+    deliver(&records, first, 200).await;
+    store(&records, forged()).await;
+    let real = records.accept(event("evt_1", "body", "real", NOW)).await.unwrap();
+    assert!(matches!(real, Accepted::Fresh { .. }), "{real:?}");
+}
+
+#[tokio::test]
+async fn a_copy_of_what_was_refused_or_given_up_is_a_new_chance() {
+    let records = records().await;
+    let refused = store(&records, event("evt_1", "body", "head", NOW)).await;
+    deliver(&records, refused, 404).await;
+    let dead = store(&records, event("evt_1", "body", "head", NOW)).await;
+    let reason = "10 attempts".to_owned();
+    records.attempted(dead, attempt(NOW, Some(500)), Outcome::Dead { reason }).await.unwrap();
+    let third = records.accept(event("evt_1", "body", "head", NOW)).await.unwrap();
+    assert!(matches!(third, Accepted::Fresh { .. }), "{third:?}");
+}
+
+#[tokio::test]
+async fn the_newest_copy_of_what_waits_is_sent_and_the_first_head_is_kept() {
+    let records = records().await;
+    let first = event("evt_1", "body", "first", NOW);
+    let of = first.id;
+    let seq = store(&records, first).await;
+    for (at, head) in [(NOW + HOUR, "the second"), (NOW + 2 * HOUR, "the third")] {
+        let copy = New { lease: Lease::Until(at), ..event("evt_1", "body", head, at) };
+        assert_eq!(records.accept(copy).await.unwrap(), Accepted::Newer { seq, leased: true, of });
+    }
+    assert_eq!((inbox(&records).await.waiting, inbox(&records).await.bytes), (1, 4 + 5 + 9));
+    let Stored { row, head_first, body, .. } = records.load(seq).await.unwrap().unwrap();
+    assert_eq!((&*row.head, head_first.as_deref()), (&b"the third"[..], Some(&b"first"[..])));
+    assert_eq!((row.first_at, row.received_at, row.copies), (NOW, NOW + 2 * HOUR, 2));
+    assert_eq!(body, StoredBody::Inline(Bytes::from_static(b"body")));
+
+    // While somebody delivers it, nobody else does.
+    let until = Lease::Until(NOW + 3 * HOUR);
+    let copy = New { lease: until, ..event("evt_1", "body", "4", NOW + 2 * HOUR) };
+    assert!(matches!(records.accept(copy).await.unwrap(), Accepted::Newer { leased: true, .. }));
+    let copy = New { lease: until, ..event("evt_1", "body", "5", NOW + 2 * HOUR) };
+    assert!(matches!(records.accept(copy).await.unwrap(), Accepted::Newer { leased: false, .. }));
+}
+
+#[tokio::test]
+async fn another_body_under_the_same_event_is_kept_and_flagged() {
+    let records = records().await;
+    let first = event("evt_1", "body", "head", NOW);
+    let of = first.id;
+    let one = store(&records, first).await;
+    let accepted = records.accept(event("evt_1", "altered", "head", NOW)).await.unwrap();
+    let Accepted::Differs { seq, leased: false, ahead: true, of: found } = accepted else { panic!("{accepted:?}") };
+    assert_eq!(found, of);
+    assert_eq!(records.load(seq).await.unwrap().unwrap().row.differs_from, Some(of));
+    assert_eq!(due(&records, NOW).await, [one, seq]);
+    // Each of the two is recognised again.
+    deliver(&records, seq, 200).await;
+    assert!(matches!(records.accept(event("evt_1", "altered", "", NOW)).await.unwrap(), Accepted::Delivered { .. }));
+    assert!(matches!(records.accept(event("evt_1", "body", "", NOW)).await.unwrap(), Accepted::Newer { .. }));
+}
+
+#[tokio::test]
+async fn a_full_inbox_takes_no_more_and_says_how_much_it_may() {
+    let records = records().await;
+    let two = Quota { count: 2, ..NO_LIMIT };
+    let first = store(&records, New { quota: two, ..new("x") }).await;
+    let second = store(&records, New { quota: two, ..new("x") }).await;
+    let full = records.accept(New { quota: two, ..new("x") }).await.unwrap_err();
+    assert_eq!(full, AcceptError::Full { what: Measure::Webhooks, limit: 2 });
+    assert!(full.to_string().contains("holds 2 webhooks that are not delivered"), "{full}");
+    // What was given up still takes its place, what was delivered does not.
+    let dead = Outcome::Dead { reason: "410".to_owned() };
+    records.attempted(first, attempt(NOW, Some(410)), dead).await.unwrap();
+    assert!(records.accept(New { quota: two, ..new("x") }).await.is_err());
+    deliver(&records, second, 200).await;
+    store(&records, New { quota: two, ..new("x") }).await;
+
+    let bytes = Quota { bytes: 2 * 5 + 100, ..NO_LIMIT };
+    let body = Body::inline(Bytes::from(vec![0; 97]));
+    let full = records.accept(New { quota: bytes, body, ..new("") }).await.unwrap_err();
+    assert_eq!(full, AcceptError::Full { what: Measure::Bytes, limit: 110 });
+    let body = Body::inline(Bytes::from(vec![0; 96]));
+    store(&records, New { quota: bytes, body, ..new("") }).await;
+}
+
+#[tokio::test]
+async fn a_name_that_changes_hands_shows_nothing_of_its_past() {
+    let records = records().await;
+    let sent = new("secret");
+    let id = sent.id;
+    let seq = store(&records, sent).await;
+    records.open_inbox("hooks", BOB, "{}".to_owned(), NOW).await.unwrap();
+    assert_eq!((inbox(&records).await.token, inbox(&records).await.waiting), (BOB, 0));
+    assert_eq!(records.list("hooks", None, None, 10).await.unwrap(), []);
+    assert!(records.show("hooks", id).await.unwrap().is_none());
+    assert!(records.load(seq).await.unwrap().is_none());
+    assert_eq!(due(&records, NOW).await, []);
+    let closed = records.accept(new("x")).await.unwrap_err();
+    assert_eq!(closed, AcceptError::Closed { name: "hooks".to_owned() });
+
+    // It is removed bit by bit, and others are left alone.
+    store(&records, New { token: BOB, ..new("his") }).await;
+    assert_eq!(records.sweep_closed().await.unwrap(), 1);
+    assert_eq!(records.sweep_closed().await.unwrap(), 0);
+    assert_eq!(inbox(&records).await.waiting, 1);
+    assert!(records.close_inbox("hooks").await.unwrap());
+    assert!(!records.close_inbox("hooks").await.unwrap());
+    assert_eq!(records.inboxes().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn attempts_are_noted_and_the_newest_twenty_kept() {
+    let records = records().await;
+    let sent = new("x");
+    let id = sent.id;
+    let seq = store(&records, sent).await;
+    for n in 0..25 {
+        let again = Outcome::Again { at: NOW + n };
+        assert!(records.attempted(seq, attempt(NOW + n, Some(503)), again).await.unwrap());
+    }
+    let found = records.due("hooks", NOW + HOUR, NOW + 2 * HOUR, false, 1).await.unwrap();
+    assert_eq!((found[0].attempts, found[0].tries), (25, 25));
+    // Nobody was there: no attempt.
+    records.unsent(seq, Some(NOW + HOUR)).await.unwrap();
+    records.attempted(seq, attempt(NOW + 99, None), Outcome::Delivered).await.unwrap();
+    let (stored, attempts) = records.show("hooks", id).await.unwrap().unwrap();
+    assert_eq!((stored.row.attempts, stored.row.state, stored.body), (26, State::Delivered, StoredBody::Gone));
+    assert_eq!(stored.row.ended_at, Some(NOW + 99 + 12));
+    let numbers: Vec<_> = attempts.iter().map(|(number, _)| *number).collect();
+    assert_eq!(numbers, (7..=26).collect::<Vec<_>>());
+    assert_eq!(attempts[19].1, attempt(NOW + 99, None));
+    assert!(!records.attempted(Seq(99), attempt(NOW, None), Outcome::Delivered).await.unwrap(), "never was there");
+}
+
+#[tokio::test]
+async fn dead_letters_keep_their_reason_until_they_are_retried() {
+    let records = records().await;
+    let sent = new("x");
+    let id = sent.id;
+    let seq = store(&records, sent).await;
+    let reason = "answered 410 Gone".to_owned();
+    records.attempted(seq, attempt(NOW, Some(410)), Outcome::Dead { reason }).await.unwrap();
+    assert_eq!(due(&records, NOW + DAY).await, []);
+    let dead = records.list("hooks", Some(State::Dead), None, 10).await.unwrap();
+    assert_eq!((dead[0].reason.as_deref(), dead[0].status), (Some("answered 410 Gone"), Some(410)));
+
+    let ids = Which::Ids(vec![Ulid::generate(), id]);
+    assert_eq!(records.retry("hooks", ids, NOW + 30 * DAY).await.unwrap(), 1);
+    let found = records.due("hooks", NOW + 30 * DAY, NOW + 31 * DAY, false, 1).await.unwrap();
+    assert_eq!((found[0].attempts, found[0].tries), (1, 0), "it may be tried as often as a new one");
+    assert_eq!(records.retry("hooks", Which::Ids(vec![id]), NOW).await.unwrap(), 0, "it is being tried");
+    records.unsent(seq, None).await.unwrap();
+    let retention = Retention { max_age_ms: DAY, ..KEEP };
+    assert_eq!(records.sweep("hooks", NOW + 30 * DAY, retention).await.unwrap(), 0, "its age began anew");
+}
+
+const KEEP: Retention =
+    Retention { delivered_ms: 999 * DAY, delivered_count: 1000, dead_ms: 999 * DAY, max_age_ms: 999 * DAY };
+
+#[tokio::test]
+async fn what_ended_late_counts_and_what_is_too_old_goes() {
+    let records = records().await;
+    let old = store(&records, new("old")).await;
+    let tried = store(&records, New { lease: Lease::Until(NOW + 2 * DAY), ..new("being tried") }).await;
+    let young = store(&records, New { received_at: NOW + DAY, ..new("young") }).await;
+    let retention = Retention { max_age_ms: DAY, ..KEEP };
+    assert_eq!(records.sweep("hooks", NOW + DAY + 1, retention).await.unwrap(), 1);
+    let dead = records.list("hooks", Some(State::Dead), None, 10).await.unwrap();
+    assert_eq!((dead[0].seq, dead[0].reason.as_deref()), (old, Some("expired")));
+    // It was under way all the same, and came through.
+    deliver(&records, old, 200).await;
+    assert_eq!((inbox(&records).await.dead, inbox(&records).await.delivered), (0, 1));
+    assert_eq!(due(&records, NOW + DAY).await, [young]);
+    deliver(&records, young, 200).await;
+    deliver(&records, tried, 200).await;
+
+    assert_eq!(records.sweep("hooks", NOW, Retention { delivered_count: 2, ..KEEP }).await.unwrap(), 1);
+    let left = records.list("hooks", None, None, 10).await.unwrap();
+    assert_eq!(left.iter().map(|row| row.seq).collect::<Vec<_>>(), [young, tried]);
+    assert_eq!(records.sweep("hooks", NOW + 13, Retention { delivered_ms: 0, ..KEEP }).await.unwrap(), 2);
+    assert_eq!(records.sweep("gone", NOW, KEEP).await.unwrap(), 0);
+    let dead = store(&records, new("x")).await;
+    let reason = String::new();
+    records.attempted(dead, attempt(NOW, None), Outcome::Dead { reason }).await.unwrap();
+    assert_eq!(records.sweep("hooks", NOW + 13, Retention { dead_ms: 0, ..KEEP }).await.unwrap(), 1);
+    assert_eq!((inbox(&records).await.bytes, inbox(&records).await.oldest_at), (0, None));
+}
+
+#[tokio::test]
+async fn lists_are_paged_and_thousands_are_dealt_with_in_steps() {
+    let records = records().await;
+    let accepted = join_all((0..2500).map(|_| store(&records, new("x")))).await;
+    let mut seen = BTreeSet::new();
+    let mut before = None;
+    loop {
+        let page = records.list("hooks", None, before, 9999).await.unwrap();
+        let Some(last) = page.last() else { break };
+        assert!(page.len() <= STEP && page.is_sorted_by(|one, other| one.seq > other.seq));
+        before = Some(last.seq);
+        seen.extend(page.iter().map(|row| row.seq));
+    }
+    assert_eq!(seen, accepted.into_iter().collect());
+    assert_eq!(records.sweep("hooks", NOW + 1, Retention { max_age_ms: 0, ..KEEP }).await.unwrap(), STEP as u64);
+    assert_eq!((inbox(&records).await.waiting, inbox(&records).await.dead), (1500, 1000));
+    assert_eq!(records.retry("hooks", Which::All(State::Dead), NOW).await.unwrap(), 1000);
+    assert_eq!(records.retry("hooks", Which::All(State::Waiting), NOW).await.unwrap(), 2500);
+    assert_eq!(records.drop("hooks", Which::All(State::Dead)).await.unwrap(), 0);
+    assert_eq!(records.drop("hooks", Which::All(State::Waiting)).await.unwrap(), 2500);
+    let Inbox { waiting, delivered, dead, bytes, .. } = inbox(&records).await;
+    assert_eq!((waiting, delivered, dead, bytes), (0, 0, 0, 0));
+    assert_eq!(records.drop("nobody's", Which::All(State::Waiting)).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_page_of_long_heads_is_short() {
+    let records = records().await;
+    let head = Bytes::from(vec![b'h'; 1024 * 1024]);
+    for _ in 0..8 {
+        store(&records, New { head: head.clone(), ..new("x") }).await;
+    }
+    assert_eq!(records.list("hooks", None, None, 100).await.unwrap().len(), 5);
+}
+
+// ---- long bodies ------------------------------------------------------------------------------------
+
+async fn spooled(records: &Records, new: New, pieces: usize) -> New {
+    let mut incoming = records.spool().receive(new.id);
+    for piece in 0..pieces {
+        incoming.push(&vec![piece as u8; 100 * 1024]).await.unwrap();
+    }
+    let size = incoming.size();
+    let body = incoming.finish().await.unwrap();
+    assert_eq!(body.size(), size);
+    New { body, ..new }
+}
+
+fn files(directory: &Path) -> usize {
+    std::fs::read_dir(directory.join("inbox")).unwrap().count()
+}
+
+#[tokio::test]
+async fn a_long_body_is_a_file_that_goes_with_its_delivery() {
+    let directory = tempfile::tempdir().unwrap();
+    let records = Records::open(directory.path()).unwrap();
+    records.open_inbox("hooks", ALICE, "{}".to_owned(), NOW).await.unwrap();
+    let short = spooled(&records, new(""), 2).await;
+    assert!(matches!(&short.body, Body::Inline { bytes, .. } if bytes.len() <= MAX_INLINE));
+    let long = spooled(&records, new(""), 3).await;
+    let id = long.id;
+    let whole: Vec<u8> = (0..3).flat_map(|piece| vec![piece; 100 * 1024]).collect();
+    assert_eq!(long.body.sha256(), Body::inline(whole.clone().into()).sha256());
+    let seq = store(&records, long).await;
+    drop(records);
+
+    let records = Records::open(directory.path()).unwrap();
+    assert_eq!(records.load(seq).await.unwrap().unwrap().body, StoredBody::Spooled);
+    let mut read = Vec::new();
+    records.spool().open(id).await.unwrap().read_to_end(&mut read).await.unwrap();
+    assert!(read == whole);
+    deliver(&records, seq, 200).await;
+    assert_eq!(files(directory.path()), 0);
+    assert_eq!(records.load(seq).await.unwrap().unwrap().body, StoredBody::Gone);
+}
+
+#[tokio::test]
+async fn a_long_body_of_no_use_leaves_no_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let records = Records::open(directory.path()).unwrap();
+    records.open_inbox("hooks", ALICE, "{}".to_owned(), NOW).await.unwrap();
+    // The sender hung up, before the end and after it.
+    let mut incoming = records.spool().receive(Ulid::generate());
+    incoming.push(&vec![0; 300 * 1024]).await.unwrap();
+    assert_eq!(files(directory.path()), 1);
+    drop(incoming);
+    drop(spooled(&records, new(""), 3).await);
+    assert_eq!(files(directory.path()), 0);
+    // The inbox is full, or somebody else's.
+    let full = Quota { count: 0, ..NO_LIMIT };
+    records.accept(spooled(&records, New { quota: full, ..new("") }, 3).await).await.unwrap_err();
+    records.accept(spooled(&records, New { token: BOB, ..new("") }, 3).await).await.unwrap_err();
+    assert_eq!(files(directory.path()), 0);
+    // It is a copy: of one that waits, of one that was delivered.
+    let seq = store(&records, spooled(&records, event("evt_1", "", "", NOW), 3).await).await;
+    let copy = records.accept(spooled(&records, event("evt_1", "", "", NOW), 3).await).await.unwrap();
+    assert!(matches!(copy, Accepted::Newer { .. }), "{copy:?}");
+    assert_eq!(files(directory.path()), 1);
+    deliver(&records, seq, 200).await;
+    let copy = records.accept(spooled(&records, event("evt_1", "", "", NOW), 3).await).await.unwrap();
+    assert!(matches!(copy, Accepted::Delivered { .. }), "{copy:?}");
+    assert_eq!(files(directory.path()), 0);
+    // It is dropped, by hand or with its inbox.
+    let long = spooled(&records, new(""), 3).await;
+    let id = long.id;
+    store(&records, long).await;
+    assert_eq!(records.drop("hooks", Which::Ids(vec![id])).await.unwrap(), 1);
+    assert_eq!(files(directory.path()), 0);
+    store(&records, spooled(&records, new(""), 3).await).await;
+    records.close_inbox("hooks").await.unwrap();
+    records.sweep_closed().await.unwrap();
+    assert_eq!(files(directory.path()), 0);
+}
+
+/// The relay is killed between the file and the row: the file goes at the next start. It never is the other way round.
+#[tokio::test]
+async fn what_a_crash_leaves_of_a_long_body_goes_at_the_next_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let records = Records::open(directory.path()).unwrap();
+    records.open_inbox("hooks", ALICE, "{}".to_owned(), NOW).await.unwrap();
+    let kept = store(&records, spooled(&records, new(""), 3).await).await;
+    // What a killed process does not do is run destructors.
+    std::mem::forget(spooled(&records, new(""), 3).await);
+    let mut half = records.spool().receive(Ulid::generate());
+    half.push(&vec![0; 300 * 1024]).await.unwrap();
+    std::mem::forget(half);
+    std::fs::write(directory.path().join("inbox/README"), "not ours").unwrap();
+    assert_eq!(files(directory.path()), 4);
+    records.close().await;
+    let records = Records::open(directory.path()).unwrap();
+    assert_eq!(files(directory.path()), 2);
+    assert_eq!(records.load(kept).await.unwrap().unwrap().body, StoredBody::Spooled);
+}
+
+// ---- trouble ----------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn a_full_disk_refuses_and_passes() {
+    let records = records().await;
+    let pages = |sql: &'static str| records.read(move |db| db.query_row(sql, [], |row| row.get::<_, i64>(0)));
+    let used = pages("PRAGMA page_count").await.unwrap();
+    pages(Box::leak(format!("PRAGMA max_page_count = {}", used + 8).into_boxed_str())).await.unwrap();
+    let long = || New { body: Body::inline(Bytes::from(vec![0; 100_000])), ..new("") };
+    assert_eq!(records.accept(long()).await.unwrap_err(), AcceptError::Store(StoreError::Full));
+    assert_eq!((inbox(&records).await.waiting, records.health()), (0, Ok(())));
+    let spooled = spooled(&records, new(""), 3).await;
+    pages("PRAGMA max_page_count = 100000").await.unwrap();
+    store(&records, long()).await;
+    store(&records, spooled).await;
+}
+
+#[test]
+fn a_newer_or_broken_database_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    drop(Records::open(directory.path()).unwrap());
+    let raw = Connection::open(directory.path().join(DATABASE_FILE)).unwrap();
+    raw.execute_batch("PRAGMA user_version = 77").unwrap();
+    let error = Records::open(directory.path()).unwrap_err();
+    assert!(matches!(error, OpenError::Newer { found: 77, .. }), "{error}");
+}
+
+/// However many webhooks wait, what is asked all the time goes by an index, to rows that it needs, in their order.
+#[tokio::test]
+async fn no_statement_walks_over_all_that_waits() {
+    let plan = |sql: &str| {
+        let sql = format!("EXPLAIN QUERY PLAN {sql}");
+        let records = Records::in_memory().unwrap();
+        async move {
+            let steps = records.read(move |db| {
+                let mut statement = db.prepare(&sql)?;
+                let steps: Vec<String> =
+                    statement.raw_query().mapped(|row| row.get("detail")).collect::<Result<_, _>>()?;
+                Ok(steps)
+            });
+            steps.await.unwrap().join("; ")
+        }
+    };
+    for (sql, index) in [
+        (deliver::FIRST_WAITING, "webhooks_state (inbox=? AND state=?)"),
+        (deliver::NEXT_DUE, "webhooks_due (inbox=?)"),
+        (deliver::DUE_AGAIN, "webhooks_due (inbox=? AND due_at>? AND due_at<?)"),
+        (deliver::DUE_AT_ONCE, "webhooks_due (inbox=? AND due_at=?)"),
+        (accept::COPIES_OF, "webhooks_event (inbox=? AND event_id=?)"),
+        (handle::PAGE, "webhooks_state (inbox=? AND state=? AND rowid<?)"),
+        (handle::NEXT, "webhooks_state (inbox=? AND state=? AND rowid>? AND rowid<?)"),
+        (handle::LAST, "webhooks_state (inbox=? AND state=?)"),
+        (handle::ENDED, "webhooks_ended (inbox=? AND state=? AND ended_at<?)"),
+        (handle::EXPIRE, "webhooks_age (inbox=? AND since<?)"),
+        (FORGET_LEASES, "webhooks_leased (leased=?)"),
+        (INBOX, "webhooks_state (inbox=? AND state=?)"),
+    ] {
+        let plan = plan(sql).await;
+        assert!(plan.contains(index), "{sql}\n{plan}");
+        assert!(!plan.contains("SCAN webhooks") && !plan.contains("TEMP B-TREE"), "{sql}\n{plan}");
+    }
+}
+
+// ---- counters ---------------------------------------------------------------------------------------
+
+#[derive(Clone, Debug)]
+enum Step {
+    Accept { event: u8, body: u8, lease: bool },
+    Due { ordered: bool },
+    Attempt { webhook: usize, status: u16 },
+    Unsent { webhook: usize },
+    Retry { webhook: usize },
+    RetryAll,
+    Drop { webhook: usize },
+    DropAll { state: usize },
+    Sweep,
+    Reopen { token: i64 },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => (0..4u8, 0..3u8, any::<bool>()).prop_map(|(event, body, lease)| Step::Accept { event, body, lease }),
+        2 => any::<bool>().prop_map(|ordered| Step::Due { ordered }),
+        6 => (0..30usize, prop::sample::select(vec![200, 404, 410, 500])).prop_map(|(webhook, status)| Step::Attempt { webhook, status }),
+        1 => (0..30usize).prop_map(|webhook| Step::Unsent { webhook }),
+        1 => (0..30usize).prop_map(|webhook| Step::Retry { webhook }),
+        1 => Just(Step::RetryAll),
+        1 => (0..30usize).prop_map(|webhook| Step::Drop { webhook }),
+        1 => (0..3usize).prop_map(|state| Step::DropAll { state }),
+        1 => Just(Step::Sweep),
+        1 => (1..3i64).prop_map(|token| Step::Reopen { token }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever happens in whatever order: the counters are what a count would give, each webhook that is not delivered
+    /// has its body and no other has, and none is in two states.
+    #[test]
+    fn the_counters_are_what_a_count_would_give(steps in prop::collection::vec(step(), 1..60)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let records = records().await;
+            let mut owner = ALICE;
+            let mut now = NOW;
+            let mut known: Vec<(Seq, Ulid)> = Vec::new();
+            for step in steps {
+                now += SECOND;
+                let pick = |webhook: usize| known.get(webhook % known.len().max(1)).copied();
+                match step {
+                    Step::Accept { event: id, body, lease } => {
+                        let body = ["", "one", "another"][usize::from(body)];
+                        let lease = if lease { Lease::Until(now + 5 * SECOND) } else { Lease::No };
+                        let sent = New { token: owner, lease, ..event(&format!("evt_{id}"), body, "head", now) };
+                        let id = sent.id;
+                        if let Accepted::Fresh { seq, .. } | Accepted::Differs { seq, .. } = records.accept(sent).await.unwrap() {
+                            known.push((seq, id));
+                        }
+                    }
+                    Step::Due { ordered } => {
+                        records.due("hooks", now, now + 5 * SECOND, ordered, 3).await.unwrap();
+                    }
+                    Step::Attempt { webhook, status } => {
+                        let Some((seq, _)) = pick(webhook) else { continue };
+                        let outcome = match status {
+                            200 | 404 => Outcome::Delivered,
+                            410 => Outcome::Dead { reason: "gone".to_owned() },
+                            _ => Outcome::Again { at: now + 3 * SECOND },
+                        };
+                        records.attempted(seq, attempt(now, Some(status)), outcome).await.unwrap();
+                    }
+                    Step::Unsent { webhook } => {
+                        let Some((seq, _)) = pick(webhook) else { continue };
+                        records.unsent(seq, None).await.unwrap();
+                    }
+                    Step::Retry { webhook } => {
+                        let Some((_, id)) = pick(webhook) else { continue };
+                        records.retry("hooks", Which::Ids(vec![id]), now).await.unwrap();
+                    }
+                    Step::RetryAll => {
+                        records.retry("hooks", Which::All(State::Dead), now).await.unwrap();
+                    }
+                    Step::Drop { webhook } => {
+                        let Some((_, id)) = pick(webhook) else { continue };
+                        records.drop("hooks", Which::Ids(vec![id])).await.unwrap();
+                    }
+                    Step::DropAll { state } => {
+                        records.drop("hooks", Which::All(State::ALL[state])).await.unwrap();
+                    }
+                    Step::Sweep => {
+                        let age = 20 * SECOND;
+                        let retention = Retention { delivered_ms: age, delivered_count: 2, dead_ms: age, max_age_ms: age };
+                        records.sweep("hooks", now, retention).await.unwrap();
+                        records.sweep_closed().await.unwrap();
+                    }
+                    Step::Reopen { token } => {
+                        owner = TokenId(token);
+                        records.open_inbox("hooks", owner, "{}".to_owned(), now).await.unwrap();
+                    }
+                }
+                check(&records).await;
+            }
+        });
+    }
+}
+
+async fn check(records: &Records) {
+    let wrong = records.read(|db| {
+        let sql = "SELECT count(*) FROM inboxes WHERE
+                       waiting <> (SELECT count(*) FROM webhooks WHERE inbox = inboxes.id AND state = 0)
+                    OR delivered <> (SELECT count(*) FROM webhooks WHERE inbox = inboxes.id AND state = 1)
+                    OR dead <> (SELECT count(*) FROM webhooks WHERE inbox = inboxes.id AND state = 2)
+                    OR bytes <> (SELECT coalesce(sum(body_size + length(head) + length(trailers) + coalesce(length(head_first), 0)), 0)
+                                 FROM webhooks WHERE inbox = inboxes.id AND state <> 1)";
+        let counters: i64 = db.query_row(sql, [], |row| row.get(0))?;
+        let sql = "SELECT count(*) FROM webhooks
+                   WHERE (state <> 1) <> EXISTS (SELECT 1 FROM bodies WHERE bodies.seq = webhooks.seq)";
+        let bodies: i64 = db.query_row(sql, [], |row| row.get(0))?;
+        let sql = "SELECT (SELECT count(*) FROM bodies WHERE seq NOT IN (SELECT seq FROM webhooks))
+                        + (SELECT count(*) FROM attempts WHERE seq NOT IN (SELECT seq FROM webhooks))
+                        + (SELECT count(*) FROM webhooks WHERE leased AND state <> 0)
+                        + (SELECT count(*) FROM webhooks WHERE (ended_at IS NULL) <> (state = 0))";
+        let orphans: i64 = db.query_row(sql, [], |row| row.get(0))?;
+        Ok((counters, bodies, orphans))
+    });
+    assert_eq!(wrong.await.unwrap(), (0, 0, 0));
+}
