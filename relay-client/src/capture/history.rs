@@ -3,6 +3,7 @@
 //! Each call looks at the file, which takes milliseconds or, where the disk is busy, longer: in a task it belongs into
 //! `spawn_blocking`.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -102,9 +103,10 @@ impl History {
         self.read(|connection| {
             let (wanted, mut found) = (Wanted::new(connection, query)?, Vec::new());
             let bounds = (query.after.as_deref(), query.before.as_deref());
-            each(connection, bounds, |id, batch, packed| {
-                found.extend(wanted.take(id, batch, packed).map(|summary| summary.owned()));
-                found.len() < limit && !query.given_up.is_cancelled()
+            let is_wanted = |id: &str, batch, packed: &[u8]| wanted.take(id, batch, packed).is_some();
+            each(connection, bounds, &query.given_up, is_wanted, |id, packed| {
+                found.extend(packed::unpack(id, packed).map(|summary| summary.owned()));
+                found.len() < limit
             })?;
             found.truncate(limit);
             Ok(found)
@@ -122,10 +124,11 @@ impl History {
                 None => store::count(connection),
                 Some(after) => {
                     let mut total = 0;
-                    each(connection, (Some(after), None), |_, _, _| {
+                    let count = |_: &str, _, _: &[u8]| {
                         total += 1;
-                        true
-                    })?;
+                        false
+                    };
+                    each(connection, (Some(after), None), &query.given_up, count, |_, _| true)?;
                     Ok(total)
                 }
             })?;
@@ -133,14 +136,18 @@ impl History {
         }
         self.read(|connection| {
             let (wanted, mut found, mut total) = (Wanted::new(connection, query)?, Vec::new(), 0);
-            each(connection, (query.after.as_deref(), None), |id, batch, packed| {
-                if let Some(summary) = wanted.take(id, batch, packed) {
-                    total += 1;
-                    if found.len() < limit && query.is_on_page(id) {
-                        found.push(summary.owned());
-                    }
+            let left = Cell::new(limit);
+            let is_shown = |id: &str, batch, packed: &[u8]| {
+                let is_wanted = wanted.take(id, batch, packed).is_some();
+                total += u64::from(is_wanted);
+                is_wanted && left.get() > 0 && query.is_on_page(id)
+            };
+            each(connection, (query.after.as_deref(), None), &query.given_up, is_shown, |id, packed| {
+                if left.get() > 0 {
+                    left.set(left.get() - 1);
+                    found.extend(packed::unpack(id, packed).map(|summary| summary.owned()));
                 }
-                !query.given_up.is_cancelled()
+                true
             })?;
             Ok((found, total))
         })
@@ -175,13 +182,20 @@ impl History {
                 if store::find(connection, wanted)?.is_some() {
                     found.push(wanted.to_owned());
                 }
-                each(connection, (None, Some(&end)), |id, _, _| {
-                    let is_meant = id >= upper.as_str() && found.len() < 4;
-                    if is_meant && id != wanted {
-                        found.push(id.to_owned());
-                    }
-                    is_meant
-                })?;
+                let goes_on = CancellationToken::new();
+                each(
+                    connection,
+                    (None, Some(&end)),
+                    &goes_on,
+                    |_, _, _| true,
+                    |id, _| {
+                        let is_meant = id >= upper.as_str() && found.len() < 4;
+                        if is_meant && id != wanted {
+                            found.push(id.to_owned());
+                        }
+                        is_meant
+                    },
+                )?;
                 Ok(found)
             })?
         };
@@ -285,12 +299,14 @@ impl History {
     }
 }
 
-/// Shows each exchange whose id is greater than one and less than another, the newest first, with its batch and its packed
-/// summary, while that asks for more.
+/// Shows each exchange whose id is greater than one and less than another and which is wanted by its id, its batch and its
+/// packed summary, the newest first, while that asks for more and nobody has given up.
 fn each(
     connection: &Connection,
     (after, before): (Option<&str>, Option<&str>),
-    mut show: impl FnMut(&str, i64, &[u8]) -> bool,
+    given_up: &CancellationToken,
+    mut is_wanted: impl FnMut(&str, i64, &[u8]) -> bool,
+    mut show: impl FnMut(&str, &[u8]) -> bool,
 ) -> rusqlite::Result<()> {
     let (after, before) = (after.unwrap_or_default(), before.unwrap_or(BEYOND));
     let sql =
@@ -302,35 +318,27 @@ fn each(
         let row = rows.next()?;
         let newest = row.map(|row| row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)).transpose()?;
         // Whatever is newer than all of the next ones. What took long was stored with others that came later.
-        while let Some(together) = open.iter_mut().max_by(|one, other| one.place().cmp(&other.place()))
-            && let Some((id, summary)) = together.left.pop_if(|(id, _)| newest.is_none_or(|newest| **id > *newest))
+        while let Some(left) = open.iter_mut().max_by(|one, other| one.last().cmp(&other.last()))
+            && let Some((id, summary)) = left.pop_if(|(id, _)| newest.is_none_or(|newest| **id > *newest))
         {
-            if !show(&id, together.number, &summary) {
+            if !show(&id, &summary) {
                 return Ok(());
             }
         }
-        open.retain(|together| !together.left.is_empty());
-        let Some(row) = row else { return Ok(()) };
+        open.retain(|left| !left.is_empty());
+        let Some(row) = row.filter(|_| !given_up.is_cancelled()) else { return Ok(()) };
+        let batch = row.get(1)?;
         let all = packed::ids(row.get_ref(2)?.as_blob()?).zip(packed::summaries(row.get_ref(3)?.as_blob()?));
-        let wanted = all.filter(|(id, _)| *id > after && *id < before);
+        let wanted = all.filter(|(id, summary)| *id > after && *id < before && is_wanted(id, batch, summary));
+        // Only these are copied: where much is looked through, most is not wanted.
         let mut left: Vec<_> = wanted.map(|(id, summary)| (id.to_owned(), summary.to_owned())).collect();
         left.sort_by(|(one, _), (other, _)| one.cmp(other));
-        open.push(Together { number: row.get(1)?, left });
+        open.push(left);
     }
 }
 
 /// Of exchanges that were stored together those that have not been shown, with their packed summaries, the newest last.
-struct Together {
-    number: i64,
-    left: Vec<(String, Vec<u8>)>,
-}
-
-impl Together {
-    /// Whose turn it is: the greatest one's.
-    fn place(&self) -> (Option<&str>, i64) {
-        (self.left.last().map(|(id, _)| id.as_str()), self.number)
-    }
-}
+type Together = Vec<(String, Vec<u8>)>;
 
 /// Greater than every id.
 const BEYOND: &str = "\u{10ffff}";
