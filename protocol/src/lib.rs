@@ -13,11 +13,13 @@
 //! | [`gather`] | fewer and larger reads below TLS |
 //! | [`splice`] | an exchange as a pipe of bytes, after an upgrade |
 //!
-//! Beside the wire stands [`webhook`]: what both ends know of those who send the requests.
+//! Beside the wire stand [`webhook`], what both ends know of those who send the requests, and [`inbox`], what they agree on
+//! about those that wait.
 
 pub mod exchange;
 pub mod frame;
 pub mod gather;
+pub mod inbox;
 pub mod link;
 pub mod message;
 pub mod mux;

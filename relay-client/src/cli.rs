@@ -22,8 +22,8 @@ use crate::session::dial::RelayUrl;
 use crate::upstream::address::{HostPort, UpstreamAddr};
 use crate::upstream::rewrite::HostHeader;
 use crate::value::{
-    Inspect, Output, Secret, UpstreamProtocol, VerifyAt, duration, final_status, header, inspect, listen_address,
-    replaceable, request_path, setting, size, subdomain, unix_time, web_url,
+    InboxChoice, Inspect, Output, Secret, UpstreamProtocol, VerifyAt, duration, final_status, header, inspect,
+    listen_address, replaceable, request_path, setting, size, subdomain, unix_time, web_url,
 };
 
 /// A public HTTPS URL for a service on this machine.
@@ -141,6 +141,16 @@ pub enum Command {
         It watches the clients that run on this machine. Where none does, it opens a tunnel of its own, which \
         answers 200. Exit code 1 says that the time has passed.")]
     Wait(WaitArgs),
+    /// Show and handle the webhooks that the relay keeps for your tunnels
+    #[command(after_help = "Examples:\n  \
+        relay inbox\n  \
+        relay inbox list hooks --state dead\n  \
+        relay inbox show hooks 01M8…\n  \
+        relay inbox retry hooks --all dead\n  \
+        relay inbox drain hooks --within 5m\n  \
+        relay inbox export hooks 01M8… > webhook.http\n\n\
+        A tunnel gets an inbox by `relay http 3000 --subdomain NAME --inbox`, or from the relay's operator.")]
+    Inbox(InboxArgs),
     /// List the requests that clients on this machine have forwarded
     #[command(after_help = "Examples:\n  \
         relay requests\n  \
@@ -401,6 +411,143 @@ pub struct WaitArgs {
     /// The way to the relay.
     #[command(flatten)]
     pub connection: ConnectionArgs,
+}
+
+/// `relay inbox`.
+#[derive(Args, Debug)]
+pub struct InboxArgs {
+    /// What is to be done; without it, your inboxes are listed.
+    #[command(subcommand)]
+    pub command: Option<InboxCommand>,
+
+    /// Lines for people, or one JSON object per line
+    #[arg(long, value_name = "FORM", value_enum, default_value = "text", global = true)]
+    pub output: Output,
+
+    /// The way to the relay.
+    #[command(flatten)]
+    pub way: ConnectionArgs,
+}
+
+/// What is done with inboxes.
+#[derive(Debug, Subcommand)]
+pub enum InboxCommand {
+    /// List inboxes, or the webhooks of one, the newest last
+    List {
+        /// The tunnel's name
+        #[arg(value_name = "NAME", value_parser = subdomain)]
+        name: Option<String>,
+        /// Only those that wait, were delivered, or are dead letters
+        #[arg(long, value_name = "STATE", value_enum, requires = "name")]
+        state: Option<InboxState>,
+        /// So many at most
+        #[arg(long, value_name = "NUMBER", default_value = "50", value_parser = clap::value_parser!(u32).range(1..=1000))]
+        limit: u32,
+    },
+    /// Show one with its attempts, headers and body
+    Show {
+        /// The tunnel's name
+        #[arg(value_name = "NAME", value_parser = subdomain)]
+        name: String,
+        /// The webhook's id
+        #[arg(value_name = "ID", value_parser = webhook_id)]
+        id: String,
+    },
+    /// Try webhooks again at once; dead letters wait again
+    Retry {
+        /// The tunnel's name
+        #[arg(value_name = "NAME", value_parser = subdomain)]
+        name: String,
+        /// Which ones.
+        #[command(flatten)]
+        which: WhichArgs,
+    },
+    /// Forget webhooks
+    Drop {
+        /// The tunnel's name
+        #[arg(value_name = "NAME", value_parser = subdomain)]
+        name: String,
+        /// Which ones.
+        #[command(flatten)]
+        which: WhichArgs,
+    },
+    /// Deliver nothing for now; what comes is kept
+    Pause {
+        /// The tunnel's name
+        #[arg(value_name = "NAME", value_parser = subdomain)]
+        name: String,
+    },
+    /// Deliver again
+    Resume {
+        /// The tunnel's name
+        #[arg(value_name = "NAME", value_parser = subdomain)]
+        name: String,
+    },
+    /// Have all that wait tried at once, and wait until none is left
+    Drain {
+        /// The tunnel's name
+        #[arg(value_name = "NAME", value_parser = subdomain)]
+        name: String,
+        /// For so long at most
+        #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]
+        within: Duration,
+    },
+    /// Write one as a raw HTTP request, which `relay verify` and `relay send` read
+    Export {
+        /// The tunnel's name
+        #[arg(value_name = "NAME", value_parser = subdomain)]
+        name: String,
+        /// The webhook's id
+        #[arg(value_name = "ID", value_parser = webhook_id)]
+        id: String,
+    },
+    /// Close an inbox: the tunnel is live again, and what is in it is forgotten
+    Close {
+        /// The tunnel's name
+        #[arg(value_name = "NAME", value_parser = subdomain)]
+        name: String,
+    },
+}
+
+/// Which webhooks are meant.
+#[derive(Args, Debug)]
+#[group(required = true, multiple = false)]
+pub struct WhichArgs {
+    /// Those of these ids
+    #[arg(value_name = "ID", value_parser = webhook_id)]
+    pub ids: Vec<String>,
+    /// All that wait, were delivered, or are dead letters
+    #[arg(long, value_name = "STATE", value_enum)]
+    pub all: Option<InboxState>,
+}
+
+/// Where a webhook is on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum InboxState {
+    /// It is still to be delivered.
+    Waiting,
+    /// It was.
+    Delivered,
+    /// It was given up.
+    Dead,
+}
+
+impl std::fmt::Display for InboxState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Waiting => "waiting",
+            Self::Delivered => "delivered",
+            Self::Dead => "dead",
+        })
+    }
+}
+
+/// An id as the relay writes them, which is safe in a path.
+fn webhook_id(text: &str) -> Result<String, String> {
+    let is_id = text.len() == 26 && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    is_id
+        .then(|| text.to_owned())
+        .ok_or_else(|| "an id has 26 letters and digits, as relay inbox list NAME shows".to_owned())
 }
 
 /// `relay requests`.
@@ -823,6 +970,11 @@ pub struct TunnelArgs {
     /// What is known of its webhooks.
     #[command(flatten)]
     pub webhooks: WebhookArgs,
+
+    /// Let the relay keep webhooks on its disk until they are delivered, also while this client is away: as they come, or as in
+    /// --inbox=ordered,ack=200,attempts=20,age=12h,dedupe=off,concurrency=4,rate=10,pass-5xx
+    #[arg(long, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "on")]
+    pub inbox: Option<InboxChoice>,
 
     /// Make happen what goes wrong once in a while, to so many of the requests, as in
     /// drop@5%,500@5%,duplicate@10%,delay=2s@30%,reorder@20%; with seed=7 the same ones each time

@@ -15,6 +15,7 @@ use relay_client::commands::delivery::DeliveryError;
 #[cfg(feature = "embedded")]
 use relay_client::commands::dev::{self, DevError};
 use relay_client::commands::export::{self, ExportError};
+use relay_client::commands::inbox::{self, InboxCommandError};
 use relay_client::commands::listen::{self, Answer, AnswerError};
 use relay_client::commands::login::{self, LoginError};
 use relay_client::commands::replay::{self, ReplayCommandError};
@@ -116,6 +117,7 @@ async fn run(command: Command) -> ExitCode {
             Command::Send(args) => until_signal(&mut signals, send::run(args, &Files::load(&places)?)).await,
             Command::Login(args) => login(args, &places, &mut signals).await,
             Command::Status { output } => status(output, &mut signals).await,
+            Command::Inbox(args) => until_signal(&mut signals, inbox::run(args, &mut Files::load(&places)?)).await,
             Command::Requests(args) => until_signal(&mut signals, requests::run(args)).await,
             Command::Export(args) => until_signal(&mut signals, export::run(args, &Files::load(&places)?)).await,
             Command::Replay(args) => {
@@ -276,6 +278,13 @@ exits! {
     WaitError: |error| match error {
         WaitError::Client(error) => exit_of(error),
         WaitError::Config(_) | WaitError::Target(_) => Exit::Usage,
+        _ => Exit::Failed,
+    };
+    InboxCommandError: |error| match error {
+        InboxCommandError::Config(_) | InboxCommandError::Target(_) => Exit::Usage,
+        InboxCommandError::NoToken => Exit::Unauthorized,
+        InboxCommandError::Refused { status, .. } if *status == http::StatusCode::UNAUTHORIZED => Exit::Unauthorized,
+        InboxCommandError::Send(_) => Exit::Unreachable,
         _ => Exit::Failed,
     };
     HistoryError: |_| Exit::Failed;

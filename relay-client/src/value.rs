@@ -1,11 +1,12 @@
 //! What a setting can say, wherever it is written: on the command line, in the environment or in a file.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::{fmt, fs::symlink_metadata, path::PathBuf, time::Duration};
+use std::{fmt, fs::symlink_metadata, path::PathBuf, str::FromStr, time::Duration};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use http::{HeaderName, HeaderValue, StatusCode};
 use jiff::{SignedDuration, Timestamp};
+use relay_protocol::inbox::{Inbox, InboxError};
 use serde::Deserialize;
 
 use crate::capture::saved::origin;
@@ -42,6 +43,27 @@ pub enum VerifyAt {
     Client,
     /// The relay, which is told the secrets for as long as the session lasts.
     Edge,
+}
+
+/// The choice of `--inbox`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InboxChoice(pub Option<Inbox>);
+
+impl FromStr for InboxChoice {
+    type Err = InboxError;
+
+    fn from_str(text: &str) -> Result<Self, InboxError> {
+        if text == "off" { Ok(Self(None)) } else { text.parse().map(|inbox| Self(Some(inbox))) }
+    }
+}
+
+impl fmt::Display for InboxChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            None => f.write_str("off"),
+            Some(inbox) => inbox.fmt(f),
+        }
+    }
 }
 
 /// The choice of `--inspect`.

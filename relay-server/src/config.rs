@@ -154,6 +154,22 @@ pub struct Limits {
     /// arrive, twice as much may be in use. The tunnels of one token have half of it, and less where others need some; of
     /// bodies that did not come with their heads they have as many as a session has requests, an eighth from one address.
     pub verify_bytes: usize,
+    /// Bytes of the body of a webhook that goes into an inbox.
+    pub inbox_body: u64,
+    /// Webhooks that wait in one inbox, dead letters among them.
+    pub inbox_count: u64,
+    /// Bytes of those, with their heads.
+    pub inbox_bytes: u64,
+    /// By when a sender whose limit is not known is told that its webhook is accepted.
+    pub inbox_ack: Duration,
+    /// The wait after the first attempt to deliver a webhook. Each further one doubles it, up to an hour.
+    pub inbox_retry: Duration,
+    /// How long a webhook that was delivered is remembered, though without its body.
+    pub inbox_delivered: Duration,
+    /// How many of those of one inbox are remembered.
+    pub inbox_delivered_count: u64,
+    /// How long a dead letter is kept.
+    pub inbox_dead: Duration,
     /// How long a shutdown waits for exchanges to end.
     pub drain: Duration,
 }
@@ -186,6 +202,14 @@ impl Default for Limits {
             refusals_per_minute: 60,
             verify_body: 10 << 20,
             verify_bytes: 64 << 20,
+            inbox_body: 25 << 20,
+            inbox_count: 100_000,
+            inbox_bytes: 1 << 30,
+            inbox_ack: Duration::from_millis(4250),
+            inbox_retry: Duration::from_secs(5),
+            inbox_delivered: Duration::from_secs(3 * 24 * 3600),
+            inbox_delivered_count: 10_000,
+            inbox_dead: Duration::from_secs(30 * 24 * 3600),
             drain: Duration::from_secs(30),
         }
     }
@@ -334,6 +358,22 @@ pub struct FileLimits {
     pub verify_body: Option<usize>,
     /// [`Limits::verify_bytes`].
     pub verify_bytes: Option<usize>,
+    /// [`Limits::inbox_body`].
+    pub inbox_body: Option<u64>,
+    /// [`Limits::inbox_count`].
+    pub inbox_count: Option<u64>,
+    /// [`Limits::inbox_bytes`].
+    pub inbox_bytes: Option<u64>,
+    /// [`Limits::inbox_ack`].
+    pub inbox_ack: Option<String>,
+    /// [`Limits::inbox_retry`].
+    pub inbox_retry: Option<String>,
+    /// [`Limits::inbox_delivered`].
+    pub inbox_delivered: Option<String>,
+    /// [`Limits::inbox_delivered_count`].
+    pub inbox_delivered_count: Option<u64>,
+    /// [`Limits::inbox_dead`].
+    pub inbox_dead: Option<String>,
     /// [`Limits::drain`].
     pub drain: Option<String>,
 }
@@ -480,7 +520,15 @@ impl FileLimits {
         set(&mut limits.client_wait, "limits.client_wait", self.client_wait)?;
         set(&mut limits.hello, "limits.hello", self.hello)?;
         set(&mut limits.resume, "limits.resume", self.resume)?;
+        set(&mut limits.inbox_ack, "limits.inbox_ack", self.inbox_ack)?;
+        set(&mut limits.inbox_retry, "limits.inbox_retry", self.inbox_retry)?;
+        set(&mut limits.inbox_delivered, "limits.inbox_delivered", self.inbox_delivered)?;
+        set(&mut limits.inbox_dead, "limits.inbox_dead", self.inbox_dead)?;
         set(&mut limits.drain, "limits.drain", self.drain)?;
+        limits.inbox_body = self.inbox_body.unwrap_or(limits.inbox_body);
+        limits.inbox_count = self.inbox_count.unwrap_or(limits.inbox_count);
+        limits.inbox_bytes = self.inbox_bytes.unwrap_or(limits.inbox_bytes);
+        limits.inbox_delivered_count = self.inbox_delivered_count.unwrap_or(limits.inbox_delivered_count);
         limits.connections = self.connections.unwrap_or(limits.connections);
         limits.connections_per_address = self.connections_per_address.unwrap_or(limits.connections_per_address);
         limits.head_bytes = self.head_bytes.unwrap_or(limits.head_bytes).clamp(1024, 48 * 1024);

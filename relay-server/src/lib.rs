@@ -54,6 +54,8 @@ use self::edge::connect::Refusals;
 use self::edge::janitor::Janitor;
 use self::edge::room::Room;
 use self::edge::{Places, Purpose};
+use self::inbox::Inboxes;
+use self::inbox::records::Records;
 use self::log::AccessLog;
 use self::session::Sessions;
 use self::session::registry::Registry;
@@ -77,6 +79,7 @@ pub(crate) struct Shared {
     /// In public URLs.
     https_port: u16,
     store: Store,
+    inboxes: Inboxes,
     registry: Registry,
     sessions: Sessions,
     places: Places,
@@ -201,6 +204,8 @@ pub struct Relay {
     certificates: Arc<Certificates>,
     ca_file: Option<std::path::PathBuf>,
     control: Option<control::Listener>,
+    /// The inboxes that there were when the relay stopped.
+    waiting: Vec<inbox::records::Inbox>,
     https: Option<(TcpListener, TlsAcceptor)>,
     http: Option<TcpListener>,
     admin: Option<TcpListener>,
@@ -226,6 +231,10 @@ impl Relay {
             Some(dir) => Store::open(dir).await?,
             None => Store::in_memory()?,
         };
+        let inboxes = Inboxes::new(match config.data_dir.clone() {
+            Some(dir) => Records::open(&dir)?,
+            None => Records::in_memory()?,
+        });
         let (certificates, ca_file) = match &config.certificate {
             CertificateSource::Files { cert, key } => (Certificates::from_files(cert, key)?, None),
             CertificateSource::Development { dir } => {
@@ -247,6 +256,7 @@ impl Relay {
             limits,
             https_port,
             store,
+            inboxes,
             registry: Registry::default(),
             sessions: Sessions::default(),
             janitor: Janitor::default(),
@@ -265,9 +275,10 @@ impl Relay {
                 shared.registry.reserve(name.as_str(), token.id, providers.get(&name).map(String::as_str));
             }
         }
+        let waiting = shared.inboxes.records().inboxes().await?;
         let http = shared.config.http.map(|address| listen("--http", address)).transpose()?;
         let admin = shared.config.admin.map(|address| listen("--admin", address)).transpose()?;
-        Ok(Self { shared, certificates, ca_file, control, https, http, admin })
+        Ok(Self { shared, certificates, ca_file, control, waiting, https, http, admin })
     }
 
     /// Where HTTPS is served.
@@ -303,11 +314,12 @@ impl Relay {
     /// Serves until `shutdown` ends, then drains: no new work is taken, clients are told, what is under way may finish
     /// within [`Limits::drain`], and the rest is given up. Dropping the future gives everything up at once.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Self { shared, certificates, control, https, http, admin, .. } = self;
+        let Self { shared, certificates, control, waiting, https, http, admin, .. } = self;
         let tasks = shared.tasks.clone();
         let (ended, stop) = (shared.closing.clone(), CancellationToken::new());
         // The tasks are nobody's children: whoever drops this future, as `select!` does, ends them too.
         let _end = [&shared.stopping, &ended, &stop].map(|token| token.clone().drop_guard());
+        inbox::start(&shared, waiting);
         if let Some((listener, acceptor)) = https {
             tasks.spawn(edge::serve(shared.clone(), listener, Purpose::Https(acceptor)));
         }
@@ -326,6 +338,7 @@ impl Relay {
         }
         let (watch, closing) = (certificates, ended.clone());
         tasks.spawn(async move { watch.watch(closing).await });
+        tasks.spawn(inbox::sweep(shared.clone()));
         let (janitor, closing) = (shared.clone(), ended.clone());
         tasks.spawn(async move { janitor.janitor.run(&janitor.limits, &janitor.registry, closing).await });
         let (access, last) = (shared.access.clone(), stop.clone());
@@ -348,6 +361,8 @@ impl Relay {
         if tokio::time::timeout(LAST_WAIT, tasks.wait()).await.is_err() {
             tracing::error!(tasks = tasks.len(), "shutting down: some tasks do not end");
         }
+        // What is noted of the last deliveries is on disk before the next relay reads it.
+        shared.inboxes.records().close().await;
         stop.cancel();
         // It only flushes; a panic there has been reported already.
         let _ = logging.await;

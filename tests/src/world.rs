@@ -367,6 +367,19 @@ impl Http {
         Answer::read(response).await
     }
 
+    /// As [`Http::answer`]; none where the connection breaks.
+    pub async fn try_answer(&mut self, request: Request<Body>) -> Option<Answer> {
+        let ready = match &mut self.sender {
+            Sender::One(sender) => sender.ready().await,
+            Sender::Two(sender) => sender.ready().await,
+        };
+        ready.ok()?;
+        let (parts, incoming) = self.request(request).await.ok()?.into_parts();
+        let collected = incoming.collect().await.ok()?;
+        let (trailers, body) = (collected.trailers().cloned(), collected.to_bytes());
+        Some(Answer { status: parts.status, version: parts.version, headers: parts.headers, body, trailers })
+    }
+
     /// As [`Http::answer`], on its own: several can be under way at once on HTTP/2.
     ///
     /// # Panics

@@ -11,6 +11,7 @@ mod tunnels;
 use std::pin::pin;
 use std::time::Duration;
 
+use relay_protocol::inbox::Inbox;
 use relay_protocol::message::{PublicName, Resume};
 use tokio::sync::{mpsc, watch};
 
@@ -58,6 +59,8 @@ pub struct TunnelOptions {
     pub routes: Vec<Route>,
     /// What goes wrong on purpose.
     pub faults: Faults,
+    /// How the relay keeps its webhooks until they are delivered; none where it does not.
+    pub inbox: Option<Inbox>,
     /// Take the name over from a live session of the same token.
     pub takeover: bool,
     /// Where the tunnel also answers on this machine, for [`Event::Ready`].
@@ -77,6 +80,7 @@ impl TunnelOptions {
             webhooks: WebhookOptions::default(),
             routes: Vec::new(),
             faults: Faults::default(),
+            inbox: None,
             takeover: false,
             local_url: None,
         }

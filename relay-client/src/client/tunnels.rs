@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use relay_protocol::frame::SessionKind;
+use relay_protocol::inbox::Inbox;
 use relay_protocol::link::Link;
 use relay_protocol::message::{Bound, Extra, Payload, PublicName, Refusal, TunnelSpec};
 use relay_protocol::webhook::{Verify, Webhooks};
@@ -54,9 +55,12 @@ pub(super) struct Tunnels {
     next: u32,
     /// Whether the relay can judge signatures.
     relay_judges: bool,
+    /// The relay has inboxes.
+    relay_keeps: bool,
 }
 
 /// What a relay cannot do that would leave alone what it is told of that.
+const KEEPS_NOT: &str = "the relay is too old to keep webhooks; leave out --inbox, or have its operator update it";
 const JUDGES_NOT: &str = "the relay is too old to judge signatures; leave out --verify-at edge, and the client does it";
 
 /// A tunnel that is wanted.
@@ -121,14 +125,16 @@ impl Asked {
     pub(super) fn spec(&self) -> TunnelSpec {
         let timeout = self.options.timeout.or_else(|| self.options.webhooks.timeout());
         let timeout = timeout.map(|timeout| u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX));
+        // What was read from options can be said.
+        let mut extra = self.options.webhooks.told().extras().unwrap_or_default();
+        extra.extend(self.options.inbox.as_ref().and_then(|inbox| inbox.extra().ok()));
         TunnelSpec {
             tunnel: self.number,
             name: self.name.clone(),
             domain: None,
             timeout_ms: timeout,
             takeover: self.takeover,
-            // What was read from options can be said.
-            extra: self.options.webhooks.told().extras().unwrap_or_default(),
+            extra,
         }
     }
 
@@ -222,15 +228,22 @@ impl Tunnels {
         self.held.iter().filter_map(|held| held.asked.clone()).collect()
     }
 
+    /// What the relay would leave alone of what these options ask of it.
+    fn cannot(&self, options: &TunnelOptions) -> Option<&'static str> {
+        let judges = options.webhooks.told().verify != Verify::Off && !self.relay_judges;
+        let keeps = options.inbox.is_some() && !self.relay_keeps;
+        judges.then_some(JUDGES_NOT).or(keeps.then_some(KEEPS_NOT))
+    }
+
     /// Whether a session may follow this answer to what it was asked for, and what the relay has said of itself.
     ///
     /// # Errors
     /// What is wrong with it.
     pub(super) fn check(&mut self, asked: &[Asked], bound: &[Bound], said: &[Extra]) -> Result<(), ClientError> {
-        self.relay_judges = Webhooks::are_known(said);
+        (self.relay_judges, self.relay_keeps) = (Webhooks::are_known(said), Inbox::is_known(said));
         for asked in asked {
-            if asked.options.webhooks.told().verify != Verify::Off && !self.relay_judges {
-                return Err(ClientError::Refused(JUDGES_NOT.to_owned()));
+            if let Some(why) = self.cannot(&asked.options) {
+                return Err(ClientError::Refused(why.to_owned()));
             }
             let Some(bound) = bound.iter().find(|bound| bound.tunnel == asked.number) else {
                 let reason = "the relay did not say what became of a tunnel".to_owned();
@@ -405,6 +418,7 @@ impl Tunnels {
             return Ok(());
         }
         for at in 0..self.held.len() {
+            let cannot = self.held.get(at).and_then(|held| self.cannot(&held.options));
             let Some(held) = self.held.get_mut(at).filter(|held| held.asked.is_none() && !held.rests()) else {
                 continue;
             };
@@ -422,9 +436,7 @@ impl Tunnels {
                     Arc::make_mut(&mut self.routes).insert(given.number, Arc::new(intake));
                     client.announce(&given.options, &given.public, observer);
                 }
-                _ if held.options.webhooks.told().verify != Verify::Off && !self.relay_judges => {
-                    held.rest(JUDGES_NOT, observer);
-                }
+                _ if cannot.is_some() => held.rest(cannot.unwrap_or_default(), observer),
                 _ => {
                     if let Some(asked) = self.held.get(at).map(|held| self.ask(held, client)) {
                         self.next = asked.number.saturating_add(1);
@@ -627,8 +639,8 @@ impl Given {
     /// Whether the relay need not know of the difference.
     fn is_bound_as(&self, wanted: &TunnelOptions) -> bool {
         let of = |options: &TunnelOptions| {
-            let TunnelOptions { subdomain, timeout, webhooks, .. } = options;
-            (subdomain.clone(), timeout.or_else(|| webhooks.timeout()), webhooks.told())
+            let TunnelOptions { subdomain, timeout, webhooks, inbox, .. } = options;
+            (subdomain.clone(), timeout.or_else(|| webhooks.timeout()), webhooks.told(), inbox.clone())
         };
         of(&self.options) == of(wanted)
     }

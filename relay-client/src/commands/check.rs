@@ -100,6 +100,7 @@ impl Report {
             setting("verify_at", None, word(&file.verify_at.unwrap_or_default())),
             setting("handshake", None, Some(file.handshake.unwrap_or_default().to_string())),
             setting("fault", None, file.fault.as_ref().map(ToString::to_string)),
+            setting("inbox", None, file.inbox.as_ref().map(ToString::to_string)),
         ];
         problems.extend(secret.and_then(|secret| secret.read().err()).map(|error| format!("RELAY_SECRET: {error}")));
         problems.extend(file.check_secret().err().map(|error| error.to_string()));
@@ -133,6 +134,7 @@ impl Report {
                 ("verify_at", word(&webhooks.verify_at)),
                 ("handshake", Some(webhooks.handshake.to_string())),
                 ("fault", Some(of.faults.to_string()).filter(|faults| !faults.is_empty())),
+                ("inbox", of.inbox.0.as_ref().map(ToString::to_string)),
             ] {
                 let own = format!("tunnels.{label}.{key}");
                 let from = match file.places.get(&own) {

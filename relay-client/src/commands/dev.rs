@@ -80,6 +80,7 @@ pub async fn run(
         webhooks: settings.tunnel.webhooks,
         routes: settings.tunnel.routes,
         faults: settings.tunnel.faults,
+        inbox: settings.tunnel.inbox.0,
         takeover: false,
         local_url: Some(format!("https://localhost:{port}")),
     };

@@ -3,6 +3,7 @@
 //! ```text
 //!   cli, config ─▶ run, listen, start, wait, status, login, check, verify, dev ─▶ client
 //!                  requests, show, export, replay ─▶ capture::history
+//!                  inbox ─▶ outgoing ─▶ the relay's API
 //!                  trigger, send ─▶ delivery ─▶ outgoing ─▶ a public URL, or any other
 //! ```
 
@@ -13,6 +14,7 @@ mod demo;
 #[cfg(feature = "embedded")]
 pub mod dev;
 pub mod export;
+pub mod inbox;
 pub mod listen;
 pub mod login;
 pub mod open;

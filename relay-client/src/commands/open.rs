@@ -60,6 +60,7 @@ pub(crate) fn options(
         webhooks: settings.webhooks,
         routes: settings.routes,
         faults: settings.faults,
+        inbox: settings.inbox.0,
         takeover,
         local_url: None,
     }

@@ -47,24 +47,25 @@ use std::{
     time::Duration,
 };
 
+use relay_protocol::inbox::Inbox;
 use relay_protocol::message::MAX_TUNNELS;
 use relay_protocol::webhook::{self, Verify};
 use serde::{Deserialize, Deserializer, de};
 
 use self::webhooks::{WebhookKeys, secrets};
 use crate::capture::store::Limits;
-use crate::cli::{DevArgs, OpenArgs, ServiceArgs, SessionArgs, ShowArgs, TunnelArgs};
+use crate::cli::{ConnectionArgs, DevArgs, OpenArgs, ServiceArgs, SessionArgs, ShowArgs, TunnelArgs, WayArgs};
 use crate::inspector::{InspectorAddress, InspectorSettings};
 use crate::intake::faults::Faults;
 use crate::intake::routes::Route;
 use crate::platform::{Base, base_directory, readable_by_others};
 use crate::secret::{SecretError, SecretSource};
-use crate::session::dial::RelayUrl;
+use crate::session::dial::{RelayUrl, Target, TargetError, Trust};
 use crate::upstream::address::{HostPort, UpstreamAddr};
 use crate::upstream::rewrite::HostHeader;
 use crate::value::{
-    Inspect, Output, Secret, UpstreamProtocol, VerifyAt, age, disk_size, duration, inspect, is_table_name, size,
-    subdomain,
+    InboxChoice, Inspect, Output, Secret, UpstreamProtocol, VerifyAt, age, disk_size, duration, inspect, is_table_name,
+    size, subdomain,
 };
 use crate::webhooks::{UnknownProvider, WebhookOptions, built_in, named};
 
@@ -123,6 +124,8 @@ pub struct TunnelSettings {
     pub routes: Vec<Route>,
     /// What goes wrong on purpose.
     pub faults: Faults,
+    /// Whether the relay keeps its webhooks, and how.
+    pub inbox: InboxChoice,
 }
 
 /// A tunnel of `relay start`.
@@ -159,6 +162,53 @@ pub struct ShowSettings {
     pub inspector: Option<InspectorSettings>,
 }
 
+/// The way to a relay elsewhere, and who we are there.
+#[derive(Clone, Debug)]
+pub(crate) struct Way {
+    pub(crate) relay: RelayUrl,
+    /// A relay may take clients without.
+    pub(crate) token: Option<Secret>,
+    /// The only CA to trust; none for those of this machine.
+    pub(crate) relay_ca: Option<PathBuf>,
+    /// Dialled instead of what the relay's URL names.
+    pub(crate) relay_addr: Option<HostPort>,
+}
+
+impl Way {
+    /// Decides what holds. Things worth knowing are added to `files.warnings`.
+    ///
+    /// # Errors
+    /// Where no relay is named, or the token cannot be one.
+    pub(crate) fn new(typed: ConnectionArgs, files: &mut Files) -> Result<Self, ConfigError> {
+        if let Some(relay) = &typed.relay {
+            files.keep_to(relay);
+        }
+        let file = &files.file;
+        let WayArgs { token, relay_ca, relay_addr } = typed.way;
+        let token = token.or_else(|| file.token.clone());
+        match &token {
+            Some(token) if !token.is_one_word() => return Err(ConfigError::Token),
+            Some(_) => {}
+            None => files.warnings.extend(files.withheld.take()),
+        }
+        Ok(Self {
+            relay: typed.relay.or_else(|| file.relay.clone()).ok_or(ConfigError::NoRelay)?,
+            token,
+            relay_ca: relay_ca.or_else(|| file.relay_ca.clone()),
+            relay_addr: relay_addr.or_else(|| file.relay_addr.clone()),
+        })
+    }
+
+    /// What is dialled.
+    ///
+    /// # Errors
+    /// Where the CA cannot be used.
+    pub(crate) fn target(self) -> Result<Target, TargetError> {
+        let trust = self.relay_ca.as_deref().map_or(Ok(Trust::System), Trust::only)?;
+        Ok(Target::new(self.relay, &trust)?.dialling(self.relay_addr))
+    }
+}
+
 impl Settings {
     /// Decides what holds. Things worth knowing are added to `files.warnings`.
     ///
@@ -166,28 +216,18 @@ impl Settings {
     /// Where no relay is named, or the token cannot be one.
     pub fn new(args: OpenArgs, service: ServiceArgs, files: &mut Files) -> Result<Self, ConfigError> {
         let SessionArgs { takeover, max_reconnect_time, show, connection: typed } = args.session;
-        if let Some(relay) = &typed.relay {
-            files.keep_to(relay);
-        }
-        let file = &files.file;
-        let way = typed.way;
-        let token = way.token.or_else(|| file.token.clone());
-        match &token {
-            Some(token) if !token.is_one_word() => return Err(ConfigError::Token),
-            Some(_) => {}
-            None => files.warnings.extend(files.withheld.take()),
-        }
+        let Way { relay, token, relay_ca, relay_addr } = Way::new(typed, files)?;
         let mut tunnel = TunnelSettings::new(args.tunnel, service, files)?;
         if args.random {
             tunnel.subdomain = None;
         }
         Ok(Self {
-            relay: typed.relay.or_else(|| file.relay.clone()).ok_or(ConfigError::NoRelay)?,
+            relay,
             token,
-            relay_ca: way.relay_ca.or_else(|| file.relay_ca.clone()),
-            relay_addr: way.relay_addr.or_else(|| file.relay_addr.clone()),
+            relay_ca,
+            relay_addr,
             tunnel,
-            show: ShowSettings::new(show, file)?,
+            show: ShowSettings::new(show, &files.file)?,
             random: args.random,
             takeover,
             max_reconnect_time,
@@ -230,6 +270,7 @@ impl TunnelSettings {
             webhooks: WebhookKeys::from(typed.webhooks).or(file.webhooks()).settle(files.table())?,
             routes: routes(&file.routes, &files.table())?,
             faults: typed.fault.or_else(|| file.fault.clone()).unwrap_or_default(),
+            inbox: typed.inbox.or_else(|| file.inbox.clone()).unwrap_or_default(),
         })
     }
 }
@@ -287,6 +328,8 @@ pub(crate) struct File {
     pub(crate) handshake: Option<bool>,
     #[serde(default, deserialize_with = "parsed")]
     pub(crate) fault: Option<Faults>,
+    #[serde(default, deserialize_with = "keeping")]
+    pub(crate) inbox: Option<InboxChoice>,
     #[serde(default)]
     pub(crate) capture: Kept,
     /// Which requests go elsewhere.
@@ -357,6 +400,8 @@ pub(crate) struct Table {
     pub(crate) handshake: Option<bool>,
     #[serde(default, deserialize_with = "parsed")]
     pub(crate) fault: Option<Faults>,
+    #[serde(default, deserialize_with = "keeping")]
+    pub(crate) inbox: Option<InboxChoice>,
     pub(crate) routes: Option<Vec<Route>>,
 }
 
@@ -375,6 +420,19 @@ impl fmt::Display for Place {
 
 fn parsed<'de, D: Deserializer<'de>, T: FromStr<Err: fmt::Display>>(from: D) -> Result<Option<T>, D::Error> {
     String::deserialize(from)?.parse().map(Some).map_err(de::Error::custom)
+}
+
+fn keeping<'de, D: Deserializer<'de>>(from: D) -> Result<Option<InboxChoice>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "true, false, or words such as ordered,ack=200")]
+    enum Written {
+        Whether(bool),
+        How(String),
+    }
+    match Written::deserialize(from)? {
+        Written::Whether(is_kept) => Ok(Some(InboxChoice(is_kept.then(Inbox::default)))),
+        Written::How(words) => words.parse().map(Some).map_err(de::Error::custom),
+    }
 }
 
 fn name<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
@@ -596,6 +654,7 @@ impl Files {
             provider: upper.provider.or(lower.provider),
             routes: if upper.routes.is_empty() { lower.routes } else { upper.routes },
             fault: upper.fault.or(lower.fault),
+            inbox: upper.inbox.or(lower.inbox),
             secret: upper.secret.or(lower.secret),
             set: upper.set.or(lower.set),
             verify: upper.verify.or(lower.verify),
@@ -738,6 +797,7 @@ impl File {
             webhooks: self.webhooks_of(label, table).or(self.webhooks()).settle(providers.clone())?,
             routes: routes(table.routes.as_ref().unwrap_or(&self.routes), &providers)?,
             faults: table.fault.clone().or_else(|| self.fault.clone()).unwrap_or_default(),
+            inbox: table.inbox.clone().or_else(|| self.inbox.clone()).unwrap_or_default(),
         };
         Ok(NamedTunnel { label: label.to_owned(), upstream: table.upstream.clone(), settings })
     }

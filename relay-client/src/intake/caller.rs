@@ -5,8 +5,9 @@ use std::panic::resume_unwind;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use relay_protocol::exchange::content_length;
+use relay_protocol::inbox::Delivery;
 use relay_protocol::link::Stream;
 use relay_protocol::message::RequestHead;
 use relay_protocol::mux::StreamError;
@@ -36,6 +37,14 @@ pub(super) struct Caller<'a> {
     known: Option<(Arc<Provider>, Arc<Event>)>,
 }
 
+/// When the relay received it: what waited in an inbox was signed for that moment, and not for this one.
+fn received(head: &RequestHead) -> Timestamp {
+    let waited = Delivery::of(&head.headers).map_or(0, |delivery| delivery.age_s);
+    let waited = i64::try_from(waited).map(SignedDuration::from_secs).unwrap_or_default();
+    let now = Timestamp::now();
+    now.checked_sub(waited).unwrap_or(now)
+}
+
 impl<'a> Caller<'a> {
     /// Of a stream's request, and what came with its head. `url` is what its sender has called; `whole` takes up its body.
     pub(super) async fn new(
@@ -47,7 +56,7 @@ impl<'a> Caller<'a> {
         whole: &'a OnceLock<Bytes>,
     ) -> Self {
         let request = Request::new(&head.method, url, &head.headers, &[]);
-        let at = Timestamp::now();
+        let at = received(head);
         let mut caller = Self { stream, head, body, at, webhooks, url, request, whole, is_seen: false, known: None };
         caller.look_again().await;
         caller

@@ -76,7 +76,7 @@ fn readiness(shared: &Shared) -> Result<(), String> {
     if shared.stopping.is_cancelled() {
         return Err("the relay shuts down".to_owned());
     }
-    shared.store.health().map_err(|error| error.to_string())
+    shared.store.health().and_then(|()| shared.inboxes.records().health()).map_err(|error| error.to_string())
 }
 
 fn metrics(shared: &Shared) -> Result<String, std::fmt::Error> {

@@ -509,6 +509,23 @@ impl Upload {
         Ok(gathered)
     }
 
+    /// The next piece, for somebody else than a stream; none at the end. Nothing is kept of it.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, UploadError> {
+        self.kept.forget();
+        if self.held.is_empty() && !self.ended {
+            let piece = timeout(self.limits.body_idle, poll_fn(|cx| self.poll_first(cx))).await;
+            piece.map_err(|_| UploadError::Silent)??;
+        }
+        let piece = std::mem::take(&mut self.held);
+        self.make_room();
+        Ok(Some(piece).filter(|piece| !piece.is_empty()))
+    }
+
+    /// What stood behind the body, as it crosses the wire.
+    pub(crate) fn trailers(&self) -> &Bytes {
+        &self.trailers
+    }
+
     /// What has been read and not been sent.
     pub(crate) fn held(&self) -> &Bytes {
         &self.held

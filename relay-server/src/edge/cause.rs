@@ -57,6 +57,14 @@ causes! {
     LinkLost = "link-lost", BAD_GATEWAY, Some(1),
         "The connection to the tunnel's client broke while the request was under way.",
         "Send the request again; the client reconnects by itself.";
+    /// The inbox holds as much as it may, or the disk is full.
+    InboxFull = "inbox-full", INSUFFICIENT_STORAGE, Some(60),
+        "The tunnel's inbox has no room for the webhook, which was not accepted.",
+        "Let its client take what waits, drop what is not wanted (`relay inbox drop`), or have the operator make room.";
+    /// The inbox cannot be written.
+    InboxFailed = "inbox-failed", SERVICE_UNAVAILABLE, Some(30),
+        "The tunnel's inbox could not be written, so that the webhook was not accepted.",
+        "Look at the relay's log: it says what is the matter with its disk.";
     /// Too much at once.
     TooManyRequests = "too-many-requests", TOO_MANY_REQUESTS, Some(1),
         "Too many requests are under way at once.",
@@ -144,9 +152,11 @@ mod tests {
         let (conversions, _) = include_str!("cause.rs").split_once("mod tests").unwrap_or_default();
         let sources = [
             conversions,
+            include_str!("api.rs"),
             include_str!("body.rs"),
             include_str!("connect.rs"),
             include_str!("forward.rs"),
+            include_str!("inbox.rs"),
             include_str!("mod.rs"),
             include_str!("webhook.rs"),
         ]

@@ -1,4 +1,4 @@
-//! The relay's own host: the endpoint where clients connect, and nothing else.
+//! The relay's own host: the endpoint where clients connect, and the [API](super::api).
 //!
 //! ```text
 //!   GET /_relay/connect ─▶ upgrade asked? ─▶ version ─▶ token ─▶ place ─▶ 101 ─▶ session
@@ -21,12 +21,12 @@ use socket2::SockRef;
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use super::block_of;
 use super::body::EdgeBody;
 use super::cause::Cause;
 use super::forward::Sender;
 use super::io::Watched;
 use super::respond::{answer, explain};
+use super::{api, block_of};
 use crate::session::{Place, Session};
 use crate::store::{AuthError, Secret, Token, unix_now};
 use crate::{Shared, sentence};
@@ -55,13 +55,16 @@ impl Refusals {
     }
 }
 
-/// Answers a request to the relay's own host: the connect endpoint, and nothing else.
+/// Answers a request to the relay's own host.
 pub(super) async fn own_host(
     shared: &Arc<Shared>,
     sender: Sender,
     request: &mut Request<Incoming>,
 ) -> Response<EdgeBody> {
     let peer = sender.address(request.headers());
+    if api::below(request.uri().path()).is_some() {
+        return api::answer(shared, sender, request).await;
+    }
     if request.uri().path() != CONNECT_PATH {
         return answer(Cause::NotFound, request.headers());
     }
@@ -102,6 +105,13 @@ async fn admit(
     if shared.stopping.is_cancelled() {
         return Err(refuse(Cause::Draining));
     }
+    let token = authenticate(shared, peer, headers).await?;
+    let place = Session::place(shared, &token).map_err(|full| (Cause::TooManyRequests, sentence(&full)))?;
+    Ok((token, place))
+}
+
+/// The token that a request bears.
+pub(super) async fn authenticate(shared: &Shared, peer: IpAddr, headers: &HeaderMap) -> Result<Token, (Cause, String)> {
     if shared.refusals.has_to_wait(peer, shared.limits.refusals_per_minute) {
         return Err((Cause::TooManyRequests, "Too many refused attempts from this address; wait a minute.".into()));
     }
@@ -112,16 +122,14 @@ async fn admit(
     };
     let secret = bearer(headers).ok_or_else(|| unauthorized("The request has no token.".into()))?;
     let secret = Secret::parse(secret).map_err(|error| unauthorized(sentence(&error)))?;
-    let token = match shared.store.authenticate(&secret, unix_now()).await {
-        Ok(token) => token,
+    match shared.store.authenticate(&secret, unix_now()).await {
+        Ok(token) => Ok(token),
         Err(AuthError::Store(error)) => {
             tracing::error!(%error, "the store did not answer");
-            return Err(refuse(Cause::Internal));
+            Err((Cause::Internal, Cause::Internal.message().to_owned()))
         }
-        Err(error) => return Err(unauthorized(sentence(&error))),
-    };
-    let place = Session::place(shared, &token).map_err(|full| (Cause::TooManyRequests, sentence(&full)))?;
-    Ok((token, place))
+        Err(error) => Err(unauthorized(sentence(&error))),
+    }
 }
 
 fn offers(headers: &HeaderMap, protocol: &str) -> bool {

@@ -28,6 +28,7 @@ use super::body::{EdgeBody, Upload, UploadError, discard};
 use super::cause::Cause;
 use super::close;
 use super::gate::{PublicHost, is_owned};
+use super::inbox;
 use super::io::InFlight;
 use super::record::Exchange;
 use super::respond::{answer, explain, is_edges};
@@ -60,7 +61,7 @@ impl Sender {
 
 /// A body that is still arriving after a second is an upload and not a webhook. Where nobody but the relay has set the
 /// deadline, the service's time to answer then counts from the last byte, as long as there come this many in each second.
-const SLOWEST_UPLOAD: u64 = 1024;
+pub(super) const SLOWEST_UPLOAD: u64 = 1024;
 
 /// A client that has not said anything of a request for so long is asked whether it has got it, because what it has got
 /// is answered at once when its link is lost. Most requests are answered sooner, and cost no question.
@@ -129,12 +130,12 @@ pub(crate) async fn forward(
 }
 
 /// What came back through the tunnel.
-struct Delivered {
-    response: Response<EdgeBody>,
+pub(super) struct Delivered {
+    pub(super) response: Response<EdgeBody>,
     /// After a 101: what is to be carried between the sender and the tunnel.
-    switched: Option<(Stream, OnUpgrade)>,
+    pub(super) switched: Option<(Stream, OnUpgrade)>,
     /// Where what is left of the request goes.
-    uploads_to: Option<Stream>,
+    pub(super) uploads_to: Option<Stream>,
 }
 
 /// What a sender gets instead of its service's answer.
@@ -187,6 +188,9 @@ async fn deliver(
         let message = Some(format!("The request's body has {declared} bytes; this relay allows {limit}."));
         return Err(Failure { cause: Cause::BodyTooLarge, message }.into());
     }
+    if let Some(kept) = inbox::keep(shared, exchange, host, upload).await? {
+        return Ok(kept);
+    }
     let (stream, head, uploading) = request(shared, exchange, host, upload, expects).await?;
     upload.forget();
     let head = ResponseHead::from_bytes(&head).map_err(|error| {
@@ -196,6 +200,16 @@ async fn deliver(
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         return Ok(switch(exchange, head, stream, on_upgrade)?);
     }
+    respond(exchange, head, stream, uploading)
+}
+
+/// The app's answer, as the sender gets it.
+pub(super) fn respond(
+    exchange: &Exchange,
+    head: ResponseHead,
+    stream: Stream,
+    uploading: bool,
+) -> Result<Delivered, Instead> {
     if head.status.is_informational() {
         return Err(Cause::UpstreamInvalid.into());
     }
@@ -335,7 +349,7 @@ async fn request(
 }
 
 /// A body that has arrived with its head travels with it. hyper hands it over one poll later.
-async fn first_part(upload: &mut Upload) -> Result<(), UploadError> {
+pub(super) async fn first_part(upload: &mut Upload) -> Result<(), UploadError> {
     let mut polls = 0;
     poll_fn(|cx| match upload.poll_first(cx) {
         Poll::Pending if polls > 0 => Poll::Ready(Ok(())),

@@ -5,11 +5,13 @@
 //!                                       └────▶ the relay's own host: connect ─▶ session
 //! ```
 
+mod api;
 pub(crate) mod body;
 pub(crate) mod cause;
 pub(crate) mod connect;
 mod forward;
 mod gate;
+mod inbox;
 pub(crate) mod io;
 pub(crate) mod janitor;
 mod record;

@@ -13,9 +13,12 @@ pub(crate) const RELAY_ERROR: HeaderName = HeaderName::from_static("relay-error"
 /// On the answer to a handshake: whose it was. No service has seen that.
 pub(crate) const RELAY_HANDSHAKE: HeaderName = HeaderName::from_static("relay-handshake");
 
+/// On an acknowledgement: that nobody has seen the webhook yet, or which one it is a copy of.
+pub(crate) const RELAY_INBOX: HeaderName = HeaderName::from_static("relay-inbox");
+
 /// Whether a header of an answer is the edge's own word, so that nobody behind a tunnel can say it.
 pub(crate) fn is_edges(name: &HeaderName) -> bool {
-    *name == RELAY_ERROR || *name == RELAY_HANDSHAKE
+    *name == RELAY_ERROR || *name == RELAY_HANDSHAKE || *name == RELAY_INBOX
 }
 
 /// The answer to a request with `headers`: JSON, unless it asks for HTML.

@@ -26,7 +26,7 @@ use crate::store::TokenId;
 
 /// On a request whose signature the edge has judged: the verdict, for the client and the app. It is the edge's word, because
 /// a stranger's line of that name does not pass.
-const RELAY_VERDICT: HeaderName = HeaderName::from_static("relay-verdict");
+pub(super) const RELAY_VERDICT: HeaderName = HeaderName::from_static("relay-verdict");
 
 /// Why, in words.
 const RELAY_VERDICT_REASON: HeaderName = HeaderName::from_static("relay-verdict-reason");
@@ -67,7 +67,7 @@ impl<'t> Allowed<'t> {
             exchange.provider = exchange.provider.take().or_else(|| asked.webhooks.provider.clone());
             return Self { time, whose: Whose::Tunnel };
         }
-        let provider = sender(&shared.providers, asked, &exchange.head, body);
+        let provider = sender(&shared.providers, asked.webhooks.provider.as_deref(), &exchange.head, body);
         exchange.provider = provider.map(|provider| provider.id.clone());
         let its = provider.and_then(|provider| Some((provider, provider.limit()?, provider.answer_within()?)));
         match its {
@@ -95,8 +95,13 @@ impl<'t> Allowed<'t> {
 }
 
 /// Whose webhook a request is: that of the provider that its tunnel is for, or of whom it is recognised to be from.
-fn sender<'t>(table: &'t Table, asked: &Asked, head: &RequestHead, body: &[u8]) -> Option<&'t Arc<Provider>> {
-    match &asked.webhooks.provider {
+pub(super) fn sender<'t>(
+    table: &'t Table,
+    named: Option<&str>,
+    head: &RequestHead,
+    body: &[u8],
+) -> Option<&'t Arc<Provider>> {
+    match named {
         Some(id) => table.get(id),
         // What is about to be no request any more is no webhook.
         None if head.upgrade.is_some() => None,
@@ -128,7 +133,7 @@ pub(super) async fn handshake(
 }
 
 /// A place for the body of a request, among those that are held for tunnels of the token.
-fn place(shared: &Shared, exchange: &Exchange, token: TokenId) -> Option<Share> {
+pub(super) fn place(shared: &Shared, exchange: &Exchange, token: TokenId) -> Option<Share> {
     shared.judging.share(token, exchange.head.remote.parse().ok())
 }
 
@@ -171,7 +176,7 @@ pub(super) async fn verify(
     }
     // However long its service may take, nothing is held for longer than any other request has.
     let time = Allowed::of(shared, exchange, asked, upload.held()).time.min(shared.limits.deadline);
-    let provider = sender(&shared.providers, asked, &exchange.head, upload.held());
+    let provider = sender(&shared.providers, asked.webhooks.provider.as_deref(), &exchange.head, upload.held());
     if provider.is_none() && asked.webhooks.verify == Verify::Warn && !upload.has_ended() {
         // Nobody is to wait for what may be no webhook at all, and may never end.
         tell(&mut exchange.head, unjudged(NOBODYS));
@@ -262,7 +267,7 @@ fn judge_now(providers: &Table, head: &RequestHead, asked: &Asked, body: &[u8]) 
     let Webhooks { provider: named, handshake, verify, credentials } = &asked.webhooks;
     let url = public_url(head);
     let request = Request::new(&head.method, &url, &head.headers, body);
-    let Some(provider) = sender(providers, asked, head, body) else {
+    let Some(provider) = sender(providers, named.as_deref(), head, body) else {
         return Judged::Signed(None, unjudged(NOBODYS));
     };
     let now = Timestamp::now();

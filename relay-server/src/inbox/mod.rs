@@ -4,8 +4,204 @@
 //! ```text
 //!   edge ──▶ spool: long bodies ──▶ records: inbox.db ──▶ delivery ──▶ session
 //! ```
+//!
+//! A webhook that was acknowledged is delivered at least once: an answer that the relay could not note before it was killed
+//! is asked for again.
 
-#![expect(dead_code, reason = "the edge does not accept webhooks yet")]
-
+pub(crate) mod delivery;
+pub(crate) mod handle;
 pub(crate) mod records;
 pub(crate) mod spool;
+pub(crate) mod view;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use dashmap::DashMap;
+use relay_protocol::inbox::Inbox;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use self::records::{Records, Retention};
+use crate::Shared;
+use crate::session::registry::Asked;
+use crate::store::{StoreError, TokenId};
+
+/// How often what is too old is looked for.
+const SWEEP: Duration = Duration::from_secs(60);
+
+/// The present as the records want it: Unix milliseconds by the system's clock.
+pub(crate) fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    millis(since)
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// All inboxes of the relay, by their names.
+#[derive(Debug)]
+pub(crate) struct Inboxes {
+    records: Records,
+    open: DashMap<Box<str>, Arc<Open>>,
+}
+
+/// An inbox that takes webhooks.
+#[derive(Debug)]
+pub(crate) struct Open {
+    pub(crate) name: String,
+    /// Whose it is.
+    pub(crate) token: TokenId,
+    settings: Mutex<Arc<Settings>>,
+    /// There may be something to deliver that was not there before.
+    changed: Notify,
+    /// It takes no more.
+    closed: CancellationToken,
+}
+
+/// What is said of an inbox, as it is kept with it. Nothing of it is secret.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Settings {
+    pub(crate) inbox: Inbox,
+    /// The id of the provider that the tunnel is for.
+    pub(crate) provider: Option<String>,
+    /// The deadline that its client asks for.
+    pub(crate) timeout_ms: Option<u64>,
+}
+
+impl Settings {
+    /// What a client has said of a tunnel with an inbox.
+    pub(crate) fn of(asked: &Asked) -> Option<Self> {
+        let timeout_ms = asked.timeout.and_then(|timeout| u64::try_from(timeout.as_millis()).ok());
+        let inbox = asked.inbox.clone()?;
+        Some(Self { inbox, provider: asked.webhooks.provider.clone(), timeout_ms })
+    }
+
+    pub(crate) fn timeout(&self) -> Option<Duration> {
+        self.timeout_ms.map(Duration::from_millis)
+    }
+}
+
+impl Open {
+    fn new(name: &str, token: TokenId, settings: Settings) -> Arc<Self> {
+        Arc::new(Self {
+            name: name.to_owned(),
+            token,
+            settings: Mutex::new(Arc::new(settings)),
+            changed: Notify::new(),
+            closed: CancellationToken::new(),
+        })
+    }
+
+    pub(crate) fn settings(&self) -> Arc<Settings> {
+        self.settings.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Says that there may be something to deliver.
+    pub(crate) fn wake(&self) {
+        self.changed.notify_one();
+    }
+}
+
+impl Inboxes {
+    pub(crate) fn new(records: Records) -> Self {
+        Self { records, open: DashMap::new() }
+    }
+
+    pub(crate) fn records(&self) -> &Records {
+        &self.records
+    }
+
+    /// The inbox of that name, if it has one.
+    pub(crate) fn get(&self, name: &str) -> Option<Arc<Open>> {
+        self.open.get(name).map(|open| open.value().clone())
+    }
+}
+
+/// Opens the inboxes that there were when the relay stopped.
+pub(crate) fn start(shared: &Arc<Shared>, rows: Vec<records::Inbox>) {
+    for records::Inbox { name, token, settings, .. } in rows {
+        // Written by this program: what does not read is of a later version, and its webhooks are kept all the same.
+        let settings = serde_json::from_str(&settings).unwrap_or_else(|error| {
+            tracing::warn!(%name, %error, "the settings of an inbox cannot be read; it has those of a new one");
+            Settings::default()
+        });
+        begin(shared, Open::new(&name, token, settings));
+    }
+}
+
+/// Opens the inbox of a name for its token, or gives it other settings. It is open when this returns, and stays so until it
+/// is closed.
+///
+/// # Errors
+/// [`StoreError`]: it is not open, or has the settings that it had.
+pub(crate) async fn open(
+    shared: &Arc<Shared>,
+    name: &str,
+    token: TokenId,
+    settings: Settings,
+) -> Result<(), StoreError> {
+    let inboxes = &shared.inboxes;
+    let known = inboxes.get(name).filter(|open| open.token == token);
+    if known.as_ref().is_some_and(|open| *open.settings() == settings) {
+        return Ok(());
+    }
+    let json = serde_json::to_string(&settings).unwrap_or_default();
+    inboxes.records.open_inbox(name, token, json, now()).await?;
+    match known {
+        Some(open) => {
+            *open.settings.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
+            open.wake();
+        }
+        None => begin(shared, Open::new(name, token, settings)),
+    }
+    Ok(())
+}
+
+/// Closes the inbox of a name, and forgets what is in it.
+///
+/// # Errors
+/// [`StoreError`]: it is still there after the next start.
+pub(crate) async fn close(shared: &Shared, name: &str) -> Result<bool, StoreError> {
+    if let Some((_, open)) = shared.inboxes.open.remove(name) {
+        open.closed.cancel();
+    }
+    shared.inboxes.records.close_inbox(name).await
+}
+
+fn begin(shared: &Arc<Shared>, open: Arc<Open>) {
+    // Its client is away, and not unknown.
+    shared.registry.expect(&open.name);
+    if let Some(before) = shared.inboxes.open.insert(open.name.as_str().into(), open.clone()) {
+        before.closed.cancel();
+    }
+    let owner = shared.clone();
+    shared.spawn(delivery::run(owner, open));
+}
+
+/// Gives up what has waited for too long, and forgets what is over, until the relay stops.
+pub(crate) async fn sweep(shared: Arc<Shared>) {
+    while shared.stopping.run_until_cancelled(tokio::time::sleep(SWEEP)).await.is_some() {
+        let inboxes: Vec<Arc<Open>> = shared.inboxes.open.iter().map(|open| open.value().clone()).collect();
+        for open in inboxes {
+            let limits = &shared.limits;
+            let retention = Retention {
+                delivered_ms: millis(limits.inbox_delivered),
+                delivered_count: limits.inbox_delivered_count,
+                dead_ms: millis(limits.inbox_dead),
+                max_age_ms: millis(Duration::from_secs(open.settings().inbox.age_s)),
+            };
+            swept(shared.inboxes.records.sweep(&open.name, now(), retention).await);
+        }
+        swept(shared.inboxes.records.sweep_closed().await);
+    }
+}
+
+fn swept(result: Result<u64, StoreError>) {
+    if let Err(error) = result {
+        tracing::error!(%error, "an inbox could not be tidied up");
+    }
+}

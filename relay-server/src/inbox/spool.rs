@@ -143,6 +143,7 @@ pub(crate) enum Body {
 }
 
 impl Body {
+    #[cfg(test)]
     /// A body that is in memory already; longer than [`MAX_INLINE`] is possible and slow.
     pub(crate) fn inline(bytes: Bytes) -> Self {
         let sha256 = array(aws_lc_rs::digest::digest(&SHA256, &bytes));

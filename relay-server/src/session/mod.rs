@@ -20,6 +20,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use dashmap::DashMap;
 use relay_protocol::frame::{GoAway, SessionKind};
+use relay_protocol::inbox::Inbox;
 use relay_protocol::link::{Driver, Link, Signal};
 use relay_protocol::message::{Bound, Hello, Payload, PublicName, Refusal, Resume, TunnelSpec, Welcome};
 use relay_protocol::mux::{Ended, Limits as MuxLimits, Side};
@@ -35,6 +36,7 @@ use self::seats::{Counted, Seat, Seats};
 pub(crate) use self::seats::{Full, Place};
 use self::withheld::Untold;
 use crate::Shared;
+use crate::inbox::{self, Settings};
 use crate::sentence;
 use crate::store::{AuthError, ClaimError, Name, Token, TokenId, unix_now};
 
@@ -206,7 +208,7 @@ impl Session {
             heartbeat_ms: millis(MuxLimits::default().heartbeat),
             max_streams: self.shared.limits.session_streams,
             tunnels: bound,
-            extra: vec![Webhooks::known()],
+            extra: vec![Webhooks::known(), Inbox::known()],
         };
         send(link, SessionKind::Welcome, &welcome);
         // There is one Welcome.
@@ -332,6 +334,12 @@ impl Session {
     ) -> Result<Arc<Tunnel>, Refusal> {
         let asked = Arc::new(asked(&self.shared.providers, &spec)?);
         let name = self.claim(spec.name.as_deref()).await?;
+        if let Some(settings) = Settings::of(&asked) {
+            inbox::open(&self.shared, name.as_str(), self.token.id, settings).await.map_err(|error| {
+                tracing::error!(%error, "an inbox was not opened");
+                refusal("internal", &sentence(&error), "Ask the relay's operator to look at its log.")
+            })?;
+        }
         let tunnel = Arc::new(Tunnel {
             name: name.as_str().to_owned(),
             number: spec.tunnel,
@@ -407,7 +415,11 @@ impl Session {
         for tunnel in gone {
             // First, so that whoever asks for the name once it is free finds room for it, too.
             tunnel.counted.end();
-            self.shared.registry.forget(&tunnel.name, Some(tunnel.generation));
+            match self.shared.inboxes.get(&tunnel.name) {
+                // What comes for it goes on to be kept.
+                Some(_) => self.shared.registry.unbind(&tunnel, None),
+                None => self.shared.registry.forget(&tunnel.name, Some(tunnel.generation)),
+            }
         }
     }
 
@@ -522,9 +534,11 @@ fn asked(providers: &Table, spec: &TunnelSpec) -> Result<Asked, Refusal> {
     let timeout = spec.timeout_ms.map(|ms| Duration::from_millis(ms.into()).clamp(TIMEOUTS.0, TIMEOUTS.1));
     let webhooks = Webhooks::of(&spec.extra)
         .map_err(|error| refusal("bad-request", &sentence(&error), "Update whichever of client and relay is older."))?;
+    let inbox = Inbox::of(&spec.extra)
+        .map_err(|error| refusal("bad-request", &sentence(&error), "Update whichever of client and relay is older."))?;
     match unjudgeable(providers, &webhooks) {
         Some(why) => Err(refusal("not-allowed", &why, "Judge them where the client is: --verify-at client.")),
-        None => Ok(Asked { timeout, webhooks }),
+        None => Ok(Asked { timeout, webhooks, inbox }),
     }
 }
 

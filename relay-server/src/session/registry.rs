@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use dashmap::DashMap;
+use relay_protocol::inbox::Inbox;
 use relay_protocol::link::Link;
 use relay_protocol::webhook::{Credentials, Webhooks};
 use tokio::sync::Notify;
@@ -53,6 +54,8 @@ pub struct Asked {
     pub timeout: Option<Duration>,
     /// What its webhooks are.
     pub webhooks: Webhooks,
+    /// Its inbox, where it has one.
+    pub inbox: Option<Inbox>,
 }
 
 /// What a session goes on with.

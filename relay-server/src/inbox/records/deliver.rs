@@ -5,7 +5,7 @@ use ulid::Ulid;
 
 use super::row_from;
 use super::{ATTEMPTS_KEPT, Attempt, Due, Id, Outcome, ROW_COLUMNS, Records, STEP, Seq, State, Stored, StoredBody};
-use crate::store::{StoreError, TokenId};
+use crate::store::StoreError;
 
 impl Records {
     /// Takes webhooks that are due, at most `limit` and at most [`STEP`], in the order in which they came, with a lease until
@@ -144,7 +144,7 @@ fn due_from(row: &rusqlite::Row<'_>) -> rusqlite::Result<Due> {
 
 pub(super) fn load(db: &Connection, seq: Seq) -> rusqlite::Result<Option<Stored>> {
     let sql = format!(
-        "SELECT {ROW_COLUMNS}, inboxes.name, inboxes.token_id, trailers, head_first,
+        "SELECT {ROW_COLUMNS}, trailers, head_first,
                 (SELECT body FROM bodies WHERE bodies.seq = webhooks.seq) AS body
          FROM webhooks JOIN inboxes ON inboxes.id = webhooks.inbox
          WHERE seq = ?1 AND inboxes.name IS NOT NULL"
@@ -157,8 +157,6 @@ pub(super) fn load(db: &Connection, seq: Seq) -> rusqlite::Result<Option<Stored>
         };
         Ok(Stored {
             row: row_from(row)?,
-            inbox: row.get("name")?,
-            token: TokenId(row.get("token_id")?),
             trailers: row.get::<_, Vec<u8>>("trailers")?.into(),
             head_first: row.get::<_, Option<Vec<u8>>>("head_first")?.map(Into::into),
             body,

@@ -263,10 +263,6 @@ pub(crate) struct Due {
 pub(crate) struct Stored {
     /// What lists tell of it, with its head.
     pub(crate) row: Row,
-    /// The name of its inbox.
-    pub(crate) inbox: String,
-    /// Whose inbox that is.
-    pub(crate) token: TokenId,
     /// Its trailers.
     pub(crate) trailers: Bytes,
     /// The head of its first copy, where a later one's took its place.

@@ -1,0 +1,155 @@
+//! What a relay tells of inboxes and is asked to do with them: the JSON of its API for tokens, below [`PATH`] on its own host.
+//! Times are RFC 3339 in UTC, sizes bytes. Fields may be added.
+
+use serde::{Deserialize, Serialize};
+
+/// The API's path. All requests bear the token, as those of the connect endpoint do.
+///
+/// ```text
+/// GET    PATH                    Inboxes
+/// GET    PATH/NAME               Page; ?state=waiting|delivered|dead&before=ID&limit=NUMBER
+/// GET    PATH/NAME/ID            Whole
+/// POST   PATH/NAME/retry|drop    Which → Done
+/// POST   PATH/NAME/pause|resume  → Inbox
+/// DELETE PATH/NAME               → Done: the inbox and all that is in it
+/// ```
+pub const PATH: &str = "/_relay/inbox";
+
+/// Most ids in one [`Which`].
+pub const MAX_IDS: usize = 1000;
+
+/// Most webhooks on one [`Page`].
+pub const MAX_PAGE: usize = 1000;
+
+/// The inboxes of a token, by name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inboxes {
+    /// Them.
+    pub inboxes: Vec<Inbox>,
+}
+
+/// An inbox, and what is in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inbox {
+    /// The tunnel's name.
+    pub name: String,
+    /// How it deals with its webhooks, in the words of [`Inbox`](super::Inbox).
+    pub how: String,
+    /// Nothing is delivered.
+    pub paused: bool,
+    /// Webhooks that wait.
+    pub waiting: u64,
+    /// Webhooks that were delivered, and are remembered.
+    pub delivered: u64,
+    /// Dead letters.
+    pub dead: u64,
+    /// Of what waits and of dead letters, with their heads.
+    pub bytes: u64,
+    /// When the oldest came of those that wait.
+    pub oldest_at: Option<String>,
+}
+
+/// Some webhooks of an inbox, those that came last first. The next page is asked for by the last one's id; an empty one is the
+/// end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Page {
+    /// The inbox.
+    pub inbox: Inbox,
+    /// Its webhooks.
+    pub webhooks: Vec<Webhook>,
+}
+
+/// A webhook.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Webhook {
+    /// Its id, which every attempt bears.
+    pub id: String,
+    /// `waiting`, `delivered` or `dead`.
+    pub state: String,
+    /// The request's method.
+    pub method: String,
+    /// Its path and query, as they came.
+    pub path: String,
+    /// The URL that its sender called.
+    pub url: String,
+    /// The sender's address.
+    pub remote: String,
+    /// When the latest copy of it came: the one that is sent.
+    pub received_at: String,
+    /// When the first one did.
+    pub first_at: String,
+    /// When it is tried next; of one that is tried now, until when nobody else does.
+    pub due_at: Option<String>,
+    /// It is being tried.
+    pub under_way: bool,
+    /// Attempts so far.
+    pub attempts: u32,
+    /// Copies that came after the first.
+    pub copies: u32,
+    /// What the app has answered last.
+    pub status: Option<u16>,
+    /// When it was delivered or given up.
+    pub ended_at: Option<String>,
+    /// Why it was given up.
+    pub reason: Option<String>,
+    /// Whose it is, as the provider's id.
+    pub provider: Option<String>,
+    /// The provider's id of the event.
+    pub event_id: Option<String>,
+    /// Its type.
+    pub event_type: Option<String>,
+    /// What its signature was found to be worth.
+    pub verdict: Option<String>,
+    /// Another one of the same event, with another body.
+    pub differs_from: Option<String>,
+    /// Bytes of its body.
+    pub size: u64,
+}
+
+/// A webhook with all that is kept of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Whole {
+    /// It.
+    #[serde(flatten)]
+    pub webhook: Webhook,
+    /// Its header lines, in order; what is not text has its bytes as those of Latin-1.
+    pub headers: Vec<(String, String)>,
+    /// Those of its first copy, where a later one took its place.
+    pub headers_first: Option<Vec<(String, String)>>,
+    /// Its body in base64; none where it was delivered.
+    pub body_base64: Option<String>,
+    /// The attempts, the latest last. Of many the first ones are forgotten.
+    pub tried: Vec<Tried>,
+}
+
+/// An attempt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tried {
+    /// Which one, from 1 on.
+    pub number: u32,
+    /// When it began.
+    pub at: String,
+    /// How long it took.
+    pub duration_ms: u64,
+    /// What the app has answered.
+    pub status: Option<u16>,
+    /// Why it has not: one of the relay's error codes.
+    pub error: Option<String>,
+}
+
+/// Which webhooks something is done with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Which {
+    /// Those of these ids, [`MAX_IDS`] at most.
+    Ids(Vec<String>),
+    /// All that are `waiting`, `delivered` or `dead`.
+    All(String),
+}
+
+/// What was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Done {
+    /// With how many webhooks; 1 for an inbox.
+    pub count: u64,
+}

@@ -1,0 +1,263 @@
+//! What becomes of a request whose tunnel has an inbox: it is on disk before anything else, then it is tried, and its sender
+//! is answered by the app, or by us where that takes too long.
+//!
+//! ```text
+//!   body ─▶ disk ─▶ client there? ─▶ sent ─▶ answered in time: the app's answer
+//!                      └──────────────┴────▶ the acknowledgement
+//! ```
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Method, Response, StatusCode};
+use relay_protocol::exchange::public_url;
+use relay_protocol::message::Payload;
+use relay_protocol::webhook::{Event, OnDeadline, Provider, Request, Verdict};
+use serde::Deserialize as _;
+use serde::de::IntoDeserializer as _;
+use serde::de::value::{Error as ValueError, StrDeserializer};
+use tokio::sync::oneshot;
+use tokio::time::timeout_at;
+use ulid::Ulid;
+
+use super::body::{EdgeBody, Upload};
+use super::cause::Cause;
+use super::forward::{Delivered, Failure, Instead, SLOWEST_UPLOAD, first_part, respond};
+use super::gate::PublicHost;
+use super::record::Exchange;
+use super::respond::RELAY_INBOX;
+use super::webhook::{RELAY_VERDICT, handshake, place, sender, verify};
+use crate::Shared;
+use crate::inbox::delivery::{self, Source, Webhook};
+use crate::inbox::records::{AcceptError, Accepted, Due, Lease, New, Quota};
+use crate::inbox::spool::Body;
+use crate::inbox::{Open, Settings, now};
+use crate::session::registry::Found;
+
+/// How much longer than an attempt nobody else makes one.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Keeps a request in the inbox of its tunnel and answers it, where the tunnel has one and the request is a webhook that may
+/// be acknowledged for the app. None: it goes the way of all others.
+pub(super) async fn keep(
+    shared: &Arc<Shared>,
+    exchange: &mut Exchange,
+    host: &PublicHost,
+    upload: &mut Upload,
+) -> Result<Option<Delivered>, Instead> {
+    let is_webhook = matches!(exchange.head.method, Method::POST | Method::PUT | Method::PATCH | Method::DELETE);
+    let name = shared.name_of(&host.host).filter(|_| is_webhook && exchange.head.upgrade.is_none());
+    let Some(inbox) = name.and_then(|name| shared.inboxes.get(name)) else { return Ok(None) };
+    first_part(upload).await.map_err(|error| error.cause())?;
+    let settings = inbox.settings();
+    let tunnel = match shared.registry.find(&inbox.name) {
+        Found::Tunnel(tunnel) => {
+            verify(shared, exchange, &tunnel, upload).await?;
+            Some(tunnel)
+        }
+        Found::Away(Some((token, asked))) => {
+            let until = exchange.started + allowed(shared, &settings, None);
+            if let Some(answer) = handshake(shared, exchange, (token, &asked), upload, until).await? {
+                return Err(Instead::Answered(Box::new(answer)));
+            }
+            None
+        }
+        Found::Away(None) | Found::Nothing => None,
+    };
+    let provider = sender(&shared.providers, settings.provider.as_deref(), &exchange.head, upload.held()).cloned();
+    if let Some(provider) = &provider {
+        let url = public_url(&exchange.head);
+        let request = Request::new(&exchange.head.method, &url, &exchange.head.headers, upload.held());
+        if provider.on_deadline(&request) != OnDeadline::Ack {
+            return Ok(None);
+        }
+    }
+    exchange.provider = provider.as_ref().map(|provider| provider.id.clone());
+    let body = receive(shared, exchange, &inbox, upload).await?;
+    let source = match &body {
+        Body::Inline { bytes, .. } => Some(Source::Bytes(bytes.clone())),
+        Body::Spooled { .. } => None,
+    };
+    let event = match (&provider, &body) {
+        (Some(provider), Body::Inline { bytes, .. }) => {
+            let url = public_url(&exchange.head);
+            provider.event(&Request::new(&exchange.head.method, &url, &exchange.head.headers, bytes))
+        }
+        _ => Event::default(),
+    };
+    let acknowledged = exchange.started + allowed(shared, &settings, provider.as_deref());
+    let trailers = upload.trailers().clone();
+    let accepted =
+        accept(shared, exchange, &inbox, &settings, tunnel.is_some(), (body, trailers.clone()), event).await?;
+    let own = ulid(&exchange.head.id);
+    let (seq, leased, id) = match accepted {
+        Accepted::Fresh { seq, leased, .. } | Accepted::Differs { seq, leased, .. } => (seq, leased, own),
+        Accepted::Newer { seq, leased, of } => (seq, leased, of),
+        Accepted::Delivered { of } => {
+            return Ok(Some(acknowledge(&settings, provider.as_deref(), &format!("delivered; id={of}"))));
+        }
+    };
+    let answer = match tunnel.filter(|_| leased) {
+        None => {
+            inbox.wake();
+            None
+        }
+        Some(tunnel) => {
+            let (wanted, answer) = oneshot::channel();
+            let (owner, due) = (shared.clone(), Due { seq, id, first_at: now(), attempts: 0, tries: 0 });
+            let head = exchange.head.clone();
+            shared.spawn(async move {
+                let body = match source {
+                    Some(source) => Ok(source),
+                    None => owner.inboxes.records().spool().open(due.id).await.map(Source::File),
+                };
+                let Ok(body) = body else { return inbox.wake() };
+                let webhook = Webhook { head, body, trailers };
+                if let Err(error) = delivery::attempt(&owner, &inbox, &tunnel, &due, webhook, Some(wanted)).await {
+                    tracing::error!(name = %inbox.name, id = %due.id, %error, "what became of a webhook could not be noted");
+                }
+            });
+            timeout_at(acknowledged, answer).await.ok().and_then(Result::ok)
+        }
+    };
+    match answer {
+        Some((head, stream)) => respond(exchange, head, stream, false).map(Some),
+        None => Ok(Some(acknowledge(&settings, provider.as_deref(), &format!("stored; id={id}")))),
+    }
+}
+
+/// By when the sender is answered, from when it began to count.
+fn allowed(shared: &Shared, settings: &Settings, provider: Option<&Provider>) -> Duration {
+    let its = || provider.and_then(Provider::answer_within);
+    settings.timeout().or_else(its).unwrap_or(shared.limits.inbox_ack)
+}
+
+/// Takes in the body, in memory while it is short.
+async fn receive(
+    shared: &Arc<Shared>,
+    exchange: &Exchange,
+    inbox: &Open,
+    upload: &mut Upload,
+) -> Result<Body, Instead> {
+    let most = shared.limits.inbox_body;
+    let too_large = || {
+        let message = Some(format!("The webhook's body has more than {most} bytes, which is what an inbox takes."));
+        Failure { cause: Cause::BodyTooLarge, message }
+    };
+    let mut share = None;
+    let mut incoming = shared.inboxes.records().spool().receive(ulid(&exchange.head.id));
+    while let Some(piece) = upload.next().await.map_err(|error| error.cause())? {
+        exchange.received(upload.received());
+        if upload.received() > most {
+            return Err(too_large().into());
+        }
+        let waited = exchange.started.elapsed();
+        let is_slow = upload.received() < SLOWEST_UPLOAD.saturating_mul(waited.as_secs());
+        if !upload.has_ended() && is_slow && waited > shared.limits.deadline {
+            return Err(Cause::BodyTimeout.into());
+        }
+        // Beyond what every request may have, there is room for so many only.
+        if !upload.has_ended() && share.is_none() {
+            share = Some(place(shared, exchange, inbox.token).ok_or(Cause::TooManyRequests)?);
+        }
+        incoming.push(&piece).await.map_err(|error| failed(&error))?;
+        let held = usize::try_from(incoming.size()).unwrap_or(usize::MAX).min(crate::inbox::spool::MAX_INLINE);
+        if !share.as_mut().is_none_or(|share| share.grow(held)) {
+            return Err(Cause::TooManyRequests.into());
+        }
+    }
+    exchange.received(upload.received());
+    Ok(incoming.finish().await.map_err(|error| failed(&error))?)
+}
+
+fn failed(error: &std::io::Error) -> Failure {
+    if error.kind() == std::io::ErrorKind::StorageFull || error.kind() == std::io::ErrorKind::QuotaExceeded {
+        return Cause::InboxFull.into();
+    }
+    tracing::error!(%error, "the body of a webhook could not be written");
+    Cause::InboxFailed.into()
+}
+
+/// Puts it on disk.
+async fn accept(
+    shared: &Shared,
+    exchange: &Exchange,
+    inbox: &Open,
+    settings: &Settings,
+    is_there: bool,
+    (body, trailers): (Body, Bytes),
+    event: Event,
+) -> Result<Accepted, Instead> {
+    let head = exchange.head.to_bytes().map_err(|error| Failure {
+        cause: Cause::BadRequest,
+        message: Some(format!("The request's head cannot be kept: {error}.")),
+    })?;
+    let lasts = now() + i64::try_from((delivery::within(shared, settings) + GRACE).as_millis()).unwrap_or(i64::MAX);
+    let lease = match (is_there, settings.inbox.ordered) {
+        (false, _) => Lease::No,
+        (true, false) => Lease::Until(lasts),
+        (true, true) => Lease::IfFirst(lasts),
+    };
+    let verdict = exchange.head.headers.iter().find(|(name, _)| *name == RELAY_VERDICT);
+    let verdict = verdict.and_then(|(_, value)| verdict_of(value.to_str().ok()?));
+    let dedupe = i64::try_from(settings.inbox.dedupe().as_millis()).unwrap_or(i64::MAX);
+    let new = New {
+        id: ulid(&exchange.head.id),
+        inbox: inbox.name.clone(),
+        token: inbox.token,
+        received_at: now(),
+        lease,
+        head,
+        trailers,
+        body,
+        provider: exchange.provider.clone(),
+        event_id: event.id,
+        event_type: event.kind,
+        verdict,
+        dedupe_since: (dedupe > 0).then(|| now().saturating_sub(dedupe)),
+        quota: Quota { count: shared.limits.inbox_count, bytes: shared.limits.inbox_bytes },
+    };
+    shared.inboxes.records().accept(new).await.map_err(|error| match error {
+        // It was closed just now, or its name changed hands.
+        AcceptError::Closed { .. } => Cause::ClientOffline.into(),
+        full @ AcceptError::Full { .. } => {
+            Failure { cause: Cause::InboxFull, message: Some(crate::sentence(&full)) }.into()
+        }
+        AcceptError::Store(crate::store::StoreError::Full) => Cause::InboxFull.into(),
+        AcceptError::Store(error) => {
+            tracing::error!(%error, "a webhook was not accepted");
+            Cause::InboxFailed.into()
+        }
+    })
+}
+
+/// What tells the sender that its webhook is accepted.
+fn acknowledge(settings: &Settings, provider: Option<&Provider>, what: &str) -> Delivered {
+    let configured = settings.inbox.ack.as_ref().and_then(|ack| Some((ack.head().ok()?, ack.body.clone())));
+    let ((status, headers), body) = configured.unwrap_or_else(|| match provider.map(Provider::answer) {
+        // What its provider is known to expect.
+        Some(answer) => {
+            let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::ACCEPTED);
+            let text = [(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))];
+            ((status, text.into_iter().filter(|_| !answer.body.is_empty()).collect()), answer.body.clone())
+        }
+        None => ((StatusCode::ACCEPTED, Vec::new()), String::new()),
+    });
+    let mut response = Response::new(EdgeBody::full(Bytes::from(body)));
+    *response.status_mut() = status;
+    let ours = HeaderValue::try_from(what).ok().map(|what| (RELAY_INBOX, what));
+    response.headers_mut().extend(headers.into_iter().chain(ours));
+    Delivered { response, switched: None, uploads_to: None }
+}
+
+fn verdict_of(word: &str) -> Option<Verdict> {
+    let word: StrDeserializer<'_, ValueError> = word.into_deserializer();
+    Verdict::deserialize(word).ok()
+}
+
+/// The exchange's own id, which we have given it.
+fn ulid(id: &str) -> Ulid {
+    Ulid::from_string(id).unwrap_or_default()
+}

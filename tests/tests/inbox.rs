@@ -1,0 +1,287 @@
+//! What a sender and an app notice of an inbox: what was accepted is delivered, whoever is away meanwhile.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
+
+use http::{Request, Response, StatusCode};
+use http_body_util::BodyExt as _;
+use relay_client::{Client, Tunnel, TunnelOptions};
+use relay_protocol::inbox::Inbox;
+use relay_server::config::Config;
+use relay_tests::body::{empty, full, noise};
+use relay_tests::{Answer, App, Body, World, within};
+use tokio::sync::Notify;
+
+/// Times in which a test can see what takes minutes.
+fn fast(config: &mut Config) {
+    config.limits.inbox_retry = Duration::from_millis(50);
+}
+
+/// A tunnel of the name `hooks` with an inbox.
+async fn tunnel(world: &World, token: &str, app: &App, how: &str) -> Tunnel {
+    let inbox = Some(how.parse::<Inbox>().unwrap());
+    let options = TunnelOptions { inbox, ..TunnelOptions::new(app.upstream()) }.subdomain("hooks");
+    let client = Client::new(world.target()).token(token.to_owned().into());
+    within("a tunnel with an inbox", Tunnel::start(client, options)).await.unwrap()
+}
+
+/// A relay with the inbox `hooks`, whose client is away, and the token that lets it come back.
+async fn away(how: &str, change: impl FnOnce(&mut Config)) -> (World, String) {
+    let world = World::with(|config| {
+        fast(config);
+        change(config);
+    })
+    .await;
+    let token = world.token().await;
+    tunnel(&world, &token, &App::echo().await, how).await.close().await.unwrap();
+    (world, token)
+}
+
+fn is_kept(answer: &Answer) -> bool {
+    let inbox = answer.headers.get("relay-inbox").map(|line| line.to_str().unwrap());
+    inbox.is_some_and(|line| line.starts_with("stored; id="))
+}
+
+#[tokio::test]
+async fn what_comes_while_the_client_is_away_is_delivered_when_it_is_back() {
+    let (world, token) = away("on", |_| {}).await;
+    let body = noise(3000);
+    let request = Request::post(world.url("hooks", "/stripe?a=%31&b"))
+        .header("x-first", "1")
+        .header("X-Twice", "a")
+        .header("relay-delivery", "forged; attempt=9; age=9")
+        .header("X-Twice", "b");
+    let answer = world.send(request.body(full(body.clone())).unwrap()).await;
+    assert!(answer.code() == 202 && is_kept(&answer), "{answer:?}");
+    let app = App::recording().await;
+    let tunnel = tunnel(&world, &token, &app, "on").await;
+    within("the webhook", app.reached(1)).await;
+    let seen = app.only();
+    assert_eq!((seen.method.as_str(), seen.target.as_str()), ("POST", "/stripe?a=%31&b"));
+    assert!(seen.body == body, "byte for byte");
+    let twice: Vec<_> = seen.headers.get_all("x-twice").iter().map(|value| value.to_str().unwrap()).collect();
+    assert_eq!((seen.header("x-first"), twice), ("1", vec!["a", "b"]));
+    let id = answer.headers["relay-inbox"].to_str().unwrap().strip_prefix("stored; id=").unwrap();
+    let delivery = seen.header("relay-delivery");
+    assert!(delivery.starts_with(&format!("{id}; attempt=1; age=")), "{delivery}");
+    // It comes once.
+    assert_eq!(world.post(&format!("{}/next", tunnel.url()), "x").await.code(), 200);
+    assert_eq!(app.requests(), 2);
+    world.shutdown().await;
+}
+
+#[tokio::test]
+async fn it_survives_a_restart_of_the_relay() {
+    let (mut world, token) = away("on", |_| {}).await;
+    for n in 0..3 {
+        assert!(is_kept(&world.post(&world.url("hooks", "/"), format!("{n}")).await));
+    }
+    world.stop().await;
+    world.start_again().await;
+    assert!(is_kept(&world.post(&world.url("hooks", "/"), "3").await), "nobody has connected since");
+    let app = App::recording().await;
+    let _tunnel = tunnel(&world, &token, &app, "on").await;
+    within("four webhooks", app.reached(4)).await;
+    world.shutdown().await;
+}
+
+#[tokio::test]
+async fn the_app_answers_where_it_can_and_nothing_comes_twice() {
+    let (world, token) = away("on", |_| {}).await;
+    let app = App::serve(|request: Request<_>| async move {
+        let code = request.uri().path().trim_start_matches('/').parse().unwrap();
+        let mut response = Response::new(full("from the app"));
+        *response.status_mut() = StatusCode::from_u16(code).unwrap();
+        response
+    })
+    .await;
+    let tunnel = tunnel(&world, &token, &app, "on").await;
+    for code in [200, 201, 302, 404, 422] {
+        let answer = world.post(&format!("{}/{code}", tunnel.url()), "x").await;
+        assert_eq!((answer.code(), answer.text()), (code, "from the app"));
+        assert!(!answer.headers.contains_key("relay-inbox"));
+    }
+    assert_eq!(app.requests(), 5);
+    world.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_app_that_fails_is_asked_again() {
+    let (world, token) = away("on", |_| {}).await;
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    let app = App::serve(move |_| {
+        let nth = count.fetch_add(1, SeqCst);
+        async move {
+            let mut response = Response::new(empty());
+            *response.status_mut() = if nth < 2 { StatusCode::BAD_GATEWAY } else { StatusCode::OK };
+            response
+        }
+    })
+    .await;
+    let tunnel = tunnel(&world, &token, &app, "on").await;
+    let answer = world.post(&format!("{}/", tunnel.url()), "x").await;
+    assert!(answer.code() == 202 && is_kept(&answer), "{answer:?}");
+    within("three attempts", app.reached(3)).await;
+    world.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_5xx_is_the_answer_where_it_is_to_be_passed() {
+    let (world, token) = away("pass-5xx", |_| {}).await;
+    let app = App::serve(|_| async {
+        let mut response = Response::new(empty());
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        response
+    })
+    .await;
+    let tunnel = tunnel(&world, &token, &app, "pass-5xx").await;
+    let answer = world.post(&format!("{}/", tunnel.url()), "x").await;
+    assert!(answer.code() == 503 && !answer.headers.contains_key("relay-error"), "{answer:?}");
+    world.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_slow_app_has_its_webhook_acknowledged_and_is_not_asked_again() {
+    let (world, token) = away("on", |config| config.limits.inbox_ack = Duration::from_millis(100)).await;
+    let go = Arc::new(Notify::new());
+    let waits = go.clone();
+    let app = App::serve(move |request: Request<hyper::body::Incoming>| {
+        let waits = waits.clone();
+        async move {
+            if request.uri().path() == "/slow" {
+                request.into_body().collect().await.unwrap();
+                waits.notified().await;
+            }
+            Response::new(empty())
+        }
+    })
+    .await;
+    let tunnel = tunnel(&world, &token, &app, "on").await;
+    let answer = world.post(&format!("{}/slow", tunnel.url()), "x").await;
+    assert!(answer.code() == 202 && is_kept(&answer), "{answer:?}");
+    go.notify_one();
+    assert_eq!(world.post(&format!("{}/fast", tunnel.url()), "x").await.code(), 200);
+    assert_eq!(app.requests(), 2);
+    world.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_is_no_webhook_goes_live() {
+    let (world, _) = away("on", |config| config.limits.client_wait = Duration::from_millis(1)).await;
+    let answer = world.get(&world.url("hooks", "/")).await;
+    assert_eq!((answer.code(), answer.headers["relay-error"].to_str().unwrap()), (503, "client-offline"));
+    // Its answer tells Twilio what to say to whoever calls.
+    let call = Request::post(world.url("hooks", "/voice"))
+        .header("x-twilio-signature", "AAAAAAAAAAAAAAAAAAAAAAAAAAA=")
+        .header("content-type", "application/x-www-form-urlencoded");
+    let call = call.body(full("AccountSid=AC1&CallSid=CA1&From=%2B1")).unwrap();
+    assert_eq!(world.send(call).await.code(), 503);
+    world.shutdown().await;
+}
+
+#[tokio::test]
+async fn they_come_in_order_where_that_is_asked_for() {
+    let (world, token) = away("ordered", |_| {}).await;
+    for n in 0..20 {
+        assert!(is_kept(&world.post(&world.url("hooks", "/"), format!("{n}")).await));
+    }
+    let asked = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let (count, bodies) = (asked.clone(), seen.clone());
+    let app = App::serve(move |request: Request<hyper::body::Incoming>| {
+        let (nth, bodies) = (count.fetch_add(1, SeqCst), bodies.clone());
+        async move {
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            let mut response: Response<Body> = Response::new(empty());
+            // One of them fails, and the others wait for it.
+            if nth == 3 {
+                *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+            } else {
+                bodies.lock().unwrap().push(String::from_utf8(body.to_vec()).unwrap().parse::<usize>().unwrap());
+            }
+            response
+        }
+    })
+    .await;
+    let _tunnel = tunnel(&world, &token, &app, "ordered").await;
+    within("all of them, and one again", app.reached(21)).await;
+    world.shutdown().await;
+    assert_eq!(*seen.lock().unwrap(), (0..20).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_providers_retry_is_known_again() {
+    let (world, token) = away("on", |_| {}).await;
+    let push = |body: &'static str| {
+        let request = Request::post(world.url("hooks", "/github"))
+            .header("x-github-event", "push")
+            .header("x-github-delivery", "72d3162e-cc78-11e3-81ab-4c9367dc0958")
+            .header("x-github-hook-id", "1")
+            .header("user-agent", "GitHub-Hookshot/044aadd")
+            .header("content-type", "application/json");
+        world.send(request.body(full(body)).unwrap())
+    };
+    assert!(is_kept(&push("{}").await));
+    assert!(is_kept(&push("{}").await), "it waits still");
+    let app = App::recording().await;
+    let tunnel = tunnel(&world, &token, &app, "on").await;
+    within("the first", app.reached(1)).await;
+    let again = within("what was delivered is known", async {
+        loop {
+            let again = push("{}").await;
+            if again.headers.get("relay-inbox").is_some_and(|line| line.to_str().unwrap().starts_with("delivered; id="))
+            {
+                break again;
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert!(again.code() < 300, "{again:?}");
+    assert_eq!(app.requests(), 1);
+    assert_eq!(push("{\"other\": 1}").await.code(), 200, "other bytes are not dropped");
+    assert_eq!(app.requests(), 2);
+    drop(tunnel);
+    world.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_full_inbox_accepts_nothing() {
+    let (world, token) = away("on", |config| config.limits.inbox_count = 1).await;
+    assert!(is_kept(&world.post(&world.url("hooks", "/"), "1").await));
+    let full = world.post(&world.url("hooks", "/"), "2").await;
+    assert_eq!((full.code(), full.headers["relay-error"].to_str().unwrap()), (507, "inbox-full"));
+    assert!(full.headers.contains_key("retry-after"));
+    let app = App::recording().await;
+    let tunnel = tunnel(&world, &token, &app, "on").await;
+    within("the first", app.reached(1)).await;
+    within("room for the next", async {
+        while world.post(&format!("{}/", tunnel.url()), "3").await.code() != 200 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    world.shutdown().await;
+}
+
+#[tokio::test]
+async fn long_bodies_are_exact_and_too_long_ones_are_refused() {
+    let (world, token) = away("on", |config| config.limits.inbox_body = 3 << 20).await;
+    let body = noise(3 << 20);
+    assert!(is_kept(&world.post(&world.url("hooks", "/"), body.clone()).await));
+    let answer = world.post(&world.url("hooks", "/"), noise((3 << 20) + 1)).await;
+    assert_eq!((answer.code(), answer.headers["relay-error"].to_str().unwrap()), (413, "body-too-large"));
+    let app = App::recording().await;
+    let tunnel = tunnel(&world, &token, &app, "on").await;
+    within("the long one", app.reached(1)).await;
+    let answer = world.post(&format!("{}/", tunnel.url()), body.clone()).await;
+    assert_eq!(answer.code(), 200, "live as well");
+    for seen in app.seen() {
+        assert!(seen.body == body, "byte for byte");
+    }
+    assert_eq!(app.requests(), 2);
+    world.shutdown().await;
+}
