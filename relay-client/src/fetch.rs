@@ -104,7 +104,9 @@ impl Fetcher {
             (USER_AGENT, HeaderValue::from_static(concat!("relay/", env!("CARGO_PKG_VERSION")))),
         ];
         let at = || host.to_owned();
-        let page = outgoing::send(&target, &Method::GET, path, &headers, Vec::new(), WITHIN, BODY_MAX as u64).await;
+        let page =
+            outgoing::send(&target, &Method::GET, path, &headers, Vec::new(), WITHIN, (BODY_MAX as u64, BODY_MAX))
+                .await;
         let Answer { status, headers, body, size, .. } = page.map_err(|error| match error {
             SendError::Dial(error) => error.into(),
             SendError::Request(_) => not_one(),

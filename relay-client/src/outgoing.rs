@@ -17,7 +17,7 @@ use crate::session::dial::{DialError, Target};
 /// What every request says anew.
 const OWN: [HeaderName; 3] = [CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING];
 
-/// What is kept of an answer's body, in bytes.
+/// What is kept of an answer's body that is to be looked at, in bytes.
 pub(crate) const BODY_MAX: usize = 64 << 10;
 
 /// What a server has answered.
@@ -51,7 +51,8 @@ pub enum SendError {
 }
 
 /// Sends a request to a server's `path`, which begins with a slash and may have a query, and waits for the answer for at
-/// most `within`: all of it, unless its body is longer than `most`, of which a little more is taken. The headers keep their
+/// most `within`: all of it, unless its body is longer than `most`, of which a little more is taken. So much of the body is
+/// kept as the second number says. The headers keep their
 /// order; those that are about the connection or the length of the body are made anew, and Host is the server's own unless
 /// one is given.
 ///
@@ -64,7 +65,7 @@ pub(crate) async fn send(
     headers: &[(HeaderName, HeaderValue)],
     body: Vec<u8>,
     within: Duration,
-    most: u64,
+    most: (u64, usize),
 ) -> Result<Answer, SendError> {
     let mut request = Request::builder().method(method.clone()).uri(path);
     if headers.iter().all(|(name, _)| name != HOST) {
@@ -77,7 +78,7 @@ pub(crate) async fn send(
     timeout(within, Box::pin(exchange(to, request, most))).await.map_err(|_| SendError::Late(within))?
 }
 
-async fn exchange(to: &Target, request: Request<Full<Bytes>>, most: u64) -> Result<Answer, SendError> {
+async fn exchange(to: &Target, request: Request<Full<Bytes>>, most: (u64, usize)) -> Result<Answer, SendError> {
     let began = Instant::now();
     let stream = to.dial().await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
@@ -94,7 +95,11 @@ async fn exchange(to: &Target, request: Request<Full<Bytes>>, most: u64) -> Resu
     }
 }
 
-async fn receive(response: Response<Incoming>, began: Instant, most: u64) -> Result<Answer, hyper::Error> {
+async fn receive(
+    response: Response<Incoming>,
+    began: Instant,
+    (most, room): (u64, usize),
+) -> Result<Answer, hyper::Error> {
     let (head, mut body) = response.into_parts();
     let (mut kept, mut size) = (Vec::new(), 0);
     while size <= most
@@ -102,7 +107,7 @@ async fn receive(response: Response<Incoming>, began: Instant, most: u64) -> Res
     {
         if let Ok(data) = frame?.into_data() {
             size += data.len() as u64;
-            kept.extend_from_slice(data.get(..(BODY_MAX - kept.len()).min(data.len())).unwrap_or_default());
+            kept.extend_from_slice(data.get(..(room - kept.len()).min(data.len())).unwrap_or_default());
         }
     }
     Ok(Answer { status: head.status, headers: head.headers, body: kept, size, took: began.elapsed() })

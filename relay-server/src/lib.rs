@@ -107,6 +107,11 @@ impl Shared {
         }
     }
 
+    /// Whether the relay takes no new work.
+    fn is_stopping(&self) -> bool {
+        self.stopping.is_cancelled()
+    }
+
     /// Whether `peer` is a proxy whose forwarded headers are believed.
     fn trusts(&self, peer: std::net::IpAddr) -> bool {
         self.config.trusted_proxies.iter().any(|network| network.contains(peer))
@@ -129,6 +134,7 @@ impl Shared {
             Change::Revoked(token) => {
                 self.sessions.end(token, relay_protocol::frame::GoAway::Revoked, "The token was revoked.");
                 self.registry.revoke(token);
+                inbox::revoke(self, token);
             }
             Change::Reserved { token, names, provider } => {
                 names.iter().for_each(|name| self.registry.reserve(name.as_str(), token, provider.as_deref()));

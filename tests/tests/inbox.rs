@@ -285,3 +285,50 @@ async fn long_bodies_are_exact_and_too_long_ones_are_refused() {
     assert_eq!(app.requests(), 2);
     world.shutdown().await;
 }
+
+/// Neither sees anything of the other's.
+#[tokio::test]
+async fn a_name_that_changes_hands_leaves_its_inbox_behind() {
+    let (world, _) = away("on", |_| {}).await;
+    assert!(is_kept(&world.post(&world.url("hooks", "/"), "of the first owner").await));
+    // As when 30 days have passed.
+    let later = relay_server::store::unix_now() + 31 * 24 * 3600;
+    let (second, name) = world.token_with(|_| {}).await;
+    let hooks = relay_server::store::Name::parse("hooks").unwrap();
+    world.store().reserve(&name, vec![hooks], None, later).await.unwrap();
+    let app = App::recording().await;
+    let options = TunnelOptions::new(app.upstream()).subdomain("hooks");
+    let client = Client::new(world.target()).token(second.into());
+    let tunnel = within("the second owner's tunnel", Tunnel::start(client, options)).await.unwrap();
+    let answer = world.post(&format!("{}/", tunnel.url()), "of the second").await;
+    assert!(answer.code() == 200 && !answer.headers.contains_key("relay-inbox"), "{answer:?}");
+    assert_eq!(app.only().body, "of the second");
+    tunnel.close().await.unwrap();
+    assert_ne!(world.post(&world.url("hooks", "/"), "for nobody").await.code(), 202, "it is live now");
+    world.shutdown().await;
+}
+
+/// An app may answer before it has read all of a body, and reads the rest of it then.
+#[tokio::test]
+async fn a_body_is_whole_however_early_the_app_answers() {
+    let (world, token) = away("on", |_| {}).await;
+    let body = noise(2 << 20);
+    assert!(is_kept(&world.post(&world.url("hooks", "/"), body.clone()).await));
+    let (read, mut sizes) = tokio::sync::mpsc::channel(1);
+    let app = App::serve(move |request: Request<hyper::body::Incoming>| {
+        let read = read.clone();
+        async move {
+            let (answer, body) = relay_tests::body::pipe();
+            tokio::spawn(async move {
+                answer.send("reading").await;
+                let whole = request.into_body().collect().await.map(|body| body.to_bytes().len());
+                read.send(whole.ok()).await.unwrap();
+            });
+            Response::new(body)
+        }
+    })
+    .await;
+    let _tunnel = tunnel(&world, &token, &app, "on").await;
+    assert_eq!(within("the body's end", sizes.recv()).await, Some(Some(body.len())));
+    world.shutdown().await;
+}

@@ -16,7 +16,7 @@ use crate::config::{ConfigError, Files};
 use crate::control::board::{Status, Tunnel};
 use crate::control::{Ask, Asked, ControlError, Found, PATIENCE, ask_all};
 use crate::event::Body;
-use crate::outgoing::{Answer, SendError, send};
+use crate::outgoing::{Answer, BODY_MAX, SendError, send};
 use crate::samples::SampleError;
 use crate::secret::ReadError;
 use crate::session::dial::{Peer, RelayUrl, RelayUrlError, Target, TargetError, Trust};
@@ -407,11 +407,12 @@ pub(super) async fn deliver(
         let event = provider.event(&Request::new(method, &draft.url, &draft.headers, &draft.body));
         let path = draft.url.get(origin(&draft.url).map_or(0, str::len)..).unwrap_or_default();
         let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
-        let answer = match send(&to.target, method, &path, &draft.headers, draft.body, within, u64::MAX).await {
-            Ok(answer) => Ok(answer),
-            Err(error @ (SendError::Late(_) | SendError::Broken(_))) => Err(error),
-            Err(error) => return Err(error.into()),
-        };
+        let answer =
+            match send(&to.target, method, &path, &draft.headers, draft.body, within, (u64::MAX, BODY_MAX)).await {
+                Ok(answer) => Ok(answer),
+                Err(error @ (SendError::Late(_) | SendError::Broken(_))) => Err(error),
+                Err(error) => return Err(error.into()),
+            };
         failed += usize::from(!answer.as_ref().is_ok_and(|answer| answer.status.is_success()));
         let (kept, size, took): (&[u8], _, _) = match &answer {
             Ok(Answer { body, size, took, .. }) => (body, *size, *took),

@@ -31,7 +31,7 @@ use crate::value::Output;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Most bytes of an answer: a webhook of 25 MiB in base64, and what an operator may allow beyond.
-const MAX_ANSWER: u64 = 256 << 20;
+const MAX_ANSWER: usize = 256 << 20;
 
 /// How often is looked whether an inbox is empty.
 const LOOK: Duration = Duration::from_millis(300);
@@ -66,7 +66,7 @@ pub enum InboxCommandError {
     #[error("the webhook was delivered, and its body is not kept any more")]
     Gone,
     /// There is still something in it.
-    #[error("{left} webhooks wait still; relay inbox {name} says why")]
+    #[error("{left} webhooks wait still; relay inbox list {name} says why")]
     Waits {
         /// How many.
         left: u64,
@@ -170,7 +170,9 @@ impl Relay {
         let headers =
             [(AUTHORIZATION, self.authorization.clone()), (CONTENT_TYPE, HeaderValue::from_static("application/json"))];
         let path = format!("{PATH}{path}");
-        let answer = outgoing::send(&self.target, &method, &path, &headers, body, PATIENCE, MAX_ANSWER).await?;
+        let answer =
+            outgoing::send(&self.target, &method, &path, &headers, body, PATIENCE, (MAX_ANSWER as u64, MAX_ANSWER))
+                .await?;
         if !answer.status.is_success() {
             let error: Result<serde_json::Value, _> = serde_json::from_slice(&answer.body);
             let message = error.ok().and_then(|error| Some(error.pointer("/error/message")?.as_str()?.to_owned()));
@@ -279,7 +281,12 @@ fn show_whole(whole: &Whole) -> Result<(), InboxCommandError> {
     };
     show(Output::Text, &whole.tried, tried)?;
     match raw(whole) {
-        Ok(raw) => Ok(quietly(print(&[b"\n", &*raw, b"\n"].concat()))?),
+        Ok(raw) => {
+            // A stranger's bytes must not move the cursor.
+            let shown = |c: char| if c.is_control() && !['\n', '\t'].contains(&c) { '\u{fffd}' } else { c };
+            let text: String = String::from_utf8_lossy(&raw).chars().map(shown).collect();
+            Ok(quietly(print(format!("\n{text}\n").as_bytes()))?)
+        }
         Err(InboxCommandError::Gone) => Ok(()),
         Err(error) => Err(error),
     }

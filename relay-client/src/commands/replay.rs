@@ -22,7 +22,7 @@ use crate::commands::requests::{self, HistoryError};
 use crate::config::{ConfigError, Files};
 use crate::control::{Ask, Asked, ControlError, Found, PATIENCE, Replayed, ask_all};
 use crate::event::Body;
-use crate::outgoing::{SendError, send};
+use crate::outgoing::{BODY_MAX, SendError, send};
 use crate::session::dial::{Peer, RelayUrl, RelayUrlError, Target, TargetError, Trust};
 use crate::terminal::{self, Shown, compact, json_line, plain_body, tell};
 use crate::value::Output;
@@ -220,7 +220,8 @@ async fn straight(replay: &Replay, resign: Resign, target: &Target) -> Result<Re
         tell("what followed its body, its trailers, goes only to a service of a running client");
     }
     let (headers, path) = (replay.marked_headers(), path(&replay.url));
-    let sent = send(target, &replay.method, path, &headers, replay.body.clone(), replay.within, u64::MAX).await;
+    let sent =
+        send(target, &replay.method, path, &headers, replay.body.clone(), replay.within, (u64::MAX, BODY_MAX)).await;
     let (status, error, body, body_size, took) = match sent {
         Ok(answer) => (Some(answer.status.as_u16()), None, answer.body, answer.size, answer.took),
         Err(error @ SendError::Late(after)) => (None, Some(error.to_string()), Vec::new(), 0, after),

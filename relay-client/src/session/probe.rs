@@ -106,7 +106,7 @@ impl Probe {
     }
 
     async fn attempt(&self, public: &Target) -> Result<(), ProbeError> {
-        let asked = outgoing::send(public, &Method::GET, &self.path, &[], Vec::new(), ATTEMPT, 0).await;
+        let asked = outgoing::send(public, &Method::GET, &self.path, &[], Vec::new(), ATTEMPT, (0, 0)).await;
         let answer = asked.map_err(|error| match error {
             SendError::Dial(error) => ProbeError::Dial { url: public.url().to_string(), error },
             other => elsewhere(public, other.to_string()),

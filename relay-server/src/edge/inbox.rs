@@ -22,13 +22,13 @@ use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 use ulid::Ulid;
 
-use super::body::{EdgeBody, Upload};
+use super::body::{EdgeBody, MAX_KEPT, Upload};
 use super::cause::Cause;
 use super::forward::{Delivered, Failure, Instead, SLOWEST_UPLOAD, first_part, respond};
 use super::gate::PublicHost;
 use super::record::Exchange;
 use super::respond::RELAY_INBOX;
-use super::webhook::{RELAY_VERDICT, handshake, place, sender, verify};
+use super::webhook::{RELAY_VERDICT, handshake, place, sender, untell, verify};
 use crate::Shared;
 use crate::inbox::delivery::{self, Source, Webhook};
 use crate::inbox::records::{AcceptError, Accepted, Due, Lease, New, Quota};
@@ -50,9 +50,17 @@ pub(super) async fn keep(
     let is_webhook = matches!(exchange.head.method, Method::POST | Method::PUT | Method::PATCH | Method::DELETE);
     let name = shared.name_of(&host.host).filter(|_| is_webhook && exchange.head.upgrade.is_none());
     let Some(inbox) = name.and_then(|name| shared.inboxes.get(name)) else { return Ok(None) };
-    first_part(upload).await.map_err(|error| error.cause())?;
     let settings = inbox.settings();
+    first_part(upload).await.map_err(|error| error.cause())?;
+    if !upload.has_ended() {
+        // Who has sent it, and whether it may be acknowledged, its body says as often as its head.
+        let until = exchange.started + allowed(shared, &settings, None);
+        let gathered = upload.gather(MAX_KEPT, until, || place(shared, exchange, inbox.token)).await;
+        gathered.map_err(|error| error.cause())?;
+    }
     let tunnel = match shared.registry.find(&inbox.name) {
+        // The name is another token's by now.
+        Found::Tunnel(tunnel) if tunnel.token != inbox.token => return Ok(None),
         Found::Tunnel(tunnel) => {
             verify(shared, exchange, &tunnel, upload).await?;
             Some(tunnel)
@@ -66,11 +74,16 @@ pub(super) async fn keep(
         }
         Found::Away(None) | Found::Nothing => None,
     };
+    if settings.judged && tunnel.is_none() {
+        // Nobody could judge it any more, and the client relies on us.
+        return Ok(None);
+    }
     let provider = sender(&shared.providers, settings.provider.as_deref(), &exchange.head, upload.held()).cloned();
     if let Some(provider) = &provider {
         let url = public_url(&exchange.head);
         let request = Request::new(&exchange.head.method, &url, &exchange.head.headers, upload.held());
         if provider.on_deadline(&request) != OnDeadline::Ack {
+            untell(&mut exchange.head);
             return Ok(None);
         }
     }
@@ -113,7 +126,11 @@ pub(super) async fn keep(
                     Some(source) => Ok(source),
                     None => owner.inboxes.records().spool().open(due.id).await.map(Source::File),
                 };
-                let Ok(body) = body else { return inbox.wake() };
+                let Ok(body) = body else {
+                    // It is there, and the next attempt finds it.
+                    drop(owner.inboxes.records().unsent(due.seq, None).await);
+                    return inbox.wake();
+                };
                 let webhook = Webhook { head, body, trailers };
                 if let Err(error) = delivery::attempt(&owner, &inbox, &tunnel, &due, webhook, Some(wanted)).await {
                     tracing::error!(name = %inbox.name, id = %due.id, %error, "what became of a webhook could not be noted");
@@ -130,8 +147,9 @@ pub(super) async fn keep(
 
 /// By when the sender is answered, from when it began to count.
 fn allowed(shared: &Shared, settings: &Settings, provider: Option<&Provider>) -> Duration {
-    let its = || provider.and_then(Provider::answer_within);
-    settings.timeout().or_else(its).unwrap_or(shared.limits.inbox_ack)
+    // Where the app may take longer than the sender waits, the sender is told in time all the same.
+    let its = provider.and_then(Provider::answer_within).unwrap_or(shared.limits.inbox_ack);
+    settings.timeout().map_or(its, |timeout| timeout.min(its))
 }
 
 /// Takes in the body, in memory while it is short.

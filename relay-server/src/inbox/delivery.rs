@@ -30,6 +30,10 @@ use crate::edge::cause::Cause;
 use crate::session::registry::Tunnel;
 use crate::store::StoreError;
 
+/// How often a client that is away is looked for, beside being told of it.
+const LOOK: Duration = Duration::from_secs(60);
+/// When what could not be sent is looked at again.
+const UNSENT: Duration = Duration::from_millis(100);
 /// How long to wait for records that cannot be read.
 const BROKEN: Duration = Duration::from_secs(5);
 /// The longest wait between two attempts.
@@ -90,7 +94,7 @@ pub(crate) async fn run(shared: Arc<Shared>, inbox: Arc<Open>) {
             };
             sleep(Duration::from_millis(u64::try_from(at - now()).unwrap_or(0))).await;
             sleep_until(pace).await;
-            Ok::<_, StoreError>(online(&shared, &inbox.name).await)
+            Ok::<_, StoreError>(online(&shared, &inbox).await)
         };
         let found = tokio::select! {
             biased;
@@ -127,13 +131,15 @@ async fn begin(shared: &Shared, inbox: &Open, settings: &Settings, most: usize) 
 }
 
 /// The tunnel of that name, once its client is there.
-async fn online(shared: &Shared, name: &str) -> Arc<Tunnel> {
+async fn online(shared: &Shared, inbox: &Open) -> Arc<Tunnel> {
     loop {
-        let far = Instant::now() + Duration::from_secs(24 * 3600);
-        match shared.registry.wait(name, far, u64::MAX).await {
-            Some(tunnel) => return tunnel,
-            // Names of others that are away were forgotten, and this one with them.
-            None => shared.registry.expect(name),
+        // Now and then, because a name that is away can be forgotten, and is another slot then.
+        let later = Instant::now() + LOOK;
+        match shared.registry.wait(&inbox.name, later, u64::MAX).await {
+            Some(tunnel) if tunnel.token == inbox.token => return tunnel,
+            // The name is another token's by now, and the inbox is about to be closed.
+            Some(_) => return std::future::pending().await,
+            None => shared.registry.expect(&inbox.name),
         }
     }
 }
@@ -157,7 +163,14 @@ async fn again(shared: &Arc<Shared>, inbox: &Arc<Open>, tunnel: Arc<Tunnel>, due
         let (mut head, body) = match (whole, source) {
             (Ok(head), Ok(source)) => (head, source),
             (Err(error), _) => return lost(shared, &due, error).await,
-            (_, Err(error)) => return lost(shared, &due, error.to_string()).await,
+            (_, Err(error)) if error.kind() == std::io::ErrorKind::NotFound => {
+                return lost(shared, &due, error.to_string()).await;
+            }
+            // Out of descriptors, perhaps: it is there.
+            (_, Err(error)) => {
+                tracing::error!(id = %due.id, %error, "the body of a webhook cannot be read now");
+                return records.unsent(due.seq, Some(now() + millis(BROKEN))).await.map(drop);
+            }
         };
         let age_s = u64::try_from(now() - stored.row.received_at).unwrap_or(0) / 1000;
         let mark = Delivery { id: due.id.to_string(), attempt: due.attempts + 1, age_s };
@@ -191,8 +204,9 @@ pub(crate) async fn attempt(
     let (at, began) = (now(), Instant::now());
     let within = within(shared, &settings);
     let sent = tokio::select! {
-        sent = send(tunnel, webhook, within) => sent,
-        () = shared.closing.cancelled() => Err(Unanswered::Failed(Cause::Draining)),
+        sent = send(shared, tunnel, webhook, within) => sent,
+        // Whether the app has had it is not known; it gets it again.
+        () = shared.closing.cancelled() => Err(Unanswered::Unsent),
     };
     let noted = |status, error: Option<String>| {
         let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -202,7 +216,7 @@ pub(crate) async fn attempt(
     let mut unread = None;
     let (attempt, outcome) = match sent {
         Err(Unanswered::Unsent) => {
-            shared.inboxes.records().unsent(due.seq, None).await?;
+            shared.inboxes.records().unsent(due.seq, Some(now() + millis(UNSENT))).await?;
             inbox.wake();
             return Ok(());
         }
@@ -228,8 +242,12 @@ pub(crate) async fn attempt(
             }
         }
     };
+    let is_over = matches!(outcome, Outcome::Delivered);
     shared.inboxes.records().attempted(due.seq, attempt, outcome).await?;
-    inbox.wake();
+    // The next in order may come, or there is a new time to wait for.
+    if settings.inbox.ordered || !is_over {
+        inbox.wake();
+    }
     if let Some(stream) = unread {
         rest(&stream).await;
     }
@@ -260,7 +278,7 @@ fn retry_after(head: &ResponseHead) -> Option<Duration> {
 }
 
 /// Sends a request, and waits for the head of its answer.
-async fn send(tunnel: &Tunnel, webhook: Webhook, within: Duration) -> Result<Answer, Unanswered> {
+async fn send(shared: &Arc<Shared>, tunnel: &Tunnel, webhook: Webhook, within: Duration) -> Result<Answer, Unanswered> {
     let invalid = |_| Unanswered::Failed(Cause::UpstreamInvalid);
     let Webhook { mut head, body, trailers } = webhook;
     head.tunnel = tunnel.number;
@@ -274,11 +292,16 @@ async fn send(tunnel: &Tunnel, webhook: Webhook, within: Duration) -> Result<Ans
     let whole = file.is_none() && trailers.is_empty();
     // Nobody has seen what was not opened.
     let stream = tunnel.link.open(head, &mut first, whole).map_err(|_| Unanswered::Unsent)?;
-    let upload = async {
-        // The answer says why no more of it is wanted.
-        let _ = upload(&stream, first, file, trailers, whole).await;
-        std::future::pending().await
-    };
+    if !whole || !first.is_empty() {
+        // It goes on beside the answer: many apps answer before they have read all.
+        let (stream, closing) = (stream.clone(), shared.closing.clone());
+        let upload = async move {
+            if timeout(within, upload(&stream, first, file, trailers)).await.is_err() {
+                stream.reset(Reset::Deadline);
+            }
+        };
+        shared.spawn(async move { closing.run_until_cancelled(upload).await.unwrap_or_default() });
+    }
     let answer = async {
         loop {
             match stream.recv().await {
@@ -301,21 +324,14 @@ async fn send(tunnel: &Tunnel, webhook: Webhook, within: Duration) -> Result<Ans
         biased;
         head = answer => head?,
         late = late => late?,
-        never = upload => never,
     };
     Ok((head, stream))
 }
 
-async fn upload(
-    stream: &Stream,
-    first: Bytes,
-    file: Option<tokio::fs::File>,
-    trailers: Bytes,
-    whole: bool,
-) -> std::io::Result<()> {
+async fn upload(stream: &Stream, first: Bytes, file: Option<tokio::fs::File>, trailers: Bytes) -> std::io::Result<()> {
+    // The answer says why no more of it is wanted.
     let gone = |_| std::io::Error::from(std::io::ErrorKind::BrokenPipe);
-    let left = !first.is_empty();
-    if left {
+    if !first.is_empty() {
         stream.send(first).await.map_err(gone)?;
     }
     if let Some(mut file) = file {
@@ -327,10 +343,7 @@ async fn upload(
             stream.send(piece.freeze()).await.map_err(gone)?;
         }
     }
-    if left || !whole {
-        stream.finish(trailers).map_err(gone)?;
-    }
-    Ok(())
+    stream.finish(trailers).map_err(gone)
 }
 
 /// Reads on what nobody waits for, so that the app is not cut off.

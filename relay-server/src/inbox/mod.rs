@@ -19,6 +19,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dashmap::DashMap;
 use relay_protocol::inbox::Inbox;
+use relay_protocol::webhook::Verify;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -70,6 +71,8 @@ pub(crate) struct Settings {
     pub(crate) provider: Option<String>,
     /// The deadline that its client asks for.
     pub(crate) timeout_ms: Option<u64>,
+    /// The relay judges signatures for it, by secrets that it has only while the client is there.
+    pub(crate) judged: bool,
 }
 
 impl Settings {
@@ -77,7 +80,8 @@ impl Settings {
     pub(crate) fn of(asked: &Asked) -> Option<Self> {
         let timeout_ms = asked.timeout.and_then(|timeout| u64::try_from(timeout.as_millis()).ok());
         let inbox = asked.inbox.clone()?;
-        Some(Self { inbox, provider: asked.webhooks.provider.clone(), timeout_ms })
+        let judged = asked.webhooks.verify != Verify::Off;
+        Some(Self { inbox, provider: asked.webhooks.provider.clone(), timeout_ms, judged })
     }
 
     pub(crate) fn timeout(&self) -> Option<Duration> {
@@ -161,6 +165,28 @@ pub(crate) async fn open(
     Ok(())
 }
 
+/// Sees to it that a name which is a token's now has no other token's inbox.
+///
+/// # Errors
+/// [`StoreError`]: it may still have one.
+pub(crate) async fn leave_to(shared: &Shared, name: &str, token: TokenId) -> Result<(), StoreError> {
+    match shared.inboxes.get(name) {
+        Some(open) if open.token != token => close(shared, name).await.map(drop),
+        _ => Ok(()),
+    }
+}
+
+/// Takes no more webhooks for a token that has ended. What is there stays until its names are another's.
+pub(crate) fn revoke(shared: &Shared, token: TokenId) {
+    shared.inboxes.open.retain(|_, open| {
+        let stays = open.token != token;
+        if !stays {
+            open.closed.cancel();
+        }
+        stays
+    });
+}
+
 /// Closes the inbox of a name, and forgets what is in it.
 ///
 /// # Errors
@@ -194,14 +220,19 @@ pub(crate) async fn sweep(shared: Arc<Shared>) {
                 dead_ms: millis(limits.inbox_dead),
                 max_age_ms: millis(Duration::from_secs(open.settings().inbox.age_s)),
             };
-            swept(shared.inboxes.records.sweep(&open.name, now(), retention).await);
+            while is_full(shared.inboxes.records.sweep(&open.name, now(), retention).await) && !shared.is_stopping() {}
         }
-        swept(shared.inboxes.records.sweep_closed().await);
+        while is_full(shared.inboxes.records.sweep_closed().await) && !shared.is_stopping() {}
     }
 }
 
-fn swept(result: Result<u64, StoreError>) {
-    if let Err(error) = result {
-        tracing::error!(%error, "an inbox could not be tidied up");
+/// Whether there may be more where that was.
+fn is_full(swept: Result<u64, StoreError>) -> bool {
+    match swept {
+        Ok(count) => count >= records::STEP as u64,
+        Err(error) => {
+            tracing::error!(%error, "an inbox could not be tidied up");
+            false
+        }
     }
 }

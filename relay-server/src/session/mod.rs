@@ -334,12 +334,14 @@ impl Session {
     ) -> Result<Arc<Tunnel>, Refusal> {
         let asked = Arc::new(asked(&self.shared.providers, &spec)?);
         let name = self.claim(spec.name.as_deref()).await?;
-        if let Some(settings) = Settings::of(&asked) {
-            inbox::open(&self.shared, name.as_str(), self.token.id, settings).await.map_err(|error| {
-                tracing::error!(%error, "an inbox was not opened");
-                refusal("internal", &sentence(&error), "Ask the relay's operator to look at its log.")
-            })?;
-        }
+        let kept = match Settings::of(&asked) {
+            Some(settings) => inbox::open(&self.shared, name.as_str(), self.token.id, settings).await,
+            None => inbox::leave_to(&self.shared, name.as_str(), self.token.id).await,
+        };
+        kept.map_err(|error| {
+            tracing::error!(%error, "an inbox was not opened, or not closed");
+            refusal("internal", &sentence(&error), "Ask the relay's operator to look at its log.")
+        })?;
         let tunnel = Arc::new(Tunnel {
             name: name.as_str().to_owned(),
             number: spec.tunnel,
