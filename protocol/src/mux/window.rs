@@ -12,6 +12,9 @@ pub const INITIAL: u32 = 256 * 1024;
 /// of the speed of memory than of that of the link.
 const SAMPLE: Duration = Duration::from_millis(5);
 
+/// A link of a shorter round trip needs no window that grows: what a stream starts with lets 256 MB/s through.
+const SHORT: Duration = Duration::from_millis(1);
+
 /// Streams that the budget has floors for.
 const FLOORS: u32 = 1024;
 
@@ -137,10 +140,10 @@ impl Window {
     /// The application took `bytes`. Returns the credit to grant, once that is a quarter of the window: grants are then few,
     /// and the peer still has most of a window to go on with while one is on its way.
     ///
-    /// Of a window that holds the reader back at least three quarters are read in each round trip, as the rest is granted by
-    /// then. One that is less than seven quarters of what is read in a round trip becomes five times as large as that, as far
-    /// as the budget goes: so it grows about fourfold at once. One that is large enough stays as it is, because it would fill
-    /// where this end is the slower one, and everything else on the link would stand behind what is in it.
+    /// A window that is less than two and a half times what is read in a round trip may hold the reader back, as the round trip
+    /// of a busy link is longer than the shortest one. It becomes eight times as large as that, as far as the budget goes: so
+    /// it grows about fourfold at once. One that is large enough stays as it is, because it would fill where this end is the
+    /// slower one, and everything else on the link would stand behind what is in it.
     pub(super) fn consume(
         &mut self,
         bytes: usize,
@@ -174,9 +177,10 @@ impl Window {
         }
         let read = std::mem::take(&mut self.read);
         self.since = now;
-        let product = rtt.map_or(0, |rtt| u128::from(read) * rtt.as_nanos() / taken.as_nanos());
+        let product =
+            rtt.filter(|rtt| *rtt >= SHORT).map_or(0, |rtt| u128::from(read) * rtt.as_nanos() / taken.as_nanos());
         let product = u64::try_from(product).unwrap_or(u64::MAX);
-        if 4 * self.size() < product.saturating_mul(7) { product.saturating_mul(5) - self.size() } else { 0 }
+        if 2 * self.size() < product.saturating_mul(5) { product.saturating_mul(8) - self.size() } else { 0 }
     }
 
     /// The peer sends nothing more. Unread bytes stay on the account until they are read.
