@@ -30,6 +30,7 @@ pub mod token_cli;
 
 pub use self::running::RunningRelay;
 
+use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
@@ -275,13 +276,17 @@ impl Relay {
             config,
         });
         // Names that belong to somebody are away, not unknown: their clients come back after a restart.
+        let mut in_force = HashSet::new();
         for TokenSummary { token, reserved, leased, providers } in shared.store.list_tokens(store::unix_now()).await? {
+            in_force.extend(token.revoked_at.is_none().then_some(token.id));
             leased.iter().for_each(|name| shared.registry.expect(name.as_str()));
             for name in reserved {
                 shared.registry.reserve(name.as_str(), token.id, providers.get(&name).map(String::as_str));
             }
         }
-        let waiting = shared.inboxes.records().inboxes().await?;
+        let mut waiting = shared.inboxes.records().inboxes().await?;
+        // Nobody could take what came for a token that has ended.
+        waiting.retain(|inbox| in_force.contains(&inbox.token));
         let http = shared.config.http.map(|address| listen("--http", address)).transpose()?;
         let admin = shared.config.admin.map(|address| listen("--admin", address)).transpose()?;
         Ok(Self { shared, certificates, ca_file, control, waiting, https, http, admin })

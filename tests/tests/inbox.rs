@@ -332,3 +332,14 @@ async fn a_body_is_whole_however_early_the_app_answers() {
     assert_eq!(within("the body's end", sizes.recv()).await, Some(Some(body.len())));
     world.shutdown().await;
 }
+
+#[tokio::test]
+async fn nothing_is_accepted_for_a_token_that_has_ended() {
+    let (mut world, _) = away("on", |config| config.limits.client_wait = Duration::from_millis(1)).await;
+    assert!(is_kept(&world.post(&world.url("hooks", "/"), "x").await));
+    world.store().revoke_token("t0", relay_server::store::unix_now()).await.unwrap();
+    world.stop().await;
+    world.start_again().await;
+    assert!(!world.post(&world.url("hooks", "/"), "x").await.status.is_success(), "nobody could take it");
+    world.shutdown().await;
+}

@@ -33,11 +33,8 @@ use crate::Shared;
 use crate::inbox::delivery::{self, Source, Webhook};
 use crate::inbox::records::{AcceptError, Accepted, Due, Lease, New, Quota};
 use crate::inbox::spool::Body;
-use crate::inbox::{Open, Settings, now};
+use crate::inbox::{Open, Settings, millis, now};
 use crate::session::registry::Found;
-
-/// How much longer than an attempt nobody else makes one.
-const GRACE: Duration = Duration::from_secs(10);
 
 /// Keeps a request in the inbox of its tunnel and answers it, where the tunnel has one and the request is a webhook that may
 /// be acknowledged for the app. None: it goes the way of all others.
@@ -212,7 +209,7 @@ async fn accept(
         cause: Cause::BadRequest,
         message: Some(format!("The request's head cannot be kept: {error}.")),
     })?;
-    let lasts = now() + i64::try_from((delivery::within(shared, settings) + GRACE).as_millis()).unwrap_or(i64::MAX);
+    let lasts = delivery::lease(shared, settings);
     let lease = match (is_there, settings.inbox.ordered) {
         (false, _) => Lease::No,
         (true, false) => Lease::Until(lasts),
@@ -220,7 +217,7 @@ async fn accept(
     };
     let verdict = exchange.head.headers.iter().find(|(name, _)| *name == RELAY_VERDICT);
     let verdict = verdict.and_then(|(_, value)| verdict_of(value.to_str().ok()?));
-    let dedupe = i64::try_from(settings.inbox.dedupe().as_millis()).unwrap_or(i64::MAX);
+    let dedupe = millis(settings.inbox.dedupe());
     let new = New {
         id: ulid(&exchange.head.id),
         inbox: inbox.name.clone(),

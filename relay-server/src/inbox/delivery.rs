@@ -126,8 +126,7 @@ pub(crate) async fn run(shared: Arc<Shared>, inbox: Arc<Open>) {
 
 /// Takes what is due.
 async fn begin(shared: &Shared, inbox: &Open, settings: &Settings, most: usize) -> Result<Vec<Due>, StoreError> {
-    let lease = now() + millis(within(shared, settings) + GRACE);
-    shared.inboxes.records().due(&inbox.name, now(), lease, settings.inbox.ordered, most).await
+    shared.inboxes.records().due(&inbox.name, now(), lease(shared, settings), settings.inbox.ordered, most).await
 }
 
 /// The tunnel of that name, once its client is there.
@@ -145,8 +144,13 @@ async fn online(shared: &Shared, inbox: &Open) -> Arc<Tunnel> {
 }
 
 /// How long an app may take to answer what nobody waits for.
-pub(crate) fn within(shared: &Shared, settings: &Settings) -> Duration {
+fn within(shared: &Shared, settings: &Settings) -> Duration {
     settings.timeout().map_or(shared.limits.deadline, |timeout| timeout.max(shared.limits.deadline))
+}
+
+/// Until when nobody else makes an attempt that begins now.
+pub(crate) fn lease(shared: &Shared, settings: &Settings) -> i64 {
+    now() + millis(within(shared, settings) + GRACE)
 }
 
 /// Delivers what had to wait.

@@ -38,7 +38,8 @@ pub(crate) fn now() -> i64 {
     millis(since)
 }
 
-fn millis(duration: Duration) -> i64 {
+/// A duration as the records want it.
+pub(crate) fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
@@ -170,10 +171,9 @@ pub(crate) async fn open(
 /// # Errors
 /// [`StoreError`]: it may still have one.
 pub(crate) async fn leave_to(shared: &Shared, name: &str, token: TokenId) -> Result<(), StoreError> {
-    match shared.inboxes.get(name) {
-        Some(open) if open.token != token => close(shared, name).await.map(drop),
-        _ => Ok(()),
-    }
+    // One of a token that has ended is not open, and is there all the same.
+    let there = shared.inboxes.records.inbox(name).await?;
+    if there.is_some_and(|inbox| inbox.token != token) { close(shared, name).await.map(drop) } else { Ok(()) }
 }
 
 /// Takes no more webhooks for a token that has ended. What is there stays until its names are another's.
