@@ -80,7 +80,7 @@ pub(crate) struct Shared {
     /// In public URLs.
     https_port: u16,
     store: Store,
-    inboxes: Inboxes,
+    inboxes: Arc<Inboxes>,
     registry: Registry,
     sessions: Sessions,
     places: Places,
@@ -238,10 +238,10 @@ impl Relay {
             Some(dir) => Store::open(dir).await?,
             None => Store::in_memory()?,
         };
-        let inboxes = Inboxes::new(match config.data_dir.clone() {
+        let inboxes = Arc::new(Inboxes::new(match config.data_dir.clone() {
             Some(dir) => Records::open(&dir)?,
             None => Records::in_memory()?,
-        });
+        }));
         let (certificates, ca_file) = match &config.certificate {
             CertificateSource::Files { cert, key } => (Certificates::from_files(cert, key)?, None),
             CertificateSource::Development { dir } => {

@@ -67,11 +67,11 @@ async fn serve(shared: &Arc<Shared>, sender: Sender, request: &mut Request<Incom
     let (name, what) = (parts.next(), parts.next());
     let Some(name) = name else {
         return match method {
-            Method::GET => Ok(json(&handle::inboxes(shared, whose).await.map_err(refused)?)),
+            Method::GET => Ok(json(&handle::inboxes(&shared.inboxes, whose).await.map_err(refused)?)),
             _ => Err(nothing()),
         };
     };
-    let inbox = handle::inbox(shared, whose, name).await.map_err(refused)?;
+    let inbox = handle::inbox(&shared.inboxes, whose, name).await.map_err(refused)?;
     let action = match what {
         Some("retry") => Some(Action::Retry),
         Some("drop") => Some(Action::Drop),
@@ -82,17 +82,21 @@ async fn serve(shared: &Arc<Shared>, sender: Sender, request: &mut Request<Incom
             let query = query(request.uri().query().unwrap_or_default());
             let get = |key: &str| query.get(key).map(String::as_str);
             let limit = get("limit").and_then(|limit| limit.parse().ok());
-            let page = handle::page(shared, inbox, get("state"), get("before"), limit).await;
+            let page = handle::page(&shared.inboxes, inbox, get("state"), get("before"), limit).await;
             Ok(json(&page.map_err(refused)?))
         }
-        (Method::DELETE, None, _) => Ok(json(&handle::remove(shared, &inbox).await.map_err(refused)?)),
+        (Method::DELETE, None, _) => Ok(json(&handle::remove(&shared.inboxes, &inbox).await.map_err(refused)?)),
         (Method::POST, _, Some(action)) => {
             let which = which(request).await?;
-            Ok(json(&handle::act(shared, &inbox, action, &which).await.map_err(refused)?))
+            Ok(json(&handle::act(&shared.inboxes, &inbox, action, &which).await.map_err(refused)?))
         }
-        (Method::POST, Some("pause"), _) => Ok(json(&handle::pause(shared, inbox, true).await.map_err(refused)?)),
-        (Method::POST, Some("resume"), _) => Ok(json(&handle::pause(shared, inbox, false).await.map_err(refused)?)),
-        (Method::GET, Some(id), None) => Ok(json(&handle::whole(shared, &inbox, id).await.map_err(refused)?)),
+        (Method::POST, Some("pause"), _) => {
+            Ok(json(&handle::pause(&shared.inboxes, inbox, true).await.map_err(refused)?))
+        }
+        (Method::POST, Some("resume"), _) => {
+            Ok(json(&handle::pause(&shared.inboxes, inbox, false).await.map_err(refused)?))
+        }
+        (Method::GET, Some(id), None) => Ok(json(&handle::whole(&shared.inboxes, &inbox, id).await.map_err(refused)?)),
         _ => Err(nothing()),
     }
 }

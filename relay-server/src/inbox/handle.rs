@@ -1,7 +1,5 @@
 //! What can be asked of an inbox, by its owner or by the relay's operator.
 
-use std::sync::Arc;
-
 use relay_protocol::inbox::api;
 use relay_protocol::inbox::api::{Done, Inbox, MAX_IDS, MAX_PAGE, Page, Whole};
 use thiserror::Error;
@@ -9,8 +7,7 @@ use tokio::io::AsyncReadExt as _;
 use ulid::Ulid;
 
 use super::records::{State, StoredBody, Which};
-use super::{close, now, view};
-use crate::Shared;
+use super::{Inboxes, close, now, view};
 use crate::store::{StoreError, TokenId};
 
 /// What is done with webhooks.
@@ -49,28 +46,28 @@ pub(crate) enum HandleError {
 }
 
 /// The inboxes of a token, or all.
-pub(crate) async fn inboxes(shared: &Shared, whose: Option<TokenId>) -> Result<api::Inboxes, HandleError> {
-    let all = shared.inboxes.records().inboxes().await?;
+pub(crate) async fn inboxes(inboxes: &Inboxes, whose: Option<TokenId>) -> Result<api::Inboxes, HandleError> {
+    let all = inboxes.records().inboxes().await?;
     let inboxes = all.iter().filter(|inbox| whose.is_none_or(|token| inbox.token == token)).map(view::inbox).collect();
     Ok(api::Inboxes { inboxes })
 }
 
 /// The inbox of a name, if it is this token's where one is given.
-pub(crate) async fn inbox(shared: &Shared, whose: Option<TokenId>, name: &str) -> Result<Inbox, HandleError> {
-    let inbox = shared.inboxes.records().inbox(name).await?;
+pub(crate) async fn inbox(inboxes: &Inboxes, whose: Option<TokenId>, name: &str) -> Result<Inbox, HandleError> {
+    let inbox = inboxes.records().inbox(name).await?;
     let inbox = inbox.filter(|inbox| whose.is_none_or(|token| inbox.token == token));
     inbox.map(|inbox| view::inbox(&inbox)).ok_or_else(|| HandleError::NoInbox(name.to_owned()))
 }
 
 /// Webhooks of an inbox, in one state or in any.
 pub(crate) async fn page(
-    shared: &Shared,
+    inboxes: &Inboxes,
     inbox: Inbox,
     state: Option<&str>,
     before: Option<&str>,
     limit: Option<usize>,
 ) -> Result<Page, HandleError> {
-    let records = shared.inboxes.records();
+    let records = inboxes.records();
     let before = match before {
         Some(id) => {
             let found = records.show(&inbox.name, ulid(id)?).await?;
@@ -84,8 +81,8 @@ pub(crate) async fn page(
 }
 
 /// A webhook with all that is kept of it.
-pub(crate) async fn whole(shared: &Shared, inbox: &Inbox, id: &str) -> Result<Whole, HandleError> {
-    let records = shared.inboxes.records();
+pub(crate) async fn whole(inboxes: &Inboxes, inbox: &Inbox, id: &str) -> Result<Whole, HandleError> {
+    let records = inboxes.records();
     let id = ulid(id)?;
     let found = records.show(&inbox.name, id).await?;
     let (stored, attempts) = found.ok_or_else(|| HandleError::NoWebhook(id.to_string()))?;
@@ -93,7 +90,7 @@ pub(crate) async fn whole(shared: &Shared, inbox: &Inbox, id: &str) -> Result<Wh
         StoredBody::Inline(bytes) => Some(view::base64(&bytes)),
         StoredBody::Spooled => {
             let mut body = Vec::new();
-            records.spool().open(id).await?.take(shared.limits.inbox_body).read_to_end(&mut body).await?;
+            records.spool().open(id).await?.take(stored.row.body_size).read_to_end(&mut body).await?;
             Some(view::base64(&body))
         }
         StoredBody::Gone => None,
@@ -106,7 +103,7 @@ pub(crate) async fn whole(shared: &Shared, inbox: &Inbox, id: &str) -> Result<Wh
 
 /// Does something with webhooks.
 pub(crate) async fn act(
-    shared: &Shared,
+    inboxes: &Inboxes,
     inbox: &Inbox,
     action: Action,
     which: &api::Which,
@@ -116,30 +113,30 @@ pub(crate) async fn act(
         api::Which::Ids(ids) => Which::Ids(ids.iter().map(|id| ulid(id)).collect::<Result<_, _>>()?),
         api::Which::All(state) => Which::All(state_of(state)?),
     };
-    let records = shared.inboxes.records();
+    let records = inboxes.records();
     let count = match action {
         Action::Retry => records.retry(&inbox.name, which, now()).await?,
         Action::Drop => records.drop(&inbox.name, which).await?,
     };
-    wake(shared, &inbox.name);
+    wake(inboxes, &inbox.name);
     Ok(Done { count })
 }
 
 /// Lets deliveries rest, or go on.
-pub(crate) async fn pause(shared: &Shared, mut inbox: Inbox, paused: bool) -> Result<Inbox, HandleError> {
-    shared.inboxes.records().pause(&inbox.name, paused).await?;
-    wake(shared, &inbox.name);
+pub(crate) async fn pause(inboxes: &Inboxes, mut inbox: Inbox, paused: bool) -> Result<Inbox, HandleError> {
+    inboxes.records().pause(&inbox.name, paused).await?;
+    wake(inboxes, &inbox.name);
     inbox.paused = paused;
     Ok(inbox)
 }
 
 /// Closes an inbox, with all that is in it.
-pub(crate) async fn remove(shared: &Arc<Shared>, inbox: &Inbox) -> Result<Done, HandleError> {
-    Ok(Done { count: close(shared, &inbox.name).await?.into() })
+pub(crate) async fn remove(inboxes: &Inboxes, inbox: &Inbox) -> Result<Done, HandleError> {
+    Ok(Done { count: close(inboxes, &inbox.name).await?.into() })
 }
 
-fn wake(shared: &Shared, name: &str) {
-    if let Some(open) = shared.inboxes.get(name) {
+fn wake(inboxes: &Inboxes, name: &str) {
+    if let Some(open) = inboxes.get(name) {
         open.wake();
     }
 }

@@ -173,7 +173,7 @@ pub(crate) async fn open(
 pub(crate) async fn leave_to(shared: &Shared, name: &str, token: TokenId) -> Result<(), StoreError> {
     // One of a token that has ended is not open, and is there all the same.
     let there = shared.inboxes.records.inbox(name).await?;
-    if there.is_some_and(|inbox| inbox.token != token) { close(shared, name).await.map(drop) } else { Ok(()) }
+    if there.is_some_and(|inbox| inbox.token != token) { close(&shared.inboxes, name).await.map(drop) } else { Ok(()) }
 }
 
 /// Takes no more webhooks for a token that has ended. What is there stays until its names are another's.
@@ -191,11 +191,11 @@ pub(crate) fn revoke(shared: &Shared, token: TokenId) {
 ///
 /// # Errors
 /// [`StoreError`]: it is still there after the next start.
-pub(crate) async fn close(shared: &Shared, name: &str) -> Result<bool, StoreError> {
-    if let Some((_, open)) = shared.inboxes.open.remove(name) {
+pub(crate) async fn close(inboxes: &Inboxes, name: &str) -> Result<bool, StoreError> {
+    if let Some((_, open)) = inboxes.open.remove(name) {
         open.closed.cancel();
     }
-    shared.inboxes.records.close_inbox(name).await
+    inboxes.records.close_inbox(name).await
 }
 
 fn begin(shared: &Arc<Shared>, open: Arc<Open>) {
