@@ -11,6 +11,7 @@ use http::{HeaderName, HeaderValue, StatusCode};
 use serde::{Deserialize, Serialize};
 
 use crate::message::Extra;
+use crate::webhook::{Event, Filter, Request};
 
 /// The line of a request that comes out of an inbox, as [`Delivery`] writes it. No sender can say it: the edge drops every
 /// line that begins with `relay-`.
@@ -21,6 +22,15 @@ pub const MAX_TOLD: usize = 8 * 1024;
 
 /// Most header lines of an acknowledgement.
 const MAX_HEADERS: usize = 16;
+
+/// Most filters of an inbox. Each may be asked of every webhook before it is on disk.
+const MAX_FILTERS: usize = 16;
+
+/// Most conditions of a filter.
+const MAX_CONDITIONS: usize = 8;
+
+/// Most bytes of a text in a filter: what is looked for in a stranger's body must not take long to look for.
+const MAX_PATTERN: usize = 256;
 
 /// In a tunnel's spec: the inbox, as JSON.
 const INBOX: u16 = 6;
@@ -48,6 +58,24 @@ pub struct Inbox {
     pub concurrency: u16,
     /// Attempts in a second, of those that had to wait.
     pub rate: u16,
+    /// Webhooks that it takes in a second; what comes beyond that is answered with 429. None: no more than the relay's limits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// Most bytes of a webhook's body. This and the next two can only be less than the relay allows, and None is what it allows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub body: Option<u64>,
+    /// Most webhooks that wait, with the dead letters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
+    /// Most bytes of those.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// How long delivered webhooks are listed, in seconds. None: as long as the relay lists them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_s: Option<u64>,
+    /// What is acknowledged and neither kept nor delivered.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ignore: Vec<Filter>,
 }
 
 /// What the relay says of a request that comes out of an inbox: `<id>; attempt=<number>; age=<seconds>`.
@@ -110,6 +138,12 @@ impl Default for Inbox {
             age_s: 3 * 24 * 3600,
             concurrency: 10,
             rate: 50,
+            limit: None,
+            body: None,
+            count: None,
+            bytes: None,
+            keep_s: None,
+            ignore: Vec::new(),
         }
     }
 }
@@ -133,15 +167,26 @@ pub enum InboxError {
     Header(String),
     /// It is no word that says something of an inbox.
     #[error(
-        "{0:?} says nothing of an inbox; write ordered, ack=200, attempts=20, age=12h, dedupe=off, concurrency=4, rate=10 or pass-5xx"
+        "{0:?} says nothing of an inbox; write ordered, ack=200, attempts=20, age=12h, dedupe=off, concurrency=4, rate=10, pass-5xx, limit=100, body=1MiB, count=1000, bytes=100MiB or keep=3d"
     )]
     Word(String),
     /// Nothing would ever be delivered.
-    #[error("an inbox needs at least one attempt, one at a time and one in a second, and a second to live")]
+    #[error(
+        "an inbox needs at least one attempt, one at a time and one in a second, a second to live, and room for one webhook"
+    )]
     Nothing,
+    /// More than can be asked of every webhook.
+    #[error(
+        "what is ignored is said with at most {MAX_FILTERS} filters, each of at most {MAX_CONDITIONS} conditions and texts of at most {MAX_PATTERN} bytes"
+    )]
+    Filters,
+    /// It would ignore everything.
+    #[error("a filter without a word would ignore every webhook; give it a provider, a type or conditions in when")]
+    Everything,
 }
 
-/// In the words of options and files: `ordered,ack=200,attempts=20,age=12h,dedupe=off,concurrency=4,rate=10,pass-5xx`.
+/// In the words of options and files: `ordered,ack=200,attempts=20,age=12h,dedupe=off,concurrency=4,rate=10,pass-5xx,limit=100,
+/// body=1MiB,count=1000,bytes=100MiB,keep=3d`. Filters, and more of an acknowledgement than its status, have no words.
 impl FromStr for Inbox {
     type Err = InboxError;
 
@@ -164,6 +209,11 @@ impl FromStr for Inbox {
                 ("attempts", Some(number)) => this.attempts = number.parse().map_err(|_| unknown())?,
                 ("concurrency", Some(number)) => this.concurrency = number.parse().map_err(|_| unknown())?,
                 ("rate", Some(number)) => this.rate = number.parse().map_err(|_| unknown())?,
+                ("limit", Some(number)) => this.limit = Some(number.parse().map_err(|_| unknown())?),
+                ("body", Some(text)) => this.body = Some(size(text).ok_or_else(unknown)?),
+                ("count", Some(number)) => this.count = Some(number.parse().map_err(|_| unknown())?),
+                ("bytes", Some(text)) => this.bytes = Some(size(text).ok_or_else(unknown)?),
+                ("keep", Some(time)) => this.keep_s = Some(seconds(time).ok_or_else(unknown)?),
                 _ => return Err(unknown()),
             }
         }
@@ -184,10 +234,27 @@ fn seconds(text: &str) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(unit)
 }
 
-/// In the same words: what is not as it always is, or `on`.
+/// The units of sizes, the largest first.
+const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+
+/// `4096`, `64KiB`, `16MiB` or `1GiB`.
+fn size(text: &str) -> Option<u64> {
+    let with_unit = UNITS.iter().find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?, *bytes)));
+    let (number, unit) = with_unit.unwrap_or((text, 1));
+    number.parse::<u64>().ok()?.checked_mul(unit)
+}
+
+/// A size as [`size`] reads it.
+fn sized(bytes: u64) -> String {
+    let unit = UNITS.iter().find(|(_, unit)| bytes >= *unit && bytes.is_multiple_of(*unit));
+    unit.map_or_else(|| bytes.to_string(), |(name, unit)| format!("{}{name}", bytes / unit))
+}
+
+/// In the same words: what is not as it always is, or `on`; of filters, how many there are.
 impl fmt::Display for Inbox {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { ordered, retry_5xx, ack, dedupe_s, attempts, age_s, concurrency, rate } = self;
+        let Self { ordered, retry_5xx, ack, dedupe_s, attempts, age_s, concurrency, rate, .. } = self;
+        let Self { limit, body, count, bytes, keep_s, ignore, .. } = self;
         let usual = Self::default();
         let differs = |is_usual: bool, word: String| (!is_usual).then_some(word);
         let words = [
@@ -202,6 +269,12 @@ impl fmt::Display for Inbox {
             differs(*age_s == usual.age_s, format!("age={age_s}s")),
             differs(*concurrency == usual.concurrency, format!("concurrency={concurrency}")),
             differs(*rate == usual.rate, format!("rate={rate}")),
+            limit.map(|number| format!("limit={number}")),
+            body.map(|bytes| format!("body={}", sized(bytes))),
+            count.map(|number| format!("count={number}")),
+            bytes.map(|bytes| format!("bytes={}", sized(bytes))),
+            keep_s.map(|seconds| format!("keep={seconds}s")),
+            differs(ignore.is_empty(), format!("ignore={}", ignore.len())),
         ];
         let words: Vec<String> = words.into_iter().flatten().collect();
         f.write_str(if words.is_empty() { "on" } else { "" })?;
@@ -261,7 +334,24 @@ impl Inbox {
             ack.head()?;
         }
         let is_nothing = self.attempts == 0 || self.concurrency == 0 || self.rate == 0 || self.age_s == 0;
-        if is_nothing { Err(InboxError::Nothing) } else { Ok(()) }
+        let has_no_room = [self.limit.map(u64::from), self.body, self.count, self.bytes].contains(&Some(0));
+        if is_nothing || has_no_room {
+            return Err(InboxError::Nothing);
+        }
+        if self.ignore.contains(&Filter::default()) {
+            return Err(InboxError::Everything);
+        }
+        let is_too_much = |(conditions, longest)| conditions > MAX_CONDITIONS || longest > MAX_PATTERN;
+        let are_too_much = self.ignore.len() > MAX_FILTERS || self.ignore.iter().map(Filter::extent).any(is_too_much);
+        if are_too_much { Err(InboxError::Filters) } else { Ok(()) }
+    }
+
+    /// Whether a webhook is acknowledged and not kept, by who has sent it and what has happened, as far as that is known. With
+    /// `whole` the request has its whole body; without, it has none, and what only the body can tell is taken to be no reason.
+    #[must_use]
+    pub fn ignores(&self, provider: Option<&str>, request: &Request<'_>, event: &Event, whole: bool) -> bool {
+        let is_told = |filter: &&Filter| whole || !filter.when.need_body();
+        self.ignore.iter().filter(is_told).any(|filter| filter.matches(provider, request, event))
     }
 
     /// What a relay says in its Welcome that has inboxes.
@@ -306,16 +396,25 @@ mod tests {
 
     #[test]
     fn words_say_the_same_as_they_are_shown() {
-        for words in ["on", "ordered,ack=200", "pass-5xx,dedupe=off,attempts=20,age=7200s,concurrency=4,rate=10"] {
+        for words in [
+            "on",
+            "ordered,ack=200",
+            "pass-5xx,dedupe=off,attempts=20,age=7200s,concurrency=4,rate=10",
+            "limit=100,body=1025KiB,count=1000,bytes=3GiB,keep=0s",
+        ] {
             let inbox: Inbox = words.parse().unwrap();
             assert_eq!(inbox.to_string(), words);
         }
         assert_eq!("".parse(), Ok(Inbox::default()));
         assert_eq!("age=2h, dedupe=15m".parse::<Inbox>().unwrap().to_string(), "dedupe=900s,age=7200s");
-        for words in ["order", "ack", "ack=x", "age=3", "age=3w", "age=", "ordered=1", "rate=-1"] {
+        assert_eq!("body=1048576,bytes=1000".parse::<Inbox>().unwrap().to_string(), "body=1MiB,bytes=1000");
+        let huge = "bytes=99999999999999999999GiB";
+        for words in ["order", "ack", "ack=x", "age=3", "age=3w", "age=", "ordered=1", "rate=-1", "body=1MB", huge] {
             assert_eq!(words.parse::<Inbox>(), Err(InboxError::Word(words.into())), "{words}");
         }
-        assert_eq!("rate=0".parse::<Inbox>(), Err(InboxError::Nothing));
+        for words in ["rate=0", "limit=0", "body=0KiB", "count=0", "bytes=0"] {
+            assert_eq!(words.parse::<Inbox>(), Err(InboxError::Nothing), "{words}");
+        }
         assert_eq!("ack=404".parse::<Inbox>(), Err(InboxError::Status(404)));
     }
 
@@ -338,5 +437,64 @@ mod tests {
         assert_eq!(read(r#"{"attempts": 0}"#), Err(InboxError::Nothing));
         assert!(matches!(read("no"), Err(InboxError::Malformed(_))));
         assert_eq!(read(&format!(r#"{{"x": "{}"}}"#, "x".repeat(MAX_TOLD))), Err(InboxError::TooMuch));
+    }
+
+    /// What another version must read: the bytes as they are sent.
+    #[test]
+    fn the_bytes_are_these() {
+        let usual = r#"{"ordered":false,"retry_5xx":true,"ack":null,"dedupe_s":86400,"attempts":50,"age_s":259200,"concurrency":10,"rate":50"#;
+        let bytes = |inbox: &Inbox| String::from_utf8(inbox.extra().unwrap().value).unwrap();
+        assert_eq!(bytes(&Inbox::default()), format!("{usual}}}"));
+        let when = r#"{"method":"PUT","header:x-a*":true,"form:payload#/action":"del*","json:/livemode":"false","number:/a~1b/*":false}"#;
+        let ignore = format!(r#"[{{"provider":"stripe"}},{{"type":"invoice.*","when":{when}}}]"#);
+        let room = r#""limit":100,"body":1024,"count":7,"bytes":4096,"keep_s":0"#;
+        let said = format!("{usual},{room},\"ignore\":{ignore}}}");
+        assert_eq!(bytes(&read(&said).unwrap().unwrap()), said);
+    }
+
+    #[test]
+    fn a_filter_ignores_what_all_of_it_fits() {
+        let inbox = read(
+            r#"{"ignore": [{"provider": "github", "type": "pu*"}, {"when": {"json:/test": "true", "method": "POST"}}]}"#,
+        );
+        let inbox = inbox.unwrap().unwrap();
+        let ignores = |provider, kind: Option<&str>, method, body: &str| {
+            let event = Event { kind: kind.map(str::to_owned), ..Event::default() };
+            let request = Request::new(method, "https://t.example/", &[], body.as_bytes());
+            let empty = Request::new(method, "https://t.example/", &[], b"");
+            (inbox.ignores(provider, &request, &event, true), inbox.ignores(provider, &empty, &event, false))
+        };
+        let (post, put) = (&http::Method::POST, &http::Method::PUT);
+        assert_eq!(ignores(Some("github"), Some("push"), post, ""), (true, true));
+        assert_eq!(ignores(Some("github"), Some("ping"), post, ""), (false, false));
+        assert_eq!(ignores(Some("github"), None, post, ""), (false, false));
+        assert_eq!(ignores(Some("gitlab"), Some("push"), post, ""), (false, false));
+        assert_eq!(ignores(None, Some("push"), post, ""), (false, false), "it may be anybody's");
+        assert_eq!(ignores(None, None, post, r#"{"test": true}"#), (true, false), "the body alone says so");
+        assert_eq!(ignores(None, None, put, r#"{"test": true}"#), (false, false));
+        assert_eq!(ignores(None, None, post, r#"{"test": false}"#), (false, false));
+    }
+
+    #[test]
+    fn filters_that_would_ignore_too_much_or_ask_too_much_are_refused() {
+        let ignore = |filters: &str| read(&format!(r#"{{"ignore": [{filters}]}}"#));
+        assert_eq!(ignore("{}"), Err(InboxError::Everything));
+        assert_eq!(ignore(r#"{"when": {}}"#), Err(InboxError::Everything));
+        for (filter, hint) in [
+            (r#"{"provider": "x", "unless": {}}"#, "unless"),
+            (r#"{"when": {"body": "x"}}"#, "names no place"),
+            (r#"{"when": {"path": 3}}"#, "true, false or a text"),
+        ] {
+            let error = ignore(filter).unwrap_err().to_string();
+            assert!(error.contains(hint), "{filter}: {error}");
+        }
+        let pattern = |length: usize| ignore(&format!(r#"{{"type": "{}"}}"#, "x".repeat(length)));
+        assert!(pattern(256).is_ok());
+        assert_eq!(pattern(257), Err(InboxError::Filters));
+        let filters = |count: usize| ignore(&vec![r#"{"type": "x"}"#; count].join(","));
+        assert!(filters(16).is_ok());
+        assert_eq!(filters(17), Err(InboxError::Filters));
+        let conditions: Vec<String> = (0..9).map(|i| format!(r#""query:a{i}": "x""#)).collect();
+        assert_eq!(ignore(&format!(r#"{{"when": {{{}}}}}"#, conditions.join(","))), Err(InboxError::Filters));
     }
 }

@@ -1,13 +1,52 @@
-//! What a request must be like for a row, a rule or a handshake to be meant.
+//! What a request must be like for a row, a rule, a handshake, a route or a filter to be meant.
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Deserializer, de::Error as _};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use super::request::{Place, Request};
+use super::table::Event;
+
+/// Which webhooks are meant: those of which all holds that is said here. Without a word, all are.
+///
+/// What it does not know it does not take: one that was narrowed down in a way that is not understood would mean too many.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Filter {
+    /// Those of this provider, by its [id](super::Provider::id).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider: Option<String>,
+    /// Those about events of this kind, in which `*` stands for anything.
+    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// Those that are like this.
+    #[serde(default, skip_serializing_if = "Conditions::is_empty")]
+    pub when: Conditions,
+}
+
+impl Filter {
+    /// Whether a request is meant, by who has sent it and what has happened, as far as that is known.
+    #[must_use]
+    pub fn matches(&self, provider: Option<&str>, request: &Request<'_>, event: &Event) -> bool {
+        let is_about = |pattern: &String| {
+            let kind = event.kind.as_ref();
+            kind.is_some_and(|kind| like(pattern.as_bytes(), kind.as_bytes()))
+        };
+        self.provider.as_deref().is_none_or(|wanted| provider == Some(wanted))
+            && self.kind.as_ref().is_none_or(is_about)
+            && self.when.hold(request)
+    }
+
+    /// How much it asks for: its conditions, and the longest text in it, in bytes.
+    pub(crate) fn extent(&self) -> (usize, usize) {
+        let texts = self.when.0.values().filter_map(|test| if let Test::Like(text) = test { Some(text) } else { None });
+        let texts = texts.chain(&self.kind).chain(&self.provider);
+        (self.when.0.len(), texts.map(String::len).max().unwrap_or_default())
+    }
+}
 
 /// What places of a request must be like, as the table writes it: all of them must hold, and none at all always holds.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Conditions(BTreeMap<Place, Test>);
 
@@ -47,7 +86,9 @@ impl Conditions {
         self.0.keys().any(Place::is_in_body)
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    /// Whether they ask for nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
@@ -71,6 +112,16 @@ impl Test {
     }
 }
 
+impl Serialize for Test {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::There => serializer.serialize_bool(true),
+            Self::NotThere => serializer.serialize_bool(false),
+            Self::Like(pattern) => serializer.serialize_str(pattern),
+        }
+    }
+}
+
 impl<'de> Deserialize<'de> for Test {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match toml::Value::deserialize(deserializer)? {
@@ -83,8 +134,7 @@ impl<'de> Deserialize<'de> for Test {
 }
 
 /// Whether `text` is `pattern`, in which `*` stands for any bytes.
-#[must_use]
-pub fn like(pattern: &[u8], text: &[u8]) -> bool {
+fn like(pattern: &[u8], text: &[u8]) -> bool {
     let mut parts = pattern.split(|byte| *byte == b'*');
     let Some(mut rest) = parts.next().and_then(|first| text.strip_prefix(first)) else { return false };
     let Some(last) = parts.next_back() else { return rest.is_empty() };

@@ -27,7 +27,7 @@
 //! | `providers.toml` | what is known of each provider, and from where |
 //! | `table` | the rows: reading them, recognising, events, deadlines |
 //! | `request`, `json` | a request, the places in it where providers put things, and how to put something there |
-//! | `condition`, `template` | the two small languages of the table: what must hold, and what is composed of what |
+//! | `condition`, `template` | the two small languages of the table: what must hold, of a row, a route or a filter, and what is composed of what |
 //! | `credentials` | what the user knows: secrets and settings |
 //! | `scheme` | the handful of ways to sign, as arithmetic over bytes |
 //! | `signature`, `token`, `time` | judging a request by a rule of the table |
@@ -52,7 +52,7 @@ mod token;
 mod told;
 
 pub use self::{
-    condition::{Conditions, like},
+    condition::{Conditions, Filter},
     credentials::{Credentials, Secret, Settings},
     handshake::Reply,
     request::{Draft, ReplaceError, Request},

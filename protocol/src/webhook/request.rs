@@ -4,7 +4,7 @@ use std::{borrow::Cow, fmt, str::FromStr, sync::OnceLock};
 
 use http::{HeaderName, HeaderValue, Method};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, percent_encode, utf8_percent_encode};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use super::json::{self, Level, Pointer, PointerError};
@@ -232,6 +232,23 @@ impl FromStr for Place {
                 None => Self::Form(field.to_owned(), None),
             }),
             _ => Err(PlaceError::Unknown(text.to_owned())),
+        }
+    }
+}
+
+/// As the table writes it.
+impl Serialize for Place {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Method => serializer.serialize_str("method"),
+            Self::Path => serializer.serialize_str("path"),
+            Self::Header(name) => serializer.collect_str(&format_args!("header:{name}")),
+            Self::Headers(prefix) => serializer.collect_str(&format_args!("header:{prefix}*")),
+            Self::Query(name) => serializer.collect_str(&format_args!("query:{name}")),
+            Self::Form(name, None) => serializer.collect_str(&format_args!("form:{name}")),
+            Self::Form(name, Some(pointer)) => serializer.collect_str(&format_args!("form:{name}#{pointer}")),
+            Self::Json(pointer) => serializer.collect_str(&format_args!("json:{pointer}")),
+            Self::Number(pointer) => serializer.collect_str(&format_args!("number:{pointer}")),
         }
     }
 }

@@ -749,7 +749,7 @@ fn routes(routes: &[Route], table: &webhook::Table) -> Result<Vec<Route>, Config
     if routes.len() > MAX_ROUTES {
         return Err(ConfigError::TooManyRoutes(routes.len()));
     }
-    let mut providers = routes.iter().filter_map(|route| route.provider.as_deref());
+    let mut providers = routes.iter().filter_map(|route| route.which.provider.as_deref());
     providers.try_for_each(|provider| named(table, provider).map(drop))?;
     Ok(routes.to_vec())
 }

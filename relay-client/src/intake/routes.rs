@@ -11,7 +11,7 @@
 use std::cell::LazyCell;
 
 use http::StatusCode;
-use relay_protocol::webhook::{Conditions, Event, Provider, Request, Table, like};
+use relay_protocol::webhook::{Conditions, Event, Filter, Provider, Request, Table};
 use serde::Deserialize;
 
 use crate::upstream::Upstream;
@@ -24,12 +24,8 @@ const ANSWER_MAX: usize = 64 << 10;
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "Written")]
 pub struct Route {
-    /// Those of this provider, by its id in the table.
-    pub provider: Option<String>,
-    /// Those about events of this kind, in which `*` stands for anything.
-    pub kind: Option<String>,
-    /// Those that are like this.
-    pub when: Conditions,
+    /// Which ones.
+    pub which: Filter,
     /// Where they go.
     pub to: To,
 }
@@ -82,7 +78,7 @@ impl TryFrom<Written> for Route {
             To::Answer(StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED, body) if !body.is_empty() => {
                 Err("an answer with this status has no body".to_owned())
             }
-            _ => Ok(Self { provider, kind, when, to }),
+            _ => Ok(Self { which: Filter { provider, kind, when }, to }),
         }
     }
 }
@@ -104,28 +100,28 @@ impl Route {
         anybody: impl FnOnce() -> bool,
         body: Body,
     ) -> Option<bool> {
-        let is_wanted = |sender: &Provider| self.provider.as_ref().is_none_or(|wanted| *wanted == sender.id);
-        if known.is_some_and(|(sender, _)| !is_wanted(sender)) || !self.when.may_hold(request) {
+        let Filter { provider, kind, when } = &self.which;
+        let is_wanted = |sender: &Provider| provider.as_ref().is_none_or(|wanted| *wanted == sender.id);
+        if known.is_some_and(|(sender, _)| !is_wanted(sender)) || !when.may_hold(request) {
             return Some(false);
         }
-        let asks_sender = self.provider.is_some() || self.kind.is_some();
-        let may_be_known = || match &self.provider {
+        let asks_sender = provider.is_some() || kind.is_some();
+        let may_be_known = || match provider {
             Some(wanted) => table.get(wanted).is_some_and(|sender| sender.may_have_sent(request)),
             None => anybody(),
         };
         if asks_sender && known.is_none() && !may_be_known() {
             return Some(false);
         }
-        let asks_body = self.when.need_body() || self.kind.is_some() || (asks_sender && known.is_none());
+        let asks_body = when.need_body() || kind.is_some() || (asks_sender && known.is_none());
         match body {
             Body::ToCome if asks_body => return None,
             Body::TooLong if asks_body => return Some(false),
             _ => {}
         }
-        let Some((_, event)) = known else { return Some(!asks_sender && self.when.hold(request)) };
-        let is_about =
-            |pattern: &String| event.kind.as_ref().is_some_and(|kind| like(pattern.as_bytes(), kind.as_bytes()));
-        Some(self.when.hold(request) && self.kind.as_ref().is_none_or(is_about))
+        let unknown = Event::default();
+        let (sender, event) = known.map_or((None, &unknown), |(sender, event)| (Some(sender.id.as_str()), event));
+        Some(self.which.matches(sender, request, event))
     }
 }
 
