@@ -83,6 +83,23 @@ pub(crate) struct Inbox {
     pub(crate) oldest_at: Option<i64>,
 }
 
+/// What is in all inboxes together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Totals {
+    /// How many inboxes there are.
+    pub(crate) inboxes: u64,
+    /// Webhooks that wait.
+    pub(crate) waiting: u64,
+    /// Webhooks that were delivered and are still listed.
+    pub(crate) delivered: u64,
+    /// Webhooks that were given up.
+    pub(crate) dead: u64,
+    /// What those that wait and those that were given up take: heads, trailers and bodies.
+    pub(crate) bytes: u64,
+    /// When the one that came first of those that wait did.
+    pub(crate) oldest_at: Option<i64>,
+}
+
 /// A webhook to be stored.
 #[derive(Clone, Debug)]
 pub(crate) struct New {
@@ -482,6 +499,24 @@ impl Records {
             rows.query_map([], inbox_from)?.collect()
         })
         .await
+    }
+
+    /// What is in all inboxes together. It costs a row per inbox, and not one per webhook.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    #[cfg_attr(not(test), expect(dead_code, reason = "metrics are to tell it"))]
+    pub(crate) async fn totals(&self) -> Result<Totals, StoreError> {
+        let inboxes = self.inboxes().await?;
+        Ok(inboxes.iter().fold(Totals::default(), |mut totals, inbox| {
+            totals.inboxes += 1;
+            totals.waiting += inbox.waiting;
+            totals.delivered += inbox.delivered;
+            totals.dead += inbox.dead;
+            totals.bytes += inbox.bytes;
+            totals.oldest_at = totals.oldest_at.into_iter().chain(inbox.oldest_at).min();
+            totals
+        }))
     }
 
     /// The inbox of that name.

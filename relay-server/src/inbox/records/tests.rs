@@ -108,6 +108,20 @@ async fn what_was_accepted_comes_out_as_it_came() {
 }
 
 #[tokio::test]
+async fn totals_are_those_of_all_inboxes() {
+    let records = records().await;
+    assert_eq!(records.totals().await.unwrap(), Totals { inboxes: 1, ..Totals::default() });
+    records.open_inbox("other", BOB, "{}".to_owned(), NOW).await.unwrap();
+    store(&records, new("x")).await;
+    store(&records, New { inbox: "other".to_owned(), token: BOB, received_at: NOW - HOUR, ..new("12") }).await;
+    let told = store(&records, new("gone")).await;
+    deliver(&records, told, 200).await;
+    let totals =
+        Totals { inboxes: 2, waiting: 2, delivered: 1, dead: 0, bytes: 4 + 1 + 4 + 2, oldest_at: Some(NOW - HOUR) };
+    assert_eq!(records.totals().await.unwrap(), totals);
+}
+
+#[tokio::test]
 async fn webhooks_go_out_in_the_order_in_which_they_came() {
     let records = records().await;
     let mut seqs = Vec::new();
