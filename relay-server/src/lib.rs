@@ -20,6 +20,7 @@ pub mod control;
 #[doc(hidden)]
 pub mod edge;
 mod inbox;
+mod judge;
 pub mod log;
 mod running;
 #[doc(hidden)]

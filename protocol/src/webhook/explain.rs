@@ -12,9 +12,10 @@ use super::{
     json::{self, STYLES},
     request::{Request, Url},
     scheme::{Encoding, Key, KeyForm, lenient_base64},
-    signature::{Attempt, Judgement, Verdict, other_port},
+    signature::{Attempt, other_port},
     table::Provider,
     template::{Scope, sha256},
+    verdict::{Judgement, Verdict},
 };
 
 /// The longest body, in bytes, that is tried in other forms: some thirty of them are hashed.

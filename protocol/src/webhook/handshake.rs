@@ -10,9 +10,10 @@ use super::{
     condition::Conditions,
     credentials::Credentials,
     request::{Place, Request},
-    signature::{KeyUrl, Verdict},
+    signature::KeyUrl,
     table::Provider,
     template::{Scope, Template},
+    verdict::Verdict,
 };
 
 /// The longest answer, in bytes. What is sent back is mostly what somebody sent, and no challenge is longer.

@@ -35,6 +35,7 @@
 //! | `explain` | what was done to a request whose signature does not fit |
 //! | `handshake` | how an endpoint is confirmed |
 //! | `told` | what a client tells its relay of a tunnel's webhooks |
+//! | `verdict` | what is found of a signature, and how a relay tells it to a client |
 
 mod condition;
 mod credentials;
@@ -50,6 +51,7 @@ mod template;
 mod time;
 mod token;
 mod told;
+mod verdict;
 
 pub use self::{
     condition::{Conditions, Filter},
@@ -58,7 +60,7 @@ pub use self::{
     request::{Draft, ReplaceError, Request},
     scheme::KeyPair,
     sign::SignError,
-    signature::{Judgement, Verdict},
     table::{Answer, Confidence, Event, Fact, OnDeadline, Provider, Source, Table, TableError},
     told::{MAX_SECRETS, MAX_SETTINGS, MAX_TOLD, Verify, Webhooks, WebhooksError},
+    verdict::{Judgement, NoVerdict, Verdict, plain},
 };

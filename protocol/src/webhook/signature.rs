@@ -3,10 +3,10 @@
 //! A [`Rule`] of the table says where a signature stands, what it covers and how it is made; nothing here knows any
 //! provider.
 
-use std::{borrow::Cow, collections::BTreeMap, fmt, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::{
     condition::Conditions,
@@ -17,6 +17,7 @@ use super::{
     template::{Lacking, Scope, Template, lossy, sha256},
     time::Time,
     token,
+    verdict::{Judgement, Verdict},
 };
 
 /// The most signatures of one request that are looked at: providers send two while a secret is renewed, and one as
@@ -108,70 +109,6 @@ impl KeyUrl {
         }
         let reason = format!("it names {url:?}, which is on none of the provider's hosts, {}", self.hosts.join(", "));
         Err(Judgement::of(Verdict::BadSignature, reason))
-    }
-}
-
-/// What became of a signature.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Verdict {
-    /// Signed with a secret that we know, and recently enough.
-    Valid,
-    /// Signed with another secret, or altered since.
-    BadSignature,
-    /// Signed rightly, and too long ago.
-    Stale,
-    /// Signed rightly, and by a clock that is too far ahead of ours.
-    Future,
-    /// Not signed, or without what the signature covers.
-    Missing,
-    /// Signed in a form that cannot be read.
-    Malformed,
-    /// Signed, and we have no secret to hold it against.
-    NoSecret,
-    /// Not signed by this provider, or in a way that cannot be checked here.
-    Unsupported,
-}
-
-impl Verdict {
-    /// The word that stands for it in JSON.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Valid => "valid",
-            Self::BadSignature => "bad_signature",
-            Self::Stale => "stale",
-            Self::Future => "future",
-            Self::Missing => "missing",
-            Self::Malformed => "malformed",
-            Self::NoSecret => "no_secret",
-            Self::Unsupported => "unsupported",
-        }
-    }
-}
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// A verdict and why, for somebody who wants to do something about it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Judgement {
-    /// The verdict.
-    pub verdict: Verdict,
-    /// The reason, as a sentence without its full stop.
-    pub reason: Cow<'static, str>,
-    /// Which of the secrets signed, when one did.
-    pub secret: Option<usize>,
-    /// What to know although it is valid.
-    pub warning: Option<String>,
-}
-
-impl Judgement {
-    pub(super) fn of(verdict: Verdict, reason: impl Into<Cow<'static, str>>) -> Self {
-        Self { verdict, reason: reason.into(), secret: None, warning: None }
     }
 }
 

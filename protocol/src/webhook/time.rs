@@ -7,9 +7,9 @@ use serde::Deserialize;
 
 use super::{
     request::Place,
-    signature::{Judgement, Verdict},
     table::Provider,
     template::Template,
+    verdict::{Judgement, Verdict},
 };
 
 /// When a request was signed.

@@ -9,9 +9,10 @@ use serde_json::{Map, Value};
 use super::{
     credentials::Credentials,
     scheme::{Encoding, Key, KeyForm, Scheme, pem_key},
-    signature::{Attempt, Judgement, Verdict, lacking},
+    signature::{Attempt, lacking},
     table::Provider,
     template::{Scope, Template, sha256},
+    verdict::{Judgement, Verdict},
 };
 
 /// A claim that must be what the request says.

@@ -22,17 +22,13 @@ use http::{HeaderName, HeaderValue, StatusCode};
 use relay_protocol::exchange::content_length;
 use relay_protocol::frame::Reset;
 use relay_protocol::link::Stream;
-use relay_protocol::message::{Payload as _, RequestHead, ResponseHead};
+use relay_protocol::message::{Payload as _, ResponseHead};
 use relay_protocol::mux::StreamError;
 use relay_protocol::webhook::{Credentials, Judgement, Provider, Reply, Verdict, Verify};
-use serde::Deserialize as _;
-use serde::de::IntoDeserializer as _;
-use serde::de::value::{Error as ValueError, StrDeserializer};
 use tokio::time::Instant;
 
 use super::caller::Caller;
 use super::routes::To;
-use crate::capture::text;
 use crate::event::Handshake;
 use crate::keys::Keys;
 use crate::upstream::{Ending, Gathered, SHORT};
@@ -44,12 +40,6 @@ pub(super) const BODY_MAX: usize = 10 << 20;
 
 /// How many bad signatures are explained in a second: each costs some thirty times what judging does.
 const EXPLAINED: u32 = 5;
-
-/// What the relay has judged.
-const RELAY_VERDICT: HeaderName = HeaderName::from_static("relay-verdict");
-
-/// Why.
-const RELAY_VERDICT_REASON: HeaderName = HeaderName::from_static("relay-verdict-reason");
 
 /// The gate of a tunnel.
 #[derive(Debug)]
@@ -104,7 +94,7 @@ impl Gate {
     /// How it has ended.
     pub(super) async fn admit(&self, caller: &mut Caller<'_>, found: &mut Findings) -> Result<(), Ending> {
         if self.at_edge {
-            found.judgement = heard(caller.head);
+            found.judgement = Judgement::told(&caller.head.headers);
         }
         let rejects = self.verify == Verify::Reject;
         let may_be_handshake = self.handshake && caller.head.upgrade.is_none() && is_short(caller);
@@ -291,17 +281,8 @@ impl Gate {
     }
 }
 
-/// What the relay has found out. It lets through no such line of anybody else's.
-fn heard(head: &RequestHead) -> Option<Judgement> {
-    let line = |wanted: &HeaderName| head.headers.iter().find(|(name, _)| name == wanted).map(|(_, value)| value);
-    let verdict: StrDeserializer<'_, ValueError> = line(&RELAY_VERDICT)?.to_str().ok()?.into_deserializer();
-    let reason = line(&RELAY_VERDICT_REASON).map(|value| text(value.as_bytes())).unwrap_or_default();
-    let verdict = Verdict::deserialize(verdict).ok()?;
-    Some(Judgement { verdict, reason: reason.into(), secret: None, warning: None })
-}
-
 fn unsupported(reason: String) -> Judgement {
-    Judgement { verdict: Verdict::Unsupported, reason: reason.into(), secret: None, warning: None }
+    Judgement::of(Verdict::Unsupported, reason)
 }
 
 /// Whether a body is here, or so short that waiting for it holds nothing back that was meant to stream.

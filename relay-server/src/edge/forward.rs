@@ -20,6 +20,7 @@ use relay_protocol::frame::{Reset, StreamId};
 use relay_protocol::link::Stream;
 use relay_protocol::message::{MessageError, Payload, RequestHead, ResponseHead};
 use relay_protocol::mux::{Item, OpenError, StreamError};
+use relay_protocol::webhook::Judgement;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
@@ -33,7 +34,7 @@ use super::io::InFlight;
 use super::record::Exchange;
 use super::respond::{answer, explain, is_edges};
 use super::upgrade;
-use super::webhook::{Allowed, handshake, untell, verify};
+use super::webhook::{Allowed, handshake, verify};
 use crate::Shared;
 use crate::session::registry::{Asked, Found, Tunnel};
 use crate::session::resumes;
@@ -300,7 +301,7 @@ async fn request(
         // While its body was awaited, or its link was lost, the tunnel may have begun to ask for something else.
         if judged.as_ref().is_none_or(|judged| judged.webhooks != tunnel.asked.webhooks) {
             if judged.replace(tunnel.asked.clone()).is_some() {
-                untell(&mut exchange.head);
+                Judgement::untell(&mut exchange.head.headers);
             }
             verify(shared, exchange, &tunnel, upload).await?;
         }

@@ -14,10 +14,7 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method, Response, StatusCode};
 use relay_protocol::exchange::public_url;
 use relay_protocol::message::Payload;
-use relay_protocol::webhook::{Event, OnDeadline, Provider, Request, Verdict};
-use serde::Deserialize as _;
-use serde::de::IntoDeserializer as _;
-use serde::de::value::{Error as ValueError, StrDeserializer};
+use relay_protocol::webhook::{Event, Judgement, OnDeadline, Provider, Request};
 use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 use ulid::Ulid;
@@ -28,12 +25,13 @@ use super::forward::{Delivered, Failure, Instead, SLOWEST_UPLOAD, first_part, re
 use super::gate::PublicHost;
 use super::record::Exchange;
 use super::respond::RELAY_INBOX;
-use super::webhook::{RELAY_VERDICT, handshake, place, sender, untell, verify};
+use super::webhook::{handshake, place, verify};
 use crate::Shared;
 use crate::inbox::delivery::{self, Source, Webhook};
 use crate::inbox::records::{AcceptError, Accepted, Due, Lease, New, Quota};
 use crate::inbox::spool::Body;
 use crate::inbox::{Open, Settings, millis, now};
+use crate::judge::sender;
 use crate::session::registry::Found;
 
 /// Keeps a request in the inbox of its tunnel and answers it, where the tunnel has one and the request is a webhook that may
@@ -80,7 +78,7 @@ pub(super) async fn keep(
         let url = public_url(&exchange.head);
         let request = Request::new(&exchange.head.method, &url, &exchange.head.headers, upload.held());
         if provider.on_deadline(&request) != OnDeadline::Ack {
-            untell(&mut exchange.head);
+            Judgement::untell(&mut exchange.head.headers);
             return Ok(None);
         }
     }
@@ -215,8 +213,7 @@ async fn accept(
         (true, false) => Lease::Until(lasts),
         (true, true) => Lease::IfFirst(lasts),
     };
-    let verdict = exchange.head.headers.iter().find(|(name, _)| *name == RELAY_VERDICT);
-    let verdict = verdict.and_then(|(_, value)| verdict_of(value.to_str().ok()?));
+    let verdict = Judgement::told(&exchange.head.headers).map(|judgement| judgement.verdict);
     let dedupe = millis(settings.inbox.dedupe());
     let new = New {
         id: ulid(&exchange.head.id),
@@ -265,11 +262,6 @@ fn acknowledge(settings: &Settings, provider: Option<&Provider>, what: &str) -> 
     let ours = HeaderValue::try_from(what).ok().map(|what| (RELAY_INBOX, what));
     response.headers_mut().extend(headers.into_iter().chain(ours));
     Delivered { response, switched: None, uploads_to: None }
-}
-
-fn verdict_of(word: &str) -> Option<Verdict> {
-    let word: StrDeserializer<'_, ValueError> = word.into_deserializer();
-    Verdict::deserialize(word).ok()
 }
 
 /// The exchange's own id, which we have given it.

@@ -1,17 +1,16 @@
 //! What the edge makes of a request that is a webhook: who sends it, how long that one waits, whether it is signed, and what
 //! it can be answered without the client.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::CACHE_CONTROL;
-use http::{HeaderMap, HeaderName, HeaderValue, Response};
+use http::{HeaderMap, HeaderValue, Response};
 use jiff::Timestamp;
 use relay_protocol::exchange::{append_all, public_url};
 use relay_protocol::message::{RequestHead, Withheld};
-use relay_protocol::webhook::{Judgement, Provider, Reply, Request, Table, Verdict, Verify, Webhooks};
+use relay_protocol::webhook::{Judgement, Provider, Reply, Request, Table, Verdict, Verify, Webhooks, plain};
 use tokio::time::Instant;
 
 use super::body::{EdgeBody, Gathered, MAX_KEPT, Upload, UploadError};
@@ -21,28 +20,15 @@ use super::record::Exchange;
 use super::respond::{RELAY_HANDSHAKE, explain};
 use super::room::Share;
 use crate::Shared;
+use crate::judge::{Judged, NOBODYS, judge, sender, unjudged};
 use crate::session::registry::{Asked, Tunnel};
 use crate::store::TokenId;
-
-/// On a request whose signature the edge has judged: the verdict, for the client and the app. It is the edge's word, because
-/// a stranger's line of that name does not pass.
-pub(super) const RELAY_VERDICT: HeaderName = HeaderName::from_static("relay-verdict");
-
-/// Why, in words.
-const RELAY_VERDICT_REASON: HeaderName = HeaderName::from_static("relay-verdict-reason");
-
-/// The most of these words, in bytes.
-const REASON_MAX: usize = 512;
 
 /// The most of a refused request's target that its client is told, in bytes.
 const TARGET_MAX: usize = 256;
 
 /// The longest body of a handshake, in bytes. Challenges are short, and so much of a body is kept in any case.
 const HANDSHAKE_MAX: usize = MAX_KEPT;
-
-/// The longest body, in bytes, that is judged where the request is served: well below a millisecond of arithmetic. A longer
-/// one is judged elsewhere, because all others of that thread would wait for it.
-const AT_ONCE_MAX: usize = MAX_KEPT;
 
 /// How long the head of an answer may take, and by whose word.
 #[derive(Clone, Copy, Debug)]
@@ -91,21 +77,6 @@ impl<'t> Allowed<'t> {
             }
             Whose::Tunnel | Whose::Relay => format!("The local service did not answer within {time}."),
         }
-    }
-}
-
-/// Whose webhook a request is: that of the provider that its tunnel is for, or of whom it is recognised to be from.
-pub(super) fn sender<'t>(
-    table: &'t Table,
-    named: Option<&str>,
-    head: &RequestHead,
-    body: &[u8],
-) -> Option<&'t Arc<Provider>> {
-    match named {
-        Some(id) => table.get(id),
-        // What is about to be no request any more is no webhook.
-        None if head.upgrade.is_some() => None,
-        None => table.recognise(&Request::new(&head.method, &public_url(head), &head.headers, body)),
     }
 }
 
@@ -179,7 +150,7 @@ pub(super) async fn verify(
     let provider = sender(&shared.providers, asked.webhooks.provider.as_deref(), &exchange.head, upload.held());
     if provider.is_none() && asked.webhooks.verify == Verify::Warn && !upload.has_ended() {
         // Nobody is to wait for what may be no webhook at all, and may never end.
-        tell(&mut exchange.head, unjudged(NOBODYS));
+        unjudged(NOBODYS).tell(&mut exchange.head.headers);
         return Ok(());
     }
     let its = provider.and_then(|provider| usize::try_from(provider.max_body?).ok());
@@ -190,7 +161,10 @@ pub(super) async fn verify(
             let gathered = upload.gather(most, exchange.started + time, || place(shared, exchange, tunnel.token)).await;
             exchange.received(upload.received());
             match gathered.map_err(UploadError::cause)? {
-                Gathered::Whole => match judge(shared, &exchange.head, asked, upload.held()).await? {
+                Gathered::Whole => match judge(shared, &exchange.head, asked, upload.held(), Timestamp::now())
+                    .await
+                    .ok_or(Cause::Internal)?
+                {
                     Judged::Handshake(reply) => {
                         if let Reply::Refuse { reason, .. } = &reply {
                             let told = withheld(exchange, Cause::SignatureInvalid, Verdict::BadSignature, reason);
@@ -219,7 +193,7 @@ pub(super) async fn verify(
         tunnel.withhold(shared, withheld(exchange, cause, judgement.verdict, &judgement.reason));
         return Err(Failure { cause, message: Some(refusal(&judgement)) }.into());
     }
-    tell(&mut exchange.head, judgement);
+    judgement.tell(&mut exchange.head.headers);
     Ok(())
 }
 
@@ -232,55 +206,6 @@ fn unsigned(providers: &Table, head: &RequestHead, asked: &Asked) -> Option<Judg
     let request = Request::new(&head.method, &url, &head.headers, &[]);
     let may_be_handshake = *verify == Verify::Reject && *handshake && provider.may_be_handshake(&request);
     if may_be_handshake { None } else { provider.judge_head(&request, credentials) }
-}
-
-/// Why a request is not judged that is nobody's.
-const NOBODYS: &str = "nobody is known who sends such requests";
-
-fn unjudged(reason: impl Into<Cow<'static, str>>) -> Judgement {
-    Judgement { verdict: Verdict::Unsupported, reason: reason.into(), secret: None, warning: None }
-}
-
-/// What is found of a request as a whole.
-#[derive(Debug)]
-enum Judged {
-    /// What answers it, as it needs no signature.
-    Handshake(Reply),
-    /// Whose it is, and whether that one has signed it.
-    Signed(Option<String>, Judgement),
-}
-
-async fn judge(shared: &Arc<Shared>, head: &RequestHead, asked: &Arc<Asked>, body: &Bytes) -> Result<Judged, Cause> {
-    if body.len() <= AT_ONCE_MAX {
-        return Ok(judge_now(&shared.providers, head, asked, body));
-    }
-    let (owner, head, asked, body) = (shared.clone(), head.clone(), asked.clone(), body.clone());
-    let judged = shared.tasks.spawn_blocking(move || judge_now(&owner.providers, &head, &asked, &body));
-    judged.await.map_err(|panic| {
-        shared.metrics.panics.inc();
-        tracing::error!(%panic, "a signature could not be judged; this is a bug in the relay");
-        Cause::Internal
-    })
-}
-
-fn judge_now(providers: &Table, head: &RequestHead, asked: &Asked, body: &[u8]) -> Judged {
-    let Webhooks { provider: named, handshake, verify, credentials } = &asked.webhooks;
-    let url = public_url(head);
-    let request = Request::new(&head.method, &url, &head.headers, body);
-    let Some(provider) = sender(providers, named.as_deref(), head, body) else {
-        return Judged::Signed(None, unjudged(NOBODYS));
-    };
-    let now = Timestamp::now();
-    // Most handshakes are not signed, so that nothing else would come of them.
-    if *verify == Verify::Reject
-        && *handshake
-        && named.is_some()
-        && let Some(reply @ (Reply::Answer { confirm: None, .. } | Reply::Refuse { .. })) =
-            provider.handshake(&request, credentials, now)
-    {
-        return Judged::Handshake(reply);
-    }
-    Judged::Signed(Some(provider.id.clone()), provider.judge(&request, credentials, now))
 }
 
 /// What a stranger is told of a verdict: what he can see in his own request, and nothing of the secret.
@@ -311,24 +236,6 @@ fn withheld(exchange: &Exchange, cause: Cause, verdict: Verdict, reason: &str) -
         reason: plain(reason),
         ..Withheld::default()
     }
-}
-
-/// A reason, which may quote the request, as it can be a header's value anywhere.
-fn plain(reason: &str) -> String {
-    let plain = |c: char| if c == ' ' || c.is_ascii_graphic() { c } else { '?' };
-    reason.chars().map(plain).take(REASON_MAX).collect()
-}
-
-/// Takes back what was found for another tunnel, which the request has not reached.
-pub(super) fn untell(head: &mut RequestHead) {
-    head.headers.retain(|(name, _)| *name != RELAY_VERDICT && *name != RELAY_VERDICT_REASON);
-}
-
-/// Lets the client know.
-fn tell(head: &mut RequestHead, judgement: Judgement) {
-    head.headers.push((RELAY_VERDICT, HeaderValue::from_static(judgement.verdict.as_str())));
-    let reason = judgement.warning.map_or(judgement.reason, Cow::Owned);
-    head.headers.extend(HeaderValue::try_from(plain(&reason)).ok().map(|reason| (RELAY_VERDICT_REASON, reason)));
 }
 
 fn show(duration: Duration) -> String {
