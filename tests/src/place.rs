@@ -26,7 +26,11 @@ pub struct Place {
 impl Place {
     /// A relay with its defaults and an empty home.
     pub async fn new() -> Self {
-        let relay = RelayServer::spawn([""; 0]).await;
+        Self::of(RelayServer::spawn([""; 0]).await).await
+    }
+
+    /// A relay that was started in another way, and an empty home.
+    pub async fn of(relay: RelayServer) -> Self {
         let token = relay.token("me").await;
         Self { relay, token, home: Arc::new(tempfile::tempdir().expect("a home")) }
     }

@@ -321,15 +321,25 @@ fn installed(name: &str) -> PathBuf {
 /// The variables with which a program's clock shows what `clock` says, such as `+1y`, also when the file changes while it
 /// runs. The clock that nobody can set is left as it is.
 pub fn faketime(clock: &Path) -> [(&'static str, String); 4] {
-    let dirs = std::fs::read_dir("/usr/lib").into_iter().flatten().filter_map(|dir| Some(dir.ok()?.path()));
-    let library = dirs.map(|dir| dir.join("faketime/libfaketime.so.1")).find(|library| library.exists());
-    let library = library.unwrap_or_else(|| missing("libfaketime"));
     [
-        ("LD_PRELOAD", library.display().to_string()),
+        ("LD_PRELOAD", library("faketime/libfaketime.so.1")),
         ("FAKETIME_TIMESTAMP_FILE", clock.display().to_string()),
         ("FAKETIME_NO_CACHE", "1".to_owned()),
         ("DONT_FAKE_MONOTONIC", "1".to_owned()),
     ]
+}
+
+/// The variable with which a program's fsync does nothing, and its data is lost with the power: the control of every test
+/// that something is on disk.
+pub fn eatmydata() -> (&'static str, String) {
+    ("LD_PRELOAD", library("libeatmydata.so"))
+}
+
+/// A library below one of the directories of this machine's architecture.
+fn library(name: &str) -> String {
+    let dirs = std::fs::read_dir("/usr/lib").into_iter().flatten().filter_map(|dir| Some(dir.ok()?.path()));
+    let library = dirs.map(|dir| dir.join(name)).find(|library| library.exists());
+    library.unwrap_or_else(|| missing(name)).display().to_string()
 }
 
 fn missing(what: &str) -> ! {
