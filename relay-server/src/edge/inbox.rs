@@ -28,7 +28,7 @@ use super::respond::RELAY_INBOX;
 use super::webhook::{handshake, place, verify};
 use crate::Shared;
 use crate::inbox::delivery::{self, Source, Webhook};
-use crate::inbox::records::{AcceptError, Accepted, Due, Lease, New, Quota};
+use crate::inbox::records::{AcceptError, Accepted, New, Quota, Take};
 use crate::inbox::spool::Body;
 use crate::inbox::{Open, Settings, millis, now};
 use crate::judge::sender;
@@ -100,21 +100,21 @@ pub(super) async fn keep(
     let accepted =
         accept(shared, exchange, &inbox, &settings, tunnel.is_some(), (body, trailers.clone()), event).await?;
     let own = ulid(&exchange.head.id);
-    let (seq, leased, id) = match accepted {
-        Accepted::Fresh { seq, leased, .. } | Accepted::Differs { seq, leased, .. } => (seq, leased, own),
-        Accepted::Newer { seq, leased, of } => (seq, leased, of),
+    let (due, id) = match accepted {
+        Accepted::Stored { due } => (due, own),
+        Accepted::Newer { due, of } => (due, of),
         Accepted::Delivered { of } => {
             return Ok(Some(acknowledge(&settings, provider.as_deref(), &format!("delivered; id={of}"))));
         }
     };
-    let answer = match tunnel.filter(|_| leased) {
+    let answer = match tunnel.zip(due) {
         None => {
             inbox.wake();
             None
         }
-        Some(tunnel) => {
+        Some((tunnel, due)) => {
             let (wanted, answer) = oneshot::channel();
-            let (owner, due) = (shared.clone(), Due { seq, id, first_at: now(), attempts: 0, tries: 0 });
+            let owner = shared.clone();
             let head = exchange.head.clone();
             shared.spawn(async move {
                 let body = match source {
@@ -123,13 +123,11 @@ pub(super) async fn keep(
                 };
                 let Ok(body) = body else {
                     // It is there, and the next attempt finds it.
-                    drop(owner.inboxes.records().unsent(due.seq, None).await);
+                    drop(due);
                     return inbox.wake();
                 };
                 let webhook = Webhook { head, body, trailers };
-                if let Err(error) = delivery::attempt(&owner, &inbox, &tunnel, &due, webhook, Some(wanted)).await {
-                    tracing::error!(name = %inbox.name, id = %due.id, %error, "what became of a webhook could not be noted");
-                }
+                delivery::attempt(&owner, &inbox, &tunnel, due, webhook, Some(wanted)).await;
             });
             timeout_at(acknowledged, answer).await.ok().and_then(Result::ok)
         }
@@ -207,11 +205,10 @@ async fn accept(
         cause: Cause::BadRequest,
         message: Some(format!("The request's head cannot be kept: {error}.")),
     })?;
-    let lasts = delivery::lease(shared, settings);
-    let lease = match (is_there, settings.inbox.ordered) {
-        (false, _) => Lease::No,
-        (true, false) => Lease::Until(lasts),
-        (true, true) => Lease::IfFirst(lasts),
+    let take = match (is_there, settings.inbox.ordered) {
+        (false, _) => Take::No,
+        (true, false) => Take::Now,
+        (true, true) => Take::IfFirst,
     };
     let verdict = Judgement::told(&exchange.head.headers).map(|judgement| judgement.verdict);
     let dedupe = millis(settings.inbox.dedupe());
@@ -220,7 +217,7 @@ async fn accept(
         inbox: inbox.name.clone(),
         token: inbox.token,
         received_at: now(),
-        lease,
+        take,
         head,
         trailers,
         body,

@@ -34,14 +34,12 @@ use crate::store::StoreError;
 const LOOK: Duration = Duration::from_secs(60);
 /// When what could not be sent is looked at again.
 const UNSENT: Duration = Duration::from_millis(100);
-/// How long to wait for records that cannot be read.
+/// How long to wait for records that cannot be read or written.
 const BROKEN: Duration = Duration::from_secs(5);
 /// The longest wait between two attempts.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 /// The longest wait that an app may ask for.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
-/// How much longer than an attempt nobody else makes one.
-const GRACE: Duration = Duration::from_secs(10);
 /// How long the rest of an answer is read that nobody waits for, and how much of it.
 const REST: (Duration, usize) = (Duration::from_secs(5), 1 << 20);
 /// Attempts that are begun with one look at the records.
@@ -89,10 +87,9 @@ pub(crate) async fn run(shared: Arc<Shared>, inbox: Arc<Open>) {
             if room == 0 {
                 return std::future::pending().await;
             }
-            let Some(at) = shared.inboxes.records().next_due(&inbox.name, settings.inbox.ordered).await? else {
-                return std::future::pending().await;
-            };
-            sleep(Duration::from_millis(u64::try_from(at - now()).unwrap_or(0))).await;
+            let at = shared.inboxes.records().next_due(&inbox.name, settings.inbox.ordered).await?;
+            let wait = at.map_or(LOOK, |at| Duration::from_millis(u64::try_from(at - now()).unwrap_or(0)));
+            sleep(wait.min(LOOK)).await;
             sleep_until(pace).await;
             Ok::<_, StoreError>(online(&shared, &inbox).await)
         };
@@ -105,7 +102,10 @@ pub(crate) async fn run(shared: Arc<Shared>, inbox: Arc<Open>) {
             found = next => found,
         };
         let began = match found {
-            Ok(tunnel) => begin(&shared, &inbox, &settings, room).await.map(|due| (tunnel, due)),
+            Ok(tunnel) => {
+                let due = shared.inboxes.records().due(&inbox.name, now(), settings.inbox.ordered, room).await;
+                due.map(|due| (tunnel, due))
+            }
             Err(error) => Err(error),
         };
         match began {
@@ -122,11 +122,6 @@ pub(crate) async fn run(shared: Arc<Shared>, inbox: Arc<Open>) {
     }
     // No more are begun, and these may end.
     while shared.closing.run_until_cancelled(under_way.next()).await.flatten().is_some() {}
-}
-
-/// Takes what is due.
-async fn begin(shared: &Shared, inbox: &Open, settings: &Settings, most: usize) -> Result<Vec<Due>, StoreError> {
-    shared.inboxes.records().due(&inbox.name, now(), lease(shared, settings), settings.inbox.ordered, most).await
 }
 
 /// The tunnel of that name, once its client is there.
@@ -148,50 +143,58 @@ fn within(shared: &Shared, settings: &Settings) -> Duration {
     settings.timeout().map_or(shared.limits.deadline, |timeout| timeout.max(shared.limits.deadline))
 }
 
-/// Until when nobody else makes an attempt that begins now.
-pub(crate) fn lease(shared: &Shared, settings: &Settings) -> i64 {
-    now() + millis(within(shared, settings) + GRACE)
-}
-
 /// Delivers what had to wait.
 async fn again(shared: &Arc<Shared>, inbox: &Arc<Open>, tunnel: Arc<Tunnel>, due: Due) {
-    let result = async {
-        let records = shared.inboxes.records();
-        let Some(stored) = records.load(due.seq).await? else { return Ok(()) };
-        let source = match stored.body {
-            StoredBody::Inline(bytes) => Ok(Source::Bytes(bytes)),
-            StoredBody::Spooled => records.spool().open(due.id).await.map(Source::File),
-            StoredBody::Gone => Err(std::io::ErrorKind::NotFound.into()),
-        };
-        let whole = RequestHead::from_bytes(&stored.row.head).map_err(|error| error.to_string());
-        let (mut head, body) = match (whole, source) {
-            (Ok(head), Ok(source)) => (head, source),
-            (Err(error), _) => return lost(shared, &due, error).await,
-            (_, Err(error)) if error.kind() == std::io::ErrorKind::NotFound => {
-                return lost(shared, &due, error.to_string()).await;
-            }
-            // Out of descriptors, perhaps: it is there.
-            (_, Err(error)) => {
-                tracing::error!(id = %due.id, %error, "the body of a webhook cannot be read now");
-                return records.unsent(due.seq, Some(now() + millis(BROKEN))).await.map(drop);
-            }
-        };
-        let age_s = u64::try_from(now() - stored.row.received_at).unwrap_or(0) / 1000;
-        let mark = Delivery { id: due.id.to_string(), attempt: due.attempts + 1, age_s };
-        head.headers.extend(HeaderValue::try_from(mark.to_string()).ok().map(|mark| (RELAY_DELIVERY, mark)));
-        let webhook = Webhook { head, body, trailers: stored.trailers };
-        attempt(shared, inbox, &tunnel, &due, webhook, None).await
+    let records = shared.inboxes.records();
+    let stored = match records.load(due.seq).await {
+        Ok(Some(stored)) => stored,
+        Ok(None) => return,
+        Err(error) => {
+            tracing::error!(name = %inbox.name, id = %due.id, %error, "a webhook cannot be read now");
+            return sleep(BROKEN).await;
+        }
     };
-    if let Err(error) = result.await {
-        tracing::error!(name = %inbox.name, id = %due.id, %error, "what became of a webhook could not be noted");
-    }
+    let source = match stored.body {
+        StoredBody::Inline(bytes) => Ok(Source::Bytes(bytes)),
+        StoredBody::Spooled => records.spool().open(due.id).await.map(Source::File),
+        StoredBody::Gone => Err(std::io::ErrorKind::NotFound.into()),
+    };
+    let whole = RequestHead::from_bytes(&stored.row.head).map_err(|error| error.to_string());
+    let (mut head, body) = match (whole, source) {
+        (Ok(head), Ok(source)) => (head, source),
+        (Err(error), _) => return lost(shared, due, error).await,
+        (_, Err(error)) if error.kind() == std::io::ErrorKind::NotFound => {
+            return lost(shared, due, error.to_string()).await;
+        }
+        // Out of descriptors, perhaps: it is there.
+        (_, Err(error)) => {
+            tracing::error!(id = %due.id, %error, "the body of a webhook cannot be read now");
+            return sleep(BROKEN).await;
+        }
+    };
+    let age_s = u64::try_from(now() - stored.row.received_at).unwrap_or(0) / 1000;
+    let mark = Delivery { id: due.id.to_string(), attempt: due.attempts + 1, age_s };
+    head.headers.extend(HeaderValue::try_from(mark.to_string()).ok().map(|mark| (RELAY_DELIVERY, mark)));
+    let webhook = Webhook { head, body, trailers: stored.trailers };
+    attempt(shared, inbox, &tunnel, due, webhook, None).await;
 }
 
 /// A webhook that cannot be read any more, of which a person must hear.
-async fn lost(shared: &Shared, due: &Due, error: String) -> Result<(), StoreError> {
+async fn lost(shared: &Shared, due: Due, error: String) {
     let attempt = records::Attempt { at: now(), duration_ms: 0, status: None, error: Some(error.clone()) };
     let reason = format!("it cannot be read from the disk: {error}");
-    shared.inboxes.records().attempted(due.seq, attempt, Outcome::Dead { reason }).await.map(drop)
+    note(shared, due, attempt, Outcome::Dead { reason }).await;
+}
+
+/// Notes an attempt. Nobody makes another one before that is done: what was delivered would come again and again while the
+/// disk is full.
+async fn note(shared: &Shared, due: Due, attempt: records::Attempt, outcome: Outcome) {
+    while let Err(error) = shared.inboxes.records().attempted(due.seq, attempt.clone(), outcome.clone()).await {
+        tracing::error!(id = %due.id, %error, "what became of a webhook could not be noted");
+        if shared.closing.run_until_cancelled(sleep(BROKEN)).await.is_none() {
+            break;
+        }
+    }
 }
 
 /// Sends a webhook once, and notes what became of it. Where `wanted` is still waiting for the answer, it gets it, and
@@ -200,10 +203,10 @@ pub(crate) async fn attempt(
     shared: &Arc<Shared>,
     inbox: &Arc<Open>,
     tunnel: &Tunnel,
-    due: &Due,
+    due: Due,
     webhook: Webhook,
     wanted: Option<oneshot::Sender<Answer>>,
-) -> Result<(), StoreError> {
+) {
     let settings = inbox.settings();
     let (at, began) = (now(), Instant::now());
     let within = within(shared, &settings);
@@ -220,12 +223,12 @@ pub(crate) async fn attempt(
     let mut unread = None;
     let (attempt, outcome) = match sent {
         Err(Unanswered::Unsent) => {
-            shared.inboxes.records().unsent(due.seq, Some(now() + millis(UNSENT))).await?;
-            inbox.wake();
-            return Ok(());
+            sleep(UNSENT).await;
+            drop(due);
+            return inbox.wake();
         }
         Err(Unanswered::Failed(cause)) => {
-            (noted(None, Some(cause.code().to_owned())), failed(shared, &settings, due, cause.message(), None))
+            (noted(None, Some(cause.code().to_owned())), failed(shared, &settings, &due, cause.message(), None))
         }
         Ok((head, stream)) => {
             let (status, retry_after) = (head.status, retry_after(&head));
@@ -241,13 +244,13 @@ pub(crate) async fn attempt(
             } else {
                 (
                     attempt,
-                    failed(shared, &settings, due, &format!("The app answered {}.", status.as_u16()), retry_after),
+                    failed(shared, &settings, &due, &format!("The app answered {}.", status.as_u16()), retry_after),
                 )
             }
         }
     };
     let is_over = matches!(outcome, Outcome::Delivered);
-    shared.inboxes.records().attempted(due.seq, attempt, outcome).await?;
+    note(shared, due, attempt, outcome).await;
     // The next in order may come, or there is a new time to wait for.
     if settings.inbox.ordered || !is_over {
         inbox.wake();
@@ -255,13 +258,12 @@ pub(crate) async fn attempt(
     if let Some(stream) = unread {
         rest(&stream).await;
     }
-    Ok(())
 }
 
 /// What becomes of a webhook whose attempt has failed.
 fn failed(shared: &Shared, settings: &Settings, due: &Due, why: &str, retry_after: Option<Duration>) -> Outcome {
     let tries = due.tries + 1;
-    let age = now() - due.first_at;
+    let age = now() - due.since;
     if tries >= settings.inbox.attempts {
         return Outcome::Dead { reason: format!("{tries} attempts have failed. The last one: {why}") };
     }

@@ -6,7 +6,9 @@ use relay_protocol::webhook::Verdict;
 use rusqlite::{Connection, OptionalExtension as _, params};
 use ulid::Ulid;
 
-use super::{AcceptError, Accepted, Id, Lease, Measure, New, Records, Seq, State};
+use super::deliver::due_from;
+use super::lease::Leases;
+use super::{AcceptError, Accepted, Due, Id, Measure, New, Records, Seq, State, Take};
 use crate::inbox::spool::{Body, Unclaimed};
 use crate::store::StoreError;
 use crate::store::writer::Access;
@@ -29,7 +31,8 @@ impl Records {
     pub(crate) async fn accept(&self, new: New) -> Result<Accepted, AcceptError> {
         // Whoever drops the last handle on the file removes it, which should not be the thread that others wait for.
         let file = new.body.file().map(Arc::clone);
-        let accepted = self.writer.run(Access::Write, move |db| accept(db, &new)).await;
+        let leases = self.leases.clone();
+        let accepted = self.writer.run(Access::Write, move |db| accept(db, &leases, &new)).await;
         // After a failed write nobody knows whether there is a row; the next start does.
         let is_certain = !matches!(accepted, Err(AcceptError::Store(StoreError::Failed { .. } | StoreError::Closed)));
         if let Some(file) = file
@@ -42,7 +45,7 @@ impl Records {
     }
 }
 
-fn accept(db: &Connection, new: &New) -> rusqlite::Result<Result<Accepted, AcceptError>> {
+fn accept(db: &Connection, leases: &Leases, new: &New) -> rusqlite::Result<Result<Accepted, AcceptError>> {
     let sql =
         "SELECT id, paused, waiting, waiting + dead AS held, bytes FROM inboxes WHERE name = ?1 AND token_id = ?2";
     let found = db.prepare_cached(sql)?.query_row(params![new.inbox, new.token.0], |row| {
@@ -62,8 +65,8 @@ fn accept(db: &Connection, new: &New) -> rusqlite::Result<Result<Accepted, Accep
         None => {}
         Some(Original { id, alike: true, waits_at: None }) => return Ok(Ok(Accepted::Delivered { of: id })),
         Some(Original { id, alike: true, waits_at: Some(seq) }) => {
-            let leased = replace(db, &into, seq, new)?;
-            return Ok(Ok(Accepted::Newer { seq, leased, of: id }));
+            let due = replace(db, leases, &into, seq, new)?;
+            return Ok(Ok(Accepted::Newer { due, of: id }));
         }
         Some(Original { id, alike: false, .. }) => differs_from = Some(id),
     }
@@ -75,14 +78,10 @@ fn accept(db: &Connection, new: &New) -> rusqlite::Result<Result<Accepted, Accep
     if into.bytes.saturating_add(size) > new.quota.bytes {
         return full(Measure::Bytes, new.quota.bytes);
     }
-    let ahead = into.waiting > 0;
-    let until = into.lease(new.lease, !ahead);
-    let seq = insert(db, &into, new, size, until, differs_from)?;
-    let leased = until.is_some();
-    Ok(Ok(match differs_from {
-        None => Accepted::Fresh { seq, leased, ahead },
-        Some(of) => Accepted::Differs { seq, leased, ahead, of },
-    }))
+    let seq = insert(db, &into, new, size, differs_from)?;
+    let lease = if into.gives(new.take, into.waiting == 0) { leases.take(seq) } else { None };
+    let due = lease.map(|lease| Due { _lease: lease, seq, id: new.id, since: new.received_at, attempts: 0, tries: 0 });
+    Ok(Ok(Accepted::Stored { due }))
 }
 
 /// Where a webhook goes.
@@ -95,13 +94,9 @@ struct Into {
 }
 
 impl Into {
-    /// Until when the caller has the lease, if it gets it.
-    fn lease(&self, wish: Lease, is_first: bool) -> Option<i64> {
-        match wish {
-            Lease::Until(until) if !self.paused => Some(until),
-            Lease::IfFirst(until) if !self.paused && is_first => Some(until),
-            _ => None,
-        }
+    /// Whether the caller gets the lease that it wishes for.
+    fn gives(&self, wish: Take, is_first: bool) -> bool {
+        !self.paused && (wish == Take::Now || wish == Take::IfFirst && is_first)
     }
 }
 
@@ -150,25 +145,16 @@ pub(super) const COPIES_OF: &str = "\
     FROM (SELECT * FROM webhooks WHERE inbox = ?1 AND event_id = ?2 ORDER BY seq DESC LIMIT ?3)
     WHERE provider IS ?4 AND verdict IS ?5 AND first_at >= ?6";
 
-fn insert(
-    db: &Connection,
-    into: &Into,
-    new: &New,
-    size: u64,
-    leased_until: Option<i64>,
-    differs_from: Option<Ulid>,
-) -> rusqlite::Result<Seq> {
+fn insert(db: &Connection, into: &Into, new: &New, size: u64, differs_from: Option<Ulid>) -> rusqlite::Result<Seq> {
     let mut insert = db.prepare_cached(
-        "INSERT INTO webhooks (id, inbox, received_at, first_at, since, due_at, leased, provider, event_id, event_type,
-                               verdict, differs_from, spooled, body_size, body_sha256, size, head, trailers)
-         VALUES (?1, ?2, ?3, ?3, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
+        "INSERT INTO webhooks (id, inbox, received_at, first_at, since, provider, event_id, event_type, verdict,
+                               differs_from, spooled, body_size, body_sha256, size, head, trailers)
+         VALUES (?1, ?2, ?3, ?3, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
     )?;
     insert.execute(params![
         Id(new.id),
         into.inbox,
         new.received_at,
-        leased_until.unwrap_or(0),
-        leased_until.is_some(),
         new.provider,
         new.event_id,
         new.event_type,
@@ -193,20 +179,23 @@ fn insert(
 }
 
 /// Lets a copy's head and trailers take the place of those of the first, whose signature has become old. The bodies are
-/// the same. Returns whether the caller has the lease now.
-fn replace(db: &Connection, into: &Into, seq: Seq, new: &New) -> rusqlite::Result<bool> {
+/// the same. Returns the first where it is the caller's to deliver now.
+fn replace(db: &Connection, leases: &Leases, into: &Into, seq: Seq, new: &New) -> rusqlite::Result<Option<Due>> {
     let mut update = db.prepare_cached(
         "UPDATE webhooks SET head_first = coalesce(head_first, head), head = ?2, trailers = ?3, received_at = ?4,
                              event_type = ?5, copies = copies + 1,
                              size = body_size + length(coalesce(head_first, head)) + length(?2) + length(?3)
          WHERE seq = ?1
-         RETURNING leased AND due_at > ?4,
+         RETURNING seq, id, since, attempts, tries,
                    NOT EXISTS (SELECT 1 FROM webhooks AS before
-                               WHERE before.inbox = webhooks.inbox AND before.state = 0 AND before.seq < webhooks.seq)",
+                               WHERE before.inbox = webhooks.inbox AND before.state = 0 AND before.seq < webhooks.seq)
+                   AS is_first",
     )?;
     let values = params![seq, &*new.head, &*new.trailers, new.received_at, new.event_type];
-    let (is_taken, is_first): (bool, bool) = update.query_row(values, |row| Ok((row.get(0)?, row.get(1)?)))?;
-    let Some(until) = into.lease(new.lease, is_first).filter(|_| !is_taken) else { return Ok(false) };
-    db.prepare_cached(super::deliver::LEASE)?.execute(params![seq, until])?;
-    Ok(true)
+    update.query_row(
+        values,
+        |row| {
+            if into.gives(new.take, row.get("is_first")?) { due_from(row, leases) } else { Ok(None) }
+        },
+    )
 }

@@ -3,40 +3,39 @@
 use rusqlite::{Connection, OptionalExtension as _, Params, params};
 use ulid::Ulid;
 
+use super::lease::Leases;
 use super::row_from;
 use super::{ATTEMPTS_KEPT, Attempt, Due, Id, Outcome, ROW_COLUMNS, Records, STEP, Seq, State, Stored, StoredBody};
 use crate::store::StoreError;
 
 impl Records {
-    /// Takes webhooks that are due, at most `limit` and at most [`STEP`], in the order in which they came, with a lease until
-    /// `lease_until`. Those that were tried already and are due again come before those that were not; `ordered` gives
+    /// Takes webhooks that are due, at most `limit` and at most [`STEP`], in the order in which they came. Those that were tried already and are due again come before those that were not; `ordered` gives
     /// only the one that came first of all that wait, once it is due. An inbox that is paused, or not there, has none.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub(crate) async fn due(
-        &self,
-        inbox: &str,
-        now: i64,
-        lease_until: i64,
-        ordered: bool,
-        limit: usize,
-    ) -> Result<Vec<Due>, StoreError> {
-        let inbox = inbox.to_owned();
-        self.write(move |db| due(db, &inbox, now, lease_until, ordered, limit.min(STEP))).await
+    pub(crate) async fn due(&self, inbox: &str, now: i64, ordered: bool, limit: usize) -> Result<Vec<Due>, StoreError> {
+        let (inbox, leases) = (inbox.to_owned(), self.leases.clone());
+        self.read(move |db| due(db, &leases, &inbox, now, ordered, limit.min(STEP))).await
     }
 
-    /// When the next webhook of an inbox is due, or the lease on it ends: `None` where none waits or the inbox is paused.
-    /// It may have been so for long; 0 stands for at once.
+    /// When the next webhook of an inbox is due that nobody delivers: `None` where none waits or the inbox is paused. It may
+    /// have been so for long; 0 stands for at once.
     ///
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn next_due(&self, inbox: &str, ordered: bool) -> Result<Option<i64>, StoreError> {
-        let inbox = inbox.to_owned();
+        let (inbox, leases) = (inbox.to_owned(), self.leases.clone());
         self.read(move |db| {
             let Some(inbox) = delivering(db, &inbox)? else { return Ok(None) };
-            let sql = if ordered { FIRST_WAITING } else { NEXT_DUE };
-            db.prepare_cached(sql)?.query_row([inbox], |row| row.get("due_at")).optional()
+            let mut waiting = db.prepare_cached(if ordered { FIRST_WAITING } else { NEXT_DUE })?;
+            let mut rows = waiting.query([inbox])?;
+            while let Some(row) = rows.next()? {
+                if !leases.is_taken(row.get("seq")?) {
+                    return row.get("due_at").map(Some);
+                }
+            }
+            Ok(None)
         })
         .await
     }
@@ -46,10 +45,11 @@ impl Records {
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn load(&self, seq: Seq) -> Result<Option<Stored>, StoreError> {
-        self.read(move |db| load(db, seq)).await
+        let leases = self.leases.clone();
+        self.read(move |db| load(db, &leases, seq)).await
     }
 
-    /// Notes an attempt and what follows from it, which ends the lease. The body of one that is delivered is removed. One
+    /// Notes an attempt and what follows from it. The body of one that is delivered is removed. One
     /// that was given up meanwhile may still turn out to be delivered. Returns whether it is still there.
     ///
     /// # Errors
@@ -61,38 +61,25 @@ impl Records {
         self.spool.remove(spooled).await;
         Ok(true)
     }
-
-    /// Gives a lease back without an attempt, because there was nobody to deliver to. The webhook is due at `at`, or at
-    /// once. Returns whether it still waits.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub(crate) async fn unsent(&self, seq: Seq, at: Option<i64>) -> Result<bool, StoreError> {
-        self.write(move |db| {
-            let sql = "UPDATE webhooks SET leased = 0, due_at = ?2 WHERE seq = ?1 AND state = 0";
-            Ok(db.prepare_cached(sql)?.execute(params![seq, at.unwrap_or(0)])? > 0)
-        })
-        .await
-    }
 }
 
-pub(super) const LEASE: &str = "UPDATE webhooks SET leased = 1, due_at = ?2 WHERE seq = ?1";
-
 pub(super) const FIRST_WAITING: &str = "\
-    SELECT seq, id, first_at, attempts, tries, due_at FROM webhooks WHERE inbox = ?1 AND state = 0 ORDER BY seq LIMIT 1";
+    SELECT seq, id, since, attempts, tries, due_at FROM webhooks WHERE inbox = ?1 AND state = 0 ORDER BY seq LIMIT 1";
+
+// Those below have no limit, because what somebody delivers is passed over: they are read until there are enough.
 
 pub(super) const NEXT_DUE: &str = "\
-    SELECT due_at FROM webhooks WHERE inbox = ?1 AND state = 0 ORDER BY due_at LIMIT 1";
+    SELECT seq, due_at FROM webhooks WHERE inbox = ?1 AND state = 0 ORDER BY due_at";
 
-/// Those whose wait or lease is over. Left to itself, SQLite would walk over all that wait, in order, for the few that are due.
+/// Those whose wait is over. Left to itself, SQLite would walk over all that wait, in order, for the few that are due.
 pub(super) const DUE_AGAIN: &str = "\
-    SELECT seq, id, first_at, attempts, tries FROM webhooks INDEXED BY webhooks_due
-    WHERE inbox = ?1 AND state = 0 AND due_at > 0 AND due_at <= ?2 ORDER BY due_at, seq LIMIT ?3";
+    SELECT seq, id, since, attempts, tries FROM webhooks INDEXED BY webhooks_due
+    WHERE inbox = ?1 AND state = 0 AND due_at > 0 AND due_at <= ?2 ORDER BY due_at, seq";
 
 /// Those that need not wait.
 pub(super) const DUE_AT_ONCE: &str = "\
-    SELECT seq, id, first_at, attempts, tries FROM webhooks INDEXED BY webhooks_due
-    WHERE inbox = ?1 AND state = 0 AND due_at = 0 ORDER BY seq LIMIT ?2";
+    SELECT seq, id, since, attempts, tries FROM webhooks INDEXED BY webhooks_due
+    WHERE inbox = ?1 AND state = 0 AND due_at = 0 ORDER BY seq";
 
 /// The number of an inbox that is there and not paused.
 fn delivering(db: &Connection, name: &str) -> rusqlite::Result<Option<i64>> {
@@ -100,49 +87,51 @@ fn delivering(db: &Connection, name: &str) -> rusqlite::Result<Option<i64>> {
     db.prepare_cached(sql)?.query_row([name], |row| row.get(0)).optional()
 }
 
+/// It runs on the writer's thread, where what was noted of a webhook is seen before its lease is given back.
 fn due(
     db: &Connection,
+    leases: &Leases,
     inbox: &str,
     now: i64,
-    lease_until: i64,
     ordered: bool,
     limit: usize,
 ) -> rusqlite::Result<Vec<Due>> {
     let Some(inbox) = delivering(db, inbox)? else { return Ok(Vec::new()) };
-    let mut found = if ordered {
-        let sql = FIRST_WAITING;
-        let first =
-            db.prepare_cached(sql)?.query_row([inbox], |row| Ok((due_from(row)?, row.get::<_, i64>("due_at")?)));
-        let first = first.optional()?.filter(|(_, due_at)| *due_at <= now && limit > 0);
-        first.map(|(due, _)| due).into_iter().collect()
-    } else {
-        let mut found = dues(db, DUE_AGAIN, params![inbox, now, limit])?;
-        found.extend(dues(db, DUE_AT_ONCE, params![inbox, limit.saturating_sub(found.len())])?);
-        found
-    };
-    let mut lease = db.prepare_cached(LEASE)?;
-    for due in &found {
-        lease.execute(params![due.seq, lease_until])?;
+    if ordered {
+        let mut first = db.prepare_cached(FIRST_WAITING)?;
+        let first = first.query_row([inbox], |row| {
+            let is_due = row.get::<_, i64>("due_at")? <= now && limit > 0;
+            if is_due { due_from(row, leases) } else { Ok(None) }
+        });
+        return Ok(first.optional()?.flatten().into_iter().collect());
     }
+    let mut found = dues(db, leases, DUE_AGAIN, params![inbox, now], limit)?;
+    found.extend(dues(db, leases, DUE_AT_ONCE, params![inbox], limit.saturating_sub(found.len()))?);
     found.sort_unstable_by_key(|due| due.seq);
     Ok(found)
 }
 
-fn dues(db: &Connection, sql: &str, values: impl Params) -> rusqlite::Result<Vec<Due>> {
-    db.prepare_cached(sql)?.query_map(values, due_from)?.collect()
+fn dues(db: &Connection, leases: &Leases, sql: &str, values: impl Params, limit: usize) -> rusqlite::Result<Vec<Due>> {
+    let mut statement = db.prepare_cached(sql)?;
+    let rows = statement.query_and_then(values, |row| due_from(row, leases))?;
+    rows.filter_map(Result::transpose).take(limit).collect()
 }
 
-fn due_from(row: &rusqlite::Row<'_>) -> rusqlite::Result<Due> {
-    Ok(Due {
-        seq: row.get("seq")?,
+/// The webhook of a row, unless somebody delivers it.
+pub(super) fn due_from(row: &rusqlite::Row<'_>, leases: &Leases) -> rusqlite::Result<Option<Due>> {
+    let seq = row.get("seq")?;
+    let Some(lease) = leases.take(seq) else { return Ok(None) };
+    Ok(Some(Due {
+        _lease: lease,
+        seq,
         id: row.get::<_, Id>("id")?.0,
-        first_at: row.get("first_at")?,
+        since: row.get("since")?,
         attempts: row.get("attempts")?,
         tries: row.get("tries")?,
-    })
+    }))
 }
 
-pub(super) fn load(db: &Connection, seq: Seq) -> rusqlite::Result<Option<Stored>> {
+pub(super) fn load(db: &Connection, leases: &Leases, seq: Seq) -> rusqlite::Result<Option<Stored>> {
     let sql = format!(
         "SELECT {ROW_COLUMNS}, trailers, head_first,
                 (SELECT body FROM bodies WHERE bodies.seq = webhooks.seq) AS body
@@ -156,7 +145,7 @@ pub(super) fn load(db: &Connection, seq: Seq) -> rusqlite::Result<Option<Stored>
             None => StoredBody::Gone,
         };
         Ok(Stored {
-            row: row_from(row)?,
+            row: row_from(row, leases)?,
             trailers: row.get::<_, Vec<u8>>("trailers")?.into(),
             head_first: row.get::<_, Option<Vec<u8>>>("head_first")?.map(Into::into),
             body,
@@ -189,18 +178,17 @@ fn attempted(db: &Connection, seq: Seq, attempt: Attempt, outcome: Outcome) -> r
     let ended_at = attempt.at.saturating_add_unsigned(attempt.duration_ms);
     match outcome {
         Outcome::Delivered if state != State::Delivered => {
-            let sql =
-                "UPDATE webhooks SET state = 1, leased = 0, ended_at = ?2, reason = NULL, spooled = 0 WHERE seq = ?1";
+            let sql = "UPDATE webhooks SET state = 1, ended_at = ?2, reason = NULL, spooled = 0 WHERE seq = ?1";
             db.prepare_cached(sql)?.execute(params![seq, ended_at])?;
             db.prepare_cached("DELETE FROM bodies WHERE seq = ?1")?.execute([seq])?;
             return Ok(Some(spooled.then_some(id)));
         }
         Outcome::Again { at } if state == State::Waiting => {
-            let sql = "UPDATE webhooks SET leased = 0, due_at = ?2 WHERE seq = ?1";
+            let sql = "UPDATE webhooks SET due_at = ?2 WHERE seq = ?1";
             db.prepare_cached(sql)?.execute(params![seq, at])?;
         }
         Outcome::Dead { reason } if state == State::Waiting => {
-            let sql = "UPDATE webhooks SET state = 2, leased = 0, ended_at = ?2, reason = ?3 WHERE seq = ?1";
+            let sql = "UPDATE webhooks SET state = 2, ended_at = ?2, reason = ?3 WHERE seq = ?1";
             db.prepare_cached(sql)?.execute(params![seq, ended_at, reason])?;
         }
         // What ended meanwhile stays so.

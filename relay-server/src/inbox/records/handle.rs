@@ -4,6 +4,7 @@ use rusqlite::{Connection, OptionalExtension as _, Params, params};
 use ulid::Ulid;
 
 use super::deliver::load;
+use super::lease::Leases;
 use super::{Attempt, Id, ROW_COLUMNS, Records, Retention, Row, STEP, Seq, State, Stored, Which};
 use super::{inbox_id, row_from};
 use crate::store::StoreError;
@@ -24,8 +25,8 @@ impl Records {
         before: Option<Seq>,
         limit: usize,
     ) -> Result<Vec<Row>, StoreError> {
-        let inbox = inbox.to_owned();
-        self.read(move |db| list(db, &inbox, state, before, limit.min(STEP))).await
+        let (inbox, leases) = (inbox.to_owned(), self.leases.clone());
+        self.read(move |db| list(db, &leases, &inbox, state, before, limit.min(STEP))).await
     }
 
     /// A webhook of an inbox with the attempts at it, numbered, the newest last.
@@ -37,10 +38,10 @@ impl Records {
         inbox: &str,
         id: Ulid,
     ) -> Result<Option<(Stored, Vec<(u32, Attempt)>)>, StoreError> {
-        let inbox = inbox.to_owned();
+        let (inbox, leases) = (inbox.to_owned(), self.leases.clone());
         self.read(move |db| {
             let Some(seq) = place(db, &inbox, id)? else { return Ok(None) };
-            let Some(stored) = load(db, seq)? else { return Ok(None) };
+            let Some(stored) = load(db, &leases, seq)? else { return Ok(None) };
             let sql = "SELECT number, at, duration_ms, status, error FROM attempts WHERE seq = ?1 ORDER BY number";
             let mut statement = db.prepare_cached(sql)?;
             let attempts = statement.query_map([seq], |row| {
@@ -64,12 +65,13 @@ impl Records {
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn retry(&self, inbox: &str, which: Which, now: i64) -> Result<u64, StoreError> {
+        let leases = self.leases.clone();
         self.in_steps(inbox, which, move |db, seqs| {
             let sql = "UPDATE webhooks SET state = 0, due_at = 0, tries = 0, since = ?2, ended_at = NULL, reason = NULL
-                       WHERE seq = ?1 AND state <> 1 AND leased = 0";
+                       WHERE seq = ?1 AND state <> 1";
             let mut retry = db.prepare_cached(sql)?;
             let mut count = 0;
-            for seq in seqs {
+            for seq in seqs.iter().filter(|seq| !leases.is_taken(**seq)) {
                 count += retry.execute(params![seq, now])?;
             }
             Ok((count, Vec::new()))
@@ -95,8 +97,8 @@ impl Records {
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn sweep(&self, inbox: &str, now: i64, retention: Retention) -> Result<u64, StoreError> {
-        let inbox = inbox.to_owned();
-        let (count, spooled) = self.write(move |db| sweep(db, &inbox, now, retention)).await?;
+        let (inbox, leases) = (inbox.to_owned(), self.leases.clone());
+        let (count, spooled) = self.write(move |db| sweep(db, &leases, &inbox, now, retention)).await?;
         self.spool.remove(spooled).await;
         Ok(count as u64)
     }
@@ -214,6 +216,7 @@ fn place_in(db: &Connection, inbox: i64, id: Ulid) -> rusqlite::Result<Option<Se
 
 fn list(
     db: &Connection,
+    leases: &Leases,
     inbox: &str,
     state: Option<State>,
     before: Option<Seq>,
@@ -236,7 +239,7 @@ fn list(
     let mut bytes = 0;
     let mut one = db.prepare_cached(&format!("SELECT {ROW_COLUMNS} FROM webhooks WHERE seq = ?1"))?;
     for seq in seqs {
-        let row = one.query_row([seq], row_from)?;
+        let row = one.query_row([seq], |row| row_from(row, leases))?;
         bytes += row.head.len();
         rows.push(row);
         if bytes > PAGE_BYTES {
@@ -269,20 +272,31 @@ fn delete(db: &Connection, which: &str, values: impl Params) -> rusqlite::Result
     removed(statement.query_map(values, removed_from)?.map(|row| row.map(Some)))
 }
 
-/// One that is being tried may be delivered yet, so it is left alone until its lease ends.
-pub(super) const EXPIRE: &str = "\
-    UPDATE webhooks SET state = 2, leased = 0, ended_at = ?2, reason = 'expired' WHERE seq IN (
-        SELECT seq FROM webhooks INDEXED BY webhooks_age
-        WHERE inbox = ?1 AND state = 0 AND since < ?3 AND (leased = 0 OR due_at <= ?2) LIMIT ?4)";
+pub(super) const TOO_OLD: &str = "\
+    SELECT seq FROM webhooks INDEXED BY webhooks_age WHERE inbox = ?1 AND state = 0 AND since < ?2";
 
 pub(super) const ENDED: &str = "\
     SELECT seq FROM webhooks INDEXED BY webhooks_ended
     WHERE inbox = ?1 AND state = ?2 AND ended_at < ?3 ORDER BY ended_at LIMIT ?4";
 
-fn sweep(db: &Connection, inbox: &str, now: i64, retention: Retention) -> rusqlite::Result<Removed> {
+/// Gives up what has waited since before `since`. One that is being tried may be delivered yet, and is left alone.
+fn expire(db: &Connection, leases: &Leases, inbox: i64, now: i64, since: i64) -> rusqlite::Result<usize> {
+    let mut old = db.prepare_cached(TOO_OLD)?;
+    let old = old.query_map(params![inbox, since], |row| row.get(0))?;
+    let is_left = |seq: &rusqlite::Result<Seq>| seq.as_ref().map_or(true, |seq| !leases.is_taken(*seq));
+    let old = old.filter(is_left).take(STEP).collect::<rusqlite::Result<Vec<Seq>>>()?;
+    let mut expire =
+        db.prepare_cached("UPDATE webhooks SET state = 2, ended_at = ?2, reason = 'expired' WHERE seq = ?1")?;
+    for seq in &old {
+        expire.execute(params![seq, now])?;
+    }
+    Ok(old.len())
+}
+
+fn sweep(db: &Connection, leases: &Leases, inbox: &str, now: i64, retention: Retention) -> rusqlite::Result<Removed> {
     let Some(inbox) = inbox_id(db, inbox)? else { return Ok((0, Vec::new())) };
     let before = |age: i64| now.saturating_sub(age);
-    let mut count = db.prepare_cached(EXPIRE)?.execute(params![inbox, now, before(retention.max_age_ms), STEP])?;
+    let mut count = expire(db, leases, inbox, now, before(retention.max_age_ms))?;
     let delivered = "SELECT delivered FROM inboxes WHERE id = ?1";
     let delivered: u64 = db.prepare_cached(delivered)?.query_row([inbox], |row| row.get(0))?;
     let mut spooled = Vec::new();

@@ -14,11 +14,12 @@
 //!                └────────────────────────────────────┘
 //! ```
 //!
-//! Who delivers one holds a lease on it, so that no two do. Leases end by their time, and with the relay.
+//! Who delivers one holds a [`Lease`] on it, so that no two do.
 
 mod accept;
 mod deliver;
 mod handle;
+mod lease;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -33,6 +34,8 @@ use rusqlite::{Connection, OptionalExtension as _, Row as SqlRow, params};
 use thiserror::Error;
 use ulid::Ulid;
 
+pub(crate) use self::lease::Lease;
+use self::lease::Leases;
 use super::spool::{self, Body, Spool};
 use crate::store::writer::{Access, Writer};
 use crate::store::{OpenError, StoreError, TokenId, database};
@@ -52,6 +55,7 @@ pub(crate) const ATTEMPTS_KEPT: i64 = 20;
 pub(crate) struct Records {
     writer: Arc<Writer>,
     spool: Spool,
+    leases: Leases,
 }
 
 /// The place of a webhook in the order of arrival, over all inboxes; never given twice.
@@ -112,7 +116,7 @@ pub(crate) struct New {
     /// When it came.
     pub(crate) received_at: i64,
     /// Whether the caller is about to deliver it itself.
-    pub(crate) lease: Lease,
+    pub(crate) take: Take,
     /// The request's head as it goes to the client.
     pub(crate) head: Bytes,
     /// Its trailers.
@@ -135,13 +139,13 @@ pub(crate) struct New {
 
 /// Who delivers a webhook that is being stored. In a paused inbox it is nobody.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Lease {
+pub(crate) enum Take {
     /// Whoever asks what is due.
     No,
-    /// The caller, until then.
-    Until(i64),
-    /// The caller, until then, unless another one waits before it.
-    IfFirst(i64),
+    /// The caller.
+    Now,
+    /// The caller, unless another one waits before it.
+    IfFirst,
 }
 
 /// How much an inbox may hold of what is not delivered.
@@ -154,34 +158,17 @@ pub(crate) struct Quota {
 }
 
 /// What became of a webhook that was to be stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Accepted {
     /// It waits.
-    Fresh {
-        /// Its place.
-        seq: Seq,
-        /// Whether the caller got the lease.
-        leased: bool,
-        /// Whether others waited already.
-        ahead: bool,
-    },
-    /// It waits, although another one, `of`, has the same event id: the bodies differ.
-    Differs {
-        /// Its place.
-        seq: Seq,
-        /// Whether the caller got the lease.
-        leased: bool,
-        /// Whether others waited already.
-        ahead: bool,
-        /// The other one.
-        of: Ulid,
+    Stored {
+        /// It, where it is the caller's to deliver.
+        due: Option<Due>,
     },
     /// A copy of one that waits: its head and trailers took the place of that one's.
     Newer {
-        /// The place of the first.
-        seq: Seq,
-        /// Whether the caller got the lease on that. If not, an attempt at it may be under way.
-        leased: bool,
+        /// The first, where it is the caller's to deliver. If not, an attempt at it may be under way.
+        due: Option<Due>,
         /// The first.
         of: Ulid,
     },
@@ -260,18 +247,20 @@ impl State {
     }
 }
 
-/// A webhook that is to be delivered now.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A webhook that is to be delivered now, by whoever has this.
+#[derive(Debug)]
 pub(crate) struct Due {
+    /// Drop it once what became of it is noted: only then is it due again.
+    pub(super) _lease: Lease,
     /// Its place.
     pub(crate) seq: Seq,
     /// Its id.
     pub(crate) id: Ulid,
-    /// When its first copy came.
-    pub(crate) first_at: i64,
+    /// From when on its age counts: since it came, or was last retried by hand.
+    pub(crate) since: i64,
     /// The attempts so far.
     pub(crate) attempts: u32,
-    /// Those of them since it came or was last retried by hand: what its wait and its end go by.
+    /// Those of them since then: what its wait and its end go by.
     pub(crate) tries: u32,
 }
 
@@ -312,9 +301,9 @@ pub(crate) struct Row {
     pub(crate) received_at: i64,
     /// When its first copy came.
     pub(crate) first_at: i64,
-    /// While it waits: when it is tried next, or until when the attempt under way may last; `None` for at once.
+    /// While it waits: when it is tried next; `None` for at once.
     pub(crate) due_at: Option<i64>,
-    /// While it waits: whether an attempt is under way.
+    /// Whether an attempt is under way.
     pub(crate) leased: bool,
     /// The attempts so far.
     pub(crate) attempts: u32,
@@ -397,8 +386,8 @@ pub(crate) struct Retention {
 }
 
 impl Records {
-    /// Opens the records in `directory`, which is created (mode 0700) if it is not there. Leases of an earlier run are
-    /// forgotten, and bodies that no webhook needs are removed. It blocks.
+    /// Opens the records in `directory`, which is created (mode 0700) if it is not there. Bodies that no webhook
+    /// needs are removed. It blocks.
     ///
     /// # Errors
     /// [`OpenError`]: the directory, a file, or its contents.
@@ -407,7 +396,6 @@ impl Records {
         let path = spool::directory(directory);
         database::make_directory(&path)?;
         let spool = Spool::at(path);
-        connection.execute(FORGET_LEASES, [])?;
         let mut known = connection.prepare("SELECT 1 FROM webhooks WHERE id = ?1 AND spooled = 1")?;
         let orphans = spool.remove_orphans(|id| known.exists([Id(id)]))?;
         if orphans > 0 {
@@ -432,7 +420,7 @@ impl Records {
         connection.execute_batch(PRAGMAS)?;
         let writer =
             Writer::start(connection).map_err(|source| OpenError::Io { path: DATABASE_FILE.into(), source })?;
-        Ok(Self { writer: Arc::new(writer), spool })
+        Ok(Self { writer: Arc::new(writer), spool, leases: Leases::default() })
     }
 
     /// Whether the records still take changes: what readiness should tell.
@@ -574,8 +562,6 @@ const STATEMENTS: usize = 64;
 /// The cache (16 MiB) holds the inner pages of the indexes over a million webhooks.
 const PRAGMAS: &str = "PRAGMA journal_size_limit = 16777216; PRAGMA cache_size = -16384;";
 
-const FORGET_LEASES: &str = "UPDATE webhooks SET leased = 0, due_at = 0 WHERE leased = 1";
-
 const INBOX: &str = "SELECT *, (SELECT first_at FROM webhooks WHERE inbox = inboxes.id AND state = 0
                                 ORDER BY seq LIMIT 1) AS oldest_at
                      FROM inboxes";
@@ -604,21 +590,21 @@ fn inbox_id(db: &Connection, name: &str) -> rusqlite::Result<Option<i64>> {
     db.prepare_cached("SELECT id FROM inboxes WHERE name = ?1")?.query_row([name], |row| row.get(0)).optional()
 }
 
-const ROW_COLUMNS: &str = "seq, webhooks.id, state, received_at, first_at, due_at, leased, attempts, tries, copies, \
+const ROW_COLUMNS: &str = "seq, webhooks.id, state, received_at, first_at, due_at, attempts, tries, copies, \
                            status, ended_at, reason, provider, event_id, event_type, verdict, differs_from, spooled, \
                            body_size, head";
 
-fn row_from(row: &SqlRow<'_>) -> rusqlite::Result<Row> {
-    let state = row.get("state")?;
+fn row_from(row: &SqlRow<'_>, leases: &Leases) -> rusqlite::Result<Row> {
+    let (seq, state) = (row.get("seq")?, row.get("state")?);
     let due_at: i64 = row.get("due_at")?;
     Ok(Row {
-        seq: row.get("seq")?,
+        seq,
         id: row.get::<_, Id>("id")?.0,
         state,
         received_at: row.get("received_at")?,
         first_at: row.get("first_at")?,
         due_at: (state == State::Waiting && due_at != 0).then_some(due_at),
-        leased: row.get("leased")?,
+        leased: leases.is_taken(seq),
         attempts: row.get("attempts")?,
         tries: row.get("tries")?,
         copies: row.get("copies")?,

@@ -28,8 +28,7 @@ pub(super) const MIGRATIONS: &[&str] = &[
          received_at INTEGER NOT NULL, -- of the copy whose head is sent
          first_at INTEGER NOT NULL, -- of the first copy
          since INTEGER NOT NULL, -- from when on its age counts
-         due_at INTEGER NOT NULL, -- while it waits: 0 for at once
-         leased INTEGER NOT NULL CHECK (leased IN (0, 1)), -- somebody delivers it; due_at is until when
+         due_at INTEGER NOT NULL DEFAULT 0, -- while it waits: 0 for at once
          attempts INTEGER NOT NULL DEFAULT 0,
          tries INTEGER NOT NULL DEFAULT 0, -- the attempts since it came, or was retried by hand
          copies INTEGER NOT NULL DEFAULT 0, -- that came after the first
@@ -55,7 +54,6 @@ pub(super) const MIGRATIONS: &[&str] = &[
      CREATE INDEX webhooks_ended ON webhooks (inbox, state, ended_at) WHERE ended_at IS NOT NULL;
      CREATE INDEX webhooks_state ON webhooks (inbox, state);
      CREATE INDEX webhooks_event ON webhooks (inbox, event_id) WHERE event_id IS NOT NULL;
-     CREATE INDEX webhooks_leased ON webhooks (leased) WHERE leased = 1;
 
      CREATE TRIGGER webhooks_inserted AFTER INSERT ON webhooks BEGIN
          UPDATE inboxes SET waiting = waiting + (NEW.state = 0), delivered = delivered + (NEW.state = 1),

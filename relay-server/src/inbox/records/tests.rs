@@ -29,7 +29,7 @@ fn new(body: &'static str) -> New {
         inbox: "hooks".to_owned(),
         token: ALICE,
         received_at: NOW,
-        lease: Lease::No,
+        take: Take::No,
         head: Bytes::from_static(b"head"),
         trailers: Bytes::new(),
         body: Body::inline(Bytes::from_static(body.as_bytes())),
@@ -56,9 +56,18 @@ fn event(id: &str, body: &'static str, head: &'static str, at: i64) -> New {
 }
 
 async fn store(records: &Records, new: New) -> Seq {
+    let (inbox, id) = (new.inbox.clone(), new.id);
     match records.accept(new).await.unwrap() {
-        Accepted::Fresh { seq, .. } | Accepted::Differs { seq, .. } => seq,
+        Accepted::Stored { .. } => records.show(&inbox, id).await.unwrap().unwrap().0.row.seq,
         other => panic!("{other:?}"),
+    }
+}
+
+/// What the caller of `accept` may deliver.
+fn taken(accepted: Accepted) -> Option<Due> {
+    match accepted {
+        Accepted::Stored { due } | Accepted::Newer { due, .. } => due,
+        Accepted::Delivered { .. } => None,
     }
 }
 
@@ -71,9 +80,17 @@ async fn deliver(records: &Records, seq: Seq, status: u16) {
     assert!(records.attempted(seq, attempt(NOW, Some(status)), Outcome::Delivered).await.unwrap());
 }
 
+/// What is due, which nobody delivers then.
 async fn due(records: &Records, now: i64) -> Vec<Seq> {
-    let due = records.due("hooks", now, now + 30 * SECOND, false, 10).await.unwrap();
-    due.into_iter().map(|due| due.seq).collect()
+    seqs(&take(records, now, false).await)
+}
+
+async fn take(records: &Records, now: i64, ordered: bool) -> Vec<Due> {
+    records.due("hooks", now, ordered, 10).await.unwrap()
+}
+
+fn seqs(due: &[Due]) -> Vec<Seq> {
+    due.iter().map(|due| due.seq).collect()
 }
 
 async fn inbox(records: &Records) -> Inbox {
@@ -124,46 +141,50 @@ async fn totals_are_those_of_all_inboxes() {
 #[tokio::test]
 async fn webhooks_go_out_in_the_order_in_which_they_came() {
     let records = records().await;
-    let mut seqs = Vec::new();
+    let mut all = Vec::new();
     for at in [NOW, NOW - HOUR, NOW + HOUR] {
         // The order is that of arrival, whatever the clock said.
-        seqs.push(store(&records, New { received_at: at, ..new("x") }).await);
+        all.push(store(&records, New { received_at: at, ..new("x") }).await);
     }
     assert_eq!(records.next_due("hooks", false).await.unwrap(), Some(0));
-    assert_eq!(due(&records, NOW).await, seqs);
-    assert_eq!(records.next_due("hooks", false).await.unwrap(), Some(NOW + 30 * SECOND));
+    let under_way = take(&records, NOW, false).await;
+    assert_eq!(seqs(&under_way), all);
+    assert_eq!(records.next_due("hooks", false).await.unwrap(), None);
 
     // The second one is to be tried again before the third came back.
     let again = Outcome::Again { at: NOW + 5 * SECOND };
-    assert!(records.attempted(seqs[1], attempt(NOW, Some(500)), again).await.unwrap());
-    assert!(records.unsent(seqs[2], None).await.unwrap());
-    deliver(&records, seqs[0], 200).await;
-    assert_eq!(due(&records, NOW + 4 * SECOND).await, [seqs[2]]);
-    assert_eq!(due(&records, NOW + 5 * SECOND).await, [seqs[1]]);
+    assert!(records.attempted(all[1], attempt(NOW, Some(500)), again).await.unwrap());
+    deliver(&records, all[0], 200).await;
+    assert_eq!(due(&records, NOW + 5 * SECOND).await, [], "all are under way yet");
+    drop(under_way);
+    assert_eq!(records.next_due("hooks", false).await.unwrap(), Some(0));
+    let third = take(&records, NOW + 4 * SECOND, false).await;
+    assert_eq!(seqs(&third), [all[2]]);
+    assert_eq!(records.next_due("hooks", false).await.unwrap(), Some(NOW + 5 * SECOND));
+    assert_eq!(due(&records, NOW + 5 * SECOND).await, [all[1]]);
 }
 
 #[tokio::test]
 async fn in_order_nothing_overtakes_the_first() {
     let records = records().await;
     let first = store(&records, new("1")).await;
-    let second = store(&records, New { lease: Lease::IfFirst(NOW + 1), ..new("2") }).await;
-    let take = async |now| {
-        let due = records.due("hooks", now, now + 30 * SECOND, true, 10).await.unwrap();
-        due.into_iter().map(|due| due.seq).collect::<Vec<_>>()
-    };
-    assert_eq!(take(NOW).await, [first]);
-    assert_eq!(take(NOW).await, [], "the first is under way");
+    let second = store(&records, New { take: Take::IfFirst, ..new("2") }).await;
+    let under_way = take(&records, NOW, true).await;
+    assert_eq!(seqs(&under_way), [first]);
+    assert_eq!(seqs(&take(&records, NOW, true).await), [], "the first is under way");
+    assert_eq!(records.next_due("hooks", true).await.unwrap(), None);
     let again = Outcome::Again { at: NOW + HOUR };
     records.attempted(first, attempt(NOW, None), again).await.unwrap();
-    assert_eq!(take(NOW + HOUR - 1).await, [], "the first is not due");
+    drop(under_way);
+    assert_eq!(seqs(&take(&records, NOW + HOUR - 1, true).await), [], "the first is not due");
     assert_eq!(records.next_due("hooks", true).await.unwrap(), Some(NOW + HOUR));
     assert_eq!(records.next_due("hooks", false).await.unwrap(), Some(0));
-    assert_eq!(take(NOW + HOUR).await, [first]);
+    assert_eq!(seqs(&take(&records, NOW + HOUR, true).await), [first]);
     deliver(&records, first, 204).await;
-    assert_eq!(take(NOW + HOUR).await, [second]);
+    assert_eq!(seqs(&take(&records, NOW + HOUR, true).await), [second]);
     deliver(&records, second, 204).await;
-    let third = records.accept(New { lease: Lease::IfFirst(NOW + 1), ..new("3") }).await.unwrap();
-    assert!(matches!(third, Accepted::Fresh { leased: true, ahead: false, .. }), "{third:?}");
+    let third = records.accept(New { take: Take::IfFirst, ..new("3") }).await.unwrap();
+    assert!(taken(third).is_some());
 }
 
 #[tokio::test]
@@ -171,17 +192,29 @@ async fn two_never_deliver_the_same_at_once() {
     let directory = tempfile::tempdir().unwrap();
     let records = Records::open(directory.path()).unwrap();
     records.open_inbox("hooks", ALICE, "{}".to_owned(), NOW).await.unwrap();
-    let live = New { lease: Lease::Until(NOW + 30 * SECOND), ..new("x") };
-    let accepted = records.accept(live).await.unwrap();
-    let Accepted::Fresh { seq, leased: true, ahead: false } = accepted else { panic!("{accepted:?}") };
-    assert_eq!(due(&records, NOW + 29 * SECOND).await, [], "the one who stored it is delivering it");
+    let live = taken(records.accept(New { take: Take::Now, ..new("x") }).await.unwrap()).unwrap();
+    // However long it takes, and whatever the clock says.
+    assert_eq!(due(&records, NOW + 999 * DAY).await, [], "the one who stored it is delivering it");
+    let seq = live.seq;
+    // Whoever ends without a word, by a panic say, gives it back.
+    drop(live);
     // Two askers at a time: one of them gets it.
-    let (one, other) = tokio::join!(due(&records, NOW + 30 * SECOND), due(&records, NOW + 30 * SECOND));
+    let (one, other) = tokio::join!(take(&records, NOW, false), take(&records, NOW, false));
     assert_eq!((one.len(), other.len()), (1, 0));
 
-    drop(records);
+    records.close().await;
     let records = Records::open(directory.path()).unwrap();
     assert_eq!(due(&records, NOW).await, [seq], "a lease ends with the relay");
+}
+
+/// Its sender hangs up while it is being stored: it is not in the hands of somebody who is gone.
+#[tokio::test]
+async fn a_lease_that_nobody_waits_for_is_given_back() {
+    let records = records().await;
+    let accept = records.accept(New { take: Take::Now, ..new("x") });
+    assert!(futures_util::FutureExt::now_or_never(accept).is_none(), "it takes the thread's answer");
+    assert_eq!(inbox(&records).await.waiting, 1);
+    assert_eq!(due(&records, NOW).await.len(), 1);
 }
 
 #[tokio::test]
@@ -189,8 +222,8 @@ async fn a_paused_inbox_takes_in_and_gives_nothing_out() {
     let records = records().await;
     assert!(records.pause("hooks", true).await.unwrap());
     assert!(!records.pause("other", true).await.unwrap());
-    let accepted = records.accept(New { lease: Lease::Until(NOW + 1), ..new("x") }).await.unwrap();
-    assert!(matches!(accepted, Accepted::Fresh { leased: false, .. }), "{accepted:?}");
+    let accepted = records.accept(New { take: Take::Now, ..new("x") }).await.unwrap();
+    assert!(matches!(accepted, Accepted::Stored { due: None }), "{accepted:?}");
     assert_eq!(due(&records, NOW).await, []);
     assert_eq!(records.next_due("hooks", false).await.unwrap(), None);
     // What its owner sets anew does not let it go on.
@@ -208,7 +241,8 @@ async fn a_copy_of_what_was_delivered_is_not_stored() {
     let seq = store(&records, first).await;
     deliver(&records, seq, 204).await;
     let copy = || event("evt_1", "body", "later head", NOW + HOUR);
-    assert_eq!(records.accept(copy()).await.unwrap(), Accepted::Delivered { of });
+    let copied = records.accept(copy()).await.unwrap();
+    assert!(matches!(copied, Accepted::Delivered { of: found } if found == of), "{copied:?}");
     assert_eq!((inbox(&records).await.waiting, inbox(&records).await.delivered), (0, 1));
 
     // Whatever is not surely the same event, well signed, and delivered, is stored.
@@ -223,7 +257,7 @@ async fn a_copy_of_what_was_delivered_is_not_stored() {
     ];
     for other in others {
         let told = format!("{other:?}");
-        assert!(matches!(records.accept(other).await.unwrap(), Accepted::Fresh { .. }), "{told}");
+        assert!(matches!(records.accept(other).await.unwrap(), Accepted::Stored { .. }), "{told}");
     }
 }
 
@@ -235,7 +269,7 @@ async fn a_forged_copy_stands_for_nothing() {
     deliver(&records, first, 200).await;
     store(&records, forged()).await;
     let real = records.accept(event("evt_1", "body", "real", NOW)).await.unwrap();
-    assert!(matches!(real, Accepted::Fresh { .. }), "{real:?}");
+    assert!(matches!(real, Accepted::Stored { .. }), "{real:?}");
 }
 
 #[tokio::test]
@@ -247,7 +281,7 @@ async fn a_copy_of_what_was_refused_or_given_up_is_a_new_chance() {
     let reason = "10 attempts".to_owned();
     records.attempted(dead, attempt(NOW, Some(500)), Outcome::Dead { reason }).await.unwrap();
     let third = records.accept(event("evt_1", "body", "head", NOW)).await.unwrap();
-    assert!(matches!(third, Accepted::Fresh { .. }), "{third:?}");
+    assert!(matches!(third, Accepted::Stored { .. }), "{third:?}");
 }
 
 #[tokio::test]
@@ -257,8 +291,9 @@ async fn the_newest_copy_of_what_waits_is_sent_and_the_first_head_is_kept() {
     let of = first.id;
     let seq = store(&records, first).await;
     for (at, head) in [(NOW + HOUR, "the second"), (NOW + 2 * HOUR, "the third")] {
-        let copy = New { lease: Lease::Until(at), ..event("evt_1", "body", head, at) };
-        assert_eq!(records.accept(copy).await.unwrap(), Accepted::Newer { seq, leased: true, of });
+        let copy = New { take: Take::Now, ..event("evt_1", "body", head, at) };
+        let copied = records.accept(copy).await.unwrap();
+        assert!(matches!(&copied, Accepted::Newer { due: Some(due), of: found } if due.seq == seq && *found == of));
     }
     assert_eq!((inbox(&records).await.waiting, inbox(&records).await.bytes), (1, 4 + 5 + 9));
     let Stored { row, head_first, body, .. } = records.load(seq).await.unwrap().unwrap();
@@ -267,11 +302,13 @@ async fn the_newest_copy_of_what_waits_is_sent_and_the_first_head_is_kept() {
     assert_eq!(body, StoredBody::Inline(Bytes::from_static(b"body")));
 
     // While somebody delivers it, nobody else does.
-    let until = Lease::Until(NOW + 3 * HOUR);
-    let copy = New { lease: until, ..event("evt_1", "body", "4", NOW + 2 * HOUR) };
-    assert!(matches!(records.accept(copy).await.unwrap(), Accepted::Newer { leased: true, .. }));
-    let copy = New { lease: until, ..event("evt_1", "body", "5", NOW + 2 * HOUR) };
-    assert!(matches!(records.accept(copy).await.unwrap(), Accepted::Newer { leased: false, .. }));
+    // Its tries and its age go on from where they are.
+    records.attempted(seq, attempt(NOW, None), Outcome::Again { at: NOW + DAY }).await.unwrap();
+    let copy = |head| New { take: Take::Now, ..event("evt_1", "body", head, NOW + 2 * HOUR) };
+    let under_way = taken(records.accept(copy("4")).await.unwrap()).unwrap();
+    assert_eq!((under_way.attempts, under_way.tries, under_way.since), (1, 1, NOW));
+    let other = records.accept(copy("5")).await.unwrap();
+    assert!(matches!(other, Accepted::Newer { due: None, .. }), "{other:?}");
 }
 
 #[tokio::test]
@@ -280,9 +317,7 @@ async fn another_body_under_the_same_event_is_kept_and_flagged() {
     let first = event("evt_1", "body", "head", NOW);
     let of = first.id;
     let one = store(&records, first).await;
-    let accepted = records.accept(event("evt_1", "altered", "head", NOW)).await.unwrap();
-    let Accepted::Differs { seq, leased: false, ahead: true, of: found } = accepted else { panic!("{accepted:?}") };
-    assert_eq!(found, of);
+    let seq = store(&records, event("evt_1", "altered", "head", NOW)).await;
     assert_eq!(records.load(seq).await.unwrap().unwrap().row.differs_from, Some(of));
     assert_eq!(due(&records, NOW).await, [one, seq]);
     // Each of the two is recognised again.
@@ -350,10 +385,11 @@ async fn attempts_are_noted_and_the_newest_twenty_kept() {
         let again = Outcome::Again { at: NOW + n };
         assert!(records.attempted(seq, attempt(NOW + n, Some(503)), again).await.unwrap());
     }
-    let found = records.due("hooks", NOW + HOUR, NOW + 2 * HOUR, false, 1).await.unwrap();
-    assert_eq!((found[0].attempts, found[0].tries), (25, 25));
     // Nobody was there: no attempt.
-    records.unsent(seq, Some(NOW + HOUR)).await.unwrap();
+    for _ in 0..2 {
+        let found = take(&records, NOW + HOUR, false).await;
+        assert_eq!((found[0].attempts, found[0].tries), (25, 25));
+    }
     records.attempted(seq, attempt(NOW + 99, None), Outcome::Delivered).await.unwrap();
     let (stored, attempts) = records.show("hooks", id).await.unwrap().unwrap();
     assert_eq!((stored.row.attempts, stored.row.state, stored.body), (26, State::Delivered, StoredBody::Gone));
@@ -378,10 +414,11 @@ async fn dead_letters_keep_their_reason_until_they_are_retried() {
 
     let ids = Which::Ids(vec![Ulid::generate(), id]);
     assert_eq!(records.retry("hooks", ids, NOW + 30 * DAY).await.unwrap(), 1);
-    let found = records.due("hooks", NOW + 30 * DAY, NOW + 31 * DAY, false, 1).await.unwrap();
+    let found = take(&records, NOW + 30 * DAY, false).await;
     assert_eq!((found[0].attempts, found[0].tries), (1, 0), "it may be tried as often as a new one");
+    assert_eq!(found[0].since, NOW + 30 * DAY, "and for as long");
     assert_eq!(records.retry("hooks", Which::Ids(vec![id]), NOW).await.unwrap(), 0, "it is being tried");
-    records.unsent(seq, None).await.unwrap();
+    drop(found);
     let retention = Retention { max_age_ms: DAY, ..KEEP };
     assert_eq!(records.sweep("hooks", NOW + 30 * DAY, retention).await.unwrap(), 0, "its age began anew");
 }
@@ -393,7 +430,8 @@ const KEEP: Retention =
 async fn what_ended_late_counts_and_what_is_too_old_goes() {
     let records = records().await;
     let old = store(&records, new("old")).await;
-    let tried = store(&records, New { lease: Lease::Until(NOW + 2 * DAY), ..new("being tried") }).await;
+    let being_tried = taken(records.accept(New { take: Take::Now, ..new("being tried") }).await.unwrap()).unwrap();
+    let tried = being_tried.seq;
     let young = store(&records, New { received_at: NOW + DAY, ..new("young") }).await;
     let retention = Retention { max_age_ms: DAY, ..KEEP };
     assert_eq!(records.sweep("hooks", NOW + DAY + 1, retention).await.unwrap(), 1);
@@ -605,8 +643,7 @@ async fn no_statement_walks_over_all_that_waits() {
         (handle::NEXT, "webhooks_state (inbox=? AND state=? AND rowid>? AND rowid<?)"),
         (handle::LAST, "webhooks_state (inbox=? AND state=?)"),
         (handle::ENDED, "webhooks_ended (inbox=? AND state=? AND ended_at<?)"),
-        (handle::EXPIRE, "webhooks_age (inbox=? AND since<?)"),
-        (FORGET_LEASES, "webhooks_leased (leased=?)"),
+        (handle::TOO_OLD, "webhooks_age (inbox=? AND since<?)"),
         (INBOX, "webhooks_state (inbox=? AND state=?)"),
     ] {
         let plan = plan(sql).await;
@@ -619,10 +656,10 @@ async fn no_statement_walks_over_all_that_waits() {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Accept { event: u8, body: u8, lease: bool },
+    Accept { event: u8, body: u8, take: bool },
     Due { ordered: bool },
     Attempt { webhook: usize, status: u16 },
-    Unsent { webhook: usize },
+    GiveBack,
     Retry { webhook: usize },
     RetryAll,
     Drop { webhook: usize },
@@ -633,10 +670,10 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        8 => (0..4u8, 0..3u8, any::<bool>()).prop_map(|(event, body, lease)| Step::Accept { event, body, lease }),
+        8 => (0..4u8, 0..3u8, any::<bool>()).prop_map(|(event, body, take)| Step::Accept { event, body, take }),
         2 => any::<bool>().prop_map(|ordered| Step::Due { ordered }),
         6 => (0..30usize, prop::sample::select(vec![200, 404, 410, 500])).prop_map(|(webhook, status)| Step::Attempt { webhook, status }),
-        1 => (0..30usize).prop_map(|webhook| Step::Unsent { webhook }),
+        1 => Just(Step::GiveBack),
         1 => (0..30usize).prop_map(|webhook| Step::Retry { webhook }),
         1 => Just(Step::RetryAll),
         1 => (0..30usize).prop_map(|webhook| Step::Drop { webhook }),
@@ -659,22 +696,22 @@ proptest! {
             let mut owner = ALICE;
             let mut now = NOW;
             let mut known: Vec<(Seq, Ulid)> = Vec::new();
+            let mut under_way = Vec::new();
             for step in steps {
                 now += SECOND;
                 let pick = |webhook: usize| known.get(webhook % known.len().max(1)).copied();
                 match step {
-                    Step::Accept { event: id, body, lease } => {
+                    Step::Accept { event: id, body, take } => {
                         let body = ["", "one", "another"][usize::from(body)];
-                        let lease = if lease { Lease::Until(now + 5 * SECOND) } else { Lease::No };
-                        let sent = New { token: owner, lease, ..event(&format!("evt_{id}"), body, "head", now) };
+                        let take = if take { Take::Now } else { Take::No };
+                        let sent = New { token: owner, take, ..event(&format!("evt_{id}"), body, "head", now) };
                         let id = sent.id;
-                        if let Accepted::Fresh { seq, .. } | Accepted::Differs { seq, .. } = records.accept(sent).await.unwrap() {
-                            known.push((seq, id));
+                        under_way.extend(taken(records.accept(sent).await.unwrap()));
+                        if let Some((stored, _)) = records.show("hooks", id).await.unwrap() {
+                            known.push((stored.row.seq, id));
                         }
                     }
-                    Step::Due { ordered } => {
-                        records.due("hooks", now, now + 5 * SECOND, ordered, 3).await.unwrap();
-                    }
+                    Step::Due { ordered } => under_way.extend(records.due("hooks", now, ordered, 3).await.unwrap()),
                     Step::Attempt { webhook, status } => {
                         let Some((seq, _)) = pick(webhook) else { continue };
                         let outcome = match status {
@@ -684,10 +721,7 @@ proptest! {
                         };
                         records.attempted(seq, attempt(now, Some(status)), outcome).await.unwrap();
                     }
-                    Step::Unsent { webhook } => {
-                        let Some((seq, _)) = pick(webhook) else { continue };
-                        records.unsent(seq, None).await.unwrap();
-                    }
+                    Step::GiveBack => under_way.clear(),
                     Step::Retry { webhook } => {
                         let Some((_, id)) = pick(webhook) else { continue };
                         records.retry("hooks", Which::Ids(vec![id]), now).await.unwrap();
@@ -733,7 +767,6 @@ async fn check(records: &Records) {
         let bodies: i64 = db.query_row(sql, [], |row| row.get(0))?;
         let sql = "SELECT (SELECT count(*) FROM bodies WHERE seq NOT IN (SELECT seq FROM webhooks))
                         + (SELECT count(*) FROM attempts WHERE seq NOT IN (SELECT seq FROM webhooks))
-                        + (SELECT count(*) FROM webhooks WHERE leased AND state <> 0)
                         + (SELECT count(*) FROM webhooks WHERE (ended_at IS NULL) <> (state = 0))";
         let orphans: i64 = db.query_row(sql, [], |row| row.get(0))?;
         Ok((counters, bodies, orphans))
