@@ -25,6 +25,7 @@
 pub mod app;
 pub mod body;
 pub mod browser;
+pub mod disk;
 pub mod network;
 pub mod peer;
 pub mod place;
@@ -39,6 +40,7 @@ pub mod world;
 pub use self::app::{App, Seen};
 pub use self::body::{Body, Pipe};
 pub use self::browser::Browser;
+pub use self::disk::Disk;
 pub use self::network::Network;
 pub use self::place::Place;
 pub use self::process::{Process, RelayClient, RelayServer};

@@ -17,6 +17,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::{OnceCell, mpsc};
 use tokio::task::JoinSet;
 
+use crate::disk::Disk;
 use crate::world::{Answer, Http, connect_tls};
 use crate::{Wire, body, within};
 
@@ -279,6 +280,27 @@ impl RelayServer {
         arguments: impl IntoIterator<Item = S>,
         variables: &[(&str, &str)],
     ) -> Self {
+        Self::spawn_under(&[], home, arguments, variables).await
+    }
+
+    /// As [`RelayServer::spawn_with`], with its data on a disk that nobody else sees. It needs root.
+    pub async fn spawn_on<S: AsRef<str>>(
+        disk: &Disk,
+        home: Arc<TempDir>,
+        arguments: impl IntoIterator<Item = S>,
+        variables: &[(&str, &str)],
+    ) -> Self {
+        let under = disk.mounted_at(&home.path().join("data"));
+        Self::spawn_under(&under, home, arguments, variables).await
+    }
+
+    /// As [`RelayServer::spawn_with`], started by another program, which becomes the relay. Its data is where that sees it.
+    async fn spawn_under<S: AsRef<str>>(
+        under: &[String],
+        home: Arc<TempDir>,
+        arguments: impl IntoIterator<Item = S>,
+        variables: &[(&str, &str)],
+    ) -> Self {
         let data = home.path().join("data");
         let given: Vec<String> = arguments.into_iter().map(|argument| argument.as_ref().to_owned()).collect();
         let shown = data.display().to_string();
@@ -296,8 +318,17 @@ impl RelayServer {
             }
         }
         all.extend(given);
-        let mut process = Process::spawn_in(home, "relay-server", &all, variables).await;
+        let mut process = match under.split_first() {
+            None => Process::spawn_in(home, "relay-server", &all, variables).await,
+            Some((program, rest)) => {
+                let relay = binary("relay-server").await.display().to_string();
+                let all = rest.iter().cloned().chain([relay]).chain(all);
+                Process::spawn_in(home, program, all, variables).await
+            }
+        };
         let line = process.error_line("the relay is ready").await;
+        let root = Path::new("/proc").join(process.pid().to_string()).join("root");
+        let data = if under.is_empty() { data } else { root.join(data.strip_prefix("/").unwrap_or(&data)) };
         let (url, https, http, admin) = if line.starts_with('{') {
             let ready: Value = serde_json::from_str(&line).expect("JSON logs");
             let field = |name: &str| ready[name].as_str().unwrap_or_default().to_owned();
