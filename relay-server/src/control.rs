@@ -1,13 +1,13 @@
-//! How `relay-server token …` reaches the relay that owns a data directory.
+//! How `relay-server token …` and `relay-server inbox …` reach the relay that owns a data directory.
 //!
 //! A running relay listens on a Unix socket in its data directory; a request is one line of JSON, so
 //! is the reply, then the connection is closed. With no relay running, the command does the same
-//! work itself on the store's file. Which of the two it is, a lock file decides, so that there is
+//! work itself on the files. Which of the two it is, a lock file decides, so that there is
 //! never more than one owner:
 //!
 //! ```text
 //!   relay.lock held by a relay  ──►  ask it, on control.sock
-//!   relay.lock free             ──►  hold it, open relay.db, do it here
+//!   relay.lock free             ──►  hold it, open relay.db and inbox.db, do it here
 //! ```
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
@@ -18,6 +18,10 @@ use std::process;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use relay_protocol::inbox::Inbox;
+use relay_protocol::inbox::api::{self, Which};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -26,21 +30,26 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::store::{Name, NewToken, OpenError, Secret, Store, Token, TokenId, TokenSummary, unix_now};
+use crate::inbox::handle::{self, Action, HandleError};
+use crate::inbox::records::Records;
+use crate::inbox::{self, Inboxes};
+use crate::store::{Name, NewToken, OpenError, Secret, Store, StoreError, Token, TokenId, TokenSummary, unix_now};
 
 const SOCKET_FILE: &str = "control.sock";
 const LOCK_FILE: &str = "relay.lock";
 
 /// A request is a few names; this is room for a thousand of them.
 const MAX_REQUEST_BYTES: u64 = 64 * 1024;
-/// A reply lists tokens: some 400 bytes each, and 64 for each name. This is room for many thousand.
-const MAX_REPLY_BYTES: u64 = 64 * 1024 * 1024;
+/// A reply lists tokens, some 400 bytes each, or has a webhook: 25 MiB in base64, and what an operator may allow beyond.
+const MAX_REPLY_BYTES: u64 = 256 * 1024 * 1024;
 /// Commands served at once; the others wait in the socket's backlog.
 const MAX_CONVERSATIONS: usize = 16;
-/// From connecting to the reply, on the relay's side: the work itself takes one commit.
-const CONVERSATION_TIME: Duration = Duration::from_secs(10);
-/// On the command's side: longer, so that the relay's own answer comes first.
-const REPLY_TIME: Duration = Duration::from_secs(15);
+/// From connecting to the end of the request, on the relay's side.
+const REQUEST_TIME: Duration = Duration::from_secs(10);
+/// From there to the end of the reply. Most work takes one commit; of a million webhooks it takes a thousand.
+const WORK_TIME: Duration = Duration::from_secs(300);
+/// On the command's side, for what takes one commit, and for what may take many.
+const REPLY_TIME: [Duration; 2] = [Duration::from_secs(15), Duration::from_secs(310)];
 /// How long to wait for the lock while a command, or a relay that starts or stops, has it.
 const LOCK_TIME: Duration = Duration::from_secs(3);
 const LOCK_RETRY: Duration = Duration::from_millis(50);
@@ -69,16 +78,85 @@ pub enum Request {
         /// Whose handshakes are answered there while the client is away, as the provider's id.
         #[serde(default)]
         provider: Option<String>,
+        /// How their inboxes deal with webhooks. None: those that have one keep it as it is.
+        #[serde(default)]
+        inbox: Option<Inbox>,
     },
-    /// Give up reservations.
+    /// Give up reservations, and close the names' inboxes.
     Release {
         /// The tunnel names.
         names: Vec<Name>,
+        /// Also where webhooks are in them that were not delivered.
+        #[serde(default)]
+        forget: bool,
     },
+    /// Something of inboxes, whoever's they are.
+    Inbox(InboxRequest),
+}
+
+/// What can be asked of inboxes.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "what", rename_all = "snake_case")]
+pub enum InboxRequest {
+    /// Tell all inboxes.
+    List,
+    /// Tell the webhooks of one, the newest first.
+    Page {
+        /// Its name.
+        inbox: String,
+        /// Only those that are `waiting`, `delivered` or `dead`.
+        state: Option<String>,
+        /// So many at most.
+        limit: usize,
+    },
+    /// Tell all of one webhook.
+    Show {
+        /// The inbox.
+        inbox: String,
+        /// The webhook.
+        id: String,
+    },
+    /// Try webhooks at once.
+    Retry {
+        /// The inbox.
+        inbox: String,
+        /// The webhooks.
+        which: Which,
+    },
+    /// Forget webhooks.
+    Drop {
+        /// The inbox.
+        inbox: String,
+        /// The webhooks.
+        which: Which,
+    },
+    /// Let the deliveries of an inbox rest, or go on.
+    Pause {
+        /// The inbox.
+        inbox: String,
+        /// Whether they rest.
+        paused: bool,
+    },
+    /// Close an inbox, and forget what is in it.
+    Close {
+        /// The inbox.
+        inbox: String,
+    },
+}
+
+impl Request {
+    /// How long the command waits for the reply.
+    fn patience(&self) -> Duration {
+        let [short, long] = REPLY_TIME;
+        use InboxRequest::{Drop, Retry, Show};
+        let is_long = matches!(self, Self::Inbox(Show { .. } | Retry { .. } | Drop { .. }));
+        if is_long { long } else { short }
+    }
 }
 
 /// What a request has changed for those who are connected or expected.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
 pub enum Change {
     /// The token has ended.
     Revoked(TokenId),
@@ -90,8 +168,10 @@ pub enum Change {
         names: Vec<Name>,
         /// The provider's id.
         provider: Option<String>,
+        /// How their inboxes deal with webhooks, where that was said.
+        inbox: Option<Inbox>,
     },
-    /// Names are not reserved any more.
+    /// Names are not reserved any more, and have no inbox.
     Released {
         /// The tunnel names.
         names: Vec<Name>,
@@ -125,7 +205,24 @@ pub enum Reply {
     /// The names are reserved.
     Reserved,
     /// The names are released.
-    Released,
+    Released {
+        /// So many inboxes were closed.
+        #[serde(default)]
+        closed: u64,
+        /// Webhooks in them that were not delivered.
+        #[serde(default)]
+        forgotten: u64,
+    },
+    /// All inboxes.
+    Inboxes(api::Inboxes),
+    /// An inbox and its webhooks.
+    Webhooks(api::Page),
+    /// A webhook.
+    Webhook(Box<api::Whole>),
+    /// An inbox as it is now.
+    Inbox(api::Inbox),
+    /// It was done.
+    Done(api::Done),
     /// It was not done.
     Refused {
         /// Why, for the person who asked.
@@ -168,15 +265,18 @@ pub enum ControlError {
         /// What the system said.
         source: io::Error,
     },
-    /// The store's file cannot be opened here.
+    /// The store's files cannot be opened here.
     #[error(transparent)]
     Store(#[from] OpenError),
     /// The relay has the socket open, but did not answer in time.
     #[error(
-        "the relay did not answer within {} s; `token list` will tell whether it did what was asked",
-        REPLY_TIME.as_secs()
+        "the relay did not answer within {} s; `token list` and `inbox list` tell whether it did what was asked",
+        within.as_secs()
     )]
-    Silent,
+    Silent {
+        /// In what time.
+        within: Duration,
+    },
     /// The relay answered something that this program does not understand.
     #[error(
         "the relay's answer cannot be read ({reason}); \
@@ -187,6 +287,16 @@ pub enum ControlError {
         reason: String,
     },
 }
+
+/// What requests are about.
+#[derive(Clone, Debug)]
+pub(crate) struct Data {
+    pub(crate) store: Store,
+    pub(crate) inboxes: Arc<Inboxes>,
+}
+
+/// Does what a change means beside the store, before the request is answered.
+pub(crate) type Follow = dyn Fn(Change) -> BoxFuture<'static, Result<(), StoreError>> + Send + Sync;
 
 // ---- the relay's side ------------------------------------------------------------------------------
 
@@ -228,14 +338,8 @@ impl Listener {
     }
 
     /// Answers requests until `shutdown`, then finishes those that have begun. `changed` is called
-    /// for each change that matters to those who are connected or expected, once it is on disk.
-    pub async fn serve(
-        self,
-        store: Store,
-        changed: impl Fn(Change) + Send + Sync + 'static,
-        shutdown: CancellationToken,
-    ) {
-        let changed = Arc::new(changed);
+    /// for each change that matters to those who are connected or expected, once it is in the store.
+    pub(crate) async fn serve(self, data: Data, changed: Arc<Follow>, shutdown: CancellationToken) {
         let mut conversations = JoinSet::new();
         loop {
             tokio::select! {
@@ -243,11 +347,8 @@ impl Listener {
                 Some(ended) = conversations.join_next() => report(ended),
                 accepted = self.socket.accept(), if conversations.len() < MAX_CONVERSATIONS => match accepted {
                     Ok((stream, _)) => {
-                        let (store, changed, shutdown) = (store.clone(), Arc::clone(&changed), shutdown.clone());
-                        conversations.spawn(async move {
-                            let conversation = converse(stream, &store, &*changed, &shutdown);
-                            timeout(CONVERSATION_TIME, conversation).await.unwrap_or_else(|late| Err(late.into()))
-                        });
+                        let (data, changed, shutdown) = (data.clone(), changed.clone(), shutdown.clone());
+                        conversations.spawn(async move { converse(stream, &data, &*changed, &shutdown).await });
                     }
                     Err(error) => {
                         // Out of descriptors, most likely: some time may bring some back.
@@ -278,12 +379,7 @@ fn report(ended: Result<io::Result<()>, tokio::task::JoinError>) {
     }
 }
 
-async fn converse(
-    stream: UnixStream,
-    store: &Store,
-    changed: &impl Fn(Change),
-    shutdown: &CancellationToken,
-) -> io::Result<()> {
+async fn converse(stream: UnixStream, data: &Data, changed: &Follow, shutdown: &CancellationToken) -> io::Result<()> {
     // The socket's mode says the same, but not between its making and the setting of its mode.
     let peer = stream.peer_cred()?.uid();
     if peer != rustix::process::geteuid().as_raw() && peer != 0 {
@@ -291,28 +387,34 @@ async fn converse(
     }
     let (reader, mut writer) = stream.into_split();
     // One that has asked gets its answer; one that has not yet need not any more.
-    let Some(line) = shutdown.run_until_cancelled(read_line(reader, MAX_REQUEST_BYTES)).await else {
+    let request = timeout(REQUEST_TIME, read_line(reader, MAX_REQUEST_BYTES));
+    let Some(line) = shutdown.run_until_cancelled(request).await else {
         return Ok(());
     };
-    let reply = match serde_json::from_slice(&line?) {
-        Ok(request) => apply(store, request, changed).await,
-        Err(error) => Reply::Refused {
-            message: format!(
-                "the relay, version {}, does not understand the request ({error}); \
-                 restart it if it was upgraded while it ran",
-                env!("CARGO_PKG_VERSION")
-            ),
-        },
+    let line = line??;
+    let answer = async {
+        let reply = match serde_json::from_slice(&line) {
+            Ok(request) => apply(data, request, changed).await,
+            Err(error) => Reply::Refused {
+                message: format!(
+                    "the relay, version {}, does not understand the request ({error}); \
+                     restart it if it was upgraded while it ran",
+                    env!("CARGO_PKG_VERSION")
+                ),
+            },
+        };
+        writer.write_all(&to_line(&reply)?).await?;
+        writer.shutdown().await
     };
-    writer.write_all(&to_line(&reply)?).await?;
-    writer.shutdown().await
+    timeout(WORK_TIME, answer).await?
 }
 
 /// Does what was asked: in the relay, or in the command itself when no relay runs.
-async fn apply(store: &Store, request: Request, changed: &impl Fn(Change)) -> Reply {
+async fn apply(data: &Data, request: Request, changed: &Follow) -> Reply {
     fn refused(error: impl std::error::Error) -> Reply {
         Reply::Refused { message: error.to_string() }
     }
+    let Data { store, .. } = data;
     let now = unix_now();
     match request {
         Request::Ping => Reply::Pong { version: env!("CARGO_PKG_VERSION").to_owned() },
@@ -330,33 +432,123 @@ async fn apply(store: &Store, request: Request, changed: &impl Fn(Change)) -> Re
         Request::RevokeToken { token } => match store.revoke_token(&token, now).await {
             Ok(id) => {
                 tracing::info!(%token, "a token was revoked");
-                changed(Change::Revoked(id));
-                Reply::Revoked
+                changed(Change::Revoked(id)).await.map_or_else(refused, |()| Reply::Revoked)
             }
             Err(error) => refused(error),
         },
-        Request::Reserve { token, names, provider } => {
+        Request::Reserve { token, names, provider, inbox } => {
             match store.reserve(&token, names.clone(), provider.as_deref(), now).await {
-                Ok(token) => {
-                    changed(Change::Reserved { token, names, provider });
-                    Reply::Reserved
-                }
+                Ok(token) => match changed(Change::Reserved { token, names, provider, inbox }).await {
+                    Ok(()) => Reply::Reserved,
+                    Err(error) => Reply::Refused {
+                        message: format!("the names are reserved, and not all of their inboxes are open: {error}"),
+                    },
+                },
                 Err(error) => refused(error),
             }
         }
-        Request::Release { names } => match store.release(names.clone(), now).await {
-            Ok(()) => {
-                changed(Change::Released { names });
-                Reply::Released
-            }
-            Err(error) => refused(error),
+        Request::Release { names, forget } => release(data, names, forget, now, changed).await,
+        Request::Inbox(request) => handle(data, request).await.unwrap_or_else(refused),
+    }
+}
+
+/// Gives names up, unless that would lose webhooks and nobody has said that it may.
+async fn release(data: &Data, names: Vec<Name>, forget: bool, now: i64, changed: &Follow) -> Reply {
+    let (mut closed, mut forgotten) = (0, 0);
+    for name in &names {
+        match data.inboxes.records().inbox(name.as_str()).await {
+            Ok(None) => {}
+            Ok(Some(inbox)) => (closed, forgotten) = (closed + 1, forgotten + inbox.waiting + inbox.dead),
+            Err(error) => return Reply::Refused { message: error.to_string() },
+        }
+    }
+    if forgotten > 0 && !forget {
+        return Reply::Refused {
+            message: format!(
+                "{} would be forgotten, and nothing was released: have them delivered or export them, or say \
+                 --forget-webhooks",
+                webhooks(forgotten)
+            ),
+        };
+    }
+    match data.store.release(names.clone(), now).await {
+        Err(error) => Reply::Refused { message: error.to_string() },
+        Ok(()) => match changed(Change::Released { names }).await {
+            Ok(()) => Reply::Released { closed, forgotten },
+            Err(error) => Reply::Refused {
+                message: format!("the names are released, and not all of their inboxes are closed: {error}"),
+            },
         },
     }
 }
 
+/// So many that were not delivered, as a sentence has them.
+pub(crate) fn webhooks(count: u64) -> String {
+    let plural = if count == 1 { "webhook that was" } else { "webhooks that were" };
+    format!("{count} {plural} not delivered")
+}
+
+/// Does what is to be done with inboxes and their webhooks.
+async fn handle(data: &Data, request: InboxRequest) -> Result<Reply, HandleError> {
+    let Data { store, inboxes } = data;
+    let act = async |name: &str, action, which: &Which| {
+        let inbox = handle::inbox(inboxes, None, name).await?;
+        handle::act(inboxes, &inbox, action, which).await.map(Reply::Done)
+    };
+    let mut reply = match request {
+        InboxRequest::List => Reply::Inboxes(handle::inboxes(inboxes, None).await?),
+        InboxRequest::Page { inbox, state, limit } => {
+            let inbox = handle::inbox(inboxes, None, &inbox).await?;
+            Reply::Webhooks(handle::page(inboxes, inbox, state.as_deref(), None, Some(limit)).await?)
+        }
+        InboxRequest::Show { inbox, id } => {
+            let inbox = handle::inbox(inboxes, None, &inbox).await?;
+            Reply::Webhook(Box::new(handle::whole(inboxes, &inbox, &id).await?))
+        }
+        InboxRequest::Retry { inbox, which } => act(&inbox, Action::Retry, &which).await?,
+        InboxRequest::Drop { inbox, which } => act(&inbox, Action::Drop, &which).await?,
+        InboxRequest::Pause { inbox, paused } => {
+            let inbox = handle::inbox(inboxes, None, &inbox).await?;
+            Reply::Inbox(handle::pause(inboxes, inbox, paused).await?)
+        }
+        InboxRequest::Close { inbox } => {
+            let inbox = handle::inbox(inboxes, None, &inbox).await?;
+            Reply::Done(handle::remove(inboxes, &inbox).await?)
+        }
+    };
+    let told = match &mut reply {
+        Reply::Inboxes(api::Inboxes { inboxes }) => inboxes.as_mut_slice(),
+        Reply::Webhooks(api::Page { inbox, .. }) | Reply::Inbox(inbox) => std::slice::from_mut(inbox),
+        _ => &mut [],
+    };
+    if !told.is_empty() {
+        let owners = inbox::owners(inboxes, store).await?;
+        told.iter_mut().for_each(|inbox| inbox.token = owners.get(&inbox.name).cloned());
+    }
+    Ok(reply)
+}
+
+/// What a change means where no relay runs: the next one finds it so.
+async fn note(inboxes: Arc<Inboxes>, change: Change) -> Result<(), StoreError> {
+    match change {
+        Change::Revoked(_) => {}
+        Change::Reserved { token, names, provider, inbox } => {
+            for name in &names {
+                inbox::note_reserved(&inboxes, name.as_str(), token, inbox.as_ref(), provider.as_deref()).await?;
+            }
+        }
+        Change::Released { names } => {
+            for name in &names {
+                inbox::close(&inboxes, name.as_str()).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
 // ---- the command's side ----------------------------------------------------------------------------
 
-/// The way to a data directory's tokens and names.
+/// The way to a data directory's tokens, names and inboxes.
 #[derive(Debug)]
 pub struct Control(Way);
 
@@ -365,7 +557,7 @@ enum Way {
     /// A relay runs.
     Relay { stream: UnixStream, path: PathBuf },
     /// None does, and none starts while we hold the lock.
-    Here { store: Store, _lock: Lock },
+    Here { data: Data, _lock: Lock },
 }
 
 impl Control {
@@ -390,13 +582,20 @@ impl Control {
             match Lock::acquire(directory) {
                 Ok(lock) => {
                     let store = Store::open(directory).await?;
-                    return Ok(Self(Way::Here { store, _lock: lock }));
+                    let inboxes = Arc::new(Inboxes::new(Records::open(directory)?));
+                    return Ok(Self(Way::Here { data: Data { store, inboxes }, _lock: lock }));
                 }
                 // A relay that is starting or stopping, or another command.
                 Err(ControlError::InUse { .. }) if Instant::now() < deadline => sleep(LOCK_RETRY).await,
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Whether a relay runs there, so that webhooks are delivered.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        matches!(self.0, Way::Relay { .. })
     }
 
     /// Has one thing done. A refusal is a [`Reply`] like others.
@@ -407,13 +606,17 @@ impl Control {
     pub async fn request(self, request: Request) -> Result<Reply, ControlError> {
         match self.0 {
             Way::Relay { stream, path } => {
-                let reply = timeout(REPLY_TIME, ask(stream, &request)).await.map_err(|_| ControlError::Silent)?;
+                let within = request.patience();
+                let reply = timeout(within, ask(stream, &request)).await;
+                let reply = reply.map_err(|_| ControlError::Silent { within })?;
                 let line = reply.map_err(|source| at(&path, source))?;
                 serde_json::from_slice(&line).map_err(|error| ControlError::Reply { reason: error.to_string() })
             }
-            Way::Here { store, _lock } => {
-                let reply = apply(&store, request, &|_| {}).await;
-                store.close().await;
+            Way::Here { data, _lock } => {
+                let inboxes = data.inboxes.clone();
+                let reply = apply(&data, request, &move |change| note(inboxes.clone(), change).boxed()).await;
+                data.inboxes.records().close().await;
+                data.store.close().await;
                 Ok(reply)
             }
         }
@@ -528,10 +731,15 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             let listener = Listener::bind(directory.path()).await.unwrap();
             let store = Store::open(directory.path()).await.unwrap();
+            let inboxes = Arc::new(Inboxes::new(Records::open(directory.path()).unwrap()));
             let (sender, changes) = mpsc::channel(8);
             let shutdown = CancellationToken::new();
-            let changed = move |change| sender.try_send(change).unwrap();
-            let task = tokio::spawn(listener.serve(store.clone(), changed, shutdown.clone()));
+            let changed = move |change| {
+                sender.try_send(change).unwrap();
+                std::future::ready(Ok(())).boxed()
+            };
+            let data = Data { store: store.clone(), inboxes };
+            let task = tokio::spawn(listener.serve(data, Arc::new(changed), shutdown.clone()));
             Self { directory, store, changes, shutdown, task }
         }
 
@@ -580,11 +788,14 @@ mod tests {
 
         let names = vec![Name::parse("hooks").unwrap()];
         let provider = Some("slack".to_owned());
-        let reserve = Request::Reserve { token: "alice".to_owned(), names: names.clone(), provider: provider.clone() };
+        let (inbox, alice) = (Some("ordered".parse().unwrap()), "alice".to_owned());
+        let (its, whose) = (inbox.clone(), provider.clone());
+        let reserve = Request::Reserve { token: alice, names: names.clone(), provider: whose, inbox: its };
         assert!(matches!(request(&directory, reserve).await, Reply::Reserved));
-        let reserved = Change::Reserved { token: token.id, names: names.clone(), provider };
+        let reserved = Change::Reserved { token: token.id, names: names.clone(), provider, inbox };
         assert_eq!(relay.changes.try_recv(), Ok(reserved), "before the reply");
-        assert!(matches!(request(&directory, Request::Release { names: names.clone() }).await, Reply::Released));
+        let release = Request::Release { names: names.clone(), forget: false };
+        assert!(matches!(request(&directory, release).await, Reply::Released { .. }));
         assert_eq!(relay.changes.try_recv(), Ok(Change::Released { names }));
 
         let revoke = Request::RevokeToken { token: "alice".to_owned() };
@@ -660,7 +871,7 @@ mod tests {
             silent.push(UnixStream::connect(relay.directory.path().join(SOCKET_FILE)).await.unwrap());
         }
         assert!(matches!(request(relay.directory.path(), Request::Ping).await, Reply::Pong { .. }));
-        timeout(CONVERSATION_TIME / 2, relay.stop()).await.expect("they are not waited for");
+        timeout(REQUEST_TIME / 2, relay.stop()).await.expect("they are not waited for");
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub mod control;
 #[doc(hidden)]
 pub mod edge;
 mod inbox;
+#[doc(hidden)]
+pub mod inbox_cli;
 mod judge;
 pub mod log;
 mod running;
@@ -51,7 +53,7 @@ use tokio_util::task::TaskTracker;
 use self::admin::metrics::Metrics;
 use self::certs::Certificates;
 use self::config::{CertificateSource, Config, Limits};
-use self::control::Change;
+use self::control::{Change, Data};
 use self::edge::connect::Refusals;
 use self::edge::janitor::Janitor;
 use self::edge::room::Room;
@@ -61,7 +63,7 @@ use self::inbox::records::Records;
 use self::log::AccessLog;
 use self::session::Sessions;
 use self::session::registry::Registry;
-use self::store::{Store, TokenSummary};
+use self::store::{Store, StoreError, TokenSummary};
 
 /// How long tasks that were told to end have to do so.
 const LAST_WAIT: std::time::Duration = std::time::Duration::from_secs(5);
@@ -131,18 +133,27 @@ impl Shared {
     }
 
     /// Does what a change of tokens and names means for those who are connected or expected.
-    fn follow(&self, change: Change) {
+    async fn follow(self: Arc<Self>, change: Change) -> Result<(), StoreError> {
         match change {
             Change::Revoked(token) => {
                 self.sessions.end(token, relay_protocol::frame::GoAway::Revoked, "The token was revoked.");
                 self.registry.revoke(token);
-                inbox::revoke(self, token);
+                inbox::revoke(&self, token);
             }
-            Change::Reserved { token, names, provider } => {
-                names.iter().for_each(|name| self.registry.reserve(name.as_str(), token, provider.as_deref()));
+            Change::Reserved { token, names, provider, inbox } => {
+                for name in names.iter().map(store::Name::as_str) {
+                    self.registry.reserve(name, token, provider.as_deref());
+                    inbox::open_reserved(&self, name, token, inbox.as_ref(), provider.as_deref()).await?;
+                }
             }
-            Change::Released { names } => names.iter().for_each(|name| self.registry.release(name.as_str())),
+            Change::Released { names } => {
+                for name in names.iter().map(store::Name::as_str) {
+                    self.registry.release(name);
+                    inbox::close(&self.inboxes, name).await?;
+                }
+            }
         }
+        Ok(())
     }
 
     fn public_url(&self, host: &str) -> String {
@@ -344,8 +355,9 @@ impl Relay {
         if let Some(listener) = control {
             let (owner, closing) = (shared.clone(), ended.clone());
             tasks.spawn(async move {
-                let store = owner.store.clone();
-                listener.serve(store, move |change| owner.follow(change), closing).await;
+                let data = Data { store: owner.store.clone(), inboxes: owner.inboxes.clone() };
+                let changed = move |change| owner.clone().follow(change).boxed();
+                listener.serve(data, Arc::new(changed), closing).await;
             });
         }
         let (watch, closing) = (certificates, ended.clone());

@@ -247,10 +247,15 @@ impl fmt::Display for Safe<'_> {
         }
         text.chars().try_for_each(|c| match c {
             ' ' => f.write_str("\\x20"),
-            c if c.is_ascii_graphic() || (c.is_alphanumeric() && !c.is_control()) => fmt::Write::write_char(f, c),
+            c if is_harmless(c) => fmt::Write::write_char(f, c),
             c => write!(f, "{}", c.escape_unicode()),
         })
     }
+}
+
+/// Whether a character does nothing but stand there, on any terminal.
+pub(crate) fn is_harmless(c: char) -> bool {
+    c.is_ascii_graphic() || (c.is_alphanumeric() && !c.is_control())
 }
 
 /// A stranger's text between the quotes of a JSON string.

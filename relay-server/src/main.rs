@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use relay_server::Relay;
 use relay_server::config::{Config, ServeArgs, default_data_dir};
+use relay_server::inbox_cli::{self, InboxArgs};
 use relay_server::log::AccessLog;
 use relay_server::token_cli::{self, TokenCommand};
 use tokio::runtime::{Builder, Runtime};
@@ -32,6 +33,14 @@ enum Command {
         #[command(subcommand)]
         command: TokenCommand,
     },
+    /// Look after webhooks that wait for their clients, whoever's they are
+    Inbox {
+        /// Where the relay keeps its data [default: /var/lib/relay for root, else ~/.local/share/relay]
+        #[arg(long, value_name = "DIR", env = "RELAY_DATA_DIR", global = true)]
+        data_dir: Option<PathBuf>,
+        #[command(flatten)]
+        args: InboxArgs,
+    },
     /// Check flags and configuration file without running
     CheckConfig(ServeArgs),
 }
@@ -41,6 +50,9 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve(&args),
         Command::Token { data_dir, command } => runtime(1)
             .and_then(|rt| Ok(rt.block_on(token_cli::run(command, &data_dir.unwrap_or_else(default_data_dir)))?)),
+        Command::Inbox { data_dir, args } => {
+            runtime(1).and_then(|rt| Ok(rt.block_on(inbox_cli::run(args, &data_dir.unwrap_or_else(default_data_dir)))?))
+        }
         Command::CheckConfig(args) => check(&args),
     };
     match done {
@@ -104,6 +116,7 @@ mod tests {
             include_str!("../../README.md"),
             include_str!("../../docs/commands.md"),
             include_str!("../../docs/configuration.md"),
+            include_str!("../../docs/inbox.md"),
             include_str!("../../docs/self-hosting.md"),
         ];
         let mut seen = 0;

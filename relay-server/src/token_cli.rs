@@ -4,19 +4,21 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::{Subcommand, ValueEnum};
+use relay_protocol::inbox::Inbox;
 use relay_protocol::webhook::{Table, TableError};
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::control::{Control, ControlError, Reply, Request};
+use crate::control::{Control, ControlError, Reply, Request, webhooks};
 use crate::store::{Name, NewToken, TokenLimits, TokenSummary, unix_now};
 
 /// What can be done with tokens.
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "a process has one")]
 pub enum TokenCommand {
     /// Make a token and print it, and only it, on stdout: it is shown this once
     ///
@@ -67,12 +69,21 @@ pub enum TokenCommand {
         /// secret
         #[arg(long, value_name = "PROVIDER")]
         provider: Option<ProviderId>,
+        /// Keep webhooks that come while no client is there, also before the first one, and deliver them when one is; how,
+        /// in words such as ordered,ack=200. Without it an inbox that is there stays as it is
+        #[arg(long, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "on")]
+        inbox: Option<Inbox>,
     },
     /// Give up reserved tunnel names; they rest for 30 days before another token may have them
+    ///
+    /// Their inboxes are closed.
     Release {
         /// The tunnel names
         #[arg(required = true, value_name = "TUNNEL")]
         names: Vec<Name>,
+        /// Also where webhooks that were not delivered are forgotten with them
+        #[arg(long)]
+        forget_webhooks: bool,
     },
 }
 
@@ -98,6 +109,26 @@ pub enum CliError {
         /// Why.
         message: String,
     },
+    /// The body of a webhook is gone.
+    #[error("the webhook was delivered, and its body is not kept any more")]
+    Gone,
+    /// There is still something in an inbox.
+    #[error("{left} {} still; relay-server inbox list {name} says why", if *left == 1 { "webhook waits" } else { "webhooks wait" })]
+    Waits {
+        /// How many.
+        left: u64,
+        /// In which inbox.
+        name: Name,
+    },
+    /// Nobody delivers.
+    #[error("no relay runs on {}, so that nothing is delivered; start it first", directory.display())]
+    NotRunning {
+        /// The data directory.
+        directory: PathBuf,
+    },
+    /// What is known of providers cannot be read.
+    #[error(transparent)]
+    Providers(#[from] TableError),
     /// The relay answered another question than was asked.
     #[error("the relay gave an answer that does not fit the request; restart it, so that both are of one version")]
     Unexpected,
@@ -115,6 +146,14 @@ pub async fn run(command: TokenCommand, data_dir: &Path) -> Result<(), CliError>
     run_to(command, data_dir, &mut io::stdout(), &mut io::stderr()).await
 }
 
+/// Has the relay whose data directory this is do one thing.
+pub(crate) async fn ask(data_dir: &Path, request: Request) -> Result<Reply, CliError> {
+    match Control::open(data_dir).await?.request(request).await? {
+        Reply::Refused { message } => Err(CliError::Refused { message }),
+        reply => Ok(reply),
+    }
+}
+
 async fn run_to(
     command: TokenCommand,
     data_dir: &Path,
@@ -122,10 +161,7 @@ async fn run_to(
     talk: &mut impl Write,
 ) -> Result<(), CliError> {
     let now = unix_now();
-    let ask = async |request| match Control::open(data_dir).await?.request(request).await? {
-        Reply::Refused { message } => Err(CliError::Refused { message }),
-        reply => Ok(reply),
-    };
+    let ask = async |request| ask(data_dir, request).await;
     match command {
         TokenCommand::Create { name, reserve, expires, max_tunnels, max_names, max_sessions } => {
             let limits = TokenLimits { max_tunnels, max_names, max_sessions };
@@ -159,17 +195,25 @@ async fn run_to(
             ask(Request::RevokeToken { token: name.clone() }).await?;
             writeln!(talk, "The token {name:?} is revoked, and its sessions are ended.")?;
         }
-        TokenCommand::Reserve { name, names, provider } => {
+        TokenCommand::Reserve { name, names, provider, inbox } => {
             let labels = listed(&names);
             let (provider, its) = provider.map(|ProviderId { id, name }| (id, name)).unzip();
-            ask(Request::Reserve { token: name.clone(), names, provider }).await?;
+            let how = inbox.as_ref().map(|inbox| format!(", with an inbox ({inbox})")).unwrap_or_default();
+            ask(Request::Reserve { token: name.clone(), names, provider, inbox }).await?;
             let webhooks = its.map(|its| format!(", for the webhooks of {its}")).unwrap_or_default();
-            writeln!(talk, "Reserved for the token {name:?}: {labels}{webhooks}.")?;
+            writeln!(talk, "Reserved for the token {name:?}: {labels}{webhooks}{how}.")?;
         }
-        TokenCommand::Release { names } => {
+        TokenCommand::Release { names, forget_webhooks: forget } => {
             let labels = listed(&names);
-            ask(Request::Release { names }).await?;
-            writeln!(talk, "Released, to rest for 30 days: {labels}.")?;
+            let Reply::Released { closed, forgotten } = ask(Request::Release { names, forget }).await? else {
+                return Err(CliError::Unexpected);
+            };
+            let inboxes = match (closed, forgotten) {
+                (0, _) => String::new(),
+                (_, 0) => " Inboxes are closed; nothing in them had still to be delivered.".to_owned(),
+                _ => format!(" Inboxes are closed, and forgotten are {}.", webhooks(forgotten)),
+            };
+            writeln!(talk, "Released, to rest for 30 days: {labels}.{inboxes}")?;
         }
     }
     out.flush()?;

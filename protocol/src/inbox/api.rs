@@ -1,7 +1,13 @@
 //! What a relay tells of inboxes and is asked to do with them: the JSON of its API for tokens, below [`PATH`] on its own host.
 //! Times are RFC 3339 in UTC, sizes bytes. Fields may be added.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::header::HOST;
+use http::{HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
+
+use crate::message::HeaderList;
 
 /// The API's path. All requests bear the token, as those of the connect endpoint do.
 ///
@@ -33,6 +39,9 @@ pub struct Inboxes {
 pub struct Inbox {
     /// The tunnel's name.
     pub name: String,
+    /// Whose it is: the token's name, which only the operator is told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
     /// How it deals with its webhooks, in the words of [`Inbox`](super::Inbox).
     pub how: String,
     /// Nothing is delivered.
@@ -120,6 +129,28 @@ pub struct Whole {
     pub body_base64: Option<String>,
     /// The attempts, the latest last. Of many the first ones are forgotten.
     pub tried: Vec<Tried>,
+}
+
+impl Whole {
+    /// Its header lines as they came, with the Host that its sender called.
+    #[must_use]
+    pub fn header_list(&self) -> HeaderList {
+        let latin =
+            |value: &str| value.chars().map(|c| u8::try_from(u32::from(c)).unwrap_or(b'?')).collect::<Vec<u8>>();
+        let line = |(name, value): &(String, String)| {
+            Some((HeaderName::try_from(name).ok()?, HeaderValue::from_bytes(&latin(value)).ok()?))
+        };
+        let host = self.webhook.url.split_once("://").map_or("", |(_, rest)| rest).split('/').next();
+        let host = host.and_then(|host| Some((HOST, HeaderValue::try_from(host).ok()?)));
+        host.into_iter().chain(self.headers.iter().filter_map(line)).collect()
+    }
+
+    /// Its body, byte for byte; none where it is not kept any more.
+    #[must_use]
+    pub fn body(&self) -> Option<Vec<u8>> {
+        // Whatever else it is, it is no body.
+        STANDARD.decode(self.body_base64.as_deref()?).ok()
+    }
 }
 
 /// An attempt.

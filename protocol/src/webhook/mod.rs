@@ -32,6 +32,7 @@
 //! | `scheme` | the handful of ways to sign, as arithmetic over bytes |
 //! | `signature`, `token`, `time` | judging a request by a rule of the table |
 //! | `sign` | signing one by the same rule |
+//! | `mask` | what others must not read of a request |
 //! | `explain` | what was done to a request whose signature does not fit |
 //! | `handshake` | how an endpoint is confirmed |
 //! | `told` | what a client tells its relay of a tunnel's webhooks |
@@ -42,6 +43,7 @@ mod credentials;
 mod explain;
 mod handshake;
 mod json;
+pub mod mask;
 mod request;
 mod scheme;
 mod sign;

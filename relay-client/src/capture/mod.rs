@@ -18,7 +18,6 @@ pub mod export;
 pub mod filter;
 pub mod fixture;
 pub(crate) mod history;
-pub mod mask;
 mod packed;
 pub(crate) mod replay;
 pub mod saved;
@@ -35,6 +34,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use http::StatusCode;
 use relay_protocol::message::RequestHead;
+pub(crate) use relay_protocol::webhook::mask;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 

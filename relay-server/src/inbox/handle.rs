@@ -23,7 +23,7 @@ pub(crate) enum Action {
 #[derive(Debug, Error)]
 pub(crate) enum HandleError {
     /// There is no such inbox, or it is another token's.
-    #[error("there is no inbox of the name {0}; `relay inbox` lists those that there are")]
+    #[error("there is no inbox of the name {0}; `inbox list` shows those that there are")]
     NoInbox(String),
     /// There is no such webhook.
     #[error("there is no webhook {0} in this inbox")]

@@ -14,6 +14,7 @@ pub(crate) mod records;
 pub(crate) mod spool;
 pub(crate) mod view;
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -27,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use self::records::{Records, Retention};
 use crate::Shared;
 use crate::session::registry::Asked;
-use crate::store::{StoreError, TokenId};
+use crate::store::{Store, StoreError, TokenId, unix_now};
 
 /// How often what is too old is looked for.
 const SWEEP: Duration = Duration::from_secs(60);
@@ -154,8 +155,7 @@ pub(crate) async fn open(
     if known.as_ref().is_some_and(|open| *open.settings() == settings) {
         return Ok(());
     }
-    let json = serde_json::to_string(&settings).unwrap_or_default();
-    inboxes.records.open_inbox(name, token, json, now()).await?;
+    inboxes.records.open_inbox(name, token, json(&settings), now()).await?;
     match known {
         Some(open) => {
             *open.settings.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
@@ -166,14 +166,85 @@ pub(crate) async fn open(
     Ok(())
 }
 
+/// Opens the inboxes of a name that was reserved, or changes what is said of it. Where nothing is said of an inbox, one that is
+/// the token's stays as it is.
+///
+/// # Errors
+/// [`StoreError`], as [`open`].
+pub(crate) async fn open_reserved(
+    shared: &Arc<Shared>,
+    name: &str,
+    token: TokenId,
+    how: Option<&Inbox>,
+    provider: Option<&str>,
+) -> Result<(), StoreError> {
+    match reserved(&shared.inboxes, name, token, how, provider).await? {
+        Some(settings) => open(shared, name, token, settings).await,
+        None => leave_to(&shared.inboxes, name, token).await,
+    }
+}
+
+/// As [`open_reserved`] where no relay runs: the next one opens it.
+///
+/// # Errors
+/// [`StoreError`]: it is not noted.
+pub(crate) async fn note_reserved(
+    inboxes: &Inboxes,
+    name: &str,
+    token: TokenId,
+    how: Option<&Inbox>,
+    provider: Option<&str>,
+) -> Result<(), StoreError> {
+    match reserved(inboxes, name, token, how, provider).await? {
+        Some(settings) => inboxes.records.open_inbox(name, token, json(&settings), now()).await,
+        None => leave_to(inboxes, name, token).await,
+    }
+}
+
+/// The settings of a reserved name's inbox; none where it is to have none.
+async fn reserved(
+    inboxes: &Inboxes,
+    name: &str,
+    token: TokenId,
+    how: Option<&Inbox>,
+    provider: Option<&str>,
+) -> Result<Option<Settings>, StoreError> {
+    let there = inboxes.records.inbox(name).await?.filter(|inbox| inbox.token == token);
+    if how.is_none() && there.is_none() {
+        return Ok(None);
+    }
+    let mut settings: Settings = there.and_then(|inbox| serde_json::from_str(&inbox.settings).ok()).unwrap_or_default();
+    if let Some(how) = how {
+        settings.inbox = how.clone();
+    }
+    settings.provider = provider.map(str::to_owned).or(settings.provider);
+    Ok(Some(settings))
+}
+
+/// The names of the tokens that have inboxes, by the names of those.
+///
+/// # Errors
+/// [`StoreError`].
+pub(crate) async fn owners(inboxes: &Inboxes, store: &Store) -> Result<HashMap<String, String>, StoreError> {
+    let tokens = store.list_tokens(unix_now()).await?;
+    let tokens: HashMap<TokenId, String> = tokens.into_iter().map(|one| (one.token.id, one.token.name)).collect();
+    let all = inboxes.records.inboxes().await?;
+    Ok(all.into_iter().filter_map(|inbox| Some((inbox.name, tokens.get(&inbox.token)?.clone()))).collect())
+}
+
+/// Settings as they are kept.
+fn json(settings: &Settings) -> String {
+    serde_json::to_string(settings).unwrap_or_default()
+}
+
 /// Sees to it that a name which is a token's now has no other token's inbox.
 ///
 /// # Errors
 /// [`StoreError`]: it may still have one.
-pub(crate) async fn leave_to(shared: &Shared, name: &str, token: TokenId) -> Result<(), StoreError> {
+pub(crate) async fn leave_to(inboxes: &Inboxes, name: &str, token: TokenId) -> Result<(), StoreError> {
     // One of a token that has ended is not open, and is there all the same.
-    let there = shared.inboxes.records.inbox(name).await?;
-    if there.is_some_and(|inbox| inbox.token != token) { close(&shared.inboxes, name).await.map(drop) } else { Ok(()) }
+    let there = inboxes.records.inbox(name).await?;
+    if there.is_some_and(|inbox| inbox.token != token) { close(inboxes, name).await.map(drop) } else { Ok(()) }
 }
 
 /// Takes no more webhooks for a token that has ended. What is there stays until its names are another's.

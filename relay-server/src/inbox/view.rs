@@ -20,6 +20,7 @@ pub(crate) fn inbox(inbox: &records::Inbox) -> Inbox {
     let settings: Settings = serde_json::from_str(&inbox.settings).unwrap_or_default();
     Inbox {
         name: inbox.name.clone(),
+        token: None,
         how: settings.inbox.to_string(),
         paused: inbox.paused,
         waiting: inbox.waiting,

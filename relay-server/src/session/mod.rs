@@ -336,7 +336,7 @@ impl Session {
         let name = self.claim(spec.name.as_deref()).await?;
         let kept = match Settings::of(&asked) {
             Some(settings) => inbox::open(&self.shared, name.as_str(), self.token.id, settings).await,
-            None => inbox::leave_to(&self.shared, name.as_str(), self.token.id).await,
+            None => inbox::leave_to(&self.shared.inboxes, name.as_str(), self.token.id).await,
         };
         kept.map_err(|error| {
             tracing::error!(%error, "an inbox was not opened, or not closed");
@@ -660,7 +660,7 @@ mod tests {
         drop(tasks);
         session.await.unwrap();
         assert_eq!((secrets("asks"), secrets("plain")), (1, 0));
-        shared.follow(Change::Revoked(token.id));
+        shared.clone().follow(Change::Revoked(token.id)).await.unwrap();
         assert_eq!(secrets("asks"), 0);
     }
     /// The connection may be lost again before the client has its Welcome, and then comes back with the key that it had.
@@ -697,7 +697,7 @@ mod tests {
         }
         // A key whose token has ended leaves nothing.
         shared.sessions.keys.revoke(token.id, Instant::now());
-        shared.follow(Change::Revoked(token.id));
+        shared.clone().follow(Change::Revoked(token.id)).await.unwrap();
         assert!(!left(&shared, "hooks").webhooks.handshake);
         shared.sessions.keys.end(token.id, hash, &shared.limits, Instant::now(), |is_known| assert!(!is_known));
     }

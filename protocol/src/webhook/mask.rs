@@ -3,8 +3,9 @@
 
 use http::{HeaderName, HeaderValue};
 use memchr::memmem::Finder;
-use relay_protocol::message::HeaderList;
-use relay_protocol::webhook::{Draft, Provider, Request};
+
+use super::{Draft, Provider, Request};
+use crate::message::HeaderList;
 
 /// What stands where a secret stood.
 pub const MASK: &str = "***";
@@ -113,10 +114,9 @@ fn without(bytes: &[u8], secret: &Finder<'_>) -> Option<Vec<u8>> {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
-    use http::Method;
-    use relay_protocol::webhook::Table;
-
+    use super::super::Table;
     use super::*;
+    use http::Method;
 
     #[test]
     fn what_lets_somebody_in_is_masked_and_nothing_else() {

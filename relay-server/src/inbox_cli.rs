@@ -1,0 +1,385 @@
+//! `relay-server inbox …`: what the relay keeps of all tunnels, for the operator and for scripts.
+//!
+//! The words are those of `relay inbox`, by which the owner of a tunnel does the same over HTTPS.
+
+use std::borrow::Cow;
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueEnum};
+use http::Method;
+use relay_protocol::inbox::api::{Done, Inbox, Inboxes, Page, Tried, Webhook, Which, Whole};
+use relay_protocol::webhook::{Draft, Request as Received, Table, mask};
+use serde::Serialize;
+use tokio::time::{Instant, sleep};
+use ulid::Ulid;
+
+use crate::config::duration;
+use crate::control::{Control, InboxRequest, Reply, Request};
+use crate::log::is_harmless;
+use crate::store::Name;
+use crate::token_cli::{CliError, Output, ask};
+
+/// How often is looked whether an inbox is empty.
+const LOOK: Duration = Duration::from_millis(300);
+
+/// Bytes of a body that are shown; all of them are exported.
+const SHOWN: usize = 16 * 1024;
+
+/// The flags of `relay-server inbox`.
+#[derive(Args, Debug)]
+pub struct InboxArgs {
+    /// What is to be done; without it, all inboxes are listed
+    #[command(subcommand)]
+    pub command: Option<InboxCommand>,
+    /// For people, or one JSON object per line
+    #[arg(long, value_name = "FORM", value_enum, default_value_t, global = true)]
+    pub output: Output,
+}
+
+/// What can be done with inboxes.
+#[derive(Debug, Subcommand)]
+pub enum InboxCommand {
+    /// List all inboxes, or the webhooks of one, the newest last
+    List {
+        /// The tunnel's name
+        name: Option<Name>,
+        /// Only those that wait, were delivered, or are dead letters
+        #[arg(long, value_name = "STATE", value_enum, requires = "name")]
+        state: Option<InboxState>,
+        /// So many at most
+        #[arg(long, value_name = "NUMBER", default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=1000))]
+        limit: u16,
+    },
+    /// Show one with its attempts, headers and body; credentials are masked
+    Show {
+        /// The tunnel's name
+        name: Name,
+        /// The webhook's id
+        id: Ulid,
+    },
+    /// Try webhooks again at once; dead letters wait again
+    Retry {
+        /// The tunnel's name
+        name: Name,
+        /// Which ones.
+        #[command(flatten)]
+        which: WhichArgs,
+    },
+    /// Forget webhooks
+    Drop {
+        /// The tunnel's name
+        name: Name,
+        /// Which ones.
+        #[command(flatten)]
+        which: WhichArgs,
+    },
+    /// Deliver nothing for now; what comes is kept
+    Pause {
+        /// The tunnel's name
+        name: Name,
+    },
+    /// Deliver again
+    Resume {
+        /// The tunnel's name
+        name: Name,
+    },
+    /// Have all that wait tried at once, and wait until none is left
+    Drain {
+        /// The tunnel's name
+        name: Name,
+        /// For so long at most
+        #[arg(long, value_name = "TIME", default_value = "5m", value_parser = within)]
+        within: Duration,
+    },
+    /// Write one as a raw HTTP request, which `relay verify` and `relay send` read
+    Export {
+        /// The tunnel's name
+        name: Name,
+        /// The webhook's id
+        id: Ulid,
+    },
+    /// Close an inbox: the tunnel is live again, and what is in it is forgotten
+    Close {
+        /// The tunnel's name
+        name: Name,
+    },
+}
+
+/// Which webhooks are meant.
+#[derive(Args, Debug)]
+#[group(required = true, multiple = false)]
+pub struct WhichArgs {
+    /// Those of these ids
+    #[arg(value_name = "ID")]
+    pub ids: Vec<Ulid>,
+    /// All that wait, were delivered, or are dead letters
+    #[arg(long, value_name = "STATE", value_enum)]
+    pub all: Option<InboxState>,
+}
+
+impl From<WhichArgs> for Which {
+    fn from(WhichArgs { ids, all }: WhichArgs) -> Self {
+        match all {
+            Some(state) => Self::All(state.word()),
+            None => Self::Ids(ids.iter().map(Ulid::to_string).collect()),
+        }
+    }
+}
+
+/// Where a webhook is on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum InboxState {
+    /// To be delivered
+    Waiting,
+    /// The app has answered
+    Delivered,
+    /// Given up
+    Dead,
+}
+
+impl InboxState {
+    fn word(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+}
+
+fn within(text: &str) -> Result<Duration, String> {
+    duration("--within", text).map_err(|error| error.to_string())
+}
+
+/// Carries out a command on the relay whose data directory this is.
+///
+/// # Errors
+///
+/// [`CliError`] says what was not done, and why.
+pub async fn run(args: InboxArgs, data_dir: &Path) -> Result<(), CliError> {
+    match run_to(args, data_dir, &mut io::stdout(), &mut io::stderr()).await {
+        // Whoever reads has seen enough.
+        Err(CliError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        done => done,
+    }
+}
+
+async fn run_to(
+    InboxArgs { command, output }: InboxArgs,
+    data_dir: &Path,
+    out: &mut impl Write,
+    talk: &mut impl Write,
+) -> Result<(), CliError> {
+    let relay = Relay { data_dir };
+    match command.unwrap_or(InboxCommand::List { name: None, state: None, limit: 50 }) {
+        InboxCommand::List { name: None, .. } => {
+            let Reply::Inboxes(Inboxes { inboxes }) = relay.ask(InboxRequest::List).await? else {
+                return Err(CliError::Unexpected);
+            };
+            if inboxes.is_empty() {
+                writeln!(talk, "There are no inboxes; `relay-server token reserve TOKEN NAME --inbox` opens one.")?;
+            }
+            write_all(out, output, &inboxes, of_inbox)?;
+        }
+        InboxCommand::List { name: Some(name), state, limit } => {
+            let state = state.map(InboxState::word);
+            let Page { inbox, mut webhooks } = relay.page(&name, state, limit.into()).await?;
+            webhooks.reverse();
+            write_all(out, output, &webhooks, of_webhook)?;
+            if output == Output::Text {
+                write_all(out, output, &[inbox], of_inbox)?;
+            }
+        }
+        InboxCommand::Show { name, id } => {
+            let whole = relay.webhook(&name, id).await?;
+            match output {
+                Output::Json => write_all(out, output, &[whole], |_| Vec::new())?,
+                Output::Text => write_whole(out, &whole)?,
+            }
+        }
+        InboxCommand::Export { name, id } => {
+            let whole = relay.webhook(&name, id).await?;
+            let body = whole.body().ok_or(CliError::Gone)?;
+            write_head(out, &whole.webhook, &whole.webhook.path, &whole.header_list())?;
+            out.write_all(&body)?;
+        }
+        InboxCommand::Retry { name, which } => {
+            let done = relay.done(InboxRequest::Retry { inbox: name.to_string(), which: which.into() }).await?;
+            write_all(out, output, &[done], of_done)?;
+        }
+        InboxCommand::Drop { name, which } => {
+            let done = relay.done(InboxRequest::Drop { inbox: name.to_string(), which: which.into() }).await?;
+            write_all(out, output, &[done], of_done)?;
+        }
+        InboxCommand::Pause { name } => write_all(out, output, &[relay.pause(&name, true).await?], of_inbox)?,
+        InboxCommand::Resume { name } => write_all(out, output, &[relay.pause(&name, false).await?], of_inbox)?,
+        InboxCommand::Drain { name, within } => {
+            write_all(out, output, &[relay.drain(&name, within).await?], of_inbox)?;
+        }
+        InboxCommand::Close { name } => {
+            let done = relay.done(InboxRequest::Close { inbox: name.to_string() }).await?;
+            write_all(out, output, &[done], of_done)?;
+        }
+    }
+    Ok(out.flush()?)
+}
+
+/// The relay that a data directory belongs to, or the directory itself.
+struct Relay<'a> {
+    data_dir: &'a Path,
+}
+
+impl Relay<'_> {
+    async fn ask(&self, request: InboxRequest) -> Result<Reply, CliError> {
+        ask(self.data_dir, Request::Inbox(request)).await
+    }
+
+    async fn page(&self, name: &Name, state: Option<String>, limit: usize) -> Result<Page, CliError> {
+        match self.ask(InboxRequest::Page { inbox: name.to_string(), state, limit }).await? {
+            Reply::Webhooks(page) => Ok(page),
+            _ => Err(CliError::Unexpected),
+        }
+    }
+
+    async fn webhook(&self, name: &Name, id: Ulid) -> Result<Whole, CliError> {
+        match self.ask(InboxRequest::Show { inbox: name.to_string(), id: id.to_string() }).await? {
+            Reply::Webhook(whole) => Ok(*whole),
+            _ => Err(CliError::Unexpected),
+        }
+    }
+
+    async fn pause(&self, name: &Name, paused: bool) -> Result<Inbox, CliError> {
+        match self.ask(InboxRequest::Pause { inbox: name.to_string(), paused }).await? {
+            Reply::Inbox(inbox) => Ok(inbox),
+            _ => Err(CliError::Unexpected),
+        }
+    }
+
+    async fn done(&self, request: InboxRequest) -> Result<Done, CliError> {
+        match self.ask(request).await? {
+            Reply::Done(done) => Ok(done),
+            _ => Err(CliError::Unexpected),
+        }
+    }
+
+    /// Has everything tried at once, and waits until nothing waits.
+    async fn drain(&self, name: &Name, within: Duration) -> Result<Inbox, CliError> {
+        if !Control::open(self.data_dir).await?.is_running() {
+            return Err(CliError::NotRunning { directory: self.data_dir.to_owned() });
+        }
+        let until = Instant::now() + within;
+        self.pause(name, false).await?;
+        self.done(InboxRequest::Retry { inbox: name.to_string(), which: Which::All("waiting".to_owned()) }).await?;
+        loop {
+            let Page { inbox, .. } = self.page(name, None, 1).await?;
+            match inbox.waiting {
+                0 => return Ok(inbox),
+                left if Instant::now() >= until => return Err(CliError::Waits { left, name: name.clone() }),
+                _ => sleep(LOOK).await,
+            }
+        }
+    }
+}
+
+// ---- lines -----------------------------------------------------------------------------------------
+
+fn write_all<T: Serialize>(
+    out: &mut impl Write,
+    output: Output,
+    list: &[T],
+    parts: fn(&T) -> Vec<Cow<'_, str>>,
+) -> io::Result<()> {
+    list.iter().try_for_each(|one| match output {
+        Output::Json => writeln!(out, "{}", serde_json::to_string(one).map_err(io::Error::from)?),
+        Output::Text => writeln!(out, "{}", harmless(&parts(one).join("  "))),
+    })
+}
+
+fn of_inbox(inbox: &Inbox) -> Vec<Cow<'_, str>> {
+    let Inbox { name, token, how, paused, waiting, delivered, dead, oldest_at, .. } = inbox;
+    let token = token.as_ref().map(|token| format!("of {token}").into());
+    let counts = [format!("{waiting} waiting"), format!("{delivered} delivered"), format!("{dead} dead")];
+    let paused = paused.then(|| "paused".into());
+    let oldest = oldest_at.as_ref().map(|at| format!("oldest of {at}").into());
+    let parts = std::iter::once(name.into()).chain(token).chain(counts.map(Cow::from));
+    parts.chain([how.into()]).chain(paused).chain(oldest).collect()
+}
+
+fn of_webhook(webhook: &Webhook) -> Vec<Cow<'_, str>> {
+    let Webhook { id, state, method, path, first_at, attempts, status, due_at, under_way, reason, .. } = webhook;
+    let status = status.map_or_else(|| "---".into(), |status| status.to_string().into());
+    let mut parts: Vec<Cow<'_, str>> = vec![id.into(), first_at.into(), format!("{state:<9}").into(), status];
+    parts.push(format!("{method:<4} {path}").into());
+    let event: Vec<&str> = [&webhook.provider, &webhook.event_type].into_iter().flatten().map(String::as_str).collect();
+    parts.extend((!event.is_empty()).then(|| event.join(" ").into()));
+    let plural = if *attempts == 1 { "" } else { "s" };
+    parts.extend((*attempts > 0).then(|| format!("{attempts} attempt{plural}").into()));
+    if *under_way {
+        parts.push("is being tried".into());
+    } else if state == "waiting" && *attempts > 0 {
+        parts.extend(due_at.as_ref().map(|at| format!("next {at}").into()));
+    }
+    parts.extend(reason.as_ref().map(Cow::from));
+    parts.extend(webhook.differs_from.as_ref().map(|id| format!("differs from {id}").into()));
+    parts
+}
+
+fn of_tried(tried: &Tried) -> Vec<Cow<'_, str>> {
+    let Tried { number, at, duration_ms, status, error } = tried;
+    let outcome = status.map(|status| status.to_string()).or_else(|| error.clone()).unwrap_or_default();
+    vec![format!("attempt {number}").into(), at.into(), format!("{duration_ms} ms").into(), outcome.into()]
+}
+
+fn of_done(done: &Done) -> Vec<Cow<'_, str>> {
+    vec![done.count.to_string().into()]
+}
+
+/// A webhook as a person may see it, without what lets in whoever knows it.
+fn write_whole(out: &mut impl Write, whole: &Whole) -> Result<(), CliError> {
+    let webhook = &whole.webhook;
+    write_all(out, Output::Text, std::slice::from_ref(webhook), of_webhook)?;
+    write_all(out, Output::Text, &whole.tried, of_tried)?;
+    let (table, headers, body) = (Table::built_in()?, whole.header_list(), whole.body());
+    let method = webhook.method.parse().unwrap_or(Method::POST);
+    let received = Received::new(&method, &webhook.url, &headers, body.as_deref().unwrap_or_default());
+    let provider = webhook.provider.as_deref().and_then(|id| table.get(id));
+    let Draft { url, headers, body: shown } = mask::request(&received, provider.map(AsRef::as_ref));
+    let path = url.split_once("://").and_then(|(_, rest)| Some(&rest[rest.find('/')?..])).unwrap_or("/");
+    let mut head = Vec::new();
+    write_head(&mut head, webhook, path, &headers)?;
+    writeln!(out)?;
+    write_text(out, &head)?;
+    let text = std::str::from_utf8(&shown).ok().filter(|text| !text.contains('\0'));
+    match (body, text) {
+        (None, _) => writeln!(out, "(the body is not kept any more)")?,
+        (Some(_), Some(text)) if text.len() <= SHOWN => {
+            write_text(out, text.as_bytes())?;
+            writeln!(out)?;
+        }
+        (Some(body), _) => writeln!(out, "({} bytes; relay-server inbox export writes them)", body.len())?,
+    }
+    Ok(())
+}
+
+/// A request line and header lines as a file has them, and the empty line behind them.
+fn write_head(
+    out: &mut impl Write,
+    webhook: &Webhook,
+    path: &str,
+    headers: &[(http::HeaderName, http::HeaderValue)],
+) -> io::Result<()> {
+    writeln!(out, "{} {path} HTTP/1.1", webhook.method)?;
+    for (name, value) in headers {
+        out.write_all(&[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\n"].concat())?;
+    }
+    writeln!(out)
+}
+
+/// Lines of a stranger's.
+fn write_text(out: &mut impl Write, text: &[u8]) -> io::Result<()> {
+    String::from_utf8_lossy(text).lines().try_for_each(|line| writeln!(out, "{}", harmless(line)))
+}
+
+/// A stranger's text in one line, without anything that a terminal would act on.
+fn harmless(text: &str) -> String {
+    let piece = |c: char| if c == ' ' || is_harmless(c) { c.to_string() } else { c.escape_unicode().to_string() };
+    text.chars().map(piece).collect()
+}
