@@ -160,6 +160,8 @@ pub struct Limits {
     pub inbox_count: u64,
     /// Bytes of those, with their heads.
     pub inbox_bytes: u64,
+    /// Webhooks of one inbox that are tried as they come. Those beyond wait in the inbox for their first attempt.
+    pub inbox_live: usize,
     /// By when a sender whose limit is not known is told that its webhook is accepted.
     pub inbox_ack: Duration,
     /// The wait after the first attempt to deliver a webhook. Each further one doubles it, up to an hour.
@@ -205,6 +207,7 @@ impl Default for Limits {
             inbox_body: 25 << 20,
             inbox_count: 100_000,
             inbox_bytes: 1 << 30,
+            inbox_live: 256,
             inbox_ack: Duration::from_millis(4250),
             inbox_retry: Duration::from_secs(5),
             inbox_delivered: Duration::from_secs(3 * 24 * 3600),
@@ -364,6 +367,8 @@ pub struct FileLimits {
     pub inbox_count: Option<u64>,
     /// [`Limits::inbox_bytes`].
     pub inbox_bytes: Option<u64>,
+    /// [`Limits::inbox_live`].
+    pub inbox_live: Option<usize>,
     /// [`Limits::inbox_ack`].
     pub inbox_ack: Option<String>,
     /// [`Limits::inbox_retry`].
@@ -528,6 +533,7 @@ impl FileLimits {
         limits.inbox_body = self.inbox_body.unwrap_or(limits.inbox_body);
         limits.inbox_count = self.inbox_count.unwrap_or(limits.inbox_count);
         limits.inbox_bytes = self.inbox_bytes.unwrap_or(limits.inbox_bytes);
+        limits.inbox_live = self.inbox_live.unwrap_or(limits.inbox_live);
         limits.inbox_delivered_count = self.inbox_delivered_count.unwrap_or(limits.inbox_delivered_count);
         limits.connections = self.connections.unwrap_or(limits.connections);
         limits.connections_per_address = self.connections_per_address.unwrap_or(limits.connections_per_address);

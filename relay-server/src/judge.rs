@@ -6,11 +6,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use jiff::Timestamp;
 use relay_protocol::exchange::public_url;
-use relay_protocol::message::RequestHead;
-use relay_protocol::webhook::{Judgement, Provider, Reply, Request, Table, Verdict, Verify, Webhooks};
+use relay_protocol::message::{RequestHead, Withheld};
+use relay_protocol::webhook::{Judgement, Provider, Reply, Request, Table, Verdict, Verify, Webhooks, plain};
 
 use crate::Shared;
 use crate::session::registry::Asked;
+
+/// The most of a refused request's target that its client is told, in bytes.
+const TARGET_MAX: usize = 256;
 
 /// The longest body, in bytes, that is judged where the request is served: well below a millisecond of arithmetic. A longer
 /// one is judged elsewhere, because all others of that thread would wait for it.
@@ -85,4 +88,20 @@ fn judge_now(providers: &Table, head: &RequestHead, asked: &Asked, body: &[u8], 
         return Judged::Handshake(reply);
     }
     Judged::Signed(Some(provider.id.clone()), provider.judge(&request, credentials, at))
+}
+
+/// What the client is told of a request that is refused.
+pub(crate) fn withheld(head: &RequestHead, provider: Option<String>, code: &str, judgement: &Judgement) -> Withheld {
+    let target = head.target.as_str();
+    Withheld {
+        id: head.id.to_string(),
+        method: head.method.as_str().chars().take(TARGET_MAX).collect(),
+        target: target.get(..target.floor_char_boundary(TARGET_MAX)).unwrap_or_default().to_owned(),
+        remote: head.remote.to_string(),
+        code: code.to_owned(),
+        provider,
+        verdict: judgement.verdict.as_str().to_owned(),
+        reason: plain(&judgement.reason),
+        ..Withheld::default()
+    }
 }

@@ -5,13 +5,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use http::{Request, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
+use jiff::Timestamp;
 use relay_client::{Client, Tunnel, TunnelOptions};
 use relay_protocol::inbox::Inbox;
+use relay_protocol::webhook::{self, Credentials, Table};
 use relay_server::config::Config;
 use relay_tests::body::{empty, full, noise};
-use relay_tests::{Answer, App, Body, World, within};
+use relay_tests::{Answer, App, Body, Process, RelayClient, World, within};
+use serde_json::json;
 use tokio::sync::Notify;
 
 /// Times in which a test can see what takes minutes.
@@ -341,5 +344,96 @@ async fn nothing_is_accepted_for_a_token_that_has_ended() {
     world.stop().await;
     world.start_again().await;
     assert!(!world.post(&world.url("hooks", "/"), "x").await.status.is_success(), "nobody could take it");
+    world.shutdown().await;
+}
+
+/// As GitHub would send it, signed with this secret.
+fn signed(world: &World, secret: &str, body: &'static str) -> Request<Body> {
+    let url = world.url("hooks", "/github");
+    let table = Table::built_in().unwrap();
+    let headers = [("x-github-event", "push"), ("x-github-delivery", body), ("user-agent", "GitHub-Hookshot/044aadd")];
+    let headers = headers.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+    let credentials = Credentials { secrets: vec![secret.into()], ..Credentials::default() };
+    let request = webhook::Request::new(&Method::POST, &url, &headers, body.as_bytes());
+    let signed = table.get("github").unwrap().sign(&request, &credentials, Timestamp::now()).unwrap();
+    let mut request = Request::post(&url);
+    request.headers_mut().unwrap().extend(signed.headers);
+    request.body(full(body)).unwrap()
+}
+
+/// The relay has the secrets only while the client is there, and judges what came before when it has them.
+#[tokio::test]
+async fn what_the_relay_is_to_judge_it_judges_when_the_client_is_back() {
+    let (world, token) = away("on", |_| {}).await;
+    assert!(is_kept(&world.send(signed(&world, "another", "1")).await));
+    assert!(is_kept(&world.send(signed(&world, "right", "2")).await));
+    let (app, home) = (App::recording().await, Arc::new(tempfile::tempdir().unwrap()));
+    let upstream = app.addr().to_string();
+    let judged = ["--secret", "right", "--verify", "reject", "--verify-at", "edge", "--inspect", "off"];
+    let words = [&["http", &upstream, "--subdomain", "hooks", "--output", "json"][..], &judged].concat();
+    let words = world.arguments(&token, &words);
+    let mut client = RelayClient::of(Process::spawn_in(home.clone(), "relay", words, &[]).await).await;
+    within("the one that is signed", app.reached(1)).await;
+    let seen = app.only();
+    assert_eq!((seen.body.as_ref(), seen.header("relay-verdict")), (&b"2"[..], "valid"));
+    let withheld = client.process.event("requests.withheld").await;
+    assert_eq!((&withheld["error"], &withheld["verdict"]), (&json!("signature-invalid"), &json!("bad_signature")));
+    let words = world.arguments(&token, &["inbox", "--output", "json", "list", "hooks", "--state", "dead"]);
+    let dead = within("it is given up", async {
+        loop {
+            let dead = Process::spawn_in(home.clone(), "relay", words.clone(), &[]).await.wait().await.lines();
+            if let [dead] = &dead[..] {
+                break dead.clone();
+            }
+        }
+    })
+    .await;
+    assert!(dead["reason"].as_str().unwrap().starts_with("It is not signed as the tunnel wants it: "), "{dead}");
+    world.shutdown().await;
+}
+
+/// Slack asks once, and takes nothing for an answer but what it asks for.
+#[tokio::test]
+async fn nobody_acknowledges_a_handshake() {
+    let (world, _) = away("on", |config| config.limits.client_wait = Duration::from_millis(1)).await;
+    let asked = r#"{"type":"url_verification","challenge":"3eZb","token":"x"}"#;
+    let asked = Request::post(world.url("hooks", "/")).header("x-slack-request-timestamp", "1").body(full(asked));
+    let answer = world.send(asked.unwrap()).await;
+    assert_eq!((answer.code(), answer.headers["relay-error"].to_str().unwrap()), (503, "client-offline"));
+    world.shutdown().await;
+}
+
+#[tokio::test]
+async fn its_owner_says_how_much_it_takes_and_what_it_ignores() {
+    let inbox = || {
+        let mut inbox: Inbox = "limit=2".parse().unwrap();
+        inbox.body = Some(10);
+        inbox.ignore = vec![serde_json::from_value(json!({"provider": "github", "type": "ping"})).unwrap()];
+        inbox
+    };
+    let world = World::with(fast).await;
+    let token = world.token().await;
+    let options = TunnelOptions { inbox: Some(inbox()), ..TunnelOptions::new(App::echo().await.upstream()) };
+    let client = Client::new(world.target()).token(token.into());
+    let tunnel = within("a tunnel", Tunnel::start(client, options.subdomain("hooks"))).await.unwrap();
+    tunnel.close().await.unwrap();
+    let url = world.url("hooks", "/");
+    let long = world.post(&url, "eleven bytes").await;
+    assert_eq!((long.code(), long.headers["relay-error"].to_str().unwrap()), (413, "body-too-large"));
+    let ping = Request::post(&url).header("x-github-event", "ping").header("x-github-delivery", "1");
+    let ping = world.send(ping.header("user-agent", "GitHub-Hookshot/1").body(full("{}")).unwrap()).await;
+    assert!(ping.status.is_success(), "{ping:?}");
+    assert_eq!(ping.headers["relay-inbox"].to_str().unwrap(), "ignored");
+    let refused = within("more than two in a second", async {
+        loop {
+            let answer = world.post(&url, "short").await;
+            if !is_kept(&answer) {
+                break answer;
+            }
+        }
+    })
+    .await;
+    assert_eq!((refused.code(), refused.headers["relay-error"].to_str().unwrap()), (429, "too-many-requests"));
+    assert!(refused.headers.contains_key("retry-after"));
     world.shutdown().await;
 }

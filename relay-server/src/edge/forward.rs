@@ -37,7 +37,7 @@ use super::upgrade;
 use super::webhook::{Allowed, handshake, verify};
 use crate::Shared;
 use crate::session::registry::{Asked, Found, Tunnel};
-use crate::session::resumes;
+use crate::session::{SEEN, resumes};
 
 /// Where a request came from.
 #[derive(Clone, Copy, Debug)]
@@ -63,10 +63,6 @@ impl Sender {
 /// A body that is still arriving after a second is an upload and not a webhook. Where nobody but the relay has set the
 /// deadline, the service's time to answer then counts from the last byte, as long as there come this many in each second.
 pub(super) const SLOWEST_UPLOAD: u64 = 1024;
-
-/// A client that has not said anything of a request for so long is asked whether it has got it, because what it has got
-/// is answered at once when its link is lost. Most requests are answered sooner, and cost no question.
-const SEEN: Duration = Duration::from_millis(200);
 
 /// Passes one request to its tunnel and the answer back.
 pub(crate) async fn forward(

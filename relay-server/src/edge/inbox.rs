@@ -12,10 +12,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method, Response, StatusCode};
-use relay_protocol::exchange::public_url;
+use jiff::Timestamp;
+use relay_protocol::exchange::{content_length, public_url};
 use relay_protocol::message::Payload;
-use relay_protocol::webhook::{Event, Judgement, OnDeadline, Provider, Request};
-use tokio::sync::oneshot;
+use relay_protocol::webhook::{Credentials, Event, Judgement, OnDeadline, Provider, Request};
 use tokio::time::timeout_at;
 use ulid::Ulid;
 
@@ -25,14 +25,16 @@ use super::forward::{Delivered, Failure, Instead, SLOWEST_UPLOAD, first_part, re
 use super::gate::PublicHost;
 use super::record::Exchange;
 use super::respond::RELAY_INBOX;
-use super::webhook::{handshake, place, verify};
+use super::room::Share;
+use super::webhook::{place, verify};
 use crate::Shared;
-use crate::inbox::delivery::{self, Source, Webhook};
+use crate::inbox::arrival::{self, Arrival};
 use crate::inbox::records::{AcceptError, Accepted, New, Quota, Take};
-use crate::inbox::spool::Body;
+use crate::inbox::spool::{Body, MAX_INLINE};
 use crate::inbox::{Open, Settings, millis, now};
 use crate::judge::sender;
 use crate::session::registry::Found;
+use crate::store::StoreError;
 
 /// Keeps a request in the inbox of its tunnel and answers it, where the tunnel has one and the request is a webhook that may
 /// be acknowledged for the app. None: it goes the way of all others.
@@ -46,13 +48,8 @@ pub(super) async fn keep(
     let name = shared.name_of(&host.host).filter(|_| is_webhook && exchange.head.upgrade.is_none());
     let Some(inbox) = name.and_then(|name| shared.inboxes.get(name)) else { return Ok(None) };
     let settings = inbox.settings();
-    first_part(upload).await.map_err(|error| error.cause())?;
-    if !upload.has_ended() {
-        // Who has sent it, and whether it may be acknowledged, its body says as often as its head.
-        let until = exchange.started + allowed(shared, &settings, None);
-        let gathered = upload.gather(MAX_KEPT, until, || place(shared, exchange, inbox.token)).await;
-        gathered.map_err(|error| error.cause())?;
-    }
+    gather(shared, exchange, &inbox, &settings, upload).await?;
+    let Some(about) = about(shared, exchange, &settings, upload) else { return Ok(None) };
     let tunnel = match shared.registry.find(&inbox.name) {
         // The name is another token's by now.
         Found::Tunnel(tunnel) if tunnel.token != inbox.token => return Ok(None),
@@ -60,82 +57,94 @@ pub(super) async fn keep(
             verify(shared, exchange, &tunnel, upload).await?;
             Some(tunnel)
         }
-        Found::Away(Some((token, asked))) => {
-            let until = exchange.started + allowed(shared, &settings, None);
-            if let Some(answer) = handshake(shared, exchange, (token, &asked), upload, until).await? {
-                return Err(Instead::Answered(Box::new(answer)));
-            }
-            None
-        }
-        Found::Away(None) | Found::Nothing => None,
+        Found::Away(_) | Found::Nothing => None,
     };
-    if settings.judged && tunnel.is_none() {
-        // Nobody could judge it any more, and the client relies on us.
-        return Ok(None);
+    let provider = about.provider.as_deref();
+    exchange.provider = provider.map(|provider| provider.id.clone());
+    if about.is_ignored {
+        return Ok(Some(acknowledge(&settings, provider, "ignored")));
     }
-    let provider = sender(&shared.providers, settings.provider.as_deref(), &exchange.head, upload.held()).cloned();
-    if let Some(provider) = &provider {
-        let url = public_url(&exchange.head);
-        let request = Request::new(&exchange.head.method, &url, &exchange.head.headers, upload.held());
-        if provider.on_deadline(&request) != OnDeadline::Ack {
-            Judgement::untell(&mut exchange.head.headers);
-            return Ok(None);
-        }
+    if !inbox.admits() {
+        let message = "The tunnel's inbox takes no more webhooks at the moment: its owner has set a limit.".to_owned();
+        return Err(Failure { cause: Cause::TooManyRequests, message: Some(message) }.into());
     }
-    exchange.provider = provider.as_ref().map(|provider| provider.id.clone());
-    let body = receive(shared, exchange, &inbox, upload).await?;
-    let source = match &body {
-        Body::Inline { bytes, .. } => Some(Source::Bytes(bytes.clone())),
-        Body::Spooled { .. } => None,
-    };
-    let event = match (&provider, &body) {
-        (Some(provider), Body::Inline { bytes, .. }) => {
-            let url = public_url(&exchange.head);
-            provider.event(&Request::new(&exchange.head.method, &url, &exchange.head.headers, bytes))
+    let (body, room) = receive(shared, exchange, &inbox, &settings, upload).await?;
+    let new = new(shared, exchange, &inbox, &settings, (body, upload.trailers().clone()), &about)?;
+    let (own, acknowledged) = (new.id, exchange.started + allowed(shared, &settings, provider));
+    let Arrival { stored, mut answer } = arrival::take(shared, inbox, new, exchange.head.clone(), tunnel, room);
+    let id = match timeout_at(acknowledged, stored).await {
+        Ok(Ok(Ok(Accepted::Stored { .. }))) => own,
+        Ok(Ok(Ok(Accepted::Newer { of, .. }))) => of,
+        Ok(Ok(Ok(Accepted::Delivered { of }))) => {
+            return Ok(Some(acknowledge(&settings, provider, &format!("delivered; id={of}"))));
         }
-        _ => Event::default(),
-    };
-    let acknowledged = exchange.started + allowed(shared, &settings, provider.as_deref());
-    let trailers = upload.trailers().clone();
-    let accepted =
-        accept(shared, exchange, &inbox, &settings, tunnel.is_some(), (body, trailers.clone()), event).await?;
-    let own = ulid(&exchange.head.id);
-    let (due, id) = match accepted {
-        Accepted::Stored { due } => (due, own),
-        Accepted::Newer { due, of } => (due, of),
-        Accepted::Delivered { of } => {
-            return Ok(Some(acknowledge(&settings, provider.as_deref(), &format!("delivered; id={of}"))));
+        Ok(Ok(Err(error))) => return Err(refused(error)),
+        // It may yet be stored. The sender is not told so before it is.
+        Err(_) => {
+            let message =
+                "The disk of the tunnel's inbox takes too long, so that the webhook was not accepted.".to_owned();
+            return Err(Failure { cause: Cause::InboxFailed, message: Some(message) }.into());
         }
+        Ok(Err(_)) => return Err(Cause::InboxFailed.into()),
     };
-    let answer = match tunnel.zip(due) {
-        None => {
-            inbox.wake();
-            None
-        }
-        Some((tunnel, due)) => {
-            let (wanted, answer) = oneshot::channel();
-            let owner = shared.clone();
-            let head = exchange.head.clone();
-            shared.spawn(async move {
-                let body = match source {
-                    Some(source) => Ok(source),
-                    None => owner.inboxes.records().spool().open(due.id).await.map(Source::File),
-                };
-                let Ok(body) = body else {
-                    // It is there, and the next attempt finds it.
-                    drop(due);
-                    return inbox.wake();
-                };
-                let webhook = Webhook { head, body, trailers };
-                delivery::attempt(&owner, &inbox, &tunnel, due, webhook, Some(wanted)).await;
-            });
-            timeout_at(acknowledged, answer).await.ok().and_then(Result::ok)
+    let answered = match timeout_at(acknowledged, &mut answer).await {
+        Ok(answered) => answered.ok(),
+        Err(_) => {
+            // From here on nobody is told that the sender has the app's answer; it may have been just now.
+            answer.close();
+            answer.try_recv().ok()
         }
     };
-    match answer {
+    match answered {
         Some((head, stream)) => respond(exchange, head, stream, false).map(Some),
-        None => Ok(Some(acknowledge(&settings, provider.as_deref(), &format!("stored; id={id}")))),
+        None => Ok(Some(acknowledge(&settings, provider, &format!("stored; id={id}")))),
     }
+}
+
+/// Waits for as much of the body as is looked at: who has sent it, and whether it may be acknowledged, that says as often as
+/// the head.
+async fn gather(
+    shared: &Shared,
+    exchange: &Exchange,
+    inbox: &Open,
+    settings: &Settings,
+    upload: &mut Upload,
+) -> Result<(), Instead> {
+    first_part(upload).await.map_err(|error| error.cause())?;
+    if !upload.has_ended() {
+        let until = exchange.started + allowed(shared, settings, None);
+        let gathered = upload.gather(MAX_KEPT, until, || place(shared, exchange, inbox.token)).await;
+        gathered.map_err(|error| error.cause())?;
+    }
+    Ok(())
+}
+
+/// What a webhook is about.
+struct About {
+    provider: Option<Arc<Provider>>,
+    event: Event,
+    /// The owner wants none such.
+    is_ignored: bool,
+}
+
+/// None for what nobody but the app may answer: senders that do what the answer says, and handshakes.
+fn about(shared: &Shared, exchange: &Exchange, settings: &Settings, upload: &Upload) -> Option<About> {
+    let (head, url) = (&exchange.head, public_url(&exchange.head));
+    let is_whole = upload.has_ended();
+    let provider = sender(&shared.providers, settings.provider.as_deref(), head, upload.held()).cloned();
+    // Half a body is none that could be read.
+    let body: &[u8] = if is_whole { upload.held() } else { &[] };
+    let request = Request::new(&head.method, &url, &head.headers, body);
+    if let Some(provider) = &provider {
+        let handshake = || provider.handshake(&request, &Credentials::default(), Timestamp::now());
+        if provider.on_deadline(&request) != OnDeadline::Ack || handshake().is_some() {
+            return None;
+        }
+    }
+    let event = provider.as_ref().map(|provider| provider.event(&request)).unwrap_or_default();
+    let id = provider.as_ref().map(|provider| provider.id.as_str());
+    let is_ignored = settings.inbox.ignores(id, &request, &event, is_whole);
+    Some(About { provider, event, is_ignored })
 }
 
 /// By when the sender is answered, from when it began to count.
@@ -145,18 +154,22 @@ fn allowed(shared: &Shared, settings: &Settings, provider: Option<&Provider>) ->
     settings.timeout().map_or(its, |timeout| timeout.min(its))
 }
 
-/// Takes in the body, in memory while it is short.
+/// Takes in the body, in memory while it is short, and with it the room that it takes there.
 async fn receive(
     shared: &Arc<Shared>,
     exchange: &Exchange,
     inbox: &Open,
+    settings: &Settings,
     upload: &mut Upload,
-) -> Result<Body, Instead> {
-    let most = shared.limits.inbox_body;
+) -> Result<(Body, Option<Share>), Instead> {
+    let most = shared.limits.inbox_body.min(settings.inbox.body.unwrap_or(u64::MAX));
     let too_large = || {
-        let message = Some(format!("The webhook's body has more than {most} bytes, which is what an inbox takes."));
+        let message = Some(format!("The webhook's body has more than {most} bytes, which is what this inbox takes."));
         Failure { cause: Cause::BodyTooLarge, message }
     };
+    if content_length(&exchange.head).is_some_and(|declared| declared > most) {
+        return Err(too_large().into());
+    }
     let mut share = None;
     let mut incoming = shared.inboxes.records().spool().receive(ulid(&exchange.head.id));
     while let Some(piece) = upload.next().await.map_err(|error| error.cause())? {
@@ -174,13 +187,13 @@ async fn receive(
             share = Some(place(shared, exchange, inbox.token).ok_or(Cause::TooManyRequests)?);
         }
         incoming.push(&piece).await.map_err(|error| failed(&error))?;
-        let held = usize::try_from(incoming.size()).unwrap_or(usize::MAX).min(crate::inbox::spool::MAX_INLINE);
+        let held = usize::try_from(incoming.size()).unwrap_or(usize::MAX).min(MAX_INLINE);
         if !share.as_mut().is_none_or(|share| share.grow(held)) {
             return Err(Cause::TooManyRequests.into());
         }
     }
     exchange.received(upload.received());
-    Ok(incoming.finish().await.map_err(|error| failed(&error))?)
+    Ok((incoming.finish().await.map_err(|error| failed(&error))?, share))
 }
 
 fn failed(error: &std::io::Error) -> Failure {
@@ -191,55 +204,56 @@ fn failed(error: &std::io::Error) -> Failure {
     Cause::InboxFailed.into()
 }
 
-/// Puts it on disk.
-async fn accept(
+/// What is stored of it.
+fn new(
     shared: &Shared,
     exchange: &Exchange,
     inbox: &Open,
     settings: &Settings,
-    is_there: bool,
     (body, trailers): (Body, Bytes),
-    event: Event,
-) -> Result<Accepted, Instead> {
+    about: &About,
+) -> Result<New, Failure> {
     let head = exchange.head.to_bytes().map_err(|error| Failure {
         cause: Cause::BadRequest,
         message: Some(format!("The request's head cannot be kept: {error}.")),
     })?;
-    let take = match (is_there, settings.inbox.ordered) {
-        (false, _) => Take::No,
-        (true, false) => Take::Now,
-        (true, true) => Take::IfFirst,
-    };
-    let verdict = Judgement::told(&exchange.head.headers).map(|judgement| judgement.verdict);
     let dedupe = millis(settings.inbox.dedupe());
-    let new = New {
+    let limits = &shared.limits;
+    Ok(New {
         id: ulid(&exchange.head.id),
         inbox: inbox.name.clone(),
         token: inbox.token,
         received_at: now(),
-        take,
+        take: Take::No,
         head,
         trailers,
         body,
         provider: exchange.provider.clone(),
-        event_id: event.id,
-        event_type: event.kind,
-        verdict,
+        event_id: about.event.id.clone(),
+        event_type: about.event.kind.clone(),
+        verdict: Judgement::told(&exchange.head.headers).map(|judgement| judgement.verdict),
         dedupe_since: (dedupe > 0).then(|| now().saturating_sub(dedupe)),
-        quota: Quota { count: shared.limits.inbox_count, bytes: shared.limits.inbox_bytes },
-    };
-    shared.inboxes.records().accept(new).await.map_err(|error| match error {
+        quota: Quota {
+            count: limits.inbox_count.min(settings.inbox.count.unwrap_or(u64::MAX)),
+            bytes: limits.inbox_bytes.min(settings.inbox.bytes.unwrap_or(u64::MAX)),
+        },
+    })
+}
+
+/// Why it was not accepted.
+fn refused(error: AcceptError) -> Instead {
+    match error {
         // It was closed just now, or its name changed hands.
         AcceptError::Closed { .. } => Cause::ClientOffline.into(),
         full @ AcceptError::Full { .. } => {
             Failure { cause: Cause::InboxFull, message: Some(crate::sentence(&full)) }.into()
         }
-        AcceptError::Store(crate::store::StoreError::Full) => Cause::InboxFull.into(),
+        AcceptError::Store(StoreError::Full) => Cause::InboxFull.into(),
         AcceptError::Store(error) => {
             tracing::error!(%error, "a webhook was not accepted");
             Cause::InboxFailed.into()
         }
-    })
+    }
 }
 
 /// What tells the sender that its webhook is accepted.

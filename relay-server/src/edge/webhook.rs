@@ -9,8 +9,8 @@ use http::header::CACHE_CONTROL;
 use http::{HeaderMap, HeaderValue, Response};
 use jiff::Timestamp;
 use relay_protocol::exchange::{append_all, public_url};
-use relay_protocol::message::{RequestHead, Withheld};
-use relay_protocol::webhook::{Judgement, Provider, Reply, Request, Table, Verdict, Verify, Webhooks, plain};
+use relay_protocol::message::RequestHead;
+use relay_protocol::webhook::{Judgement, Provider, Reply, Request, Table, Verdict, Verify, Webhooks};
 use tokio::time::Instant;
 
 use super::body::{EdgeBody, Gathered, MAX_KEPT, Upload, UploadError};
@@ -20,12 +20,9 @@ use super::record::Exchange;
 use super::respond::{RELAY_HANDSHAKE, explain};
 use super::room::Share;
 use crate::Shared;
-use crate::judge::{Judged, NOBODYS, judge, sender, unjudged};
+use crate::judge::{Judged, NOBODYS, judge, sender, unjudged, withheld};
 use crate::session::registry::{Asked, Tunnel};
 use crate::store::TokenId;
-
-/// The most of a refused request's target that its client is told, in bytes.
-const TARGET_MAX: usize = 256;
 
 /// The longest body of a handshake, in bytes. Challenges are short, and so much of a body is kept in any case.
 const HANDSHAKE_MAX: usize = MAX_KEPT;
@@ -167,8 +164,9 @@ pub(super) async fn verify(
                 {
                     Judged::Handshake(reply) => {
                         if let Reply::Refuse { reason, .. } = &reply {
-                            let told = withheld(exchange, Cause::SignatureInvalid, Verdict::BadSignature, reason);
-                            tunnel.withhold(shared, told);
+                            let judgement = Judgement::of(Verdict::BadSignature, reason.clone());
+                            let (code, by) = (Cause::SignatureInvalid.code(), exchange.provider.clone());
+                            tunnel.withhold(shared, withheld(&exchange.head, by, code, &judgement));
                         }
                         let id = asked.webhooks.provider.as_deref().unwrap_or_default();
                         let answer = answer(exchange, id, reply).ok_or(Cause::Internal)?;
@@ -190,7 +188,7 @@ pub(super) async fn verify(
         }
     };
     if judgement.verdict != Verdict::Valid && asked.webhooks.verify == Verify::Reject {
-        tunnel.withhold(shared, withheld(exchange, cause, judgement.verdict, &judgement.reason));
+        tunnel.withhold(shared, withheld(&exchange.head, exchange.provider.clone(), cause.code(), &judgement));
         return Err(Failure { cause, message: Some(refusal(&judgement)) }.into());
     }
     judgement.tell(&mut exchange.head.headers);
@@ -219,22 +217,6 @@ fn refusal(judgement: &Judgement) -> String {
         Verdict::Unsupported | Verdict::Valid => {
             format!("The request's signature cannot be judged: {}.", judgement.reason)
         }
-    }
-}
-
-/// What the client is told of a request that is refused.
-fn withheld(exchange: &Exchange, cause: Cause, verdict: Verdict, reason: &str) -> Withheld {
-    let (head, target) = (&exchange.head, exchange.head.target.as_str());
-    Withheld {
-        id: head.id.to_string(),
-        method: head.method.as_str().chars().take(TARGET_MAX).collect(),
-        target: target.get(..target.floor_char_boundary(TARGET_MAX)).unwrap_or_default().to_owned(),
-        remote: head.remote.to_string(),
-        code: cause.code().to_owned(),
-        provider: exchange.provider.clone(),
-        verdict: verdict.as_str().to_owned(),
-        reason: plain(reason),
-        ..Withheld::default()
     }
 }
 

@@ -1,11 +1,12 @@
 //! How a webhook gets from its inbox to the app: attempt after attempt, until one is answered or it is a dead letter.
 //!
 //! ```text
-//!   due ──▶ client there? ──▶ sent ──▶ 2xx: delivered
-//!    ▲                          │
-//!    └── backoff ◀── no answer, or another ──▶ dead, where attempts or age are used up
+//!   due ──▶ client there? ──▶ signed rightly? ──▶ sent ──▶ 2xx: delivered
+//!    ▲                                              │
+//!    └────────────────── backoff ◀── no answer, or another ──▶ dead, where attempts or age are used up
 //! ```
 
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,90 +15,64 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use http::HeaderValue;
 use http::header::RETRY_AFTER;
-use relay_protocol::frame::Reset;
+use jiff::Timestamp;
+use jiff::fmt::rfc2822;
 use relay_protocol::inbox::{Delivery, RELAY_DELIVERY};
-use relay_protocol::link::Stream;
 use relay_protocol::message::{Payload, RequestHead, ResponseHead};
-use relay_protocol::mux::{Item, StreamError};
+use relay_protocol::webhook::{Judgement, Verdict, Verify};
+use tokio::fs::File;
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until};
 
-use super::records::{self, Due, Outcome, StoredBody};
+use super::attempt::{Answer, Source, Unanswered, Webhook, rest, send};
+use super::records::{self, Due, Outcome, Stored, StoredBody};
 use super::{Open, Settings, millis, now};
 use crate::Shared;
 use crate::edge::cause::Cause;
+use crate::judge::{Judged, judge, unjudged, withheld};
 use crate::session::registry::Tunnel;
 use crate::store::StoreError;
 
-/// How often a client that is away is looked for, beside being told of it.
+/// How often a client that is away is looked for, beside being told of it; and what is due, whatever the clock does.
 const LOOK: Duration = Duration::from_secs(60);
-/// When what could not be sent is looked at again.
+/// When what could not be sent is looked at again: where the client has just gone, and where it has too much to do.
 const UNSENT: Duration = Duration::from_millis(100);
-/// How long to wait for records that cannot be read or written.
-const BROKEN: Duration = Duration::from_secs(5);
+const BUSY: Duration = Duration::from_secs(1);
+/// How long to wait for what cannot be read or written.
+pub(super) const BROKEN: Duration = Duration::from_secs(5);
 /// The longest wait between two attempts.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 /// The longest wait that an app may ask for.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
-/// How long the rest of an answer is read that nobody waits for, and how much of it.
-const REST: (Duration, usize) = (Duration::from_secs(5), 1 << 20);
 /// Attempts that are begun with one look at the records.
 const PAGE: usize = 32;
-/// Bytes of a long body that are read at once.
-const PIECE: usize = 64 * 1024;
-
-/// A webhook, whole.
-#[derive(Debug)]
-pub(crate) struct Webhook {
-    pub(crate) head: RequestHead,
-    pub(crate) body: Source,
-    /// As they cross the wire.
-    pub(crate) trailers: Bytes,
-}
-
-/// The body of a webhook, wherever it is.
-#[derive(Debug)]
-pub(crate) enum Source {
-    Bytes(Bytes),
-    File(tokio::fs::File),
-}
-
-/// An answer of the app: its head, and where its body comes from.
-pub(crate) type Answer = (ResponseHead, Stream);
-
-/// Why there is none.
-#[derive(Debug)]
-pub(crate) enum Unanswered {
-    /// The client has not seen it.
-    Unsent,
-    /// It was sent, and nobody knows what became of it, or the client has said why nothing did.
-    Failed(Cause),
-}
 
 /// Delivers what is in an inbox until it is closed or the relay stops.
-pub(crate) async fn run(shared: Arc<Shared>, inbox: Arc<Open>) {
+pub(super) async fn run(shared: &Arc<Shared>, inbox: &Arc<Open>) {
+    // Each attempt is a task of its own, which ends where its inbox is closed, too.
     let mut under_way = FuturesUnordered::new();
     let mut pace = Instant::now();
     loop {
         let settings = inbox.settings();
         let most = if settings.inbox.ordered { 1 } else { usize::from(settings.inbox.concurrency) };
         let room = most.saturating_sub(under_way.len()).min(PAGE);
+        // Not among what is selected from: with every change it would be begun anew.
+        let next = match room {
+            0 => Ok(None),
+            _ => shared.inboxes.records().next_due(&inbox.name, settings.inbox.ordered).await,
+        };
         let next = async {
-            if room == 0 {
-                return std::future::pending().await;
-            }
-            let at = shared.inboxes.records().next_due(&inbox.name, settings.inbox.ordered).await?;
-            let wait = at.map_or(LOOK, |at| Duration::from_millis(u64::try_from(at - now()).unwrap_or(0)));
+            let wait = next?.map_or(LOOK, |at| Duration::from_millis(u64::try_from(at - now()).unwrap_or(0)));
             sleep(wait.min(LOOK)).await;
             sleep_until(pace).await;
-            Ok::<_, StoreError>(online(&shared, &inbox).await)
+            Ok::<_, StoreError>(online(shared, inbox).await)
         };
         let found = tokio::select! {
             biased;
             () = inbox.closed.cancelled() => return,
             () = shared.stopping.cancelled() => break,
-            Some(()) = under_way.next() => continue,
+            Some(_) = under_way.next() => continue,
             () = inbox.changed.notified() => continue,
             found = next => found,
         };
@@ -110,9 +85,13 @@ pub(crate) async fn run(shared: Arc<Shared>, inbox: Arc<Open>) {
         };
         match began {
             Ok((tunnel, due)) => {
-                pace =
-                    pace.max(Instant::now()) + Duration::from_secs(due.len() as u64) / u32::from(settings.inbox.rate);
-                under_way.extend(due.into_iter().map(|due| again(&shared, &inbox, tunnel.clone(), due)));
+                let time = Duration::from_secs(due.len() as u64) / u32::from(settings.inbox.rate);
+                pace = pace.max(Instant::now()) + time;
+                under_way.extend(due.into_iter().map(|due| {
+                    let (shared, inbox, tunnel) = (shared.clone(), inbox.clone(), tunnel.clone());
+                    let owner = shared.clone();
+                    owner.spawn(async move { again(&shared, &inbox, &tunnel, due).await })
+                }));
             }
             Err(error) => {
                 tracing::error!(name = %inbox.name, %error, "an inbox cannot be read");
@@ -132,7 +111,7 @@ async fn online(shared: &Shared, inbox: &Open) -> Arc<Tunnel> {
         match shared.registry.wait(&inbox.name, later, u64::MAX).await {
             Some(tunnel) if tunnel.token == inbox.token => return tunnel,
             // The name is another token's by now, and the inbox is about to be closed.
-            Some(_) => return std::future::pending().await,
+            Some(_) => return pending().await,
             None => shared.registry.expect(&inbox.name),
         }
     }
@@ -144,46 +123,126 @@ fn within(shared: &Shared, settings: &Settings) -> Duration {
 }
 
 /// Delivers what had to wait.
-async fn again(shared: &Arc<Shared>, inbox: &Arc<Open>, tunnel: Arc<Tunnel>, due: Due) {
-    let records = shared.inboxes.records();
-    let stored = match records.load(due.seq).await {
-        Ok(Some(stored)) => stored,
-        Ok(None) => return,
+async fn again(shared: &Arc<Shared>, inbox: &Arc<Open>, tunnel: &Arc<Tunnel>, due: Due) {
+    match load(shared, tunnel, &due).await {
+        Ok(Loaded::Whole(webhook)) => attempt(shared, inbox, tunnel, due, *webhook, None).await,
+        Ok(Loaded::Later(error)) => {
+            tracing::warn!(id = %due.id, %error, "a webhook cannot be read now");
+            put_back(shared, inbox, due, BROKEN).await;
+        }
+        Ok(Loaded::Lost { code, reason }) => {
+            let attempt = records::Attempt { at: now(), duration_ms: 0, status: None, error: Some(code) };
+            note(shared, due, attempt, Outcome::Dead { reason }).await;
+            inbox.wake();
+        }
+        Ok(Loaded::Gone) => {}
         Err(error) => {
             tracing::error!(name = %inbox.name, id = %due.id, %error, "a webhook cannot be read now");
-            return sleep(BROKEN).await;
+            put_back(shared, inbox, due, BROKEN).await;
         }
-    };
-    let source = match stored.body {
-        StoredBody::Inline(bytes) => Ok(Source::Bytes(bytes)),
-        StoredBody::Spooled => records.spool().open(due.id).await.map(Source::File),
-        StoredBody::Gone => Err(std::io::ErrorKind::NotFound.into()),
-    };
-    let whole = RequestHead::from_bytes(&stored.row.head).map_err(|error| error.to_string());
-    let (mut head, body) = match (whole, source) {
-        (Ok(head), Ok(source)) => (head, source),
-        (Err(error), _) => return lost(shared, due, error).await,
-        (_, Err(error)) if error.kind() == std::io::ErrorKind::NotFound => {
-            return lost(shared, due, error.to_string()).await;
-        }
-        // Out of descriptors, perhaps: it is there.
-        (_, Err(error)) => {
-            tracing::error!(id = %due.id, %error, "the body of a webhook cannot be read now");
-            return sleep(BROKEN).await;
-        }
-    };
-    let age_s = u64::try_from(now() - stored.row.received_at).unwrap_or(0) / 1000;
-    let mark = Delivery { id: due.id.to_string(), attempt: due.attempts + 1, age_s };
-    head.headers.extend(HeaderValue::try_from(mark.to_string()).ok().map(|mark| (RELAY_DELIVERY, mark)));
-    let webhook = Webhook { head, body, trailers: stored.trailers };
-    attempt(shared, inbox, &tunnel, due, webhook, None).await;
+    }
 }
 
-/// A webhook that cannot be read any more, of which a person must hear.
-async fn lost(shared: &Shared, due: Due, error: String) {
-    let attempt = records::Attempt { at: now(), duration_ms: 0, status: None, error: Some(error.clone()) };
-    let reason = format!("it cannot be read from the disk: {error}");
-    note(shared, due, attempt, Outcome::Dead { reason }).await;
+/// A webhook as the records have it.
+enum Loaded {
+    Whole(Box<Webhook>),
+    /// It was dropped meanwhile.
+    Gone,
+    /// It is there, and cannot be read at the moment: out of descriptors, perhaps.
+    Later(std::io::Error),
+    /// It can never be delivered.
+    Lost {
+        code: String,
+        reason: String,
+    },
+}
+
+/// What is to be sent: as it came, with its mark, and with the verdict on its signature where that is the relay's to judge.
+async fn load(shared: &Arc<Shared>, tunnel: &Arc<Tunnel>, due: &Due) -> Result<Loaded, StoreError> {
+    let unreadable = |reason: String| {
+        let reason = format!("It cannot be read from the disk: {reason}.");
+        Ok(Loaded::Lost { code: "unreadable".to_owned(), reason })
+    };
+    let records = shared.inboxes.records();
+    let Some(Stored { row, trailers, body, .. }) = records.load(due.seq).await? else { return Ok(Loaded::Gone) };
+    let mut head = match RequestHead::from_bytes(&row.head) {
+        Ok(head) => head,
+        Err(error) => return unreadable(error.to_string()),
+    };
+    let open = async || records.spool().open(due.id).await;
+    let body = match body {
+        StoredBody::Inline(bytes) => Ok(Source::Bytes(bytes)),
+        StoredBody::Spooled => open().await.map(Source::File),
+        StoredBody::Gone => Err(std::io::ErrorKind::NotFound.into()),
+    };
+    let mut body = match body {
+        Ok(body) => body,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return unreadable(error.to_string()),
+        Err(error) => return Ok(Loaded::Later(error)),
+    };
+    if tunnel.asked.webhooks.verify != Verify::Off && Judgement::told(&head.headers).is_none() {
+        let at = Timestamp::from_millisecond(row.received_at).unwrap_or_else(|_| Timestamp::now());
+        let judgement = match judged(shared, tunnel, &head, &mut body, row.body_size, at).await {
+            Ok(judgement) => judgement,
+            Err(error) => return Ok(Loaded::Later(error)),
+        };
+        if judgement.verdict != Verdict::Valid && tunnel.asked.webhooks.verify == Verify::Reject {
+            let (code, reason) = (Cause::SignatureInvalid.code(), judgement.reason.clone());
+            tunnel.withhold(shared, withheld(&head, row.provider, code, &judgement));
+            let reason = format!("It is not signed as the tunnel wants it: {reason}.");
+            return Ok(Loaded::Lost { code: code.to_owned(), reason });
+        }
+        judgement.tell(&mut head.headers);
+    }
+    let age_s = u64::try_from(now() - row.received_at).unwrap_or(0) / 1000;
+    let mark = Delivery { id: due.id.to_string(), attempt: due.attempts + 1, age_s };
+    head.headers.extend(HeaderValue::try_from(mark.to_string()).ok().map(|mark| (RELAY_DELIVERY, mark)));
+    Ok(Loaded::Whole(Box::new(Webhook { head, body, trailers })))
+}
+
+/// What the relay finds of the signature of a webhook that came while its client was away, with that one's secrets, and as of
+/// the moment at which it came.
+async fn judged(
+    shared: &Arc<Shared>,
+    tunnel: &Arc<Tunnel>,
+    head: &RequestHead,
+    body: &mut Source,
+    size: u64,
+    at: Timestamp,
+) -> std::io::Result<Judgement> {
+    let most = shared.limits.verify_body;
+    let size = usize::try_from(size).unwrap_or(usize::MAX);
+    if size > most {
+        return Ok(unjudged(format!("a body of more than {most} bytes is not judged")));
+    }
+    let mut share = None;
+    if let Source::File(file) = body {
+        let room = shared.judging.share(tunnel.token, None);
+        let room = room.and_then(|mut room| room.grow(size).then_some(room));
+        share = Some(room.ok_or_else(|| std::io::Error::other("too many are judged at the moment"))?);
+        *body = Source::Bytes(read(file, size).await?);
+    }
+    let Source::Bytes(bytes) = &*body else { return Err(std::io::ErrorKind::Unsupported.into()) };
+    let judged = judge(shared, head, &tunnel.asked, bytes, at).await;
+    drop(share);
+    match judged {
+        Some(Judged::Signed(_, judgement)) => Ok(judgement),
+        Some(Judged::Handshake(_)) => Ok(unjudged("it is a handshake, for whose answer nobody waits any more")),
+        None => Err(std::io::Error::other("its signature could not be judged")),
+    }
+}
+
+async fn read(file: &mut File, size: usize) -> std::io::Result<Bytes> {
+    let mut body = Vec::with_capacity(size);
+    file.read_to_end(&mut body).await?;
+    Ok(body.into())
+}
+
+/// Lets a webhook that was not sent wait for a moment: that is no attempt.
+pub(super) async fn put_back(shared: &Shared, inbox: &Open, due: Due, wait: Duration) {
+    let _ = shared.closing.run_until_cancelled(sleep(wait)).await;
+    drop(due);
+    inbox.wake();
 }
 
 /// Notes an attempt. Nobody makes another one before that is done: what was delivered would come again and again while the
@@ -199,7 +258,7 @@ async fn note(shared: &Shared, due: Due, attempt: records::Attempt, outcome: Out
 
 /// Sends a webhook once, and notes what became of it. Where `wanted` is still waiting for the answer, it gets it, and
 /// whatever it is (but 5xx, where those are tried again) is what the sender is told.
-pub(crate) async fn attempt(
+pub(super) async fn attempt(
     shared: &Arc<Shared>,
     inbox: &Arc<Open>,
     tunnel: &Tunnel,
@@ -222,11 +281,8 @@ pub(crate) async fn attempt(
     // What is left of an answer that nobody waits for.
     let mut unread = None;
     let (attempt, outcome) = match sent {
-        Err(Unanswered::Unsent) => {
-            sleep(UNSENT).await;
-            drop(due);
-            return inbox.wake();
-        }
+        Err(Unanswered::Unsent) => return put_back(shared, inbox, due, UNSENT).await,
+        Err(Unanswered::Busy) => return put_back(shared, inbox, due, BUSY).await,
         Err(Unanswered::Failed(cause)) => {
             (noted(None, Some(cause.code().to_owned())), failed(shared, &settings, &due, cause.message(), None))
         }
@@ -256,7 +312,9 @@ pub(crate) async fn attempt(
         inbox.wake();
     }
     if let Some(stream) = unread {
-        rest(&stream).await;
+        // Not here, where the next one would wait for it.
+        let closing = shared.closing.clone();
+        shared.spawn(async move { closing.run_until_cancelled(rest(stream)).await.unwrap_or_default() });
     }
 }
 
@@ -277,92 +335,33 @@ fn failed(shared: &Shared, settings: &Settings, due: &Due, why: &str, retry_afte
     Outcome::Again { at: now() + millis(wait) }
 }
 
-/// Seconds that an app asks for (RFC 9110, section 10.2.3); dates are not read.
+/// The wait that an app asks for, in seconds or by a date (RFC 9110, section 10.2.3).
 fn retry_after(head: &ResponseHead) -> Option<Duration> {
     let (_, value) = head.headers.iter().find(|(name, _)| *name == RETRY_AFTER)?;
-    value.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+    let value = value.to_str().ok()?.trim();
+    let seconds = value.parse().ok().map(Duration::from_secs);
+    let until = || Some(rfc2822::parse(value).ok()?.timestamp().duration_since(Timestamp::now()));
+    seconds.or_else(|| Duration::try_from(until()?).ok())
 }
 
-/// Sends a request, and waits for the head of its answer.
-async fn send(shared: &Arc<Shared>, tunnel: &Tunnel, webhook: Webhook, within: Duration) -> Result<Answer, Unanswered> {
-    let invalid = |_| Unanswered::Failed(Cause::UpstreamInvalid);
-    let Webhook { mut head, body, trailers } = webhook;
-    head.tunnel = tunnel.number;
-    head.elapsed_ms = 0;
-    head.deadline_ms = u32::try_from(within.as_millis()).unwrap_or(u32::MAX);
-    let head = head.to_bytes().map_err(invalid)?;
-    let (mut first, file) = match body {
-        Source::Bytes(bytes) => (bytes, None),
-        Source::File(file) => (Bytes::new(), Some(file)),
-    };
-    let whole = file.is_none() && trailers.is_empty();
-    // Nobody has seen what was not opened.
-    let stream = tunnel.link.open(head, &mut first, whole).map_err(|_| Unanswered::Unsent)?;
-    if !whole || !first.is_empty() {
-        // It goes on beside the answer: many apps answer before they have read all.
-        let (stream, closing) = (stream.clone(), shared.closing.clone());
-        let upload = async move {
-            if timeout(within, upload(&stream, first, file, trailers)).await.is_err() {
-                stream.reset(Reset::Deadline);
-            }
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+    use http::StatusCode;
+
+    use super::*;
+
+    #[test]
+    fn an_app_asks_for_a_wait_in_seconds_or_by_a_date() {
+        let asked = |value: &str| {
+            let headers = vec![(RETRY_AFTER, HeaderValue::try_from(value).unwrap())];
+            retry_after(&ResponseHead { status: StatusCode::SERVICE_UNAVAILABLE, headers })
         };
-        shared.spawn(async move { closing.run_until_cancelled(upload).await.unwrap_or_default() });
+        assert_eq!(asked("120"), Some(Duration::from_secs(120)));
+        assert_eq!(asked("Sun, 06 Nov 1994 08:49:37 GMT"), None, "it has passed");
+        let date = asked("Fri, 31 Dec 2100 23:59:59 GMT").unwrap();
+        assert!(date > LONGEST_RETRY_AFTER);
+        assert_eq!(asked("soon"), None);
     }
-    let answer = async {
-        loop {
-            match stream.recv().await {
-                Ok(Some(Item::Head { head, interim: false })) => {
-                    return ResponseHead::from_bytes(&head).map_err(invalid);
-                }
-                Ok(Some(Item::Head { interim: true, .. })) => {}
-                Ok(_) => return Err(Unanswered::Failed(Cause::UpstreamInvalid)),
-                Err(StreamError::SessionEnded) if !stream.is_seen() => return Err(Unanswered::Unsent),
-                Err(error) => return Err(Unanswered::Failed(Cause::from(error))),
-            }
-        }
-    };
-    let late = async {
-        sleep(within).await;
-        stream.reset(Reset::Deadline);
-        Err(Unanswered::Failed(Cause::Deadline))
-    };
-    let head = tokio::select! {
-        biased;
-        head = answer => head?,
-        late = late => late?,
-    };
-    Ok((head, stream))
-}
-
-async fn upload(stream: &Stream, first: Bytes, file: Option<tokio::fs::File>, trailers: Bytes) -> std::io::Result<()> {
-    // The answer says why no more of it is wanted.
-    let gone = |_| std::io::Error::from(std::io::ErrorKind::BrokenPipe);
-    if !first.is_empty() {
-        stream.send(first).await.map_err(gone)?;
-    }
-    if let Some(mut file) = file {
-        loop {
-            let mut piece = bytes::BytesMut::with_capacity(PIECE);
-            if file.read_buf(&mut piece).await.inspect_err(|_| stream.reset(Reset::Cancelled))? == 0 {
-                break;
-            }
-            stream.send(piece.freeze()).await.map_err(gone)?;
-        }
-    }
-    stream.finish(trailers).map_err(gone)
-}
-
-/// Reads on what nobody waits for, so that the app is not cut off.
-async fn rest(stream: &Stream) {
-    let (time, most) = REST;
-    let read = async {
-        let mut bytes = 0;
-        while let Ok(Some(Item::Data(piece))) = stream.recv().await {
-            bytes += piece.len();
-            if bytes > most {
-                break;
-            }
-        }
-    };
-    let _ = timeout(time, read).await;
 }

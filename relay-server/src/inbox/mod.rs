@@ -2,36 +2,47 @@
 //! when somebody is there to take them.
 //!
 //! ```text
-//!   edge ──▶ spool: long bodies ──▶ records: inbox.db ──▶ delivery ──▶ session
+//!   edge ──▶ arrival ──▶ records: inbox.db, and long bodies in the spool
+//!               │             │
+//!               │          delivery: what had to wait
+//!               └──────▶ attempt ──▶ session
 //! ```
 //!
 //! A webhook that was acknowledged is delivered at least once: an answer that the relay could not note before it was killed
 //! is asked for again.
 
-pub(crate) mod delivery;
+pub(crate) mod arrival;
+mod attempt;
+mod delivery;
 pub(crate) mod handle;
 pub(crate) mod records;
 pub(crate) mod spool;
 pub(crate) mod view;
 
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dashmap::DashMap;
+use futures_util::FutureExt as _;
 use relay_protocol::inbox::Inbox;
-use relay_protocol::webhook::Verify;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use self::records::{Records, Retention};
 use crate::Shared;
+use crate::config::Limits;
 use crate::session::registry::Asked;
 use crate::store::{Store, StoreError, TokenId, unix_now};
 
 /// How often what is too old is looked for.
 const SWEEP: Duration = Duration::from_secs(60);
+
+/// How long after a panic a delivery begins anew.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// The present as the records want it: Unix milliseconds by the system's clock.
 pub(crate) fn now() -> i64 {
@@ -49,6 +60,8 @@ pub(crate) fn millis(duration: Duration) -> i64 {
 pub(crate) struct Inboxes {
     records: Records,
     open: DashMap<Box<str>, Arc<Open>>,
+    /// Held while an inbox is opened or closed, so that what is in `open` is what the records say.
+    changing: tokio::sync::Mutex<()>,
 }
 
 /// An inbox that takes webhooks.
@@ -58,6 +71,10 @@ pub(crate) struct Open {
     /// Whose it is.
     pub(crate) token: TokenId,
     settings: Mutex<Arc<Settings>>,
+    /// Places for those that are tried as they come.
+    live: Semaphore,
+    /// When the next one is taken that is neither late nor early, where there is a limit to their number in a second.
+    paced: Mutex<Instant>,
     /// There may be something to deliver that was not there before.
     changed: Notify,
     /// It takes no more.
@@ -73,8 +90,6 @@ pub(crate) struct Settings {
     pub(crate) provider: Option<String>,
     /// The deadline that its client asks for.
     pub(crate) timeout_ms: Option<u64>,
-    /// The relay judges signatures for it, by secrets that it has only while the client is there.
-    pub(crate) judged: bool,
 }
 
 impl Settings {
@@ -82,8 +97,7 @@ impl Settings {
     pub(crate) fn of(asked: &Asked) -> Option<Self> {
         let timeout_ms = asked.timeout.and_then(|timeout| u64::try_from(timeout.as_millis()).ok());
         let inbox = asked.inbox.clone()?;
-        let judged = asked.webhooks.verify != Verify::Off;
-        Some(Self { inbox, provider: asked.webhooks.provider.clone(), timeout_ms, judged })
+        Some(Self { inbox, provider: asked.webhooks.provider.clone(), timeout_ms })
     }
 
     pub(crate) fn timeout(&self) -> Option<Duration> {
@@ -92,11 +106,13 @@ impl Settings {
 }
 
 impl Open {
-    fn new(name: &str, token: TokenId, settings: Settings) -> Arc<Self> {
+    fn new(limits: &Limits, name: &str, token: TokenId, settings: Settings) -> Arc<Self> {
         Arc::new(Self {
             name: name.to_owned(),
             token,
             settings: Mutex::new(Arc::new(settings)),
+            live: Semaphore::new(limits.inbox_live),
+            paced: Mutex::new(Instant::now()),
             changed: Notify::new(),
             closed: CancellationToken::new(),
         })
@@ -104,6 +120,20 @@ impl Open {
 
     pub(crate) fn settings(&self) -> Arc<Settings> {
         self.settings.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether one more webhook may come now, which counts then: as many as the owner allows in a second, and those of a
+    /// second at once.
+    pub(crate) fn admits(&self) -> bool {
+        let Some(limit) = self.settings().inbox.limit else { return true };
+        let now = Instant::now();
+        let mut paced = self.paced.lock().unwrap_or_else(PoisonError::into_inner);
+        let after = (*paced).max(now) + Duration::from_secs(1) / limit.max(1);
+        let is_admitted = after <= now + Duration::from_secs(1);
+        if is_admitted {
+            *paced = after;
+        }
+        is_admitted
     }
 
     /// Says that there may be something to deliver.
@@ -114,7 +144,7 @@ impl Open {
 
 impl Inboxes {
     pub(crate) fn new(records: Records) -> Self {
-        Self { records, open: DashMap::new() }
+        Self { records, open: DashMap::new(), changing: tokio::sync::Mutex::default() }
     }
 
     pub(crate) fn records(&self) -> &Records {
@@ -135,7 +165,7 @@ pub(crate) fn start(shared: &Arc<Shared>, rows: Vec<records::Inbox>) {
             tracing::warn!(%name, %error, "the settings of an inbox cannot be read; it has those of a new one");
             Settings::default()
         });
-        begin(shared, Open::new(&name, token, settings));
+        begin(shared, Open::new(&shared.limits, &name, token, settings));
     }
 }
 
@@ -151,6 +181,7 @@ pub(crate) async fn open(
     settings: Settings,
 ) -> Result<(), StoreError> {
     let inboxes = &shared.inboxes;
+    let _changing = inboxes.changing.lock().await;
     let known = inboxes.get(name).filter(|open| open.token == token);
     if known.as_ref().is_some_and(|open| *open.settings() == settings) {
         return Ok(());
@@ -161,7 +192,7 @@ pub(crate) async fn open(
             *open.settings.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
             open.wake();
         }
-        None => begin(shared, Open::new(name, token, settings)),
+        None => begin(shared, Open::new(&shared.limits, name, token, settings)),
     }
     Ok(())
 }
@@ -242,9 +273,10 @@ fn json(settings: &Settings) -> String {
 /// # Errors
 /// [`StoreError`]: it may still have one.
 pub(crate) async fn leave_to(inboxes: &Inboxes, name: &str, token: TokenId) -> Result<(), StoreError> {
+    let _changing = inboxes.changing.lock().await;
     // One of a token that has ended is not open, and is there all the same.
     let there = inboxes.records.inbox(name).await?;
-    if there.is_some_and(|inbox| inbox.token != token) { close(inboxes, name).await.map(drop) } else { Ok(()) }
+    if there.is_some_and(|inbox| inbox.token != token) { end(inboxes, name).await.map(drop) } else { Ok(()) }
 }
 
 /// Takes no more webhooks for a token that has ended. What is there stays until its names are another's.
@@ -263,6 +295,11 @@ pub(crate) fn revoke(shared: &Shared, token: TokenId) {
 /// # Errors
 /// [`StoreError`]: it is still there after the next start.
 pub(crate) async fn close(inboxes: &Inboxes, name: &str) -> Result<bool, StoreError> {
+    let _changing = inboxes.changing.lock().await;
+    end(inboxes, name).await
+}
+
+async fn end(inboxes: &Inboxes, name: &str) -> Result<bool, StoreError> {
     if let Some((_, open)) = inboxes.open.remove(name) {
         open.closed.cancel();
     }
@@ -276,12 +313,19 @@ fn begin(shared: &Arc<Shared>, open: Arc<Open>) {
         before.closed.cancel();
     }
     let owner = shared.clone();
-    shared.spawn(delivery::run(owner, open));
+    shared.spawn(async move {
+        // An inbox takes webhooks as long as it is open, so that somebody must deliver them.
+        while AssertUnwindSafe(delivery::run(&owner, &open)).catch_unwind().await.is_err() {
+            owner.metrics.panics.inc();
+            tracing::error!(name = %open.name, "the delivery of an inbox panicked and begins anew; this is a bug in the relay");
+            let _ = owner.stopping.run_until_cancelled(sleep(AGAIN)).await;
+        }
+    });
 }
 
 /// Gives up what has waited for too long, and forgets what is over, until the relay stops.
 pub(crate) async fn sweep(shared: Arc<Shared>) {
-    while shared.stopping.run_until_cancelled(tokio::time::sleep(SWEEP)).await.is_some() {
+    while shared.stopping.run_until_cancelled(sleep(SWEEP)).await.is_some() {
         let inboxes: Vec<Arc<Open>> = shared.inboxes.open.iter().map(|open| open.value().clone()).collect();
         for open in inboxes {
             let limits = &shared.limits;

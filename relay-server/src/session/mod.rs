@@ -38,7 +38,7 @@ use self::withheld::Untold;
 use crate::Shared;
 use crate::inbox::{self, Settings};
 use crate::sentence;
-use crate::store::{AuthError, ClaimError, Name, Token, TokenId, unix_now};
+use crate::store::{AuthError, ClaimError, Name, StoreError, Token, TokenId, unix_now};
 
 /// tungstenite zero-fills this much at each read; more would be the greater part of an idle session's memory.
 const READ_BUFFER: usize = 4 * 1024;
@@ -288,6 +288,9 @@ impl Session {
             if !self.shared.registry.announce(tunnel) {
                 send(link, SessionKind::Unbind, &tunnel.number);
             }
+            if let Some(inbox) = self.shared.inboxes.get(&tunnel.name) {
+                inbox.wake();
+            }
         }
     }
 
@@ -334,14 +337,6 @@ impl Session {
     ) -> Result<Arc<Tunnel>, Refusal> {
         let asked = Arc::new(asked(&self.shared.providers, &spec)?);
         let name = self.claim(spec.name.as_deref()).await?;
-        let kept = match Settings::of(&asked) {
-            Some(settings) => inbox::open(&self.shared, name.as_str(), self.token.id, settings).await,
-            None => inbox::leave_to(&self.shared.inboxes, name.as_str(), self.token.id).await,
-        };
-        kept.map_err(|error| {
-            tracing::error!(%error, "an inbox was not opened, or not closed");
-            refusal("internal", &sentence(&error), "Ask the relay's operator to look at its log.")
-        })?;
         let tunnel = Arc::new(Tunnel {
             name: name.as_str().to_owned(),
             number: spec.tunnel,
@@ -377,7 +372,21 @@ impl Session {
                 break;
             }
         }
+        // Now that it has the name, and before a request comes.
+        if let Err(error) = self.keep_inbox(&tunnel).await {
+            tracing::error!(%error, "an inbox was not opened, or not closed");
+            self.shared.registry.unbind(&tunnel, None);
+            return Err(refusal("internal", &sentence(&error), "Ask the relay's operator to look at its log."));
+        }
         Ok(tunnel)
+    }
+
+    /// Opens the inbox of a tunnel that is to have one; one that the name has stays, if it is its owner's.
+    async fn keep_inbox(&self, tunnel: &Tunnel) -> Result<(), StoreError> {
+        match Settings::of(&tunnel.asked) {
+            Some(settings) => inbox::open(&self.shared, &tunnel.name, tunnel.token, settings).await,
+            None => inbox::leave_to(&self.shared.inboxes, &tunnel.name, tunnel.token).await,
+        }
     }
 
     /// A name that the token may use.
@@ -512,6 +521,10 @@ async fn is_alive(link: &Link, mute: &mut Vec<Link>) -> bool {
     }
     is_alive
 }
+
+/// A client that has not said anything of a request for so long is asked whether it has got it, because what it has got
+/// is answered at once when its link is lost. Most requests are answered sooner, and cost no question.
+pub(crate) const SEEN: Duration = Duration::from_millis(200);
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
