@@ -147,18 +147,23 @@ impl Process {
 
     /// TCP sockets on which it listens.
     pub fn listeners(&self) -> usize {
+        self.ports().len()
+    }
+
+    /// The TCP ports on which it listens.
+    pub fn ports(&self) -> Vec<u16> {
         let table = |name: &str| std::fs::read_to_string(format!("/proc/{}/net/{name}", self.pid)).unwrap_or_default();
         let tables = table("tcp") + &table("tcp6");
-        // proc(5): the fourth field is the state, of which 0A is LISTEN, and the tenth the inode.
-        let listening: Vec<_> = tables
-            .lines()
-            .map(|line| line.split_ascii_whitespace().collect::<Vec<_>>())
-            .filter(|fields| fields.get(3) == Some(&"0A"))
-            .filter_map(|fields| fields.get(9).map(|inode| format!("socket:[{inode}]")))
-            .collect();
         let open = std::fs::read_dir(format!("/proc/{}/fd", self.pid)).expect("it runs");
-        let open = open.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok());
-        open.filter(|target| listening.iter().any(|socket| target.as_os_str() == socket.as_str())).count()
+        let open: Vec<_> = open.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok()).collect();
+        // proc(5): the second field is the local address, the fourth the state, of which 0A is LISTEN, the tenth the inode.
+        let listening = tables.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+        let listening = listening.filter(|fields| fields.get(3) == Some(&"0A")).filter_map(|fields| {
+            let (socket, (_, port)) = (format!("socket:[{}]", fields.get(9)?), fields.get(1)?.rsplit_once(':')?);
+            let is_own = open.iter().any(|target| target.as_os_str() == socket.as_str());
+            is_own.then(|| u16::from_str_radix(port, 16).ok())?
+        });
+        listening.collect()
     }
 
     /// Resident memory in bytes.

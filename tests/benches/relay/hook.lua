@@ -1,5 +1,5 @@
 -- A webhook for wrk: POST of 1 KiB JSON. Arguments: the host, and "close" for a connection per request.
--- Prints one line: RESULT requests microseconds p99 errors
+-- Prints one line: RESULT requests microseconds p50 p99 errors
 function init(args)
   wrk.method = "POST"
   wrk.headers["Host"] = args[1]
@@ -14,6 +14,6 @@ function request() return request_bytes end
 
 function done(summary, latency)
   local e = summary.errors
-  io.write(string.format("RESULT %d %d %d %d\n", summary.requests, summary.duration, latency:percentile(99),
+  io.write(string.format("RESULT %d %d %d %d %d\n", summary.requests, summary.duration, latency:percentile(50), latency:percentile(99),
     e.connect + e.read + e.write + e.status + e.timeout))
 end

@@ -36,6 +36,7 @@ const HOOK: usize = 1024;
 pub(crate) struct Storm {
     pub(crate) requests: f64,
     pub(crate) per_second: f64,
+    pub(crate) p50_ms: f64,
     pub(crate) p99_ms: f64,
 }
 
@@ -50,12 +51,12 @@ pub(crate) fn storm(world: &World, front: &Front, connections: u32, seconds: u32
     let text = String::from_utf8_lossy(&out.stdout);
     let line = text.lines().find_map(|line| line.strip_prefix("RESULT ")).ok_or_else(|| format!("wrk: {text}"))?;
     let numbers: Vec<f64> = line.split(' ').filter_map(|n| n.parse().ok()).collect();
-    let &[requests, micros, p99, errors] = &numbers[..] else { return Err(format!("wrk: {line}").into()) };
+    let &[requests, micros, p50, p99, errors] = &numbers[..] else { return Err(format!("wrk: {line}").into()) };
     // wrk counts the connections that its own end cuts.
     if requests == 0.0 || errors > requests / 1000.0 {
         return Err(format!("{errors} of {requests} requests failed").into());
     }
-    Ok(Storm { requests, per_second: requests / micros * 1e6, p99_ms: p99 / 1e3 })
+    Ok(Storm { requests, per_second: requests / micros * 1e6, p50_ms: p50 / 1e3, p99_ms: p99 / 1e3 })
 }
 
 /// A caller's HTTP/1.1 connection over TLS; blocking, so that no runtime of ours is in the way.

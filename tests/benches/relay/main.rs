@@ -14,6 +14,7 @@
     reason = "a bench that cannot go on ends at once and says where"
 )]
 
+mod inbox;
 mod load;
 mod measures;
 mod table;
@@ -34,6 +35,7 @@ struct Args {
     names: Vec<String>,
     rounds: usize,
     sessions: usize,
+    waiting: usize,
 }
 
 fn main() -> ExitCode {
@@ -57,7 +59,7 @@ fn main() -> ExitCode {
 
 /// Measures, and prints the table; whether everything could be measured.
 fn run(args: &Args) -> Result<bool> {
-    let mut world = World::new(args.sessions)?;
+    let mut world = World::new(args.sessions, args.waiting)?;
     let mut table = Table::default();
     let chosen = || MEASURES.iter().filter(|m| args.names.is_empty() || args.names.iter().any(|name| name == m.name));
     println!("{}", world::machine());
@@ -83,7 +85,7 @@ fn run(args: &Args) -> Result<bool> {
 impl Args {
     /// `None` where there is nothing to run.
     fn parse(given: impl Iterator<Item = String>) -> std::result::Result<Option<Self>, String> {
-        let mut args = Self { names: Vec::new(), rounds: 1, sessions: 5_000 };
+        let mut args = Self { names: Vec::new(), rounds: 1, sessions: 5_000, waiting: 100_000 };
         let (mut given, mut bench) = (given, false);
         while let Some(arg) = given.next() {
             let mut number = || given.next().and_then(|n| n.parse().ok()).filter(|n| *n > 0);
@@ -91,8 +93,10 @@ impl Args {
                 "--bench" => bench = true,
                 "--rounds" => args.rounds = number().ok_or("--rounds takes a number, as in --rounds 3")?,
                 "--sessions" => args.sessions = number().ok_or("--sessions takes a number, as in --sessions 5000")?,
+                "--waiting" => args.waiting = number().ok_or("--waiting takes a number, as in --waiting 1000000")?,
                 "--help" | "-h" => {
-                    println!("cargo bench -p relay-tests -- [NAME…] [--rounds N] [--sessions N]\n\n{}", names());
+                    let usage = "cargo bench -p relay-tests -- [NAME…] [--rounds N] [--sessions N] [--waiting N]";
+                    println!("{usage}\n\n{}", names());
                     return Ok(None);
                 }
                 name if MEASURES.iter().any(|m| m.name == name) => args.names.push(arg),

@@ -4,6 +4,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use crate::Result;
+use crate::inbox::inbox;
 use crate::load::{
     Background, Conn, DelayedWire, IdleSessions, OpenStreams, Storm, cpu_of, percentile, sequence, storm,
 };
@@ -27,6 +28,7 @@ pub(crate) const MEASURES: &[Measure] = &[
     Measure { name: "beside", about: "webhooks beside a fast and beside a slow download: p99", run: beside },
     Measure { name: "far", about: "a tunnel leg of 50 ms: round trips, speed", run: far },
     Measure { name: "idle", about: "thousands of idle sessions: memory, descriptors, CPU", run: idle },
+    Measure { name: "inbox", about: "webhooks on disk before they are acknowledged, and a backlog", run: inbox },
     Measure { name: "start", about: "from the client's start to the first answer", run: start },
 ];
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,8 @@ pub(crate) struct World {
     pub(crate) nginx_first: bool,
     /// How many idle sessions are opened.
     pub(crate) sessions: usize,
+    /// How many webhooks wait in an inbox.
+    pub(crate) waiting: usize,
     binaries: PathBuf,
 }
 
@@ -60,8 +63,8 @@ pub(crate) struct Relay {
     pub(crate) addr: SocketAddr,
     pub(crate) token: String,
     pub(crate) process: Process,
-    /// Tokens are kept here.
-    _data: TempDir,
+    /// Tokens are kept here, and inboxes.
+    data: TempDir,
 }
 
 /// A relay, a client, and the tunnel between them.
@@ -73,7 +76,7 @@ pub(crate) struct Tunnel {
 
 impl World {
     /// Builds the two programs, makes certificates, and starts the origin.
-    pub(crate) fn new(sessions: usize) -> Result<Self> {
+    pub(crate) fn new(sessions: usize, waiting: usize) -> Result<Self> {
         for tool in ["nginx", "wrk"] {
             let found = Command::new(tool).arg("-v").stdout(Stdio::null()).stderr(Stdio::null()).status();
             found.map_err(|_| format!("{tool} is missing; on Debian: apt-get install nginx-light wrk"))?;
@@ -87,7 +90,7 @@ impl World {
         }
         let tls = certificates(dir.path())?;
         let origin = origin()?;
-        Ok(Self { dir, origin, tls, nginx_first: true, sessions, binaries: binaries()? })
+        Ok(Self { dir, origin, tls, nginx_first: true, sessions, waiting, binaries: binaries()? })
     }
 
     /// Asks nginx and the relay the same, in the order of this round.
@@ -119,6 +122,11 @@ impl World {
 
     /// Starts a relay with its default settings, and makes a token.
     pub(crate) fn relay(&self) -> Result<Relay> {
+        self.relay_with("")
+    }
+
+    /// As [`Self::relay`], with a configuration file.
+    pub(crate) fn relay_with(&self, config: &str) -> Result<Relay> {
         let (dir, addr) = (self.dir.path(), free_addr()?);
         let data = tempfile::Builder::new().prefix("data-").tempdir_in(dir)?;
         let program = self.binaries.join("relay-server");
@@ -128,27 +136,46 @@ impl World {
         if !made.status.success() {
             return Err(format!("no token: {}", String::from_utf8_lossy(&made.stderr)).into());
         }
-        let mut serve = Command::new(&program);
+        let token = String::from_utf8(made.stdout)?.trim().to_owned();
+        fs::write(data.path().join("relay-server.toml"), config)?;
+        Ok(Relay { addr, token, process: self.serve(addr, data.path())?, data })
+    }
+
+    fn serve(&self, addr: SocketAddr, data: &Path) -> Result<Process> {
+        let dir = self.dir.path();
+        let mut serve = Command::new(self.binaries.join("relay-server"));
         serve.args(["serve", "--domain", DOMAIN, "--https", &addr.to_string()]);
         serve.args(["--http", &free_addr()?.to_string(), "--admin", &free_addr()?.to_string()]);
-        serve.arg("--data-dir").arg(data.path()).arg("--cert").arg(dir.join("chain.pem"));
+        serve.arg("--config").arg(data.join("relay-server.toml"));
+        serve.arg("--data-dir").arg(data).arg("--cert").arg(dir.join("chain.pem"));
         let process = Process::start(serve.arg("--key").arg(dir.join("key.pem")), dir, "relay")?;
         let begun = Instant::now();
         while std::net::TcpStream::connect(addr).is_err() {
             process.check("the relay", begun)?;
         }
-        Ok(Relay { addr, token: String::from_utf8(made.stdout)?.trim().to_owned(), process, _data: data })
+        Ok(process)
     }
 
     /// Starts a client with its default settings; `at` is where it dials the relay.
     pub(crate) fn client(&self, relay: &Relay, at: SocketAddr, name: &str) -> Result<(Front, Process)> {
+        self.client_with(relay, at, name, &[])
+    }
+
+    /// As [`Self::client`], with more arguments.
+    pub(crate) fn client_with(
+        &self,
+        relay: &Relay,
+        at: SocketAddr,
+        name: &str,
+        arguments: &[&str],
+    ) -> Result<(Front, Process)> {
         let dir = self.dir.path();
         let mut http = Command::new(self.binaries.join("relay"));
-        http.args(["http", &self.origin.to_string(), "--subdomain", name, "--output", "json"]);
+        http.args(["http", &self.origin.to_string(), "--subdomain", name, "--output", "json"]).args(arguments);
         http.args(["--relay", &format!("https://{DOMAIN}:{}", relay.addr.port()), "--relay-addr", &at.to_string()]);
         http.arg("--relay-ca").arg(dir.join("ca.pem")).env("RELAY_TOKEN", &relay.token);
         let process = Process::start(&mut http, dir, "client")?;
-        Ok((self.front(relay.addr, &format!("{name}.{DOMAIN}")), process))
+        Ok((relay.front(self, name), process))
     }
 
     /// Starts a relay and a client, and waits for the first answer.
@@ -161,6 +188,21 @@ impl World {
 
     fn front(&self, addr: SocketAddr, host: &str) -> Front {
         Front { addr, host: host.to_owned(), tls: self.tls.clone() }
+    }
+}
+
+impl Relay {
+    /// Where senders find a tunnel of this name.
+    pub(crate) fn front(&self, world: &World, name: &str) -> Front {
+        world.front(self.addr, &format!("{name}.{DOMAIN}"))
+    }
+
+    /// Kills it, and starts it again with what it has left.
+    pub(crate) fn crash(self, world: &World) -> Result<Self> {
+        let Self { addr, token, mut process, data } = self;
+        process.child.kill()?;
+        process.child.wait()?;
+        Ok(Self { process: world.serve(addr, data.path())?, addr, token, data })
     }
 }
 
@@ -268,6 +310,9 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(Some(_))) {
+            return;
+        }
         // nginx's workers live on if their master is killed.
         if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
             let _ = kill_process(pid, Signal::TERM);
@@ -383,6 +428,13 @@ fn origin() -> Result<SocketAddr> {
     Ok(addr)
 }
 
+static TAKEN: AtomicUsize = AtomicUsize::new(0);
+
+/// How many webhooks the origin has had so far.
+pub(crate) fn hooks_taken() -> usize {
+    TAKEN.load(Relaxed)
+}
+
 async fn answer(request: Request<Incoming>) -> hyper::Result<Response<Either<Full<Bytes>, Fill>>> {
     let (parts, mut body) = request.into_parts();
     let path = parts.uri.path();
@@ -390,6 +442,9 @@ async fn answer(request: Request<Incoming>) -> hyper::Result<Response<Either<Ful
     let fill = fill.or((path == "/hold").then_some(Fill { left: 1024, hold: true }));
     if let Some(fill) = fill {
         return Ok(Response::new(Either::Right(fill)));
+    }
+    if parts.method == hyper::Method::POST {
+        TAKEN.fetch_add(1, Relaxed);
     }
     let mut length = 0;
     while let Some(frame) = body.frame().await {
