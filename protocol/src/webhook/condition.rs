@@ -57,13 +57,10 @@ impl Conditions {
         self.0.iter().all(|(place, test)| test.holds(place, request))
     }
 
-    /// Whether they do, for conditions that tell whose a request is and are asked of everybody's: a body is not read that
-    /// does not even name what they ask for.
-    pub(super) fn mark(&self, request: &Request<'_>) -> bool {
-        let holds = |(place, test): (&Place, &Test)| {
-            (*test == Test::NotThere || place.may_be_there(request)) && test.holds(place, request)
-        };
-        self.0.iter().all(holds)
+    /// Names that stand in each JSON body for which they hold, unless those are written with escapes.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        let there = self.0.iter().filter(|(_, test)| **test != Test::NotThere);
+        there.filter_map(|(place, _)| place.name_in_json())
     }
 
     /// A header without which they do not hold.

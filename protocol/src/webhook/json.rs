@@ -5,7 +5,6 @@
 
 use std::{borrow::Cow, cmp::Ordering, fmt, str::FromStr};
 
-use memchr::memmem;
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
@@ -19,16 +18,15 @@ const MEMBERS_MAX: usize = 10_000;
 pub(super) struct Pointer(Vec<Step>);
 
 impl Pointer {
-    /// Whether the last name on the way stands anywhere in this text: most documents that do not have what is pointed to
-    /// do not have that either, and need not be read. A name that is written with escapes is not found.
-    pub(super) fn is_named_in(&self, json: &[u8]) -> bool {
+    /// The last name on the way: most documents that do not have what is pointed to do not have that either, and need not
+    /// be read.
+    pub(super) fn name(&self) -> Option<&str> {
         let is_index = |name: &str| name.bytes().all(|byte| byte.is_ascii_digit());
         let names = self.0.iter().rev().filter_map(|step| match step {
-            Step::Named(name) if !is_index(name) => Some(name),
+            Step::Named(name) if !is_index(name) => Some(name.as_str()),
             Step::Named(_) | Step::Every => None,
         });
-        let last = names.into_iter().next();
-        last.is_none_or(|name| memmem::find(json, name.as_bytes()).is_some())
+        names.into_iter().next()
     }
 }
 

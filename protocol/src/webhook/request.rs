@@ -315,13 +315,11 @@ impl Place {
         }
     }
 
-    /// Whether there may be anything, by a look that costs less than reading the body.
-    pub(super) fn may_be_there(&self, request: &Request<'_>) -> bool {
+    /// A name that stands in each JSON body in which there is something.
+    pub(super) fn name_in_json(&self) -> Option<&str> {
         match self {
-            Self::Json(pointer) | Self::Number(pointer) => {
-                json::has_members(request.body) && pointer.is_named_in(request.body)
-            }
-            _ => true,
+            Self::Json(pointer) | Self::Number(pointer) => pointer.name(),
+            _ => None,
         }
     }
 

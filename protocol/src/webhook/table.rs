@@ -8,12 +8,14 @@ use std::{
     time::Duration,
 };
 
+use aho_corasick::{AhoCorasick, AhoCorasickKind};
 use serde::Deserialize;
 
 use super::{
     condition::Conditions,
     credentials::Settings,
     handshake::Handshake,
+    json,
     request::{Place, Request},
     signature::Rule,
     template::{Scope, Template},
@@ -38,10 +40,15 @@ pub struct Table {
 #[derive(Clone, Debug, Default)]
 struct Index {
     /// By a header that the request must have.
-    by_header: HashMap<String, Vec<usize>>,
-    /// Those that are told by something else.
-    others: Vec<usize>,
+    by_header: HashMap<String, Vec<Mark>>,
+    /// Those that are told by something else, and which of the `names` a JSON body must have for them.
+    others: Vec<(Mark, Vec<usize>)>,
+    /// Looks for all names with one pass over a body: with one for each, they were most of what a request costs.
+    names: Option<AhoCorasick>,
 }
+
+/// A row, and one of the ways in which its requests are told.
+type Mark = (usize, usize);
 
 /// What is wrong with a table.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -131,13 +138,15 @@ impl Table {
     /// Who sent a request: the first provider whose marks it has. With the head alone, those that mark the head.
     #[must_use]
     pub fn recognise(&self, request: &Request<'_>) -> Option<&Arc<Provider>> {
-        let mut candidates = self.index.others.clone();
+        let mut candidates = self.index.without_header(request.body);
         for (name, _) in request.headers {
             candidates.extend(self.index.by_header.get(name.as_str()).into_iter().flatten());
         }
         candidates.sort_unstable();
-        let mut candidates = candidates.into_iter().filter_map(|row| self.providers.get(row));
-        candidates.find(|provider| provider.marks.iter().any(|marks| marks.mark(request)))
+        let mut candidates = candidates.into_iter().filter_map(|(row, mark)| Some((self.providers.get(row)?, mark)));
+        let found =
+            candidates.find(|(provider, mark)| provider.marks.get(*mark).is_some_and(|mark| mark.hold(request)));
+        found.map(|(provider, _)| provider)
     }
 
     /// The provider of that id.
@@ -168,16 +177,38 @@ impl PartialEq for Table {
 impl Index {
     fn of(providers: &[Arc<Provider>]) -> Self {
         let mut index = Self::default();
+        let mut names = Vec::new();
+        let mut number = |name: &str| {
+            names.iter().position(|known| known == name).unwrap_or_else(|| {
+                names.push(name.to_owned());
+                names.len() - 1
+            })
+        };
         for (row, provider) in providers.iter().enumerate() {
-            for marks in &provider.marks {
-                match marks.header() {
-                    Some(name) => index.by_header.entry(name.to_owned()).or_default().push(row),
-                    None => index.others.push(row),
+            for (mark, conditions) in provider.marks.iter().enumerate() {
+                match conditions.header() {
+                    Some(name) => index.by_header.entry(name.to_owned()).or_default().push((row, mark)),
+                    None => index.others.push(((row, mark), conditions.names().map(&mut number).collect())),
                 }
             }
         }
-        index.others.dedup();
+        // Names of a user's rows can be too much for it; then bodies are read.
+        index.names = AhoCorasick::builder().kind(Some(AhoCorasickKind::DFA)).build(names).ok();
         index
+    }
+
+    /// The marks that need no header, and whose names this body has.
+    fn without_header(&self, body: &[u8]) -> Vec<Mark> {
+        let Some(names) = &self.names else { return self.others.iter().map(|(mark, _)| *mark).collect() };
+        let mut are_there = vec![false; names.patterns_len()];
+        if json::has_members(body) {
+            for found in names.try_find_overlapping_iter(body).into_iter().flatten() {
+                are_there.get_mut(found.pattern().as_usize()).into_iter().for_each(|is_there| *is_there = true);
+            }
+        }
+        let is_there = |name: &usize| are_there.get(*name).is_some_and(|is_there| *is_there);
+        let candidates = self.others.iter().filter(|(_, names)| names.iter().all(is_there));
+        candidates.map(|(mark, _)| *mark).collect()
     }
 }
 
