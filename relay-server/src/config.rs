@@ -162,6 +162,14 @@ pub struct Limits {
     pub inbox_bytes: u64,
     /// Webhooks of one inbox that are tried as they come. Those beyond wait in the inbox for their first attempt.
     pub inbox_live: usize,
+    /// Inboxes of one token.
+    pub inboxes_per_token: u64,
+    /// Bytes in all inboxes of one token, with those of delivered webhooks.
+    pub inbox_token_bytes: u64,
+    /// Bytes in all inboxes together.
+    pub inbox_total_bytes: u64,
+    /// Bytes that stay free on the disk: with less, no webhook is accepted. It leaves room to deliver what there is.
+    pub inbox_free: u64,
     /// By when a sender whose limit is not known is told that its webhook is accepted.
     pub inbox_ack: Duration,
     /// The wait after the first attempt to deliver a webhook. Each further one doubles it, up to an hour.
@@ -170,6 +178,8 @@ pub struct Limits {
     pub inbox_delivered: Duration,
     /// How many of those of one inbox are remembered.
     pub inbox_delivered_count: u64,
+    /// How many bytes of their heads.
+    pub inbox_delivered_bytes: u64,
     /// How long a dead letter is kept.
     pub inbox_dead: Duration,
     /// How long a shutdown waits for exchanges to end.
@@ -208,10 +218,15 @@ impl Default for Limits {
             inbox_count: 100_000,
             inbox_bytes: 1 << 30,
             inbox_live: 256,
+            inboxes_per_token: 100,
+            inbox_token_bytes: 4 << 30,
+            inbox_total_bytes: 16 << 30,
+            inbox_free: 256 << 20,
             inbox_ack: Duration::from_millis(4250),
             inbox_retry: Duration::from_secs(5),
             inbox_delivered: Duration::from_secs(3 * 24 * 3600),
             inbox_delivered_count: 10_000,
+            inbox_delivered_bytes: 64 << 20,
             inbox_dead: Duration::from_secs(30 * 24 * 3600),
             drain: Duration::from_secs(30),
         }
@@ -369,6 +384,14 @@ pub struct FileLimits {
     pub inbox_bytes: Option<u64>,
     /// [`Limits::inbox_live`].
     pub inbox_live: Option<usize>,
+    /// [`Limits::inboxes_per_token`].
+    pub inboxes_per_token: Option<u64>,
+    /// [`Limits::inbox_token_bytes`].
+    pub inbox_token_bytes: Option<u64>,
+    /// [`Limits::inbox_total_bytes`].
+    pub inbox_total_bytes: Option<u64>,
+    /// [`Limits::inbox_free`].
+    pub inbox_free: Option<u64>,
     /// [`Limits::inbox_ack`].
     pub inbox_ack: Option<String>,
     /// [`Limits::inbox_retry`].
@@ -377,6 +400,8 @@ pub struct FileLimits {
     pub inbox_delivered: Option<String>,
     /// [`Limits::inbox_delivered_count`].
     pub inbox_delivered_count: Option<u64>,
+    /// [`Limits::inbox_delivered_bytes`].
+    pub inbox_delivered_bytes: Option<u64>,
     /// [`Limits::inbox_dead`].
     pub inbox_dead: Option<String>,
     /// [`Limits::drain`].
@@ -534,7 +559,12 @@ impl FileLimits {
         limits.inbox_count = self.inbox_count.unwrap_or(limits.inbox_count);
         limits.inbox_bytes = self.inbox_bytes.unwrap_or(limits.inbox_bytes);
         limits.inbox_live = self.inbox_live.unwrap_or(limits.inbox_live);
+        limits.inboxes_per_token = self.inboxes_per_token.unwrap_or(limits.inboxes_per_token);
+        limits.inbox_token_bytes = self.inbox_token_bytes.unwrap_or(limits.inbox_token_bytes);
+        limits.inbox_total_bytes = self.inbox_total_bytes.unwrap_or(limits.inbox_total_bytes);
+        limits.inbox_free = self.inbox_free.unwrap_or(limits.inbox_free);
         limits.inbox_delivered_count = self.inbox_delivered_count.unwrap_or(limits.inbox_delivered_count);
+        limits.inbox_delivered_bytes = self.inbox_delivered_bytes.unwrap_or(limits.inbox_delivered_bytes);
         limits.connections = self.connections.unwrap_or(limits.connections);
         limits.connections_per_address = self.connections_per_address.unwrap_or(limits.connections_per_address);
         limits.head_bytes = self.head_bytes.unwrap_or(limits.head_bytes).clamp(1024, 48 * 1024);

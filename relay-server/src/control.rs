@@ -158,6 +158,8 @@ impl Request {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(clippy::large_enum_variant, reason = "there is one at a time")]
 pub enum Change {
+    /// There is a token, which may have the name of one that has ended.
+    Created(TokenId),
     /// The token has ended.
     Revoked(TokenId),
     /// Names are a token's own from now on, and for the webhooks of a provider, if for any.
@@ -421,6 +423,10 @@ async fn apply(data: &Data, request: Request, changed: &Follow) -> Reply {
         Request::CreateToken(new) => match store.create_token(new, now).await {
             Ok((secret, token)) => {
                 tracing::info!(token = %token.name, "a token was created");
+                if let Err(error) = changed(Change::Created(token.id)).await {
+                    // The next start does it.
+                    tracing::error!(token = %token.name, %error, "a token did not take over the inboxes of the one that it replaces");
+                }
                 Reply::Created { secret, token }
             }
             Err(error) => refused(error),
@@ -531,7 +537,7 @@ async fn handle(data: &Data, request: InboxRequest) -> Result<Reply, HandleError
 /// What a change means where no relay runs: the next one finds it so.
 async fn note(inboxes: Arc<Inboxes>, change: Change) -> Result<(), StoreError> {
     match change {
-        Change::Revoked(_) => {}
+        Change::Created(_) | Change::Revoked(_) => {}
         Change::Reserved { token, names, provider, inbox } => {
             for name in &names {
                 inbox::note_reserved(&inboxes, name.as_str(), token, inbox.as_ref(), provider.as_deref()).await?;
@@ -582,7 +588,7 @@ impl Control {
             match Lock::acquire(directory) {
                 Ok(lock) => {
                     let store = Store::open(directory).await?;
-                    let inboxes = Arc::new(Inboxes::new(Records::open(directory)?));
+                    let inboxes = Arc::new(Inboxes::new(Records::open(directory, 0)?));
                     return Ok(Self(Way::Here { data: Data { store, inboxes }, _lock: lock }));
                 }
                 // A relay that is starting or stopping, or another command.
@@ -731,7 +737,7 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             let listener = Listener::bind(directory.path()).await.unwrap();
             let store = Store::open(directory.path()).await.unwrap();
-            let inboxes = Arc::new(Inboxes::new(Records::open(directory.path()).unwrap()));
+            let inboxes = Arc::new(Inboxes::new(Records::open(directory.path(), 0).unwrap()));
             let (sender, changes) = mpsc::channel(8);
             let shutdown = CancellationToken::new();
             let changed = move |change| {
@@ -793,6 +799,7 @@ mod tests {
         let reserve = Request::Reserve { token: alice, names: names.clone(), provider: whose, inbox: its };
         assert!(matches!(request(&directory, reserve).await, Reply::Reserved));
         let reserved = Change::Reserved { token: token.id, names: names.clone(), provider, inbox };
+        assert_eq!(relay.changes.try_recv(), Ok(Change::Created(token.id)), "before the reply");
         assert_eq!(relay.changes.try_recv(), Ok(reserved), "before the reply");
         let release = Request::Release { names: names.clone(), forget: false };
         assert!(matches!(request(&directory, release).await, Reply::Released { .. }));

@@ -135,6 +135,7 @@ impl Shared {
     /// Does what a change of tokens and names means for those who are connected or expected.
     async fn follow(self: Arc<Self>, change: Change) -> Result<(), StoreError> {
         match change {
+            Change::Created(_) => inbox::hand_over(&self).await?,
             Change::Revoked(token) => {
                 self.sessions.end(token, relay_protocol::frame::GoAway::Revoked, "The token was revoked.");
                 self.registry.revoke(token);
@@ -251,8 +252,8 @@ impl Relay {
             None => Store::in_memory()?,
         };
         let inboxes = Arc::new(Inboxes::new(match config.data_dir.clone() {
-            Some(dir) => Records::open(&dir)?,
-            None => Records::in_memory()?,
+            Some(dir) => Records::open(&dir, config.limits.inbox_free)?,
+            None => Records::temporary()?,
         }));
         let (certificates, ca_file) = match &config.certificate {
             CertificateSource::Files { cert, key } => (Certificates::from_files(cert, key)?, None),
@@ -296,6 +297,7 @@ impl Relay {
                 shared.registry.reserve(name.as_str(), token.id, providers.get(&name).map(String::as_str));
             }
         }
+        shared.inboxes.records().hand_over(shared.store.heirs().await?).await?;
         let mut waiting = shared.inboxes.records().inboxes().await?;
         // Nobody could take what came for a token that has ended.
         waiting.retain(|inbox| in_force.contains(&inbox.token));

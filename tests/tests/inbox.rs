@@ -12,7 +12,8 @@ use relay_client::{Client, Tunnel, TunnelOptions};
 use relay_protocol::inbox::Inbox;
 use relay_protocol::webhook::{self, Credentials, Table};
 use relay_server::config::Config;
-use relay_tests::body::{empty, full, noise};
+use relay_tests::body::{empty, full, noise, pipe};
+use relay_tests::process::run;
 use relay_tests::{Answer, App, Body, Process, RelayClient, World, within};
 use serde_json::json;
 use tokio::sync::Notify;
@@ -435,5 +436,76 @@ async fn its_owner_says_how_much_it_takes_and_what_it_ignores() {
     .await;
     assert_eq!((refused.code(), refused.headers["relay-error"].to_str().unwrap()), (429, "too-many-requests"));
     assert!(refused.headers.contains_key("retry-after"));
+    world.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_token_that_replaces_a_revoked_one_finds_what_was_accepted_for_that() {
+    for restarts in [false, true] {
+        let (mut world, _) = away("on", |_| {}).await;
+        assert!(is_kept(&world.post(&world.url("hooks", "/"), "x").await));
+        let token = async |words: &[&str]| {
+            let data = world.data_dir().display().to_string();
+            let ended = run("relay-server", ["token", "--data-dir", &data].iter().chain(words).copied()).await;
+            assert!(ended.status.success(), "{ended:?}");
+            ended.stdout.trim().to_owned()
+        };
+        token(&["revoke", "t0"]).await;
+        let new = token(&["create", "t0"]).await;
+        if restarts {
+            world.stop().await;
+            world.start_again().await;
+        }
+        let app = App::recording().await;
+        let tunnel = tunnel(&world, &new, &app, "on").await;
+        within("the webhook", app.reached(1)).await;
+        tunnel.close().await.unwrap();
+        assert!(is_kept(&world.post(&world.url("hooks", "/"), "y").await), "it goes on");
+        world.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn a_token_has_so_many_inboxes_and_empty_ones_of_random_names_make_room() {
+    let (world, token) = away("on", |config| config.limits.inboxes_per_token = 2).await;
+    let app = App::recording().await;
+    let open = async |name: Option<&str>| {
+        let options = TunnelOptions { inbox: Some(Inbox::default()), ..TunnelOptions::new(app.upstream()) };
+        let options = match name {
+            Some(name) => options.subdomain(name),
+            None => options,
+        };
+        let client = Client::new(world.target()).token(token.clone().into());
+        within("an answer", Tunnel::start(client, options)).await
+    };
+    let random = open(None).await.unwrap();
+    let url = random.url().to_owned();
+    let error = open(Some("third")).await.unwrap_err().to_string();
+    assert!(error.contains("2 inboxes, as many as it may"), "{error}");
+    random.close().await.unwrap();
+    let third = open(Some("third")).await.expect("nobody chose the other one's name, and nothing is in it");
+    assert!(!is_kept(&world.post(&format!("{url}/"), "x").await));
+    third.close().await.unwrap();
+    open(Some("fourth")).await.unwrap_err();
+    assert!(is_kept(&world.post(&world.url("hooks", "/"), "x").await));
+    world.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_long_body_that_there_is_no_room_for_is_refused_before_it_has_come() {
+    let (world, _) = away("bytes=1MiB", |_| {}).await;
+    let (pipe, body) = pipe();
+    let request = Request::post(world.url("hooks", "/")).header("content-length", 20 << 20).body(body).unwrap();
+    // The rest of it never comes.
+    let (answer, _) = tokio::join!(within("an answer", world.send(request)), pipe.send(noise(300_000)));
+    assert_eq!((answer.code(), answer.error()), (507, Some("inbox-full")));
+    world.shutdown().await;
+}
+
+#[tokio::test]
+async fn with_too_little_of_the_disk_free_nothing_is_accepted_and_the_relay_is_not_ready() {
+    let (world, _) = away("on", |config| config.limits.inbox_free = 1 << 60).await;
+    let answer = world.post(&world.url("hooks", "/"), "x").await;
+    assert_eq!((answer.code(), answer.error()), (507, Some("inbox-full")));
     world.shutdown().await;
 }

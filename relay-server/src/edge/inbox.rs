@@ -29,7 +29,7 @@ use super::room::Share;
 use super::webhook::{place, verify};
 use crate::Shared;
 use crate::inbox::arrival::{self, Arrival};
-use crate::inbox::records::{AcceptError, Accepted, New, Quota, Take};
+use crate::inbox::records::{AcceptError, Accepted, New, Take};
 use crate::inbox::spool::{Body, MAX_INLINE};
 use crate::inbox::{Open, Settings, millis, now};
 use crate::judge::sender;
@@ -162,7 +162,7 @@ async fn receive(
     settings: &Settings,
     upload: &mut Upload,
 ) -> Result<(Body, Option<Share>), Instead> {
-    let most = shared.limits.inbox_body.min(settings.inbox.body.unwrap_or(u64::MAX));
+    let most = settings.body(&shared.limits);
     let too_large = || {
         let message = Some(format!("The webhook's body has more than {most} bytes, which is what this inbox takes."));
         Failure { cause: Cause::BodyTooLarge, message }
@@ -185,6 +185,14 @@ async fn receive(
         // Beyond what every request may have, there is room for so many only.
         if !upload.has_ended() && share.is_none() {
             share = Some(place(shared, exchange, inbox.token).ok_or(Cause::TooManyRequests)?);
+        }
+        let (before, after) = (incoming.size(), incoming.size() + piece.len() as u64);
+        if before <= MAX_INLINE as u64 && after > MAX_INLINE as u64 {
+            // It goes to the disk from here on.
+            let size = content_length(&exchange.head).unwrap_or(most);
+            let room =
+                shared.inboxes.records().has_room(&inbox.name, inbox.token, size, settings.quotas(&shared.limits));
+            room.await.map_err(refused)?;
         }
         incoming.push(&piece).await.map_err(|error| failed(&error))?;
         let held = usize::try_from(incoming.size()).unwrap_or(usize::MAX).min(MAX_INLINE);
@@ -233,10 +241,7 @@ fn new(
         event_type: about.event.kind.clone(),
         verdict: Judgement::told(&exchange.head.headers).map(|judgement| judgement.verdict),
         dedupe_since: (dedupe > 0).then(|| now().saturating_sub(dedupe)),
-        quota: Quota {
-            count: limits.inbox_count.min(settings.inbox.count.unwrap_or(u64::MAX)),
-            bytes: limits.inbox_bytes.min(settings.inbox.bytes.unwrap_or(u64::MAX)),
-        },
+        quotas: settings.quotas(limits),
     })
 }
 

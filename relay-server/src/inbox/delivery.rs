@@ -164,8 +164,11 @@ async fn load(shared: &Arc<Shared>, tunnel: &Arc<Tunnel>, due: &Due) -> Result<L
         Ok(Loaded::Lost { code: "unreadable".to_owned(), reason })
     };
     let records = shared.inboxes.records();
-    let Some(Stored { row, trailers, body, .. }) = records.load(due.seq).await? else { return Ok(Loaded::Gone) };
-    let mut head = match RequestHead::from_bytes(&row.head) {
+    let Some(stored) = records.load(due.seq).await? else { return Ok(Loaded::Gone) };
+    let (head, received_at) = stored.sent();
+    let head = RequestHead::from_bytes(head);
+    let Stored { row, trailers, body, .. } = stored;
+    let mut head = match head {
         Ok(head) => head,
         Err(error) => return unreadable(error.to_string()),
     };
@@ -181,7 +184,7 @@ async fn load(shared: &Arc<Shared>, tunnel: &Arc<Tunnel>, due: &Due) -> Result<L
         Err(error) => return Ok(Loaded::Later(error)),
     };
     if tunnel.asked.webhooks.verify != Verify::Off && Judgement::told(&head.headers).is_none() {
-        let at = Timestamp::from_millisecond(row.received_at).unwrap_or_else(|_| Timestamp::now());
+        let at = Timestamp::from_millisecond(received_at).unwrap_or_else(|_| Timestamp::now());
         let judgement = match judged(shared, tunnel, &head, &mut body, row.body_size, at).await {
             Ok(judgement) => judgement,
             Err(error) => return Ok(Loaded::Later(error)),
@@ -194,7 +197,7 @@ async fn load(shared: &Arc<Shared>, tunnel: &Arc<Tunnel>, due: &Due) -> Result<L
         }
         judgement.tell(&mut head.headers);
     }
-    let age_s = u64::try_from(now() - row.received_at).unwrap_or(0) / 1000;
+    let age_s = u64::try_from(now() - received_at).unwrap_or(0) / 1000;
     let mark = Delivery { id: due.id.to_string(), attempt: due.attempts + 1, age_s };
     head.headers.extend(HeaderValue::try_from(mark.to_string()).ok().map(|mark| (RELAY_DELIVERY, mark)));
     Ok(Loaded::Whole(Box::new(Webhook { head, body, trailers })))
@@ -295,14 +298,14 @@ pub(super) async fn attempt(
                 Some(wanted) => wanted.send((head, stream)).err().map(|(_, stream)| stream),
                 None => Some(stream),
             };
-            if unread.is_none() || status.is_success() {
-                (attempt, Outcome::Delivered)
-            } else {
-                (
-                    attempt,
-                    failed(shared, &settings, &due, &format!("The app answered {}.", status.as_u16()), retry_after),
-                )
-            }
+            let failed =
+                || failed(shared, &settings, &due, &format!("The app answered {}.", status.as_u16()), retry_after);
+            let outcome = match unread.is_none() {
+                _ if status.is_success() => Outcome::Delivered,
+                true => Outcome::Answered(Box::new(failed())),
+                false => failed(),
+            };
+            (attempt, outcome)
         }
     };
     let is_over = matches!(outcome, Outcome::Delivered);

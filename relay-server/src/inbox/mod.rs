@@ -32,11 +32,11 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use self::records::{Records, Retention};
+use self::records::{OpenInboxError, Quota, Quotas, Records, Retention};
 use crate::Shared;
 use crate::config::Limits;
 use crate::session::registry::Asked;
-use crate::store::{Store, StoreError, TokenId, unix_now};
+use crate::store::{Name, Store, StoreError, TokenId, unix_now};
 
 /// How often what is too old is looked for.
 const SWEEP: Duration = Duration::from_secs(60);
@@ -102,6 +102,35 @@ impl Settings {
 
     pub(crate) fn timeout(&self) -> Option<Duration> {
         self.timeout_ms.map(Duration::from_millis)
+    }
+
+    /// How much may be stored: as much as the relay and its client allow.
+    pub(crate) fn quotas(&self, limits: &Limits) -> Quotas {
+        let less = |own: Option<u64>, relays: u64| own.map_or(relays, |own| own.min(relays));
+        Quotas {
+            inbox: Quota {
+                count: less(self.inbox.count, limits.inbox_count),
+                bytes: less(self.inbox.bytes, limits.inbox_bytes),
+            },
+            delivered: Quota { count: limits.inbox_delivered_count, bytes: limits.inbox_delivered_bytes },
+            token_bytes: limits.inbox_token_bytes,
+            total_bytes: limits.inbox_total_bytes,
+        }
+    }
+
+    /// The most bytes of a body.
+    pub(crate) fn body(&self, limits: &Limits) -> u64 {
+        self.inbox.body.map_or(limits.inbox_body, |own| own.min(limits.inbox_body))
+    }
+
+    fn retention(&self, limits: &Limits) -> Retention {
+        let keep = self.inbox.keep_s.map(Duration::from_secs);
+        Retention {
+            delivered_ms: millis(keep.map_or(limits.inbox_delivered, |keep| keep.min(limits.inbox_delivered))),
+            delivered: self.quotas(limits).delivered,
+            dead_ms: millis(limits.inbox_dead),
+            max_age_ms: millis(Duration::from_secs(self.inbox.age_s)),
+        }
     }
 }
 
@@ -170,23 +199,29 @@ pub(crate) fn start(shared: &Arc<Shared>, rows: Vec<records::Inbox>) {
 }
 
 /// Opens the inbox of a name for its token, or gives it other settings. It is open when this returns, and stays so until it
-/// is closed.
+/// is closed. For reserved names a token has as many as its operator wants.
 ///
 /// # Errors
-/// [`StoreError`]: it is not open, or has the settings that it had.
+/// [`OpenInboxError`]: it is not open, or has the settings that it had.
 pub(crate) async fn open(
     shared: &Arc<Shared>,
     name: &str,
     token: TokenId,
     settings: Settings,
-) -> Result<(), StoreError> {
+    is_reserved: bool,
+) -> Result<(), OpenInboxError> {
     let inboxes = &shared.inboxes;
     let _changing = inboxes.changing.lock().await;
     let known = inboxes.get(name).filter(|open| open.token == token);
     if known.as_ref().is_some_and(|open| *open.settings() == settings) {
         return Ok(());
     }
-    inboxes.records.open_inbox(name, token, json(&settings), now()).await?;
+    let most = if is_reserved { u64::MAX } else { shared.limits.inboxes_per_token };
+    let open_inbox = || inboxes.records.open_inbox(name, token, json(&settings), most, now());
+    match open_inbox().await {
+        Err(OpenInboxError::TooMany { .. }) if close_idle(shared, token).await? => open_inbox().await?,
+        opened => opened?,
+    }
     match known {
         Some(open) => {
             *open.settings.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
@@ -210,7 +245,7 @@ pub(crate) async fn open_reserved(
     provider: Option<&str>,
 ) -> Result<(), StoreError> {
     match reserved(&shared.inboxes, name, token, how, provider).await? {
-        Some(settings) => open(shared, name, token, settings).await,
+        Some(settings) => open(shared, name, token, settings, true).await.map_err(Into::into),
         None => leave_to(&shared.inboxes, name, token).await,
     }
 }
@@ -227,7 +262,9 @@ pub(crate) async fn note_reserved(
     provider: Option<&str>,
 ) -> Result<(), StoreError> {
     match reserved(inboxes, name, token, how, provider).await? {
-        Some(settings) => inboxes.records.open_inbox(name, token, json(&settings), now()).await,
+        Some(settings) => {
+            inboxes.records.open_inbox(name, token, json(&settings), u64::MAX, now()).await.map_err(Into::into)
+        }
         None => leave_to(inboxes, name, token).await,
     }
 }
@@ -268,6 +305,20 @@ fn json(settings: &Settings) -> String {
     serde_json::to_string(settings).unwrap_or_default()
 }
 
+/// Closes the inbox of a token that can best be spared, because nothing is in it, nobody is there, and its name was nobody's
+/// choice: those of `relay http` in many directories. Returns whether there is one.
+async fn close_idle(shared: &Shared, token: TokenId) -> Result<bool, StoreError> {
+    let mut inboxes = shared.inboxes.records.inboxes().await?;
+    inboxes.retain(|inbox| {
+        let is_empty = inbox.waiting == 0 && inbox.dead == 0;
+        inbox.token == token && is_empty && Name::is_random(&inbox.name) && !shared.registry.is_bound(&inbox.name)
+    });
+    match inboxes.iter().min_by_key(|inbox| inbox.opened_at) {
+        Some(idle) => end(&shared.inboxes, &idle.name).await,
+        None => Ok(false),
+    }
+}
+
 /// Sees to it that a name which is a token's now has no other token's inbox.
 ///
 /// # Errors
@@ -277,6 +328,18 @@ pub(crate) async fn leave_to(inboxes: &Inboxes, name: &str, token: TokenId) -> R
     // One of a token that has ended is not open, and is there all the same.
     let there = inboxes.records.inbox(name).await?;
     if there.is_some_and(|inbox| inbox.token != token) { end(inboxes, name).await.map(drop) } else { Ok(()) }
+}
+
+/// Gives the inboxes of tokens that were revoked to those that bear their names now, as their tunnel names go, too: a token
+/// that has leaked can be replaced, and nothing that was accepted is lost.
+///
+/// # Errors
+/// [`StoreError`]: they still belong to the old ones.
+pub(crate) async fn hand_over(shared: &Arc<Shared>) -> Result<(), StoreError> {
+    let _changing = shared.inboxes.changing.lock().await;
+    let heirs = shared.store.heirs().await?;
+    start(shared, shared.inboxes.records.hand_over(heirs).await?);
+    Ok(())
 }
 
 /// Takes no more webhooks for a token that has ended. What is there stays until its names are another's.
@@ -328,26 +391,17 @@ pub(crate) async fn sweep(shared: Arc<Shared>) {
     while shared.stopping.run_until_cancelled(sleep(SWEEP)).await.is_some() {
         let inboxes: Vec<Arc<Open>> = shared.inboxes.open.iter().map(|open| open.value().clone()).collect();
         for open in inboxes {
-            let limits = &shared.limits;
-            let retention = Retention {
-                delivered_ms: millis(limits.inbox_delivered),
-                delivered_count: limits.inbox_delivered_count,
-                dead_ms: millis(limits.inbox_dead),
-                max_age_ms: millis(Duration::from_secs(open.settings().inbox.age_s)),
-            };
-            while is_full(shared.inboxes.records.sweep(&open.name, now(), retention).await) && !shared.is_stopping() {}
+            let retention = open.settings().retention(&shared.limits);
+            while more(shared.inboxes.records.sweep(&open.name, now(), retention).await) && !shared.is_stopping() {}
         }
-        while is_full(shared.inboxes.records.sweep_closed().await) && !shared.is_stopping() {}
+        while more(shared.inboxes.records.sweep_closed().await) && !shared.is_stopping() {}
     }
 }
 
 /// Whether there may be more where that was.
-fn is_full(swept: Result<u64, StoreError>) -> bool {
-    match swept {
-        Ok(count) => count >= records::STEP as u64,
-        Err(error) => {
-            tracing::error!(%error, "an inbox could not be tidied up");
-            false
-        }
-    }
+fn more(swept: Result<bool, StoreError>) -> bool {
+    swept.unwrap_or_else(|error| {
+        tracing::error!(%error, "an inbox could not be tidied up");
+        false
+    })
 }

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! A file is on disk before the row that leads to it is written. So each file without a row is what is left of a webhook
-//! that nobody was told is stored, and goes when the relay starts.
+//! that nobody was told is stored, and goes when the relay starts. Where an fsync fails, all acceptance ends, as it does
+//! with one of the database's: nobody knows what is on disk then.
 
 use std::fs::DirBuilder;
 use std::io;
@@ -21,7 +22,8 @@ use tokio::fs::{File, OpenOptions};
 use tokio::io::AsyncWriteExt as _;
 use ulid::Ulid;
 
-use crate::store::OpenError;
+use crate::store::writer::Failure;
+use crate::store::{OpenError, StoreError};
 
 /// The longest body that is kept in memory and in the database, in bytes. SQLite reads and writes a value as a whole; at
 /// this length it is still faster than a file with two fsyncs of its own.
@@ -38,6 +40,10 @@ struct Directory {
     path: PathBuf,
     /// Nobody has a use for it after us.
     temporary: bool,
+    /// So many bytes of its disk stay free.
+    floor: u64,
+    /// That of the records.
+    failure: Failure,
 }
 
 impl Drop for Directory {
@@ -51,15 +57,31 @@ impl Drop for Directory {
 
 impl Spool {
     /// The spool in a directory that is there.
-    pub(super) fn at(path: PathBuf) -> Self {
-        Self { directory: Arc::new(Directory { path, temporary: false }) }
+    pub(super) fn at(path: PathBuf, floor: u64, failure: Failure) -> Self {
+        Self { directory: Arc::new(Directory { path, temporary: false, floor, failure }) }
     }
 
     /// One that goes with its last clone.
-    pub(super) fn temporary() -> io::Result<Self> {
+    pub(super) fn temporary(failure: Failure) -> io::Result<Self> {
         let path = std::env::temp_dir().join(format!("relay-inbox-{}", Ulid::generate()));
         DirBuilder::new().mode(0o700).create(&path)?;
-        Ok(Self { directory: Arc::new(Directory { path, temporary: true }) })
+        Ok(Self { directory: Arc::new(Directory { path, temporary: true, floor: 0, failure }) })
+    }
+
+    /// The directory.
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory.path
+    }
+
+    /// Whether there is room for so many bytes on the disk, beside what stays free.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`]; [`StoreError::Engine`] where the system does not say.
+    pub(super) fn has_room(&self, bytes: u64) -> Result<(), StoreError> {
+        let disk = rustix::fs::statvfs(self.directory.path.as_path());
+        let disk = disk.map_err(|error| StoreError::Engine { reason: error.to_string().into() })?;
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        if free < self.directory.floor.saturating_add(bytes) { Err(StoreError::Full) } else { Ok(()) }
     }
 
     /// Begins a body. Nothing is written before there is too much of it for memory.
@@ -226,6 +248,10 @@ impl Incoming {
     pub(crate) async fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.size += bytes.len() as u64;
         self.hash.update(bytes);
+        let is_long = self.size > MAX_INLINE as u64;
+        if is_long && self.spool.has_room(bytes.len() as u64) == Err(StoreError::Full) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         if let Place::Memory(held) = &mut self.place {
             if held.len() + bytes.len() <= MAX_INLINE {
                 held.extend_from_slice(bytes);
@@ -255,8 +281,16 @@ impl Incoming {
             Place::File(mut file, unclaimed) => {
                 // Tokio writes behind our back; only this tells of an error then.
                 file.flush().await?;
-                file.sync_all().await?;
-                File::open(&spool.directory.path).await?.sync_all().await?;
+                let directory = File::open(&spool.directory.path).await?;
+                let synced = match file.sync_all().await {
+                    Ok(()) => directory.sync_all().await,
+                    failed => failed,
+                };
+                synced.inspect_err(|error| {
+                    if !matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+                        spool.directory.failure.set(error.to_string());
+                    }
+                })?;
                 Ok(Body::Spooled { size, sha256, file: Arc::new(unclaimed) })
             }
         }

@@ -36,9 +36,10 @@ use self::seats::{Counted, Seat, Seats};
 pub(crate) use self::seats::{Full, Place};
 use self::withheld::Untold;
 use crate::Shared;
+use crate::inbox::records::OpenInboxError;
 use crate::inbox::{self, Settings};
 use crate::sentence;
-use crate::store::{AuthError, ClaimError, Name, StoreError, Token, TokenId, unix_now};
+use crate::store::{AuthError, ClaimError, Name, Token, TokenId, unix_now};
 
 /// tungstenite zero-fills this much at each read; more would be the greater part of an idle session's memory.
 const READ_BUFFER: usize = 4 * 1024;
@@ -374,18 +375,26 @@ impl Session {
         }
         // Now that it has the name, and before a request comes.
         if let Err(error) = self.keep_inbox(&tunnel).await {
-            tracing::error!(%error, "an inbox was not opened, or not closed");
             self.shared.registry.unbind(&tunnel, None);
-            return Err(refusal("internal", &sentence(&error), "Ask the relay's operator to look at its log."));
+            return Err(match error {
+                OpenInboxError::TooMany { .. } => {
+                    let hint = "Close one with `relay inbox close NAME`, or ask the relay's operator for more.";
+                    refusal("too-many-inboxes", &sentence(&error), hint)
+                }
+                OpenInboxError::Store(error) => {
+                    tracing::error!(%error, "an inbox was not opened, or not closed");
+                    refusal("internal", &sentence(&error), "Ask the relay's operator to look at its log.")
+                }
+            });
         }
         Ok(tunnel)
     }
 
     /// Opens the inbox of a tunnel that is to have one; one that the name has stays, if it is its owner's.
-    async fn keep_inbox(&self, tunnel: &Tunnel) -> Result<(), StoreError> {
+    async fn keep_inbox(&self, tunnel: &Tunnel) -> Result<(), OpenInboxError> {
         match Settings::of(&tunnel.asked) {
-            Some(settings) => inbox::open(&self.shared, &tunnel.name, tunnel.token, settings).await,
-            None => inbox::leave_to(&self.shared.inboxes, &tunnel.name, tunnel.token).await,
+            Some(settings) => inbox::open(&self.shared, &tunnel.name, tunnel.token, settings, false).await,
+            None => Ok(inbox::leave_to(&self.shared.inboxes, &tunnel.name, tunnel.token).await?),
         }
     }
 

@@ -1,6 +1,7 @@
 //! How the relay's databases are opened: the file and its mode, what SQLite is told, the migrations.
 
-use std::fs::{DirBuilder, OpenOptions, Permissions};
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
@@ -34,10 +35,29 @@ pub(crate) fn in_memory(migrations: &[&str]) -> Result<Connection, OpenError> {
     prepare(Connection::open_in_memory()?, migrations)
 }
 
-/// Makes a directory for the relay's own files, with those above it, if it is not there.
+/// A second connection to a database that is open, on which nothing can be changed.
+pub(crate) fn reader(directory: &Path, file: &str) -> Result<Connection, OpenError> {
+    let connection = Connection::open(directory.join(file))?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.execute_batch("PRAGMA query_only = ON;")?;
+    Ok(connection)
+}
+
+/// Makes a directory for the relay's own files, with those above it, if it is not there. Its own entry is on disk then.
 pub(crate) fn make_directory(path: &Path) -> Result<(), OpenError> {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.map_err(|source| OpenError::Io { path: path.to_owned(), source })
+    let at = |path: &Path| {
+        let path = path.to_owned();
+        move |source| OpenError::Io { path, source }
+    };
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(at(path))?;
+    match path.parent().filter(|above| !above.as_os_str().is_empty()) {
+        // Where we may not read there is nothing that we made.
+        Some(above) => match File::open(above) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+            opened => opened.and_then(|above| above.sync_all()).map_err(at(above)),
+        },
+        None => Ok(()),
+    }
 }
 
 fn prepare(mut connection: Connection, migrations: &[&str]) -> Result<Connection, OpenError> {

@@ -38,7 +38,7 @@ use thiserror::Error;
 
 pub use self::name::{MAX_NAME_BYTES, Name, NameError};
 pub use self::secret::{Secret, SecretError};
-use self::writer::{Access, Writer};
+use self::writer::{Access, Failure, Writer};
 
 /// The database's file in the data directory.
 pub const DATABASE_FILE: &str = "relay.db";
@@ -370,8 +370,8 @@ impl Store {
     }
 
     fn start(connection: Connection) -> Result<Self, OpenError> {
-        let writer =
-            Writer::start(connection).map_err(|source| OpenError::Io { path: DATABASE_FILE.into(), source })?;
+        let writer = Writer::start(connection, Failure::default())
+            .map_err(|source| OpenError::Io { path: DATABASE_FILE.into(), source })?;
         Ok(Self { writer: Arc::new(writer) })
     }
 
@@ -410,6 +410,23 @@ impl Store {
     pub async fn revoke_token(&self, name: &str, now: i64) -> Result<TokenId, RevokeError> {
         let name = name.to_owned();
         self.write(move |db| revoke_token(db, name, now)).await
+    }
+
+    /// The tokens that were revoked, each with the one in force that bears its name now, to which what it had belongs.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub(crate) async fn heirs(&self) -> Result<Vec<(TokenId, TokenId)>, StoreError> {
+        self.read(|db| {
+            let mut heirs = db.prepare_cached(
+                "SELECT revoked.id, heir.id FROM tokens AS revoked JOIN tokens AS heir USING (name)
+                 WHERE revoked.revoked_at IS NOT NULL AND heir.revoked_at IS NULL",
+            )?;
+            let heirs = heirs.query_map([], |row| Ok((TokenId(row.get(0)?), TokenId(row.get(1)?))))?;
+            Ok(Ok(heirs.collect::<rusqlite::Result<_>>()?))
+        })
+        .await
     }
 
     /// The token that a client presents, if it is in force. This only reads: a full or failed disk
@@ -938,6 +955,20 @@ mod tests {
         let (_, rest) = include_str!("mod.rs").split_once("\nfn authenticate(").unwrap();
         let (body, _) = rest.split_once("\n}\n").unwrap();
         assert!(body.contains("constant_time::verify_slices_are_equal") && !body.contains("=="), "{body}");
+    }
+
+    #[tokio::test]
+    async fn a_revoked_token_has_an_heir_where_another_bears_its_name() {
+        let store = Store::in_memory().unwrap();
+        let (_, first) = token(&store, "alice", &[]).await;
+        let (_, other) = token(&store, "bob", &[]).await;
+        assert_eq!(store.heirs().await, Ok(vec![]));
+        store.revoke_token("alice", NOW).await.unwrap();
+        store.revoke_token("bob", NOW).await.unwrap();
+        assert_eq!(store.heirs().await, Ok(vec![]));
+        let (_, second) = token(&store, "alice", &[]).await;
+        assert_eq!(store.heirs().await, Ok(vec![(first.id, second.id)]));
+        assert!(other.id != first.id);
     }
 
     #[tokio::test]

@@ -95,6 +95,14 @@ impl Name {
         Self(random_symbols(letters, 1) + &random_symbols(READABLE, RANDOM_SYMBOLS - 1))
     }
 
+    /// Whether it looks like one that [`Name::random`] made. Somebody can have chosen such a one, too.
+    pub(crate) fn is_random(label: &str) -> bool {
+        let (letters, _digits) = READABLE.split_at(READABLE_LETTERS);
+        label.len() == RANDOM_SYMBOLS
+            && label.bytes().all(|byte| READABLE.contains(&byte))
+            && label.bytes().next().is_some_and(|first| letters.contains(&first))
+    }
+
     /// A name that was checked before it was stored. It is not checked again: names already given
     /// away outlive a rule that has become stricter since.
     pub(super) fn stored(label: String) -> Self {
@@ -321,7 +329,11 @@ mod tests {
         for name in names {
             assert!(name.as_str().starts_with(|c: char| c.is_ascii_lowercase()), "{name}");
             assert!(!name.as_str().contains(['0', 'o', '1', 'l', 'i', '-']), "{name}");
+            assert!(Name::is_random(name.as_str()));
             assert_eq!(Name::parse(name.as_str()), Ok(name));
+        }
+        for chosen in ["hooks", "2bcdefghjkmnp", "abcdefghijklm", "abcdefghjkmnpq"] {
+            assert!(!Name::is_random(chosen), "{chosen}");
         }
         let symbols = READABLE.len() as f64;
         let bits = (READABLE_LETTERS as f64).log2() + (RANDOM_SYMBOLS - 1) as f64 * symbols.log2();

@@ -1,7 +1,7 @@
-//! The one thread that touches the database.
+//! The one thread that writes the database.
 //!
 //! ```text
-//!   callers ──► bounded queue ──► all that wait ──► BEGIN, each in its SAVEPOINT, COMMIT ──► answers
+//!   callers ──► bounded queue ──► all that wait ──► BEGIN, each in its SAVEPOINT, COMMIT ──► answers ──► checkpoint
 //! ```
 //!
 //! An answer is given only after the commit that covers it has reached the disk. One commit, and so
@@ -9,8 +9,9 @@
 
 use std::sync::{Arc, OnceLock};
 use std::thread;
+use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, ErrorCode};
+use rusqlite::{Connection, ErrorCode, ffi};
 use tokio::sync::{mpsc, oneshot};
 
 use super::StoreError;
@@ -19,6 +20,12 @@ use super::StoreError;
 const QUEUE: usize = 1024;
 /// Operations in one transaction: enough to share the fsync, few enough to bound the wait for it.
 const GROUP: usize = 256;
+/// After so long a transaction takes no more operations: those that are many rows each must not hold up the others. In
+/// this time about 20 MB are written.
+const GROUP_TIME: Duration = Duration::from_millis(10);
+/// The write-ahead log goes back into the database at so many pages (4 MB), as SQLite would have it by itself: small enough
+/// that nobody waits long for it.
+const CHECKPOINT: i64 = 1000;
 
 /// Whether an operation changes anything.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -29,12 +36,31 @@ pub(crate) enum Access {
     Write,
 }
 
+/// Why a store takes no more writes, if so: set once, for good. What happens beside the database, but belongs to what it
+/// promises, can fail it, too.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Failure(Arc<OnceLock<Arc<str>>>);
+
+impl Failure {
+    /// Fails the store.
+    pub(crate) fn set(&self, reason: impl Into<Arc<str>>) {
+        let reason = reason.into();
+        if self.0.set(Arc::clone(&reason)).is_ok() {
+            tracing::error!(%reason, "the store has failed");
+        }
+    }
+
+    /// The failure, if there is one.
+    pub(crate) fn get(&self) -> Option<StoreError> {
+        self.0.get().map(|reason| StoreError::Failed { reason: Arc::clone(reason) })
+    }
+}
+
 /// The owner of the thread. Dropping it lets queued operations finish, then joins the thread.
 pub(crate) struct Writer {
     queue: Option<mpsc::Sender<Message>>,
     thread: Option<thread::JoinHandle<()>>,
-    /// Why the store takes no more writes; set once, for good.
-    failed: Arc<OnceLock<Arc<str>>>,
+    failure: Failure,
 }
 
 enum Message {
@@ -63,14 +89,13 @@ enum Verdict {
 type Answer = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 
 impl Writer {
-    pub(crate) fn start(connection: Connection) -> std::io::Result<Self> {
+    pub(crate) fn start(connection: Connection, failure: Failure) -> std::io::Result<Self> {
         let (queue, messages) = mpsc::channel(QUEUE);
-        let failed = Arc::new(OnceLock::new());
         let thread = thread::Builder::new().name("relay-store".to_owned()).spawn({
-            let failed = Arc::clone(&failed);
-            move || serve(connection, messages, &failed)
+            let failure = failure.clone();
+            move || serve(connection, messages, &failure)
         })?;
-        Ok(Self { queue: Some(queue), thread: Some(thread), failed })
+        Ok(Self { queue: Some(queue), thread: Some(thread), failure })
     }
 
     /// Runs `operation` on the thread and gives its result once that is durable.
@@ -115,7 +140,7 @@ impl Writer {
 
     /// Why the store takes no more writes, if so.
     pub(crate) fn failure(&self) -> Option<StoreError> {
-        self.failed.get().map(|reason| StoreError::Failed { reason: Arc::clone(reason) })
+        self.failure.get()
     }
 
     async fn send(&self, message: Message) -> Result<(), StoreError> {
@@ -136,7 +161,11 @@ impl Drop for Writer {
 }
 
 /// The thread: group after group until the queue is closed and empty.
-fn serve(connection: Connection, mut queue: mpsc::Receiver<Message>, failed: &OnceLock<Arc<str>>) {
+fn serve(connection: Connection, mut queue: mpsc::Receiver<Message>, failure: &Failure) {
+    // SQLite's own checkpoints keep to themselves what fails in them: an fsync that is never to be tried again.
+    if let Err(error) = connection.pragma_update(None, "wal_autocheckpoint", 0) {
+        failure.set(error.to_string());
+    }
     let mut messages = Vec::with_capacity(GROUP);
     let mut closers = Vec::new();
     while queue.blocking_recv_many(&mut messages, GROUP) > 0 {
@@ -150,7 +179,10 @@ fn serve(connection: Connection, mut queue: mpsc::Receiver<Message>, failed: &On
                 }
             }
         }
-        run_group(&connection, group, failed);
+        let mut group = group.into_iter();
+        while group.len() > 0 {
+            run_group(&connection, &mut group, failure);
+        }
     }
     if let Err((_, error)) = connection.close() {
         // Everything acknowledged is in the write-ahead log; the next start reads it from there.
@@ -161,11 +193,12 @@ fn serve(connection: Connection, mut queue: mpsc::Receiver<Message>, failed: &On
     }
 }
 
-fn run_group(connection: &Connection, group: Vec<Operation>, failed: &OnceLock<Arc<str>>) {
-    let failure = failed.get().map(|reason| StoreError::Failed { reason: Arc::clone(reason) });
-    if failure.is_some() || group.iter().all(|operation| operation.access == Access::Read) {
+/// Runs the operations, or as many of them as there is time for in one transaction.
+fn run_group(connection: &Connection, group: &mut std::vec::IntoIter<Operation>, failure: &Failure) {
+    let failed = failure.get();
+    if failed.is_some() || group.as_slice().iter().all(|operation| operation.access == Access::Read) {
         for Operation { access, run } in group {
-            let refusal = failure.clone().filter(|_| access == Access::Write);
+            let refusal = failed.clone().filter(|_| access == Access::Write);
             let (_, answer) = run(refusal.map_or(Ok(connection), Err));
             answer(Ok(()));
         }
@@ -173,17 +206,14 @@ fn run_group(connection: &Connection, group: Vec<Operation>, failed: &OnceLock<A
     }
 
     let mut answers = Vec::with_capacity(group.len());
-    let mut group = group.into_iter();
-    let result = transact(connection, &mut group, &mut answers);
+    let result = transact(connection, group, &mut answers);
     if let Err(error) = &result {
         if !connection.is_autocommit() {
             // Where even this fails, so does everything after it.
             let _ = connection.execute_batch("ROLLBACK");
         }
-        if let StoreError::Failed { reason } = error
-            && failed.set(Arc::clone(reason)).is_ok()
-        {
-            tracing::error!(%error, "the store has failed");
+        if let StoreError::Failed { reason } = error {
+            failure.set(Arc::clone(reason));
         }
         // Those that had not run yet share the fate of those that had.
         answers.extend(group.map(|operation| (operation.run)(Err(error.clone())).1));
@@ -191,16 +221,31 @@ fn run_group(connection: &Connection, group: Vec<Operation>, failed: &OnceLock<A
     for answer in answers {
         answer(result.clone());
     }
+    if let Err(StoreError::Failed { reason }) = checkpoint(connection) {
+        failure.set(reason);
+    }
 }
 
-/// One transaction over the whole group; an error is that of the whole group.
+/// Writes back into the database what has been committed, once it is much. Without room for it the log goes on growing.
+fn checkpoint(connection: &Connection) -> Result<(), StoreError> {
+    let pages = |sql| connection.prepare_cached(sql)?.query_row([], |row| row.get::<_, i64>(1));
+    if pages("PRAGMA wal_checkpoint(NOOP)")? >= CHECKPOINT {
+        pages("PRAGMA wal_checkpoint(PASSIVE)")?;
+    }
+    Ok(())
+}
+
+/// One transaction; an error is that of the whole group.
 fn transact(
     connection: &Connection,
     group: &mut impl Iterator<Item = Operation>,
     answers: &mut Vec<Answer>,
 ) -> Result<(), StoreError> {
     connection.execute_batch("BEGIN IMMEDIATE")?;
-    for operation in group {
+    let began = Instant::now();
+    while began.elapsed() < GROUP_TIME
+        && let Some(operation) = group.next()
+    {
         connection.execute_batch("SAVEPOINT operation")?;
         let (verdict, answer) = (operation.run)(Ok(connection));
         answers.push(answer);
@@ -226,8 +271,11 @@ fn transact(
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
         let reason = || error.to_string().into();
+        let extended = error.sqlite_error().map(|error| error.extended_code);
         match error.sqlite_error_code() {
             Some(ErrorCode::DiskFull) => Self::Full,
+            // A full disk has no room for the log's index.
+            _ if extended == Some(ffi::SQLITE_IOERR_SHMSIZE) => Self::Full,
             Some(ErrorCode::SystemIoFailure | ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
                 Self::Failed { reason: reason() }
             }
@@ -253,7 +301,7 @@ mod tests {
                  CREATE TABLE child (i REFERENCES t (i) DEFERRABLE INITIALLY DEFERRED);",
             )
             .unwrap();
-        Writer::start(connection).unwrap()
+        Writer::start(connection, Failure::default()).unwrap()
     }
 
     async fn insert(writer: &Writer, i: i64) -> Result<(), StoreError> {
@@ -317,6 +365,49 @@ mod tests {
         assert!(writer.failure().is_none());
         pages("PRAGMA max_page_count = 1000").await.unwrap();
         fill().await.expect("there is room again");
+    }
+
+    #[test]
+    fn no_room_for_the_index_of_the_log_is_a_full_disk() {
+        let error = |code| StoreError::from(rusqlite::Error::SqliteFailure(ffi::Error::new(code), None));
+        assert_eq!(error(ffi::SQLITE_IOERR_SHMSIZE), StoreError::Full);
+        assert!(matches!(error(ffi::SQLITE_IOERR_FSYNC), StoreError::Failed { .. }));
+    }
+
+    #[tokio::test]
+    async fn operations_that_take_long_do_not_share_a_transaction() {
+        let writer = writer();
+        let slow = |i: i64| {
+            writer.run(Access::Write, move |db| {
+                db.execute("INSERT INTO t VALUES (?1)", [i])?;
+                thread::sleep(GROUP_TIME);
+                Ok(Ok::<_, StoreError>(()))
+            })
+        };
+        // Polled together, so they are in the queue together; what fails is the commit of the last one.
+        let orphan =
+            |db: &Connection| Ok(Ok::<_, StoreError>(db.execute("INSERT INTO child VALUES (99)", []).map(drop)?));
+        let (one, two, three) = tokio::join!(slow(1), slow(2), writer.run(Access::Write, orphan));
+        assert_eq!((one, two), (Ok(()), Ok(())), "they did not share its commit");
+        assert!(matches!(three, Err(StoreError::Failed { .. })), "{three:?}");
+    }
+
+    /// The log does not grow for ever, and what is in it goes to where SQLite would put it.
+    #[tokio::test]
+    async fn the_log_goes_back_into_the_database() {
+        let directory = tempfile::tempdir().unwrap();
+        let connection = super::super::database::open(directory.path(), "t.db", &["CREATE TABLE t (b BLOB)"]).unwrap();
+        let writer = Writer::start(connection, Failure::default()).unwrap();
+        for _ in 0..10 {
+            let insert = writer.run(Access::Write, |db| {
+                db.execute("INSERT INTO t VALUES (zeroblob(2000000))", [])?;
+                Ok(Ok::<_, StoreError>(()))
+            });
+            insert.await.unwrap();
+        }
+        let size = |file: &str| std::fs::metadata(directory.path().join(file)).unwrap().len();
+        assert!(size("t.db-wal") < 12_000_000, "{}", size("t.db-wal"));
+        assert!(size("t.db") > 15_000_000, "{}", size("t.db"));
     }
 
     #[tokio::test]

@@ -7,22 +7,26 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use ulid::Ulid;
 
 use super::deliver::due_from;
+use super::handle::{remove, surplus};
 use super::lease::Leases;
-use super::{AcceptError, Accepted, Due, Id, Measure, New, Records, Seq, State, Take};
-use crate::inbox::spool::{Body, Unclaimed};
-use crate::store::StoreError;
+use super::{AcceptError, Accepted, Due, Id, Measure, New, Quotas, Records, Seq, State, Take};
+use crate::inbox::spool::{Body, Spool, Unclaimed};
 use crate::store::writer::Access;
+use crate::store::{StoreError, TokenId};
 
-/// The newest webhooks of one event that a copy is held against. A provider sends the same bytes again; only somebody
-/// who makes up event ids has more, and gets them stored.
+/// The newest webhooks of one event and the same bytes that a copy is held against. There are more where the app keeps
+/// refusing it, which makes none of them an original.
 const COPIES: i64 = 32;
+
+/// So many delivered ones go for each that is stored, once there are too many: more than come.
+const MAKES_WAY: usize = 2;
 
 impl Records {
     /// Stores a webhook. The answer comes once it is on disk, and nobody may be told that it is accepted before.
     ///
-    /// With [`New::dedupe_since`] it is first held against the webhooks of the same event that came since then. Only
-    /// those with the same verdict count, and only where that is not a bad one: a forged copy must neither stand for the
-    /// real one nor take its place. A copy of one that was given up, or answered with anything but 2xx, is stored anew.
+    /// With [`New::dedupe_since`] it is first held against the webhooks of the same event that came since then. One that is
+    /// known to be badly signed is no copy, and none is a copy of such a one: what is forged must neither stand for the real
+    /// one nor take its place. A copy of one that was given up, or answered with anything but 2xx, is stored anew.
     ///
     /// A spooled body that is of no use in the end is removed.
     ///
@@ -31,8 +35,8 @@ impl Records {
     pub(crate) async fn accept(&self, new: New) -> Result<Accepted, AcceptError> {
         // Whoever drops the last handle on the file removes it, which should not be the thread that others wait for.
         let file = new.body.file().map(Arc::clone);
-        let leases = self.leases.clone();
-        let accepted = self.writer.run(Access::Write, move |db| accept(db, &leases, &new)).await;
+        let (leases, spool) = (self.leases.clone(), self.spool.clone());
+        let accepted = self.writer.run(Access::Write, move |db| accept(db, &leases, &spool, &new)).await;
         // After a failed write nobody knows whether there is a row; the next start does.
         let is_certain = !matches!(accepted, Err(AcceptError::Store(StoreError::Failed { .. } | StoreError::Closed)));
         if let Some(file) = file
@@ -43,41 +47,55 @@ impl Records {
         }
         accepted
     }
+
+    /// Whether an inbox has room for so many bytes more: what is to be known before a long body is taken in.
+    ///
+    /// # Errors
+    /// [`AcceptError`], as [`Records::accept`] would say.
+    pub(crate) async fn has_room(
+        &self,
+        inbox: &str,
+        token: TokenId,
+        bytes: u64,
+        quotas: Quotas,
+    ) -> Result<(), AcceptError> {
+        let (name, spool) = (inbox.to_owned(), self.spool.clone());
+        let has_room = move |db: &Connection| match into(db, &name, token)? {
+            Some(into) => Ok(into.has_room(&spool, bytes, quotas)),
+            None => Ok(Err(AcceptError::Closed { name })),
+        };
+        self.reader.run(Access::Read, has_room).await
+    }
 }
 
-fn accept(db: &Connection, leases: &Leases, new: &New) -> rusqlite::Result<Result<Accepted, AcceptError>> {
-    let sql =
-        "SELECT id, paused, waiting, waiting + dead AS held, bytes FROM inboxes WHERE name = ?1 AND token_id = ?2";
-    let found = db.prepare_cached(sql)?.query_row(params![new.inbox, new.token.0], |row| {
-        Ok(Into {
-            inbox: row.get("id")?,
-            paused: row.get("paused")?,
-            waiting: row.get("waiting")?,
-            held: row.get("held")?,
-            bytes: row.get("bytes")?,
-        })
-    });
-    let Some(into) = found.optional()? else {
+fn accept(
+    db: &Connection,
+    leases: &Leases,
+    spool: &Spool,
+    new: &New,
+) -> rusqlite::Result<Result<Accepted, AcceptError>> {
+    let Some(into) = into(db, &new.inbox, new.token)? else {
         return Ok(Err(AcceptError::Closed { name: new.inbox.clone() }));
     };
     let mut differs_from = None;
     match original(db, &into, new)? {
         None => {}
-        Some(Original { id, alike: true, waits_at: None }) => return Ok(Ok(Accepted::Delivered { of: id })),
-        Some(Original { id, alike: true, waits_at: Some(seq) }) => {
+        Some(Original::Delivered { id }) => return Ok(Ok(Accepted::Delivered { of: id })),
+        Some(Original::Waiting { id, seq, is_better: true }) => {
+            db.prepare_cached("UPDATE webhooks SET copies = copies + 1 WHERE seq = ?1")?.execute([seq])?;
+            return Ok(Ok(Accepted::Newer { due: None, of: id }));
+        }
+        Some(Original::Waiting { id, seq, is_better: false }) => {
             let due = replace(db, leases, &into, seq, new)?;
             return Ok(Ok(Accepted::Newer { due, of: id }));
         }
-        Some(Original { id, alike: false, .. }) => differs_from = Some(id),
+        Some(Original::Differs { id }) => differs_from = Some(id),
     }
     let size = (new.head.len() as u64).saturating_add(new.trailers.len() as u64).saturating_add(new.body.size());
-    let full = |what, limit| Ok(Err(AcceptError::Full { what, limit }));
-    if into.held >= new.quota.count {
-        return full(Measure::Webhooks, new.quota.count);
+    if let Err(full) = into.has_room(spool, size, new.quotas) {
+        return Ok(Err(full));
     }
-    if into.bytes.saturating_add(size) > new.quota.bytes {
-        return full(Measure::Bytes, new.quota.bytes);
-    }
+    remove(db, &surplus(db, into.inbox, new.quotas.delivered, MAKES_WAY)?)?;
     let seq = insert(db, &into, new, size, differs_from)?;
     let lease = if into.gives(new.take, into.waiting == 0) { leases.take(seq) } else { None };
     let due = lease.map(|lease| Due { _lease: lease, seq, id: new.id, since: new.received_at, attempts: 0, tries: 0 });
@@ -89,11 +107,53 @@ struct Into {
     inbox: i64,
     paused: bool,
     waiting: u64,
-    held: u64,
+    dead: u64,
     bytes: u64,
+    /// In all inboxes of its token.
+    token_bytes: u64,
+    /// In all inboxes.
+    total_bytes: u64,
+}
+
+pub(super) const INTO: &str = "\
+    SELECT *, (SELECT sum(bytes + delivered_bytes) FROM inboxes WHERE token_id = ?2) AS token_bytes,
+              (SELECT bytes FROM total) AS total_bytes
+    FROM inboxes WHERE name = ?1 AND token_id = ?2";
+
+fn into(db: &Connection, name: &str, token: TokenId) -> rusqlite::Result<Option<Into>> {
+    let into = db.prepare_cached(INTO)?.query_row(params![name, token.0], |row| {
+        Ok(Into {
+            inbox: row.get("id")?,
+            paused: row.get("paused")?,
+            waiting: row.get("waiting")?,
+            dead: row.get("dead")?,
+            bytes: row.get("bytes")?,
+            token_bytes: row.get("token_bytes")?,
+            total_bytes: row.get("total_bytes")?,
+        })
+    });
+    into.optional()
 }
 
 impl Into {
+    /// Whether there is room for another webhook of so many bytes.
+    fn has_room(&self, spool: &Spool, size: u64, quotas: Quotas) -> Result<(), AcceptError> {
+        let full = |what, limit| Err(AcceptError::Full { what, limit });
+        if self.waiting + self.dead >= quotas.inbox.count {
+            return full(Measure::Webhooks, quotas.inbox.count);
+        }
+        for (what, bytes, limit) in [
+            (Measure::Bytes, self.bytes, quotas.inbox.bytes),
+            (Measure::TokenBytes, self.token_bytes, quotas.token_bytes),
+            (Measure::TotalBytes, self.total_bytes, quotas.total_bytes),
+        ] {
+            if bytes.saturating_add(size) > limit {
+                return full(what, limit);
+            }
+        }
+        Ok(spool.has_room(size)?)
+    }
+
     /// Whether the caller gets the lease that it wishes for.
     fn gives(&self, wish: Take, is_first: bool) -> bool {
         !self.paused && (wish == Take::Now || wish == Take::IfFirst && is_first)
@@ -101,12 +161,18 @@ impl Into {
 }
 
 /// What a webhook is a copy of.
-struct Original {
-    id: Ulid,
-    /// Whether the bodies are the same.
-    alike: bool,
-    /// Its place, if it still waits.
-    waits_at: Option<Seq>,
+enum Original {
+    /// One that was delivered.
+    Delivered { id: Ulid },
+    /// One that waits.
+    Waiting {
+        id: Ulid,
+        seq: Seq,
+        /// Its signature was found to be right, which is not known of the copy's.
+        is_better: bool,
+    },
+    /// None, although this one has the same event id: the bodies differ.
+    Differs { id: Ulid },
 }
 
 /// Whether a signature that was judged so says nothing against the webhook.
@@ -119,31 +185,43 @@ fn original(db: &Connection, into: &Into, new: &New) -> rusqlite::Result<Option<
     if !is_good(new.verdict) {
         return Ok(None);
     }
-    let mut statement = db.prepare_cached(COPIES_OF)?;
-    let verdict = new.verdict.map(Verdict::as_str);
-    let mut rows = statement.query(params![into.inbox, event, COPIES, new.provider, verdict, since])?;
-    let mut differs = None;
+    let sha256 = new.body.sha256();
+    let mut copies = db.prepare_cached(COPIES_OF)?;
+    let mut copies = copies.query(params![into.inbox, event, sha256, COPIES, new.provider, since])?;
     let mut waits = None;
-    while let Some(row) = rows.next()? {
-        let (seq, id, state, status) =
-            (row.get("seq")?, row.get::<_, Id>("id")?.0, row.get("state")?, row.get("status")?);
-        let alike = row.get_ref("body_sha256")?.as_blob()? == new.body.sha256();
-        let is_confirmed = matches!(status, Some(200..=299u16));
-        match state {
-            _ if !alike => differs = Some(Original { id, alike, waits_at: None }),
-            State::Delivered if is_confirmed => return Ok(Some(Original { id, alike, waits_at: None })),
-            State::Waiting => waits = Some(Original { id, alike, waits_at: Some(seq) }),
+    while let Some(row) = copies.next()? {
+        let (id, status) = (row.get::<_, Id>("id")?.0, row.get("status")?);
+        let is_valid = row.get_ref("verdict")?.as_str_or_null()? == Some(Verdict::Valid.as_str());
+        let is_better = is_valid && new.verdict != Some(Verdict::Valid);
+        match row.get("state")? {
+            State::Delivered if matches!(status, Some(200..=299u16)) => return Ok(Some(Original::Delivered { id })),
+            State::Waiting => waits = Some(Original::Waiting { id, seq: row.get("seq")?, is_better }),
             State::Delivered | State::Dead => {}
         }
     }
-    Ok(waits.or(differs))
+    if waits.is_some() {
+        return Ok(waits);
+    }
+    let mut differs = db.prepare_cached(OTHERS_OF)?;
+    let values = params![into.inbox, event, sha256, COPIES, new.provider, since];
+    differs.query_row(values, |row| Ok(Original::Differs { id: row.get::<_, Id>(0)?.0 })).optional()
 }
 
-/// The newest webhooks of one event, newest first. The limit binds what is looked at, not what is found.
+/// The newest webhooks of one event and body, newest first. The limit binds what is looked at, not what is found.
 pub(super) const COPIES_OF: &str = "\
-    SELECT seq, id, state, status, body_sha256
-    FROM (SELECT * FROM webhooks WHERE inbox = ?1 AND event_id = ?2 ORDER BY seq DESC LIMIT ?3)
-    WHERE provider IS ?4 AND verdict IS ?5 AND first_at >= ?6";
+    SELECT seq, id, state, status, verdict
+    FROM (SELECT * FROM webhooks WHERE inbox = ?1 AND event_id = ?2 AND body_sha256 = ?3
+              AND (verdict IS NULL OR verdict IN ('valid', 'no_secret', 'unsupported'))
+          ORDER BY seq DESC LIMIT ?4)
+    WHERE provider IS ?5 AND first_at >= ?6";
+
+/// One of the same event with another body.
+pub(super) const OTHERS_OF: &str = "\
+    SELECT id
+    FROM (SELECT * FROM webhooks WHERE inbox = ?1 AND event_id = ?2
+              AND (verdict IS NULL OR verdict IN ('valid', 'no_secret', 'unsupported'))
+          LIMIT ?4)
+    WHERE body_sha256 <> ?3 AND provider IS ?5 AND first_at >= ?6 LIMIT 1";
 
 fn insert(db: &Connection, into: &Into, new: &New, size: u64, differs_from: Option<Ulid>) -> rusqlite::Result<Seq> {
     let mut insert = db.prepare_cached(
@@ -183,7 +261,7 @@ fn insert(db: &Connection, into: &Into, new: &New, size: u64, differs_from: Opti
 fn replace(db: &Connection, leases: &Leases, into: &Into, seq: Seq, new: &New) -> rusqlite::Result<Option<Due>> {
     let mut update = db.prepare_cached(
         "UPDATE webhooks SET head_first = coalesce(head_first, head), head = ?2, trailers = ?3, received_at = ?4,
-                             event_type = ?5, copies = copies + 1,
+                             event_type = ?5, verdict = ?6, copies = copies + 1, sends_first = 0,
                              size = body_size + length(coalesce(head_first, head)) + length(?2) + length(?3)
          WHERE seq = ?1
          RETURNING seq, id, since, attempts, tries,
@@ -191,7 +269,8 @@ fn replace(db: &Connection, leases: &Leases, into: &Into, seq: Seq, new: &New) -
                                WHERE before.inbox = webhooks.inbox AND before.state = 0 AND before.seq < webhooks.seq)
                    AS is_first",
     )?;
-    let values = params![seq, &*new.head, &*new.trailers, new.received_at, new.event_type];
+    let verdict = new.verdict.map(Verdict::as_str);
+    let values = params![seq, &*new.head, &*new.trailers, new.received_at, new.event_type, verdict];
     update.query_row(
         values,
         |row| {

@@ -49,13 +49,13 @@ impl Records {
         self.read(move |db| load(db, &leases, seq)).await
     }
 
-    /// Notes an attempt and what follows from it. The body of one that is delivered is removed. One
+    /// Notes an attempt and what follows from it. Of one that is delivered the head is kept, and nothing else. One
     /// that was given up meanwhile may still turn out to be delivered. Returns whether it is still there.
     ///
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn attempted(&self, seq: Seq, attempt: Attempt, outcome: Outcome) -> Result<bool, StoreError> {
-        let Some(spooled) = self.write(move |db| attempted(db, seq, attempt, outcome)).await? else {
+        let Some(spooled) = self.drain(move |db| attempted(db, seq, &attempt, &outcome)).await? else {
             return Ok(false);
         };
         self.spool.remove(spooled).await;
@@ -133,7 +133,7 @@ pub(super) fn due_from(row: &rusqlite::Row<'_>, leases: &Leases) -> rusqlite::Re
 
 pub(super) fn load(db: &Connection, leases: &Leases, seq: Seq) -> rusqlite::Result<Option<Stored>> {
     let sql = format!(
-        "SELECT {ROW_COLUMNS}, trailers, head_first,
+        "SELECT {ROW_COLUMNS}, trailers, head_first, sends_first,
                 (SELECT body FROM bodies WHERE bodies.seq = webhooks.seq) AS body
          FROM webhooks JOIN inboxes ON inboxes.id = webhooks.inbox
          WHERE seq = ?1 AND inboxes.name IS NOT NULL"
@@ -148,6 +148,7 @@ pub(super) fn load(db: &Connection, leases: &Leases, seq: Seq) -> rusqlite::Resu
             row: row_from(row, leases)?,
             trailers: row.get::<_, Vec<u8>>("trailers")?.into(),
             head_first: row.get::<_, Option<Vec<u8>>>("head_first")?.map(Into::into),
+            sends_first: row.get("sends_first")?,
             body,
         })
     });
@@ -155,18 +156,24 @@ pub(super) fn load(db: &Connection, leases: &Leases, seq: Seq) -> rusqlite::Resu
 }
 
 /// `None` if it is no longer there; otherwise its file in the spool, if it has to go.
-fn attempted(db: &Connection, seq: Seq, attempt: Attempt, outcome: Outcome) -> rusqlite::Result<Option<Option<Ulid>>> {
+fn attempted(
+    db: &Connection,
+    seq: Seq,
+    attempt: &Attempt,
+    outcome: &Outcome,
+) -> rusqlite::Result<Option<Option<Ulid>>> {
     let counted = "UPDATE webhooks SET attempts = attempts + 1, tries = tries + 1, status = ?2 WHERE seq = ?1
-                   RETURNING attempts, state, id, spooled";
+                   RETURNING attempts, state, id, spooled, copies";
     let counted = db.prepare_cached(counted)?.query_row(params![seq, attempt.status], |row| {
         Ok((
             row.get::<_, i64>("attempts")?,
             row.get::<_, State>("state")?,
             row.get::<_, Id>("id")?.0,
             row.get::<_, bool>("spooled")?,
+            row.get::<_, u32>("copies")?,
         ))
     });
-    let Some((number, state, id, spooled)) = counted.optional()? else { return Ok(None) };
+    let Some((number, state, id, spooled, copies)) = counted.optional()? else { return Ok(None) };
     db.prepare_cached(
         "INSERT INTO attempts (seq, number, at, duration_ms, status, error) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
     )?
@@ -176,23 +183,35 @@ fn attempted(db: &Connection, seq: Seq, attempt: Attempt, outcome: Outcome) -> r
         db.prepare_cached(old)?.execute(params![seq, number - ATTEMPTS_KEPT])?;
     }
     let ended_at = attempt.at.saturating_add_unsigned(attempt.duration_ms);
+    let is_success = matches!(attempt.status, Some(200..=299));
+    let outcome = match outcome {
+        Outcome::Answered(otherwise) if copies > 0 && !is_success => otherwise,
+        Outcome::Answered(_) => &Outcome::Delivered,
+        outcome => outcome,
+    };
     match outcome {
         Outcome::Delivered if state != State::Delivered => {
-            let sql = "UPDATE webhooks SET state = 1, ended_at = ?2, reason = NULL, spooled = 0 WHERE seq = ?1";
+            let sql = "UPDATE webhooks SET state = 1, ended_at = ?2, reason = NULL, spooled = 0, trailers = x'',
+                                           head_first = NULL, size = length(head)
+                       WHERE seq = ?1";
             db.prepare_cached(sql)?.execute(params![seq, ended_at])?;
             db.prepare_cached("DELETE FROM bodies WHERE seq = ?1")?.execute([seq])?;
             return Ok(Some(spooled.then_some(id)));
         }
         Outcome::Again { at } if state == State::Waiting => {
-            let sql = "UPDATE webhooks SET due_at = ?2 WHERE seq = ?1";
-            db.prepare_cached(sql)?.execute(params![seq, at])?;
+            // What was found to be signed rightly is not refused for its signature.
+            let sql = "UPDATE webhooks SET due_at = ?2, sends_first = CASE
+                           WHEN ?3 AND head_first IS NOT NULL AND verdict IS NOT 'valid' THEN NOT sends_first
+                           ELSE sends_first END
+                       WHERE seq = ?1";
+            db.prepare_cached(sql)?.execute(params![seq, at, matches!(attempt.status, Some(400..=499))])?;
         }
         Outcome::Dead { reason } if state == State::Waiting => {
             let sql = "UPDATE webhooks SET state = 2, ended_at = ?2, reason = ?3 WHERE seq = ?1";
             db.prepare_cached(sql)?.execute(params![seq, ended_at, reason])?;
         }
         // What ended meanwhile stays so.
-        Outcome::Delivered | Outcome::Again { .. } | Outcome::Dead { .. } => {}
+        _ => {}
     }
     Ok(Some(None))
 }

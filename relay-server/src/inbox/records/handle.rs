@@ -1,12 +1,12 @@
 //! What people do with an inbox: look, try again, throw away. And what time does.
 
-use rusqlite::{Connection, OptionalExtension as _, Params, params};
+use rusqlite::{Connection, OptionalExtension as _, Rows, params};
 use ulid::Ulid;
 
 use super::deliver::load;
 use super::lease::Leases;
-use super::{Attempt, Id, ROW_COLUMNS, Records, Retention, Row, STEP, Seq, State, Stored, Which};
-use super::{inbox_id, row_from};
+use super::{Attempt, Id, Quota, ROW_COLUMNS, Records, Retention, Row, STEP, STEP_BYTES, Seq, State, Stored, Which};
+use super::{inbox_id, reserve, row_from};
 use crate::store::StoreError;
 
 /// A page of a list ends once its heads have as many bytes, so that long heads do not fill the memory.
@@ -84,33 +84,37 @@ impl Records {
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn drop(&self, inbox: &str, which: Which) -> Result<u64, StoreError> {
-        self.in_steps(inbox, which, |db, seqs| {
-            let mut delete = db.prepare_cached("DELETE FROM webhooks WHERE seq = ?1 RETURNING id, spooled")?;
-            removed(seqs.iter().map(|seq| delete.query_row([seq], removed_from).optional()))
-        })
-        .await
+        self.in_steps(inbox, which, remove).await
     }
 
-    /// Does what time does in an inbox: gives up what has waited for too long, removes what ended long ago. At most
-    /// [`STEP`] webhooks; returns how many, and with as many there may be more to do.
+    /// Does a piece of what time does in an inbox: gives up what has waited for too long, removes what ended long ago and
+    /// what is too much. Returns whether there may be more to do.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub(crate) async fn sweep(&self, inbox: &str, now: i64, retention: Retention) -> Result<u64, StoreError> {
+    pub(crate) async fn sweep(&self, inbox: &str, now: i64, retention: Retention) -> Result<bool, StoreError> {
         let (inbox, leases) = (inbox.to_owned(), self.leases.clone());
-        let (count, spooled) = self.write(move |db| sweep(db, &leases, &inbox, now, retention)).await?;
+        let (more, spooled) = self.drain(move |db| sweep(db, &leases, &inbox, now, retention)).await?;
         self.spool.remove(spooled).await;
-        Ok(count as u64)
+        Ok(more)
     }
 
-    /// Removes what closed inboxes held, at most [`STEP`] webhooks; returns how many, and with as many there may be more.
+    /// Removes a piece of what closed inboxes held. Returns whether there may be more. Then it sees to it that there is
+    /// something to give up once the disk is full.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub(crate) async fn sweep_closed(&self) -> Result<u64, StoreError> {
-        let (count, spooled) = self.write(sweep_closed).await?;
+    pub(crate) async fn sweep_closed(&self) -> Result<bool, StoreError> {
+        let (more, spooled) = self.drain(sweep_closed).await?;
         self.spool.remove(spooled).await;
-        Ok(count as u64)
+        if !more && self.spool.has_room(reserve::SIZE).is_ok() {
+            let reserve = self.reserve.clone();
+            let laid_by = tokio::task::spawn_blocking(move || reserve.lay_by()).await;
+            if let Ok(Err(error)) = laid_by {
+                tracing::warn!(%error, "nothing of the disk could be kept back for when it is full");
+            }
+        }
+        Ok(more)
     }
 
     /// Runs `step` over webhooks of an inbox, [`STEP`] at a time, and removes the bodies that it says.
@@ -124,7 +128,8 @@ impl Records {
         let mut rest = Rest::of(which);
         loop {
             let (inbox, step) = (inbox.to_owned(), step.clone());
-            let work = self.write(move |db| {
+            let work = self.drain(move |db| {
+                let mut rest = rest;
                 let seqs = match inbox_id(db, &inbox)? {
                     Some(inbox) => rest.next(db, inbox)?,
                     None => Vec::new(),
@@ -147,6 +152,7 @@ impl Records {
 type Removed = (usize, Vec<Ulid>);
 
 /// What is left of a [`Which`].
+#[derive(Clone)]
 enum Rest {
     Ids(std::vec::IntoIter<Ulid>),
     All {
@@ -165,15 +171,19 @@ impl Rest {
         }
     }
 
-    /// The next ones, at most [`STEP`]; none at the end.
+    /// The next ones, no more than for one step; none at the end.
     fn next(&mut self, db: &Connection, inbox: i64) -> rusqlite::Result<Vec<Seq>> {
         match self {
             Self::Ids(ids) => {
-                let mut found = Vec::new();
+                let (mut found, mut bytes) = (Vec::new(), 0);
                 // An id that is not there must not look like the end.
-                while found.is_empty() && ids.len() > 0 {
-                    for id in ids.take(STEP) {
-                        found.extend(place_in(db, inbox, id)?);
+                for id in ids {
+                    if let Some((seq, cost)) = place_in(db, inbox, id)? {
+                        found.push(seq);
+                        bytes += cost;
+                    }
+                    if found.len() >= STEP || bytes >= STEP_BYTES {
+                        break;
                     }
                 }
                 Ok(found)
@@ -184,8 +194,7 @@ impl Rest {
                     None => *last.insert(db.prepare_cached(LAST)?.query_row(params![inbox, *state], |row| row.get(0))?),
                 };
                 let mut statement = db.prepare_cached(NEXT)?;
-                let seqs = statement.query_map(params![inbox, *state, *after, last, STEP], |row| row.get(0))?;
-                let seqs = seqs.collect::<rusqlite::Result<Vec<Seq>>>()?;
+                let (seqs, _) = step(statement.query(params![inbox, *state, *after, last])?, |_| false)?;
                 *after = seqs.last().copied().unwrap_or(last);
                 Ok(seqs)
             }
@@ -196,22 +205,40 @@ impl Rest {
 pub(super) const LAST: &str = "\
     SELECT coalesce(max(seq), 0) FROM webhooks WHERE inbox = ?1 AND state = ?2";
 
+// What stands below has no limit of its own, because its rows are read by `step`. Their cost are the bytes in the database.
+
 pub(super) const NEXT: &str = "\
-    SELECT seq FROM webhooks WHERE inbox = ?1 AND state = ?2 AND seq > ?3 AND seq <= ?4 ORDER BY seq LIMIT ?5";
+    SELECT seq, size - body_size * spooled AS cost FROM webhooks
+    WHERE inbox = ?1 AND state = ?2 AND seq > ?3 AND seq <= ?4 ORDER BY seq";
+
+/// As many webhooks as one transaction goes through, but those that are left alone, and whether there may be more.
+fn step(mut rows: Rows<'_>, is_left: impl Fn(Seq) -> bool) -> rusqlite::Result<(Vec<Seq>, bool)> {
+    let (mut seqs, mut bytes) = (Vec::new(), 0);
+    while seqs.len() < STEP && bytes < STEP_BYTES {
+        let Some(row) = rows.next()? else { return Ok((seqs, false)) };
+        let seq = row.get("seq")?;
+        if !is_left(seq) {
+            seqs.push(seq);
+            bytes += row.get::<_, u64>("cost")?;
+        }
+    }
+    Ok((seqs, true))
+}
 
 pub(super) const PAGE: &str = "\
     SELECT seq FROM webhooks WHERE inbox = ?1 AND state = ?2 AND seq < ?3 ORDER BY seq DESC LIMIT ?4";
 
 fn place(db: &Connection, inbox: &str, id: Ulid) -> rusqlite::Result<Option<Seq>> {
     match inbox_id(db, inbox)? {
-        Some(inbox) => place_in(db, inbox, id),
+        Some(inbox) => Ok(place_in(db, inbox, id)?.map(|(seq, _)| seq)),
         None => Ok(None),
     }
 }
 
-fn place_in(db: &Connection, inbox: i64, id: Ulid) -> rusqlite::Result<Option<Seq>> {
-    let sql = "SELECT seq FROM webhooks WHERE id = ?2 AND inbox = ?1";
-    db.prepare_cached(sql)?.query_row(params![inbox, Id(id)], |row| row.get(0)).optional()
+/// The place of a webhook, and its cost.
+fn place_in(db: &Connection, inbox: i64, id: Ulid) -> rusqlite::Result<Option<(Seq, u64)>> {
+    let sql = "SELECT seq, size - body_size * spooled FROM webhooks WHERE id = ?2 AND inbox = ?1";
+    db.prepare_cached(sql)?.query_row(params![inbox, Id(id)], |row| Ok((row.get(0)?, row.get(1)?))).optional()
 }
 
 fn list(
@@ -249,83 +276,92 @@ fn list(
     Ok(rows)
 }
 
-fn removed_from(row: &rusqlite::Row<'_>) -> rusqlite::Result<(Ulid, bool)> {
-    Ok((row.get::<_, Id>(0)?.0, row.get(1)?))
-}
-
-/// Counts what was deleted and gathers the ids of what was spooled.
-fn removed(rows: impl Iterator<Item = rusqlite::Result<Option<(Ulid, bool)>>>) -> rusqlite::Result<Removed> {
-    let (mut count, mut spooled) = (0, Vec::new());
-    for row in rows {
-        if let Some((id, is_spooled)) = row? {
+/// Removes webhooks. Returns how many there were, and whose files have to go.
+pub(super) fn remove(db: &Connection, seqs: &[Seq]) -> rusqlite::Result<Removed> {
+    let mut delete = db.prepare_cached("DELETE FROM webhooks WHERE seq = ?1 RETURNING id, spooled")?;
+    let (mut count, mut files) = (0, Vec::new());
+    for seq in seqs {
+        let removed = delete.query_row([seq], |row| Ok((row.get::<_, Id>(0)?.0, row.get(1)?)));
+        if let Some((id, is_spooled)) = removed.optional()? {
             count += 1;
-            spooled.extend(is_spooled.then_some(id));
+            files.extend(Some(id).filter(|_| is_spooled));
         }
     }
-    Ok((count, spooled))
+    Ok((count, files))
 }
 
-/// Deletes the webhooks that `which` selects.
-fn delete(db: &Connection, which: &str, values: impl Params) -> rusqlite::Result<Removed> {
-    let sql = format!("DELETE FROM webhooks WHERE seq IN ({which}) RETURNING id, spooled");
-    let mut statement = db.prepare_cached(&sql)?;
-    removed(statement.query_map(values, removed_from)?.map(|row| row.map(Some)))
+/// The delivered webhooks beyond so many, at most `limit`, those delivered first.
+pub(super) fn surplus(db: &Connection, inbox: i64, most: Quota, limit: usize) -> rusqlite::Result<Vec<Seq>> {
+    let kept = "SELECT delivered, delivered_bytes FROM inboxes WHERE id = ?1";
+    let kept = db.prepare_cached(kept)?.query_row([inbox], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let (mut count, mut bytes): (u64, u64) = kept;
+    let mut seqs = Vec::new();
+    let mut ended = db.prepare_cached(ENDED)?;
+    let mut rows = ended.query(params![inbox, State::Delivered, i64::MAX])?;
+    while (count > most.count || bytes > most.bytes) && seqs.len() < limit {
+        let Some(row) = rows.next()? else { break };
+        seqs.push(row.get("seq")?);
+        count = count.saturating_sub(1);
+        bytes = bytes.saturating_sub(row.get("cost")?);
+    }
+    Ok(seqs)
 }
 
 pub(super) const TOO_OLD: &str = "\
-    SELECT seq FROM webhooks INDEXED BY webhooks_age WHERE inbox = ?1 AND state = 0 AND since < ?2";
+    SELECT seq, size - body_size * spooled AS cost FROM webhooks INDEXED BY webhooks_age
+    WHERE inbox = ?1 AND state = 0 AND since < ?2";
 
 pub(super) const ENDED: &str = "\
-    SELECT seq FROM webhooks INDEXED BY webhooks_ended
-    WHERE inbox = ?1 AND state = ?2 AND ended_at < ?3 ORDER BY ended_at LIMIT ?4";
+    SELECT seq, size - body_size * spooled AS cost FROM webhooks INDEXED BY webhooks_ended
+    WHERE inbox = ?1 AND state = ?2 AND ended_at < ?3 ORDER BY ended_at";
 
 /// Gives up what has waited since before `since`. One that is being tried may be delivered yet, and is left alone.
-fn expire(db: &Connection, leases: &Leases, inbox: i64, now: i64, since: i64) -> rusqlite::Result<usize> {
+fn expire(db: &Connection, leases: &Leases, inbox: i64, now: i64, since: i64) -> rusqlite::Result<bool> {
     let mut old = db.prepare_cached(TOO_OLD)?;
-    let old = old.query_map(params![inbox, since], |row| row.get(0))?;
-    let is_left = |seq: &rusqlite::Result<Seq>| seq.as_ref().map_or(true, |seq| !leases.is_taken(*seq));
-    let old = old.filter(is_left).take(STEP).collect::<rusqlite::Result<Vec<Seq>>>()?;
+    let (old, more) = step(old.query(params![inbox, since])?, |seq| leases.is_taken(seq))?;
     let mut expire =
         db.prepare_cached("UPDATE webhooks SET state = 2, ended_at = ?2, reason = 'expired' WHERE seq = ?1")?;
-    for seq in &old {
+    for seq in old {
         expire.execute(params![seq, now])?;
     }
-    Ok(old.len())
+    Ok(more)
 }
 
-fn sweep(db: &Connection, leases: &Leases, inbox: &str, now: i64, retention: Retention) -> rusqlite::Result<Removed> {
-    let Some(inbox) = inbox_id(db, inbox)? else { return Ok((0, Vec::new())) };
+/// Whether there may be more to do, and whose files have to go.
+type Swept = (bool, Vec<Ulid>);
+
+fn sweep(db: &Connection, leases: &Leases, inbox: &str, now: i64, retention: Retention) -> rusqlite::Result<Swept> {
+    let Some(inbox) = inbox_id(db, inbox)? else { return Ok((false, Vec::new())) };
     let before = |age: i64| now.saturating_sub(age);
-    let mut count = expire(db, leases, inbox, now, before(retention.max_age_ms))?;
-    let delivered = "SELECT delivered FROM inboxes WHERE id = ?1";
-    let delivered: u64 = db.prepare_cached(delivered)?.query_row([inbox], |row| row.get(0))?;
-    let mut spooled = Vec::new();
-    for (state, before, most) in [
-        (State::Delivered, i64::MAX, delivered.saturating_sub(retention.delivered_count)),
-        (State::Delivered, before(retention.delivered_ms), u64::MAX),
-        (State::Dead, before(retention.dead_ms), u64::MAX),
-    ] {
-        let limit = most.min(STEP.saturating_sub(count) as u64);
-        let (more, files) = delete(db, ENDED, params![inbox, state, before, limit])?;
-        count += more;
-        spooled.extend(files);
+    if expire(db, leases, inbox, now, before(retention.max_age_ms))? {
+        return Ok((true, Vec::new()));
     }
-    Ok((count, spooled))
+    let surplus = surplus(db, inbox, retention.delivered, STEP)?;
+    remove(db, &surplus)?;
+    let mut files = Vec::new();
+    let mut more = surplus.len() == STEP;
+    for (state, age) in [(State::Delivered, retention.delivered_ms), (State::Dead, retention.dead_ms)] {
+        let mut ended = db.prepare_cached(ENDED)?;
+        let (old, left) = step(ended.query(params![inbox, state, before(age)])?, |_| false)?;
+        files.extend(remove(db, &old)?.1);
+        more |= left;
+    }
+    Ok((more, files))
 }
 
-fn sweep_closed(db: &Connection) -> rusqlite::Result<Removed> {
-    let mut closed = db.prepare_cached("SELECT id FROM inboxes WHERE name IS NULL LIMIT ?1")?;
-    let closed = closed.query_map([STEP], |row| row.get(0))?.collect::<rusqlite::Result<Vec<i64>>>()?;
-    let (mut count, mut spooled) = (0, Vec::new());
-    for inbox in closed {
-        let left = STEP.saturating_sub(count);
-        let (more, files) = delete(db, "SELECT seq FROM webhooks WHERE inbox = ?1 LIMIT ?2", params![inbox, left])?;
-        count += more;
-        spooled.extend(files);
-        if count >= STEP {
-            break;
-        }
+pub(super) const CLOSED: &str = "\
+    SELECT seq, size - body_size * spooled AS cost FROM webhooks WHERE inbox = ?1";
+
+fn sweep_closed(db: &Connection) -> rusqlite::Result<Swept> {
+    let closed =
+        db.prepare_cached("SELECT id FROM inboxes WHERE name IS NULL LIMIT 1")?.query_row([], |row| row.get(0));
+    let Some(inbox) = closed.optional()? else { return Ok((false, Vec::new())) };
+    let inbox: i64 = inbox;
+    let (old, more) = step(db.prepare_cached(CLOSED)?.query([inbox])?, |_| false)?;
+    let (_, files) = remove(db, &old)?;
+    if !more {
         db.prepare_cached("DELETE FROM inboxes WHERE id = ?1")?.execute([inbox])?;
     }
-    Ok((count, spooled))
+    // There may be other inboxes, too.
+    Ok((true, files))
 }

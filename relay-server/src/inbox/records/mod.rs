@@ -1,8 +1,8 @@
 //! What the inbox keeps: which names have one, and the webhooks in it.
 //!
 //! [`Records`] is the surface: plain operations, each of them atomic, each taking the time as an argument (Unix
-//! milliseconds). Behind it are one SQLite file of its own, because bodies must not stand in the way of tokens, the one
-//! thread that touches it ([`Writer`]), and the [`Spool`] for long bodies. An operation that returned `Ok` is on disk.
+//! milliseconds). Behind it are one SQLite file of its own, because bodies must not stand in the way of tokens, a thread that
+//! writes it and one that reads it ([`Writer`]), and the [`Spool`] for long bodies. An operation that returned `Ok` is on disk.
 //!
 //! A webhook is in one of three states:
 //!
@@ -20,6 +20,7 @@ mod accept;
 mod deliver;
 mod handle;
 mod lease;
+mod reserve;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -36,8 +37,9 @@ use ulid::Ulid;
 
 pub(crate) use self::lease::Lease;
 use self::lease::Leases;
+use self::reserve::Reserve;
 use super::spool::{self, Body, Spool};
-use crate::store::writer::{Access, Writer};
+use crate::store::writer::{Access, Failure, Writer};
 use crate::store::{OpenError, StoreError, TokenId, database};
 
 /// The database's file in the data directory.
@@ -45,6 +47,9 @@ pub(crate) const DATABASE_FILE: &str = "inbox.db";
 
 /// The most webhooks that one transaction goes through, so that nobody waits long behind it.
 pub(crate) const STEP: usize = 1000;
+
+/// Once it has gone through so many bytes of them, it goes through no more.
+const STEP_BYTES: u64 = 4 << 20;
 
 /// The newest attempts of each webhook that are kept.
 pub(crate) const ATTEMPTS_KEPT: i64 = 20;
@@ -54,8 +59,11 @@ pub(crate) const ATTEMPTS_KEPT: i64 = 20;
 #[derive(Clone)]
 pub(crate) struct Records {
     writer: Arc<Writer>,
+    /// On a connection of its own, so that lists do not stand in the way of what is accepted.
+    reader: Arc<Writer>,
     spool: Spool,
     leases: Leases,
+    reserve: Reserve,
 }
 
 /// The place of a webhook in the order of arrival, over all inboxes; never given twice.
@@ -134,7 +142,7 @@ pub(crate) struct New {
     /// How far back the first copy of the same event may lie; `None` for no look at copies.
     pub(crate) dedupe_since: Option<i64>,
     /// What may be stored at most.
-    pub(crate) quota: Quota,
+    pub(crate) quotas: Quotas,
 }
 
 /// Who delivers a webhook that is being stored. In a paused inbox it is nobody.
@@ -148,13 +156,26 @@ pub(crate) enum Take {
     IfFirst,
 }
 
-/// How much an inbox may hold of what is not delivered.
+/// How much there may be of something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Quota {
     /// Webhooks.
     pub(crate) count: u64,
-    /// Their heads, trailers and bodies.
+    /// What is kept of them: heads, trailers and bodies.
     pub(crate) bytes: u64,
+}
+
+/// How much may be stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Quotas {
+    /// In the inbox, of what is not delivered.
+    pub(crate) inbox: Quota,
+    /// In the inbox, of what is delivered. Beyond it the first to have been go, for what is stored anew.
+    pub(crate) delivered: Quota,
+    /// Bytes in all inboxes of its token.
+    pub(crate) token_bytes: u64,
+    /// Bytes in all inboxes.
+    pub(crate) total_bytes: u64,
 }
 
 /// What became of a webhook that was to be stored.
@@ -189,10 +210,7 @@ pub(crate) enum AcceptError {
         name: String,
     },
     /// It holds as much as it may.
-    #[error(
-        "the inbox holds {limit} {what} that are not delivered, as much as it may; start its client, drop what is not \
-         needed, or allow it more"
-    )]
+    #[error("{what} {limit}, as much as may be; start the client, drop what is not needed, or allow more")]
     Full {
         /// Of what.
         what: Measure,
@@ -204,20 +222,26 @@ pub(crate) enum AcceptError {
     Store(#[from] StoreError),
 }
 
-/// What a [`Quota`] limits.
+/// What [`Quotas`] limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Measure {
-    /// [`Quota::count`].
+    /// The count of [`Quotas::inbox`].
     Webhooks,
-    /// [`Quota::bytes`].
+    /// Its bytes.
     Bytes,
+    /// [`Quotas::token_bytes`].
+    TokenBytes,
+    /// [`Quotas::total_bytes`].
+    TotalBytes,
 }
 
 impl std::fmt::Display for Measure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::Webhooks => "webhooks",
-            Self::Bytes => "bytes",
+            Self::Webhooks => "the webhooks in the inbox that are not delivered are",
+            Self::Bytes => "the bytes in the inbox that are not delivered are",
+            Self::TokenBytes => "the bytes in the inboxes of its token are",
+            Self::TotalBytes => "the bytes in the inboxes of this relay are",
         })
     }
 }
@@ -273,8 +297,21 @@ pub(crate) struct Stored {
     pub(crate) trailers: Bytes,
     /// The head of its first copy, where a later one's took its place.
     pub(crate) head_first: Option<Bytes>,
+    /// That one is to be sent.
+    sends_first: bool,
     /// Its body.
     pub(crate) body: StoredBody,
+}
+
+impl Stored {
+    /// The head to send, and when it came: that of the newest copy, or in turns with it that of the first, where the app
+    /// answers 4xx. Somebody may have sent again what it has seen, with a signature that is not right.
+    pub(crate) fn sent(&self) -> (&Bytes, i64) {
+        match &self.head_first {
+            Some(first) if self.sends_first => (first, self.row.first_at),
+            _ => (&self.row.head, self.row.received_at),
+        }
+    }
 }
 
 /// Where the body of a webhook is.
@@ -351,6 +388,9 @@ pub(crate) struct Attempt {
 pub(crate) enum Outcome {
     /// Its receiver has it.
     Delivered,
+    /// Its sender has the receiver's answer. Where that is no 2xx, and senders of copies were told that it is kept, this
+    /// comes of it; otherwise it counts as delivered.
+    Answered(Box<Outcome>),
     /// It is tried again.
     Again {
         /// When.
@@ -378,62 +418,102 @@ pub(crate) struct Retention {
     /// Delivered ones, for so many milliseconds.
     pub(crate) delivered_ms: i64,
     /// Delivered ones, as many; those delivered first go first.
-    pub(crate) delivered_count: u64,
+    pub(crate) delivered: Quota,
     /// Dead ones, for so many milliseconds.
     pub(crate) dead_ms: i64,
     /// Waiting ones, for so many milliseconds until they are given up.
     pub(crate) max_age_ms: i64,
 }
 
+/// Why an inbox was not opened.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub(crate) enum OpenInboxError {
+    /// The token has as many as it may.
+    #[error("the token has {limit} inboxes, as many as it may")]
+    TooMany {
+        /// How many.
+        limit: u64,
+    },
+    /// The store's own trouble.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<OpenInboxError> for StoreError {
+    fn from(error: OpenInboxError) -> Self {
+        match error {
+            OpenInboxError::Store(error) => error,
+            OpenInboxError::TooMany { .. } => Self::Engine { reason: error.to_string().into() },
+        }
+    }
+}
+
 impl Records {
     /// Opens the records in `directory`, which is created (mode 0700) if it is not there. Bodies that no webhook
-    /// needs are removed. It blocks.
+    /// needs are removed. Webhooks leave `floor` bytes of the disk free. It blocks.
     ///
     /// # Errors
     /// [`OpenError`]: the directory, a file, or its contents.
-    pub(crate) fn open(directory: &Path) -> Result<Self, OpenError> {
+    pub(crate) fn open(directory: &Path, floor: u64) -> Result<Self, OpenError> {
         let connection = database::open(directory, DATABASE_FILE, schema::MIGRATIONS)?;
         let path = spool::directory(directory);
         database::make_directory(&path)?;
-        let spool = Spool::at(path);
+        let failure = Failure::default();
+        let spool = Spool::at(path, floor, failure.clone());
         let mut known = connection.prepare("SELECT 1 FROM webhooks WHERE id = ?1 AND spooled = 1")?;
         let orphans = spool.remove_orphans(|id| known.exists([Id(id)]))?;
         if orphans > 0 {
             tracing::info!(orphans, "removed stored bodies whose webhooks were never accepted");
         }
         drop(known);
-        Self::start(connection, spool)
+        let records = Self::start(connection, directory, spool, failure)?;
+        if records.spool.has_room(reserve::SIZE).is_ok()
+            && let Err(error) = records.reserve.lay_by()
+        {
+            tracing::warn!(%error, "nothing of the disk could be kept back for when it is full");
+        }
+        Ok(records)
     }
 
-    /// Records that are gone with their last handle; long bodies are in a temporary directory.
+    /// Records that are gone with their last handle, in a temporary directory. Nobody waits until they are on disk.
     ///
     /// # Errors
     /// [`OpenError`] where the system has no memory, files or threads to give.
-    pub(crate) fn in_memory() -> Result<Self, OpenError> {
-        let connection = database::in_memory(schema::MIGRATIONS)?;
-        let spool = Spool::temporary().map_err(|source| OpenError::Io { path: std::env::temp_dir(), source })?;
-        Self::start(connection, spool)
+    pub(crate) fn temporary() -> Result<Self, OpenError> {
+        let failure = Failure::default();
+        let spool = Spool::temporary(failure.clone());
+        let spool = spool.map_err(|source| OpenError::Io { path: std::env::temp_dir(), source })?;
+        let directory = spool.directory().to_owned();
+        let connection = database::open(&directory, DATABASE_FILE, schema::MIGRATIONS)?;
+        connection.execute_batch("PRAGMA synchronous = OFF;")?;
+        Self::start(connection, &directory, spool, failure)
     }
 
-    fn start(connection: Connection, spool: Spool) -> Result<Self, OpenError> {
-        connection.set_prepared_statement_cache_capacity(STATEMENTS);
-        connection.execute_batch(PRAGMAS)?;
-        let writer =
-            Writer::start(connection).map_err(|source| OpenError::Io { path: DATABASE_FILE.into(), source })?;
-        Ok(Self { writer: Arc::new(writer), spool, leases: Leases::default() })
+    fn start(connection: Connection, directory: &Path, spool: Spool, failure: Failure) -> Result<Self, OpenError> {
+        let start = |connection: Connection| {
+            connection.set_prepared_statement_cache_capacity(STATEMENTS);
+            connection.execute_batch(PRAGMAS)?;
+            let writer = Writer::start(connection, failure.clone());
+            writer.map(Arc::new).map_err(|source| OpenError::Io { path: DATABASE_FILE.into(), source })
+        };
+        let writer = start(connection)?;
+        let reader = start(database::reader(directory, DATABASE_FILE)?)?;
+        Ok(Self { writer, reader, spool, leases: Leases::default(), reserve: Reserve::of(directory) })
     }
 
-    /// Whether the records still take changes: what readiness should tell.
+    /// Whether the records still take webhooks: what readiness should tell.
     ///
     /// # Errors
-    /// [`StoreError::Failed`] with the reason why they do not.
+    /// [`StoreError::Failed`] with the reason why they take no changes, [`StoreError::Full`] while the disk has no room.
     pub(crate) fn health(&self) -> Result<(), StoreError> {
-        self.writer.failure().map_or(Ok(()), Err)
+        self.writer.failure().map_or(Ok(()), Err)?;
+        self.spool.has_room(0)
     }
 
     /// Finishes what is queued and closes the file, for all handles. Operations that come later get
     /// [`StoreError::Closed`].
     pub(crate) async fn close(&self) {
+        self.reader.close().await;
         self.writer.close().await;
     }
 
@@ -443,26 +523,52 @@ impl Records {
     }
 
     /// Opens an inbox for a token, or sets what its owner wants of it now. An inbox of that name that another token has
-    /// is closed first: a name that changes hands shows nothing of its past.
+    /// is closed first: a name that changes hands shows nothing of its past. A token has `most` of them.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`OpenInboxError`].
     pub(crate) async fn open_inbox(
         &self,
         name: &str,
         token: TokenId,
         settings: String,
+        most: u64,
         now: i64,
-    ) -> Result<(), StoreError> {
+    ) -> Result<(), OpenInboxError> {
         let name = name.to_owned();
-        self.write(move |db| {
+        let open = move |db: &Connection| {
             let sql = "UPDATE inboxes SET settings = ?3 WHERE name = ?1 AND token_id = ?2";
-            if db.prepare_cached(sql)?.execute(params![name, token.0, settings])? == 0 {
-                close_inbox(db, &name)?;
-                let sql = "INSERT INTO inboxes (name, token_id, settings, opened_at) VALUES (?1, ?2, ?3, ?4)";
-                db.prepare_cached(sql)?.execute(params![name, token.0, settings, now])?;
+            if db.prepare_cached(sql)?.execute(params![name, token.0, settings])? > 0 {
+                return Ok(Ok(()));
             }
-            Ok(())
+            let sql = "SELECT count(*) FROM inboxes WHERE token_id = ?1 AND name IS NOT NULL";
+            if db.prepare_cached(sql)?.query_row([token.0], |row| row.get::<_, u64>(0))? >= most {
+                return Ok(Err(OpenInboxError::TooMany { limit: most }));
+            }
+            close_inbox(db, &name)?;
+            let sql = "INSERT INTO inboxes (name, token_id, settings, opened_at) VALUES (?1, ?2, ?3, ?4)";
+            db.prepare_cached(sql)?.execute(params![name, token.0, settings, now])?;
+            Ok(Ok(()))
+        };
+        self.writer.run(Access::Write, open).await
+    }
+
+    /// Gives all inboxes of the first token of each pair to the second one. Returns those that it moved.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn hand_over(&self, heirs: Vec<(TokenId, TokenId)>) -> Result<Vec<Inbox>, StoreError> {
+        self.drain(move |db| {
+            let mut names = Vec::new();
+            let sql = "UPDATE inboxes SET token_id = ?2 WHERE token_id = ?1 AND name IS NOT NULL RETURNING name";
+            let mut update = db.prepare_cached(sql)?;
+            for (from, to) in heirs {
+                for name in update.query_map([from.0, to.0], |row| row.get::<_, String>(0))? {
+                    names.push(name?);
+                }
+            }
+            let mut row = db.prepare_cached(&format!("{INBOX} WHERE name = ?1"))?;
+            names.iter().map(|name| row.query_row([name], inbox_from)).collect()
         })
         .await
     }
@@ -537,7 +643,7 @@ impl Records {
         &self,
         operation: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
-        self.writer.run(Access::Read, |db| operation(db).map(Ok)).await
+        self.reader.run(Access::Read, |db| operation(db).map(Ok)).await
     }
 
     async fn write<T: Send + 'static>(
@@ -545,6 +651,17 @@ impl Records {
         operation: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
         self.writer.run(Access::Write, |db| operation(db).map(Ok)).await
+    }
+
+    /// A write that notes a delivery, or makes room. Where the disk is full it has what was kept back.
+    async fn drain<T: Send + 'static>(
+        &self,
+        operation: impl FnOnce(&Connection) -> rusqlite::Result<T> + Clone + Send + 'static,
+    ) -> Result<T, StoreError> {
+        match self.write(operation.clone()).await {
+            Err(StoreError::Full) if self.reserve.give_up() => self.write(operation).await,
+            done => done,
+        }
     }
 }
 
@@ -557,8 +674,8 @@ impl std::fmt::Debug for Records {
 /// More than there are statements below, so that each is compiled once.
 const STATEMENTS: usize = 64;
 
-/// The write-ahead log goes back into the database at 1,000 pages (4 MB), SQLite's default: small enough that nobody waits
-/// long for it. A group of long bodies can make it longer for once; what is above 16 MiB is given back to the disk.
+/// A group of long bodies, or a long list that is read meanwhile, can make the write-ahead log longer for once; what is above
+/// 16 MiB is given back to the disk.
 /// The cache (16 MiB) holds the inner pages of the indexes over a million webhooks.
 const PRAGMAS: &str = "PRAGMA journal_size_limit = 16777216; PRAGMA cache_size = -16384;";
 

@@ -16,9 +16,18 @@ pub(super) const MIGRATIONS: &[&str] = &[
          waiting INTEGER NOT NULL DEFAULT 0,
          delivered INTEGER NOT NULL DEFAULT 0,
          dead INTEGER NOT NULL DEFAULT 0,
-         bytes INTEGER NOT NULL DEFAULT 0 -- of those that are not delivered
+         bytes INTEGER NOT NULL DEFAULT 0, -- of those that are not delivered
+         delivered_bytes INTEGER NOT NULL DEFAULT 0 -- of the others
      ) STRICT;
      CREATE INDEX inboxes_closed ON inboxes (id) WHERE name IS NULL;
+     CREATE INDEX inboxes_of_token ON inboxes (token_id);
+
+     -- Of all inboxes, closed ones too.
+     CREATE TABLE total (bytes INTEGER NOT NULL) STRICT;
+     INSERT INTO total VALUES (0);
+     CREATE TRIGGER inboxes_updated AFTER UPDATE OF bytes, delivered_bytes ON inboxes BEGIN
+         UPDATE total SET bytes = bytes + NEW.bytes - OLD.bytes + NEW.delivered_bytes - OLD.delivered_bytes;
+     END;
 
      CREATE TABLE webhooks (
          seq INTEGER PRIMARY KEY AUTOINCREMENT, -- the order of arrival
@@ -43,33 +52,39 @@ pub(super) const MIGRATIONS: &[&str] = &[
          spooled INTEGER NOT NULL CHECK (spooled IN (0, 1)), -- the body is a file, not in bodies
          body_size INTEGER NOT NULL,
          body_sha256 BLOB NOT NULL,
-         size INTEGER NOT NULL, -- of all that is kept while it is not delivered
+         size INTEGER NOT NULL, -- of all that is kept of it
          -- Last, because they can be long: what stands behind them costs reading them.
          head BLOB NOT NULL,
          trailers BLOB NOT NULL,
-         head_first BLOB -- of the first copy, where a later one took its place
+         head_first BLOB, -- of the first copy, where a later one took its place
+         sends_first INTEGER NOT NULL DEFAULT 0 CHECK (sends_first IN (0, 1)) -- it goes with the next attempt
      ) STRICT;
      CREATE INDEX webhooks_due ON webhooks (inbox, due_at) WHERE state = 0;
      CREATE INDEX webhooks_age ON webhooks (inbox, since) WHERE state = 0;
      CREATE INDEX webhooks_ended ON webhooks (inbox, state, ended_at) WHERE ended_at IS NOT NULL;
      CREATE INDEX webhooks_state ON webhooks (inbox, state);
-     CREATE INDEX webhooks_event ON webhooks (inbox, event_id) WHERE event_id IS NOT NULL;
+     -- What is known to be badly signed is no copy of anything. Many bodies under one event hide none of them.
+     CREATE INDEX webhooks_event ON webhooks (inbox, event_id, body_sha256)
+         WHERE event_id IS NOT NULL AND (verdict IS NULL OR verdict IN ('valid', 'no_secret', 'unsupported'));
 
      CREATE TRIGGER webhooks_inserted AFTER INSERT ON webhooks BEGIN
          UPDATE inboxes SET waiting = waiting + (NEW.state = 0), delivered = delivered + (NEW.state = 1),
-                            dead = dead + (NEW.state = 2), bytes = bytes + NEW.size * (NEW.state <> 1)
+                            dead = dead + (NEW.state = 2), bytes = bytes + NEW.size * (NEW.state <> 1),
+                            delivered_bytes = delivered_bytes + NEW.size * (NEW.state = 1)
          WHERE id = NEW.inbox;
      END;
      CREATE TRIGGER webhooks_updated AFTER UPDATE OF state, size ON webhooks BEGIN
          UPDATE inboxes SET waiting = waiting + (NEW.state = 0) - (OLD.state = 0),
                             delivered = delivered + (NEW.state = 1) - (OLD.state = 1),
                             dead = dead + (NEW.state = 2) - (OLD.state = 2),
-                            bytes = bytes + NEW.size * (NEW.state <> 1) - OLD.size * (OLD.state <> 1)
+                            bytes = bytes + NEW.size * (NEW.state <> 1) - OLD.size * (OLD.state <> 1),
+                            delivered_bytes = delivered_bytes + NEW.size * (NEW.state = 1) - OLD.size * (OLD.state = 1)
          WHERE id = NEW.inbox;
      END;
      CREATE TRIGGER webhooks_deleted AFTER DELETE ON webhooks BEGIN
          UPDATE inboxes SET waiting = waiting - (OLD.state = 0), delivered = delivered - (OLD.state = 1),
-                            dead = dead - (OLD.state = 2), bytes = bytes - OLD.size * (OLD.state <> 1)
+                            dead = dead - (OLD.state = 2), bytes = bytes - OLD.size * (OLD.state <> 1),
+                            delivered_bytes = delivered_bytes - OLD.size * (OLD.state = 1)
          WHERE id = OLD.inbox;
      END;
 

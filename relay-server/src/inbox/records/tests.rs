@@ -15,11 +15,12 @@ const HOUR: i64 = 60 * 60 * SECOND;
 const DAY: i64 = 24 * HOUR;
 const ALICE: TokenId = TokenId(1);
 const BOB: TokenId = TokenId(2);
-const NO_LIMIT: Quota = Quota { count: 1_000_000, bytes: 1 << 40 };
+const MUCH: Quota = Quota { count: 1_000_000, bytes: 1 << 40 };
+const NO_LIMIT: Quotas = Quotas { inbox: MUCH, delivered: MUCH, token_bytes: 1 << 40, total_bytes: 1 << 40 };
 
 async fn records() -> Records {
-    let records = Records::in_memory().unwrap();
-    records.open_inbox("hooks", ALICE, "{}".to_owned(), NOW).await.unwrap();
+    let records = Records::temporary().unwrap();
+    records.open_inbox("hooks", ALICE, "{}".to_owned(), 100, NOW).await.unwrap();
     records
 }
 
@@ -38,7 +39,7 @@ fn new(body: &'static str) -> New {
         event_type: None,
         verdict: None,
         dedupe_since: None,
-        quota: NO_LIMIT,
+        quotas: NO_LIMIT,
     }
 }
 
@@ -100,8 +101,8 @@ async fn inbox(records: &Records) -> Inbox {
 #[tokio::test]
 async fn what_was_accepted_comes_out_as_it_came() {
     let directory = tempfile::tempdir().unwrap();
-    let records = Records::open(directory.path()).unwrap();
-    records.open_inbox("hooks", ALICE, r#"{"ordered":true}"#.to_owned(), NOW).await.unwrap();
+    let records = Records::open(directory.path(), 0).unwrap();
+    records.open_inbox("hooks", ALICE, r#"{"ordered":true}"#.to_owned(), 100, NOW).await.unwrap();
     let sent = New {
         trailers: Bytes::from_static(b"trailers"),
         event_type: Some("invoice.paid".to_owned()),
@@ -112,7 +113,7 @@ async fn what_was_accepted_comes_out_as_it_came() {
     records.close().await;
     assert_eq!(records.load(seq).await.unwrap_err(), StoreError::Closed);
 
-    let records = Records::open(directory.path()).unwrap();
+    let records = Records::open(directory.path(), 0).unwrap();
     let Inbox { settings, waiting, bytes, oldest_at, .. } = inbox(&records).await;
     assert_eq!((settings.as_str(), waiting, bytes, oldest_at), (r#"{"ordered":true}"#, 1, 20, Some(NOW)));
     let stored = records.load(seq).await.unwrap().unwrap();
@@ -128,7 +129,7 @@ async fn what_was_accepted_comes_out_as_it_came() {
 async fn totals_are_those_of_all_inboxes() {
     let records = records().await;
     assert_eq!(records.totals().await.unwrap(), Totals { inboxes: 1, ..Totals::default() });
-    records.open_inbox("other", BOB, "{}".to_owned(), NOW).await.unwrap();
+    records.open_inbox("other", BOB, "{}".to_owned(), 100, NOW).await.unwrap();
     store(&records, new("x")).await;
     store(&records, New { inbox: "other".to_owned(), token: BOB, received_at: NOW - HOUR, ..new("12") }).await;
     let told = store(&records, new("gone")).await;
@@ -190,8 +191,8 @@ async fn in_order_nothing_overtakes_the_first() {
 #[tokio::test]
 async fn two_never_deliver_the_same_at_once() {
     let directory = tempfile::tempdir().unwrap();
-    let records = Records::open(directory.path()).unwrap();
-    records.open_inbox("hooks", ALICE, "{}".to_owned(), NOW).await.unwrap();
+    let records = Records::open(directory.path(), 0).unwrap();
+    records.open_inbox("hooks", ALICE, "{}".to_owned(), 100, NOW).await.unwrap();
     let live = taken(records.accept(New { take: Take::Now, ..new("x") }).await.unwrap()).unwrap();
     // However long it takes, and whatever the clock says.
     assert_eq!(due(&records, NOW + 999 * DAY).await, [], "the one who stored it is delivering it");
@@ -203,7 +204,7 @@ async fn two_never_deliver_the_same_at_once() {
     assert_eq!((one.len(), other.len()), (1, 0));
 
     records.close().await;
-    let records = Records::open(directory.path()).unwrap();
+    let records = Records::open(directory.path(), 0).unwrap();
     assert_eq!(due(&records, NOW).await, [seq], "a lease ends with the relay");
 }
 
@@ -212,7 +213,7 @@ async fn two_never_deliver_the_same_at_once() {
 async fn a_lease_that_nobody_waits_for_is_given_back() {
     let records = records().await;
     let accept = records.accept(New { take: Take::Now, ..new("x") });
-    assert!(futures_util::FutureExt::now_or_never(accept).is_none(), "it takes the thread's answer");
+    drop(futures_util::FutureExt::now_or_never(accept));
     assert_eq!(inbox(&records).await.waiting, 1);
     assert_eq!(due(&records, NOW).await.len(), 1);
 }
@@ -227,7 +228,7 @@ async fn a_paused_inbox_takes_in_and_gives_nothing_out() {
     assert_eq!(due(&records, NOW).await, []);
     assert_eq!(records.next_due("hooks", false).await.unwrap(), None);
     // What its owner sets anew does not let it go on.
-    records.open_inbox("hooks", ALICE, "{}".to_owned(), NOW).await.unwrap();
+    records.open_inbox("hooks", ALICE, "{}".to_owned(), 100, NOW).await.unwrap();
     assert!(inbox(&records).await.paused);
     records.pause("hooks", false).await.unwrap();
     assert_eq!(due(&records, NOW).await.len(), 1);
@@ -244,6 +245,15 @@ async fn a_copy_of_what_was_delivered_is_not_stored() {
     let copied = records.accept(copy()).await.unwrap();
     assert!(matches!(copied, Accepted::Delivered { of: found } if found == of), "{copied:?}");
     assert_eq!((inbox(&records).await.waiting, inbox(&records).await.delivered), (0, 1));
+    // Nobody could judge this one, because the client is away.
+    let copied = records.accept(New { verdict: None, ..copy() }).await.unwrap();
+    assert!(matches!(copied, Accepted::Delivered { .. }), "{copied:?}");
+    // Others make up bodies for its id.
+    for n in 0..40 {
+        let body = Body::inline(Bytes::from(format!("made up {n}")));
+        records.accept(New { body, ..copy() }).await.unwrap();
+    }
+    assert!(matches!(records.accept(copy()).await.unwrap(), Accepted::Delivered { .. }));
 
     // Whatever is not surely the same event, well signed, and delivered, is stored.
     let others = [
@@ -252,7 +262,6 @@ async fn a_copy_of_what_was_delivered_is_not_stored() {
         New { provider: Some("github".to_owned()), ..copy() },
         New { verdict: Some(Verdict::BadSignature), ..copy() },
         New { verdict: Some(Verdict::Stale), ..copy() },
-        New { verdict: None, ..copy() },
         New { dedupe_since: None, ..copy() },
     ];
     for other in others {
@@ -270,6 +279,69 @@ async fn a_forged_copy_stands_for_nothing() {
     store(&records, forged()).await;
     let real = records.accept(event("evt_1", "body", "real", NOW)).await.unwrap();
     assert!(matches!(real, Accepted::Stored { .. }), "{real:?}");
+}
+
+#[tokio::test]
+async fn what_nobody_could_judge_does_not_take_the_place_of_what_is_signed_rightly() {
+    let records = records().await;
+    let seq = store(&records, event("evt_1", "body", "judged", NOW)).await;
+    let copied = records.accept(New { verdict: None, ..event("evt_1", "body", "not judged", NOW) }).await.unwrap();
+    assert!(matches!(copied, Accepted::Newer { .. }), "{copied:?}");
+    let stored = records.load(seq).await.unwrap().unwrap();
+    assert_eq!(
+        (&*stored.row.head, stored.row.copies, stored.row.verdict.as_deref()),
+        (&b"judged"[..], 1, Some("valid"))
+    );
+}
+
+/// Somebody sends again what it has seen, with a signature of its own, and the client judges: one head or the other is right.
+#[tokio::test]
+async fn the_first_head_has_its_turn_where_the_newest_is_refused() {
+    let records = records().await;
+    let copy = |head, at| New { verdict: None, ..event("evt_1", "body", head, at) };
+    let seq = store(&records, copy("first", NOW)).await;
+    let sent = async || {
+        let stored = records.load(seq).await.unwrap().unwrap();
+        let (head, at) = stored.sent();
+        (String::from_utf8(head.to_vec()).unwrap(), at)
+    };
+    let again = async |status| {
+        let again = Outcome::Again { at: NOW };
+        records.attempted(seq, attempt(NOW, status), again).await.unwrap();
+    };
+    again(Some(401)).await;
+    assert_eq!(sent().await, ("first".to_owned(), NOW), "there is no other one");
+    records.accept(copy("second", NOW + HOUR)).await.unwrap();
+    assert_eq!(sent().await, ("second".to_owned(), NOW + HOUR));
+    again(Some(503)).await;
+    assert_eq!(sent().await.0, "second", "the app is not well, whatever is sent");
+    for head in ["first", "second", "first"] {
+        again(Some(401)).await;
+        assert_eq!(sent().await.0, head);
+    }
+    records.accept(copy("third", NOW + HOUR)).await.unwrap();
+    assert_eq!(sent().await.0, "third", "which is the newest");
+}
+
+/// While the first one's sender still waits for the app, a copy comes and is told that it is kept.
+#[tokio::test]
+async fn a_4xx_for_one_sender_does_not_end_what_another_was_told_is_kept() {
+    let records = records().await;
+    let answered = || Outcome::Answered(Box::new(Outcome::Again { at: NOW + 5 * SECOND }));
+    let alone = taken(records.accept(New { take: Take::Now, ..event("evt_1", "a", "", NOW) }).await.unwrap()).unwrap();
+    records.attempted(alone.seq, attempt(NOW, Some(404)), answered()).await.unwrap();
+    assert_eq!(inbox(&records).await.delivered, 1, "its only sender has the answer");
+
+    let under_way =
+        taken(records.accept(New { take: Take::Now, ..event("evt_2", "b", "", NOW) }).await.unwrap()).unwrap();
+    let copied = records.accept(New { take: Take::Now, ..event("evt_2", "b", "", NOW) }).await.unwrap();
+    assert!(matches!(copied, Accepted::Newer { due: None, .. }), "{copied:?}");
+    let seq = under_way.seq;
+    records.attempted(seq, attempt(NOW, Some(404)), answered()).await.unwrap();
+    drop(under_way);
+    assert_eq!(due(&records, NOW + 5 * SECOND).await, [seq]);
+    records.attempted(seq, attempt(NOW, Some(200)), answered()).await.unwrap();
+    assert_eq!((inbox(&records).await.delivered, inbox(&records).await.waiting), (2, 0));
 }
 
 #[tokio::test]
@@ -329,25 +401,96 @@ async fn another_body_under_the_same_event_is_kept_and_flagged() {
 #[tokio::test]
 async fn a_full_inbox_takes_no_more_and_says_how_much_it_may() {
     let records = records().await;
-    let two = Quota { count: 2, ..NO_LIMIT };
-    let first = store(&records, New { quota: two, ..new("x") }).await;
-    let second = store(&records, New { quota: two, ..new("x") }).await;
-    let full = records.accept(New { quota: two, ..new("x") }).await.unwrap_err();
+    let quotas = Quotas { inbox: Quota { count: 2, ..MUCH }, ..NO_LIMIT };
+    let two = |new: New| New { quotas, ..new };
+    let first = store(&records, two(new("x"))).await;
+    let second = store(&records, two(new("x"))).await;
+    let full = records.accept(two(new("x"))).await.unwrap_err();
     assert_eq!(full, AcceptError::Full { what: Measure::Webhooks, limit: 2 });
-    assert!(full.to_string().contains("holds 2 webhooks that are not delivered"), "{full}");
+    assert!(full.to_string().contains("that are not delivered are 2, as much as may be"), "{full}");
     // What was given up still takes its place, what was delivered does not.
     let dead = Outcome::Dead { reason: "410".to_owned() };
     records.attempted(first, attempt(NOW, Some(410)), dead).await.unwrap();
-    assert!(records.accept(New { quota: two, ..new("x") }).await.is_err());
+    assert!(records.accept(two(new("x"))).await.is_err());
     deliver(&records, second, 200).await;
-    store(&records, New { quota: two, ..new("x") }).await;
+    store(&records, two(new("x"))).await;
 
-    let bytes = Quota { bytes: 2 * 5 + 100, ..NO_LIMIT };
+    let quotas = Quotas { inbox: Quota { bytes: 2 * 5 + 100, ..MUCH }, ..NO_LIMIT };
+    let full = Err(AcceptError::Full { what: Measure::Bytes, limit: 110 });
+    assert_eq!(records.has_room("hooks", ALICE, 101, quotas).await, full);
+    assert_eq!(records.has_room("hooks", ALICE, 100, quotas).await, Ok(()));
     let body = Body::inline(Bytes::from(vec![0; 97]));
-    let full = records.accept(New { quota: bytes, body, ..new("") }).await.unwrap_err();
-    assert_eq!(full, AcceptError::Full { what: Measure::Bytes, limit: 110 });
+    assert_eq!(records.accept(New { quotas, body, ..new("") }).await.map(drop), full);
     let body = Body::inline(Bytes::from(vec![0; 96]));
-    store(&records, New { quota: bytes, body, ..new("") }).await;
+    store(&records, New { quotas, body, ..new("") }).await;
+}
+
+#[tokio::test]
+async fn a_token_and_all_tokens_together_hold_so_much() {
+    let records = records().await;
+    records.open_inbox("other", ALICE, "{}".to_owned(), 100, NOW).await.unwrap();
+    records.open_inbox("bobs", BOB, "{}".to_owned(), 100, NOW).await.unwrap();
+    let quotas = Quotas { token_bytes: 20, total_bytes: 30, ..NO_LIMIT };
+    let to = |inbox: &str, token| New { inbox: inbox.to_owned(), token, quotas, ..new("123456") };
+    let seq = store(&records, to("hooks", ALICE)).await;
+    store(&records, to("other", ALICE)).await;
+    let full = |what, limit| Err(AcceptError::Full { what, limit });
+    assert_eq!(records.accept(to("other", ALICE)).await.map(drop), full(Measure::TokenBytes, 20));
+    store(&records, to("bobs", BOB)).await;
+    assert_eq!(records.accept(to("bobs", BOB)).await.map(drop), full(Measure::TotalBytes, 30));
+    // A delivered one has its head here yet.
+    deliver(&records, seq, 200).await;
+    assert_eq!(records.has_room("other", ALICE, 7, quotas).await, full(Measure::TokenBytes, 20));
+    assert_eq!(records.has_room("other", ALICE, 6, quotas).await, Ok(()));
+    // To close an inbox makes room only once that is done.
+    records.close_inbox("other").await.unwrap();
+    assert_eq!(records.has_room("hooks", ALICE, 7, quotas).await, full(Measure::TokenBytes, 20));
+    while records.sweep_closed().await.unwrap() {}
+    assert_eq!(records.has_room("hooks", ALICE, 16, quotas).await, Ok(()));
+}
+
+#[tokio::test]
+async fn a_token_has_so_many_inboxes() {
+    let records = records().await;
+    let open = async |name: &str| records.open_inbox(name, ALICE, "{}".to_owned(), 2, NOW).await;
+    open("second").await.unwrap();
+    assert_eq!(open("third").await, Err(OpenInboxError::TooMany { limit: 2 }));
+    open("second").await.expect("it is there");
+    records.close_inbox("hooks").await.unwrap();
+    open("third").await.unwrap();
+}
+
+#[tokio::test]
+async fn delivered_ones_make_way_before_they_are_too_many() {
+    let records = records().await;
+    let quotas = Quotas { delivered: Quota { count: 3, bytes: 14 }, ..NO_LIMIT };
+    for n in 0..20 {
+        let seq = store(&records, New { quotas, ..new("x") }).await;
+        deliver(&records, seq, 404).await;
+        assert!(inbox(&records).await.delivered <= 4, "at {n}");
+    }
+    let head = Bytes::from_static(b"ten bytes.");
+    for _ in 0..20 {
+        let seq = store(&records, New { quotas, head: head.clone(), ..new("x") }).await;
+        deliver(&records, seq, 404).await;
+    }
+    assert_eq!(inbox(&records).await.delivered, 2, "by their bytes");
+}
+
+/// A token that has leaked is replaced.
+#[tokio::test]
+async fn inboxes_are_handed_over_with_all_that_is_in_them() {
+    let records = records().await;
+    let seq = store(&records, new("x")).await;
+    records.open_inbox("other", TokenId(3), "{}".to_owned(), 100, NOW).await.unwrap();
+    let moved = records.hand_over(vec![(ALICE, BOB)]).await.unwrap();
+    assert_eq!(moved.iter().map(|inbox| (&*inbox.name, inbox.token)).collect::<Vec<_>>(), [("hooks", BOB)]);
+    assert!(matches!(records.accept(new("old")).await, Err(AcceptError::Closed { .. })));
+    store(&records, New { token: BOB, ..new("new") }).await;
+    assert_eq!(due(&records, NOW).await[0], seq);
+    records.open_inbox("hooks", BOB, "{}".to_owned(), 100, NOW).await.unwrap();
+    assert_eq!(inbox(&records).await.waiting, 2);
+    assert_eq!(records.hand_over(vec![(ALICE, BOB)]).await.unwrap(), []);
 }
 
 #[tokio::test]
@@ -356,7 +499,7 @@ async fn a_name_that_changes_hands_shows_nothing_of_its_past() {
     let sent = new("secret");
     let id = sent.id;
     let seq = store(&records, sent).await;
-    records.open_inbox("hooks", BOB, "{}".to_owned(), NOW).await.unwrap();
+    records.open_inbox("hooks", BOB, "{}".to_owned(), 100, NOW).await.unwrap();
     assert_eq!((inbox(&records).await.token, inbox(&records).await.waiting), (BOB, 0));
     assert_eq!(records.list("hooks", None, None, 10).await.unwrap(), []);
     assert!(records.show("hooks", id).await.unwrap().is_none());
@@ -367,8 +510,7 @@ async fn a_name_that_changes_hands_shows_nothing_of_its_past() {
 
     // It is removed bit by bit, and others are left alone.
     store(&records, New { token: BOB, ..new("his") }).await;
-    assert_eq!(records.sweep_closed().await.unwrap(), 1);
-    assert_eq!(records.sweep_closed().await.unwrap(), 0);
+    while records.sweep_closed().await.unwrap() {}
     assert_eq!(inbox(&records).await.waiting, 1);
     assert!(records.close_inbox("hooks").await.unwrap());
     assert!(!records.close_inbox("hooks").await.unwrap());
@@ -420,11 +562,12 @@ async fn dead_letters_keep_their_reason_until_they_are_retried() {
     assert_eq!(records.retry("hooks", Which::Ids(vec![id]), NOW).await.unwrap(), 0, "it is being tried");
     drop(found);
     let retention = Retention { max_age_ms: DAY, ..KEEP };
-    assert_eq!(records.sweep("hooks", NOW + 30 * DAY, retention).await.unwrap(), 0, "its age began anew");
+    records.sweep("hooks", NOW + 30 * DAY, retention).await.unwrap();
+    assert_eq!(inbox(&records).await.dead, 0, "its age began anew");
 }
 
 const KEEP: Retention =
-    Retention { delivered_ms: 999 * DAY, delivered_count: 1000, dead_ms: 999 * DAY, max_age_ms: 999 * DAY };
+    Retention { delivered_ms: 999 * DAY, delivered: MUCH, dead_ms: 999 * DAY, max_age_ms: 999 * DAY };
 
 #[tokio::test]
 async fn what_ended_late_counts_and_what_is_too_old_goes() {
@@ -434,7 +577,7 @@ async fn what_ended_late_counts_and_what_is_too_old_goes() {
     let tried = being_tried.seq;
     let young = store(&records, New { received_at: NOW + DAY, ..new("young") }).await;
     let retention = Retention { max_age_ms: DAY, ..KEEP };
-    assert_eq!(records.sweep("hooks", NOW + DAY + 1, retention).await.unwrap(), 1);
+    assert!(!records.sweep("hooks", NOW + DAY + 1, retention).await.unwrap());
     let dead = records.list("hooks", Some(State::Dead), None, 10).await.unwrap();
     assert_eq!((dead[0].seq, dead[0].reason.as_deref()), (old, Some("expired")));
     // It was under way all the same, and came through.
@@ -444,15 +587,17 @@ async fn what_ended_late_counts_and_what_is_too_old_goes() {
     deliver(&records, young, 200).await;
     deliver(&records, tried, 200).await;
 
-    assert_eq!(records.sweep("hooks", NOW, Retention { delivered_count: 2, ..KEEP }).await.unwrap(), 1);
+    let two = Retention { delivered: Quota { count: 2, ..MUCH }, ..KEEP };
+    assert!(!records.sweep("hooks", NOW, two).await.unwrap());
     let left = records.list("hooks", None, None, 10).await.unwrap();
     assert_eq!(left.iter().map(|row| row.seq).collect::<Vec<_>>(), [young, tried]);
-    assert_eq!(records.sweep("hooks", NOW + 13, Retention { delivered_ms: 0, ..KEEP }).await.unwrap(), 2);
-    assert_eq!(records.sweep("gone", NOW, KEEP).await.unwrap(), 0);
+    records.sweep("hooks", NOW + 13, Retention { delivered_ms: 0, ..KEEP }).await.unwrap();
+    assert_eq!(inbox(&records).await.delivered, 0);
+    assert!(!records.sweep("gone", NOW, KEEP).await.unwrap());
     let dead = store(&records, new("x")).await;
     let reason = String::new();
     records.attempted(dead, attempt(NOW, None), Outcome::Dead { reason }).await.unwrap();
-    assert_eq!(records.sweep("hooks", NOW + 13, Retention { dead_ms: 0, ..KEEP }).await.unwrap(), 1);
+    records.sweep("hooks", NOW + 13, Retention { dead_ms: 0, ..KEEP }).await.unwrap();
     assert_eq!((inbox(&records).await.bytes, inbox(&records).await.oldest_at), (0, None));
 }
 
@@ -470,7 +615,7 @@ async fn lists_are_paged_and_thousands_are_dealt_with_in_steps() {
         seen.extend(page.iter().map(|row| row.seq));
     }
     assert_eq!(seen, accepted.into_iter().collect());
-    assert_eq!(records.sweep("hooks", NOW + 1, Retention { max_age_ms: 0, ..KEEP }).await.unwrap(), STEP as u64);
+    assert!(records.sweep("hooks", NOW + 1, Retention { max_age_ms: 0, ..KEEP }).await.unwrap());
     assert_eq!((inbox(&records).await.waiting, inbox(&records).await.dead), (1500, 1000));
     assert_eq!(records.retry("hooks", Which::All(State::Dead), NOW).await.unwrap(), 1000);
     assert_eq!(records.retry("hooks", Which::All(State::Waiting), NOW).await.unwrap(), 2500);
@@ -479,6 +624,21 @@ async fn lists_are_paged_and_thousands_are_dealt_with_in_steps() {
     let Inbox { waiting, delivered, dead, bytes, .. } = inbox(&records).await;
     assert_eq!((waiting, delivered, dead, bytes), (0, 0, 0, 0));
     assert_eq!(records.drop("nobody's", Which::All(State::Waiting)).await.unwrap(), 0);
+}
+
+/// A thousand bodies of 256 KiB are 64,000 pages to be given back: nobody waits until that is done.
+#[tokio::test]
+async fn long_bodies_are_dealt_with_in_small_steps() {
+    let records = records().await;
+    for _ in 0..40 {
+        let body = Body::inline(Bytes::from(vec![0; MAX_INLINE]));
+        store(&records, New { body, ..new("") }).await;
+    }
+    let expire = Retention { max_age_ms: 0, ..KEEP };
+    assert!(records.sweep("hooks", NOW + 1, expire).await.unwrap());
+    assert_eq!(inbox(&records).await.dead, 16, "of 4 MiB");
+    while records.sweep("hooks", NOW + 1, expire).await.unwrap() {}
+    assert_eq!(records.drop("hooks", Which::All(State::Dead)).await.unwrap(), 40);
 }
 
 #[tokio::test]
@@ -511,8 +671,8 @@ fn files(directory: &Path) -> usize {
 #[tokio::test]
 async fn a_long_body_is_a_file_that_goes_with_its_delivery() {
     let directory = tempfile::tempdir().unwrap();
-    let records = Records::open(directory.path()).unwrap();
-    records.open_inbox("hooks", ALICE, "{}".to_owned(), NOW).await.unwrap();
+    let records = Records::open(directory.path(), 0).unwrap();
+    records.open_inbox("hooks", ALICE, "{}".to_owned(), 100, NOW).await.unwrap();
     let short = spooled(&records, new(""), 2).await;
     assert!(matches!(&short.body, Body::Inline { bytes, .. } if bytes.len() <= MAX_INLINE));
     let long = spooled(&records, new(""), 3).await;
@@ -522,7 +682,7 @@ async fn a_long_body_is_a_file_that_goes_with_its_delivery() {
     let seq = store(&records, long).await;
     drop(records);
 
-    let records = Records::open(directory.path()).unwrap();
+    let records = Records::open(directory.path(), 0).unwrap();
     assert_eq!(records.load(seq).await.unwrap().unwrap().body, StoredBody::Spooled);
     let mut read = Vec::new();
     records.spool().open(id).await.unwrap().read_to_end(&mut read).await.unwrap();
@@ -535,8 +695,8 @@ async fn a_long_body_is_a_file_that_goes_with_its_delivery() {
 #[tokio::test]
 async fn a_long_body_of_no_use_leaves_no_file() {
     let directory = tempfile::tempdir().unwrap();
-    let records = Records::open(directory.path()).unwrap();
-    records.open_inbox("hooks", ALICE, "{}".to_owned(), NOW).await.unwrap();
+    let records = Records::open(directory.path(), 0).unwrap();
+    records.open_inbox("hooks", ALICE, "{}".to_owned(), 100, NOW).await.unwrap();
     // The sender hung up, before the end and after it.
     let mut incoming = records.spool().receive(Ulid::generate());
     incoming.push(&vec![0; 300 * 1024]).await.unwrap();
@@ -545,8 +705,8 @@ async fn a_long_body_of_no_use_leaves_no_file() {
     drop(spooled(&records, new(""), 3).await);
     assert_eq!(files(directory.path()), 0);
     // The inbox is full, or somebody else's.
-    let full = Quota { count: 0, ..NO_LIMIT };
-    records.accept(spooled(&records, New { quota: full, ..new("") }, 3).await).await.unwrap_err();
+    let quotas = Quotas { inbox: Quota { count: 0, ..MUCH }, ..NO_LIMIT };
+    records.accept(spooled(&records, New { quotas, ..new("") }, 3).await).await.unwrap_err();
     records.accept(spooled(&records, New { token: BOB, ..new("") }, 3).await).await.unwrap_err();
     assert_eq!(files(directory.path()), 0);
     // It is a copy: of one that waits, of one that was delivered.
@@ -574,8 +734,8 @@ async fn a_long_body_of_no_use_leaves_no_file() {
 #[tokio::test]
 async fn what_a_crash_leaves_of_a_long_body_goes_at_the_next_start() {
     let directory = tempfile::tempdir().unwrap();
-    let records = Records::open(directory.path()).unwrap();
-    records.open_inbox("hooks", ALICE, "{}".to_owned(), NOW).await.unwrap();
+    let records = Records::open(directory.path(), 0).unwrap();
+    records.open_inbox("hooks", ALICE, "{}".to_owned(), 100, NOW).await.unwrap();
     let kept = store(&records, spooled(&records, new(""), 3).await).await;
     // What a killed process does not do is run destructors.
     std::mem::forget(spooled(&records, new(""), 3).await);
@@ -585,7 +745,7 @@ async fn what_a_crash_leaves_of_a_long_body_goes_at_the_next_start() {
     std::fs::write(directory.path().join("inbox/README"), "not ours").unwrap();
     assert_eq!(files(directory.path()), 4);
     records.close().await;
-    let records = Records::open(directory.path()).unwrap();
+    let records = Records::open(directory.path(), 0).unwrap();
     assert_eq!(files(directory.path()), 2);
     assert_eq!(records.load(kept).await.unwrap().unwrap().body, StoredBody::Spooled);
 }
@@ -595,7 +755,7 @@ async fn what_a_crash_leaves_of_a_long_body_goes_at_the_next_start() {
 #[tokio::test]
 async fn a_full_disk_refuses_and_passes() {
     let records = records().await;
-    let pages = |sql: &'static str| records.read(move |db| db.query_row(sql, [], |row| row.get::<_, i64>(0)));
+    let pages = |sql: &'static str| records.write(move |db| db.query_row(sql, [], |row| row.get::<_, i64>(0)));
     let used = pages("PRAGMA page_count").await.unwrap();
     pages(Box::leak(format!("PRAGMA max_page_count = {}", used + 8).into_boxed_str())).await.unwrap();
     let long = || New { body: Body::inline(Bytes::from(vec![0; 100_000])), ..new("") };
@@ -607,13 +767,55 @@ async fn a_full_disk_refuses_and_passes() {
     store(&records, spooled).await;
 }
 
+#[tokio::test]
+async fn what_stays_free_of_the_disk_is_not_for_webhooks() {
+    let directory = tempfile::tempdir().unwrap();
+    let records = Records::open(directory.path(), 0).unwrap();
+    records.open_inbox("hooks", ALICE, "{}".to_owned(), 100, NOW).await.unwrap();
+    let seq = store(&records, new("x")).await;
+    drop(records);
+    // No disk has so much.
+    let records = Records::open(directory.path(), 1 << 60).unwrap();
+    assert_eq!(records.health(), Err(StoreError::Full));
+    assert_eq!(records.accept(new("x")).await.map(drop), Err(AcceptError::Store(StoreError::Full)));
+    assert_eq!(records.has_room("hooks", ALICE, 1, NO_LIMIT).await, Err(AcceptError::Store(StoreError::Full)));
+    let mut long = records.spool().receive(Ulid::generate());
+    let error = long.push(&vec![0; MAX_INLINE + 1]).await.unwrap_err();
+    assert_eq!((error.kind(), files(directory.path())), (std::io::ErrorKind::StorageFull, 0));
+    // What is there is delivered all the same.
+    assert_eq!(due(&records, NOW).await, [seq]);
+    deliver(&records, seq, 200).await;
+}
+
+#[tokio::test]
+async fn what_was_kept_back_is_given_up_on_a_full_disk_and_laid_by_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let records = Records::open(directory.path(), 0).unwrap();
+    records.open_inbox("hooks", ALICE, "{}".to_owned(), 100, NOW).await.unwrap();
+    let seq = store(&records, new("x")).await;
+    let is_there = || directory.path().join("inbox.reserve").exists();
+    assert!(is_there());
+    let pages = |sql: &'static str| records.write(move |db| db.query_row(sql, [], |row| row.get::<_, i64>(0)));
+    pages("PRAGMA max_page_count = 1").await.unwrap();
+    // More than there are pages for.
+    let error = "e".repeat(200_000);
+    let attempt = Attempt { error: Some(error), ..attempt(NOW, None) };
+    let again = Outcome::Again { at: NOW };
+    assert_eq!(records.attempted(seq, attempt.clone(), again.clone()).await, Err(StoreError::Full));
+    assert!(!is_there(), "it was tried again without");
+    pages("PRAGMA max_page_count = 100000").await.unwrap();
+    assert!(records.attempted(seq, attempt, again).await.unwrap());
+    records.sweep_closed().await.unwrap();
+    assert!(is_there());
+}
+
 #[test]
 fn a_newer_or_broken_database_is_refused() {
     let directory = tempfile::tempdir().unwrap();
-    drop(Records::open(directory.path()).unwrap());
+    drop(Records::open(directory.path(), 0).unwrap());
     let raw = Connection::open(directory.path().join(DATABASE_FILE)).unwrap();
     raw.execute_batch("PRAGMA user_version = 77").unwrap();
-    let error = Records::open(directory.path()).unwrap_err();
+    let error = Records::open(directory.path(), 0).unwrap_err();
     assert!(matches!(error, OpenError::Newer { found: 77, .. }), "{error}");
 }
 
@@ -622,7 +824,7 @@ fn a_newer_or_broken_database_is_refused() {
 async fn no_statement_walks_over_all_that_waits() {
     let plan = |sql: &str| {
         let sql = format!("EXPLAIN QUERY PLAN {sql}");
-        let records = Records::in_memory().unwrap();
+        let records = Records::temporary().unwrap();
         async move {
             let steps = records.read(move |db| {
                 let mut statement = db.prepare(&sql)?;
@@ -638,7 +840,10 @@ async fn no_statement_walks_over_all_that_waits() {
         (deliver::NEXT_DUE, "webhooks_due (inbox=?)"),
         (deliver::DUE_AGAIN, "webhooks_due (inbox=? AND due_at>? AND due_at<?)"),
         (deliver::DUE_AT_ONCE, "webhooks_due (inbox=? AND due_at=?)"),
-        (accept::COPIES_OF, "webhooks_event (inbox=? AND event_id=?)"),
+        (accept::COPIES_OF, "webhooks_event (inbox=? AND event_id=? AND body_sha256=?)"),
+        (accept::OTHERS_OF, "webhooks_event (inbox=? AND event_id=?)"),
+        (accept::INTO, "inboxes_of_token (token_id=?)"),
+        (handle::CLOSED, "webhooks_state (inbox=?)"),
         (handle::PAGE, "webhooks_state (inbox=? AND state=? AND rowid<?)"),
         (handle::NEXT, "webhooks_state (inbox=? AND state=? AND rowid>? AND rowid<?)"),
         (handle::LAST, "webhooks_state (inbox=? AND state=?)"),
@@ -738,13 +943,13 @@ proptest! {
                     }
                     Step::Sweep => {
                         let age = 20 * SECOND;
-                        let retention = Retention { delivered_ms: age, delivered_count: 2, dead_ms: age, max_age_ms: age };
+                        let retention = Retention { delivered_ms: age, delivered: Quota { count: 2, ..MUCH }, dead_ms: age, max_age_ms: age };
                         records.sweep("hooks", now, retention).await.unwrap();
                         records.sweep_closed().await.unwrap();
                     }
                     Step::Reopen { token } => {
                         owner = TokenId(token);
-                        records.open_inbox("hooks", owner, "{}".to_owned(), now).await.unwrap();
+                        records.open_inbox("hooks", owner, "{}".to_owned(), 100, now).await.unwrap();
                     }
                 }
                 check(&records).await;
@@ -760,7 +965,10 @@ async fn check(records: &Records) {
                     OR delivered <> (SELECT count(*) FROM webhooks WHERE inbox = inboxes.id AND state = 1)
                     OR dead <> (SELECT count(*) FROM webhooks WHERE inbox = inboxes.id AND state = 2)
                     OR bytes <> (SELECT coalesce(sum(body_size + length(head) + length(trailers) + coalesce(length(head_first), 0)), 0)
-                                 FROM webhooks WHERE inbox = inboxes.id AND state <> 1)";
+                                 FROM webhooks WHERE inbox = inboxes.id AND state <> 1)
+                    OR delivered_bytes <> (SELECT coalesce(sum(length(head) + length(trailers) + coalesce(length(head_first), 0)), 0)
+                                           FROM webhooks WHERE inbox = inboxes.id AND state = 1)
+                    OR (SELECT bytes FROM total) <> (SELECT sum(bytes + delivered_bytes) FROM inboxes)";
         let counters: i64 = db.query_row(sql, [], |row| row.get(0))?;
         let sql = "SELECT count(*) FROM webhooks
                    WHERE (state <> 1) <> EXISTS (SELECT 1 FROM bodies WHERE bodies.seq = webhooks.seq)";
