@@ -22,8 +22,8 @@ use crate::session::dial::RelayUrl;
 use crate::upstream::address::{HostPort, UpstreamAddr};
 use crate::upstream::rewrite::HostHeader;
 use crate::value::{
-    InboxChoice, Inspect, Output, Secret, UpstreamProtocol, VerifyAt, duration, final_status, header, inspect,
-    listen_address, replaceable, request_path, setting, size, subdomain, unix_time, web_url,
+    InboxChoice, Inspect, Output, Secret, UpstreamProtocol, VerifyAt, duration, final_status, header, inbox, inspect,
+    listen_address, replaceable, request_path, setting, size, subdomain, unix_time, web_url, webhook_id,
 };
 
 /// A public HTTPS URL for a service on this machine.
@@ -144,6 +144,7 @@ pub enum Command {
     /// Show and handle the webhooks that the relay keeps for your tunnels
     #[command(after_help = "Examples:\n  \
         relay inbox\n  \
+        relay inbox hooks\n  \
         relay inbox list hooks --state dead\n  \
         relay inbox show hooks 01M8…\n  \
         relay inbox retry hooks --all dead\n  \
@@ -416,9 +417,13 @@ pub struct WaitArgs {
 /// `relay inbox`.
 #[derive(Args, Debug)]
 pub struct InboxArgs {
-    /// What is to be done; without it, your inboxes are listed.
+    /// What is to be done; without it, inboxes are listed.
     #[command(subcommand)]
     pub command: Option<InboxCommand>,
+
+    /// The tunnel whose webhooks are listed; without it, your inboxes are
+    #[arg(value_name = "NAME", value_parser = subdomain)]
+    pub name: Option<String>,
 
     /// Lines for people, or one JSON object per line
     #[arg(long, value_name = "FORM", value_enum, default_value = "text", global = true)]
@@ -428,6 +433,9 @@ pub struct InboxArgs {
     #[command(flatten)]
     pub way: ConnectionArgs,
 }
+
+/// How many webhooks are listed where nothing else is said.
+pub const INBOX_LISTED: u32 = 50;
 
 /// What is done with inboxes.
 #[derive(Debug, Subcommand)]
@@ -441,7 +449,7 @@ pub enum InboxCommand {
         #[arg(long, value_name = "STATE", value_enum, requires = "name")]
         state: Option<InboxState>,
         /// So many at most
-        #[arg(long, value_name = "NUMBER", default_value = "50", value_parser = clap::value_parser!(u32).range(1..=1000))]
+        #[arg(long, value_name = "NUMBER", default_value_t = INBOX_LISTED, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
         limit: u32,
     },
     /// Show one with its attempts, headers and body
@@ -452,6 +460,9 @@ pub enum InboxCommand {
         /// The webhook's id
         #[arg(value_name = "ID", value_parser = webhook_id)]
         id: String,
+        /// What happens to Authorization, cookies and what else lets somebody in
+        #[arg(long, value_name = "mask|show", value_enum, default_value = "mask")]
+        secrets: Secrets,
     },
     /// Try webhooks again at once; dead letters wait again
     Retry {
@@ -483,7 +494,7 @@ pub enum InboxCommand {
         #[arg(value_name = "NAME", value_parser = subdomain)]
         name: String,
     },
-    /// Have all that wait tried at once, and wait until none is left
+    /// Resume, have all that wait tried at once, and wait until none is left; exit code 1 where one became a dead letter
     Drain {
         /// The tunnel's name
         #[arg(value_name = "NAME", value_parser = subdomain)]
@@ -540,14 +551,6 @@ impl std::fmt::Display for InboxState {
             Self::Dead => "dead",
         })
     }
-}
-
-/// An id as the relay writes them, which is safe in a path.
-fn webhook_id(text: &str) -> Result<String, String> {
-    let is_id = text.len() == 26 && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
-    is_id
-        .then(|| text.to_owned())
-        .ok_or_else(|| "an id has 26 letters and digits, as relay inbox list NAME shows".to_owned())
 }
 
 /// `relay requests`.
@@ -930,7 +933,7 @@ pub struct ShowArgs {
 #[command(next_help_heading = "Connection")]
 pub struct ConnectionArgs {
     /// The relay's URL, or only its host
-    #[arg(long, value_name = "URL", env = "RELAY_URL")]
+    #[arg(long, value_name = "URL", env = "RELAY_URL", global = true)]
     pub relay: Option<RelayUrl>,
 
     /// Who we are there, and how it is reached.
@@ -944,15 +947,15 @@ pub struct ConnectionArgs {
 pub struct WayArgs {
     /// The token that the relay's operator gave you; better stored by `relay login`, or in
     /// RELAY_TOKEN, because others on this machine can see command lines
-    #[arg(long, value_name = "TOKEN", env = "RELAY_TOKEN", hide_env_values = true)]
+    #[arg(long, value_name = "TOKEN", env = "RELAY_TOKEN", hide_env_values = true, global = true)]
     pub token: Option<Secret>,
 
     /// Trust the CA in this PEM file, and no other, for the relay's certificate
-    #[arg(long, value_name = "FILE", env = "RELAY_CA_FILE")]
+    #[arg(long, value_name = "FILE", env = "RELAY_CA_FILE", global = true)]
     pub relay_ca: Option<PathBuf>,
 
     /// Connect to this address instead of the one that the relay's name resolves to
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "HOST:PORT", global = true)]
     pub relay_addr: Option<HostPort>,
 }
 
@@ -972,8 +975,9 @@ pub struct TunnelArgs {
     pub webhooks: WebhookArgs,
 
     /// Let the relay keep webhooks on its disk until they are delivered, also while this client is away: as they come, or as in
-    /// --inbox=ordered,ack=200,attempts=20,age=12h,dedupe=off,concurrency=4,rate=10,pass-5xx
-    #[arg(long, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "on")]
+    /// --inbox=ordered,ack=200,attempts=20,age=12h,dedupe=off,concurrency=4,rate=10,pass-5xx,limit=100,body=1MiB,count=1000,
+    /// bytes=100MiB,keep=3d; ack=@FILE is an answer in a file
+    #[arg(long, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "on", value_parser = inbox)]
     pub inbox: Option<InboxChoice>,
 
     /// Make happen what goes wrong once in a while, to so many of the requests, as in
@@ -1136,6 +1140,22 @@ mod tests {
     }
 
     #[test]
+    fn the_way_to_the_relay_stands_anywhere_in_an_inbox_command() {
+        for line in [
+            "relay inbox --relay a.example --token t list hooks --output json",
+            "relay inbox list --relay a.example hooks --output json --token t",
+            "relay inbox list hooks --token t --output json --relay a.example",
+        ] {
+            let Command::Inbox(args) = parse(line).unwrap().command else { panic!("another command") };
+            assert_eq!(args.way.relay.unwrap().to_string(), "https://a.example", "{line}");
+            assert!(args.output == Output::Json && args.way.way.token.is_some(), "{line}");
+            assert!(matches!(args.command, Some(InboxCommand::List { name: Some(_), .. })), "{line}");
+        }
+        let Command::Inbox(args) = parse("relay inbox Hooks --relay a.example").unwrap().command else { panic!() };
+        assert_eq!((args.name.as_deref(), args.command.is_none()), (Some("hooks"), true));
+    }
+
+    #[test]
     fn listen_needs_nothing_and_takes_an_answer() {
         let Command::Listen(args) = parse("relay listen").unwrap().command else { panic!("another command") };
         assert_eq!((args.respond, args.max_body), (StatusCode::OK, 16 << 20));
@@ -1185,6 +1205,7 @@ mod tests {
         let pages = [
             include_str!("../../README.md"),
             include_str!("../../docs/commands.md"),
+            include_str!("../../docs/inbox.md"),
             include_str!("../../docs/json-output.md"),
             include_str!("../../docs/self-hosting.md"),
         ];
@@ -1274,6 +1295,10 @@ mod tests {
             ("relay verify a --url t.example/hook", "https://"),
             ("relay verify a --url https:///hook", "https://"),
             ("relay verify a --now today", "1970"),
+            ("relay inbox a.b", "no dot"),
+            ("relay inbox show hooks ../..", "26 letters"),
+            ("relay inbox drop hooks", "ID"),
+            ("relay http 3000 --inbox=orderly", "ordered"),
         ] {
             let error = parse(line).expect_err(line);
             assert_eq!(error.exit_code(), i32::from(Exit::Usage as u8), "{line}");

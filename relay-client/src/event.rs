@@ -4,8 +4,11 @@ use std::fmt;
 use std::time::Duration;
 
 use base64::{display::Base64Display, engine::general_purpose::STANDARD};
+use jiff::Timestamp;
+use relay_protocol::inbox::Delivery;
+use relay_protocol::inbox::api::Inbox;
 use relay_protocol::webhook::{Confidence, Verdict};
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// Whoever wants to know what happens. Called in the session's task, so it must not block.
 pub trait Observer: Send {
@@ -95,6 +98,17 @@ pub enum Event<'a> {
         detail: Option<&'a str>,
         /// What it is as a webhook; none where its sender is not known.
         webhook: Option<Webhook<'a>>,
+        /// Where it comes out of the relay's inbox; none where its sender waits for the answer.
+        delivery: Option<&'a Delivery>,
+    },
+    /// How a tunnel's inbox stood when the client had connected.
+    #[serde(rename = "inbox")]
+    Inbox {
+        /// The tunnel, as in `tunnel.ready`.
+        tunnel: &'a str,
+        /// How.
+        #[serde(flatten)]
+        state: &'a InboxState,
     },
     /// Lines about requests were left out, because nobody has read those before them in time.
     #[serde(rename = "output.unread")]
@@ -196,6 +210,70 @@ pub enum Event<'a> {
     /// Something a person should know, such as a warning. Goes to standard error in both forms.
     #[serde(skip)]
     Notice(&'a str),
+}
+
+/// How an inbox stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InboxState {
+    /// Webhooks that wait.
+    pub waiting: u64,
+    /// When the oldest of them came (RFC 3339).
+    pub oldest_at: Option<String>,
+    /// Dead letters.
+    pub dead: u64,
+    /// Nothing is delivered.
+    pub paused: bool,
+    /// When this was so (RFC 3339).
+    pub at: String,
+}
+
+impl InboxState {
+    /// As the relay tells of it now.
+    pub(crate) fn of(inbox: Inbox) -> Self {
+        let Inbox { waiting, oldest_at, dead, paused, .. } = inbox;
+        Self { waiting, oldest_at, dead, paused, at: format!("{:.3}", Timestamp::now()) }
+    }
+}
+
+/// `12 waiting, oldest 3 h 5 min, 2 dead letters, paused`.
+impl fmt::Display for InboxState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} waiting", self.waiting)?;
+        let time = |text: &String| text.parse::<Timestamp>().ok();
+        if let Some((oldest, at)) = self.oldest_at.as_ref().and_then(time).zip(time(&self.at)) {
+            write!(f, ", oldest {}", short(Duration::try_from(at.duration_since(oldest)).unwrap_or_default()))?;
+        }
+        match self.dead {
+            0 => {}
+            1 => f.write_str(", 1 dead letter")?,
+            dead => write!(f, ", {dead} dead letters")?,
+        }
+        f.write_str(if self.paused { ", paused" } else { "" })
+    }
+}
+
+/// What stands behind a duration: what a request is as a webhook, and where it comes out of the inbox.
+pub(crate) fn beside(webhook: Option<&Webhook<'_>>, delivery: Option<&Delivery>, duration_ms: f64) -> Option<String> {
+    let delivery = delivery.map(|Delivery { attempt, age_s, .. }| {
+        let old = short(Duration::from_secs(*age_s));
+        match attempt {
+            0 | 1 => format!("from the inbox, {old} old"),
+            attempt => format!("redelivered, attempt {attempt}, {old} old"),
+        }
+    });
+    let parts = [webhook.map(|webhook| webhook.beside(duration_ms)), delivery];
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    (!parts.is_empty()).then(|| parts.join(", "))
+}
+
+/// `3 s`, `5 min`, `2 h 3 min` or `4 d 1 h`.
+pub(crate) fn short(time: Duration) -> String {
+    match time.as_secs() {
+        seconds @ ..60 => format!("{seconds} s"),
+        seconds @ 60..3600 => format!("{} min", seconds / 60),
+        seconds @ 3600..86_400 => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+        seconds => format!("{} d {} h", seconds / 86_400, seconds % 86_400 / 3600),
+    }
 }
 
 /// What a request is as a webhook.
@@ -332,3 +410,36 @@ pub(crate) const READY: Event<'_> = Event::Ready {
     local_url: None,
     inspector: None,
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_short() {
+        for (seconds, text) in
+            [(0, "0 s"), (59, "59 s"), (60, "1 min"), (3599, "59 min"), (7380, "2 h 3 min"), (90_000, "1 d 1 h")]
+        {
+            assert_eq!(short(Duration::from_secs(seconds)), text);
+        }
+    }
+
+    #[test]
+    fn people_are_told_how_an_inbox_stands_and_what_comes_out_of_it() {
+        let state = InboxState {
+            waiting: 12,
+            oldest_at: Some("2026-01-01T00:00:00Z".into()),
+            dead: 2,
+            paused: true,
+            at: "2026-01-01T03:05:00.5Z".into(),
+        };
+        assert_eq!(state.to_string(), "12 waiting, oldest 3 h 5 min, 2 dead letters, paused");
+        let empty = InboxState { waiting: 0, oldest_at: None, dead: 0, paused: false, at: state.at };
+        assert_eq!(empty.to_string(), "0 waiting");
+        let delivery = |attempt| Delivery { id: "01M8".into(), attempt, age_s: 300 };
+        let told = |attempt| beside(None, Some(&delivery(attempt)), 1.0);
+        assert_eq!(told(1).as_deref(), Some("from the inbox, 5 min old"));
+        assert_eq!(told(2).as_deref(), Some("redelivered, attempt 2, 5 min old"));
+        assert_eq!(beside(None, None, 1.0), None);
+    }
+}

@@ -74,6 +74,7 @@ pub mod control;
 mod door;
 mod event;
 mod fetch;
+mod inboxes;
 #[doc(hidden)]
 pub mod inspector;
 #[doc(hidden)]

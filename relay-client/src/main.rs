@@ -15,7 +15,7 @@ use relay_client::commands::delivery::DeliveryError;
 #[cfg(feature = "embedded")]
 use relay_client::commands::dev::{self, DevError};
 use relay_client::commands::export::{self, ExportError};
-use relay_client::commands::inbox::{self, InboxCommandError};
+use relay_client::commands::inbox::{self, InboxCommandError, InboxesError};
 use relay_client::commands::listen::{self, Answer, AnswerError};
 use relay_client::commands::login::{self, LoginError};
 use relay_client::commands::replay::{self, ReplayCommandError};
@@ -281,10 +281,12 @@ exits! {
         _ => Exit::Failed,
     };
     InboxCommandError: |error| match error {
-        InboxCommandError::Config(_) | InboxCommandError::Target(_) => Exit::Usage,
+        InboxCommandError::Config(_) | InboxCommandError::Target(_) | InboxCommandError::Both(_) => Exit::Usage,
         InboxCommandError::NoToken => Exit::Unauthorized,
-        InboxCommandError::Refused { status, .. } if *status == http::StatusCode::UNAUTHORIZED => Exit::Unauthorized,
-        InboxCommandError::Send(_) => Exit::Unreachable,
+        InboxCommandError::Inboxes(InboxesError::Refused { status, .. }) if *status == http::StatusCode::UNAUTHORIZED => {
+            Exit::Unauthorized
+        }
+        InboxCommandError::Inboxes(InboxesError::Send(_)) => Exit::Unreachable,
         _ => Exit::Failed,
     };
     HistoryError: |_| Exit::Failed;

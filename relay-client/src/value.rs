@@ -1,15 +1,20 @@
 //! What a setting can say, wherever it is written: on the command line, in the environment or in a file.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::{fmt, fs::symlink_metadata, path::PathBuf, str::FromStr, time::Duration};
+use std::{collections::BTreeMap, fmt, fs::symlink_metadata, path::PathBuf, str::FromStr, time::Duration};
 
 use aws_lc_rs::digest::{SHA256, digest};
+use http::header::CONTENT_LENGTH;
 use http::{HeaderName, HeaderValue, StatusCode};
 use jiff::{SignedDuration, Timestamp};
-use relay_protocol::inbox::{Inbox, InboxError};
-use serde::Deserialize;
+use relay_protocol::inbox::{Ack, Inbox, InboxError};
+use relay_protocol::webhook::Filter;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
-use crate::capture::saved::origin;
+use crate::capture::saved::{self, SavedAnswer, origin};
+use crate::webhooks::{built_in, named};
 
 /// How the upstream is spoken to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
@@ -45,10 +50,11 @@ pub enum VerifyAt {
     Edge,
 }
 
-/// The choice of `--inbox`.
+/// The choice of `--inbox`, and of `inbox` in a file: whether the relay keeps webhooks, and how.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InboxChoice(pub Option<Inbox>);
 
+/// `off`, or the words that an [`Inbox`] reads.
 impl FromStr for InboxChoice {
     type Err = InboxError;
 
@@ -64,6 +70,118 @@ impl fmt::Display for InboxChoice {
             Some(inbox) => inbox.fmt(f),
         }
     }
+}
+
+/// The same as it is typed: with `ack=@FILE` too, which is an answer as [`SavedAnswer`] reads it.
+///
+/// # Errors
+/// Where it is not understood, or there is no such answer.
+pub fn inbox(text: &str) -> Result<InboxChoice, InboxChoiceError> {
+    let (files, words): (Vec<&str>, Vec<&str>) = text.split(',').partition(|word| word.trim().starts_with("ack=@"));
+    let mut choice: InboxChoice = words.join(",").parse()?;
+    if let (Some(file), Some(inbox)) = (files.last().and_then(|word| word.trim().strip_prefix("ack=@")), &mut choice.0)
+    {
+        let unread = |problem: String| InboxChoiceError::File { file: file.to_owned(), problem };
+        let bytes = saved::load(file.as_ref()).map_err(|error| unread(error.to_string()))?;
+        let answer = SavedAnswer::read(&bytes).map_err(|error| unread(error.to_string()))?;
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).map_err(|_| unread("it is not text".to_owned()));
+        // The relay says by itself how long the body is.
+        let said = answer.headers.iter().filter(|(name, _)| name != CONTENT_LENGTH);
+        let line =
+            |(name, value): &(HeaderName, HeaderValue)| text(value.as_bytes()).map(|value| (name.to_string(), value));
+        let headers = said.map(line).collect::<Result<_, InboxChoiceError>>()?;
+        inbox.ack = Some(Ack { status: answer.status.as_u16(), headers, body: text(answer.body)? });
+        inbox.extra()?;
+    }
+    Ok(choice)
+}
+
+/// A value of `--inbox` that is not understood.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InboxChoiceError {
+    /// It says something that no inbox can do.
+    #[error(transparent)]
+    Inbox(#[from] InboxError),
+    /// The acknowledgement is in no file.
+    #[error("{file}: {problem}")]
+    File {
+        /// Where it was to be.
+        file: String,
+        /// What about it.
+        problem: String,
+    },
+}
+
+/// In a file: `true`, `false`, the words, or a table.
+///
+/// ```toml
+/// [tunnels.hooks.inbox]
+/// how = "ordered,limit=100"
+/// ack = { status = 200, headers = { content-type = "text/xml" }, body = "<Ok/>" }
+/// ignore = [{ provider = "github", type = "push" }, { when = { "json:/livemode" = "false" } }]
+/// ```
+impl<'de> Deserialize<'de> for InboxChoice {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(InboxForms)
+    }
+}
+
+struct InboxForms;
+
+impl<'de> Visitor<'de> for InboxForms {
+    type Value = InboxChoice;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("true, false, words such as \"ordered,ack=200\", or a table with how, ack and ignore")
+    }
+
+    fn visit_bool<E: de::Error>(self, is_kept: bool) -> Result<InboxChoice, E> {
+        Ok(InboxChoice(is_kept.then(Inbox::default)))
+    }
+
+    fn visit_str<E: de::Error>(self, words: &str) -> Result<InboxChoice, E> {
+        words.parse().map_err(E::custom)
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<InboxChoice, M::Error> {
+        let InboxTable { how, ack, ignore } = InboxTable::deserialize(MapAccessDeserializer::new(map))?;
+        let mut inbox: Inbox = how.parse().map_err(de::Error::custom)?;
+        // The relay does not know the rows that a file adds.
+        let mut providers = ignore.iter().filter_map(|filter| filter.provider.as_deref());
+        providers.try_for_each(|provider| named(&built_in(), provider).map(drop)).map_err(de::Error::custom)?;
+        inbox.ignore = ignore;
+        if let Some(AckTable { status, headers, body }) = ack {
+            inbox.ack = Some(Ack { status, headers: headers.into_iter().collect(), body });
+        }
+        inbox.extra().map_err(de::Error::custom)?;
+        Ok(InboxChoice(Some(inbox)))
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct InboxTable {
+    #[serde(default)]
+    how: String,
+    ack: Option<AckTable>,
+    #[serde(default)]
+    ignore: Vec<Filter>,
+}
+
+/// What it leaves out is as [`Ack::default`] has it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AckTable {
+    #[serde(default = "accepted")]
+    status: u16,
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
+    #[serde(default)]
+    body: String,
+}
+
+fn accepted() -> u16 {
+    Ack::default().status
 }
 
 /// The choice of `--inspect`.
@@ -404,6 +522,24 @@ pub(crate) fn is_label(name: &str) -> bool {
         && !name.ends_with('-')
 }
 
+/// Reads the id of a webhook in an inbox.
+///
+/// # Errors
+/// Everything else, with a hint.
+pub fn webhook_id(text: &str) -> Result<String, WebhookIdError> {
+    if is_webhook_id(text) { Ok(text.to_owned()) } else { Err(WebhookIdError) }
+}
+
+/// An id as the relay writes them, which is safe in a path.
+pub(crate) fn is_webhook_id(text: &str) -> bool {
+    text.len() == 26 && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
+}
+
+/// An id that no webhook has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("an id has 26 letters and digits, as relay inbox list NAME shows")]
+pub struct WebhookIdError;
+
 /// A name that cannot be a tunnel's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -484,5 +620,32 @@ mod tests {
         for bad in ["", "x", ": a", "a b: c", "a: b\r\nc: d", "a\nb: c", "Content-Length: 1", "Connection: close"] {
             assert!(header(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn an_acknowledgement_can_be_in_a_file() {
+        let directory = tempfile::TempDir::new().unwrap();
+        let file = directory.path().join("ack.http");
+        let ack = |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            inbox(&format!("ordered, ack=@{},rate=7", file.display()))
+        };
+        let taken =
+            ack("HTTP/1.1 200 OK\r\nContent-Type: text/xml\r\nContent-Length: 9\r\n\r\n<Ok/>").unwrap().0.unwrap();
+        let headers = vec![("content-type".to_owned(), "text/xml".to_owned())];
+        assert_eq!(taken.ack, Some(Ack { status: 200, headers, body: "<Ok/>".to_owned() }));
+        assert!(taken.ordered && taken.rate == 7);
+        for (text, hint) in [
+            ("HTTP/1.1 500 No\n\n", "200 to 299"),
+            ("HTTP/1.1 200 OK\nTransfer-Encoding: chunked\n\n", "transfer-encoding"),
+            ("<Ok/>\n", "status line"),
+            (&format!("HTTP/1.1 200 OK\n\n{}", "x".repeat(9000)), "8192 bytes"),
+        ] {
+            let error = ack(text).unwrap_err().to_string();
+            assert!(error.contains(hint), "{text:.40}: {error}");
+        }
+        assert!(inbox("ack=@/nowhere/ack.http").unwrap_err().to_string().starts_with("/nowhere/ack.http: "));
+        // A file that may be a stranger's reads no other.
+        assert!("ack=@/nowhere/ack.http".parse::<InboxChoice>().is_err());
     }
 }

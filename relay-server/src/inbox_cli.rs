@@ -181,7 +181,7 @@ async fn run_to(
         }
         InboxCommand::List { name: Some(name), state, limit } => {
             let state = state.map(InboxState::word);
-            let Page { inbox, mut webhooks } = relay.page(&name, state, limit.into()).await?;
+            let Page { inbox, mut webhooks, .. } = relay.page(&name, state, limit.into()).await?;
             webhooks.reverse();
             write_all(out, output, &webhooks, of_webhook)?;
             if output == Output::Text {

@@ -339,6 +339,47 @@ async fn a_file_that_changes_leaves_added_tunnels_alone() {
     assert_eq!(inspected.call(Method::DELETE, "/api/tunnels/added%20%28api%29", &[], "").await.code(), 204);
 }
 
+/// The inbox of a client's tunnel is handled through its inspector, and no other one of the same token.
+#[tokio::test]
+async fn inboxes_are_those_of_the_clients_own_tunnels() {
+    let relay = RelayServer::spawn(DEFAULTS).await;
+    let app = App::echo().await;
+    let (token, target) = (relay.token("me").await, app.upstream().to_string());
+    let other = relay.client(&token, &target, &["--subdomain", "other", "--inbox"]).await;
+    let inspected = Inspected::of(relay.client(&token, &target, &["--subdomain", "hooks", "--inbox"]).await);
+    let inboxes = inspected.get("/api/v1/inboxes").await;
+    assert_eq!((inboxes["inboxes"].as_array().unwrap().len(), &inboxes["inboxes"][0]["name"]), (1, &json!("hooks")));
+    let paused = inspected.post("/api/v1/inboxes/hooks/pause", &json!({})).await;
+    assert_eq!((paused.code(), &paused.json()["paused"]), (200, &json!(true)));
+    let answer = post(&relay, &format!("{}/a", inspected.client.url()), &[], "body").await;
+    assert_eq!(answer.code(), 202);
+    let page = inspected.get("/api/v1/inboxes/hooks?state=waiting&limit=5").await;
+    let id = page["webhooks"][0]["id"].as_str().unwrap().to_owned();
+    let kept = inspected.get(&format!("/api/v1/inboxes/hooks/webhooks/{id}")).await;
+    assert_eq!((&kept["path"], &kept["body_base64"]), (&json!("/a"), &json!("Ym9keQ==")));
+    let body = inspected.call(Method::GET, &format!("/api/v1/inboxes/hooks/webhooks/{id}/body"), &[], "").await;
+    assert_eq!((body.code(), body.text()), (200, "body"));
+    let dropped = inspected.post("/api/v1/inboxes/hooks/drop", &json!({ "ids": [id] })).await;
+    assert_eq!((dropped.code(), &dropped.json()["count"]), (200, &json!(1)));
+
+    for path in ["/api/v1/inboxes/other", "/api/v1/inboxes/..", "/api/v1/inboxes/hooks%2F..%2Fother"] {
+        let refused = inspected.call(Method::GET, path, &[], "").await;
+        assert_eq!(code(&refused), (404, "inbox-not-found".to_owned()), "{path}");
+    }
+    let refused = inspected.post("/api/v1/inboxes/other/drop", &json!({ "all": "waiting" })).await;
+    assert_eq!(code(&refused), (404, "inbox-not-found".to_owned()));
+    let odd = inspected.call(Method::GET, "/api/v1/inboxes/hooks/webhooks/..", &[], "").await;
+    assert_eq!(odd.code(), 404);
+    // A page of another site cannot do it, and a form without permission neither.
+    let form = [("content-type", "application/x-www-form-urlencoded")];
+    let refused = inspected.call(Method::POST, "/api/v1/inboxes/hooks/resume", &form, "").await;
+    assert_eq!(code(&refused), (415, "unsupported-media-type".to_owned()));
+    let foreign = [("content-type", "application/json"), ("origin", "https://evil.example")];
+    let refused = inspected.call(Method::POST, "/api/v1/inboxes/hooks/resume", &foreign, "{}").await;
+    assert_eq!(code(&refused), (403, "cross-site".to_owned()));
+    drop(other);
+}
+
 /// Every answer of every call has the shape that the document says.
 #[tokio::test]
 async fn the_document_of_the_api_is_kept_to() {

@@ -162,6 +162,65 @@ async fn requests_are_read_searched_replayed_changed_and_compared() {
 }
 
 #[tokio::test]
+async fn what_the_relay_keeps_is_shown_and_handled() {
+    let place = Place::new().await;
+    let app = App::serve(|_| async {
+        let mut answer = http::Response::new(full("no"));
+        *answer.status_mut() = http::StatusCode::BAD_GATEWAY;
+        answer
+    })
+    .await;
+    let client = place.client(&app, "hooks", &["--inspect", "127.0.0.1:0", "--inbox=attempts=1"]).await;
+    for path in ["/first", "/second"] {
+        let body = r#"{"n":12345678901234567890,"html":"<b>text</b>"}"#;
+        let request = json_request().method("POST").uri(path).body(full(body)).unwrap();
+        assert_eq!(place.send("hooks", request).await.status, 202);
+    }
+    let mut browser = page(&client).await;
+    let kept = |count: usize| format!("document.querySelectorAll('.kept').length === {count}");
+    browser.shows(".top .tabs", "2 dead").await;
+    browser.click("button:has-text('Inbox')").await;
+    browser.click("button:has-text('Dead 2')").await;
+    browser.wait(&kept(2)).await;
+
+    // One with its attempts, and each digit of what was sent.
+    browser.click(".kept:has-text('/first')").await;
+    browser.shows(".detail h2", "/first").await;
+    browser.shows(".detail .attempts", "502").await;
+    browser.shows(".detail .json", "12345678901234567890").await;
+    browser.shows(".detail .json", "<b>text</b>").await;
+
+    // It is tried once more, and fails again.
+    browser.click(".detail button:text-is('Retry')").await;
+    browser.shows(".notice", "1 webhook is tried again").await;
+    app.reached(3).await;
+    browser.wait("document.querySelectorAll('.detail .attempts li').length === 2").await;
+
+    // Nothing is delivered for a while.
+    browser.click("button:has-text('Pause deliveries')").await;
+    browser.shows(".inbox-tools .words", "paused").await;
+    browser.click("button:text-is('Resume')").await;
+    browser.wait("document.querySelector('.toggle').textContent === 'Pause deliveries'").await;
+
+    // What is forgotten is asked for first.
+    browser.click(".detail button:text-is('Drop')").await;
+    browser.click("dialog button:text-is('Keep')").await;
+    browser.click(".detail button:text-is('Drop')").await;
+    browser.click("dialog .danger").await;
+    browser.wait(&kept(1)).await;
+    browser.click("button:text-is('Drop all')").await;
+    browser.click("dialog .danger").await;
+    browser.shows(".kept-list", "None.").await;
+
+    // The page's address leads back here.
+    browser.eval("location.reload()").await;
+    browser.shows(".inbox-tools .tabs", "Dead 0").await;
+    browser.click("button:text-is('Requests')").await;
+    browser.wait(&rows(2)).await;
+    assert_eq!(browser.problems().await, json!([]));
+}
+
+#[tokio::test]
 async fn it_keeps_nobody_out() {
     let (place, _app, client) = begin().await;
     send(&place, json_request(), "/hooks", r#"{"a":[1,"b",null,{}]}"#).await;

@@ -1,5 +1,6 @@
 //! What a relay tells of inboxes and is asked to do with them: the JSON of its API for tokens, below [`PATH`] on its own host.
-//! Times are RFC 3339 in UTC, sizes bytes. Fields may be added.
+//! Times are RFC 3339 in UTC, sizes bytes. Fields may be added: a reader leaves alone those that it does not know, and takes those
+//! that are not there for empty.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -13,8 +14,9 @@ use crate::message::HeaderList;
 ///
 /// ```text
 /// GET    PATH                    Inboxes
-/// GET    PATH/NAME               Page; ?state=waiting|delivered|dead&before=ID&limit=NUMBER
+/// GET    PATH/NAME               Page; ?state=waiting|delivered|dead&limit=NUMBER&before=NEXT
 /// GET    PATH/NAME/ID            Whole
+/// GET    PATH/NAME/ID/body       its body, as application/octet-stream
 /// POST   PATH/NAME/retry|drop    Which → Done
 /// POST   PATH/NAME/pause|resume  → Inbox
 /// DELETE PATH/NAME               → Done: the inbox and all that is in it
@@ -28,14 +30,16 @@ pub const MAX_IDS: usize = 1000;
 pub const MAX_PAGE: usize = 1000;
 
 /// The inboxes of a token, by name.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Inboxes {
     /// Them.
     pub inboxes: Vec<Inbox>,
 }
 
 /// An inbox, and what is in it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Inbox {
     /// The tunnel's name.
     pub name: String,
@@ -58,18 +62,21 @@ pub struct Inbox {
     pub oldest_at: Option<String>,
 }
 
-/// Some webhooks of an inbox, those that came last first. The next page is asked for by the last one's id; an empty one is the
-/// end.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Some webhooks of an inbox, those that came last first.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Page {
     /// The inbox.
     pub inbox: Inbox,
     /// Its webhooks.
     pub webhooks: Vec<Webhook>,
+    /// What the page after this one is asked for by. None: this is the last.
+    pub next: Option<String>,
 }
 
 /// A webhook.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Webhook {
     /// Its id, which every attempt bears.
     pub id: String,
@@ -116,7 +123,8 @@ pub struct Webhook {
 }
 
 /// A webhook with all that is kept of it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Whole {
     /// It.
     #[serde(flatten)]
@@ -125,7 +133,7 @@ pub struct Whole {
     pub headers: Vec<(String, String)>,
     /// Those of its first copy, where a later one took its place.
     pub headers_first: Option<Vec<(String, String)>>,
-    /// Its body in base64; none where it was delivered.
+    /// Its body in base64. None: it was delivered, or the body is longer than what is told so, and is asked for by itself.
     pub body_base64: Option<String>,
     /// The attempts, the latest last. Of many the first ones are forgotten.
     pub tried: Vec<Tried>,
@@ -135,14 +143,9 @@ impl Whole {
     /// Its header lines as they came, with the Host that its sender called.
     #[must_use]
     pub fn header_list(&self) -> HeaderList {
-        let latin =
-            |value: &str| value.chars().map(|c| u8::try_from(u32::from(c)).unwrap_or(b'?')).collect::<Vec<u8>>();
-        let line = |(name, value): &(String, String)| {
-            Some((HeaderName::try_from(name).ok()?, HeaderValue::from_bytes(&latin(value)).ok()?))
-        };
         let host = self.webhook.url.split_once("://").map_or("", |(_, rest)| rest).split('/').next();
         let host = host.and_then(|host| Some((HOST, HeaderValue::try_from(host).ok()?)));
-        host.into_iter().chain(self.headers.iter().filter_map(line)).collect()
+        host.into_iter().chain(header_lines(&self.headers)).collect()
     }
 
     /// Its body, byte for byte; none where it is not kept any more.
@@ -153,8 +156,19 @@ impl Whole {
     }
 }
 
+/// Header lines as they came, whose values are told as those of Latin-1. What is none is left out.
+#[must_use]
+pub fn header_lines(told: &[(String, String)]) -> HeaderList {
+    let latin = |value: &str| value.chars().map(|c| u8::try_from(u32::from(c)).unwrap_or(b'?')).collect::<Vec<u8>>();
+    let line = |(name, value): &(String, String)| {
+        Some((HeaderName::try_from(name).ok()?, HeaderValue::from_bytes(&latin(value)).ok()?))
+    };
+    told.iter().filter_map(line).collect()
+}
+
 /// An attempt.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Tried {
     /// Which one, from 1 on.
     pub number: u32,
@@ -179,7 +193,8 @@ pub enum Which {
 }
 
 /// What was done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Done {
     /// With how many webhooks; 1 for an inbox.
     pub count: u64,

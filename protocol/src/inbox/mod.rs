@@ -79,7 +79,7 @@ pub struct Inbox {
 }
 
 /// What the relay says of a request that comes out of an inbox: `<id>; attempt=<number>; age=<seconds>`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Delivery {
     /// The webhook's id, which stays the same from attempt to attempt.
     pub id: String,

@@ -45,6 +45,8 @@ export interface Detail extends Summary {
   /** The public URL that was asked for. */
   url: string;
   timings: { edge_ms: number | null; upstream_ms: number | null; total_ms: number | null };
+  /** Where it came out of the relay's inbox. */
+  delivery: { id: string; attempt: number; age_s: number } | null;
   /** Pages of the provider about this event. */
   links: { name: string; url: string }[];
   request: Message;
@@ -56,6 +58,60 @@ export interface Page {
   /** How many there are besides those that were asked for. */
   total: number;
 }
+
+/** What the relay keeps for a tunnel. */
+export interface Inbox {
+  name: string;
+  /** How it deals with its webhooks, in the words of --inbox. */
+  how: string;
+  paused: boolean;
+  waiting: number;
+  delivered: number;
+  dead: number;
+}
+
+/** A webhook in an inbox. */
+export interface Webhook {
+  id: string;
+  state: "waiting" | "delivered" | "dead";
+  method: string;
+  path: string;
+  url: string;
+  remote: string;
+  received_at: string;
+  first_at: string;
+  due_at: string | null;
+  under_way: boolean;
+  attempts: number;
+  copies: number;
+  status: number | null;
+  ended_at: string | null;
+  reason: string | null;
+  provider: string | null;
+  event_id: string | null;
+  event_type: string | null;
+  verdict: string | null;
+  differs_from: string | null;
+  size: number;
+}
+
+export interface InboxPage {
+  inbox: Inbox;
+  webhooks: Webhook[];
+  next: string | null;
+}
+
+/** A webhook with all that is kept of it. */
+export interface Kept extends Webhook {
+  headers: Header[];
+  headers_first: Header[] | null;
+  tried: { number: number; at: string; duration_ms: number; status: number | null; error: string | null }[];
+  /** What its sender has sent; null where the body is not kept any more, or is too long to be told so. */
+  message: Message | null;
+}
+
+/** Which webhooks something is done with. */
+export type Which = { ids: string[] } | { all: string };
 
 export interface Tunnel {
   name: string;
@@ -104,6 +160,14 @@ async function ask(path: string, init: RequestInit = {}): Promise<Response> {
   throw new ApiError(message ?? `The relay client answered ${response.status}`, hint ?? null);
 }
 
+function post(path: string, body: unknown): Promise<Response> {
+  return ask(path, {
+    method: "POST",
+    headers: { "content-type": "application/json" },
+    body: JSON.stringify(body),
+  });
+}
+
 export async function list(query: Record<string, string>, signal?: AbortSignal): Promise<Page> {
   return (await ask(`/exchanges?${new URLSearchParams(query)}`, signal ? { signal } : {})).json();
 }
@@ -114,12 +178,7 @@ export async function get(id: string): Promise<Detail> {
 
 /** Sends a request again and returns the id of the new exchange. */
 export async function replay(id: string, changes: Changes): Promise<string> {
-  const response = await ask(`/exchanges/${encodeURIComponent(id)}/replay`, {
-    method: "POST",
-    headers: { "content-type": "application/json" },
-    body: JSON.stringify(changes),
-  });
-  return (await response.json()).id;
+  return (await (await post(`/exchanges/${encodeURIComponent(id)}/replay`, changes)).json()).id;
 }
 
 /** An exchange in another form, and the name of the file that it would be. */
@@ -136,6 +195,48 @@ export async function clear(): Promise<void> {
 
 export async function tunnels(): Promise<Tunnel[]> {
   return (await (await ask("/tunnels")).json()).tunnels;
+}
+
+export async function inboxes(): Promise<Inbox[]> {
+  return (await (await ask("/inboxes")).json()).inboxes;
+}
+
+export async function inboxPage(name: string, state: string, limit: number, before: string | null): Promise<InboxPage> {
+  const query = new URLSearchParams({ state, limit: String(limit), ...(before ? { before } : {}) });
+  return (await ask(`/inboxes/${encodeURIComponent(name)}?${query}`)).json();
+}
+
+export async function kept(name: string, id: string): Promise<Kept> {
+  const { body_base64, ...kept } = await (await ask(keptPath(name, id))).json();
+  return { ...kept, message: body_base64 === null ? null : messageOf(kept.headers, kept.size, body_base64) };
+}
+
+function messageOf(headers: Header[], body_size: number, body_base64: string): Message {
+  const message = { headers, body_size, body_truncated: false };
+  const bytes = Uint8Array.from(atob(body_base64), (character) => character.charCodeAt(0));
+  try {
+    return { ...message, body: new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes) };
+  } catch {
+    return { ...message, body_base64 };
+  }
+}
+
+/** Returns with how many it was done. */
+export async function inboxAct(name: string, action: "retry" | "drop", which: Which): Promise<number> {
+  return (await (await post(`/inboxes/${encodeURIComponent(name)}/${action}`, which)).json()).count;
+}
+
+export async function inboxPause(name: string, paused: boolean): Promise<void> {
+  await post(`/inboxes/${encodeURIComponent(name)}/${paused ? "pause" : "resume"}`, {});
+}
+
+function keptPath(name: string, id: string): string {
+  return `/inboxes/${encodeURIComponent(name)}/webhooks/${encodeURIComponent(id)}`;
+}
+
+/** Where the bytes of the body of a webhook in an inbox are. */
+export function keptBodyUrl(name: string, id: string): string {
+  return `${BASE}${keptPath(name, id)}/body`;
 }
 
 /** Where the bytes of a body are. */

@@ -9,6 +9,7 @@ import { DetailPane } from "./detail";
 import { Dialogs } from "./dialogs";
 import { type Facet, MOST, mostFrequent } from "./exchanges";
 import { number, time, verdict } from "./format";
+import { InboxPane, KeptPane } from "./inbox";
 import { List } from "./list";
 import type { Model } from "./model";
 import { valueOf, withValue } from "./query";
@@ -22,6 +23,22 @@ export function App({ model }: { model: Model }) {
     document.addEventListener("keydown", listener);
     return () => document.removeEventListener("keydown", listener);
   }, [model]);
+  const { inbox, tab } = model;
+  if (tab === "inbox") {
+    return (
+      <div class={inbox.selected ? "page split" : "page"}>
+        <Top model={model} />
+        <Lost model={model} />
+        <main>
+          <section class="left" aria-label="Inbox">
+            <InboxPane model={model} />
+          </section>
+          {inbox.selected && <KeptPane model={model} />}
+        </main>
+        <Around model={model} />
+      </div>
+    );
+  }
   const aside = model.compared ? <Compare model={model} pair={model.compared} /> : <DetailPane model={model} />;
   const isOpen = model.selected !== null || model.compared !== null;
   return (
@@ -39,6 +56,15 @@ export function App({ model }: { model: Model }) {
         </section>
         {isOpen && aside}
       </main>
+      <Around model={model} />
+    </div>
+  );
+}
+
+/** What stands over the page. */
+function Around({ model }: { model: Model }) {
+  return (
+    <>
       <Dialogs model={model} />
       <div class="notices" role="status" aria-live="polite">
         {model.notice && (
@@ -47,16 +73,44 @@ export function App({ model }: { model: Model }) {
           </button>
         )}
       </div>
-    </div>
+    </>
+  );
+}
+
+/** Where there is an inbox, the way to it and back. */
+function Tabs({ model }: { model: Model }) {
+  const { inbox, tab } = model;
+  if (!inbox.all.length && tab === "requests") return null;
+  const waiting = inbox.all.reduce((sum, { waiting }) => sum + waiting, 0);
+  const dead = inbox.all.reduce((sum, { dead }) => sum + dead, 0);
+  const told = [waiting && `${number(waiting)} waiting`, dead && `${number(dead)} dead`].filter(Boolean).join(", ");
+  return (
+    <nav aria-label="What is shown" class="tabs">
+      <button type="button" aria-pressed={tab === "requests"} onClick={() => model.turn("requests")}>
+        Requests
+      </button>
+      <button type="button" aria-pressed={tab === "inbox"} onClick={() => model.turn("inbox")}>
+        Inbox{told && ` (${told})`}
+      </button>
+    </nav>
   );
 }
 
 function Top({ model }: { model: Model }) {
-  const search = useRef<HTMLInputElement>(null);
-  // Typing is shown at once, whatever the list takes.
   return (
     <header class="top">
       <h1>relay</h1>
+      <Tabs model={model} />
+      {model.tab === "requests" && <Search model={model} />}
+    </header>
+  );
+}
+
+function Search({ model }: { model: Model }) {
+  const search = useRef<HTMLInputElement>(null);
+  // Typing is shown at once, whatever the list takes.
+  return (
+    <>
       <input
         ref={search}
         id="search"
@@ -102,7 +156,7 @@ function Top({ model }: { model: Model }) {
           ?
         </button>
       </div>
-    </header>
+    </>
   );
 }
 
@@ -229,6 +283,10 @@ function pressed(model: Model, event: KeyboardEvent): void {
   const target = event.target as HTMLElement;
   if (event.ctrlKey || event.metaKey || event.altKey || model.dialog) return;
   if (target.closest("input, textarea, select")) return;
+  if (model.tab === "inbox") {
+    if (event.key === "Escape" && !model.inbox.dropping) model.inbox.select(null);
+    return;
+  }
   const action = actions(model, target)[event.key];
   if (!action || action() === false) return;
   event.preventDefault();

@@ -72,7 +72,7 @@ export function DetailPane({ model }: { model: Model }) {
 }
 
 /** Characters of a path that fit a heading; all of it is below, in the URL. */
-const MOST_HEADING = 300;
+export const MOST_HEADING = 300;
 
 function compareTitle({ marked, selected }: Model): string {
   if (!marked) return "Compare it with the next one that is chosen for it (c)";
@@ -116,6 +116,12 @@ function Overview({ model, detail }: { model: Model; detail: Detail }) {
           {detail.reason && <span class="reason">{detail.reason}</span>}
         </Fact>
       )}
+      {detail.delivery && (
+        <Fact name="Inbox">
+          {detail.delivery.attempt > 1 ? `redelivered, attempt ${number(detail.delivery.attempt)}` : "delivered later"}
+          <span class="reason">{duration(detail.delivery.age_s * 1000)} after it came</span>
+        </Fact>
+      )}
       <Attempts model={model} detail={detail} />
       {replay_of && (
         <Fact name="Replay of">
@@ -145,7 +151,7 @@ function Overview({ model, detail }: { model: Model; detail: Detail }) {
 
 const MOST_URL = 2_000;
 
-function Fact({ name, children }: { name: string; children: ComponentChildren }) {
+export function Fact({ name, children }: { name: string; children: ComponentChildren }) {
   return (
     <>
       <dt>{name}</dt>
@@ -232,7 +238,7 @@ function MessageView({ model, id, side, title, message }: MessageProps) {
   );
 }
 
-function Headers({ model, title, headers }: { model: Model; title: string; headers: Header[] }) {
+export function Headers({ model, title, headers }: { model: Model; title: string; headers: Header[] }) {
   return (
     <details open={model.headersOpen} onToggle={(event) => model.openHeaders(event.currentTarget.open)}>
       <summary>

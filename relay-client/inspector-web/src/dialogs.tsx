@@ -6,11 +6,13 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { ApiError, type Changes, type Detail, type Header, exported } from "./api";
 import { asField, read, withLineEnds } from "./body";
 import { bytes } from "./format";
+import type { Dropping } from "./inbox_model";
 import * as json from "./json";
 import type { Model } from "./model";
 import { copy } from "./widgets";
 
 export function Dialogs({ model }: { model: Model }) {
+  if (model.inbox.dropping) return <Drop model={model} dropping={model.inbox.dropping} />;
   const detail = model.loaded?.detail;
   switch (model.dialog) {
     case "help":
@@ -29,11 +31,12 @@ export function Dialogs({ model }: { model: Model }) {
 interface FrameProps {
   model: Model;
   title: string;
+  close?(): void;
   onKey?(event: KeyboardEvent): void;
   children: ComponentChildren;
 }
 
-function Frame({ model, title, onKey, children }: FrameProps) {
+function Frame({ model, title, close = () => model.open(null), onKey, children }: FrameProps) {
   const dialog = useRef<HTMLDialogElement>(null);
   useEffect(() => {
     const before = document.activeElement;
@@ -41,10 +44,10 @@ function Frame({ model, title, onKey, children }: FrameProps) {
     return () => before instanceof HTMLElement && before.focus();
   }, []);
   return (
-    <dialog ref={dialog} aria-labelledby="dialog-title" onClose={() => model.open(null)} onKeyDown={onKey}>
+    <dialog ref={dialog} aria-labelledby="dialog-title" onClose={close} onKeyDown={onKey}>
       <div class="heading">
         <h2 id="dialog-title">{title}</h2>
-        <button type="button" onClick={() => model.open(null)} aria-label="Close" title="Close (Esc)">
+        <button type="button" onClick={close} aria-label="Close" title="Close (Esc)">
           ✕
         </button>
       </div>
@@ -121,6 +124,23 @@ function Clear({ model }: { model: Model }) {
         </button>
         <button type="button" class="danger" onClick={clear}>
           Forget all
+        </button>
+      </div>
+    </Frame>
+  );
+}
+
+function Drop({ model, dropping }: { model: Model; dropping: Dropping }) {
+  const { inbox } = model;
+  return (
+    <Frame model={model} title="Forget webhooks?" close={() => inbox.keep()}>
+      <p>The relay deletes {dropping.words}. What was not delivered never will be. This cannot be undone.</p>
+      <div class="choices">
+        <button type="button" autofocus onClick={() => inbox.keep()}>
+          Keep
+        </button>
+        <button type="button" class="danger" onClick={() => void inbox.dropNow()}>
+          Forget
         </button>
       </div>
     </Frame>

@@ -4,6 +4,7 @@
 import * as api from "./api";
 import { ApiError, type Detail, type Summary, type Tunnel } from "./api";
 import { type Entry, Exchanges, MOST, positionAfter } from "./exchanges";
+import { InboxModel } from "./inbox_model";
 import { compile, parse, wordsOf } from "./query";
 
 /** What came within so many milliseconds is shown together. */
@@ -23,6 +24,9 @@ const CATCH_UP_MS = 1_000;
 
 const RETRY_MS = 1_000;
 
+/** What is looked at: requests that came here, or webhooks that the relay keeps. */
+export type Tab = "requests" | "inbox";
+
 export type Dialog = "help" | "edit" | "export" | "clear";
 
 export interface Notice {
@@ -39,6 +43,8 @@ export interface Loaded {
 
 export class Model {
   readonly exchanges = new Exchanges();
+  readonly inbox = new InboxModel({ changed: () => this.#changed(), say: (text, kind) => this.say(text, kind) });
+  tab: Tab = "requests";
   /** The words of the search box. */
   query = "";
   /** Only the newest attempt of each event. */
@@ -99,6 +105,7 @@ export class Model {
     this.#listen();
     const id = parameters.get("id");
     if (id) this.select(id);
+    if (parameters.has("inbox")) this.turn("inbox");
   }
 
   // ---- What comes from the client
@@ -110,6 +117,7 @@ export class Model {
       this.connection = "live";
       this.#changed();
       void this.#loadTunnels();
+      void this.inbox.look();
       if (wasLost && this.complete) this.#missed();
       else void this.#loadAll();
     };
@@ -418,6 +426,12 @@ export class Model {
     this.#changed();
   }
 
+  turn(tab: Tab): void {
+    this.tab = tab;
+    this.#remember();
+    this.#changed();
+  }
+
   open(dialog: Dialog | null): void {
     this.dialog = dialog;
     this.#changed();
@@ -448,6 +462,7 @@ export class Model {
     const parameters = new URLSearchParams();
     if (this.query) parameters.set("q", this.query);
     if (this.selected) parameters.set("id", this.selected);
+    if (this.tab === "inbox") parameters.set("inbox", "");
     const hash = parameters.size ? `#${parameters}` : location.pathname;
     history.replaceState(null, "", hash);
   }

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use http::header::HOST;
 use jiff::Timestamp;
 use relay_protocol::exchange::public_url;
+use relay_protocol::inbox::Delivery;
 use relay_protocol::message::{HeaderList, RequestHead, ResponseHead};
 use relay_protocol::webhook::{Request, Table, Verdict};
 use serde::{Deserialize, Serialize};
@@ -131,6 +132,11 @@ impl Exchange {
         public_url(&self.request.head)
     }
 
+    /// Where it came out of the relay's inbox, what the relay says of that.
+    pub(crate) fn delivery(&self) -> Option<Delivery> {
+        Delivery::of(&self.request.head.headers)
+    }
+
     /// Name and value of each header of the request, `host` first, as its sender wrote them.
     pub(crate) fn request_headers(&self) -> impl Iterator<Item = (&str, &[u8])> {
         let head = &self.request.head;
@@ -154,6 +160,7 @@ impl Exchange {
             links: links.unwrap_or_default(),
             url,
             timings: &self.timings,
+            delivery: self.delivery(),
             request: Side {
                 status: None,
                 headers: self.request_headers().map(|(name, value)| (name.into(), text(value))).collect(),
@@ -176,6 +183,8 @@ pub(crate) struct Detail<'a> {
     reason: Option<&'a str>,
     url: String,
     timings: &'a Timings,
+    /// Where it came out of the relay's inbox.
+    delivery: Option<Delivery>,
     links: Vec<Link>,
     request: Side<'a>,
     response: Option<Side<'a>>,

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use relay_protocol::frame::GoAway;
+use relay_protocol::inbox::api::Inbox;
 use relay_protocol::mux::Ended;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval, sleep, timeout};
@@ -57,6 +58,8 @@ pub(super) struct Hold<'a> {
     short: u32,
     watch: Option<Watching>,
     probe: Option<Probing>,
+    /// A question to the relay how the inboxes stand.
+    inboxes: Option<Pin<Box<dyn Future<Output = Vec<Inbox>> + Send>>>,
 }
 
 /// A session, and what it was asked for.
@@ -126,6 +129,7 @@ enum Step {
     Way(Option<Tried>),
     Tick,
     Probed(bool),
+    Inboxes(Vec<Inbox>),
     Wanted,
 }
 
@@ -145,6 +149,7 @@ impl<'a> Hold<'a> {
             short: 0,
             watch: None,
             probe: None,
+            inboxes: None,
         }
     }
 
@@ -189,7 +194,7 @@ impl<'a> Hold<'a> {
         observer.observe(&Event::Connecting { relay: &self.client.target.url().to_string() });
         observer.pause();
         loop {
-            let (watch, probe) = (&mut self.watch, &mut self.probe);
+            let (watch, probe, inboxes) = (&mut self.watch, &mut self.probe, &mut self.inboxes);
             let tick = async {
                 match watch {
                     Some(watch) => drop(watch.tick.tick().await),
@@ -202,12 +207,19 @@ impl<'a> Hold<'a> {
                     None => std::future::pending().await,
                 }
             };
+            let told = async {
+                match inboxes {
+                    Some(inboxes) => inboxes.as_mut().await,
+                    None => std::future::pending().await,
+                }
+            };
             let step = tokio::select! {
                 () = &mut shutdown => return Ok(()),
                 news = self.serve.next(observer) => Step::News(news),
                 tried = self.way.next() => Step::Way(tried),
                 () = tick => Step::Tick,
                 alive = probed => Step::Probed(alive),
+                inboxes = told => Step::Inboxes(inboxes),
                 // The client holds the other end for as long.
                 Ok(()) = self.wanted.changed() => Step::Wanted,
             };
@@ -237,6 +249,10 @@ impl<'a> Hold<'a> {
                     self.wait(reason, observer)?;
                 }
                 Step::Tick => self.look_around(observer)?,
+                Step::Inboxes(inboxes) => {
+                    self.inboxes = None;
+                    self.tunnels.tell_inboxes(inboxes, observer);
+                }
                 Step::Probed(true) => self.probe = None,
                 Step::Probed(false) => {
                     let why = self.probe.take().map_or(Sign::Moved, |probe| probe.why);
@@ -298,6 +314,11 @@ impl<'a> Hold<'a> {
         self.way = Way::Up { since: Instant::now() };
         self.tunnels.welcome(&asked, bound, resumed, self.client, self.serve.link(), observer)?;
         self.settle(observer)?;
+        // What waits is worth a word, and no reason to wait.
+        self.inboxes = self.client.inboxes().filter(|_| self.tunnels.have_inboxes()).map(|api| {
+            let asked = async move { api.list().await.unwrap_or_default() };
+            Box::pin(asked) as Pin<Box<dyn Future<Output = Vec<Inbox>> + Send>>
+        });
         if let Some(lost) = self.lost.take().filter(|lost| lost.told) {
             let after_ms = milliseconds(lost.unserved.map_or(Duration::ZERO, |since| since.elapsed()));
             observer.observe(&Event::Reconnected { relay: &self.client.target.url().to_string(), after_ms });

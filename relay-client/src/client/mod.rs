@@ -9,6 +9,7 @@ pub mod names;
 mod tunnels;
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use relay_protocol::inbox::Inbox;
@@ -23,6 +24,7 @@ use crate::control::Control;
 use crate::control::board::Beside;
 use crate::door::{Door, Knock, door};
 use crate::event::{Event, Observer};
+use crate::inboxes::Api;
 use crate::inspector::{Inspector, InspectorSettings};
 use crate::intake::faults::Faults;
 use crate::intake::routes::Route;
@@ -242,6 +244,11 @@ impl Client {
         &self.target
     }
 
+    /// The inboxes of its token, where it has one.
+    pub(crate) fn inboxes(&self) -> Option<Arc<Api>> {
+        Api::new(self.target.clone(), self.token.as_ref()?).ok().map(Arc::new)
+    }
+
     /// Says in [`Event::Ready`] which CA callers of the tunnels must trust.
     #[must_use]
     pub fn ca_file(mut self, file: String) -> Self {
@@ -313,7 +320,8 @@ impl Client {
     fn inspect(&mut self) -> Result<Option<Inspector>, ClientError> {
         let (Some(settings), Some(control)) = (self.inspector.take(), self.control.clone()) else { return Ok(None) };
         let Some(capture) = control.capture.clone() else { return Ok(None) };
-        let started = Inspector::start(settings, control.clone(), capture, self.tunnels.clone(), self.door());
+        let started =
+            Inspector::start(settings, control.clone(), capture, self.tunnels.clone(), self.door(), self.inboxes());
         let inspector = started.map_err(|error| ClientError::Inspector(error.to_string()))?;
         control.board.inspected(inspector.url());
         self.inspector_url = Some(inspector.url().to_owned());

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use relay_protocol::frame::SessionKind;
-use relay_protocol::inbox::Inbox;
+use relay_protocol::inbox::{Inbox, api};
 use relay_protocol::link::Link;
 use relay_protocol::message::{Bound, Extra, Payload, PublicName, Refusal, TunnelSpec};
 use relay_protocol::webhook::{Verify, Webhooks};
@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use super::backoff::backoff;
 use super::{Client, ClientError, TunnelOptions};
-use crate::event::{Event, Observer};
+use crate::event::{Event, InboxState, Observer};
 use crate::intake::Intake;
 use crate::intake::faults::Injector;
 use crate::intake::routes;
@@ -228,11 +228,27 @@ impl Tunnels {
         self.held.iter().filter_map(|held| held.asked.clone()).collect()
     }
 
+    /// Whether there is a tunnel that asks for an inbox.
+    pub(super) fn have_inboxes(&self) -> bool {
+        self.held.iter().any(|held| held.options.inbox.is_some())
+    }
+
+    /// Says how the inboxes of tunnels that there are stand.
+    pub(super) fn tell_inboxes(&self, inboxes: Vec<api::Inbox>, observer: &mut dyn Observer) {
+        for inbox in inboxes {
+            let is_its = |held: &&Held| held.given.as_ref().is_some_and(|given| given.public.name == inbox.name);
+            let Some(held) = self.held.iter().find(is_its) else { continue };
+            let tunnel = held.options.label.clone().unwrap_or_else(|| inbox.name.clone());
+            observer.observe(&Event::Inbox { tunnel: &tunnel, state: &InboxState::of(inbox) });
+        }
+    }
+
     /// What the relay would leave alone of what these options ask of it.
-    fn cannot(&self, options: &TunnelOptions) -> Option<&'static str> {
+    fn cannot(&self, options: &TunnelOptions) -> Option<String> {
         let judges = options.webhooks.told().verify != Verify::Off && !self.relay_judges;
         let keeps = options.inbox.is_some() && !self.relay_keeps;
-        judges.then_some(JUDGES_NOT).or(keeps.then_some(KEEPS_NOT))
+        let unsaid = || Some(options.inbox.as_ref()?.extra().err()?.to_string());
+        judges.then_some(JUDGES_NOT).or(keeps.then_some(KEEPS_NOT)).map(str::to_owned).or_else(unsaid)
     }
 
     /// Whether a session may follow this answer to what it was asked for, and what the relay has said of itself.
@@ -243,7 +259,7 @@ impl Tunnels {
         (self.relay_judges, self.relay_keeps) = (Webhooks::are_known(said), Inbox::is_known(said));
         for asked in asked {
             if let Some(why) = self.cannot(&asked.options) {
-                return Err(ClientError::Refused(why.to_owned()));
+                return Err(ClientError::Refused(why));
             }
             let Some(bound) = bound.iter().find(|bound| bound.tunnel == asked.number) else {
                 let reason = "the relay did not say what became of a tunnel".to_owned();
@@ -436,7 +452,7 @@ impl Tunnels {
                     Arc::make_mut(&mut self.routes).insert(given.number, Arc::new(intake));
                     client.announce(&given.options, &given.public, observer);
                 }
-                _ if cannot.is_some() => held.rest(cannot.unwrap_or_default(), observer),
+                _ if cannot.is_some() => held.rest(&cannot.unwrap_or_default(), observer),
                 _ => {
                     if let Some(asked) = self.held.get(at).map(|held| self.ask(held, client)) {
                         self.next = asked.number.saturating_add(1);

@@ -4,34 +4,32 @@
 //!   arguments ─▶ the relay's API, over HTTPS ─▶ lines for people, or JSON
 //! ```
 
+use std::fmt::Write as _;
 use std::io;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use http::header::{AUTHORIZATION, CONTENT_TYPE};
-use http::{HeaderName, HeaderValue, Method, StatusCode};
+use http::{Method, StatusCode};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use relay_protocol::inbox::api::{self, Done, Inbox, Inboxes, PATH, Page, Webhook, Which, Whole};
+use relay_protocol::inbox::api::{Inbox, MAX_IDS, MAX_PAGE, Page, Tried, Webhook, Which, Whole, header_lines};
+use relay_protocol::webhook::{Request, Table};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep};
 
-use crate::capture::saved::{Headers, Saved};
-use crate::cli::{InboxArgs, InboxCommand, WhichArgs};
+use crate::capture::saved::Saved;
+use crate::capture::{mask, text as lossy};
+use crate::cli::{INBOX_LISTED, InboxArgs, InboxCommand, Secrets, WhichArgs};
 use crate::commands::requests::{HistoryError, quietly, when};
 use crate::config::{ConfigError, Files, Way};
-use crate::outgoing::{self, SendError};
-use crate::session::dial::{Target, TargetError};
-use crate::terminal::{Part, RED, Style, json_line, line_of, outcome_colour, print, tell};
+use crate::event::Body;
+use crate::inboxes::{Action, Api, Listed};
+use crate::session::dial::TargetError;
+use crate::terminal::{Part, RED, Shown, Style, json_line, line_of, outcome_colour, plain_body, print, tell};
 use crate::value::Output;
 
-/// How long the relay may take.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Most bytes of an answer: a webhook of 25 MiB in base64, and what an operator may allow beyond.
-const MAX_ANSWER: usize = 256 << 20;
+pub use crate::inboxes::InboxesError;
 
 /// How often is looked whether an inbox is empty.
 const LOOK: Duration = Duration::from_millis(300);
@@ -48,28 +46,34 @@ pub enum InboxCommandError {
     /// There is no token to show.
     #[error("the relay tells of inboxes only to whom they belong; give --token, RELAY_TOKEN, or use relay login")]
     NoToken,
-    /// The relay is not reached.
+    /// A name stands where a word is to stand, and a word behind it.
+    #[error("{0} stands before what is to be done; write it behind, as in relay inbox list {0}")]
+    Both(String),
+    /// The relay is not reached, or says no.
     #[error(transparent)]
-    Send(#[from] SendError),
-    /// The relay says no.
-    #[error("the relay answered {status}: {message}")]
-    Refused {
-        /// How.
-        status: StatusCode,
-        /// Why.
-        message: String,
-    },
-    /// The relay answered something else than it should.
-    #[error("the relay's answer is not what it should be ({0}); update whichever of client and relay is older")]
-    Answer(serde_json::Error),
+    Inboxes(#[from] InboxesError),
     /// The body of a webhook is gone.
     #[error("the webhook was delivered, and its body is not kept any more")]
     Gone,
+    /// None of those that were meant is there.
+    #[error("no such webhook is in the inbox {0}, so nothing was done; relay inbox list {0} shows those that are")]
+    Nothing(String),
     /// There is still something in it.
-    #[error("{left} webhooks wait still; relay inbox list {name} says why")]
+    #[error(
+        "{left} webhooks of {name} wait still; relay inbox list {name} shows what came of their attempts, and without any, \
+         its client is away"
+    )]
     Waits {
         /// How many.
         left: u64,
+        /// In which inbox.
+        name: String,
+    },
+    /// Some were given up meanwhile.
+    #[error("none waits any more, and {count} became dead letters; relay inbox list {name} --state dead shows why")]
+    Died {
+        /// How many.
+        count: u64,
         /// In which inbox.
         name: String,
     },
@@ -89,19 +93,29 @@ impl From<HistoryError> for InboxCommandError {
 /// # Errors
 /// [`InboxCommandError`].
 pub async fn run(args: InboxArgs, files: &mut Files) -> Result<(), InboxCommandError> {
-    let InboxArgs { way, output, command } = args;
-    let relay = Relay::of(Way::new(way, files)?)?;
-    match command.unwrap_or(InboxCommand::List { name: None, state: None, limit: 50 }) {
+    let InboxArgs { way, output, command, name } = args;
+    let command = match (command, name) {
+        (Some(_), Some(name)) => return Err(InboxCommandError::Both(name)),
+        (Some(command), None) => command,
+        (None, name) => InboxCommand::List { name, state: None, limit: INBOX_LISTED },
+    };
+    let way = Way::new(way, files)?;
+    let token = way.token.clone().ok_or(InboxCommandError::NoToken)?;
+    let api = Api::new(way.target()?, &token)?;
+    match command {
         InboxCommand::List { name: None, .. } => {
-            let Inboxes { inboxes } = relay.get("").await?;
+            let inboxes = api.list().await?;
             if inboxes.is_empty() {
                 tell("none of this token's tunnels has an inbox; relay http 3000 --subdomain NAME --inbox opens one");
             }
             show(output, &inboxes, inbox_parts)
         }
         InboxCommand::List { name: Some(name), state, limit } => {
-            let state = state.map(|state| format!("&state={state}")).unwrap_or_default();
-            let Page { inbox, mut webhooks } = relay.get(&format!("/{name}?limit={limit}{state}")).await?;
+            let state = state.map(|state| state.to_string());
+            let (inbox, mut webhooks) = list(&api, &name, state.as_deref(), limit as usize).await?;
+            if webhooks.is_empty() {
+                tell(&format!("no {}webhook is in the inbox {name}", state.map(|of| of + " ").unwrap_or_default()));
+            }
             webhooks.reverse();
             show(output, &webhooks, webhook_parts)?;
             if output == Output::Text {
@@ -109,104 +123,105 @@ pub async fn run(args: InboxArgs, files: &mut Files) -> Result<(), InboxCommandE
             }
             Ok(())
         }
-        InboxCommand::Show { name, id } => {
-            let whole: Whole = relay.get(&format!("/{name}/{id}")).await?;
+        InboxCommand::Show { name, id, secrets } => {
+            let mut whole = api.complete(&name, &id).await?;
+            if secrets == Secrets::Mask {
+                mask(&mut whole, &files.table());
+            }
             match output {
                 Output::Json => Ok(quietly(print(json_line(&whole).as_bytes()))?),
                 Output::Text => show_whole(&whole),
             }
         }
         InboxCommand::Export { name, id } => {
-            let whole: Whole = relay.get(&format!("/{name}/{id}")).await?;
-            Ok(quietly(print(&raw(&whole)?))?)
+            let whole = api.complete(&name, &id).await?;
+            let body = whole.body().ok_or(InboxCommandError::Gone)?;
+            let (method, target) = (method_of(&whole), whole.webhook.path.as_str());
+            let saved = Saved { method, target, headers: whole.header_list(), body: &body };
+            Ok(quietly(print(&saved.write()))?)
         }
-        InboxCommand::Retry { name, which } => relay.act(&name, "retry", which, output).await,
-        InboxCommand::Drop { name, which } => relay.act(&name, "drop", which, output).await,
-        InboxCommand::Pause { name } => {
-            let inbox: Inbox = relay.post(&format!("/{name}/pause"), &()).await?;
-            show(output, &[inbox], inbox_parts)
-        }
-        InboxCommand::Resume { name } => {
-            let inbox: Inbox = relay.post(&format!("/{name}/resume"), &()).await?;
-            show(output, &[inbox], inbox_parts)
-        }
-        InboxCommand::Drain { name, within } => relay.drain(&name, within, output).await,
+        InboxCommand::Retry { name, which } => act(&api, name, Action::Retry, which, output).await,
+        InboxCommand::Drop { name, which } => act(&api, name, Action::Drop, which, output).await,
+        InboxCommand::Pause { name } => show(output, &[api.pause(&name, true).await?], inbox_parts),
+        InboxCommand::Resume { name } => show(output, &[api.pause(&name, false).await?], inbox_parts),
+        InboxCommand::Drain { name, within } => drain(&api, name, within, output).await,
         InboxCommand::Close { name } => {
-            let done: Done = relay.send(Method::DELETE, &format!("/{name}"), Vec::new()).await?;
-            show(output, &[done], |done| vec![Part::plain(format!("{}", done.count))])
+            let count = api.close(&name).await?;
+            tell(&format!("the inbox {name} is closed; a client that asks for one opens it anew"));
+            show(output, &[Counted { count }], Counted::parts)
         }
     }
 }
 
-/// The relay's API.
-struct Relay {
-    target: Target,
-    authorization: HeaderValue,
+/// With how many webhooks something was done.
+#[derive(Serialize)]
+struct Counted {
+    count: u64,
 }
 
-impl Relay {
-    fn of(way: Way) -> Result<Self, InboxCommandError> {
-        let token = way.token.as_ref().ok_or(InboxCommandError::NoToken)?;
-        let bearer = HeaderValue::try_from(format!("Bearer {}", token.expose()));
-        let mut authorization = bearer.map_err(|_| ConfigError::Token)?;
-        authorization.set_sensitive(true);
-        Ok(Self { target: way.target()?, authorization })
+impl Counted {
+    fn parts(&self) -> Vec<Part> {
+        vec![Part::plain(self.count.to_string())]
     }
+}
 
-    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, InboxCommandError> {
-        self.send(Method::GET, path, Vec::new()).await
+/// An inbox, and so many of its webhooks, the newest first: as many pages as that takes.
+async fn list(api: &Api, name: &str, state: Option<&str>, most: usize) -> Result<(Inbox, Vec<Webhook>), InboxesError> {
+    let mut listed = Listed { state, limit: most.min(MAX_PAGE), next: None };
+    let Page { inbox, mut webhooks, mut next } = api.page(name, &listed).await?;
+    while next.is_some() && webhooks.len() < most {
+        listed = Listed { limit: (most - webhooks.len()).min(MAX_PAGE), next, ..listed };
+        let page = api.page(name, &listed).await?;
+        next = page.next.filter(|_| !page.webhooks.is_empty());
+        webhooks.extend(page.webhooks);
     }
+    Ok((inbox, webhooks))
+}
 
-    async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, InboxCommandError> {
-        self.send(Method::POST, path, serde_json::to_vec(body).map_err(InboxCommandError::Answer)?).await
+async fn act(
+    api: &Api,
+    name: String,
+    action: Action,
+    which: WhichArgs,
+    output: Output,
+) -> Result<(), InboxCommandError> {
+    let meant = which.ids.len() as u64;
+    let which = which.all.map_or(Which::Ids(which.ids), |state| Which::All(state.to_string()));
+    let count = api.act(&name, action, &which).await?;
+    if count == 0 {
+        return Err(InboxCommandError::Nothing(name));
     }
+    if count < meant {
+        tell(&format!("{} of these {meant} webhooks are not in the inbox {name} any more", meant - count));
+    }
+    show(output, &[Counted { count }], Counted::parts)
+}
 
-    async fn send<T: DeserializeOwned>(
-        &self,
-        method: Method,
-        path: &str,
-        body: Vec<u8>,
-    ) -> Result<T, InboxCommandError> {
-        let headers =
-            [(AUTHORIZATION, self.authorization.clone()), (CONTENT_TYPE, HeaderValue::from_static("application/json"))];
-        let path = format!("{PATH}{path}");
-        let answer =
-            outgoing::send(&self.target, &method, &path, &headers, body, PATIENCE, (MAX_ANSWER as u64, MAX_ANSWER))
-                .await?;
-        if !answer.status.is_success() {
-            let error: Result<serde_json::Value, _> = serde_json::from_slice(&answer.body);
-            let message = error.ok().and_then(|error| Some(error.pointer("/error/message")?.as_str()?.to_owned()));
-            let message =
-                message.unwrap_or_else(|| "it is no relay, or one that is too old to have inboxes".to_owned());
-            return Err(InboxCommandError::Refused { status: answer.status, message });
+/// Has everything tried at once, and waits until nothing waits.
+async fn drain(api: &Api, name: String, within: Duration, output: Output) -> Result<(), InboxCommandError> {
+    let until = Instant::now() + within;
+    let (before, waiting) = list(api, &name, Some("waiting"), usize::MAX).await?;
+    if before.paused {
+        api.pause(&name, false).await?;
+        tell(&format!("the inbox {name} was paused, and delivers again"));
+    }
+    // What was not tried yet is due as it is, and how long it may be tried must not begin anew.
+    let rests = waiting.into_iter().filter(|webhook| webhook.attempts > 0 && !webhook.under_way);
+    let rests: Vec<String> = rests.map(|webhook| webhook.id).collect();
+    for ids in rests.chunks(MAX_IDS) {
+        api.act(&name, Action::Retry, &Which::Ids(ids.to_vec())).await?;
+    }
+    loop {
+        let Page { inbox, .. } = api.page(&name, &Listed { limit: 1, ..Listed::default() }).await?;
+        let died = inbox.dead.saturating_sub(before.dead);
+        if inbox.waiting == 0 {
+            show(output, &[inbox], inbox_parts)?;
+            return if died == 0 { Ok(()) } else { Err(InboxCommandError::Died { count: died, name }) };
         }
-        serde_json::from_slice(&answer.body).map_err(InboxCommandError::Answer)
-    }
-
-    async fn act(&self, name: &str, action: &str, which: WhichArgs, output: Output) -> Result<(), InboxCommandError> {
-        let which = match which.all {
-            Some(state) => Which::All(state.to_string()),
-            None => Which::Ids(which.ids),
-        };
-        let done: Done = self.post(&format!("/{name}/{action}"), &which).await?;
-        show(output, &[done], |done| vec![Part::plain(format!("{}", done.count))])
-    }
-
-    /// Has everything tried at once, and waits until nothing waits.
-    async fn drain(&self, name: &str, within: Duration, output: Output) -> Result<(), InboxCommandError> {
-        let until = Instant::now() + within;
-        let _: Inbox = self.post(&format!("/{name}/resume"), &()).await?;
-        let _: Done = self.post(&format!("/{name}/retry"), &Which::All("waiting".to_owned())).await?;
-        loop {
-            let Page { inbox, .. } = self.get(&format!("/{name}?limit=1")).await?;
-            if inbox.waiting == 0 {
-                return show(output, &[inbox], inbox_parts);
-            }
-            if Instant::now() >= until {
-                return Err(InboxCommandError::Waits { left: inbox.waiting, name: name.to_owned() });
-            }
-            sleep(LOOK).await;
+        if Instant::now() >= until {
+            return Err(InboxCommandError::Waits { left: inbox.waiting, name });
         }
+        sleep(LOOK).await;
     }
 }
 
@@ -270,7 +285,7 @@ fn moment(at: &str) -> String {
 
 fn show_whole(whole: &Whole) -> Result<(), InboxCommandError> {
     show(Output::Text, std::slice::from_ref(&whole.webhook), webhook_parts)?;
-    let tried = |tried: &api::Tried| {
+    let tried = |tried: &Tried| {
         let outcome = tried.status.map(|status| status.to_string()).or_else(|| tried.error.clone());
         vec![
             Part::plain(format!("attempt {}", tried.number)),
@@ -280,30 +295,70 @@ fn show_whole(whole: &Whole) -> Result<(), InboxCommandError> {
         ]
     };
     show(Output::Text, &whole.tried, tried)?;
-    match raw(whole) {
-        Ok(raw) => {
-            // A stranger's bytes must not move the cursor.
-            let shown = |c: char| if c.is_control() && !['\n', '\t'].contains(&c) { '\u{fffd}' } else { c };
-            let text: String = String::from_utf8_lossy(&raw).chars().map(shown).collect();
-            Ok(quietly(print(format!("\n{text}\n").as_bytes()))?)
-        }
-        Err(InboxCommandError::Gone) => Ok(()),
-        Err(error) => Err(error),
+    let mut text = String::from("\n");
+    let _ = writeln!(text, "{} {}", Shown(&whole.webhook.method), Shown(&whole.webhook.url));
+    for (name, value) in &whole.header_list() {
+        let _ = writeln!(text, "  {name}: {}", Shown(&lossy(value.as_bytes())));
     }
+    text.push('\n');
+    match whole.body() {
+        Some(body) => text.push_str(&plain_body(Body::new(&body, false), body.len() as u64, false)),
+        None => text.push_str("  the body is not kept any more\n"),
+    }
+    Ok(quietly(print(text.as_bytes()))?)
 }
 
-/// The request as a file has it: what `relay verify` and `relay send` read.
-fn raw(whole: &Whole) -> Result<Vec<u8>, InboxCommandError> {
-    let body = whole.body_base64.as_deref().ok_or(InboxCommandError::Gone)?;
-    let body = STANDARD.decode(body).map_err(|error| io::Error::other(error.to_string()))?;
-    let latin = |value: &str| value.chars().map(|c| u8::try_from(u32::from(c)).unwrap_or(b'?')).collect::<Vec<u8>>();
-    let line = |(name, value): &(String, String)| {
-        Some((HeaderName::try_from(name).ok()?, HeaderValue::from_bytes(&latin(value)).ok()?))
+fn method_of(whole: &Whole) -> Method {
+    whole.webhook.method.parse().unwrap_or(Method::POST)
+}
+
+/// Takes out what lets somebody in.
+fn mask(whole: &mut Whole, table: &Table) {
+    let provider = whole.webhook.provider.as_deref().and_then(|id| table.get(id)).map(AsRef::as_ref);
+    let (method, body) = (method_of(whole), whole.body());
+    let masked = |told: &[(String, String)]| {
+        let headers = header_lines(told);
+        let request = Request::new(&method, &whole.webhook.url, &headers, body.as_deref().unwrap_or_default());
+        let draft = mask::request(&request, provider);
+        let latin = |value: &[u8]| value.iter().copied().map(char::from).collect::<String>();
+        let told = draft.headers.iter().map(|(name, value)| (name.to_string(), latin(value.as_bytes())));
+        (told.collect::<Vec<_>>(), draft.url, draft.body)
     };
-    let host = whole.webhook.url.split_once("://").map_or("", |(_, rest)| rest);
-    let host = host.split('/').next().unwrap_or_default();
-    let host = HeaderValue::try_from(host).ok().map(|host| (http::header::HOST, host));
-    let headers: Headers = host.into_iter().chain(whole.headers.iter().filter_map(line)).collect();
-    let method = whole.webhook.method.parse().unwrap_or(Method::POST);
-    Ok(Saved { method, target: &whole.webhook.path, headers, body: &body }.write())
+    let first = whole.headers_first.as_deref().map(|told| masked(told).0);
+    let (headers, url, shown) = masked(&whole.headers);
+    (whole.headers, whole.headers_first) = (headers, first);
+    whole.body_base64 = body.map(|_| STANDARD.encode(shown));
+    let path = url.split_once("://").and_then(|(_, rest)| Some(rest.get(rest.find(['/', '?'])?..)?.to_owned()));
+    whole.webhook.path = path.unwrap_or_else(|| whole.webhook.path.clone());
+    whole.webhook.url = url;
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+    use super::*;
+    use crate::webhooks::built_in;
+
+    #[test]
+    fn what_lets_somebody_in_is_not_shown() {
+        let lines = [("authorization", "Bearer secret"), ("x-gitlab-token", "secret"), ("x-a", "\u{e9}")];
+        let lines: Vec<_> = lines.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let webhook = Webhook {
+            method: "POST".into(),
+            path: "/a?token=secret&b=1".into(),
+            url: "https://t.example/a?token=secret&b=1".into(),
+            provider: Some("gitlab".into()),
+            ..Webhook::default()
+        };
+        let body_base64 = Some(STANDARD.encode([0xff, 0]));
+        let mut whole =
+            Whole { webhook, headers: lines.clone(), headers_first: Some(lines), body_base64, ..Whole::default() };
+        mask(&mut whole, &built_in());
+        let text = json_line(&whole);
+        assert!(!text.contains("secret"), "{text}");
+        assert_eq!(whole.webhook.path, "/a?token=***&b=1");
+        let value = whole.header_list()[3].1.clone();
+        assert_eq!((value.as_bytes(), whole.body()), (&[0xe9][..], Some(vec![0xff, 0])), "the rest is as it was");
+    }
 }

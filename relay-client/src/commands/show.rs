@@ -1,15 +1,17 @@
 //! `relay show`: one request and its answer, with everything that is known of them.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use jiff::tz::TimeZone;
+use relay_protocol::inbox::Delivery;
 
 use crate::capture::exchange::{Exchange, Part};
 use crate::capture::text;
 use crate::cli::ShowOneArgs;
 use crate::commands::requests::{self, HistoryError, event, quietly};
 use crate::config::Files;
-use crate::event::Body;
+use crate::event::{Body, short};
 use crate::terminal::{self, Shown, compact, json_line, plain_body};
 use crate::value::Output;
 
@@ -47,6 +49,10 @@ fn show(exchange: &Exchange, zone: &TimeZone) -> String {
     let edge = format!("{} at the edge", compact(timings.edge_ms as f64));
     let upstream = timings.upstream_ms.map_or_else(String::new, |time| format!(", {} for the service", compact(time)));
     fact("time", timings.total_ms.map(|total| format!("{}{of} ({edge}{upstream})", compact(total))));
+    let delivery = exchange.delivery().map(|Delivery { id, attempt, age_s }| {
+        format!("{id}, attempt {attempt}, {} old", short(Duration::from_secs(age_s)))
+    });
+    fact("inbox", delivery);
     fact("repeats", summary.replay_of.clone());
     fact("attempts", Some(summary.attempt).filter(|attempt| *attempt > 1).map(|attempt| attempt.to_string()));
     let headers = exchange.request_headers().map(|(name, value)| (name.to_owned(), text(value)));

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use crate::control::board::{State, Status};
 use crate::control::{Ask, ControlError, Found, PATIENCE, ask_all};
+use crate::event::short;
 use crate::terminal::{Shown, json_line};
 use crate::value::Output;
 
@@ -72,19 +73,12 @@ fn show(status: &Status, now: Timestamp, out: &mut String) {
     for tunnel in &status.tunnels {
         let (url, upstream) = (Shown(&tunnel.url).to_string(), Shown(&tunnel.upstream));
         let _ = writeln!(out, "  {url:<width$}  {upstream}");
+        if let Some(inbox) = &tunnel.inbox {
+            let _ = writeln!(out, "    inbox {} ago: {inbox}", ago(&inbox.at));
+        }
     }
     for refused in &status.refused {
         let _ = writeln!(out, "  {} is refused: {}", Shown(&refused.tunnel), Shown(&refused.reason));
-    }
-}
-
-/// `3 s`, `5 min`, `2 h 3 min` or `4 d 1 h`.
-fn short(time: Duration) -> String {
-    match time.as_secs() {
-        seconds @ ..60 => format!("{seconds} s"),
-        seconds @ 60..3600 => format!("{} min", seconds / 60),
-        seconds @ 3600..86_400 => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
-        seconds => format!("{} d {} h", seconds / 86_400, seconds % 86_400 / 3600),
     }
 }
 
@@ -94,7 +88,7 @@ mod tests {
 
     use super::*;
     use crate::control::board::Board;
-    use crate::event::{Event, READY};
+    use crate::event::{Event, InboxState, READY};
 
     #[test]
     fn a_board_says_what_happened_last() {
@@ -117,6 +111,13 @@ mod tests {
         assert!(text.ends_with("  hooks is refused: \\u{1b}[2Jin use\n"), "{text}");
         let json = json_line(&status);
         assert_eq!(serde_json::from_str::<Status>(&json).unwrap(), status);
+        let inbox =
+            InboxState { waiting: 3, oldest_at: None, dead: 1, paused: false, at: format!("{:.3}", Timestamp::now()) };
+        board.observe(&Event::Inbox { tunnel: "hooks", state: &inbox });
+        assert_eq!(board.status().tunnels[0].inbox.as_ref(), Some(&inbox));
+        let mut text = String::new();
+        show(&board.status(), Timestamp::now(), &mut text);
+        assert!(text.contains("\n    inbox 0 s ago: 3 waiting, 1 dead letter\n"), "{text}");
         board.observe(&refused(None));
         assert_eq!((board.status().tunnels.len(), board.status().refused.len()), (0, 1));
         board.observe(&READY);
@@ -124,14 +125,5 @@ mod tests {
         let (name, url) = ("hooks", "https://hooks.relay.example");
         board.observe(&Event::Closed { tunnel: name, name, url, reason: "it is no longer wanted" });
         assert!(board.status().tunnels.is_empty());
-    }
-
-    #[test]
-    fn times_are_short() {
-        for (seconds, text) in
-            [(0, "0 s"), (59, "59 s"), (60, "1 min"), (3599, "59 min"), (7380, "2 h 3 min"), (90_000, "1 d 1 h")]
-        {
-            assert_eq!(short(Duration::from_secs(seconds)), text);
-        }
     }
 }

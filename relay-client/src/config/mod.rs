@@ -47,7 +47,6 @@ use std::{
     time::Duration,
 };
 
-use relay_protocol::inbox::Inbox;
 use relay_protocol::message::MAX_TUNNELS;
 use relay_protocol::webhook::{self, Verify};
 use serde::{Deserialize, Deserializer, de};
@@ -328,7 +327,6 @@ pub(crate) struct File {
     pub(crate) handshake: Option<bool>,
     #[serde(default, deserialize_with = "parsed")]
     pub(crate) fault: Option<Faults>,
-    #[serde(default, deserialize_with = "keeping")]
     pub(crate) inbox: Option<InboxChoice>,
     #[serde(default)]
     pub(crate) capture: Kept,
@@ -400,7 +398,6 @@ pub(crate) struct Table {
     pub(crate) handshake: Option<bool>,
     #[serde(default, deserialize_with = "parsed")]
     pub(crate) fault: Option<Faults>,
-    #[serde(default, deserialize_with = "keeping")]
     pub(crate) inbox: Option<InboxChoice>,
     pub(crate) routes: Option<Vec<Route>>,
 }
@@ -420,19 +417,6 @@ impl fmt::Display for Place {
 
 fn parsed<'de, D: Deserializer<'de>, T: FromStr<Err: fmt::Display>>(from: D) -> Result<Option<T>, D::Error> {
     String::deserialize(from)?.parse().map(Some).map_err(de::Error::custom)
-}
-
-fn keeping<'de, D: Deserializer<'de>>(from: D) -> Result<Option<InboxChoice>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged, expecting = "true, false, or words such as ordered,ack=200")]
-    enum Written {
-        Whether(bool),
-        How(String),
-    }
-    match Written::deserialize(from)? {
-        Written::Whether(is_kept) => Ok(Some(InboxChoice(is_kept.then(Inbox::default)))),
-        Written::How(words) => words.parse().map(Some).map_err(de::Error::custom),
-    }
 }
 
 fn name<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
@@ -1221,6 +1205,15 @@ mod tests {
             ("[tunnels.web]\nupstream = 'localhost'", ":2:12:", "no port"),
             ("[tunnels.'a b']\nupstream = 1", ":1:", "letters"),
             ("tunnels = 3", ":1:11:", "map"),
+            ("inbox = 3", ":1:9:", "ordered,ack=200"),
+            ("inbox = 'ordered,no'", ":1:9:", "\"no\" says nothing"),
+            ("inbox = 'ack=@/etc/passwd'", ":1:9:", "says nothing"),
+            ("[tunnels.web]\nupstream = 1\n[tunnels.web.inbox]\norder = true", ":4:1:", "`how`"),
+            ("[inbox]\nack = { stauts = 200 }", ":2:9:", "`status`"),
+            ("[inbox]\nack = { status = 404 }", ":1:", "200 to 299"),
+            ("[inbox]\nignore = [{ unless = 'x' }]", ":2:13:", "`provider`"),
+            ("[inbox]\nignore = [{ provider = 'strip' }]", ":1:", "is it stripe?"),
+            ("[inbox]\nignore = [{}]", ":1:", "every webhook"),
             ("secret = 3", ":1:10:", "@FILE"),
             ("verify = 'maybe'", ":1:10:", "reject"),
             ("set = 'a'", ":1:7:", "map"),
@@ -1270,12 +1263,28 @@ mod tests {
     fn the_documented_files_are_understood() {
         let page = include_str!("../../../docs/configuration.md");
         let page = page.split("## Configuration of the relay").next().unwrap();
+        let page = [page, include_str!("../../../docs/inbox.md")].concat();
         let blocks: Vec<_> = page.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
         assert!(blocks.len() >= 2, "{blocks:?}");
         for block in blocks {
             let (_directory, places) = places(block, "");
             Files::load(&places).unwrap();
         }
+    }
+
+    #[test]
+    fn an_inbox_can_be_a_table() {
+        let project = "[tunnels.web]\nupstream = 1\n[tunnels.web.inbox]\nhow = 'ordered,limit=9'\n\
+                       ack = { headers = { content-type = 'text/xml' }, body = '<Ok/>' }\n\
+                       ignore = [{ provider = 'github', type = 'push' }, { when = { 'json:/livemode' = 'false' } }]";
+        let (_directory, places) = places(project, "");
+        let tunnels = Files::load(&places).unwrap().tunnels(&[]).unwrap();
+        let inbox = tunnels[0].settings.inbox.0.as_ref().unwrap();
+        assert_eq!(inbox.to_string(), "ordered,ack=202,limit=9,ignore=2");
+        let ack = inbox.ack.as_ref().unwrap();
+        let headers = vec![("content-type".to_owned(), "text/xml".to_owned())];
+        assert_eq!((ack.status, &ack.headers, ack.body.as_str()), (202, &headers, "<Ok/>"));
+        assert_eq!(inbox.ignore[0].kind.as_deref(), Some("push"));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::control::meter::{Meter, Reading};
-use crate::event::{Event, Observer};
+use crate::event::{Event, InboxState, Observer};
 
 /// What is known of a running client; clones share it. The client writes, whoever asks reads.
 #[derive(Clone, Debug)]
@@ -155,8 +155,13 @@ impl Board {
             Event::Connecting { relay } => self.change(|session| (*relay).clone_into(&mut session.relay)),
             Event::Ready { tunnel, name, url, upstream, .. } => {
                 let text = |text: &&str| (*text).to_owned();
-                let tunnel =
-                    Tunnel { tunnel: text(tunnel), name: text(name), url: text(url), upstream: text(upstream) };
+                let tunnel = Tunnel {
+                    tunnel: text(tunnel),
+                    name: text(name),
+                    url: text(url),
+                    upstream: text(upstream),
+                    inbox: None,
+                };
                 self.traffic().meters.entry(tunnel.tunnel.clone()).or_insert_with(|| Meter::new(Instant::now()));
                 self.change(|session| {
                     session.tunnels.retain(|other| other.tunnel != tunnel.tunnel);
@@ -177,6 +182,10 @@ impl Board {
                     session.tunnels.retain(|known| known.tunnel != *tunnel);
                 }
                 session.refused.push(Refused { tunnel: (*tunnel).to_owned(), reason: (*reason).to_owned() });
+            }),
+            Event::Inbox { tunnel, state } => self.change(|session| {
+                let known = session.tunnels.iter_mut().filter(|known| known.tunnel == *tunnel);
+                known.for_each(|known| known.inbox = Some((*state).clone()));
             }),
             Event::Disconnected { reason, retry_in_ms } => {
                 let retry = Instant::now() + Duration::from_millis(*retry_in_ms);
@@ -270,6 +279,9 @@ pub(crate) struct Tunnel {
     pub(crate) url: String,
     /// Where requests go.
     pub(crate) upstream: String,
+    /// How its inbox stood when the client had connected; none where it has none, or that is not known.
+    #[serde(default)]
+    pub(crate) inbox: Option<InboxState>,
 }
 
 /// A tunnel that the relay refuses.

@@ -12,6 +12,7 @@ use relay_protocol::message::MAX_TUNNELS;
 use serde::Serialize;
 use serde_json::json;
 
+use crate::inboxes::InboxesError;
 use crate::upstream::service::Body;
 
 pub(super) type Answer = Response<Body>;
@@ -168,6 +169,12 @@ pub(super) enum Problem {
     OwnUpstream(String),
     #[error("The client of process {pid} {why}: what it still has may come again.")]
     NotCleared { pid: u32, why: String },
+    #[error("No tunnel of this client has an inbox {0:?}.")]
+    NoInbox(String),
+    #[error("The webhook {0:?} was delivered, and its body is not kept any more.")]
+    NoBody(String),
+    #[error("The relay does not tell of the inbox: {0}.")]
+    Inboxes(#[from] InboxesError),
     #[error("What was recorded cannot be read: {0}.")]
     History(String),
 }
@@ -180,6 +187,9 @@ impl Problem {
             }
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::NoInbox(_) | Self::NoBody(_) | Self::Inboxes(InboxesError::Path(_)) => StatusCode::NOT_FOUND,
+            Self::Inboxes(InboxesError::Refused { status, .. }) if status.is_client_error() => *status,
+            Self::Inboxes(_) => StatusCode::BAD_GATEWAY,
             // Of what may be said of a wait that was for nothing, this is what nobody asks again for by himself.
             Self::NoPath | Self::NoTunnel(_) | Self::NoExchange(_) | Self::NoResponse(_) | Self::NotYet(_) => {
                 StatusCode::NOT_FOUND
@@ -222,6 +232,9 @@ impl Problem {
             Self::RemoteUpstream(_) => "remote-upstream",
             Self::OwnUpstream(_) => "own-upstream",
             Self::NotCleared { .. } => "not-all-cleared",
+            Self::NoInbox(_) => "inbox-not-found",
+            Self::NoBody(_) => "body-not-kept",
+            Self::Inboxes(_) => "relay-refused",
             Self::History(_) => "history-unreadable",
         }
     }
@@ -253,6 +266,9 @@ impl Problem {
             Self::RemoteUpstream(_) => "Start the client with --allow-remote-upstreams if that is meant.",
             Self::OwnUpstream(_) => "It is not meant for the public.",
             Self::NotCleared { .. } => "All else is removed. End that client, and clear once more.",
+            Self::NoInbox(_) => "GET the list of inboxes for their names.",
+            Self::NoBody(_) => "The list of requests may still have it.",
+            Self::Inboxes(_) => "Try again when GET /api/v1/status says connected.",
             Self::History(_) => "Look at what the client says on its terminal.",
         }
     }

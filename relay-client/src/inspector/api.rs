@@ -73,6 +73,7 @@ impl Desk {
                 let id = events::wait(&self.records, &self.watchers, &mut query, &self.closing).await?;
                 return self.exchange(id).await;
             }
+            ["inboxes", rest @ ..] => return self.inboxes(rest, head, query, body).await,
             // The others have none.
             _ => query.finish()?,
         }

@@ -3,6 +3,7 @@
 //! ```text
 //!   browser, curl, scripts ──▶ guard ──▶ routes ──▶ assets    the page
 //!                                          ├──────▶ api       /api/v1: requests, events, waiting, tunnels
+//!                                          ├──────▶ inboxes   /api/v1/inboxes ──▶ the relay
 //!                                          └──────▶ agent     /api: the calls that scripts for ngrok make
 //! ```
 //!
@@ -17,6 +18,7 @@ mod assets;
 mod connections;
 mod events;
 mod guard;
+mod inboxes;
 mod limits;
 mod query;
 mod records;
@@ -47,6 +49,7 @@ use crate::capture::Capture;
 use crate::client::TunnelOptions;
 use crate::control::Control;
 use crate::door::Door;
+use crate::inboxes::Api;
 use crate::value::Secret;
 use crate::webhooks::built_in;
 
@@ -113,14 +116,15 @@ pub(crate) struct Inspector {
 }
 
 impl Inspector {
-    /// Listens, and serves until the returned value is closed or dropped. `wanted` are the client's tunnels, and `door`
-    /// leads to their services.
+    /// Listens, and serves until the returned value is closed or dropped. `wanted` are the client's tunnels, `door`
+    /// leads to their services, and `inboxes` are those of its token.
     pub(crate) fn start(
         settings: InspectorSettings,
         control: Control,
         capture: Capture,
         wanted: watch::Sender<Vec<TunnelOptions>>,
         door: Door,
+        inboxes: Option<Arc<Api>>,
     ) -> Result<Self, InspectorError> {
         let remote = settings.remote_upstreams;
         let listener = settings.address.bind()?;
@@ -137,7 +141,7 @@ impl Inspector {
         let tunnels = Tunnels { wanted, board, turn, own: address.port(), remote, table: table.clone() };
         let watchers = Arc::new(Semaphore::new(WATCHERS));
         let (records, ends) = (Records::new(capture, table), closing.clone());
-        let desk = Arc::new(Desk { guard, control, door, tunnels, records, watchers, closing: ends });
+        let desk = Arc::new(Desk { guard, control, door, tunnels, inboxes, records, watchers, closing: ends });
         let mut task = JoinSet::new();
         task.spawn(connections::serve(listener, desk, closing.clone()));
         Ok(Self { url: url(address), closing, task })
@@ -173,6 +177,8 @@ struct Desk {
     /// The way to the services.
     door: Door,
     tunnels: Tunnels,
+    /// Where the relay is asked for them; none without a token.
+    inboxes: Option<Arc<Api>>,
     records: Records,
     /// Places for those who are told of events.
     watchers: Arc<Semaphore>,

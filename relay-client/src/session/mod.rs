@@ -30,6 +30,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use relay_protocol::frame::{GoAway, Reset, SessionKind};
+use relay_protocol::inbox::Delivery;
 use relay_protocol::link::{Driver, Link, Signal, Stream};
 use relay_protocol::message::{Bound, Hello, Payload, Refusal, RequestHead, Resume, TunnelSpec, Welcome, Withheld};
 use relay_protocol::mux::{Ended, Item, Limits, Side};
@@ -674,6 +675,7 @@ fn report(observer: &mut dyn Observer, outcome: &Outcome) {
         tracing::warn!(error, detail, "a request could not be taken");
         return;
     };
+    let delivery = Delivery::of(&head.headers);
     observer.observe(&Event::Exchange {
         tunnel: outcome.tunnel.as_deref().unwrap_or_default(),
         id: &head.id,
@@ -684,6 +686,7 @@ fn report(observer: &mut dyn Observer, outcome: &Outcome) {
         error: *error,
         detail: detail.as_deref(),
         webhook: outcome.webhook.as_ref().map(Webhook::shown),
+        delivery: delivery.as_ref(),
     });
 }
 

@@ -27,7 +27,7 @@ use ratatui::widgets::{Block, Borders, Paragraph, Row, Table, Wrap};
 use ratatui::{Frame, Terminal};
 
 use crate::capture::Captured;
-use crate::event::{Body, Event};
+use crate::event::{Body, Event, beside};
 use crate::platform;
 use crate::terminal::state_line::StateLine;
 use crate::terminal::{
@@ -122,8 +122,8 @@ impl View {
                 self.tunnels.retain(|known| known.tunnel != *tunnel);
                 self.said = format!("{url} has ended: {reason}");
             }
-            Event::Exchange { tunnel, id, method, path, status, duration_ms, error, detail, webhook } => {
-                self.add(Entry {
+            Event::Exchange { tunnel, id, method, path, status, duration_ms, error, detail, webhook, delivery } => self
+                .add(Entry {
                     number: 0,
                     at: now,
                     tunnel: (*tunnel).to_owned(),
@@ -134,9 +134,8 @@ impl View {
                     duration_ms: Some(*duration_ms),
                     error: error.map(str::to_owned),
                     detail: detail.map(str::to_owned),
-                    webhook: webhook.map(|webhook| webhook.beside(*duration_ms)),
-                })
-            }
+                    webhook: beside(webhook.as_ref(), *delivery, *duration_ms),
+                }),
             Event::Request { id, method, path, status, .. } => self.add(Entry {
                 number: 0,
                 at: now,
@@ -165,6 +164,7 @@ impl View {
             Event::UpstreamUp { upstream, .. } => self.said = format!("the service on {upstream} answers"),
             Event::Disconnected { reason, .. } => self.said = format!("disconnected: {reason}"),
             Event::Reconnected { relay, .. } => self.said = format!("connected again to {relay}"),
+            Event::Inbox { tunnel, state } => self.said = format!("inbox of {tunnel}: {state}"),
             Event::Connecting { .. } | Event::Heard { .. } => {}
         }
     }
@@ -561,6 +561,7 @@ mod tests {
             error,
             detail: None,
             webhook: None,
+            delivery: None,
         }
     }
 

@@ -12,9 +12,10 @@
 //!
 //! ```json
 //! {"event":"tunnel.ready","name":"hooks","url":"https://hooks.relay.example","upstream":"http://localhost:3000","relay":"https://relay.example","ca_file":null,"local_url":null,"inspector":null,"tunnel":"hooks"}
-//! {"event":"exchange","id":"01J…","method":"POST","path":"/hooks?a=1","status":200,"duration_ms":12.25,"error":null,"tunnel":"hooks","webhook":null}
+//! {"event":"exchange","id":"01J…","method":"POST","path":"/hooks?a=1","status":200,"duration_ms":12.25,"error":null,"tunnel":"hooks","webhook":null,"delivery":null}
 //! {"event":"request","id":"01J…","method":"POST","path":"/hooks","status":200,"headers":[["host","hooks.relay.example"]],"body":"hello","body_size":5,"body_truncated":false}
 //! {"event":"requests.withheld","tunnel":"hooks","count":1,"id":"01J…","method":"POST","path":"/hooks","remote":"203.0.113.9","error":"signature-invalid","provider":"stripe","verdict":"stale","reason":"…"}
+//! {"event":"inbox","tunnel":"hooks","waiting":12,"oldest_at":"2026-…","dead":0,"paused":false,"at":"2026-…"}
 //! {"event":"upstream.down","tunnel":"hooks","upstream":"http://localhost:3000","reason":"connection refused by 127.0.0.1:3000 and [::1]:3000"}
 //! {"event":"upstream.up","tunnel":"hooks","upstream":"http://localhost:3000"}
 //! {"event":"session.disconnected","reason":"the connection was reset","retry_in_ms":250}
@@ -66,7 +67,7 @@ use std::{
 use jiff::{Timestamp, tz::TimeZone};
 use unicode_width::UnicodeWidthStr as _;
 
-use crate::event::{Body, Event};
+use crate::event::{Body, Event, beside};
 use crate::platform::{is_ready, terminal_knows_escapes, write_now};
 use crate::terminal::body::write_body;
 use crate::terminal::state_line::StateLine;
@@ -428,11 +429,11 @@ impl<O: Write, E: Write> Printer<O, E> {
             }
             (
                 Output::Text,
-                Event::Exchange { tunnel, id, method, path, status, duration_ms, error, detail, webhook },
+                Event::Exchange { tunnel, id, method, path, status, duration_ms, error, detail, webhook, delivery },
             ) => {
                 if self.has_line(*status, *error, Some(*duration_ms)) {
                     let figure = |out: &mut Text<'_>| duration(out, *duration_ms);
-                    let beside = webhook.map(|webhook| webhook.beside(*duration_ms));
+                    let beside = beside(webhook.as_ref(), *delivery, *duration_ms);
                     self.line(second, Some(tunnel), method, path, *status, figure, beside, *error);
                     self.detail(second, id, *detail);
                 }
@@ -775,6 +776,9 @@ impl<O: Write, E: Write> Printer<O, E> {
             Event::UpstreamUp { upstream, .. } => {
                 writeln!(out, "{time} {green}the service on {} answers{plain}", Shown(upstream))
             }
+            Event::Inbox { tunnel, state } => {
+                writeln!(out, "{time} inbox of {}: {}", Shown(tunnel), Shown(&state.to_string()))
+            }
             // Before its tunnel is ready there is no exchange to tell of.
             Event::Ready { .. } | Event::Exchange { .. } | Event::Request { .. } | Event::Heard { .. } => Ok(()),
         };
@@ -938,6 +942,7 @@ mod tests {
             error: None,
             detail: None,
             webhook: None,
+            delivery: None,
         }
     }
 
@@ -971,6 +976,7 @@ mod tests {
             error: Some("deadline"),
             detail: None,
             webhook: None,
+            delivery: None,
         };
         let local = Event::Ready {
             tunnel: "web",
@@ -996,8 +1002,8 @@ mod tests {
         let expected = [
             r#"{"event":"tunnel.ready","name":"hooks","url":"https://hooks.relay.example","upstream":"http://localhost:3000","relay":"https://relay.example","ca_file":null,"local_url":null,"inspector":null,"tunnel":"hooks"}"#,
             r#"{"event":"tunnel.ready","name":"a","url":"https://a.relay.localhost:8443","upstream":"unix:/run/a","relay":"https://relay.localhost:8443","ca_file":"/ca.pem","local_url":"https://localhost:8443","inspector":"http://127.0.0.1:4040","tunnel":"web"}"#,
-            r#"{"event":"exchange","id":"01J","method":"POST","path":"/hooks?a=1&b=\"","status":200,"duration_ms":12.25,"error":null,"tunnel":"hooks","webhook":null}"#,
-            r#"{"event":"exchange","id":"7","method":"GET","path":"/","status":null,"duration_ms":30000.0,"error":"deadline","tunnel":"hooks","webhook":null}"#,
+            r#"{"event":"exchange","id":"01J","method":"POST","path":"/hooks?a=1&b=\"","status":200,"duration_ms":12.25,"error":null,"tunnel":"hooks","webhook":null,"delivery":null}"#,
+            r#"{"event":"exchange","id":"7","method":"GET","path":"/","status":null,"duration_ms":30000.0,"error":"deadline","tunnel":"hooks","webhook":null,"delivery":null}"#,
             r#"{"event":"session.disconnected","reason":"reset","retry_in_ms":250}"#,
             r#"{"event":"session.reconnected","relay":"https://relay.example","after_ms":1250}"#,
         ];
@@ -1245,6 +1251,7 @@ mod tests {
             error: Some("upstream-invalid"),
             detail,
             webhook: None,
+            delivery: None,
         };
         for output in [Output::Text, Output::Json] {
             let events =
@@ -1422,6 +1429,7 @@ mod tests {
                 error: None,
                 detail: None,
                 webhook: None,
+                delivery: None,
             };
             let (out, _) = print(Output::Json, Style::default(), &[READY, event]);
             assert!(out.contains(r#""duration_ms":0.0"#), "{out}");

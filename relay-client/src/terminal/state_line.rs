@@ -88,6 +88,7 @@ impl StateLine {
             }
             Event::Refused { url: Some(_), .. }
             | Event::Withheld { .. }
+            | Event::Inbox { .. }
             | Event::Rejected { .. }
             | Event::Unread { .. }
             | Event::Notice(_) => return false,

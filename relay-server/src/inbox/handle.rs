@@ -77,7 +77,9 @@ pub(crate) async fn page(
     };
     let state = state.map(state_of).transpose()?;
     let rows = records.list(&inbox.name, state, before, limit.unwrap_or(100).min(MAX_PAGE)).await?;
-    Ok(Page { inbox, webhooks: rows.iter().map(view::webhook).collect() })
+    // A page may be shorter than what was asked for; the one after the last is empty.
+    let next = rows.last().map(|row| row.id.to_string());
+    Ok(Page { inbox, webhooks: rows.iter().map(view::webhook).collect(), next })
 }
 
 /// A webhook with all that is kept of it.
