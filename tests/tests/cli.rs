@@ -79,8 +79,18 @@ mod relay_http {
         let url = format!("{}{target}", client.url());
         assert_eq!(send(&relay, Request::post(url).body(full("x")).unwrap()).await.code(), 200);
         let exchange = client.process.json().await;
-        let fields =
-            BTreeSet::from(["event", "tunnel", "id", "method", "path", "status", "duration_ms", "error", "webhook"]);
+        let fields = BTreeSet::from([
+            "event",
+            "tunnel",
+            "id",
+            "method",
+            "path",
+            "status",
+            "duration_ms",
+            "error",
+            "webhook",
+            "delivery",
+        ]);
         assert_eq!(keys(&exchange), fields);
         assert_eq!(exchange["webhook"], Value::Null);
         assert_eq!((&exchange["event"], &exchange["tunnel"]), (&"exchange".into(), &client.ready["tunnel"]));
