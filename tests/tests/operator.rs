@@ -158,6 +158,59 @@ async fn the_operator_handles_the_inboxes_of_all_tokens() {
 }
 
 #[tokio::test]
+async fn metrics_tell_of_all_inboxes() {
+    let (mut world, token) = reserved("=attempts=1").await;
+    let (_, other) = world.token_with(|_| {}).await;
+    done(&world, &format!("token reserve {other} forms --inbox")).await;
+    let metrics = async |world: &World, expected: &[&str]| {
+        let answer = world.get_admin("/metrics").await;
+        for line in expected {
+            assert!(answer.text().lines().any(|there| there == *line), "{line}\n{}", answer.text());
+        }
+    };
+    metrics(&world, &["relay_inboxes 2", "relay_inbox_waiting 0", "relay_inbox_oldest_seconds 0"]).await;
+    kept(&world.post(&world.url("forms", "/"), "1").await);
+    kept(&world.post(&world.url("hooks", "/500"), "2").await);
+    metrics(&world, &["relay_inbox_waiting 2", "relay_inbox_accepted_total 2", "relay_inbox_acknowledged_total 2"])
+        .await;
+    let app = App::serve(|request: Request<_>| async move {
+        let mut response = Response::new(empty());
+        let code = request.uri().path().trim_start_matches('/').parse().unwrap();
+        *response.status_mut() = StatusCode::from_u16(code).unwrap();
+        response
+    })
+    .await;
+    let tunnel = tunnel(&world, &token, &app).await;
+    done(&world, "inbox drain hooks").await;
+    assert_eq!(world.post(&format!("{}/200", tunnel.url()), "3").await.code(), 200);
+    done(&world, "inbox drain hooks").await;
+    metrics(
+        &world,
+        &[
+            "relay_inbox_waiting 1",
+            "relay_inbox_dead 1",
+            "relay_inbox_accepted_total 3",
+            "relay_inbox_acknowledged_total 2",
+            "relay_inbox_attempts_total{outcome=\"delivered\"} 1",
+            "relay_inbox_attempts_total{outcome=\"failed\"} 1",
+            "relay_inbox_attempts_total{outcome=\"unsent\"} 0",
+            "relay_inbox_dead_letters_total 1",
+        ],
+    )
+    .await;
+    // Gauges tell of what is there, and not of what this process has seen.
+    tunnel.close().await.unwrap();
+    world.stop().await;
+    world.start_again().await;
+    metrics(
+        &world,
+        &["relay_inboxes 2", "relay_inbox_waiting 1", "relay_inbox_dead 1", "relay_inbox_accepted_total 0"],
+    )
+    .await;
+    world.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_dead_letter_is_exported_and_tried_again() {
     let (world, token) = reserved("=attempts=1").await;
     let app = App::serve(|request: Request<_>| async move {

@@ -10,6 +10,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::edge::cause::Cause;
+use crate::inbox::records::Outcome;
 
 /// The relay's counters. Gauges are read when somebody asks.
 #[derive(Debug)]
@@ -26,6 +27,10 @@ pub(crate) struct Metrics {
     pub(crate) refused: Counter,
     pub(crate) unauthorized: Counter,
     pub(crate) panics: Counter,
+    pub(crate) inbox_accepted: Counter,
+    pub(crate) inbox_acknowledged: Counter,
+    attempts: [Counter; 3],
+    dead_letters: Counter,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -36,6 +41,11 @@ struct ClassLabel {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CauseLabel {
     error: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: &'static str,
 }
 
 const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
@@ -54,6 +64,8 @@ impl Metrics {
             Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]);
         let help = "From the start of an exchange's deadline to the end of its response";
         registry.register_with_unit("exchange_duration", help, Unit::Seconds, duration.clone());
+        let attempts = Family::<OutcomeLabel, Counter>::default();
+        registry.register("inbox_attempts", "Attempts to deliver webhooks of inboxes, by outcome", attempts.clone());
         let counter = |registry: &mut Registry, name: &str, help: &str| {
             let counter = Counter::default();
             registry.register(name, help, counter.clone());
@@ -74,6 +86,15 @@ impl Metrics {
             refused: counter(&mut registry, "requests_refused", "Requests that the gate refused"),
             unauthorized: counter(&mut registry, "unauthorized", "Connect attempts without a valid token"),
             panics: counter(&mut registry, "panics", "Tasks that panicked; each is a bug"),
+            inbox_accepted: counter(&mut registry, "inbox_accepted", "Webhooks that inboxes took, or knew as copies"),
+            inbox_acknowledged: counter(
+                &mut registry,
+                "inbox_acknowledged",
+                "Webhooks that were answered by the relay, because the app had not",
+            ),
+            attempts: ["delivered", "failed", "unsent"]
+                .map(|outcome| attempts.get_or_create(&OutcomeLabel { outcome }).clone()),
+            dead_letters: counter(&mut registry, "inbox_dead_letters", "Webhooks that were given up after an attempt"),
             registry,
         }
     }
@@ -97,6 +118,21 @@ impl Metrics {
         self.duration.observe(duration.as_secs_f64());
         self.sent.inc_by(sent);
         self.received.inc_by(received);
+    }
+
+    /// Counts an attempt to deliver a webhook: one that was noted, or one that the client has not seen.
+    pub(crate) fn attempt(&self, outcome: Option<&Outcome>) {
+        let [delivered, failed, unsent] = &self.attempts;
+        match outcome {
+            Some(Outcome::Delivered) => delivered,
+            Some(Outcome::Again { .. }) => failed,
+            Some(Outcome::Dead { .. }) => {
+                self.dead_letters.inc();
+                failed
+            }
+            None => unsent,
+        }
+        .inc();
     }
 
     /// The text that a scrape gets, with `gauges` behind it.

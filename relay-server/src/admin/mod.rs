@@ -18,6 +18,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::Shared;
+use crate::inbox::now;
 
 /// Connections at once; a scraper and a health check need two.
 const CONNECTIONS: usize = 64;
@@ -36,8 +37,8 @@ pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener) {
         shared.spawn(async move {
             let shared = owner.clone();
             let service = service_fn(move |request| {
-                let response = answer(&shared, &request);
-                async move { Ok::<_, Infallible>(response) }
+                let shared = shared.clone();
+                async move { Ok::<_, Infallible>(answer(&shared, &request).await) }
             });
             let mut builder = http1::Builder::new();
             builder.timer(TokioTimer::new()).header_read_timeout(owner.limits.head).max_buf_size(16 * 1024);
@@ -49,7 +50,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener) {
     }
 }
 
-fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+async fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here\n".into());
     }
@@ -59,7 +60,7 @@ fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<Bytes>>
             Ok(()) => text(StatusCode::OK, "ready\n".into()),
             Err(reason) => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")),
         },
-        "/metrics" => match metrics(shared) {
+        "/metrics" => match metrics(shared).await {
             Ok(metrics) => {
                 let mut response = text(StatusCode::OK, metrics);
                 let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
@@ -79,13 +80,25 @@ fn readiness(shared: &Shared) -> Result<(), String> {
     shared.store.health().and_then(|()| shared.inboxes.records().health()).map_err(|error| error.to_string())
 }
 
-fn metrics(shared: &Shared) -> Result<String, std::fmt::Error> {
+async fn metrics(shared: &Shared) -> Result<String, std::fmt::Error> {
     let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
-    shared.metrics.text(&[
+    let mut gauges = vec![
         ("sessions", "Clients that are connected", count(shared.sessions.count())),
         ("tunnels", "Names that a connected client serves", count(shared.registry.online())),
         ("connections", "Public connections that are open", count(shared.places.taken())),
-    ])
+    ];
+    // The rest is told also where they cannot be read: readiness says why.
+    if let Ok(totals) = shared.inboxes.records().totals().await {
+        let oldest = totals.oldest_at.map_or(0, |at| u64::try_from(now() - at).unwrap_or(0) / 1000);
+        gauges.extend([
+            ("inboxes", "Tunnel names that have an inbox", totals.inboxes),
+            ("inbox_waiting", "Webhooks that wait in inboxes", totals.waiting),
+            ("inbox_dead", "Dead letters in inboxes", totals.dead),
+            ("inbox_bytes", "Bytes of what waits and of dead letters", totals.bytes),
+            ("inbox_oldest_seconds", "Age of the webhook that has waited longest", oldest),
+        ]);
+    }
+    shared.metrics.text(&gauges)
 }
 
 fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {

@@ -76,6 +76,7 @@ pub(super) async fn keep(
         Ok(Ok(Ok(Accepted::Stored { .. }))) => own,
         Ok(Ok(Ok(Accepted::Newer { of, .. }))) => of,
         Ok(Ok(Ok(Accepted::Delivered { of }))) => {
+            shared.metrics.inbox_acknowledged.inc();
             return Ok(Some(acknowledge(&settings, provider, &format!("delivered; id={of}"))));
         }
         Ok(Ok(Err(error))) => return Err(refused(error)),
@@ -97,7 +98,10 @@ pub(super) async fn keep(
     };
     match answered {
         Some((head, stream)) => respond(exchange, head, stream, false).map(Some),
-        None => Ok(Some(acknowledge(&settings, provider, &format!("stored; id={id}")))),
+        None => {
+            shared.metrics.inbox_acknowledged.inc();
+            Ok(Some(acknowledge(&settings, provider, &format!("stored; id={id}"))))
+        }
     }
 }
 

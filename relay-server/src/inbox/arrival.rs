@@ -68,6 +68,7 @@ async fn arrive(
         Body::Spooled { .. } => None,
     };
     let mut accepted = shared.inboxes.records().accept(new).await;
+    shared.metrics.inbox_accepted.inc_by(accepted.is_ok().into());
     let due = match &mut accepted {
         Ok(Accepted::Stored { due } | Accepted::Newer { due, .. }) => due.take(),
         Ok(Accepted::Delivered { .. }) | Err(_) => None,

@@ -243,6 +243,7 @@ async fn read(file: &mut File, size: usize) -> std::io::Result<Bytes> {
 
 /// Lets a webhook that was not sent wait for a moment: that is no attempt.
 pub(super) async fn put_back(shared: &Shared, inbox: &Open, due: Due, wait: Duration) {
+    shared.metrics.attempt(None);
     let _ = shared.closing.run_until_cancelled(sleep(wait)).await;
     drop(due);
     inbox.wake();
@@ -251,6 +252,7 @@ pub(super) async fn put_back(shared: &Shared, inbox: &Open, due: Due, wait: Dura
 /// Notes an attempt. Nobody makes another one before that is done: what was delivered would come again and again while the
 /// disk is full.
 async fn note(shared: &Shared, due: Due, attempt: records::Attempt, outcome: Outcome) {
+    shared.metrics.attempt(Some(&outcome));
     while let Err(error) = shared.inboxes.records().attempted(due.seq, attempt.clone(), outcome.clone()).await {
         tracing::error!(id = %due.id, %error, "what became of a webhook could not be noted");
         if shared.closing.run_until_cancelled(sleep(BROKEN)).await.is_none() {

@@ -599,7 +599,6 @@ impl Records {
     ///
     /// # Errors
     /// [`StoreError`].
-    #[cfg_attr(not(test), expect(dead_code, reason = "metrics are to tell it"))]
     pub(crate) async fn totals(&self) -> Result<Totals, StoreError> {
         let inboxes = self.inboxes().await?;
         Ok(inboxes.iter().fold(Totals::default(), |mut totals, inbox| {
