@@ -8,7 +8,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use relay_protocol::webhook::mask::MASK;
+use relay_protocol::webhook::{Secret, TableError};
 use serde::Deserialize;
+
+use crate::alert;
 
 /// Everything that the relay needs to know to run.
 #[derive(Clone, Debug)]
@@ -33,8 +37,33 @@ pub struct Config {
     pub trusted_proxies: Vec<Network>,
     /// The name of the tunnel that also answers on `localhost`, for `relay dev`.
     pub localhost_tunnel: Option<String>,
+    /// Whom the relay tells of backlogs and dead letters.
+    pub alert: Option<Alert>,
     /// See [`Limits`].
     pub limits: Limits,
+}
+
+/// Whom the relay tells of backlogs and dead letters in inboxes, and from when on.
+#[derive(Clone, Debug)]
+pub struct Alert {
+    /// Where it is told: an `http` or `https` URL, which can have a secret in it.
+    pub url: Secret,
+    /// What alerts are signed with: `whsec_` and base64, as Standard Webhooks has it.
+    pub secret: Option<Secret>,
+    /// Webhooks that wait in one inbox.
+    pub waiting: u64,
+    /// How long one of them has waited.
+    pub oldest: Duration,
+    /// How often is looked.
+    pub every: Duration,
+}
+
+impl Alert {
+    /// Alerts to this URL, unsigned: from 100 webhooks or 15 min on, looked for every 10 s.
+    pub fn to(url: &str) -> Self {
+        let (oldest, every) = (Duration::from_secs(15 * 60), Duration::from_secs(10));
+        Self { url: url.into(), secret: None, waiting: 100, oldest, every }
+    }
 }
 
 impl Config {
@@ -57,6 +86,7 @@ impl Config {
             certificate: CertificateSource::Development { dir: directory.into() },
             trusted_proxies: Vec::new(),
             localhost_tunnel: None,
+            alert: None,
             limits: Limits::default(),
         }
     }
@@ -319,9 +349,57 @@ pub struct FileConfig {
     pub timeout: Option<String>,
     /// As `--threads`.
     pub threads: Option<usize>,
+    /// Whom to tell of backlogs and dead letters.
+    pub alert: Option<FileAlert>,
     /// Limits that differ from the defaults.
     #[serde(default)]
     pub limits: FileLimits,
+}
+
+/// What a configuration file says of alerts. Durations are texts such as `30s`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileAlert {
+    /// [`Alert::url`].
+    pub url: Secret,
+    /// [`Alert::secret`].
+    pub secret: Option<Secret>,
+    /// [`Alert::waiting`].
+    pub waiting: Option<u64>,
+    /// [`Alert::oldest`].
+    pub oldest: Option<String>,
+    /// [`Alert::every`].
+    pub every: Option<String>,
+}
+
+impl FileAlert {
+    fn resolve(self) -> Result<Alert, ConfigError> {
+        // Neither is shown: many a URL lets in whoever knows it.
+        let invalid = |key, expected| ConfigError::Invalid { key, value: MASK.to_owned(), expected };
+        let mut alert = Alert::to(self.url.expose());
+        let uri = http::Uri::try_from(alert.url.expose()).ok();
+        let uri = uri.filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some());
+        uri.ok_or_else(|| invalid("alert.url", "a URL such as https://example.com/alerts"))?;
+        if let Some(secret) = self.secret {
+            let is_one = alert::can_sign(&secret)?;
+            is_one.then_some(()).ok_or_else(|| {
+                invalid("alert.secret", "a secret of Standard Webhooks: whsec_ and 24 to 64 bytes in base64")
+            })?;
+            alert.secret = Some(secret);
+        }
+        if let Some(waiting) = self.waiting {
+            let expected = "a number of webhooks from 1 on";
+            let zero = ConfigError::Invalid { key: "alert.waiting", value: waiting.to_string(), expected };
+            alert.waiting = (waiting > 0).then_some(waiting).ok_or(zero)?;
+        }
+        if let Some(text) = self.oldest {
+            alert.oldest = duration("alert.oldest", &text)?;
+        }
+        if let Some(text) = self.every {
+            alert.every = duration("alert.every", &text)?;
+        }
+        Ok(alert)
+    }
 }
 
 /// The limits that a configuration file can change. Durations are texts such as `30s`.
@@ -451,6 +529,9 @@ pub enum ConfigError {
          loopback, and {0} is not"
     )]
     NoCertificate(SocketAddr),
+    /// What is known of providers cannot be read.
+    #[error(transparent)]
+    Providers(#[from] TableError),
 }
 
 impl Config {
@@ -495,6 +576,7 @@ impl Config {
             certificate,
             trusted_proxies: networks.collect::<Result<_, _>>()?,
             localhost_tunnel: None,
+            alert: file.alert.map(FileAlert::resolve).transpose()?,
             limits,
         })
     }
@@ -778,6 +860,35 @@ mod tests {
         // The deadline has a key and a flag of its own.
         let all: Vec<_> = default.into_iter().map(|(name, _)| name).filter(|name| name != "deadline").collect();
         assert_eq!(set, all, "documented in the order of the code, each once");
+    }
+
+    #[test]
+    fn alerts_are_as_the_page_shows_them_and_mistakes_show_no_secret() {
+        let page = include_str!("../../docs/configuration.md");
+        let (_, rest) = page.split_once("[alert]\n").unwrap();
+        let (example, _) = rest.split_once("```").unwrap();
+        let read = |alert: &str| {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("relay-server.toml");
+            std::fs::write(&path, format!("[alert]\n{alert}")).unwrap();
+            Config::resolve(&ServeArgs { config: Some(path), ..args() })
+        };
+        let alert = read(example).unwrap().alert.unwrap();
+        let usual = Alert { secret: alert.secret.clone(), ..Alert::to(alert.url.expose()) };
+        assert!(alert.secret.is_some());
+        assert_eq!(format!("{alert:?}"), format!("{usual:?}"));
+        assert!(!format!("{alert:?}").contains("whsec_") && !format!("{alert:?}").contains("https"), "{alert:?}");
+        for (bad, key) in [
+            ("url = 'sesame'", "alert.url"),
+            ("url = 'ftp://host/sesame'", "alert.url"),
+            ("url = '/sesame'", "alert.url"),
+            ("url = 'https://host/'\nsecret = 'whsec_sesame!'", "alert.secret"),
+            ("url = 'https://host/'\nwaiting = 0", "alert.waiting"),
+            ("url = 'https://host/'\noldest = '15'", "alert.oldest"),
+        ] {
+            let error = read(bad).unwrap_err().to_string();
+            assert!(error.starts_with(key) && !error.contains("sesame"), "{error}");
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@
 
 #[doc(hidden)]
 pub mod admin;
+mod alert;
 #[doc(hidden)]
 pub mod certs;
 pub mod config;
@@ -24,6 +25,8 @@ mod inbox;
 pub mod inbox_cli;
 mod judge;
 pub mod log;
+#[doc(hidden)]
+pub mod outgoing;
 mod running;
 #[doc(hidden)]
 pub mod session;
@@ -61,6 +64,7 @@ use self::edge::{Places, Purpose};
 use self::inbox::Inboxes;
 use self::inbox::records::Records;
 use self::log::AccessLog;
+use self::outgoing::Outgoing;
 use self::session::Sessions;
 use self::session::registry::Registry;
 use self::store::{Store, StoreError, TokenSummary};
@@ -200,6 +204,9 @@ pub enum StartError {
     /// What is known of providers cannot be read.
     #[error(transparent)]
     Providers(#[from] TableError),
+    /// Alerts could not be sent.
+    #[error("alerts cannot be sent: {0}")]
+    Alerts(#[from] outgoing::OutgoingError),
     /// TLS cannot be set up.
     #[error("TLS cannot be set up: {0}")]
     Tls(#[from] rustls::Error),
@@ -229,6 +236,7 @@ pub struct Relay {
     https: Option<(TcpListener, TlsAcceptor)>,
     http: Option<TcpListener>,
     admin: Option<TcpListener>,
+    alerts: Option<Outgoing>,
 }
 
 impl std::fmt::Debug for Relay {
@@ -303,7 +311,8 @@ impl Relay {
         waiting.retain(|inbox| in_force.contains(&inbox.token));
         let http = shared.config.http.map(|address| listen("--http", address)).transpose()?;
         let admin = shared.config.admin.map(|address| listen("--admin", address)).transpose()?;
-        Ok(Self { shared, certificates, ca_file, control, waiting, https, http, admin })
+        let alerts = shared.config.alert.as_ref().map(|_| Outgoing::new(None)).transpose()?;
+        Ok(Self { shared, certificates, ca_file, control, waiting, https, http, admin, alerts })
     }
 
     /// Where HTTPS is served.
@@ -339,7 +348,7 @@ impl Relay {
     /// Serves until `shutdown` ends, then drains: no new work is taken, clients are told, what is under way may finish
     /// within [`Limits::drain`], and the rest is given up. Dropping the future gives everything up at once.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Self { shared, certificates, control, waiting, https, http, admin, .. } = self;
+        let Self { shared, certificates, control, waiting, https, http, admin, alerts, .. } = self;
         let tasks = shared.tasks.clone();
         let (ended, stop) = (shared.closing.clone(), CancellationToken::new());
         // The tasks are nobody's children: whoever drops this future, as `select!` does, ends them too.
@@ -365,6 +374,9 @@ impl Relay {
         let (watch, closing) = (certificates, ended.clone());
         tasks.spawn(async move { watch.watch(closing).await });
         tasks.spawn(inbox::sweep(shared.clone()));
+        if let Some(outgoing) = alerts {
+            shared.spawn(alert::run(shared.clone(), outgoing));
+        }
         let (janitor, closing) = (shared.clone(), ended.clone());
         tasks.spawn(async move { janitor.janitor.run(&janitor.limits, &janitor.registry, closing).await });
         let (access, last) = (shared.access.clone(), stop.clone());

@@ -2,11 +2,19 @@
 //! no relay running.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use aws_lc_rs::hmac;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use http::{Request, Response, StatusCode};
 use relay_client::{Client, Tunnel, TunnelOptions};
+use relay_server::config::Alert;
+use relay_server::store::unix_now;
 use relay_tests::body::{empty, full, noise};
 use relay_tests::process::{Ended, run};
-use relay_tests::{Answer, App, World, within};
+use relay_tests::{Answer, App, Seen, World, within};
 use serde_json::{Value, json};
 
 /// `relay-server WORD …` on the world's data.
@@ -208,6 +216,102 @@ async fn metrics_tell_of_all_inboxes() {
     )
     .await;
     world.shutdown().await;
+}
+
+/// The alerts that a receiver has had, in the order in which they came, each signed as Standard Webhooks has it.
+fn alerts(receiver: &App, key: &[u8]) -> Vec<Value> {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, key);
+    let read = |seen: &Seen| {
+        let (id, at) = (seen.header("webhook-id"), seen.header("webhook-timestamp"));
+        let signed = [id.as_bytes(), b".", at.as_bytes(), b".", &seen.body].concat();
+        let signature = seen.header("webhook-signature").strip_prefix("v1,").unwrap();
+        hmac::verify(&key, &signed, &STANDARD.decode(signature).unwrap()).expect("its signature");
+        assert!(id.starts_with("msg_") && (at.parse::<i64>().unwrap() - unix_now()).abs() < 60, "{seen:?}");
+        assert_eq!((seen.method.as_str(), seen.header("content-type")), ("POST", "application/json"));
+        serde_json::from_slice(&seen.body).unwrap()
+    };
+    receiver.seen().iter().map(read).collect()
+}
+
+#[tokio::test]
+async fn a_backlog_and_dead_letters_are_told_once_each() {
+    let receiver = App::recording().await;
+    let key = [7; 32];
+    let world = World::with(|config| {
+        let secret = Some(format!("whsec_{}", STANDARD.encode(key)).into());
+        let every = Duration::from_millis(20);
+        let url = format!("http://{}/alerts?key=1", receiver.addr());
+        config.alert = Some(Alert { secret, waiting: 3, every, ..Alert::to(&url) });
+    })
+    .await;
+    let (token, _) = world.token_with(|new| new.name = "ours".to_owned()).await;
+    done(&world, "token reserve ours hooks --inbox=attempts=1").await;
+    let mut ids = Vec::new();
+    for path in ["/200", "/500", "/200"] {
+        ids.push(kept(&world.post(&world.url("hooks", path), r#"{"type":"invoice.paid"}"#).await));
+    }
+    within("the backlog", receiver.reached(1)).await;
+    // Nothing is told of what has been told.
+    kept(&world.post(&world.url("hooks", "/500"), "4").await);
+    let app = App::serve(|request: Request<_>| async move {
+        let mut response = Response::new(empty());
+        let code = request.uri().path().trim_start_matches('/').parse().unwrap();
+        *response.status_mut() = StatusCode::from_u16(code).unwrap();
+        response
+    })
+    .await;
+    let _tunnel = tunnel(&world, &token, &app).await;
+    within("the end of the backlog, and dead letters", receiver.reached(3)).await;
+    done(&world, "inbox drain hooks").await;
+    let metrics = world.get_admin("/metrics").await;
+    assert!(metrics.text().contains("relay_alerts_total{outcome=\"sent\"} "), "{}", metrics.text());
+    // Dead letters can be seen before the backlog is gone, and one of them before the other.
+    world.shutdown().await;
+    let alerts = alerts(&receiver, &key);
+    assert_eq!(receiver.last().target, "/alerts?key=1");
+    let events: Vec<_> = alerts.iter().map(|alert| alert["event"].as_str().unwrap()).collect();
+    assert!(events[0] == "inbox.backlog" && events.len() == 3, "{events:?}");
+    let of = |event: &str| alerts.iter().find(|alert| alert["event"] == event).unwrap_or_else(|| panic!("{events:?}"));
+    let backlog = of("inbox.backlog");
+    let text = backlog["text"].as_str().unwrap();
+    assert!(text.starts_with("Inbox hooks of ours: 3 webhooks wait to be delivered, the oldest for "), "{text}");
+    assert_eq!(
+        (&backlog["inbox"], &backlog["token"], &backlog["waiting"]),
+        (&"hooks".into(), &"ours".into(), &3.into())
+    );
+    assert!(backlog["webhook"].is_null() && backlog["oldest_s"].is_u64(), "{backlog}");
+    let dead = of("inbox.dead");
+    assert!(dead["webhook"]["reason"].as_str().unwrap().contains("500"), "{dead}");
+    assert!(dead["dead"].as_u64().unwrap() > 0 && dead["webhook"]["id"].as_str().unwrap().len() == 26, "{dead}");
+    assert!(of("inbox.recovered")["waiting"].as_u64().unwrap() <= 1, "{alerts:?}");
+}
+
+#[tokio::test]
+async fn an_alert_is_sent_again_until_it_is_taken_and_holds_up_no_webhook() {
+    let requests = Arc::new(Mutex::new(Vec::new()));
+    let seen = requests.clone();
+    let receiver = App::serve(move |request: Request<_>| {
+        let mut seen = seen.lock().unwrap();
+        seen.push(request.headers()["webhook-id"].clone());
+        let mut response = Response::new(empty());
+        *response.status_mut() = if seen.len() < 2 { StatusCode::BAD_GATEWAY } else { StatusCode::NO_CONTENT };
+        std::future::ready(response)
+    })
+    .await;
+    let world = World::with(|config| {
+        let every = Duration::from_millis(20);
+        config.alert = Some(Alert { waiting: 1, every, ..Alert::to(&format!("http://{}/", receiver.addr())) });
+    })
+    .await;
+    world.token_with(|new| new.name = "ours".to_owned()).await;
+    done(&world, "token reserve ours hooks --inbox").await;
+    kept(&world.post(&world.url("hooks", "/"), "1").await);
+    within("the first", receiver.reached(1)).await;
+    kept(&world.post(&world.url("hooks", "/"), "2").await);
+    within("the second", receiver.reached(2)).await;
+    world.shutdown().await;
+    let requests = requests.lock().unwrap();
+    assert!(requests.len() == 2 && requests[0] == requests[1], "the same alert: {requests:?}");
 }
 
 #[tokio::test]

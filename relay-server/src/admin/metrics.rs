@@ -31,6 +31,8 @@ pub(crate) struct Metrics {
     pub(crate) inbox_acknowledged: Counter,
     attempts: [Counter; 3],
     dead_letters: Counter,
+    pub(crate) alerts_sent: Counter,
+    pub(crate) alerts_failed: Counter,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -66,6 +68,10 @@ impl Metrics {
         registry.register_with_unit("exchange_duration", help, Unit::Seconds, duration.clone());
         let attempts = Family::<OutcomeLabel, Counter>::default();
         registry.register("inbox_attempts", "Attempts to deliver webhooks of inboxes, by outcome", attempts.clone());
+        let alerts = Family::<OutcomeLabel, Counter>::default();
+        registry.register("alerts", "Alerts to the operator's own receiver, by outcome", alerts.clone());
+        let [alerts_sent, alerts_failed] =
+            ["sent", "failed"].map(|outcome| alerts.get_or_create(&OutcomeLabel { outcome }).clone());
         let counter = |registry: &mut Registry, name: &str, help: &str| {
             let counter = Counter::default();
             registry.register(name, help, counter.clone());
@@ -95,6 +101,8 @@ impl Metrics {
             attempts: ["delivered", "failed", "unsent"]
                 .map(|outcome| attempts.get_or_create(&OutcomeLabel { outcome }).clone()),
             dead_letters: counter(&mut registry, "inbox_dead_letters", "Webhooks that were given up after an attempt"),
+            alerts_sent,
+            alerts_failed,
             registry,
         }
     }
@@ -124,7 +132,7 @@ impl Metrics {
     pub(crate) fn attempt(&self, outcome: Option<&Outcome>) {
         let [delivered, failed, unsent] = &self.attempts;
         match outcome {
-            Some(Outcome::Delivered) => delivered,
+            Some(Outcome::Delivered | Outcome::Answered(_)) => delivered,
             Some(Outcome::Again { .. }) => failed,
             Some(Outcome::Dead { .. }) => {
                 self.dead_letters.inc();
@@ -133,6 +141,12 @@ impl Metrics {
             None => unsent,
         }
         .inc();
+    }
+
+    /// Webhooks that no inbox has taken, because it or the disk was full or had failed.
+    pub(crate) fn refused_by_inboxes(&self) -> u64 {
+        let causes = [Cause::InboxFull, Cause::InboxFailed];
+        causes.iter().map(|cause| self.causes.get_or_create(&CauseLabel { error: cause.code() }).get()).sum()
     }
 
     /// The text that a scrape gets, with `gauges` behind it.
