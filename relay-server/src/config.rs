@@ -102,11 +102,43 @@ pub enum CertificateSource {
         /// The leaf's key, PEM.
         key: PathBuf,
     },
+    /// From an authority on the internet, which the relay asks by itself.
+    Acme(Box<AcmeConfig>),
     /// From a development CA kept in a directory.
     Development {
         /// The directory.
         dir: PathBuf,
     },
+}
+
+/// How the relay gets its certificate by itself (ACME, RFC 8555), and the name server that this takes.
+#[derive(Clone, Debug)]
+pub struct AcmeConfig {
+    /// Whom the authority writes to.
+    pub email: String,
+    /// The authority's directory, an https URL.
+    pub directory: String,
+    /// Further roots (PEM) that are trusted when the directory is asked.
+    pub ca: Option<PathBuf>,
+    /// The account that the authority wants ours bound to.
+    pub external_account: Option<ExternalAccount>,
+    /// Where account, order and certificate are kept.
+    pub dir: PathBuf,
+    /// Where the name server listens; empty for port 53 of the public addresses.
+    pub dns: Vec<SocketAddr>,
+    /// The name server's name in the parent zone.
+    pub dns_name: String,
+    /// The addresses that the names lead to; empty where this machine knows them by itself.
+    pub public_ips: Vec<IpAddr>,
+}
+
+/// An account that was made by hand at an authority (RFC 8555, section 7.3.4).
+#[derive(Clone, Debug)]
+pub struct ExternalAccount {
+    /// What the authority calls its key.
+    pub id: String,
+    /// The file with the key, in base64.
+    pub key_file: PathBuf,
 }
 
 /// What plain HTTP is for.
@@ -296,6 +328,34 @@ pub struct ServeArgs {
     /// The certificate's key (PEM)
     #[arg(long, value_name = "FILE", requires = "cert")]
     pub key: Option<PathBuf>,
+    /// Get and renew a certificate for DOMAIN and *.DOMAIN by itself, from Let's Encrypt; EMAIL is told of trouble with it.
+    /// By this you agree to the authority's terms
+    #[arg(long, value_name = "EMAIL", conflicts_with = "cert")]
+    pub acme: Option<String>,
+    /// The ACME directory of another authority
+    #[arg(long, value_name = "URL", conflicts_with = "acme_staging")]
+    pub acme_directory: Option<String>,
+    /// Ask Let's Encrypt's staging service, whose certificates nobody trusts, to try things out
+    #[arg(long)]
+    pub acme_staging: bool,
+    /// Further roots (PEM) that are trusted when the directory is asked, for an authority of one's own
+    #[arg(long, value_name = "FILE")]
+    pub acme_ca: Option<PathBuf>,
+    /// The key id of an external account, for authorities that want one
+    #[arg(long, value_name = "ID", requires = "acme_eab_key_file")]
+    pub acme_eab_kid: Option<String>,
+    /// The file with that account's key, in base64
+    #[arg(long, value_name = "FILE", requires = "acme_eab_kid")]
+    pub acme_eab_key_file: Option<PathBuf>,
+    /// Where to answer DNS for DOMAIN, with --acme; may be repeated [default: port 53 of the public addresses]
+    #[arg(long, value_name = "ADDR")]
+    pub dns: Vec<String>,
+    /// The name server's name in the parent zone [default: ns-DOMAIN]
+    #[arg(long, value_name = "NAME")]
+    pub dns_name: Option<String>,
+    /// The address under which the world reaches this machine, behind NAT; may be repeated
+    #[arg(long, value_name = "IP")]
+    pub public_ip: Vec<String>,
     /// A proxy whose X-Forwarded-For is believed, as an address or a network; may be repeated
     #[arg(long, value_name = "CIDR")]
     pub trusted_proxy: Vec<String>,
@@ -342,6 +402,27 @@ pub struct FileConfig {
     pub cert: Option<PathBuf>,
     /// As `--key`.
     pub key: Option<PathBuf>,
+    /// As `--acme`.
+    pub acme: Option<String>,
+    /// As `--acme-directory`.
+    pub acme_directory: Option<String>,
+    /// As `--acme-staging`.
+    #[serde(default)]
+    pub acme_staging: bool,
+    /// As `--acme-ca`.
+    pub acme_ca: Option<PathBuf>,
+    /// As `--acme-eab-kid`.
+    pub acme_eab_kid: Option<String>,
+    /// As `--acme-eab-key-file`.
+    pub acme_eab_key_file: Option<PathBuf>,
+    /// As `--dns`.
+    #[serde(default)]
+    pub dns: Vec<String>,
+    /// As `--dns-name`.
+    pub dns_name: Option<String>,
+    /// As `--public-ip`.
+    #[serde(default)]
+    pub public_ip: Vec<String>,
     /// As `--trusted-proxy`.
     #[serde(default)]
     pub trusted_proxies: Vec<String>,
@@ -525,8 +606,8 @@ pub enum ConfigError {
     },
     /// Public listeners need a certificate.
     #[error(
-        "no certificate: give --cert and --key. A development certificate is made only where every listener is on \
-         loopback, and {0} is not"
+        "no certificate: give --acme you@example.com, or --cert and --key. A development certificate is made only where \
+         every listener is on loopback, and {0} is not"
     )]
     NoCertificate(SocketAddr),
     /// What is known of providers cannot be read.
@@ -544,18 +625,20 @@ impl Config {
         let domain = args
             .domain
             .clone()
-            .or(file.domain)
+            .or(file.domain.clone())
             .ok_or(ConfigError::Missing { key: "domain", flag: "--domain relay.example.com" })?;
-        let domain = parse_domain(&domain)?;
+        let domain = parse_domain("domain", &domain)?;
+        let data_dir = args.data_dir.clone().or(file.data_dir.clone()).unwrap_or_else(default_data_dir);
+        let acme = acme(args, &file, &domain, &data_dir)?;
         let https = listener("https", args.https.clone().or(file.https), Some(([0, 0, 0, 0], 443).into()))?;
         let http = listener("http", args.http.clone().or(file.http), Some(([0, 0, 0, 0], 80).into()))?;
         let admin = listener("admin", args.admin.clone().or(file.admin), Some(([127, 0, 0, 1], 9180).into()))?;
-        let data_dir = args.data_dir.clone().or(file.data_dir).unwrap_or_else(default_data_dir);
-        let certificate = match (args.cert.clone().or(file.cert), args.key.clone().or(file.key)) {
-            (Some(cert), Some(key)) => CertificateSource::Files { cert, key },
-            (Some(_), None) => return Err(ConfigError::Missing { key: "key", flag: "--key FILE" }),
-            (None, Some(_)) => return Err(ConfigError::Missing { key: "cert", flag: "--cert FILE" }),
-            (None, None) => match https.filter(|addr| !addr.ip().is_loopback()) {
+        let certificate = match (acme, args.cert.clone().or(file.cert), args.key.clone().or(file.key)) {
+            (Some(acme), ..) => CertificateSource::Acme(Box::new(acme)),
+            (None, Some(cert), Some(key)) => CertificateSource::Files { cert, key },
+            (None, Some(_), None) => return Err(ConfigError::Missing { key: "key", flag: "--key FILE" }),
+            (None, None, Some(_)) => return Err(ConfigError::Missing { key: "cert", flag: "--cert FILE" }),
+            (None, None, None) => match https.filter(|addr| !addr.ip().is_loopback()) {
                 Some(public) => return Err(ConfigError::NoCertificate(public)),
                 None => CertificateSource::Development { dir: data_dir.join("ca") },
             },
@@ -728,7 +811,65 @@ pub(crate) fn duration(key: &'static str, text: &str) -> Result<Duration, Config
     .ok_or_else(invalid)
 }
 
-fn parse_domain(text: &str) -> Result<String, ConfigError> {
+/// What is said of ACME; none where certificates come from files, which a flag can say against the file.
+fn acme(args: &ServeArgs, file: &FileConfig, domain: &str, data_dir: &Path) -> Result<Option<AcmeConfig>, ConfigError> {
+    let invalid = |key, value: &str, expected| ConfigError::Invalid { key, value: value.to_owned(), expected };
+    let Some(email) = args.acme.as_ref().or(file.acme.as_ref().filter(|_| args.cert.is_none())) else {
+        return Ok(None);
+    };
+    if !email.split_once('@').is_some_and(|(user, host)| !user.is_empty() && host.contains('.') && !host.contains('@'))
+    {
+        return Err(invalid("acme", email, "the address of whom to tell of trouble, such as you@example.com"));
+    }
+    if args.acme.is_none() && file.cert.is_some() {
+        return Err(invalid("acme", email, "for a relay that has a certificate from cert: leave one of them out"));
+    }
+    let [production, staging] = crate::certs::acme::LETS_ENCRYPT;
+    let directory = match args.acme_directory.as_ref().filter(|_| !args.acme_staging) {
+        Some(url) => url,
+        None if args.acme_staging => staging,
+        None => match &file.acme_directory {
+            Some(url) if !file.acme_staging => url,
+            None if !file.acme_staging => production,
+            Some(url) => {
+                return Err(invalid("acme_directory", url, "for a relay with acme_staging: leave one of them out"));
+            }
+            None => staging,
+        },
+    };
+    if !crate::certs::acme::is_secure(directory) {
+        return Err(invalid("acme_directory", directory, "an https URL such as https://acme.example.com/directory"));
+    }
+    let key_id = args.acme_eab_kid.clone().or(file.acme_eab_kid.clone());
+    let external_account = match (key_id, args.acme_eab_key_file.clone().or(file.acme_eab_key_file.clone())) {
+        (Some(id), Some(key_file)) => Some(ExternalAccount { id, key_file }),
+        (None, None) => None,
+        (Some(_), None) => {
+            return Err(ConfigError::Missing { key: "acme_eab_key_file", flag: "--acme-eab-key-file FILE" });
+        }
+        (None, Some(_)) => return Err(ConfigError::Missing { key: "acme_eab_kid", flag: "--acme-eab-kid ID" }),
+    };
+    let dns = if args.dns.is_empty() { &file.dns } else { &args.dns }
+        .iter()
+        .map(|text| text.parse().map_err(|_| invalid("dns", text, "an address and port such as 203.0.113.7:53")));
+    let public_ips = if args.public_ip.is_empty() { &file.public_ip } else { &args.public_ip }
+        .iter()
+        .map(|text| text.parse().map_err(|_| invalid("public_ip", text, "an address such as 203.0.113.7")));
+    let dns_name = args.dns_name.as_ref().or(file.dns_name.as_ref());
+    let dns_name = dns_name.map(|name| parse_domain("dns_name", name)).transpose()?;
+    Ok(Some(AcmeConfig {
+        email: email.clone(),
+        directory: directory.to_owned(),
+        ca: args.acme_ca.clone().or(file.acme_ca.clone()),
+        external_account,
+        dir: crate::certs::acme::directory(data_dir),
+        dns: dns.collect::<Result<_, _>>()?,
+        dns_name: dns_name.unwrap_or_else(|| crate::dns::default_name(domain)),
+        public_ips: public_ips.collect::<Result<_, _>>()?,
+    }))
+}
+
+fn parse_domain(key: &'static str, text: &str) -> Result<String, ConfigError> {
     let domain = text.trim_end_matches('.').to_ascii_lowercase();
     let label = |label: &str| {
         (1..=63).contains(&label.len())
@@ -739,11 +880,7 @@ fn parse_domain(text: &str) -> Result<String, ConfigError> {
     if domain.len() <= 189 && domain.parse::<Ipv4Addr>().is_err() && domain.split('.').all(label) {
         Ok(domain)
     } else {
-        Err(ConfigError::Invalid {
-            key: "domain",
-            value: text.to_owned(),
-            expected: "a host name such as relay.example.com",
-        })
+        Err(ConfigError::Invalid { key, value: text.to_owned(), expected: "a host name such as relay.example.com" })
     }
 }
 
@@ -828,6 +965,51 @@ mod tests {
         let config = Config::resolve(&ServeArgs { config: Some(path), ..ServeArgs::default() }).unwrap();
         assert_eq!(format!("{:?}", config.limits), format!("{:?}", Limits::default()));
         assert_eq!((config.https.unwrap().port(), config.http.unwrap().port()), (443, 80));
+    }
+
+    #[test]
+    fn the_documented_keys_of_acme_are_valid() {
+        let page = include_str!("../../docs/configuration.md");
+        let (_, example) = page.split_once("```toml\nacme = ").unwrap();
+        let (example, _) = example.split_once("```").unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("relay-server.toml");
+        let resolve = |text: &str, args: ServeArgs| {
+            std::fs::write(&path, text).unwrap();
+            Config::resolve(&ServeArgs { config: Some(path.clone()), ..args }).map(|config| config.certificate)
+        };
+        let CertificateSource::Acme(acme) = resolve(&format!("acme = {example}"), args()).unwrap() else { panic!() };
+        assert_eq!(acme.directory, crate::certs::acme::LETS_ENCRYPT[0]);
+        assert_eq!((acme.email.as_str(), acme.dns.len(), acme.public_ips.len()), ("you@example.com", 1, 1));
+        assert!(acme.external_account.is_some() && acme.ca.is_some());
+        assert_eq!((acme.dns_name.as_str(), acme.dir), ("ns-relay.example.com", PathBuf::from("/d/acme")));
+
+        let of = |args| match resolve("acme = 'me@example.org'\nacme_staging = true\n", args).unwrap() {
+            CertificateSource::Acme(acme) => (acme.email, acme.directory, acme.dns_name),
+            other => panic!("{other:?}"),
+        };
+        let staging = crate::certs::acme::LETS_ENCRYPT[1].to_owned();
+        assert_eq!(of(args()), ("me@example.org".to_owned(), staging, "ns-relay.example.com".to_owned()));
+        let own = ServeArgs {
+            acme_directory: Some("https://ca.example/dir".into()),
+            domain: Some("example.com".into()),
+            ..args()
+        };
+        assert_eq!((of(own.clone()).1.as_str(), of(own).2.as_str()), ("https://ca.example/dir", "ns.example.com"));
+        // Flags against the file.
+        let files = ServeArgs { cert: Some("c".into()), key: Some("k".into()), ..args() };
+        assert!(matches!(resolve("acme = 'me@example.org'\n", files).unwrap(), CertificateSource::Files { .. }));
+        for (bad, key) in [
+            ("acme = 'you'\n", "acme"),
+            ("acme = 'a@b.example'\ncert = 'c'\nkey = 'k'\n", "acme"),
+            ("acme = 'a@b.example'\nacme_directory = 'http://ca.example/dir'\n", "acme_directory"),
+            ("acme = 'a@b.example'\nacme_eab_kid = 'k'\n", "acme_eab_key_file"),
+            ("acme = 'a@b.example'\ndns = ['53']\n", "dns"),
+            ("acme = 'a@b.example'\npublic_ip = ['relay.example.com']\n", "public_ip"),
+        ] {
+            let error = resolve(bad, args()).unwrap_err().to_string();
+            assert!(error.starts_with(key), "{error}");
+        }
     }
 
     /// Every limit can be set, and none of them sets another.

@@ -19,6 +19,8 @@ pub mod config;
 #[doc(hidden)]
 pub mod control;
 #[doc(hidden)]
+pub mod dns;
+#[doc(hidden)]
 pub mod edge;
 mod inbox;
 #[doc(hidden)]
@@ -55,7 +57,8 @@ use tokio_util::task::TaskTracker;
 
 use self::admin::metrics::Metrics;
 use self::certs::Certificates;
-use self::config::{CertificateSource, Config, Limits};
+use self::certs::acme::Acme;
+use self::config::{AcmeConfig, CertificateSource, Config, Limits};
 use self::control::{Change, Data};
 use self::edge::connect::Refusals;
 use self::edge::janitor::Janitor;
@@ -86,6 +89,7 @@ pub(crate) struct Shared {
     judging: Arc<Room>,
     /// In public URLs.
     https_port: u16,
+    certificates: Arc<Certificates>,
     store: Store,
     inboxes: Arc<Inboxes>,
     registry: Registry,
@@ -195,6 +199,9 @@ pub enum StartError {
     /// There is no usable certificate.
     #[error(transparent)]
     Certificate(#[from] certs::CertificateError),
+    /// Certificates cannot be asked for.
+    #[error(transparent)]
+    Acme(#[from] certs::AcmeError),
     /// There is no development CA.
     #[error(transparent)]
     DevCa(#[from] certs::DevCaError),
@@ -228,8 +235,8 @@ fn hint(error: &io::Error, address: &SocketAddr) -> String {
 /// A relay that is bound to its addresses and not yet running.
 pub struct Relay {
     shared: Arc<Shared>,
-    certificates: Arc<Certificates>,
     ca_file: Option<std::path::PathBuf>,
+    acme: Option<(Acme, dns::Server)>,
     control: Option<control::Listener>,
     /// The inboxes that there were when the relay stopped.
     waiting: Vec<inbox::records::Inbox>,
@@ -263,14 +270,19 @@ impl Relay {
             Some(dir) => Records::open(&dir, config.limits.inbox_free)?,
             None => Records::temporary()?,
         }));
-        let (certificates, ca_file) = match &config.certificate {
-            CertificateSource::Files { cert, key } => (Certificates::from_files(cert, key)?, None),
+        let (mut ca_file, mut acme) = (None, None);
+        let certificates = match &config.certificate {
+            CertificateSource::Files { cert, key } => Arc::new(Certificates::from_files(cert, key)?),
+            CertificateSource::Acme(settings) => {
+                let (keeper, server) = self::acme(settings, &config)?;
+                acme.insert((keeper, server)).0.certificates().clone()
+            }
             CertificateSource::Development { dir } => {
                 let ca = certs::DevCa::load_or_create(dir, &config.domain)?;
-                (ca.certificates(), Some(ca.ca_file()))
+                ca_file = Some(ca.ca_file());
+                Arc::new(ca.certificates())
             }
         };
-        let certificates = Arc::new(certificates);
         let https = match config.https {
             Some(address) => Some((listen("--https", address)?, TlsAcceptor::from(tls(certificates.clone())?))),
             None => None,
@@ -283,6 +295,7 @@ impl Relay {
             providers: Table::built_in()?,
             limits,
             https_port,
+            certificates,
             store,
             inboxes,
             registry: Registry::default(),
@@ -312,7 +325,7 @@ impl Relay {
         let http = shared.config.http.map(|address| listen("--http", address)).transpose()?;
         let admin = shared.config.admin.map(|address| listen("--admin", address)).transpose()?;
         let alerts = shared.config.alert.as_ref().map(|_| Outgoing::new(None)).transpose()?;
-        Ok(Self { shared, certificates, ca_file, control, waiting, https, http, admin, alerts })
+        Ok(Self { shared, ca_file, acme, control, waiting, https, http, admin, alerts })
     }
 
     /// Where HTTPS is served.
@@ -328,6 +341,11 @@ impl Relay {
     /// Where health and metrics are served.
     pub fn admin_addr(&self) -> Option<SocketAddr> {
         self.admin.as_ref().and_then(|listener| listener.local_addr().ok())
+    }
+
+    /// Where DNS is answered.
+    pub fn dns_addrs(&self) -> Vec<SocketAddr> {
+        self.acme.iter().flat_map(|(_, server)| server.addresses()).collect()
     }
 
     /// The development CA's certificate, where one is used.
@@ -348,7 +366,7 @@ impl Relay {
     /// Serves until `shutdown` ends, then drains: no new work is taken, clients are told, what is under way may finish
     /// within [`Limits::drain`], and the rest is given up. Dropping the future gives everything up at once.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Self { shared, certificates, control, waiting, https, http, admin, alerts, .. } = self;
+        let Self { shared, acme, control, waiting, https, http, admin, alerts, .. } = self;
         let tasks = shared.tasks.clone();
         let (ended, stop) = (shared.closing.clone(), CancellationToken::new());
         // The tasks are nobody's children: whoever drops this future, as `select!` does, ends them too.
@@ -371,7 +389,11 @@ impl Relay {
                 listener.serve(data, Arc::new(changed), closing).await;
             });
         }
-        let (watch, closing) = (certificates, ended.clone());
+        if let Some((keeper, server)) = acme {
+            server.serve(&shared);
+            shared.spawn(keeper.run(shared.clone()));
+        }
+        let (watch, closing) = (shared.certificates.clone(), ended.clone());
         tasks.spawn(async move { watch.watch(closing).await });
         tasks.spawn(inbox::sweep(shared.clone()));
         if let Some(outgoing) = alerts {
@@ -405,6 +427,19 @@ impl Relay {
         // It only flushes; a panic there has been reported already.
         let _ = logging.await;
     }
+}
+
+/// Who keeps the certificate fresh, and the name server that proves whose the domain is.
+fn acme(settings: &AcmeConfig, config: &Config) -> Result<(Acme, dns::Server), StartError> {
+    let public = dns::seen_as(&settings.public_ips, config.https).map_err(certs::AcmeError::from)?;
+    let addresses = if settings.dns.is_empty() { dns::listen_at(&public) } else { settings.dns.clone() };
+    let records = dns::records(&config.domain, &settings.dns_name, &public);
+    // It grows as long as clocks do not go back, and nobody transfers the zone.
+    let serial = u32::try_from(store::unix_now()).unwrap_or_default();
+    let zone = dns::Zone::new(&config.domain, &settings.dns_name, public, serial);
+    let zone = Arc::new(zone.map_err(|error| certs::AcmeError::Zone(error.to_string()))?);
+    let server = dns::Server::bind(&addresses, zone.clone())?;
+    Ok((Acme::open(settings, &config.domain, records, zone)?, server))
 }
 
 fn listen(what: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {

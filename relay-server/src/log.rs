@@ -79,8 +79,8 @@ impl AccessLog {
     /// Access lines and `tracing` events on standard error; `RELAY_LOG` filters the events.
     pub fn stderr(format: LogFormat) -> Self {
         let log = Self(Some(Arc::new(Output { format, gathered: Mutex::default(), clock: Mutex::default() })));
-        let filter =
-            EnvFilter::try_from_env("RELAY_LOG").unwrap_or_else(|_| EnvFilter::new("info,hyper=error,h2=error"));
+        let filter = EnvFilter::try_from_env("RELAY_LOG")
+            .unwrap_or_else(|_| EnvFilter::new("info,hyper=error,h2=error,hickory_proto=error"));
         let events = tracing_subscriber::fmt().with_env_filter(filter).with_writer(log.clone()).with_target(false);
         // A program that has set a subscriber of its own keeps it.
         let _ = match format {

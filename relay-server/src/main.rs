@@ -84,6 +84,9 @@ fn announce(relay: &Relay) {
     let show = |address: Option<std::net::SocketAddr>| address.map_or("off".into(), |address| address.to_string());
     let (https, http, admin) = (show(relay.https_addr()), show(relay.http_addr()), show(relay.admin_addr()));
     tracing::info!(url = %relay.url(), %https, %http, %admin, "the relay is ready");
+    for dns in relay.dns_addrs() {
+        tracing::info!(%dns, "answering DNS for the domain");
+    }
     if let Some(ca) = relay.ca_file() {
         tracing::info!(ca_file = %ca.display(), "using a development certificate; give clients --relay-ca");
     }

@@ -33,6 +33,10 @@ pub(crate) struct Metrics {
     dead_letters: Counter,
     pub(crate) alerts_sent: Counter,
     pub(crate) alerts_failed: Counter,
+    pub(crate) dns_questions: Counter,
+    pub(crate) dns_limited: Counter,
+    pub(crate) certificates_obtained: Counter,
+    pub(crate) certificate_failures: Counter,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -91,6 +95,14 @@ impl Metrics {
             ),
             refused: counter(&mut registry, "requests_refused", "Requests that the gate refused"),
             unauthorized: counter(&mut registry, "unauthorized", "Connect attempts without a valid token"),
+            dns_questions: counter(&mut registry, "dns_questions", "Questions about names that were looked at"),
+            dns_limited: counter(&mut registry, "dns_limited", "Questions about names beyond a network's rate"),
+            certificates_obtained: counter(&mut registry, "certificates_obtained", "Certificates that were obtained"),
+            certificate_failures: counter(
+                &mut registry,
+                "certificate_failures",
+                "Attempts to obtain a certificate that failed",
+            ),
             panics: counter(&mut registry, "panics", "Tasks that panicked; each is a bug"),
             inbox_accepted: counter(&mut registry, "inbox_accepted", "Webhooks that inboxes took, or knew as copies"),
             inbox_acknowledged: counter(

@@ -19,6 +19,7 @@ use tokio::sync::Semaphore;
 
 use crate::Shared;
 use crate::inbox::now;
+use crate::store::unix_now;
 
 /// Connections at once; a scraper and a health check need two.
 const CONNECTIONS: usize = 64;
@@ -57,7 +58,8 @@ async fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<B
     match request.uri().path() {
         "/healthz" => text(StatusCode::OK, "ok\n".into()),
         "/readyz" => match readiness(shared) {
-            Ok(()) => text(StatusCode::OK, "ready\n".into()),
+            Ok(None) => text(StatusCode::OK, "ready\n".into()),
+            Ok(Some(trouble)) => text(StatusCode::OK, format!("ready, but {trouble}\n")),
             Err(reason) => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")),
         },
         "/metrics" => match metrics(shared).await {
@@ -73,19 +75,28 @@ async fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<B
     }
 }
 
-fn readiness(shared: &Shared) -> Result<(), String> {
+/// What else whoever asks should know.
+fn readiness(shared: &Shared) -> Result<Option<String>, String> {
     if shared.stopping.is_cancelled() {
         return Err("the relay shuts down".to_owned());
     }
-    shared.store.health().and_then(|()| shared.inboxes.records().health()).map_err(|error| error.to_string())
+    shared.store.health().and_then(|()| shared.inboxes.records().health()).map_err(|error| error.to_string())?;
+    // Behind a proxy nobody sees it.
+    shared.config.https.map_or(Ok(None), |_| shared.certificates.health(unix_now()))
 }
 
 async fn metrics(shared: &Shared) -> Result<String, std::fmt::Error> {
     let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+    let expires = shared.certificates.validity().map_or(0, |validity| validity.not_after.timestamp());
     let mut gauges = vec![
         ("sessions", "Clients that are connected", count(shared.sessions.count())),
         ("tunnels", "Names that a connected client serves", count(shared.registry.online())),
         ("connections", "Public connections that are open", count(shared.places.taken())),
+        (
+            "certificate_expires_seconds",
+            "When the certificate expires, in seconds since 1970; 0 where there is none",
+            u64::try_from(expires).unwrap_or(0),
+        ),
     ];
     // The rest is told also where they cannot be read: readiness says why.
     if let Ok(totals) = shared.inboxes.records().totals().await {

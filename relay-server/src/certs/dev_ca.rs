@@ -8,7 +8,7 @@
 //! made anew at each start and never stored.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io::{self, Write};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ use rustls::sign::CertifiedKey;
 use thiserror::Error;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use super::{Certificates, certified_key};
+use super::{Certificates, certified_key, replace};
 use crate::store::unix_now;
 
 /// The authority's certificate, for `curl --cacert` and trust stores.
@@ -203,8 +203,10 @@ impl Authority {
         params.name_constraints = Some(NameConstraints { permitted_subtrees, excluded_subtrees: Vec::new() });
 
         let pem = params.self_signed(&key)?.pem();
-        replace(&directory.join(KEY_FILE), &key.serialize_pem(), 0o600)?;
-        replace(&directory.join(CERTIFICATE_FILE), &pem, 0o644)?;
+        for (file, text, mode) in [(KEY_FILE, &*key.serialize_pem(), 0o600), (CERTIFICATE_FILE, &pem, 0o644)] {
+            let path = directory.join(file);
+            replace(&path, text, mode).map_err(|source| at(&path, source))?;
+        }
         Ok(Self { pem, issuer: Issuer::new(params, key) })
     }
 
@@ -276,23 +278,6 @@ fn read(path: &Path) -> Result<Option<String>, DevCaError> {
     }
 }
 
-/// Writes a file beside the old one, then puts it in its place: nobody sees half of it. The lock is
-/// held, so the name of the new one is free, or left from a crash.
-fn replace(path: &Path, text: &str, mode: u32) -> Result<(), DevCaError> {
-    let new = path.with_extension("new");
-    let write = || {
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = OpenOptions::new().create_new(true).write(true).mode(mode).open(&new)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&new, path)
-    };
-    write().map_err(|source| at(path, source))
-}
-
 fn at(path: &Path, source: io::Error) -> DevCaError {
     DevCaError::Io { path: path.to_owned(), source }
 }
@@ -323,7 +308,7 @@ mod tests {
     fn is_trusted(ca: &DevCa, name: &str) -> bool {
         // Clients name no host where they have an address.
         let name_sent = Some(name).filter(|name| name.parse::<IpAddr>().is_err());
-        accepts(ca.ca_pem(), &ca.certificates().shown_to(name_sent), name).is_ok()
+        accepts(ca.ca_pem(), &ca.certificates().shown_to(name_sent).unwrap(), name).is_ok()
     }
 
     #[test]
@@ -347,8 +332,8 @@ mod tests {
             let names = certificate.subject_alternative_name().unwrap().unwrap();
             names.value.general_names.iter().filter(|name| matches!(name, GeneralName::IPAddress(_))).count()
         };
-        assert_eq!(addresses(certificates.shown_to(Some("a.relay.test"))), 0);
-        assert_eq!(addresses(certificates.shown_to(None)), 2);
+        assert_eq!(addresses(certificates.shown_to(Some("a.relay.test")).unwrap()), 0);
+        assert_eq!(addresses(certificates.shown_to(None).unwrap()), 2);
     }
 
     #[test]
@@ -373,7 +358,7 @@ mod tests {
         assert_eq!(first.ca_pem(), again.ca_pem());
         assert_eq!(fs::read_to_string(first.ca_file()).unwrap(), first.ca_pem());
         let (one, two) = (first.certificates().current(), again.certificates().current());
-        assert_ne!(one.cert, two.cert);
+        assert_ne!(one.unwrap().cert, two.unwrap().cert);
         let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&directory), mode(&directory.join(KEY_FILE))), (0o700, 0o600));
     }

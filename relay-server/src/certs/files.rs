@@ -177,7 +177,7 @@ fn stamp(path: &Path) -> Result<Stamp, CertificateError> {
     })
 }
 
-fn read_pair(certificate: &Path, key: &Path) -> Result<CertifiedKey, CertificateError> {
+pub(super) fn read_pair(certificate: &Path, key: &Path) -> Result<CertifiedKey, CertificateError> {
     let chain = read_chain(certificate)?;
     let private = read_key(key)?;
     let validity = match chain.first().map(|leaf| X509Certificate::from_der(leaf)) {
@@ -284,7 +284,7 @@ mod tests {
 
     fn serves(certificates: &Certificates, pair: &Pair) -> bool {
         let der = CertificateDer::from_pem_slice(pair.certificate.as_bytes()).unwrap();
-        certificates.current().cert[0] == der
+        certificates.current().unwrap().cert[0] == der
     }
 
     #[test]

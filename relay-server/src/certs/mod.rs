@@ -1,14 +1,18 @@
-//! The certificate that the edge shows: from files that an operator keeps fresh, or from a
-//! development authority that the relay keeps itself.
+//! The certificate that the edge shows: from files that an operator keeps fresh, from an authority on
+//! the internet that the relay asks by itself (ACME), or from a development authority of its own.
 //!
-//! Both end in a [`Certificates`], which a rustls server configuration asks at each handshake; so a
+//! All end in a [`Certificates`], which a rustls server configuration asks at each handshake; so a
 //! new certificate serves the next connection, and open ones go on.
 
+pub(crate) mod acme;
 mod dev_ca;
 mod files;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -16,7 +20,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use tokio_util::sync::CancellationToken;
+use x509_parser::prelude::{FromDer as _, Validity, X509Certificate};
 
+pub use self::acme::AcmeError;
 pub use self::dev_ca::{DevCa, DevCaError};
 pub use self::files::CertificateError;
 use self::files::{Change, Files};
@@ -26,11 +32,14 @@ const POLL_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The one certificate in use, which may be replaced while connections come in.
 pub struct Certificates {
-    current: RwLock<Arc<CertifiedKey>>,
+    /// None before the first one: no handshake succeeds then.
+    current: RwLock<Option<Arc<CertifiedKey>>>,
     /// For clients that name no host, because they were given an address; else they see the same.
     unnamed: Option<Arc<CertifiedKey>>,
     /// Where it came from, if it can change.
     files: Option<Mutex<Files>>,
+    /// What stands in the way of a certificate, or of the next one.
+    trouble: Mutex<Option<String>>,
 }
 
 /// What a look at the files led to.
@@ -54,26 +63,65 @@ impl Certificates {
     /// [`CertificateError`] names the file and what is wrong with it.
     pub fn from_files(certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Result<Self, CertificateError> {
         let (files, loaded) = Files::load(certificate.into(), key.into())?;
-        Ok(Self { current: RwLock::new(Arc::new(loaded)), unnamed: None, files: Some(Mutex::new(files)) })
+        Ok(Self { files: Some(Mutex::new(files)), ..Self::of(Some(loaded)) })
     }
 
     /// Certificates that stay: for clients that name a host, and for those that were given an address and do not
     /// (RFC 6066, section 3).
     fn fixed(named: Arc<CertifiedKey>, unnamed: Arc<CertifiedKey>) -> Self {
-        Self { current: RwLock::new(named), unnamed: Some(unnamed), files: None }
+        Self { current: RwLock::new(Some(named)), unnamed: Some(unnamed), ..Self::of(None) }
     }
 
-    fn shown_to(&self, name: Option<&str>) -> Arc<CertifiedKey> {
+    /// A certificate that somebody [puts](Self::put) another in the place of, or none yet.
+    fn of(first: Option<CertifiedKey>) -> Self {
+        let current = RwLock::new(first.map(Arc::new));
+        Self { current, unnamed: None, files: None, trouble: Mutex::default() }
+    }
+
+    /// From now on handshakes show this one.
+    fn put(&self, key: CertifiedKey) {
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(key));
+    }
+
+    /// Notes what stands in the way of a certificate, or that nothing does.
+    fn set_trouble(&self, trouble: Option<String>) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    }
+
+    /// What stands in the way of the next certificate, or is wrong with the present one.
+    ///
+    /// # Errors
+    /// What stands in the way of the first one. One that has expired serves on: it may be the clock that is wrong.
+    pub(crate) fn health(&self, now: i64) -> Result<Option<String>, String> {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let with = |fault: &str| match &trouble {
+            Some(trouble) => format!("{fault}: {trouble}"),
+            None => fault.to_owned(),
+        };
+        match self.validity() {
+            None => Err(with("there is no certificate yet")),
+            Some(validity) if validity.not_after.timestamp() < now => Ok(Some(with("the certificate has expired"))),
+            Some(_) => Ok(trouble.as_ref().map(|_| with("there is no next certificate yet"))),
+        }
+    }
+
+    /// From when until when the certificate in use holds.
+    pub(crate) fn validity(&self) -> Option<Validity> {
+        let current = self.current()?;
+        X509Certificate::from_der(current.cert.first()?).ok().map(|(_, leaf)| leaf.validity().clone())
+    }
+
+    fn shown_to(&self, name: Option<&str>) -> Option<Arc<CertifiedKey>> {
         match (name, &self.unnamed) {
-            (None, Some(key)) => Arc::clone(key),
+            (None, Some(key)) => Some(Arc::clone(key)),
             _ => self.current(),
         }
     }
 
-    /// The chain and key that the next handshake shows, if its client names a host.
+    /// The chain and key that the next handshake shows, if its client names a host; none where there is none yet.
     #[must_use]
-    pub fn current(&self) -> Arc<CertifiedKey> {
-        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+    pub fn current(&self) -> Option<Arc<CertifiedKey>> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Looks at the files, and takes them if they changed and are good. Blocks on the file system.
@@ -86,7 +134,7 @@ impl Certificates {
         match change {
             Change::None => Reload::Unchanged,
             Change::New(loaded) => {
-                *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(loaded);
+                self.put(loaded);
                 Reload::Replaced
             }
             Change::Broken(error) => Reload::Kept(error),
@@ -115,7 +163,7 @@ impl Certificates {
 
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.shown_to(hello.server_name()))
+        self.shown_to(hello.server_name())
     }
 }
 
@@ -132,4 +180,19 @@ fn certified_key(
     key: PrivateKeyDer<'static>,
 ) -> Result<CertifiedKey, rustls::Error> {
     CertifiedKey::from_der(chain, key, &rustls::crypto::aws_lc_rs::default_provider())
+}
+
+/// Writes a file beside the old one, then puts it in its place, on disk: nobody sees half of it. Only one may do this at a
+/// time, so the name of the new one is free, or left from a crash.
+fn replace(path: &Path, text: &str, mode: u32) -> io::Result<()> {
+    let new = path.with_extension("new");
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().create_new(true).write(true).mode(mode).open(&new)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
 }

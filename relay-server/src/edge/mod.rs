@@ -241,7 +241,7 @@ impl Places {
     }
 
     /// A place for a connection from `peer`. A trusted proxy speaks for many senders, so it is not counted as one.
-    fn enter(&self, peer: IpAddr, trusted: bool) -> Option<Place> {
+    pub(crate) fn enter(&self, peer: IpAddr, trusted: bool) -> Option<Place> {
         let permit = self.all.clone().try_acquire_owned().ok()?;
         let address = block_of(peer);
         let mut count = self.addresses.entry(address).or_insert(0);

@@ -1,0 +1,148 @@
+//! What outlives the process: the account, the order under way and the certificate, in a directory of their own.
+//!
+//! ```text
+//!   acme/certificate.pem          the certificate in use with its key, whoever issued it
+//!   acme/ca.example-dir/          one for each authority's directory
+//!        account.json             who we are there, with the account's key
+//!        order.json               what we have asked for and not got yet, with its key
+//! ```
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use instant_acme::AccountCredentials;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::AcmeError;
+use crate::certs::replace;
+
+/// In front of the first line of the certificate's file, before the directory that it comes from.
+const FROM: &str = "# Kept by relay-server, which replaces it in time. From ";
+
+/// The directory.
+#[derive(Debug)]
+pub(super) struct Kept {
+    certificate: PathBuf,
+    account: PathBuf,
+    order: PathBuf,
+}
+
+/// Who we are at an authority.
+#[derive(Serialize, Deserialize)]
+pub(super) struct KeptAccount {
+    pub(super) email: String,
+    pub(super) credentials: AccountCredentials,
+}
+
+/// What we have asked an authority for.
+#[derive(Serialize, Deserialize)]
+pub(super) struct KeptOrder {
+    pub(super) url: String,
+    /// Of the certificate, in PEM: without it, a certificate that was issued while we were gone is lost.
+    pub(super) key: String,
+}
+
+impl Kept {
+    /// Makes what is missing, for this user alone.
+    pub(super) fn open(directory: &Path, authority: &str) -> Result<Self, AcmeError> {
+        let name =
+            authority.trim_start_matches("https://").replace(|c: char| !c.is_ascii_alphanumeric() && c != '.', "-");
+        let own = directory.join(name.trim_matches(['-', '.']));
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&own);
+        made.map_err(|error| at(&own, error))?;
+        let certificate = directory.join("certificate.pem");
+        Ok(Self { certificate, account: own.join("account.json"), order: own.join("order.json") })
+    }
+
+    pub(super) fn account(&self) -> Option<KeptAccount> {
+        read(&self.account)
+    }
+
+    /// None forgets it.
+    pub(super) fn set_account(&self, account: Option<&KeptAccount>) -> Result<(), AcmeError> {
+        write(&self.account, account)
+    }
+
+    pub(super) fn order(&self) -> Option<KeptOrder> {
+        read(&self.order)
+    }
+
+    /// None forgets it.
+    pub(super) fn set_order(&self, order: Option<&KeptOrder>) -> Result<(), AcmeError> {
+        write(&self.order, order)
+    }
+
+    /// Where the certificate is, or will be.
+    pub(super) fn certificate(&self) -> &Path {
+        &self.certificate
+    }
+
+    /// Which directory the certificate comes from.
+    pub(super) fn issued_by(&self) -> Option<String> {
+        let text = fs::read_to_string(&self.certificate).ok()?;
+        text.lines().next()?.strip_prefix(FROM).map(str::to_owned)
+    }
+
+    /// Key and chain go into one file, so that they change in one moment.
+    pub(super) fn set_certificate(&self, authority: &str, key: &str, chain: &str) -> Result<(), AcmeError> {
+        let text = format!("{FROM}{authority}\n{key}{chain}");
+        replace(&self.certificate, &text, 0o600).map_err(|error| at(&self.certificate, error))
+    }
+}
+
+/// What cannot be read is as if it were not there: another account or order takes its place.
+fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    let text = fs::read_to_string(path).ok()?;
+    serde_json::from_str(&text)
+        .inspect_err(|_| tracing::warn!(file = %path.display(), "it is damaged and made anew"))
+        .ok()
+}
+
+fn write<T: Serialize>(path: &Path, value: Option<&T>) -> Result<(), AcmeError> {
+    let done = match value.map(serde_json::to_string) {
+        Some(Ok(text)) => replace(path, &text, 0o600),
+        Some(Err(error)) => Err(error.into()),
+        None => match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        },
+    };
+    done.map_err(|error| at(path, error))
+}
+
+fn at(path: &Path, error: io::Error) -> AcmeError {
+    AcmeError::Io { path: path.to_owned(), error }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn each_authority_has_its_own_and_the_certificate_is_shared() {
+        let place = tempfile::tempdir().unwrap();
+        let directory = place.path().join("acme");
+        let one = Kept::open(&directory, "https://ca.example/dir?x=../..").unwrap();
+        let two = Kept::open(&directory, "https://ca.example:14000/dir").unwrap();
+        let order = KeptOrder { url: "https://ca.example/order/1".to_owned(), key: "secret".to_owned() };
+        one.set_order(Some(&order)).unwrap();
+        assert_eq!((one.order().unwrap().url, two.order().is_some()), (order.url, false));
+        assert!(one.issued_by().is_none());
+        one.set_certificate("https://ca.example/dir", "key\n", "chain\n").unwrap();
+        assert_eq!(two.issued_by().as_deref(), Some("https://ca.example/dir"));
+        for file in [&one.order, &one.certificate] {
+            assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o600, "{}", file.display());
+        }
+        fs::write(&one.order, "{").unwrap();
+        assert!(one.order().is_none());
+        one.set_order(None).unwrap();
+        one.set_order(None).unwrap();
+    }
+}

@@ -1,0 +1,168 @@
+//! The name server for the base domain, so that nobody needs another one to prove that the domain is theirs.
+//!
+//! It answers for its zone alone, on the addresses that it is given, over UDP and TCP: no recursion, no transfers. What a
+//! stranger sends costs a count, and within its rate one look-up of a fixed few records; see [`Zone`].
+
+mod place;
+mod rate;
+mod zone;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::time::timeout;
+
+pub use self::place::PlaceError;
+pub(crate) use self::place::{listen_at, seen_as};
+use self::rate::Rate;
+use self::zone::Over;
+pub(crate) use self::zone::Zone;
+use crate::edge::Places;
+use crate::{Shared, StartError};
+
+/// Of a question; none has a reason to be longer.
+const QUESTION: usize = 4096;
+/// Connections at once, of all and of one address. Resolvers come over TCP for what does not fit, which little does.
+const CONNECTIONS: (usize, usize) = (256, 16);
+/// For a question and its answer, on a connection.
+const SILENCE: Duration = Duration::from_secs(10);
+/// Questions of one connection.
+const QUESTIONS: usize = 100;
+/// A random port is tried again where UDP and TCP do not both have it free.
+const TRIES: usize = 20;
+
+/// A name server that is bound and does not answer yet.
+#[derive(Debug)]
+pub(crate) struct Server {
+    zone: Arc<Zone>,
+    sockets: Vec<(UdpSocket, TcpListener)>,
+}
+
+impl Server {
+    /// Binds each address for UDP and TCP. Port 0 becomes one that is free for both.
+    pub(crate) fn bind(addresses: &[SocketAddr], zone: Arc<Zone>) -> Result<Self, StartError> {
+        let sockets = addresses.iter().map(|address| {
+            let mut tries = 0;
+            loop {
+                tries += 1;
+                match bind(*address) {
+                    Err(_) if address.port() == 0 && tries < TRIES => {}
+                    bound => return bound,
+                }
+            }
+        });
+        Ok(Self { zone, sockets: sockets.collect::<Result<_, _>>()? })
+    }
+
+    /// Where it answers.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        self.sockets.iter().filter_map(|(udp, _)| udp.local_addr().ok())
+    }
+
+    /// Answers in tasks of the relay's, until it closes.
+    pub(crate) fn serve(self, shared: &Arc<Shared>) {
+        let (rate, places) = (Arc::new(Rate::default()), Arc::new(Places::new(CONNECTIONS.0, CONNECTIONS.1)));
+        for (udp, tcp) in self.sockets {
+            let (owner, zone, rate) = (shared.clone(), self.zone.clone(), rate.clone());
+            shared.spawn(async move {
+                let answer = answer_datagrams(&owner, &zone, &rate, &udp);
+                owner.closing.run_until_cancelled(answer).await;
+            });
+            let (owner, zone, places) = (shared.clone(), self.zone.clone(), places.clone());
+            shared.spawn(async move {
+                let accept = accept(&owner, &zone, &places, &tcp);
+                owner.closing.run_until_cancelled(accept).await;
+            });
+        }
+    }
+}
+
+fn bind(address: SocketAddr) -> Result<(UdpSocket, TcpListener), StartError> {
+    let tcp = crate::listen("--dns", address)?;
+    let open = || {
+        let socket = std::net::UdpSocket::bind(tcp.local_addr()?)?;
+        socket.set_nonblocking(true)?;
+        UdpSocket::from_std(socket)
+    };
+    let udp = open().map_err(|error| StartError::Listen { what: "--dns", address, error })?;
+    Ok((udp, tcp))
+}
+
+async fn answer_datagrams(shared: &Shared, zone: &Zone, rate: &Rate, socket: &UdpSocket) {
+    let mut buffer = [0; QUESTION];
+    // Of those that come too fast, every second is told to come over TCP, which a forged sender cannot.
+    let mut told = false;
+    loop {
+        let Ok((length, peer)) = socket.recv_from(&mut buffer).await else {
+            // Spinning would not mend it.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let question = buffer.get(..length).unwrap_or_default();
+        let answer = if rate.allows(peer.ip(), Instant::now()) {
+            shared.metrics.dns_questions.inc();
+            zone.answer(question, Over::Udp)
+        } else {
+            shared.metrics.dns_limited.inc();
+            told = !told;
+            if told { Zone::come_over_tcp(question) } else { None }
+        };
+        if let Some(answer) = answer {
+            // Who cannot be reached asks again.
+            let _ = socket.send_to(&answer, peer).await;
+        }
+    }
+}
+
+async fn accept(shared: &Arc<Shared>, zone: &Arc<Zone>, places: &Places, listener: &TcpListener) {
+    loop {
+        let Ok((tcp, peer)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let Some(place) = places.enter(peer.ip(), false) else { continue };
+        let (owner, zone) = (shared.clone(), zone.clone());
+        shared.spawn(async move {
+            owner.closing.run_until_cancelled(answer_connection(&owner, &zone, tcp)).await;
+            drop(place);
+        });
+    }
+}
+
+/// Answers one question after the other (RFC 7766), until somebody has had enough.
+async fn answer_connection(shared: &Shared, zone: &Zone, mut tcp: TcpStream) {
+    let mut question = Vec::new();
+    for _ in 0..QUESTIONS {
+        let exchange = async {
+            let length = usize::from(tcp.read_u16().await.ok()?);
+            if length > QUESTION {
+                return None;
+            }
+            question.resize(length, 0);
+            tcp.read_exact(&mut question).await.ok()?;
+            shared.metrics.dns_questions.inc();
+            let answer = zone.answer(&question, Over::Tcp)?;
+            let framed = [&u16::try_from(answer.len()).ok()?.to_be_bytes(), &answer[..]].concat();
+            tcp.write_all(&framed).await.ok()
+        };
+        if !matches!(timeout(SILENCE, exchange).await, Ok(Some(()))) {
+            return;
+        }
+    }
+}
+
+/// The name of the server as the parent zone has it, where nobody says another: beside the domain, so that it needs no
+/// glue; or below it where the domain is somebody's whole one and all that is beside it is others'.
+pub(crate) fn default_name(domain: &str) -> String {
+    if domain.matches('.').count() > 1 { format!("ns-{domain}") } else { format!("ns.{domain}") }
+}
+
+/// The records that the parent zone has to have.
+pub(crate) fn records(domain: &str, server: &str, addresses: &[IpAddr]) -> Vec<String> {
+    let kind = |ip: &IpAddr| if ip.is_ipv4() { "A" } else { "AAAA" };
+    let server_at = addresses.iter().map(|ip| format!("{server}. {} {ip}", kind(ip)));
+    std::iter::once(format!("{domain}. NS {server}.")).chain(server_at).collect()
+}
