@@ -1,6 +1,7 @@
 //! `relay inbox`, and what a client says of its inbox, as a user sees them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Request, Response, StatusCode};
@@ -8,7 +9,7 @@ use relay_client::{Client, Tunnel, TunnelOptions};
 use relay_protocol::inbox::Inbox;
 use relay_tests::body::{empty, full};
 use relay_tests::process::{Ended, run};
-use relay_tests::{App, RelayClient, World, within};
+use relay_tests::{App, Process, RelayClient, World, within};
 use serde_json::json;
 
 /// A relay that tries again soon, and a token.
@@ -172,6 +173,39 @@ async fn a_client_says_what_waits_and_what_comes_out_of_the_inbox() {
     world.post(client.url(), "x").await;
     assert_eq!(client.exchange().await["delivery"], json!(null), "its sender has waited");
     assert_eq!(client.process.terminate().await.code(), 143);
+    world.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_the_file_says_of_an_inbox_holds() {
+    let (world, token) = world().await;
+    let home = Arc::new(tempfile::tempdir().unwrap());
+    let file = format!(
+        "[tunnels.hooks]\nupstream = {}\nsubdomain = \"hooks\"\n[tunnels.hooks.inbox]\nhow = \"body=1KiB\"\n\
+         ack = {{ status = 200, headers = {{ content-type = \"text/xml\" }}, body = \"<Ok/>\" }}\n\
+         ignore = [{{ provider = \"github\", type = \"check_*\" }}, {{ when = {{ \"json:/test\" = \"true\" }} }}]\n",
+        App::echo().await.addr().port()
+    );
+    std::fs::write(home.path().join("relay.toml"), file).unwrap();
+    let words = world.arguments(&token, &["start", "--output", "json"]);
+    let mut client = RelayClient::of(Process::spawn_in(home, "relay", words, &[]).await).await;
+    client.process.terminate().await;
+
+    let url = world.url("hooks", "/");
+    let answer = world.post(&url, "{\"test\":false}").await;
+    assert_eq!((answer.code(), answer.header("content-type"), answer.text()), (200, "text/xml", "<Ok/>"));
+    assert!(answer.header("relay-inbox").starts_with("stored; "), "{answer:?}");
+    let answer = world.post(&url, "{\"test\":true}").await;
+    assert_eq!((answer.code(), answer.header("relay-inbox"), answer.text()), (200, "ignored", "<Ok/>"));
+    for (event, is_kept) in [("check_run", false), ("push", true)] {
+        let request = Request::post(&url).header("x-github-event", event).header("x-github-delivery", event);
+        let request = request.header("x-github-hook-id", "1").header("content-type", "application/json");
+        let answer = world.send(request.body(full("{}")).unwrap()).await;
+        assert_eq!(answer.header("relay-inbox") == "ignored", !is_kept, "{event}: {answer:?}");
+    }
+    assert_eq!(world.post(&url, "x".repeat(1025)).await.code(), 413);
+    let told = told(&world, &token).await;
+    assert_eq!((&told["waiting"], &told["how"]), (&json!(2), &json!("ack=200,body=1KiB,ignore=2")));
     world.shutdown().await;
 }
 
