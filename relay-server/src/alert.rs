@@ -229,7 +229,8 @@ async fn message<'a>(
         }
         News::Recovered => ("inbox.recovered", format!("the backlog is gone; {} to be delivered", wait(*waiting))),
         News::Dead => {
-            let last = shared.inboxes.records().list(name, Some(State::Dead), None, 1).await?.pop();
+            let (mut rows, _) = shared.inboxes.records().list(name, inbox.token, Some(State::Dead), None, 1).await?;
+            let last = rows.pop();
             let reason = last.as_ref().and_then(|row| row.reason.clone());
             webhook = last.map(|row| Webhook {
                 id: row.id.to_string(),

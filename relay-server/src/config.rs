@@ -723,7 +723,7 @@ impl FileLimits {
         limits.inbox_body = self.inbox_body.unwrap_or(limits.inbox_body);
         limits.inbox_count = self.inbox_count.unwrap_or(limits.inbox_count);
         limits.inbox_bytes = self.inbox_bytes.unwrap_or(limits.inbox_bytes);
-        limits.inbox_live = self.inbox_live.unwrap_or(limits.inbox_live);
+        limits.inbox_live = self.inbox_live.unwrap_or(limits.inbox_live).min(tokio::sync::Semaphore::MAX_PERMITS);
         limits.inboxes_per_token = self.inboxes_per_token.unwrap_or(limits.inboxes_per_token);
         limits.inbox_token_bytes = self.inbox_token_bytes.unwrap_or(limits.inbox_token_bytes);
         limits.inbox_total_bytes = self.inbox_total_bytes.unwrap_or(limits.inbox_total_bytes);

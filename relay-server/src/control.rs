@@ -509,7 +509,7 @@ async fn handle(data: &Data, request: InboxRequest) -> Result<Reply, HandleError
         }
         InboxRequest::Show { inbox, id } => {
             let inbox = handle::inbox(inboxes, None, &inbox).await?;
-            Reply::Webhook(Box::new(handle::whole(inboxes, &inbox, &id).await?))
+            Reply::Webhook(Box::new(handle::whole(inboxes, &inbox, &id, u64::MAX).await?))
         }
         InboxRequest::Retry { inbox, which } => act(&inbox, Action::Retry, &which).await?,
         InboxRequest::Drop { inbox, which } => act(&inbox, Action::Drop, &which).await?,

@@ -97,6 +97,7 @@ pub(crate) struct Shared {
     places: Places,
     janitor: Janitor,
     refusals: Refusals,
+    turns: edge::api::Turns,
     metrics: Metrics,
     access: AccessLog,
     /// Every task of the relay, so that none outlives it.
@@ -302,6 +303,7 @@ impl Relay {
             sessions: Sessions::default(),
             janitor: Janitor::default(),
             refusals: Refusals::default(),
+            turns: edge::api::Turns::default(),
             metrics: Metrics::new(),
             access,
             tasks: TaskTracker::new(),
@@ -310,9 +312,8 @@ impl Relay {
             config,
         });
         // Names that belong to somebody are away, not unknown: their clients come back after a restart.
-        let mut in_force = HashSet::new();
+        let ended: HashSet<_> = shared.store.ended(store::unix_now()).await?.into_iter().collect();
         for TokenSummary { token, reserved, leased, providers } in shared.store.list_tokens(store::unix_now()).await? {
-            in_force.extend(token.revoked_at.is_none().then_some(token.id));
             leased.iter().for_each(|name| shared.registry.expect(name.as_str()));
             for name in reserved {
                 shared.registry.reserve(name.as_str(), token.id, providers.get(&name).map(String::as_str));
@@ -321,7 +322,7 @@ impl Relay {
         shared.inboxes.records().hand_over(shared.store.heirs().await?).await?;
         let mut waiting = shared.inboxes.records().inboxes().await?;
         // Nobody could take what came for a token that has ended.
-        waiting.retain(|inbox| in_force.contains(&inbox.token));
+        waiting.retain(|inbox| !ended.contains(&inbox.token));
         let http = shared.config.http.map(|address| listen("--http", address)).transpose()?;
         let admin = shared.config.admin.map(|address| listen("--admin", address)).transpose()?;
         let alerts = shared.config.alert.as_ref().map(|_| Outgoing::new(None)).transpose()?;

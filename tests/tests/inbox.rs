@@ -10,6 +10,7 @@ use http_body_util::BodyExt as _;
 use jiff::Timestamp;
 use relay_client::{Client, Tunnel, TunnelOptions};
 use relay_protocol::inbox::Inbox;
+use relay_protocol::inbox::api::{PATH, Page, Whole};
 use relay_protocol::webhook::{self, Credentials, Table};
 use relay_server::config::Config;
 use relay_tests::body::{empty, full, noise, pipe};
@@ -507,5 +508,61 @@ async fn with_too_little_of_the_disk_free_nothing_is_accepted_and_the_relay_is_n
     let (world, _) = away("on", |config| config.limits.inbox_free = 1 << 60).await;
     let answer = world.post(&world.url("hooks", "/"), "x").await;
     assert_eq!((answer.code(), answer.error()), (507, Some("inbox-full")));
+    world.shutdown().await;
+}
+
+/// Asks the relay's API for tokens.
+async fn ask(world: &World, token: &str, method: Method, path: &str, body: impl Into<Body>) -> Answer {
+    let request = Request::builder().method(method).uri(format!("{}{PATH}{path}", world.relay_url()));
+    world.send(request.header("authorization", format!("Bearer {token}")).body(body.into()).unwrap()).await
+}
+
+#[tokio::test]
+async fn pages_go_on_where_they_ended_whatever_was_dropped_meanwhile() {
+    let (world, token) = away("on", |_| {}).await;
+    for n in 0..5 {
+        assert!(is_kept(&world.post(&world.url("hooks", "/"), format!("{n}")).await));
+    }
+    let page = async |query: &str| -> Page {
+        let answer = ask(&world, &token, Method::GET, &format!("/hooks?limit=2{query}"), empty()).await;
+        assert_eq!(answer.code(), 200, "{answer:?}");
+        serde_json::from_slice(&answer.body).unwrap()
+    };
+    let mut seen = Vec::new();
+    let mut query = String::new();
+    loop {
+        let Page { webhooks, next, .. } = page(&query).await;
+        let last = json!({"ids": [webhooks.last().unwrap().id]}).to_string();
+        assert_eq!(ask(&world, &token, Method::POST, "/hooks/drop", full(last)).await.code(), 200);
+        seen.extend(webhooks.into_iter().map(|webhook| webhook.id));
+        let Some(next) = next else { break };
+        query = format!("&before={next}");
+    }
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), 5, "each of them once: {seen:?}");
+    let answer = ask(&world, &token, Method::GET, "/hooks?before=no", empty()).await;
+    assert_eq!(answer.error(), Some("bad-request"));
+    let other = world.token().await;
+    assert_eq!(ask(&world, &other, Method::GET, "/hooks", empty()).await.code(), 404);
+    world.shutdown().await;
+}
+
+#[tokio::test]
+async fn bodies_come_as_they_are_and_long_ones_only_so() {
+    let (world, token) = away("on", |_| {}).await;
+    for body in [noise(3000), noise(3 << 20)] {
+        let kept = world.post(&world.url("hooks", "/"), body.clone()).await;
+        let id = kept.headers["relay-inbox"].to_str().unwrap().strip_prefix("stored; id=").unwrap();
+        let answer = ask(&world, &token, Method::GET, &format!("/hooks/{id}/body"), empty()).await;
+        assert_eq!(answer.headers["content-length"].to_str().unwrap(), body.len().to_string());
+        assert!(answer.body == body, "byte for byte");
+        let answer = ask(&world, &token, Method::GET, &format!("/hooks/{id}"), empty()).await;
+        let whole: Whole = serde_json::from_slice(&answer.body).unwrap();
+        assert_eq!(whole.webhook.size, body.len() as u64);
+        assert_eq!(whole.body().is_some_and(|whole| whole == body), body.len() < 256 * 1024);
+    }
+    let id = "01M8067H447D3H3MSZ2H689PZF";
+    assert_eq!(ask(&world, &token, Method::GET, &format!("/hooks/{id}/body"), empty()).await.code(), 404);
     world.shutdown().await;
 }

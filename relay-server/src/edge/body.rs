@@ -9,6 +9,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::Stream as _;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use relay_protocol::exchange::{append_all, end_to_end_trailers};
 use relay_protocol::frame::Reset;
@@ -16,6 +17,7 @@ use relay_protocol::link::Stream;
 use relay_protocol::message::{HeaderList, Payload};
 use relay_protocol::mux::{Item, StreamError};
 use tokio::time::{Instant, Sleep, timeout, timeout_at};
+use tokio_util::io::ReaderStream;
 use tokio_util::sync::DropGuard;
 
 use super::cause::Cause;
@@ -40,7 +42,11 @@ pub(crate) struct EdgeBody {
 enum Source {
     Whole(Option<Bytes>),
     Stream(Box<Download>),
+    File(Box<ReaderStream<tokio::fs::File>>),
 }
+
+/// Bytes of a file that are read at once.
+const PIECE: usize = 64 * 1024;
 
 /// A body that is still arriving through the tunnel.
 #[derive(Debug)]
@@ -134,6 +140,12 @@ impl EdgeBody {
         Self::full(Bytes::new())
     }
 
+    /// What is in a file. Whoever is told its length sees where it could not be read to its end.
+    pub(crate) fn file(file: tokio::fs::File) -> Self {
+        let stream = ReaderStream::with_capacity(file, PIECE);
+        Self { source: Source::File(Box::new(stream)), exchange: None, _end: None }
+    }
+
     /// What `stream` brings after its head. A small body that is already there becomes one piece, which hyper writes
     /// together with the head: but only one of the length that the head `declared`, because hyper takes a whole body's
     /// word for it. It measures the others, and breaks off what is shorter.
@@ -185,7 +197,7 @@ impl EdgeBody {
     /// What to watch, where the body does not end at once.
     pub(crate) fn watch(&self) -> Option<(Arc<Progress>, Stream)> {
         match &self.source {
-            Source::Whole(_) => None,
+            Source::Whole(_) | Source::File(_) => None,
             Source::Stream(download) => Some((download.progress.clone(), download.stream.clone())),
         }
     }
@@ -199,6 +211,13 @@ impl Body for EdgeBody {
         let this = &mut *self;
         match &mut this.source {
             Source::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Source::File(file) => Pin::new(file).poll_next(cx).map(|read| {
+                let failed = |error: std::io::Error| {
+                    tracing::error!(%error, "a file cannot be read to its end");
+                    StreamError::Closed
+                };
+                read.map(|read| read.map(Frame::data).map_err(failed))
+            }),
             Source::Stream(download) => {
                 let frame = ready!(download.poll_frame(cx));
                 if let Some(exchange) = &this.exchange {
@@ -217,13 +236,14 @@ impl Body for EdgeBody {
         match &self.source {
             Source::Whole(bytes) => bytes.is_none(),
             Source::Stream(download) => download.ended,
+            Source::File(_) => false,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
             Source::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Source::Stream(_) => SizeHint::default(),
+            Source::Stream(_) | Source::File(_) => SizeHint::default(),
         }
     }
 }

@@ -5,7 +5,7 @@
 //!                                       └────▶ the relay's own host: connect ─▶ session
 //! ```
 
-mod api;
+pub(crate) mod api;
 pub(crate) mod body;
 pub(crate) mod cause;
 pub(crate) mod connect;

@@ -34,7 +34,7 @@ pub(super) struct Webhook {
 
 /// The body of a webhook, wherever it is.
 #[derive(Debug)]
-pub(super) enum Source {
+pub(crate) enum Source {
     Bytes(Bytes),
     File(File),
 }

@@ -1,12 +1,13 @@
 //! What can be asked of an inbox, by its owner or by the relay's operator.
 
 use relay_protocol::inbox::api;
-use relay_protocol::inbox::api::{Done, Inbox, MAX_IDS, MAX_PAGE, Page, Whole};
+use relay_protocol::inbox::api::{Done, MAX_IDS, MAX_PAGE, Page, Whole};
 use thiserror::Error;
 use tokio::io::AsyncReadExt as _;
 use ulid::Ulid;
 
-use super::records::{State, StoredBody, Which};
+pub(crate) use super::attempt::Source;
+use super::records::{Inbox, Seq, State, StoredBody, Which};
 use super::{Inboxes, close, now, view};
 use crate::store::{StoreError, TokenId};
 
@@ -34,6 +35,12 @@ pub(crate) enum HandleError {
     /// It is no state.
     #[error("{0:?} is none of waiting, delivered and dead")]
     State(String),
+    /// It is no `next` of a page.
+    #[error("{0:?} is not where a page begins")]
+    Page(String),
+    /// It was delivered.
+    #[error("the body of the webhook {0} is not kept any more, because it was delivered")]
+    NoBody(String),
     /// That many ids.
     #[error("more than {MAX_IDS} ids at once")]
     TooMany,
@@ -47,19 +54,21 @@ pub(crate) enum HandleError {
 
 /// The inboxes of a token, or all.
 pub(crate) async fn inboxes(inboxes: &Inboxes, whose: Option<TokenId>) -> Result<api::Inboxes, HandleError> {
-    let all = inboxes.records().inboxes().await?;
-    let inboxes = all.iter().filter(|inbox| whose.is_none_or(|token| inbox.token == token)).map(view::inbox).collect();
-    Ok(api::Inboxes { inboxes })
+    let found = match whose {
+        Some(token) => inboxes.records().inboxes_of(token).await?,
+        None => inboxes.records().inboxes().await?,
+    };
+    Ok(api::Inboxes { inboxes: found.iter().map(view::inbox).collect() })
 }
 
 /// The inbox of a name, if it is this token's where one is given.
 pub(crate) async fn inbox(inboxes: &Inboxes, whose: Option<TokenId>, name: &str) -> Result<Inbox, HandleError> {
     let inbox = inboxes.records().inbox(name).await?;
     let inbox = inbox.filter(|inbox| whose.is_none_or(|token| inbox.token == token));
-    inbox.map(|inbox| view::inbox(&inbox)).ok_or_else(|| HandleError::NoInbox(name.to_owned()))
+    inbox.ok_or_else(|| HandleError::NoInbox(name.to_owned()))
 }
 
-/// Webhooks of an inbox, in one state or in any.
+/// Webhooks of an inbox, in one state or in any: the first page, or the one that another's `next` leads to.
 pub(crate) async fn page(
     inboxes: &Inboxes,
     inbox: Inbox,
@@ -67,40 +76,47 @@ pub(crate) async fn page(
     before: Option<&str>,
     limit: Option<usize>,
 ) -> Result<Page, HandleError> {
-    let records = inboxes.records();
-    let before = match before {
-        Some(id) => {
-            let found = records.show(&inbox.name, ulid(id)?).await?;
-            Some(found.ok_or_else(|| HandleError::NoWebhook(id.to_owned()))?.0.row.seq)
-        }
-        None => None,
-    };
-    let state = state.map(state_of).transpose()?;
-    let rows = records.list(&inbox.name, state, before, limit.unwrap_or(100).min(MAX_PAGE)).await?;
-    // A page may be shorter than what was asked for; the one after the last is empty.
-    let next = rows.last().map(|row| row.id.to_string());
-    Ok(Page { inbox, webhooks: rows.iter().map(view::webhook).collect(), next })
+    let before = before.map(|before| Seq::from_text(before).ok_or_else(|| HandleError::Page(shorten(before))));
+    let (before, state) = (before.transpose()?, state.map(state_of).transpose()?);
+    let limit = limit.unwrap_or(100).clamp(1, MAX_PAGE);
+    let (rows, more) = inboxes.records().list(&inbox.name, inbox.token, state, before, limit).await?;
+    let next = rows.last().filter(|_| more).map(|last| last.seq.to_text());
+    Ok(Page { inbox: view::inbox(&inbox), webhooks: rows.iter().map(view::webhook).collect(), next })
 }
 
-/// A webhook with all that is kept of it.
-pub(crate) async fn whole(inboxes: &Inboxes, inbox: &Inbox, id: &str) -> Result<Whole, HandleError> {
+/// A webhook with all that is kept of it; its body only where it has at most `most` bytes.
+pub(crate) async fn whole(inboxes: &Inboxes, inbox: &Inbox, id: &str, most: u64) -> Result<Whole, HandleError> {
     let records = inboxes.records();
     let id = ulid(id)?;
-    let found = records.show(&inbox.name, id).await?;
+    let found = records.show(&inbox.name, inbox.token, id).await?;
     let (stored, attempts) = found.ok_or_else(|| HandleError::NoWebhook(id.to_string()))?;
-    let body_base64 = match stored.body {
-        StoredBody::Inline(bytes) => Some(view::base64(&bytes)),
-        StoredBody::Spooled => {
+    let body = match stored.body {
+        StoredBody::Inline(bytes) => Some(bytes.into()),
+        StoredBody::Spooled if stored.row.body_size <= most => {
             let mut body = Vec::new();
-            records.spool().open(id).await?.take(stored.row.body_size).read_to_end(&mut body).await?;
-            Some(view::base64(&body))
+            records.spool().open(id).await?.take(most).read_to_end(&mut body).await?;
+            Some(body)
         }
-        StoredBody::Gone => None,
+        StoredBody::Spooled | StoredBody::Gone => None,
     };
     let headers = view::headers(&stored.row.head);
     let headers_first = stored.head_first.as_ref().map(view::headers);
     let tried = attempts.into_iter().map(view::tried).collect();
+    let body_base64 = body.map(|body: Vec<u8>| view::base64(&body));
     Ok(Whole { webhook: view::webhook(&stored.row), headers, headers_first, body_base64, tried })
+}
+
+/// The body of a webhook, and its length.
+pub(crate) async fn body(inboxes: &Inboxes, inbox: &Inbox, id: &str) -> Result<(Source, u64), HandleError> {
+    let id = ulid(id)?;
+    let found = inboxes.records().show(&inbox.name, inbox.token, id).await?;
+    let (stored, _) = found.ok_or_else(|| HandleError::NoWebhook(id.to_string()))?;
+    let source = match stored.body {
+        StoredBody::Inline(bytes) => Source::Bytes(bytes),
+        StoredBody::Spooled => Source::File(inboxes.records().spool().open(id).await?),
+        StoredBody::Gone => return Err(HandleError::NoBody(id.to_string())),
+    };
+    Ok((source, stored.row.body_size))
 }
 
 /// Does something with webhooks.
@@ -117,19 +133,19 @@ pub(crate) async fn act(
     };
     let records = inboxes.records();
     let count = match action {
-        Action::Retry => records.retry(&inbox.name, which, now()).await?,
-        Action::Drop => records.drop(&inbox.name, which).await?,
+        Action::Retry => records.retry(&inbox.name, inbox.token, which, now()).await?,
+        Action::Drop => records.drop(&inbox.name, inbox.token, which).await?,
     };
     wake(inboxes, &inbox.name);
     Ok(Done { count })
 }
 
 /// Lets deliveries rest, or go on.
-pub(crate) async fn pause(inboxes: &Inboxes, mut inbox: Inbox, paused: bool) -> Result<Inbox, HandleError> {
-    inboxes.records().pause(&inbox.name, paused).await?;
+pub(crate) async fn pause(inboxes: &Inboxes, mut inbox: Inbox, paused: bool) -> Result<api::Inbox, HandleError> {
+    inboxes.records().pause(&inbox.name, inbox.token, paused).await?;
     wake(inboxes, &inbox.name);
     inbox.paused = paused;
-    Ok(inbox)
+    Ok(view::inbox(&inbox))
 }
 
 /// Closes an inbox, with all that is in it.
@@ -145,9 +161,14 @@ fn wake(inboxes: &Inboxes, name: &str) {
 
 fn state_of(word: &str) -> Result<State, HandleError> {
     let state = State::ALL.into_iter().find(|state| state.as_str() == word);
-    state.ok_or_else(|| HandleError::State(word.chars().take(64).collect()))
+    state.ok_or_else(|| HandleError::State(shorten(word)))
 }
 
 fn ulid(id: &str) -> Result<Ulid, HandleError> {
-    Ulid::from_string(id).map_err(|_| HandleError::Id(id.chars().take(64).collect()))
+    Ulid::from_string(id).map_err(|_| HandleError::Id(shorten(id)))
+}
+
+/// As much of what was typed as a message repeats.
+fn shorten(text: &str) -> String {
+    text.chars().take(64).collect()
 }

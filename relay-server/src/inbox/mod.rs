@@ -100,6 +100,15 @@ impl Settings {
         Some(Self { inbox, provider: asked.webhooks.provider.clone(), timeout_ms })
     }
 
+    /// What is kept of an inbox.
+    fn kept(row: &records::Inbox) -> Self {
+        // Written by this program: what does not read is of a later version, and its webhooks are kept all the same.
+        serde_json::from_str(&row.settings).unwrap_or_else(|error| {
+            tracing::warn!(name = %row.name, %error, "the settings of an inbox cannot be read; it has those of a new one");
+            Self::default()
+        })
+    }
+
     pub(crate) fn timeout(&self) -> Option<Duration> {
         self.timeout_ms.map(Duration::from_millis)
     }
@@ -188,13 +197,8 @@ impl Inboxes {
 
 /// Opens the inboxes that there were when the relay stopped.
 pub(crate) fn start(shared: &Arc<Shared>, rows: Vec<records::Inbox>) {
-    for records::Inbox { name, token, settings, .. } in rows {
-        // Written by this program: what does not read is of a later version, and its webhooks are kept all the same.
-        let settings = serde_json::from_str(&settings).unwrap_or_else(|error| {
-            tracing::warn!(%name, %error, "the settings of an inbox cannot be read; it has those of a new one");
-            Settings::default()
-        });
-        begin(shared, Open::new(&shared.limits, &name, token, settings));
+    for row in rows {
+        begin(shared, Open::new(&shared.limits, &row.name, row.token, Settings::kept(&row)));
     }
 }
 
@@ -285,7 +289,7 @@ async fn reserved(
     if let Some(how) = how {
         settings.inbox = how.clone();
     }
-    settings.provider = provider.map(str::to_owned).or(settings.provider);
+    settings.provider = provider.map(str::to_owned);
     Ok(Some(settings))
 }
 
@@ -314,8 +318,14 @@ async fn close_idle(shared: &Shared, token: TokenId) -> Result<bool, StoreError>
         inbox.token == token && is_empty && Name::is_random(&inbox.name) && !shared.registry.is_bound(&inbox.name)
     });
     match inboxes.iter().min_by_key(|inbox| inbox.opened_at) {
-        Some(idle) => end(&shared.inboxes, &idle.name).await,
-        None => Ok(false),
+        // What came meanwhile has been acknowledged.
+        Some(idle) if shared.inboxes.records.close_empty(&idle.name).await? => {
+            if let Some((_, open)) = shared.inboxes.open.remove(idle.name.as_str()) {
+                open.closed.cancel();
+            }
+            Ok(true)
+        }
+        Some(_) | None => Ok(false),
     }
 }
 
@@ -389,10 +399,13 @@ fn begin(shared: &Arc<Shared>, open: Arc<Open>) {
 /// Gives up what has waited for too long, and forgets what is over, until the relay stops.
 pub(crate) async fn sweep(shared: Arc<Shared>) {
     while shared.stopping.run_until_cancelled(sleep(SWEEP)).await.is_some() {
-        let inboxes: Vec<Arc<Open>> = shared.inboxes.open.iter().map(|open| open.value().clone()).collect();
-        for open in inboxes {
-            let retention = open.settings().retention(&shared.limits);
-            while more(shared.inboxes.records.sweep(&open.name, now(), retention).await) && !shared.is_stopping() {}
+        // Tokens end by themselves, too.
+        let ended = shared.store.ended(unix_now()).await.unwrap_or_default();
+        ended.into_iter().for_each(|token| revoke(&shared, token));
+        // What such a one has left grows old as well.
+        for row in shared.inboxes.records.inboxes().await.unwrap_or_default() {
+            let retention = Settings::kept(&row).retention(&shared.limits);
+            while more(shared.inboxes.records.sweep(&row.name, now(), retention).await) && !shared.is_stopping() {}
         }
         while more(shared.inboxes.records.sweep_closed().await) && !shared.is_stopping() {}
     }

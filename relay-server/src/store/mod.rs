@@ -412,6 +412,21 @@ impl Store {
         self.write(move |db| revoke_token(db, name, now)).await
     }
 
+    /// The tokens that are not in force any more.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub(crate) async fn ended(&self, now: i64) -> Result<Vec<TokenId>, StoreError> {
+        self.read(move |db| {
+            let mut ended =
+                db.prepare_cached("SELECT id FROM tokens WHERE revoked_at IS NOT NULL OR expires_at <= ?1")?;
+            let ended = ended.query_map([now], |row| row.get(0).map(TokenId))?;
+            Ok(Ok(ended.collect::<rusqlite::Result<_>>()?))
+        })
+        .await
+    }
+
     /// The tokens that were revoked, each with the one in force that bears its name now, to which what it had belongs.
     ///
     /// # Errors
@@ -976,6 +991,8 @@ mod tests {
         let store = Store::in_memory().unwrap();
         let expiring = NewToken { expires_at: Some(NOW + DAY), ..new_token("alice", &[]) };
         let (secret, token) = store.create_token(expiring, NOW).await.unwrap();
+        assert_eq!(store.ended(NOW + DAY - 1).await, Ok(vec![]));
+        assert_eq!(store.ended(NOW + DAY).await, Ok(vec![token.id]));
         assert_eq!(store.authenticate(&secret, NOW + DAY - 1).await.as_ref(), Ok(&token));
         let expired = Err(AuthError::Expired { at: NOW + DAY });
         assert_eq!(store.authenticate(&secret, NOW + DAY).await, expired);

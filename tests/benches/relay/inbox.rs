@@ -22,7 +22,8 @@ const GROUP: usize = 144;
 const LOG: u64 = 4 << 20;
 
 /// An inbox that takes what the bench sends, and gives it back as fast as it can.
-const LIMITS: &str = "[limits]\ninbox_count = 100000000\ninbox_bytes = 1000000000000\n";
+const LIMITS: &str = "[limits]\ninbox_count = 100000000\ninbox_bytes = 1000000000000\n\
+                      inbox_token_bytes = 1000000000000\ninbox_total_bytes = 1000000000000\n";
 const INBOX: &[&str] = &["--inbox=rate=60000,concurrency=64"];
 
 /// What the disk does with writes that are synced one by one.

@@ -7,6 +7,7 @@ use super::lease::Leases;
 use super::row_from;
 use super::{ATTEMPTS_KEPT, Attempt, Due, Id, Outcome, ROW_COLUMNS, Records, STEP, Seq, State, Stored, StoredBody};
 use crate::store::StoreError;
+use crate::store::writer::Access;
 
 impl Records {
     /// Takes webhooks that are due, at most `limit` and at most [`STEP`], in the order in which they came. Those that were tried already and are due again come before those that were not; `ordered` gives
@@ -16,7 +17,10 @@ impl Records {
     /// [`StoreError`].
     pub(crate) async fn due(&self, inbox: &str, now: i64, ordered: bool, limit: usize) -> Result<Vec<Due>, StoreError> {
         let (inbox, leases) = (inbox.to_owned(), self.leases.clone());
-        self.read(move |db| due(db, &leases, &inbox, now, ordered, limit.min(STEP))).await
+        // On the writer's thread what was noted of a webhook is seen before its lease is given back. A reader may look at
+        // what was before that.
+        let due = move |db: &Connection| due(db, &leases, &inbox, now, ordered, limit.min(STEP)).map(Ok);
+        self.writer.run(Access::Read, due).await
     }
 
     /// When the next webhook of an inbox is due that nobody delivers: `None` where none waits or the inbox is paused. It may
@@ -40,13 +44,14 @@ impl Records {
         .await
     }
 
-    /// A webhook with all that is needed to send it; `None` if it was removed.
+    /// A webhook with all that is needed to send it; `None` if it does not wait any more.
     ///
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn load(&self, seq: Seq) -> Result<Option<Stored>, StoreError> {
         let leases = self.leases.clone();
-        self.read(move |db| load(db, &leases, seq)).await
+        let stored = self.read(move |db| load(db, &leases, seq)).await?;
+        Ok(stored.filter(|stored| stored.row.state == State::Waiting))
     }
 
     /// Notes an attempt and what follows from it. Of one that is delivered the head is kept, and nothing else. One
@@ -87,7 +92,6 @@ fn delivering(db: &Connection, name: &str) -> rusqlite::Result<Option<i64>> {
     db.prepare_cached(sql)?.query_row([name], |row| row.get(0)).optional()
 }
 
-/// It runs on the writer's thread, where what was noted of a webhook is seen before its lease is given back.
 fn due(
     db: &Connection,
     leases: &Leases,

@@ -1,4 +1,6 @@
 //! What people do with an inbox: look, try again, throw away. And what time does.
+//!
+//! What people do names the token, too: a name may be another's by now.
 
 use rusqlite::{Connection, OptionalExtension as _, Rows, params};
 use ulid::Ulid;
@@ -6,27 +8,32 @@ use ulid::Ulid;
 use super::deliver::load;
 use super::lease::Leases;
 use super::{Attempt, Id, Quota, ROW_COLUMNS, Records, Retention, Row, STEP, STEP_BYTES, Seq, State, Stored, Which};
-use super::{inbox_id, reserve, row_from};
-use crate::store::StoreError;
+use super::{inbox_id, inbox_of, reserve, row_from};
+use crate::store::{StoreError, TokenId};
 
 /// A page of a list ends once its heads have as many bytes, so that long heads do not fill the memory.
 const PAGE_BYTES: usize = 4 * 1024 * 1024;
 
 impl Records {
     /// Webhooks of an inbox, those that came last first: in one state or in any, that came before `before`. A page has at
-    /// most `limit` and at most [`STEP`], fewer where heads are long; the end is a page without any.
+    /// most `limit` and at most [`STEP`], fewer where heads are long. Returns whether there are more, too.
     ///
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn list(
         &self,
         inbox: &str,
+        token: TokenId,
         state: Option<State>,
         before: Option<Seq>,
         limit: usize,
-    ) -> Result<Vec<Row>, StoreError> {
+    ) -> Result<(Vec<Row>, bool), StoreError> {
         let (inbox, leases) = (inbox.to_owned(), self.leases.clone());
-        self.read(move |db| list(db, &leases, &inbox, state, before, limit.min(STEP))).await
+        self.read(move |db| match inbox_of(db, &inbox, token)? {
+            Some(inbox) => list(db, &leases, inbox, state, before, limit.min(STEP)),
+            None => Ok((Vec::new(), false)),
+        })
+        .await
     }
 
     /// A webhook of an inbox with the attempts at it, numbered, the newest last.
@@ -36,11 +43,13 @@ impl Records {
     pub(crate) async fn show(
         &self,
         inbox: &str,
+        token: TokenId,
         id: Ulid,
     ) -> Result<Option<(Stored, Vec<(u32, Attempt)>)>, StoreError> {
         let (inbox, leases) = (inbox.to_owned(), self.leases.clone());
         self.read(move |db| {
-            let Some(seq) = place(db, &inbox, id)? else { return Ok(None) };
+            let Some(inbox) = inbox_of(db, &inbox, token)? else { return Ok(None) };
+            let Some((seq, _)) = place(db, inbox, id)? else { return Ok(None) };
             let Some(stored) = load(db, &leases, seq)? else { return Ok(None) };
             let sql = "SELECT number, at, duration_ms, status, error FROM attempts WHERE seq = ?1 ORDER BY number";
             let mut statement = db.prepare_cached(sql)?;
@@ -64,9 +73,9 @@ impl Records {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub(crate) async fn retry(&self, inbox: &str, which: Which, now: i64) -> Result<u64, StoreError> {
+    pub(crate) async fn retry(&self, inbox: &str, token: TokenId, which: Which, now: i64) -> Result<u64, StoreError> {
         let leases = self.leases.clone();
-        self.in_steps(inbox, which, move |db, seqs| {
+        self.in_steps(inbox, token, which, move |db, seqs| {
             let sql = "UPDATE webhooks SET state = 0, due_at = 0, tries = 0, since = ?2, ended_at = NULL, reason = NULL
                        WHERE seq = ?1 AND state <> 1";
             let mut retry = db.prepare_cached(sql)?;
@@ -83,8 +92,8 @@ impl Records {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub(crate) async fn drop(&self, inbox: &str, which: Which) -> Result<u64, StoreError> {
-        self.in_steps(inbox, which, remove).await
+    pub(crate) async fn drop(&self, inbox: &str, token: TokenId, which: Which) -> Result<u64, StoreError> {
+        self.in_steps(inbox, token, which, remove).await
     }
 
     /// Does a piece of what time does in an inbox: gives up what has waited for too long, removes what ended long ago and
@@ -121,6 +130,7 @@ impl Records {
     async fn in_steps(
         &self,
         inbox: &str,
+        token: TokenId,
         which: Which,
         step: impl Fn(&Connection, &[Seq]) -> rusqlite::Result<Removed> + Clone + Send + 'static,
     ) -> Result<u64, StoreError> {
@@ -130,7 +140,7 @@ impl Records {
             let (inbox, step) = (inbox.to_owned(), step.clone());
             let work = self.drain(move |db| {
                 let mut rest = rest;
-                let seqs = match inbox_id(db, &inbox)? {
+                let seqs = match inbox_of(db, &inbox, token)? {
                     Some(inbox) => rest.next(db, inbox)?,
                     None => Vec::new(),
                 };
@@ -178,7 +188,7 @@ impl Rest {
                 let (mut found, mut bytes) = (Vec::new(), 0);
                 // An id that is not there must not look like the end.
                 for id in ids {
-                    if let Some((seq, cost)) = place_in(db, inbox, id)? {
+                    if let Some((seq, cost)) = place(db, inbox, id)? {
                         found.push(seq);
                         bytes += cost;
                     }
@@ -228,15 +238,8 @@ fn step(mut rows: Rows<'_>, is_left: impl Fn(Seq) -> bool) -> rusqlite::Result<(
 pub(super) const PAGE: &str = "\
     SELECT seq FROM webhooks WHERE inbox = ?1 AND state = ?2 AND seq < ?3 ORDER BY seq DESC LIMIT ?4";
 
-fn place(db: &Connection, inbox: &str, id: Ulid) -> rusqlite::Result<Option<Seq>> {
-    match inbox_id(db, inbox)? {
-        Some(inbox) => Ok(place_in(db, inbox, id)?.map(|(seq, _)| seq)),
-        None => Ok(None),
-    }
-}
-
 /// The place of a webhook, and its cost.
-fn place_in(db: &Connection, inbox: i64, id: Ulid) -> rusqlite::Result<Option<(Seq, u64)>> {
+fn place(db: &Connection, inbox: i64, id: Ulid) -> rusqlite::Result<Option<(Seq, u64)>> {
     let sql = "SELECT seq, size - body_size * spooled FROM webhooks WHERE id = ?2 AND inbox = ?1";
     db.prepare_cached(sql)?.query_row(params![inbox, Id(id)], |row| Ok((row.get(0)?, row.get(1)?))).optional()
 }
@@ -244,22 +247,22 @@ fn place_in(db: &Connection, inbox: i64, id: Ulid) -> rusqlite::Result<Option<(S
 fn list(
     db: &Connection,
     leases: &Leases,
-    inbox: &str,
+    inbox: i64,
     state: Option<State>,
     before: Option<Seq>,
     limit: usize,
-) -> rusqlite::Result<Vec<Row>> {
-    let Some(inbox) = inbox_id(db, inbox)? else { return Ok(Vec::new()) };
+) -> rusqlite::Result<(Vec<Row>, bool)> {
     // The index has each state in order, so the newest of all states are among the newest of each.
     let mut seqs = Vec::new();
     let mut page = db.prepare_cached(PAGE)?;
     for state in State::ALL.into_iter().filter(|each| state.is_none_or(|state| state == *each)) {
         let before = before.unwrap_or(Seq(i64::MAX));
-        for seq in page.query_map(params![inbox, state, before, limit], |row| row.get::<_, Seq>(0))? {
+        for seq in page.query_map(params![inbox, state, before, limit + 1], |row| row.get::<_, Seq>(0))? {
             seqs.push(seq?);
         }
     }
     seqs.sort_unstable_by(|one, other| other.cmp(one));
+    let found = seqs.len();
     seqs.truncate(limit);
 
     let mut rows = Vec::with_capacity(seqs.len());
@@ -273,7 +276,8 @@ fn list(
             break;
         }
     }
-    Ok(rows)
+    let more = rows.len() < found;
+    Ok((rows, more))
 }
 
 /// Removes webhooks. Returns how many there were, and whose files have to go.

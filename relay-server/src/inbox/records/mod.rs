@@ -70,6 +70,18 @@ pub(crate) struct Records {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Seq(i64);
 
+impl Seq {
+    /// As a text that means nothing to anybody else.
+    pub(crate) fn to_text(self) -> String {
+        format!("{:x}", self.0)
+    }
+
+    /// The place of such a text.
+    pub(crate) fn from_text(text: &str) -> Option<Self> {
+        i64::from_str_radix(text, 16).ok().map(Self)
+    }
+}
+
 /// An inbox. Its counters are those of its webhooks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Inbox {
@@ -583,6 +595,19 @@ impl Records {
         self.write(move |db| close_inbox(db, &name)).await
     }
 
+    /// As [`Records::close_inbox`], if nothing in it waits or is dead.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn close_empty(&self, name: &str) -> Result<bool, StoreError> {
+        let name = name.to_owned();
+        self.write(move |db| {
+            let sql = "UPDATE inboxes SET name = NULL WHERE name = ?1 AND waiting = 0 AND dead = 0";
+            Ok(db.prepare_cached(sql)?.execute([name])? > 0)
+        })
+        .await
+    }
+
     /// All inboxes, by name.
     ///
     /// # Errors
@@ -591,6 +616,18 @@ impl Records {
         self.read(|db| {
             let mut rows = db.prepare_cached(&format!("{INBOX} WHERE name IS NOT NULL ORDER BY name"))?;
             rows.query_map([], inbox_from)?.collect()
+        })
+        .await
+    }
+
+    /// The inboxes of a token, by name.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn inboxes_of(&self, token: TokenId) -> Result<Vec<Inbox>, StoreError> {
+        self.read(move |db| {
+            let sql = format!("{INBOX} WHERE token_id = ?1 AND name IS NOT NULL ORDER BY name");
+            db.prepare_cached(&sql)?.query_map([token.0], inbox_from)?.collect()
         })
         .await
     }
@@ -629,11 +666,11 @@ impl Records {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub(crate) async fn pause(&self, name: &str, paused: bool) -> Result<bool, StoreError> {
+    pub(crate) async fn pause(&self, name: &str, token: TokenId, paused: bool) -> Result<bool, StoreError> {
         let name = name.to_owned();
         self.write(move |db| {
-            let mut update = db.prepare_cached("UPDATE inboxes SET paused = ?2 WHERE name = ?1")?;
-            Ok(update.execute(params![name, paused])? > 0)
+            let mut update = db.prepare_cached("UPDATE inboxes SET paused = ?3 WHERE name = ?1 AND token_id = ?2")?;
+            Ok(update.execute(params![name, token.0, paused])? > 0)
         })
         .await
     }
@@ -699,6 +736,12 @@ fn inbox_from(row: &SqlRow<'_>) -> rusqlite::Result<Inbox> {
 
 fn close_inbox(db: &Connection, name: &str) -> rusqlite::Result<bool> {
     Ok(db.prepare_cached("UPDATE inboxes SET name = NULL WHERE name = ?1")?.execute([name])? > 0)
+}
+
+/// The number that stands for an inbox in its webhooks, where it is this token's.
+fn inbox_of(db: &Connection, name: &str, token: TokenId) -> rusqlite::Result<Option<i64>> {
+    let sql = "SELECT id FROM inboxes WHERE name = ?1 AND token_id = ?2";
+    db.prepare_cached(sql)?.query_row(params![name, token.0], |row| row.get(0)).optional()
 }
 
 /// The number that stands for an inbox in its webhooks.

@@ -15,7 +15,7 @@ const HOUR: i64 = 60 * 60 * SECOND;
 const DAY: i64 = 24 * HOUR;
 const ALICE: TokenId = TokenId(1);
 const BOB: TokenId = TokenId(2);
-const MUCH: Quota = Quota { count: 1_000_000, bytes: 1 << 40 };
+const MUCH: Quota = Quota { count: 10_000_000, bytes: 1 << 40 };
 const NO_LIMIT: Quotas = Quotas { inbox: MUCH, delivered: MUCH, token_bytes: 1 << 40, total_bytes: 1 << 40 };
 
 async fn records() -> Records {
@@ -57,9 +57,9 @@ fn event(id: &str, body: &'static str, head: &'static str, at: i64) -> New {
 }
 
 async fn store(records: &Records, new: New) -> Seq {
-    let (inbox, id) = (new.inbox.clone(), new.id);
+    let (inbox, token, id) = (new.inbox.clone(), new.token, new.id);
     match records.accept(new).await.unwrap() {
-        Accepted::Stored { .. } => records.show(&inbox, id).await.unwrap().unwrap().0.row.seq,
+        Accepted::Stored { .. } => records.show(&inbox, token, id).await.unwrap().unwrap().0.row.seq,
         other => panic!("{other:?}"),
     }
 }
@@ -92,6 +92,10 @@ async fn take(records: &Records, now: i64, ordered: bool) -> Vec<Due> {
 
 fn seqs(due: &[Due]) -> Vec<Seq> {
     due.iter().map(|due| due.seq).collect()
+}
+
+async fn list(records: &Records, state: Option<State>, before: Option<Seq>, limit: usize) -> Vec<Row> {
+    records.list("hooks", ALICE, state, before, limit).await.unwrap().0
 }
 
 async fn inbox(records: &Records) -> Inbox {
@@ -221,8 +225,8 @@ async fn a_lease_that_nobody_waits_for_is_given_back() {
 #[tokio::test]
 async fn a_paused_inbox_takes_in_and_gives_nothing_out() {
     let records = records().await;
-    assert!(records.pause("hooks", true).await.unwrap());
-    assert!(!records.pause("other", true).await.unwrap());
+    assert!(records.pause("hooks", ALICE, true).await.unwrap());
+    assert!(!records.pause("other", ALICE, true).await.unwrap());
     let accepted = records.accept(New { take: Take::Now, ..new("x") }).await.unwrap();
     assert!(matches!(accepted, Accepted::Stored { due: None }), "{accepted:?}");
     assert_eq!(due(&records, NOW).await, []);
@@ -230,7 +234,7 @@ async fn a_paused_inbox_takes_in_and_gives_nothing_out() {
     // What its owner sets anew does not let it go on.
     records.open_inbox("hooks", ALICE, "{}".to_owned(), 100, NOW).await.unwrap();
     assert!(inbox(&records).await.paused);
-    records.pause("hooks", false).await.unwrap();
+    records.pause("hooks", ALICE, false).await.unwrap();
     assert_eq!(due(&records, NOW).await.len(), 1);
 }
 
@@ -460,6 +464,39 @@ async fn a_token_has_so_many_inboxes() {
     open("third").await.unwrap();
 }
 
+/// Who looks for what is due while a delivery is being noted sees that, and not what was before.
+#[tokio::test]
+async fn what_is_due_is_looked_for_behind_what_is_being_noted() {
+    let records = records().await;
+    let (tell, wait) = std::sync::mpsc::channel::<()>();
+    let slow = records.write(move |_| {
+        wait.recv().unwrap();
+        Ok(())
+    });
+    let looks = async {
+        let due = records.due("hooks", NOW, false, 1);
+        tokio::pin!(due);
+        let mut is_answered = || futures_util::FutureExt::now_or_never(due.as_mut()).is_some();
+        assert!(!is_answered());
+        // What reads alone is answered.
+        inbox(&records).await;
+        assert!(!is_answered(), "it waits its turn");
+        tell.send(()).unwrap();
+        assert_eq!(due.await.unwrap().len(), 0);
+    };
+    assert_eq!(tokio::join!(slow, looks).0, Ok(()));
+}
+
+#[tokio::test]
+async fn an_inbox_is_closed_as_empty_only_if_it_is() {
+    let records = records().await;
+    let seq = store(&records, new("x")).await;
+    assert!(!records.close_empty("hooks").await.unwrap());
+    deliver(&records, seq, 200).await;
+    assert!(records.close_empty("hooks").await.unwrap());
+    assert!(!records.close_empty("hooks").await.unwrap());
+}
+
 #[tokio::test]
 async fn delivered_ones_make_way_before_they_are_too_many() {
     let records = records().await;
@@ -501,8 +538,11 @@ async fn a_name_that_changes_hands_shows_nothing_of_its_past() {
     let seq = store(&records, sent).await;
     records.open_inbox("hooks", BOB, "{}".to_owned(), 100, NOW).await.unwrap();
     assert_eq!((inbox(&records).await.token, inbox(&records).await.waiting), (BOB, 0));
-    assert_eq!(records.list("hooks", None, None, 10).await.unwrap(), []);
-    assert!(records.show("hooks", id).await.unwrap().is_none());
+    assert_eq!(list(&records, None, None, 10).await, []);
+    for token in [ALICE, BOB] {
+        assert!(records.show("hooks", token, id).await.unwrap().is_none());
+    }
+    assert_eq!(records.drop("hooks", ALICE, Which::All(State::Waiting)).await.unwrap(), 0, "it is not hers any more");
     assert!(records.load(seq).await.unwrap().is_none());
     assert_eq!(due(&records, NOW).await, []);
     let closed = records.accept(new("x")).await.unwrap_err();
@@ -533,7 +573,7 @@ async fn attempts_are_noted_and_the_newest_twenty_kept() {
         assert_eq!((found[0].attempts, found[0].tries), (25, 25));
     }
     records.attempted(seq, attempt(NOW + 99, None), Outcome::Delivered).await.unwrap();
-    let (stored, attempts) = records.show("hooks", id).await.unwrap().unwrap();
+    let (stored, attempts) = records.show("hooks", ALICE, id).await.unwrap().unwrap();
     assert_eq!((stored.row.attempts, stored.row.state, stored.body), (26, State::Delivered, StoredBody::Gone));
     assert_eq!(stored.row.ended_at, Some(NOW + 99 + 12));
     let numbers: Vec<_> = attempts.iter().map(|(number, _)| *number).collect();
@@ -551,15 +591,15 @@ async fn dead_letters_keep_their_reason_until_they_are_retried() {
     let reason = "answered 410 Gone".to_owned();
     records.attempted(seq, attempt(NOW, Some(410)), Outcome::Dead { reason }).await.unwrap();
     assert_eq!(due(&records, NOW + DAY).await, []);
-    let dead = records.list("hooks", Some(State::Dead), None, 10).await.unwrap();
+    let dead = list(&records, Some(State::Dead), None, 10).await;
     assert_eq!((dead[0].reason.as_deref(), dead[0].status), (Some("answered 410 Gone"), Some(410)));
 
     let ids = Which::Ids(vec![Ulid::generate(), id]);
-    assert_eq!(records.retry("hooks", ids, NOW + 30 * DAY).await.unwrap(), 1);
+    assert_eq!(records.retry("hooks", ALICE, ids, NOW + 30 * DAY).await.unwrap(), 1);
     let found = take(&records, NOW + 30 * DAY, false).await;
     assert_eq!((found[0].attempts, found[0].tries), (1, 0), "it may be tried as often as a new one");
     assert_eq!(found[0].since, NOW + 30 * DAY, "and for as long");
-    assert_eq!(records.retry("hooks", Which::Ids(vec![id]), NOW).await.unwrap(), 0, "it is being tried");
+    assert_eq!(records.retry("hooks", ALICE, Which::Ids(vec![id]), NOW).await.unwrap(), 0, "it is being tried");
     drop(found);
     let retention = Retention { max_age_ms: DAY, ..KEEP };
     records.sweep("hooks", NOW + 30 * DAY, retention).await.unwrap();
@@ -578,7 +618,7 @@ async fn what_ended_late_counts_and_what_is_too_old_goes() {
     let young = store(&records, New { received_at: NOW + DAY, ..new("young") }).await;
     let retention = Retention { max_age_ms: DAY, ..KEEP };
     assert!(!records.sweep("hooks", NOW + DAY + 1, retention).await.unwrap());
-    let dead = records.list("hooks", Some(State::Dead), None, 10).await.unwrap();
+    let dead = list(&records, Some(State::Dead), None, 10).await;
     assert_eq!((dead[0].seq, dead[0].reason.as_deref()), (old, Some("expired")));
     // It was under way all the same, and came through.
     deliver(&records, old, 200).await;
@@ -589,7 +629,7 @@ async fn what_ended_late_counts_and_what_is_too_old_goes() {
 
     let two = Retention { delivered: Quota { count: 2, ..MUCH }, ..KEEP };
     assert!(!records.sweep("hooks", NOW, two).await.unwrap());
-    let left = records.list("hooks", None, None, 10).await.unwrap();
+    let left = list(&records, None, None, 10).await;
     assert_eq!(left.iter().map(|row| row.seq).collect::<Vec<_>>(), [young, tried]);
     records.sweep("hooks", NOW + 13, Retention { delivered_ms: 0, ..KEEP }).await.unwrap();
     assert_eq!(inbox(&records).await.delivered, 0);
@@ -606,24 +646,24 @@ async fn lists_are_paged_and_thousands_are_dealt_with_in_steps() {
     let records = records().await;
     let accepted = join_all((0..2500).map(|_| store(&records, new("x")))).await;
     let mut seen = BTreeSet::new();
-    let mut before = None;
-    loop {
-        let page = records.list("hooks", None, before, 9999).await.unwrap();
-        let Some(last) = page.last() else { break };
+    let (mut before, mut more) = (None, true);
+    while more {
+        let page;
+        (page, more) = records.list("hooks", ALICE, None, before, 9999).await.unwrap();
         assert!(page.len() <= STEP && page.is_sorted_by(|one, other| one.seq > other.seq));
-        before = Some(last.seq);
+        before = page.last().map(|last| last.seq);
         seen.extend(page.iter().map(|row| row.seq));
     }
     assert_eq!(seen, accepted.into_iter().collect());
     assert!(records.sweep("hooks", NOW + 1, Retention { max_age_ms: 0, ..KEEP }).await.unwrap());
     assert_eq!((inbox(&records).await.waiting, inbox(&records).await.dead), (1500, 1000));
-    assert_eq!(records.retry("hooks", Which::All(State::Dead), NOW).await.unwrap(), 1000);
-    assert_eq!(records.retry("hooks", Which::All(State::Waiting), NOW).await.unwrap(), 2500);
-    assert_eq!(records.drop("hooks", Which::All(State::Dead)).await.unwrap(), 0);
-    assert_eq!(records.drop("hooks", Which::All(State::Waiting)).await.unwrap(), 2500);
+    assert_eq!(records.retry("hooks", ALICE, Which::All(State::Dead), NOW).await.unwrap(), 1000);
+    assert_eq!(records.retry("hooks", ALICE, Which::All(State::Waiting), NOW).await.unwrap(), 2500);
+    assert_eq!(records.drop("hooks", ALICE, Which::All(State::Dead)).await.unwrap(), 0);
+    assert_eq!(records.drop("hooks", ALICE, Which::All(State::Waiting)).await.unwrap(), 2500);
     let Inbox { waiting, delivered, dead, bytes, .. } = inbox(&records).await;
     assert_eq!((waiting, delivered, dead, bytes), (0, 0, 0, 0));
-    assert_eq!(records.drop("nobody's", Which::All(State::Waiting)).await.unwrap(), 0);
+    assert_eq!(records.drop("nobody's", ALICE, Which::All(State::Waiting)).await.unwrap(), 0);
 }
 
 /// A thousand bodies of 256 KiB are 64,000 pages to be given back: nobody waits until that is done.
@@ -638,7 +678,7 @@ async fn long_bodies_are_dealt_with_in_small_steps() {
     assert!(records.sweep("hooks", NOW + 1, expire).await.unwrap());
     assert_eq!(inbox(&records).await.dead, 16, "of 4 MiB");
     while records.sweep("hooks", NOW + 1, expire).await.unwrap() {}
-    assert_eq!(records.drop("hooks", Which::All(State::Dead)).await.unwrap(), 40);
+    assert_eq!(records.drop("hooks", ALICE, Which::All(State::Dead)).await.unwrap(), 40);
 }
 
 #[tokio::test]
@@ -648,7 +688,7 @@ async fn a_page_of_long_heads_is_short() {
     for _ in 0..8 {
         store(&records, New { head: head.clone(), ..new("x") }).await;
     }
-    assert_eq!(records.list("hooks", None, None, 100).await.unwrap().len(), 5);
+    assert_eq!(list(&records, None, None, 100).await.len(), 5);
 }
 
 // ---- long bodies ------------------------------------------------------------------------------------
@@ -689,7 +729,7 @@ async fn a_long_body_is_a_file_that_goes_with_its_delivery() {
     assert!(read == whole);
     deliver(&records, seq, 200).await;
     assert_eq!(files(directory.path()), 0);
-    assert_eq!(records.load(seq).await.unwrap().unwrap().body, StoredBody::Gone);
+    assert!(records.load(seq).await.unwrap().is_none(), "nobody sends it again");
 }
 
 #[tokio::test]
@@ -722,7 +762,7 @@ async fn a_long_body_of_no_use_leaves_no_file() {
     let long = spooled(&records, new(""), 3).await;
     let id = long.id;
     store(&records, long).await;
-    assert_eq!(records.drop("hooks", Which::Ids(vec![id])).await.unwrap(), 1);
+    assert_eq!(records.drop("hooks", ALICE, Which::Ids(vec![id])).await.unwrap(), 1);
     assert_eq!(files(directory.path()), 0);
     store(&records, spooled(&records, new(""), 3).await).await;
     records.close_inbox("hooks").await.unwrap();
@@ -857,6 +897,68 @@ async fn no_statement_walks_over_all_that_waits() {
     }
 }
 
+/// `cargo test --release -p relay-server --lib a_million -- --ignored --nocapture`
+#[tokio::test]
+#[ignore = "prints figures, and needs a minute and 2 GB of disk"]
+async fn a_million_that_wait_cost_as_little_as_a_few() {
+    let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let records = Records::open(directory.path(), 0).unwrap();
+    records.open_inbox("hooks", ALICE, "{}".to_owned(), 100, NOW).await.unwrap();
+    for _ in 0..20 {
+        let fill = records.write(|db| {
+            db.execute_batch(
+                "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 50000)
+                 INSERT INTO webhooks (id, inbox, received_at, first_at, since, event_id, spooled, body_size,
+                                       body_sha256, size, head, trailers)
+                 SELECT substr('01' || hex(randomblob(12)), 1, 26), 1, 1, 1, 1, hex(randomblob(12)), 0, 1000,
+                        randomblob(32), 1500, randomblob(500), x'' FROM n;
+                 INSERT INTO bodies SELECT seq, randomblob(1000) FROM webhooks
+                     WHERE seq > coalesce((SELECT max(seq) FROM bodies), 0);",
+            )
+        });
+        fill.await.unwrap();
+    }
+    records.close().await;
+    drop(records);
+    let resident = || {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        status.lines().find(|line| line.starts_with("VmRSS")).unwrap().to_owned()
+    };
+    let figure = |what: &str, began: std::time::Instant| println!("{what}: {:?}; {}", began.elapsed(), resident());
+    println!("before: {}", resident());
+    let began = std::time::Instant::now();
+    let records = Records::open(directory.path(), 0).unwrap();
+    assert_eq!(records.inboxes().await.unwrap()[0].waiting, 1_000_000);
+    figure("start", began);
+    let began = std::time::Instant::now();
+    records.totals().await.unwrap();
+    figure("totals", began);
+    for (what, copy) in [("accept", None), ("accept, held against copies", Some(NOW - DAY))] {
+        let began = std::time::Instant::now();
+        for n in 0..100 {
+            records.accept(New { dedupe_since: copy, ..event(&format!("evt_{n}"), "x", "head", NOW) }).await.unwrap();
+        }
+        figure(&format!("{what}, 100 times one by one"), began);
+    }
+    let began = std::time::Instant::now();
+    join_all((0..6400).map(|_| records.accept(new("x")))).await.into_iter().for_each(|done| drop(done.unwrap()));
+    figure("accept, 6,400 at once", began);
+    let began = std::time::Instant::now();
+    for _ in 0..10 {
+        let taken = take(&records, NOW, false).await;
+        assert_eq!(taken.len(), 10);
+        records.next_due("hooks", false).await.unwrap();
+        for due in taken {
+            records.load(due.seq).await.unwrap().unwrap();
+            deliver(&records, due.seq, 200).await;
+        }
+    }
+    figure("due, load and note, 100", began);
+    let began = std::time::Instant::now();
+    list(&records, None, None, 1000).await;
+    figure("a page", began);
+}
+
 // ---- counters ---------------------------------------------------------------------------------------
 
 #[derive(Clone, Debug)]
@@ -912,7 +1014,7 @@ proptest! {
                         let sent = New { token: owner, take, ..event(&format!("evt_{id}"), body, "head", now) };
                         let id = sent.id;
                         under_way.extend(taken(records.accept(sent).await.unwrap()));
-                        if let Some((stored, _)) = records.show("hooks", id).await.unwrap() {
+                        if let Some((stored, _)) = records.show("hooks", owner, id).await.unwrap() {
                             known.push((stored.row.seq, id));
                         }
                     }
@@ -929,17 +1031,17 @@ proptest! {
                     Step::GiveBack => under_way.clear(),
                     Step::Retry { webhook } => {
                         let Some((_, id)) = pick(webhook) else { continue };
-                        records.retry("hooks", Which::Ids(vec![id]), now).await.unwrap();
+                        records.retry("hooks", owner, Which::Ids(vec![id]), now).await.unwrap();
                     }
                     Step::RetryAll => {
-                        records.retry("hooks", Which::All(State::Dead), now).await.unwrap();
+                        records.retry("hooks", owner, Which::All(State::Dead), now).await.unwrap();
                     }
                     Step::Drop { webhook } => {
                         let Some((_, id)) = pick(webhook) else { continue };
-                        records.drop("hooks", Which::Ids(vec![id])).await.unwrap();
+                        records.drop("hooks", owner, Which::Ids(vec![id])).await.unwrap();
                     }
                     Step::DropAll { state } => {
-                        records.drop("hooks", Which::All(State::ALL[state])).await.unwrap();
+                        records.drop("hooks", owner, Which::All(State::ALL[state])).await.unwrap();
                     }
                     Step::Sweep => {
                         let age = 20 * SECOND;
