@@ -1,8 +1,9 @@
-//! A webhook is acknowledged once the disk has it: seen in the system calls of the real relay, and with a disk that
-//! fails.
+//! A webhook is acknowledged once the disk has it: seen in the system calls of the real relay, with a disk that fails, and
+//! with one that is slow.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::Request;
 use relay_tests::body::full;
@@ -127,8 +128,18 @@ async fn a_relay_that_does_not_sync_is_found_out() {
 /// After an fsync that failed nobody knows what is on disk, also where a later one succeeds.
 #[tokio::test]
 async fn a_log_that_fails_ends_acknowledgements_until_a_restart() {
+    ends_acknowledgements_until_a_restart(10).await;
+}
+
+/// As above, where the fsync is that of a long body's file.
+#[tokio::test]
+async fn a_body_that_fails_ends_acknowledgements_until_a_restart() {
+    ends_acknowledgements_until_a_restart(300_000).await;
+}
+
+async fn ends_acknowledgements_until_a_restart(length: usize) {
     let mut place = relay("", &[]).await;
-    let body = || vec![b'x'; 10];
+    let body = || vec![b'x'; length];
     for _ in 0..3 {
         assert_eq!(post(&place, body()).await.code(), 202);
     }
@@ -154,4 +165,39 @@ async fn a_log_that_fails_ends_acknowledgements_until_a_restart() {
     let _client = place.client(&app, "hooks", &["--inbox", "--inspect", "off"]).await;
     // One more, perhaps: nobody was told that it was not there.
     within("all that was acknowledged", app.reached(4)).await;
+}
+
+/// Nobody waits for it longer than senders do.
+#[tokio::test]
+async fn a_slow_disk_sheds_before_its_senders_give_up() {
+    let place = Arc::new(relay("inbox_ack = '1s'\n", &[]).await);
+    assert_eq!(post(&place, "before").await.code(), 202);
+    let slow = ["-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:delay_enter=60000000"];
+    let trace = Strace::attach(place.relay.process.pid(), &slow).await;
+    // Half a minute is what `within` waits.
+    for answer in post_many(&place, 20, 10).await {
+        assert_eq!((answer.code(), answer.error()), (503, Some("inbox-failed")), "{answer:?}");
+        assert!(answer.headers.contains_key("retry-after"), "{answer:?}");
+    }
+    assert_eq!(place.relay.get_admin("/healthz").await.code(), 200);
+    trace.end().await;
+    let after = within("an acknowledgement", async {
+        loop {
+            let answer = post(&place, "after").await;
+            if answer.code() != 503 {
+                break answer;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    assert_eq!(after.await.code(), 202);
+    let app = App::recording().await;
+    let _client = place.client(&app, "hooks", &["--inbox", "--inspect", "off"]).await;
+    within("what was acknowledged", async {
+        let has = |text: &str| app.seen().iter().any(|seen| seen.body == text);
+        while !has("before") || !has("after") {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
 }
