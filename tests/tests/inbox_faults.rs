@@ -1,8 +1,8 @@
-//! What an inbox does where something around it fails: the client, the application, the token, descriptors.
+//! What an inbox does where something around it fails: the client, the application, the clock, the token, descriptors.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -10,19 +10,19 @@ use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use relay_tests::body::empty;
-use relay_tests::tools::{output, program};
+use relay_tests::tools::{faketime, output, program};
 use relay_tests::{App, Body, Place, RelayClient, RelayServer, within};
 use tokio::process::Command;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
 /// A relay that tries again soon.
-async fn relay() -> Place {
+async fn relay(variables: &[(&str, &str)]) -> Place {
     let home = Arc::new(tempfile::tempdir().unwrap());
     let config = home.path().join("relay-server.toml");
     std::fs::write(&config, "[limits]\ninbox_retry = '20ms'\ninbox_ack = '500ms'\nclient_wait = '1ms'\n").unwrap();
     let words = ["--config", &config.display().to_string()];
-    Place::of(RelayServer::spawn_in(home, words).await).await
+    Place::of(RelayServer::spawn_with(home, words, variables).await).await
 }
 
 async fn client(place: &Place, app: &App, inbox: &str) -> RelayClient {
@@ -31,7 +31,7 @@ async fn client(place: &Place, app: &App, inbox: &str) -> RelayClient {
 
 /// A relay with the inbox `hooks`, whose client is away.
 async fn away() -> Place {
-    let place = relay().await;
+    let place = relay(&[]).await;
     client(&place, &App::echo().await, "--inbox").await.process.kill().await;
     place
 }
@@ -119,7 +119,7 @@ async fn a_client_that_is_killed_in_the_middle_is_asked_again() {
 
 #[tokio::test]
 async fn a_poisonous_webhook_ends_as_a_dead_letter_and_holds_up_nobody() {
-    let place = relay().await;
+    let place = relay(&[]).await;
     let poison = |target: &str| if target == "/3" { StatusCode::BAD_GATEWAY } else { StatusCode::OK };
     let (app, taken) = app(poison).await;
     client(&place, &app, "--inbox=attempts=4").await.process.kill().await;
@@ -135,7 +135,7 @@ async fn a_poisonous_webhook_ends_as_a_dead_letter_and_holds_up_nobody() {
 
 #[tokio::test]
 async fn an_application_that_is_down_has_its_webhooks_when_it_is_up() {
-    let place = relay().await;
+    let place = relay(&[]).await;
     let listener = relay_tests::app::listener().await;
     let port = listener.local_addr().unwrap().port().to_string();
     let words = ["http", &port, "--subdomain", "hooks", "--inbox", "--inspect", "off", "--output", "json"];
@@ -171,10 +171,59 @@ async fn a_token_that_is_revoked_gets_no_more_of_its_backlog() {
     assert_eq!(taken.lock().unwrap().len(), after);
 }
 
+/// Webhooks wait while the clock jumps: none is too old by that, and none waits for an hour that has passed.
+#[tokio::test]
+async fn no_webhook_is_lost_or_left_when_the_clock_jumps() {
+    let clocks = tempfile::tempdir().unwrap();
+    let clock = clocks.path().join("clock");
+    let set = |to: &str| {
+        std::fs::write(clock.with_extension("next"), to).unwrap();
+        std::fs::rename(clock.with_extension("next"), &clock).unwrap();
+    };
+    set("+0");
+    let variables = faketime(&clock);
+    let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let place = relay(&variables).await;
+    let works = Arc::new(AtomicBool::new(false));
+    let (asked, ok) = (Arc::new(AtomicUsize::new(0)), works.clone());
+    let count = asked.clone();
+    let (app, taken) = app(move |_| {
+        count.fetch_add(1, SeqCst);
+        if ok.load(SeqCst) { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+    })
+    .await;
+    let mut client = client(&place, &app, "--inbox").await;
+    let mut kept = HashSet::new();
+    for (round, jump) in ["+3600", "-3600", "+31536000"].into_iter().enumerate() {
+        works.store(false, SeqCst);
+        for number in 0..5 {
+            let target = format!("/{round}/{number}");
+            keep(&place, &target, 10).await;
+            kept.insert(target);
+        }
+        if round == 2 {
+            // Also where nothing was tried yet.
+            client.process.kill().await;
+            keep(&place, "/2/away", 10).await;
+            kept.insert("/2/away".to_owned());
+        }
+        set(jump);
+        if round == 2 {
+            client = self::client(&place, &app, "--inbox").await;
+        }
+        let so_far = asked.load(SeqCst);
+        until(&format!("attempts that go on after {jump}"), || asked.load(SeqCst) > so_far + 5).await;
+        works.store(true, SeqCst);
+        until(jump, || kept.iter().all(|target| taken.lock().unwrap().contains(target))).await;
+    }
+    assert_eq!(dead(&place).await, "");
+    client.process.kill().await;
+}
+
 /// A long body is a file: where none can be opened it waits.
 #[tokio::test]
 async fn a_relay_without_descriptors_gives_nothing_up() {
-    let place = relay().await;
+    let place = relay(&[]).await;
     let works = Arc::new(AtomicBool::new(false));
     let ok = works.clone();
     let (app, taken) =

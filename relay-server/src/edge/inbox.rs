@@ -236,6 +236,7 @@ fn new(
         inbox: inbox.name.clone(),
         token: inbox.token,
         received_at: now(),
+        since: shared.inboxes.steady(),
         take: Take::No,
         head,
         trailers,
@@ -244,7 +245,7 @@ fn new(
         event_id: about.event.id.clone(),
         event_type: about.event.kind.clone(),
         verdict: Judgement::told(&exchange.head.headers).map(|judgement| judgement.verdict),
-        dedupe_since: (dedupe > 0).then(|| now().saturating_sub(dedupe)),
+        dedupe_since: (dedupe > 0).then(|| shared.inboxes.steady().saturating_sub(dedupe)),
         quotas: settings.quotas(limits),
     })
 }

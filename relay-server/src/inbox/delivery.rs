@@ -63,7 +63,8 @@ pub(super) async fn run(shared: &Arc<Shared>, inbox: &Arc<Open>) {
             _ => shared.inboxes.records().next_due(&inbox.name, settings.inbox.ordered).await,
         };
         let next = async {
-            let wait = next?.map_or(LOOK, |at| Duration::from_millis(u64::try_from(at - now()).unwrap_or(0)));
+            let wait = next?
+                .map_or(LOOK, |at| Duration::from_millis(u64::try_from(at - shared.inboxes.steady()).unwrap_or(0)));
             sleep(wait.min(LOOK)).await;
             sleep_until(pace).await;
             Ok::<_, StoreError>(online(shared, inbox).await)
@@ -78,7 +79,11 @@ pub(super) async fn run(shared: &Arc<Shared>, inbox: &Arc<Open>) {
         };
         let began = match found {
             Ok(tunnel) => {
-                let due = shared.inboxes.records().due(&inbox.name, now(), settings.inbox.ordered, room).await;
+                let due = shared
+                    .inboxes
+                    .records()
+                    .due(&inbox.name, shared.inboxes.steady(), settings.inbox.ordered, room)
+                    .await;
                 due.map(|due| (tunnel, due))
             }
             Err(error) => Err(error),
@@ -326,7 +331,8 @@ pub(super) async fn attempt(
 /// What becomes of a webhook whose attempt has failed.
 fn failed(shared: &Shared, settings: &Settings, due: &Due, why: &str, retry_after: Option<Duration>) -> Outcome {
     let tries = due.tries + 1;
-    let age = now() - due.since;
+    let now = shared.inboxes.steady();
+    let age = now - due.since;
     if tries >= settings.inbox.attempts {
         return Outcome::Dead { reason: format!("{tries} attempts have failed. The last one: {why}") };
     }
@@ -337,7 +343,7 @@ fn failed(shared: &Shared, settings: &Settings, due: &Due, why: &str, retry_afte
     // A fifth more or less, so that what failed together does not come together again.
     let wait = wait.mul_f64(0.8 + 0.4 * fastrand::f64());
     let wait = retry_after.map_or(wait, |asked| wait.max(asked.min(LONGEST_RETRY_AFTER)));
-    Outcome::Again { at: now() + millis(wait) }
+    Outcome::Again { at: now + millis(wait) }
 }
 
 /// The wait that an app asks for, in seconds or by a date (RFC 9110, section 10.2.3).

@@ -8,7 +8,7 @@ use ulid::Ulid;
 
 pub(crate) use super::attempt::Source;
 use super::records::{Inbox, Seq, State, StoredBody, Which};
-use super::{Inboxes, close, now, view};
+use super::{Inboxes, close, view};
 use crate::store::{StoreError, TokenId};
 
 /// What is done with webhooks.
@@ -133,7 +133,7 @@ pub(crate) async fn act(
     };
     let records = inboxes.records();
     let count = match action {
-        Action::Retry => records.retry(&inbox.name, inbox.token, which, now()).await?,
+        Action::Retry => records.retry(&inbox.name, inbox.token, which, inboxes.steady()).await?,
         Action::Drop => records.drop(&inbox.name, inbox.token, which).await?,
     };
     wake(inboxes, &inbox.name);

@@ -62,6 +62,8 @@ pub(crate) struct Inboxes {
     open: DashMap<Box<str>, Arc<Open>>,
     /// Held while an inbox is opened or closed, so that what is in `open` is what the records say.
     changing: tokio::sync::Mutex<()>,
+    /// When the relay started, by two clocks.
+    began: (i64, Instant),
 }
 
 /// An inbox that takes webhooks.
@@ -182,7 +184,16 @@ impl Open {
 
 impl Inboxes {
     pub(crate) fn new(records: Records) -> Self {
-        Self { records, open: DashMap::new(), changing: tokio::sync::Mutex::default() }
+        let began = (now().max(records.newest()), Instant::now());
+        Self { records, open: DashMap::new(), changing: tokio::sync::Mutex::default(), began }
+    }
+
+    /// The present as waits and ages go by it: the system's clock as it was when the relay started, and what has passed
+    /// since. Somebody may set that clock, and no webhook is late or too old because of that. One that went back while the
+    /// relay was stopped does not make anything wait that was stored before.
+    pub(crate) fn steady(&self) -> i64 {
+        let (at, since) = self.began;
+        at.saturating_add(millis(since.elapsed()))
     }
 
     pub(crate) fn records(&self) -> &Records {
@@ -405,7 +416,9 @@ pub(crate) async fn sweep(shared: Arc<Shared>) {
         // What such a one has left grows old as well.
         for row in shared.inboxes.records.inboxes().await.unwrap_or_default() {
             let retention = Settings::kept(&row).retention(&shared.limits);
-            while more(shared.inboxes.records.sweep(&row.name, now(), retention).await) && !shared.is_stopping() {}
+            while more(shared.inboxes.records.sweep(&row.name, shared.inboxes.steady(), retention).await)
+                && !shared.is_stopping()
+            {}
         }
         while more(shared.inboxes.records.sweep_closed().await) && !shared.is_stopping() {}
     }

@@ -14,7 +14,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use aws_lc_rs::digest::{Context, Digest, SHA256};
 use bytes::{Bytes, BytesMut};
@@ -42,6 +42,8 @@ struct Directory {
     temporary: bool,
     /// So many bytes of its disk stay free.
     floor: u64,
+    /// Bytes of the database that nothing is in any more. It keeps them, for what is written to it next.
+    reusable: AtomicU64,
     /// That of the records.
     failure: Failure,
 }
@@ -58,14 +60,18 @@ impl Drop for Directory {
 impl Spool {
     /// The spool in a directory that is there.
     pub(super) fn at(path: PathBuf, floor: u64, failure: Failure) -> Self {
-        Self { directory: Arc::new(Directory { path, temporary: false, floor, failure }) }
+        Self {
+            directory: Arc::new(Directory { path, temporary: false, floor, reusable: AtomicU64::default(), failure }),
+        }
     }
 
     /// One that goes with its last clone.
     pub(super) fn temporary(failure: Failure) -> io::Result<Self> {
         let path = std::env::temp_dir().join(format!("relay-inbox-{}", Ulid::generate()));
         DirBuilder::new().mode(0o700).create(&path)?;
-        Ok(Self { directory: Arc::new(Directory { path, temporary: true, floor: 0, failure }) })
+        Ok(Self {
+            directory: Arc::new(Directory { path, temporary: true, floor: 0, reusable: AtomicU64::default(), failure }),
+        })
     }
 
     /// The directory.
@@ -78,9 +84,23 @@ impl Spool {
     /// # Errors
     /// [`StoreError::Full`]; [`StoreError::Engine`] where the system does not say.
     pub(super) fn has_room(&self, bytes: u64) -> Result<(), StoreError> {
+        self.is_free(bytes, 0)
+    }
+
+    /// As [`Spool::has_room`], for what goes into the database.
+    pub(super) fn has_room_in_database(&self, bytes: u64) -> Result<(), StoreError> {
+        self.is_free(bytes, self.directory.reusable.load(Ordering::Relaxed))
+    }
+
+    /// Takes note of what the database keeps of the disk without a use for it.
+    pub(super) fn set_reusable(&self, bytes: u64) {
+        self.directory.reusable.store(bytes, Ordering::Relaxed);
+    }
+
+    fn is_free(&self, bytes: u64, reusable: u64) -> Result<(), StoreError> {
         let disk = rustix::fs::statvfs(self.directory.path.as_path());
         let disk = disk.map_err(|error| StoreError::Engine { reason: error.to_string().into() })?;
-        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize).saturating_add(reusable);
         if free < self.directory.floor.saturating_add(bytes) { Err(StoreError::Full) } else { Ok(()) }
     }
 

@@ -10,7 +10,7 @@ use super::deliver::due_from;
 use super::handle::{remove, surplus};
 use super::lease::Leases;
 use super::{AcceptError, Accepted, Due, Id, Measure, New, Quotas, Records, Seq, State, Take};
-use crate::inbox::spool::{Body, Spool, Unclaimed};
+use crate::inbox::spool::{Body, MAX_INLINE, Spool, Unclaimed};
 use crate::store::writer::Access;
 use crate::store::{StoreError, TokenId};
 
@@ -61,7 +61,10 @@ impl Records {
     ) -> Result<(), AcceptError> {
         let (name, spool) = (inbox.to_owned(), self.spool.clone());
         let has_room = move |db: &Connection| match into(db, &name, token)? {
-            Some(into) => Ok(into.has_room(&spool, bytes, quotas)),
+            Some(into) => {
+                look_for_reusable(db, &spool)?;
+                Ok(into.has_room(&spool, bytes, quotas))
+            }
             None => Ok(Err(AcceptError::Closed { name })),
         };
         self.reader.run(Access::Read, has_room).await
@@ -92,14 +95,22 @@ fn accept(
         Some(Original::Differs { id }) => differs_from = Some(id),
     }
     let size = (new.head.len() as u64).saturating_add(new.trailers.len() as u64).saturating_add(new.body.size());
+    look_for_reusable(db, spool)?;
     if let Err(full) = into.has_room(spool, size, new.quotas) {
         return Ok(Err(full));
     }
     remove(db, &surplus(db, into.inbox, new.quotas.delivered, MAKES_WAY)?)?;
     let seq = insert(db, &into, new, size, differs_from)?;
     let lease = if into.gives(new.take, into.waiting == 0) { leases.take(seq) } else { None };
-    let due = lease.map(|lease| Due { _lease: lease, seq, id: new.id, since: new.received_at, attempts: 0, tries: 0 });
+    let due = lease.map(|lease| Due { _lease: lease, seq, id: new.id, since: new.since, attempts: 0, tries: 0 });
     Ok(Ok(Accepted::Stored { due }))
+}
+
+/// Notes how much of the database is free: SQLite gives nothing back to the disk, and uses it again.
+pub(super) fn look_for_reusable(db: &Connection, spool: &Spool) -> rusqlite::Result<()> {
+    let pragma = |name: &str| db.prepare_cached(&format!("PRAGMA {name}"))?.query_row([], |row| row.get::<_, u64>(0));
+    spool.set_reusable(pragma("freelist_count")?.saturating_mul(pragma("page_size")?));
+    Ok(())
 }
 
 /// Where a webhook goes.
@@ -151,7 +162,8 @@ impl Into {
                 return full(what, limit);
             }
         }
-        Ok(spool.has_room(size)?)
+        let is_long = size > MAX_INLINE as u64;
+        Ok(if is_long { spool.has_room(size) } else { spool.has_room_in_database(size) }?)
     }
 
     /// Whether the caller gets the lease that it wishes for.
@@ -213,7 +225,7 @@ pub(super) const COPIES_OF: &str = "\
     FROM (SELECT * FROM webhooks WHERE inbox = ?1 AND event_id = ?2 AND body_sha256 = ?3
               AND (verdict IS NULL OR verdict IN ('valid', 'no_secret', 'unsupported'))
           ORDER BY seq DESC LIMIT ?4)
-    WHERE provider IS ?5 AND first_at >= ?6";
+    WHERE provider IS ?5 AND since >= ?6";
 
 /// One of the same event with another body.
 pub(super) const OTHERS_OF: &str = "\
@@ -221,13 +233,13 @@ pub(super) const OTHERS_OF: &str = "\
     FROM (SELECT * FROM webhooks WHERE inbox = ?1 AND event_id = ?2
               AND (verdict IS NULL OR verdict IN ('valid', 'no_secret', 'unsupported'))
           LIMIT ?4)
-    WHERE body_sha256 <> ?3 AND provider IS ?5 AND first_at >= ?6 LIMIT 1";
+    WHERE body_sha256 <> ?3 AND provider IS ?5 AND since >= ?6 LIMIT 1";
 
 fn insert(db: &Connection, into: &Into, new: &New, size: u64, differs_from: Option<Ulid>) -> rusqlite::Result<Seq> {
     let mut insert = db.prepare_cached(
         "INSERT INTO webhooks (id, inbox, received_at, first_at, since, provider, event_id, event_type, verdict,
                                differs_from, spooled, body_size, body_sha256, size, head, trailers)
-         VALUES (?1, ?2, ?3, ?3, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
+         VALUES (?1, ?2, ?3, ?3, ?15, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
     )?;
     insert.execute(params![
         Id(new.id),
@@ -244,6 +256,7 @@ fn insert(db: &Connection, into: &Into, new: &New, size: u64, differs_from: Opti
         size,
         &*new.head,
         &*new.trailers,
+        new.since,
     ])?;
     let seq = Seq(db.last_insert_rowid());
     match &new.body {

@@ -5,6 +5,7 @@
 use rusqlite::{Connection, OptionalExtension as _, Rows, params};
 use ulid::Ulid;
 
+use super::accept::look_for_reusable;
 use super::deliver::load;
 use super::lease::Leases;
 use super::{Attempt, Id, Quota, ROW_COLUMNS, Records, Retention, Row, STEP, STEP_BYTES, Seq, State, Stored, Which};
@@ -102,8 +103,12 @@ impl Records {
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn sweep(&self, inbox: &str, now: i64, retention: Retention) -> Result<bool, StoreError> {
-        let (inbox, leases) = (inbox.to_owned(), self.leases.clone());
-        let (more, spooled) = self.drain(move |db| sweep(db, &leases, &inbox, now, retention)).await?;
+        let (inbox, leases, spool) = (inbox.to_owned(), self.leases.clone(), self.spool.clone());
+        let swept = self.drain(move |db| {
+            look_for_reusable(db, &spool)?;
+            sweep(db, &leases, &inbox, now, retention)
+        });
+        let (more, spooled) = swept.await?;
         self.spool.remove(spooled).await;
         Ok(more)
     }

@@ -64,6 +64,7 @@ pub(crate) struct Records {
     spool: Spool,
     leases: Leases,
     reserve: Reserve,
+    newest: i64,
 }
 
 /// The place of a webhook in the order of arrival, over all inboxes; never given twice.
@@ -135,6 +136,8 @@ pub(crate) struct New {
     pub(crate) token: TokenId,
     /// When it came.
     pub(crate) received_at: i64,
+    /// The same by a clock that does not jump: what its waits, its age and copies of it go by.
+    pub(crate) since: i64,
     /// Whether the caller is about to deliver it itself.
     pub(crate) take: Take,
     /// The request's head as it goes to the client.
@@ -508,9 +511,15 @@ impl Records {
             let writer = Writer::start(connection, failure.clone());
             writer.map(Arc::new).map_err(|source| OpenError::Io { path: DATABASE_FILE.into(), source })
         };
+        let newest = connection.query_row(NEWEST, [], |row| row.get(0))?;
         let writer = start(connection)?;
         let reader = start(database::reader(directory, DATABASE_FILE)?)?;
-        Ok(Self { writer, reader, spool, leases: Leases::default(), reserve: Reserve::of(directory) })
+        Ok(Self { writer, reader, spool, leases: Leases::default(), reserve: Reserve::of(directory), newest })
+    }
+
+    /// The [`New::since`] of the newest webhook that waited when the records were opened; 0 where none did.
+    pub(crate) fn newest(&self) -> i64 {
+        self.newest
     }
 
     /// Whether the records still take webhooks: what readiness should tell.
@@ -519,7 +528,7 @@ impl Records {
     /// [`StoreError::Failed`] with the reason why they take no changes, [`StoreError::Full`] while the disk has no room.
     pub(crate) fn health(&self) -> Result<(), StoreError> {
         self.writer.failure().map_or(Ok(()), Err)?;
-        self.spool.has_room(0)
+        self.spool.has_room_in_database(0)
     }
 
     /// Finishes what is queued and closes the file, for all handles. Operations that come later get
@@ -714,6 +723,10 @@ const STATEMENTS: usize = 64;
 /// 16 MiB is given back to the disk.
 /// The cache (16 MiB) holds the inner pages of the indexes over a million webhooks.
 const PRAGMAS: &str = "PRAGMA journal_size_limit = 16777216; PRAGMA cache_size = -16384;";
+
+const NEWEST: &str = "\
+    SELECT coalesce(max((SELECT since FROM webhooks WHERE inbox = inboxes.id AND state = 0 ORDER BY since DESC LIMIT 1)), 0)
+    FROM inboxes";
 
 const INBOX: &str = "SELECT *, (SELECT first_at FROM webhooks WHERE inbox = inboxes.id AND state = 0
                                 ORDER BY seq LIMIT 1) AS oldest_at

@@ -30,6 +30,7 @@ fn new(body: &'static str) -> New {
         inbox: "hooks".to_owned(),
         token: ALICE,
         received_at: NOW,
+        since: NOW,
         take: Take::No,
         head: Bytes::from_static(b"head"),
         trailers: Bytes::new(),
@@ -47,6 +48,7 @@ fn new(body: &'static str) -> New {
 fn event(id: &str, body: &'static str, head: &'static str, at: i64) -> New {
     New {
         received_at: at,
+        since: at,
         head: Bytes::from_static(head.as_bytes()),
         provider: Some("stripe".to_owned()),
         event_id: Some(id.to_owned()),
@@ -135,7 +137,11 @@ async fn totals_are_those_of_all_inboxes() {
     assert_eq!(records.totals().await.unwrap(), Totals { inboxes: 1, ..Totals::default() });
     records.open_inbox("other", BOB, "{}".to_owned(), 100, NOW).await.unwrap();
     store(&records, new("x")).await;
-    store(&records, New { inbox: "other".to_owned(), token: BOB, received_at: NOW - HOUR, ..new("12") }).await;
+    store(
+        &records,
+        New { inbox: "other".to_owned(), token: BOB, received_at: NOW - HOUR, since: NOW - HOUR, ..new("12") },
+    )
+    .await;
     let told = store(&records, new("gone")).await;
     deliver(&records, told, 200).await;
     let totals =
@@ -149,7 +155,7 @@ async fn webhooks_go_out_in_the_order_in_which_they_came() {
     let mut all = Vec::new();
     for at in [NOW, NOW - HOUR, NOW + HOUR] {
         // The order is that of arrival, whatever the clock said.
-        all.push(store(&records, New { received_at: at, ..new("x") }).await);
+        all.push(store(&records, New { received_at: at, since: at, ..new("x") }).await);
     }
     assert_eq!(records.next_due("hooks", false).await.unwrap(), Some(0));
     let under_way = take(&records, NOW, false).await;
@@ -615,7 +621,7 @@ async fn what_ended_late_counts_and_what_is_too_old_goes() {
     let old = store(&records, new("old")).await;
     let being_tried = taken(records.accept(New { take: Take::Now, ..new("being tried") }).await.unwrap()).unwrap();
     let tried = being_tried.seq;
-    let young = store(&records, New { received_at: NOW + DAY, ..new("young") }).await;
+    let young = store(&records, New { received_at: NOW + DAY, since: NOW + DAY, ..new("young") }).await;
     let retention = Retention { max_age_ms: DAY, ..KEEP };
     assert!(!records.sweep("hooks", NOW + DAY + 1, retention).await.unwrap());
     let dead = list(&records, Some(State::Dead), None, 10).await;
