@@ -224,6 +224,8 @@ pub struct Limits {
     pub inbox_bytes: u64,
     /// Webhooks of one inbox that are tried as they come. Those beyond wait in the inbox for their first attempt.
     pub inbox_live: usize,
+    /// Bytes of the bodies of those, of all inboxes together.
+    pub inbox_live_bytes: u64,
     /// Inboxes of one token.
     pub inboxes_per_token: u64,
     /// Bytes in all inboxes of one token, with those of delivered webhooks.
@@ -280,6 +282,7 @@ impl Default for Limits {
             inbox_count: 100_000,
             inbox_bytes: 1 << 30,
             inbox_live: 256,
+            inbox_live_bytes: 128 << 20,
             inboxes_per_token: 100,
             inbox_token_bytes: 4 << 30,
             inbox_total_bytes: 16 << 30,
@@ -543,6 +546,8 @@ pub struct FileLimits {
     pub inbox_bytes: Option<u64>,
     /// [`Limits::inbox_live`].
     pub inbox_live: Option<usize>,
+    /// [`Limits::inbox_live_bytes`].
+    pub inbox_live_bytes: Option<u64>,
     /// [`Limits::inboxes_per_token`].
     pub inboxes_per_token: Option<u64>,
     /// [`Limits::inbox_token_bytes`].
@@ -724,6 +729,7 @@ impl FileLimits {
         limits.inbox_count = self.inbox_count.unwrap_or(limits.inbox_count);
         limits.inbox_bytes = self.inbox_bytes.unwrap_or(limits.inbox_bytes);
         limits.inbox_live = self.inbox_live.unwrap_or(limits.inbox_live).min(tokio::sync::Semaphore::MAX_PERMITS);
+        limits.inbox_live_bytes = self.inbox_live_bytes.unwrap_or(limits.inbox_live_bytes);
         limits.inboxes_per_token = self.inboxes_per_token.unwrap_or(limits.inboxes_per_token);
         limits.inbox_token_bytes = self.inbox_token_bytes.unwrap_or(limits.inbox_token_bytes);
         limits.inbox_total_bytes = self.inbox_total_bytes.unwrap_or(limits.inbox_total_bytes);

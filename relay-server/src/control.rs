@@ -30,6 +30,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::config::Limits;
 use crate::inbox::handle::{self, Action, HandleError};
 use crate::inbox::records::Records;
 use crate::inbox::{self, Inboxes};
@@ -588,7 +589,7 @@ impl Control {
             match Lock::acquire(directory) {
                 Ok(lock) => {
                     let store = Store::open(directory).await?;
-                    let inboxes = Arc::new(Inboxes::new(Records::open(directory, 0)?));
+                    let inboxes = Arc::new(Inboxes::new(Records::open(directory, 0)?, &Limits::default()));
                     return Ok(Self(Way::Here { data: Data { store, inboxes }, _lock: lock }));
                 }
                 // A relay that is starting or stopping, or another command.
@@ -737,7 +738,7 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             let listener = Listener::bind(directory.path()).await.unwrap();
             let store = Store::open(directory.path()).await.unwrap();
-            let inboxes = Arc::new(Inboxes::new(Records::open(directory.path(), 0).unwrap()));
+            let inboxes = Arc::new(Inboxes::new(Records::open(directory.path(), 0).unwrap(), &Limits::default()));
             let (sender, changes) = mpsc::channel(8);
             let shutdown = CancellationToken::new();
             let changed = move |change| {

@@ -10,6 +10,7 @@ use relay_protocol::message::{RequestHead, Withheld};
 use relay_protocol::webhook::{Judgement, Provider, Reply, Request, Table, Verdict, Verify, Webhooks, plain};
 
 use crate::Shared;
+use crate::config::Limits;
 use crate::session::registry::Asked;
 
 /// The most of a refused request's target that its client is told, in bytes.
@@ -32,6 +33,12 @@ pub(crate) fn sender<'t>(
         None if head.upgrade.is_some() => None,
         None => table.recognise(&Request::new(&head.method, &public_url(head), &head.headers, body)),
     }
+}
+
+/// The most bytes of a body that is judged: what its provider sends at most, where that is known.
+pub(crate) fn longest(limits: &Limits, provider: Option<&Provider>) -> usize {
+    let its = provider.and_then(|provider| usize::try_from(provider.max_body?).ok());
+    its.unwrap_or(limits.verify_body)
 }
 
 /// Why a request is not judged that is nobody's.

@@ -267,10 +267,11 @@ impl Relay {
             Some(dir) => Store::open(dir).await?,
             None => Store::in_memory()?,
         };
-        let inboxes = Arc::new(Inboxes::new(match config.data_dir.clone() {
+        let records = match config.data_dir.clone() {
             Some(dir) => Records::open(&dir, config.limits.inbox_free)?,
             None => Records::temporary()?,
-        }));
+        };
+        let inboxes = Arc::new(Inboxes::new(records, &config.limits));
         let (mut ca_file, mut acme) = (None, None);
         let certificates = match &config.certificate {
             CertificateSource::Files { cert, key } => Arc::new(Certificates::from_files(cert, key)?),

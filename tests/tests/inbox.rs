@@ -566,3 +566,52 @@ async fn bodies_come_as_they_are_and_long_ones_only_so() {
     assert_eq!(ask(&world, &token, Method::GET, &format!("/hooks/{id}/body"), empty()).await.code(), 404);
     world.shutdown().await;
 }
+
+/// The client judges, which is the default; what it refuses is nobody's to keep and must not hold the others up.
+#[tokio::test]
+async fn what_the_client_refuses_is_refused_and_holds_nothing_up() {
+    let (world, token) = away("ordered", |_| {}).await;
+    assert!(is_kept(&world.send(signed(&world, "another", "0")).await), "nobody could tell");
+    let (app, home) = (App::recording().await, Arc::new(tempfile::tempdir().unwrap()));
+    let upstream = app.addr().to_string();
+    let judged = ["--inbox=ordered", "--secret", "right", "--verify", "reject", "--inspect", "off"];
+    let words = [&["http", &upstream, "--subdomain", "hooks", "--output", "json"][..], &judged].concat();
+    let words = world.arguments(&token, &words);
+    let _client = RelayClient::of(Process::spawn_in(home.clone(), "relay", words, &[]).await).await;
+    assert!(world.send(signed(&world, "right", "1")).await.status.is_success());
+    within("the one that is signed", app.reached(1)).await;
+    let forged = world.send(signed(&world, "another", "2")).await;
+    assert_eq!((forged.code(), forged.headers["relay-error"].to_str().unwrap()), (401, "signature-invalid"));
+    let live = world.send(signed(&world, "right", "3")).await;
+    assert_eq!(live.code(), 200, "nothing is before it");
+    assert_eq!(app.seen().iter().map(|seen| seen.body.clone()).collect::<Vec<_>>(), ["1", "3"]);
+    world.shutdown().await;
+}
+
+/// Whoever sends slowly is not kept waiting beyond what it takes to store it, nor refused for it.
+#[tokio::test]
+async fn a_body_that_takes_its_time_is_acknowledged_once_it_is_there() {
+    let (world, token) = away("on", |config| config.limits.inbox_ack = Duration::from_millis(50)).await;
+    let (pieces, body) = relay_tests::body::pipe();
+    let mut http = world.http1(&world.host("hooks")).await;
+    http.ready().await;
+    let request = Request::post(world.url("hooks", "/slow")).body(body).unwrap();
+    let answer = http.begin(request);
+    pieces.send(noise(100_000)).await;
+    // The time that an upload takes is what this is about.
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    pieces.send(noise(300_000)).await;
+    drop(pieces);
+    let answer = within("the acknowledgement", answer).await.unwrap();
+    assert!(is_kept(&answer), "{answer:?}");
+    let app = App::recording().await;
+    let _tunnel = tunnel(&world, &token, &app, "on").await;
+    within("all of the webhook", async {
+        while app.seen().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(app.only().body.len(), 400_000);
+    world.shutdown().await;
+}

@@ -170,7 +170,10 @@ impl Behind {
         assert!(got == body, "byte for byte");
         assert_eq!(head.uri, "/a%2Fb//c/../d?e=%31&f=+");
         let line = |name: &str| head.headers[name].to_str().unwrap().to_owned();
-        assert_eq!((line("x-forwarded-for"), line("x-forwarded-proto")), ("127.0.0.1, 127.0.0.1".into(), "https".into()));
+        assert_eq!(
+            (line("x-forwarded-for"), line("x-forwarded-proto")),
+            ("127.0.0.1, 127.0.0.1".into(), "https".into())
+        );
         assert_eq!(line("x-forwarded-host"), format!("{host}:{PORT}"));
     }
 }

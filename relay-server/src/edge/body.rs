@@ -571,6 +571,11 @@ impl Upload {
         }
     }
 
+    /// The room of what was gathered, for whoever takes that over.
+    pub(crate) fn take_room(&mut self) -> Option<Share> {
+        self.room.take()
+    }
+
     /// Begins again for another stream, which is to be opened with [`Self::first`]. False where what was sent is not kept
     /// any more.
     pub(crate) fn rewind(&mut self) -> bool {

@@ -16,7 +16,8 @@ use jiff::Timestamp;
 use relay_protocol::exchange::{content_length, public_url};
 use relay_protocol::message::Payload;
 use relay_protocol::webhook::{Credentials, Event, Judgement, OnDeadline, Provider, Request};
-use tokio::time::timeout_at;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
 use super::body::{EdgeBody, MAX_KEPT, Upload};
@@ -35,6 +36,9 @@ use crate::inbox::{Open, Settings, millis, now};
 use crate::judge::sender;
 use crate::session::registry::Found;
 use crate::store::StoreError;
+
+/// A body that is still arriving after so long is an upload.
+const UPLOAD: Duration = Duration::from_secs(1);
 
 /// Keeps a request in the inbox of its tunnel and answers it, where the tunnel has one and the request is a webhook that may
 /// be acknowledged for the app. None: it goes the way of all others.
@@ -70,8 +74,13 @@ pub(super) async fn keep(
     }
     let (body, room) = receive(shared, exchange, &inbox, &settings, upload).await?;
     let new = new(shared, exchange, &inbox, &settings, (body, upload.trailers().clone()), &about)?;
-    let (own, acknowledged) = (new.id, exchange.started + allowed(shared, &settings, provider));
-    let Arrival { stored, mut answer } = arrival::take(shared, inbox, new, exchange.head.clone(), tunnel, room);
+    // An upload that takes its time is no webhook whose sender counts from its first byte.
+    let is_long = exchange.started.elapsed() > UPLOAD;
+    let began = if is_long { Instant::now() } else { exchange.started };
+    let (own, acknowledged) = (new.id, began + allowed(shared, &settings, provider));
+    let arrival = arrival::take(shared, inbox, new, exchange.head.clone(), tunnel, room);
+    // It is given up where its sender hangs up, and where we end.
+    let Arrival { stored, mut answer, abandons: _abandons } = arrival.ok_or_else(|| too_slow("is behind"))?;
     let id = match timeout_at(acknowledged, stored).await {
         Ok(Ok(Ok(Accepted::Stored { .. }))) => own,
         Ok(Ok(Ok(Accepted::Newer { of, .. }))) => of,
@@ -80,12 +89,7 @@ pub(super) async fn keep(
             return Ok(Some(acknowledge(&settings, provider, &format!("delivered; id={of}"))));
         }
         Ok(Ok(Err(error))) => return Err(refused(error)),
-        // It may yet be stored. The sender is not told so before it is.
-        Err(_) => {
-            let message =
-                "The disk of the tunnel's inbox takes too long, so that the webhook was not accepted.".to_owned();
-            return Err(Failure { cause: Cause::InboxFailed, message: Some(message) }.into());
-        }
+        Err(_) => return Err(too_slow("takes too long").into()),
         Ok(Err(_)) => return Err(Cause::InboxFailed.into()),
     };
     let answered = match timeout_at(acknowledged, &mut answer).await {
@@ -97,7 +101,8 @@ pub(super) async fn keep(
         }
     };
     match answered {
-        Some((head, stream)) => respond(exchange, head, stream, false).map(Some),
+        Some(Ok((head, stream))) => respond(exchange, head, stream, false).map(Some),
+        Some(Err(cause)) => Err(cause.into()),
         None => {
             shared.metrics.inbox_acknowledged.inc();
             Ok(Some(acknowledge(&settings, provider, &format!("stored; id={id}"))))
@@ -117,7 +122,7 @@ async fn gather(
     first_part(upload).await.map_err(|error| error.cause())?;
     if !upload.has_ended() {
         let until = exchange.started + allowed(shared, settings, None);
-        let gathered = upload.gather(MAX_KEPT, until, || place(shared, exchange, inbox.token)).await;
+        let gathered = upload.gather(MAX_INLINE, until, || place(shared, exchange, inbox.token)).await;
         gathered.map_err(|error| error.cause())?;
     }
     Ok(())
@@ -174,7 +179,7 @@ async fn receive(
     if content_length(&exchange.head).is_some_and(|declared| declared > most) {
         return Err(too_large().into());
     }
-    let mut share = None;
+    let mut share = upload.take_room();
     let mut incoming = shared.inboxes.records().spool().receive(ulid(&exchange.head.id));
     while let Some(piece) = upload.next().await.map_err(|error| error.cause())? {
         exchange.received(upload.received());
@@ -186,26 +191,34 @@ async fn receive(
         if !upload.has_ended() && is_slow && waited > shared.limits.deadline {
             return Err(Cause::BodyTimeout.into());
         }
-        // Beyond what every request may have, there is room for so many only.
-        if !upload.has_ended() && share.is_none() {
-            share = Some(place(shared, exchange, inbox.token).ok_or(Cause::TooManyRequests)?);
-        }
-        let (before, after) = (incoming.size(), incoming.size() + piece.len() as u64);
-        if before <= MAX_INLINE as u64 && after > MAX_INLINE as u64 {
-            // It goes to the disk from here on.
-            let size = content_length(&exchange.head).unwrap_or(most);
-            let room =
-                shared.inboxes.records().has_room(&inbox.name, inbox.token, size, settings.quotas(&shared.limits));
-            room.await.map_err(refused)?;
+        let after = incoming.size() + piece.len() as u64;
+        if incoming.is_in_memory() {
+            // Beyond what every request may have, there is room for so many only. All others go to the disk at once.
+            if share.is_none() && !upload.has_ended() {
+                share = place(shared, exchange, inbox.token);
+            }
+            let held = usize::try_from(after).ok().filter(|after| *after <= MAX_INLINE);
+            let is_free = upload.has_ended() && after <= MAX_KEPT as u64;
+            let fits = held.is_some_and(|held| is_free || share.as_mut().is_some_and(|share| share.grow(held)));
+            if !fits {
+                let size = content_length(&exchange.head).unwrap_or(after);
+                let quotas = settings.quotas(&shared.limits);
+                let room = shared.inboxes.records().has_room(&inbox.name, inbox.token, size, quotas);
+                room.await.map_err(refused)?;
+                incoming.spill().await.map_err(|error| failed(&error))?;
+                share = None;
+            }
         }
         incoming.push(&piece).await.map_err(|error| failed(&error))?;
-        let held = usize::try_from(incoming.size()).unwrap_or(usize::MAX).min(MAX_INLINE);
-        if !share.as_mut().is_none_or(|share| share.grow(held)) {
-            return Err(Cause::TooManyRequests.into());
-        }
     }
     exchange.received(upload.received());
     Ok((incoming.finish().await.map_err(|error| failed(&error))?, share))
+}
+
+/// The disk does not keep up with what comes.
+fn too_slow(how: &str) -> Failure {
+    let message = format!("The disk of the tunnel's inbox {how}, so that the webhook was not accepted.");
+    Failure { cause: Cause::InboxFailed, message: Some(message) }
 }
 
 fn failed(error: &std::io::Error) -> Failure {
@@ -246,6 +259,7 @@ fn new(
         event_type: about.event.kind.clone(),
         verdict: Judgement::told(&exchange.head.headers).map(|judgement| judgement.verdict),
         dedupe_since: (dedupe > 0).then(|| shared.inboxes.steady().saturating_sub(dedupe)),
+        abandoned: CancellationToken::new(),
         quotas: settings.quotas(limits),
     })
 }
@@ -255,6 +269,8 @@ fn refused(error: AcceptError) -> Instead {
     match error {
         // It was closed just now, or its name changed hands.
         AcceptError::Closed { .. } => Cause::ClientOffline.into(),
+        // Nobody hears it.
+        AcceptError::Abandoned => Cause::InboxFailed.into(),
         full @ AcceptError::Full { .. } => {
             Failure { cause: Cause::InboxFull, message: Some(crate::sentence(&full)) }.into()
         }

@@ -20,7 +20,7 @@ use super::record::Exchange;
 use super::respond::{RELAY_HANDSHAKE, explain};
 use super::room::Share;
 use crate::Shared;
-use crate::judge::{Judged, NOBODYS, judge, sender, unjudged, withheld};
+use crate::judge::{Judged, NOBODYS, judge, longest, sender, unjudged, withheld};
 use crate::session::registry::{Asked, Tunnel};
 use crate::store::TokenId;
 
@@ -150,8 +150,7 @@ pub(super) async fn verify(
         unjudged(NOBODYS).tell(&mut exchange.head.headers);
         return Ok(());
     }
-    let its = provider.and_then(|provider| usize::try_from(provider.max_body?).ok());
-    let most = its.unwrap_or(shared.limits.verify_body);
+    let most = longest(&shared.limits, provider.map(AsRef::as_ref));
     let (judgement, cause) = match unsigned(&shared.providers, &exchange.head, asked) {
         Some(judgement) => (judgement, Cause::SignatureInvalid),
         None => {

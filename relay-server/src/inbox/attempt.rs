@@ -49,11 +49,22 @@ pub(super) enum Unanswered {
     Unsent,
     /// Nor this one, because it has as much to do as it may.
     Busy,
+    /// It is not let in, and never will be: it is not signed rightly, say.
+    Refused(Cause),
     /// It was sent, and nobody knows what became of it, or the client has said why nothing did.
     Failed(Cause),
 }
 
-/// Sends a webhook, and waits for the head of its answer.
+impl From<StreamError> for Unanswered {
+    fn from(error: StreamError) -> Self {
+        match Cause::from(error) {
+            cause @ (Cause::SignatureInvalid | Cause::BodyTooLarge | Cause::BadRequest) => Self::Refused(cause),
+            cause => Self::Failed(cause),
+        }
+    }
+}
+
+/// Sends a webhook, and waits for the head of its answer, `within` that time from when the app has all of it.
 pub(super) async fn send(
     shared: &Arc<Shared>,
     tunnel: &Tunnel,
@@ -75,16 +86,9 @@ pub(super) async fn send(
         OpenError::TooMany(_) => Unanswered::Busy,
         OpenError::Ending => Unanswered::Unsent,
     })?;
-    if !whole || !first.is_empty() {
-        // It goes on beside the answer: many apps answer before they have read all.
-        let (stream, closing) = (stream.clone(), shared.closing.clone());
-        let upload = async move {
-            if timeout(within, upload(&stream, first, file, trailers)).await.is_err() {
-                stream.reset(Reset::Deadline);
-            }
-        };
-        shared.spawn(async move { closing.run_until_cancelled(upload).await.unwrap_or_default() });
-    }
+    // Most have all of it at once.
+    let is_sent = whole && first.is_empty();
+    let mut uploading = (!is_sent).then(|| Box::pin(upload(stream.clone(), first, file, trailers, within)));
     let answer = async {
         loop {
             match stream.recv().await {
@@ -94,11 +98,15 @@ pub(super) async fn send(
                 Ok(Some(Item::Head { interim: true, .. })) => {}
                 Ok(_) => return Err(Unanswered::Failed(Cause::UpstreamInvalid)),
                 Err(StreamError::SessionEnded) if !stream.is_seen() => return Err(Unanswered::Unsent),
-                Err(error) => return Err(Unanswered::Failed(Cause::from(error))),
+                Err(error) => return Err(error.into()),
             }
         }
     };
     let late = async {
+        if let Some(upload) = &mut uploading {
+            upload.await;
+        }
+        uploading = None;
         let ask = SEEN.min(within);
         sleep(ask).await;
         // What brings its client down must not come back for ever as one that was never tried.
@@ -112,25 +120,42 @@ pub(super) async fn send(
         head = answer => head?,
         late = late => late?,
     };
+    if let Some(upload) = uploading {
+        // Many apps answer before they have read all.
+        let closing = shared.closing.clone();
+        shared.spawn(async move { closing.run_until_cancelled(upload).await.unwrap_or_default() });
+    }
     Ok((head, stream))
 }
 
-async fn upload(stream: &Stream, first: Bytes, file: Option<File>, trailers: Bytes) -> std::io::Result<()> {
-    // The answer says why no more of it is wanted.
-    let gone = |_| std::io::Error::from(std::io::ErrorKind::BrokenPipe);
-    if !first.is_empty() {
-        stream.send(first).await.map_err(gone)?;
+/// Sends what the stream was not opened with, as long as each piece is taken `within` that time.
+async fn upload(stream: Stream, first: Bytes, file: Option<File>, trailers: Bytes, within: Duration) {
+    let send = async |piece: Bytes| {
+        let sent = timeout(within, stream.send(piece)).await;
+        if sent.is_err() {
+            stream.reset(Reset::Deadline);
+        }
+        // Where the stream is over, its answer says why no more of it is wanted.
+        matches!(sent, Ok(Ok(())))
+    };
+    if !first.is_empty() && !send(first).await {
+        return;
     }
     if let Some(mut file) = file {
         loop {
             let mut piece = BytesMut::with_capacity(PIECE);
-            if file.read_buf(&mut piece).await.inspect_err(|_| stream.reset(Reset::Cancelled))? == 0 {
-                break;
+            match file.read_buf(&mut piece).await {
+                Ok(0) => break,
+                Ok(_) if send(piece.freeze()).await => {}
+                Ok(_) => return,
+                Err(error) => {
+                    tracing::warn!(%error, "the body of a webhook cannot be read now");
+                    return stream.reset(Reset::Cancelled);
+                }
             }
-            stream.send(piece.freeze()).await.map_err(gone)?;
         }
     }
-    stream.finish(trailers).map_err(gone)
+    let _ = stream.finish(trailers);
 }
 
 /// Reads on what nobody waits for, so that the app is not cut off.

@@ -10,7 +10,6 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use http::HeaderValue;
@@ -20,8 +19,7 @@ use jiff::fmt::rfc2822;
 use relay_protocol::inbox::{Delivery, RELAY_DELIVERY};
 use relay_protocol::message::{Payload, RequestHead, ResponseHead};
 use relay_protocol::webhook::{Judgement, Verdict, Verify};
-use tokio::fs::File;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -30,7 +28,7 @@ use super::records::{self, Due, Outcome, Stored, StoredBody};
 use super::{Open, Settings, millis, now};
 use crate::Shared;
 use crate::edge::cause::Cause;
-use crate::judge::{Judged, judge, unjudged, withheld};
+use crate::judge::{Judged, judge, longest, sender, unjudged, withheld};
 use crate::session::registry::Tunnel;
 use crate::store::StoreError;
 
@@ -56,6 +54,7 @@ pub(super) async fn run(shared: &Arc<Shared>, inbox: &Arc<Open>) {
     loop {
         let settings = inbox.settings();
         let most = if settings.inbox.ordered { 1 } else { usize::from(settings.inbox.concurrency) };
+        let most = most.min(shared.limits.inbox_live);
         let room = most.saturating_sub(under_way.len()).min(PAGE);
         // Not among what is selected from: with every change it would be begun anew.
         let next = match room {
@@ -218,32 +217,33 @@ async fn judged(
     size: u64,
     at: Timestamp,
 ) -> std::io::Result<Judgement> {
-    let most = shared.limits.verify_body;
+    let asked = &tunnel.asked.webhooks;
+    let provider = sender(&shared.providers, asked.provider.as_deref(), head, &[]);
+    let most = longest(&shared.limits, provider.map(AsRef::as_ref));
     let size = usize::try_from(size).unwrap_or(usize::MAX);
     if size > most {
         return Ok(unjudged(format!("a body of more than {most} bytes is not judged")));
     }
-    let mut share = None;
-    if let Source::File(file) = body {
-        let room = shared.judging.share(tunnel.token, None);
-        let room = room.and_then(|mut room| room.grow(size).then_some(room));
-        share = Some(room.ok_or_else(|| std::io::Error::other("too many are judged at the moment"))?);
-        *body = Source::Bytes(read(file, size).await?);
-    }
-    let Source::Bytes(bytes) = &*body else { return Err(std::io::ErrorKind::Unsupported.into()) };
-    let judged = judge(shared, head, &tunnel.asked, bytes, at).await;
-    drop(share);
+    let judged = match body {
+        Source::Bytes(bytes) => judge(shared, head, &tunnel.asked, bytes, at).await,
+        Source::File(file) => {
+            let room = shared.judging.share(tunnel.token, None);
+            let room = room.and_then(|mut room| room.grow(size).then_some(room));
+            let room = room.ok_or_else(|| std::io::Error::other("too many are judged at the moment"))?;
+            let mut bytes = Vec::with_capacity(size);
+            file.read_to_end(&mut bytes).await?;
+            let judged = judge(shared, head, &tunnel.asked, &bytes.into(), at).await;
+            drop(room);
+            // It is sent from the disk, as if nobody had looked.
+            file.rewind().await?;
+            judged
+        }
+    };
     match judged {
         Some(Judged::Signed(_, judgement)) => Ok(judgement),
         Some(Judged::Handshake(_)) => Ok(unjudged("it is a handshake, for whose answer nobody waits any more")),
         None => Err(std::io::Error::other("its signature could not be judged")),
     }
-}
-
-async fn read(file: &mut File, size: usize) -> std::io::Result<Bytes> {
-    let mut body = Vec::with_capacity(size);
-    file.read_to_end(&mut body).await?;
-    Ok(body.into())
 }
 
 /// Lets a webhook that was not sent wait for a moment: that is no attempt.
@@ -274,7 +274,7 @@ pub(super) async fn attempt(
     tunnel: &Tunnel,
     due: Due,
     webhook: Webhook,
-    wanted: Option<oneshot::Sender<Answer>>,
+    wanted: Option<oneshot::Sender<Result<Answer, Cause>>>,
 ) {
     let settings = inbox.settings();
     let (at, began) = (now(), Instant::now());
@@ -291,8 +291,17 @@ pub(super) async fn attempt(
     // What is left of an answer that nobody waits for.
     let mut unread = None;
     let (attempt, outcome) = match sent {
-        Err(Unanswered::Unsent) => return put_back(shared, inbox, due, UNSENT).await,
-        Err(Unanswered::Busy) => return put_back(shared, inbox, due, BUSY).await,
+        Err(Unanswered::Unsent | Unanswered::Busy) => {
+            let wait = if matches!(sent, Err(Unanswered::Busy)) { BUSY } else { UNSENT };
+            drop(wanted);
+            return put_back(shared, inbox, due, wait).await;
+        }
+        Err(Unanswered::Refused(cause)) => {
+            let dead = Outcome::Dead { reason: cause.message().to_owned() };
+            let is_told = wanted.is_some_and(|wanted| wanted.send(Err(cause)).is_ok());
+            let outcome = if is_told { Outcome::Answered(Box::new(dead)) } else { dead };
+            (noted(None, Some(cause.code().to_owned())), outcome)
+        }
         Err(Unanswered::Failed(cause)) => {
             (noted(None, Some(cause.code().to_owned())), failed(shared, &settings, &due, cause.message(), None))
         }
@@ -302,7 +311,7 @@ pub(super) async fn attempt(
             let is_answer = !(status.is_server_error() && settings.inbox.retry_5xx);
             unread = match wanted.filter(|_| is_answer) {
                 // Unless the sender had its acknowledgement just now.
-                Some(wanted) => wanted.send((head, stream)).err().map(|(_, stream)| stream),
+                Some(wanted) => wanted.send(Ok((head, stream))).err().and_then(Result::ok).map(|(_, stream)| stream),
                 None => Some(stream),
             };
             let failed =

@@ -64,7 +64,15 @@ pub(crate) struct Inboxes {
     changing: tokio::sync::Mutex<()>,
     /// When the relay started, by two clocks.
     began: (i64, Instant),
+    /// Places for webhooks that are on their way to the disk.
+    arriving: Arc<Semaphore>,
+    /// Room for the bodies of those that are tried as they come, in [units](arrival::UNIT).
+    sending: Semaphore,
 }
+
+/// Webhooks of all inboxes that may be on their way to the disk: as many as share a few of its commits. More come only where it
+/// is stuck.
+const ARRIVING: usize = 1024;
 
 /// An inbox that takes webhooks.
 #[derive(Debug)]
@@ -151,7 +159,7 @@ impl Open {
             name: name.to_owned(),
             token,
             settings: Mutex::new(Arc::new(settings)),
-            live: Semaphore::new(limits.inbox_live),
+            live: Semaphore::new(limits.inbox_live.min(Semaphore::MAX_PERMITS)),
             paced: Mutex::new(Instant::now()),
             changed: Notify::new(),
             closed: CancellationToken::new(),
@@ -183,9 +191,16 @@ impl Open {
 }
 
 impl Inboxes {
-    pub(crate) fn new(records: Records) -> Self {
-        let began = (now().max(records.newest()), Instant::now());
-        Self { records, open: DashMap::new(), changing: tokio::sync::Mutex::default(), began }
+    pub(crate) fn new(records: Records, limits: &Limits) -> Self {
+        let units = usize::try_from(limits.inbox_live_bytes / arrival::UNIT).unwrap_or(usize::MAX);
+        Self {
+            began: (now().max(records.newest()), Instant::now()),
+            records,
+            open: DashMap::new(),
+            changing: tokio::sync::Mutex::default(),
+            arriving: Arc::new(Semaphore::new(ARRIVING)),
+            sending: Semaphore::new(units.clamp(1, Semaphore::MAX_PERMITS)),
+        }
     }
 
     /// The present as waits and ages go by it: the system's clock as it was when the relay started, and what has passed
@@ -226,11 +241,13 @@ pub(crate) async fn open(
     is_reserved: bool,
 ) -> Result<(), OpenInboxError> {
     let inboxes = &shared.inboxes;
-    let _changing = inboxes.changing.lock().await;
-    let known = inboxes.get(name).filter(|open| open.token == token);
-    if known.as_ref().is_some_and(|open| *open.settings() == settings) {
+    let known = || inboxes.get(name).filter(|open| open.token == token);
+    // Most clients that come say what they said before, and need not wait for a disk that others wait for.
+    if known().is_some_and(|open| *open.settings() == settings) {
         return Ok(());
     }
+    let _changing = inboxes.changing.lock().await;
+    let known = known();
     let most = if is_reserved { u64::MAX } else { shared.limits.inboxes_per_token };
     let open_inbox = || inboxes.records.open_inbox(name, token, json(&settings), most, now());
     match open_inbox().await {
@@ -345,10 +362,16 @@ async fn close_idle(shared: &Shared, token: TokenId) -> Result<bool, StoreError>
 /// # Errors
 /// [`StoreError`]: it may still have one.
 pub(crate) async fn leave_to(inboxes: &Inboxes, name: &str, token: TokenId) -> Result<(), StoreError> {
-    let _changing = inboxes.changing.lock().await;
     // One of a token that has ended is not open, and is there all the same.
-    let there = inboxes.records.inbox(name).await?;
-    if there.is_some_and(|inbox| inbox.token != token) { end(inboxes, name).await.map(drop) } else { Ok(()) }
+    let is_anothers = async || {
+        let there = inboxes.records.inbox(name).await?;
+        Ok::<_, StoreError>(there.is_some_and(|inbox| inbox.token != token))
+    };
+    if !is_anothers().await? {
+        return Ok(());
+    }
+    let _changing = inboxes.changing.lock().await;
+    if is_anothers().await? { end(inboxes, name).await.map(drop) } else { Ok(()) }
 }
 
 /// Gives the inboxes of tokens that were revoked to those that bear their names now, as their tunnel names go, too: a token

@@ -268,25 +268,39 @@ impl Incoming {
     pub(crate) async fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.size += bytes.len() as u64;
         self.hash.update(bytes);
-        let is_long = self.size > MAX_INLINE as u64;
-        if is_long && self.spool.has_room(bytes.len() as u64) == Err(StoreError::Full) {
-            return Err(io::ErrorKind::StorageFull.into());
+        if self.size > MAX_INLINE as u64 {
+            self.spill().await?;
         }
-        if let Place::Memory(held) = &mut self.place {
-            if held.len() + bytes.len() <= MAX_INLINE {
+        match &mut self.place {
+            Place::Memory(held) => {
                 held.extend_from_slice(bytes);
-                return Ok(());
+                Ok(())
             }
+            Place::File(..) if self.spool.has_room(bytes.len() as u64) == Err(StoreError::Full) => {
+                Err(io::ErrorKind::StorageFull.into())
+            }
+            Place::File(file, _) => file.write_all(bytes).await,
+        }
+    }
+
+    /// Whether what has come is in memory.
+    pub(crate) fn is_in_memory(&self) -> bool {
+        matches!(self.place, Place::Memory(_))
+    }
+
+    /// Goes on in a file, however short it is: there is no room for it in memory.
+    ///
+    /// # Errors
+    /// As of [`Incoming::push`].
+    pub(crate) async fn spill(&mut self) -> io::Result<()> {
+        if let Place::Memory(held) = &mut self.place {
             let path = self.spool.path(self.id);
             let unclaimed = Unclaimed { path, claimed: AtomicBool::new(false) };
             let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unclaimed.path).await?;
             file.write_all(held).await?;
             self.place = Place::File(file, unclaimed);
         }
-        match &mut self.place {
-            Place::File(file, _) => file.write_all(bytes).await,
-            Place::Memory(_) => Ok(()),
-        }
+        Ok(())
     }
 
     /// The body, which is on disk now if it is long: the file and its name.

@@ -325,7 +325,24 @@ impl Session {
             return Err(refusal("too-many-tunnels", &message, "Close one, or ask the relay's operator for more."));
         };
         let tunnel = self.bind_counted(link, spec, counted, mute).await?;
+        // Before anything is waited for: where the session ends meanwhile, this one ends with it.
         self.tunnels.push(tunnel.clone());
+        // Now that it has the name, and before a request comes.
+        if let Err(error) = self.keep_inbox(&tunnel).await {
+            self.tunnels.retain(|other| other.generation != tunnel.generation);
+            tunnel.counted.end();
+            self.shared.registry.unbind(&tunnel, None);
+            return Err(match error {
+                OpenInboxError::TooMany { .. } => {
+                    let hint = "Close one with `relay inbox close NAME`, or ask the relay's operator for more.";
+                    refusal("too-many-inboxes", &sentence(&error), hint)
+                }
+                OpenInboxError::Store(error) => {
+                    tracing::error!(%error, "an inbox was not opened, or not closed");
+                    refusal("internal", &sentence(&error), "Ask the relay's operator to look at its log.")
+                }
+            });
+        }
         Ok(tunnel)
     }
 
@@ -372,20 +389,6 @@ impl Session {
                 }
                 break;
             }
-        }
-        // Now that it has the name, and before a request comes.
-        if let Err(error) = self.keep_inbox(&tunnel).await {
-            self.shared.registry.unbind(&tunnel, None);
-            return Err(match error {
-                OpenInboxError::TooMany { .. } => {
-                    let hint = "Close one with `relay inbox close NAME`, or ask the relay's operator for more.";
-                    refusal("too-many-inboxes", &sentence(&error), hint)
-                }
-                OpenInboxError::Store(error) => {
-                    tracing::error!(%error, "an inbox was not opened, or not closed");
-                    refusal("internal", &sentence(&error), "Ask the relay's operator to look at its log.")
-                }
-            });
         }
         Ok(tunnel)
     }

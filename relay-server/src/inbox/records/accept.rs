@@ -77,6 +77,10 @@ fn accept(
     spool: &Spool,
     new: &New,
 ) -> rusqlite::Result<Result<Accepted, AcceptError>> {
+    if new.abandoned.is_cancelled() {
+        // It comes again, and would be here twice.
+        return Ok(Err(AcceptError::Abandoned));
+    }
     let Some(into) = into(db, &new.inbox, new.token)? else {
         return Ok(Err(AcceptError::Closed { name: new.inbox.clone() }));
     };

@@ -33,6 +33,7 @@ use relay_protocol::webhook::Verdict;
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OptionalExtension as _, Row as SqlRow, params};
 use thiserror::Error;
+use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
 pub(crate) use self::lease::Lease;
@@ -158,6 +159,8 @@ pub(crate) struct New {
     pub(crate) dedupe_since: Option<i64>,
     /// What may be stored at most.
     pub(crate) quotas: Quotas,
+    /// Nobody waits for it any more: it is stored only if that is so already.
+    pub(crate) abandoned: CancellationToken,
 }
 
 /// Who delivers a webhook that is being stored. In a paused inbox it is nobody.
@@ -232,6 +235,9 @@ pub(crate) enum AcceptError {
         /// How much.
         limit: u64,
     },
+    /// Its sender did not wait for it.
+    #[error("its sender has not waited for it")]
+    Abandoned,
     /// The store's own trouble.
     #[error(transparent)]
     Store(#[from] StoreError),

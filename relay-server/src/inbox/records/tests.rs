@@ -40,6 +40,7 @@ fn new(body: &'static str) -> New {
         event_type: None,
         verdict: None,
         dedupe_since: None,
+        abandoned: CancellationToken::new(),
         quotas: NO_LIMIT,
     }
 }
