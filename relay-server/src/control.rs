@@ -107,6 +107,9 @@ pub enum InboxRequest {
         inbox: String,
         /// Only those that are `waiting`, `delivered` or `dead`.
         state: Option<String>,
+        /// Those that follow on this page.
+        #[serde(default)]
+        before: Option<String>,
         /// So many at most.
         limit: usize,
     },
@@ -504,9 +507,9 @@ async fn handle(data: &Data, request: InboxRequest) -> Result<Reply, HandleError
     };
     let mut reply = match request {
         InboxRequest::List => Reply::Inboxes(handle::inboxes(inboxes, None).await?),
-        InboxRequest::Page { inbox, state, limit } => {
+        InboxRequest::Page { inbox, state, before, limit } => {
             let inbox = handle::inbox(inboxes, None, &inbox).await?;
-            Reply::Webhooks(handle::page(inboxes, inbox, state.as_deref(), None, Some(limit)).await?)
+            Reply::Webhooks(handle::page(inboxes, inbox, state.as_deref(), before.as_deref(), Some(limit)).await?)
         }
         InboxRequest::Show { inbox, id } => {
             let inbox = handle::inbox(inboxes, None, &inbox).await?;

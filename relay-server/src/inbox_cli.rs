@@ -8,9 +8,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
-use http::Method;
-use relay_protocol::inbox::api::{Done, Inbox, Inboxes, Page, Tried, Webhook, Which, Whole};
-use relay_protocol::webhook::{Draft, Request as Received, Table, mask};
+use relay_protocol::inbox::api::{Done, Inbox, Inboxes, MAX_IDS, MAX_PAGE, Page, Tried, Webhook, Which, Whole};
+use relay_protocol::webhook::Table;
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 use ulid::Ulid;
@@ -52,12 +51,15 @@ pub enum InboxCommand {
         #[arg(long, value_name = "NUMBER", default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=1000))]
         limit: u16,
     },
-    /// Show one with its attempts, headers and body; credentials are masked
+    /// Show one with its attempts, headers and body
     Show {
         /// The tunnel's name
         name: Name,
         /// The webhook's id
         id: Ulid,
+        /// What happens to Authorization, cookies and what else lets somebody in
+        #[arg(long, value_name = "mask|show", value_enum, default_value_t, hide_possible_values = true)]
+        secrets: Secrets,
     },
     /// Try webhooks again at once; dead letters wait again
     Retry {
@@ -85,7 +87,7 @@ pub enum InboxCommand {
         /// The tunnel's name
         name: Name,
     },
-    /// Have all that wait tried at once, and wait until none is left
+    /// Resume, have all that wait tried at once, and wait until none is left; exit code 1 where one became a dead letter
     Drain {
         /// The tunnel's name
         name: Name,
@@ -105,6 +107,16 @@ pub enum InboxCommand {
         /// The tunnel's name
         name: Name,
     },
+}
+
+/// What happens to what lets somebody in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Secrets {
+    /// Something else stands in its place.
+    #[default]
+    Mask,
+    /// It is shown.
+    Show,
 }
 
 /// Which webhooks are meant.
@@ -181,15 +193,24 @@ async fn run_to(
         }
         InboxCommand::List { name: Some(name), state, limit } => {
             let state = state.map(InboxState::word);
-            let Page { inbox, mut webhooks, .. } = relay.page(&name, state, limit.into()).await?;
+            let (inbox, mut webhooks) = relay.list(&name, state.as_deref(), limit.into()).await?;
+            if webhooks.is_empty() {
+                let state = state.map(|state| state + " ").unwrap_or_default();
+                writeln!(talk, "No {state}webhook is in the inbox {name}.")?;
+            }
             webhooks.reverse();
             write_all(out, output, &webhooks, of_webhook)?;
             if output == Output::Text {
                 write_all(out, output, &[inbox], of_inbox)?;
             }
         }
-        InboxCommand::Show { name, id } => {
-            let whole = relay.webhook(&name, id).await?;
+        InboxCommand::Show { name, id, secrets } => {
+            let mut whole = relay.webhook(&name, id).await?;
+            if secrets == Secrets::Mask {
+                let table = Table::built_in()?;
+                let provider = whole.webhook.provider.clone().and_then(|id| table.get(&id));
+                whole.mask(provider.map(AsRef::as_ref));
+            }
             match output {
                 Output::Json => write_all(out, output, &[whole], |_| Vec::new())?,
                 Output::Text => write_whole(out, &whole)?,
@@ -198,28 +219,38 @@ async fn run_to(
         InboxCommand::Export { name, id } => {
             let whole = relay.webhook(&name, id).await?;
             let body = whole.body().ok_or(CliError::Gone)?;
-            write_head(out, &whole.webhook, &whole.webhook.path, &whole.header_list())?;
+            write_head(out, &whole)?;
             out.write_all(&body)?;
         }
         InboxCommand::Retry { name, which } => {
             let done = relay.done(InboxRequest::Retry { inbox: name.to_string(), which: which.into() }).await?;
-            write_all(out, output, &[done], of_done)?;
+            write_all(out, output, &[some(done, name)?], of_done)?;
         }
         InboxCommand::Drop { name, which } => {
             let done = relay.done(InboxRequest::Drop { inbox: name.to_string(), which: which.into() }).await?;
-            write_all(out, output, &[done], of_done)?;
+            write_all(out, output, &[some(done, name)?], of_done)?;
         }
         InboxCommand::Pause { name } => write_all(out, output, &[relay.pause(&name, true).await?], of_inbox)?,
         InboxCommand::Resume { name } => write_all(out, output, &[relay.pause(&name, false).await?], of_inbox)?,
         InboxCommand::Drain { name, within } => {
-            write_all(out, output, &[relay.drain(&name, within).await?], of_inbox)?;
+            let (inbox, died) = relay.drain(&name, within, talk).await?;
+            write_all(out, output, &[inbox], of_inbox)?;
+            if died > 0 {
+                return Err(CliError::Died { count: died, name });
+            }
         }
         InboxCommand::Close { name } => {
             let done = relay.done(InboxRequest::Close { inbox: name.to_string() }).await?;
+            writeln!(talk, "The inbox {name} is closed; a client that asks for one opens it anew.")?;
             write_all(out, output, &[done], of_done)?;
         }
     }
     Ok(out.flush()?)
+}
+
+/// What was done, if it was anything.
+fn some(done: Done, name: Name) -> Result<Done, CliError> {
+    if done.count == 0 { Err(CliError::Nothing(name)) } else { Ok(done) }
 }
 
 /// The relay that a data directory belongs to, or the directory itself.
@@ -232,11 +263,29 @@ impl Relay<'_> {
         ask(self.data_dir, Request::Inbox(request)).await
     }
 
-    async fn page(&self, name: &Name, state: Option<String>, limit: usize) -> Result<Page, CliError> {
-        match self.ask(InboxRequest::Page { inbox: name.to_string(), state, limit }).await? {
+    async fn page(
+        &self,
+        name: &Name,
+        state: Option<&str>,
+        before: Option<String>,
+        limit: usize,
+    ) -> Result<Page, CliError> {
+        let (inbox, state) = (name.to_string(), state.map(str::to_owned));
+        match self.ask(InboxRequest::Page { inbox, state, before, limit }).await? {
             Reply::Webhooks(page) => Ok(page),
             _ => Err(CliError::Unexpected),
         }
+    }
+
+    /// An inbox, and so many of its webhooks, the newest first: as many pages as that takes.
+    async fn list(&self, name: &Name, state: Option<&str>, most: usize) -> Result<(Inbox, Vec<Webhook>), CliError> {
+        let Page { inbox, mut webhooks, mut next } = self.page(name, state, None, most.min(MAX_PAGE)).await?;
+        while next.is_some() && webhooks.len() < most {
+            let page = self.page(name, state, next, (most - webhooks.len()).min(MAX_PAGE)).await?;
+            next = page.next.filter(|_| !page.webhooks.is_empty());
+            webhooks.extend(page.webhooks);
+        }
+        Ok((inbox, webhooks))
     }
 
     async fn webhook(&self, name: &Name, id: Ulid) -> Result<Whole, CliError> {
@@ -260,18 +309,30 @@ impl Relay<'_> {
         }
     }
 
-    /// Has everything tried at once, and waits until nothing waits.
-    async fn drain(&self, name: &Name, within: Duration) -> Result<Inbox, CliError> {
+    /// Has everything tried at once, and waits until nothing waits. Also tells how many became dead letters.
+    async fn drain(&self, name: &Name, within: Duration, talk: &mut impl Write) -> Result<(Inbox, u64), CliError> {
         if !Control::open(self.data_dir).await?.is_running() {
             return Err(CliError::NotRunning { directory: self.data_dir.to_owned() });
         }
         let until = Instant::now() + within;
-        self.pause(name, false).await?;
-        self.done(InboxRequest::Retry { inbox: name.to_string(), which: Which::All("waiting".to_owned()) }).await?;
+        let (before, waiting) = self.list(name, Some("waiting"), usize::MAX).await?;
+        if before.paused {
+            self.pause(name, false).await?;
+            writeln!(talk, "The inbox {name} was paused, and delivers again.")?;
+        }
+        // What was not tried yet is due as it is, and how long it may be tried must not begin anew.
+        let rests = waiting.into_iter().filter(|webhook| webhook.attempts > 0 && !webhook.under_way);
+        let rests: Vec<String> = rests.map(|webhook| webhook.id).collect();
+        for ids in rests.chunks(MAX_IDS) {
+            self.done(InboxRequest::Retry { inbox: name.to_string(), which: Which::Ids(ids.to_vec()) }).await?;
+        }
         loop {
-            let Page { inbox, .. } = self.page(name, None, 1).await?;
+            let Page { inbox, .. } = self.page(name, None, None, 1).await?;
             match inbox.waiting {
-                0 => return Ok(inbox),
+                0 => {
+                    let died = inbox.dead.saturating_sub(before.dead);
+                    return Ok((inbox, died));
+                }
                 left if Instant::now() >= until => return Err(CliError::Waits { left, name: name.clone() }),
                 _ => sleep(LOOK).await,
             }
@@ -332,42 +393,25 @@ fn of_done(done: &Done) -> Vec<Cow<'_, str>> {
     vec![done.count.to_string().into()]
 }
 
-/// A webhook as a person may see it, without what lets in whoever knows it.
-fn write_whole(out: &mut impl Write, whole: &Whole) -> Result<(), CliError> {
-    let webhook = &whole.webhook;
-    write_all(out, Output::Text, std::slice::from_ref(webhook), of_webhook)?;
+/// A webhook as a person may see it.
+fn write_whole(out: &mut impl Write, whole: &Whole) -> io::Result<()> {
+    write_all(out, Output::Text, std::slice::from_ref(&whole.webhook), of_webhook)?;
     write_all(out, Output::Text, &whole.tried, of_tried)?;
-    let (table, headers, body) = (Table::built_in()?, whole.header_list(), whole.body());
-    let method = webhook.method.parse().unwrap_or(Method::POST);
-    let received = Received::new(&method, &webhook.url, &headers, body.as_deref().unwrap_or_default());
-    let provider = webhook.provider.as_deref().and_then(|id| table.get(id));
-    let Draft { url, headers, body: shown } = mask::request(&received, provider.map(AsRef::as_ref));
-    let path = url.split_once("://").and_then(|(_, rest)| Some(&rest[rest.find('/')?..])).unwrap_or("/");
     let mut head = Vec::new();
-    write_head(&mut head, webhook, path, &headers)?;
+    write_head(&mut head, whole)?;
     writeln!(out)?;
     write_text(out, &head)?;
-    let text = std::str::from_utf8(&shown).ok().filter(|text| !text.contains('\0'));
-    match (body, text) {
-        (None, _) => writeln!(out, "(the body is not kept any more)")?,
-        (Some(_), Some(text)) if text.len() <= SHOWN => {
-            write_text(out, text.as_bytes())?;
-            writeln!(out)?;
-        }
-        (Some(body), _) => writeln!(out, "({} bytes; relay-server inbox export writes them)", body.len())?,
+    let Some(body) = whole.body() else { return writeln!(out, "(the body is not kept any more)") };
+    match std::str::from_utf8(&body) {
+        Ok(text) if text.len() <= SHOWN && !text.contains('\0') => write_text(out, text.as_bytes()),
+        _ => writeln!(out, "({} bytes; relay-server inbox export writes them)", whole.webhook.size),
     }
-    Ok(())
 }
 
 /// A request line and header lines as a file has them, and the empty line behind them.
-fn write_head(
-    out: &mut impl Write,
-    webhook: &Webhook,
-    path: &str,
-    headers: &[(http::HeaderName, http::HeaderValue)],
-) -> io::Result<()> {
-    writeln!(out, "{} {path} HTTP/1.1", webhook.method)?;
-    for (name, value) in headers {
+fn write_head(out: &mut impl Write, whole: &Whole) -> io::Result<()> {
+    writeln!(out, "{} {} HTTP/1.1", whole.webhook.method, whole.webhook.path)?;
+    for (name, value) in whole.header_list() {
         out.write_all(&[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\n"].concat())?;
     }
     writeln!(out)

@@ -112,6 +112,21 @@ pub enum CliError {
     /// The body of a webhook is gone.
     #[error("the webhook was delivered, and its body is not kept any more")]
     Gone,
+    /// There are no such webhooks.
+    #[error(
+        "no such webhook is in the inbox {0}, so nothing was done; relay-server inbox list {0} shows those that are"
+    )]
+    Nothing(Name),
+    /// Not all that waited was delivered.
+    #[error(
+        "none waits any more, and {count} became dead letters; relay-server inbox list {name} --state dead shows why"
+    )]
+    Died {
+        /// How many were not.
+        count: u64,
+        /// In which inbox.
+        name: Name,
+    },
     /// There is still something in an inbox.
     #[error("{left} {} still; relay-server inbox list {name} says why", if *left == 1 { "webhook waits" } else { "webhooks wait" })]
     Waits {

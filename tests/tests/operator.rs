@@ -137,11 +137,16 @@ async fn the_operator_handles_the_inboxes_of_all_tokens() {
         let is_harmless = |c: char| c == '\n' || !(c.is_control() || ('\u{202a}'..='\u{202e}').contains(&c));
         assert!(text.chars().all(is_harmless) && !text.contains("let-me-in"), "{text:?}");
     }
-    let whole: Value = done(&world, &format!("inbox show hooks {first} --output json")).await.lines().remove(0);
+    let shown = |secrets: &str| format!("inbox show hooks {first} --output json --secrets {secrets}");
+    let whole: Value = done(&world, &shown("mask")).await.lines().remove(0);
+    assert!(whole["headers"].as_array().unwrap().contains(&json!(["authorization", "Bearer ***"])), "{whole}");
+    let whole: Value = done(&world, &shown("show")).await.lines().remove(0);
     assert!(whole["headers"].as_array().unwrap().contains(&json!(["authorization", "Bearer let-me-in"])), "{whole}");
     assert_eq!((&whole["path"], &whole["size"]), (&"/one?a=%31".into(), &3000.into()));
 
     assert_eq!(done(&world, &format!("inbox drop hooks {second}")).await.stdout, "1\n");
+    let nothing = relay_server(&world, &format!("inbox drop hooks {second}")).await;
+    assert!(nothing.code() == 1 && nothing.stderr.contains("nothing was done"), "{nothing:?}");
     let paused: Value = done(&world, "inbox pause hooks --output json").await.lines().remove(0);
     assert_eq!((&paused["paused"], &paused["waiting"]), (&true.into(), &1.into()));
     let late = relay_server(&world, "inbox drain hooks --within 50ms").await;
@@ -189,7 +194,8 @@ async fn metrics_tell_of_all_inboxes() {
     })
     .await;
     let tunnel = tunnel(&world, &token, &app).await;
-    done(&world, "inbox drain hooks").await;
+    let drained = relay_server(&world, "inbox drain hooks").await;
+    assert!(drained.code() == 1 && drained.stderr.contains("1 became dead letters"), "{drained:?}");
     assert_eq!(world.post(&format!("{}/200", tunnel.url()), "3").await.code(), 200);
     done(&world, "inbox drain hooks").await;
     metrics(
@@ -262,7 +268,7 @@ async fn a_backlog_and_dead_letters_are_told_once_each() {
     .await;
     let _tunnel = tunnel(&world, &token, &app).await;
     within("the end of the backlog, and dead letters", receiver.reached(3)).await;
-    done(&world, "inbox drain hooks").await;
+    assert!(relay_server(&world, "inbox drain hooks").await.stdout.contains("0 waiting"));
     let metrics = world.get_admin("/metrics").await;
     assert!(metrics.text().contains("relay_alerts_total{outcome=\"sent\"} "), "{}", metrics.text());
     // Dead letters can be seen before the backlog is gone, and one of them before the other.

@@ -5,10 +5,11 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::HOST;
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, Method};
 use serde::{Deserialize, Serialize};
 
 use crate::message::HeaderList;
+use crate::webhook::{Provider, Request, mask};
 
 /// The API's path. All requests bear the token, as those of the connect endpoint do.
 ///
@@ -153,6 +154,26 @@ impl Whole {
     pub fn body(&self) -> Option<Vec<u8>> {
         // Whatever else it is, it is no body.
         STANDARD.decode(self.body_base64.as_deref()?).ok()
+    }
+
+    /// Takes out what lets in whoever knows it, as [`mask::request`] does of a request of that provider.
+    pub fn mask(&mut self, provider: Option<&Provider>) {
+        let (method, body) = (self.webhook.method.parse().unwrap_or(Method::POST), self.body());
+        let masked = |told: &[(String, String)]| {
+            let headers = header_lines(told);
+            let request = Request::new(&method, &self.webhook.url, &headers, body.as_deref().unwrap_or_default());
+            let draft = mask::request(&request, provider);
+            let latin = |value: &[u8]| value.iter().copied().map(char::from).collect::<String>();
+            let told = draft.headers.iter().map(|(name, value)| (name.to_string(), latin(value.as_bytes())));
+            (told.collect::<Vec<_>>(), draft.url, draft.body)
+        };
+        let first = self.headers_first.as_deref().map(|told| masked(told).0);
+        let (headers, url, shown) = masked(&self.headers);
+        (self.headers, self.headers_first) = (headers, first);
+        self.body_base64 = body.map(|_| STANDARD.encode(shown));
+        let path = url.split_once("://").and_then(|(_, rest)| Some(rest.get(rest.find(['/', '?'])?..)?.to_owned()));
+        self.webhook.path = path.unwrap_or_else(|| std::mem::take(&mut self.webhook.path));
+        self.webhook.url = url;
     }
 }
 

@@ -8,18 +8,16 @@ use std::fmt::Write as _;
 use std::io;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use http::{Method, StatusCode};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use relay_protocol::inbox::api::{Inbox, MAX_IDS, MAX_PAGE, Page, Tried, Webhook, Which, Whole, header_lines};
-use relay_protocol::webhook::{Request, Table};
+use relay_protocol::inbox::api::{Inbox, MAX_IDS, MAX_PAGE, Page, Tried, Webhook, Which, Whole};
+use relay_protocol::webhook::Table;
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
 use crate::capture::saved::Saved;
-use crate::capture::{mask, text as lossy};
+use crate::capture::text as lossy;
 use crate::cli::{INBOX_LISTED, InboxArgs, InboxCommand, Secrets, WhichArgs};
 use crate::commands::requests::{HistoryError, quietly, when};
 use crate::config::{ConfigError, Files, Way};
@@ -314,28 +312,16 @@ fn method_of(whole: &Whole) -> Method {
 
 /// Takes out what lets somebody in.
 fn mask(whole: &mut Whole, table: &Table) {
-    let provider = whole.webhook.provider.as_deref().and_then(|id| table.get(id)).map(AsRef::as_ref);
-    let (method, body) = (method_of(whole), whole.body());
-    let masked = |told: &[(String, String)]| {
-        let headers = header_lines(told);
-        let request = Request::new(&method, &whole.webhook.url, &headers, body.as_deref().unwrap_or_default());
-        let draft = mask::request(&request, provider);
-        let latin = |value: &[u8]| value.iter().copied().map(char::from).collect::<String>();
-        let told = draft.headers.iter().map(|(name, value)| (name.to_string(), latin(value.as_bytes())));
-        (told.collect::<Vec<_>>(), draft.url, draft.body)
-    };
-    let first = whole.headers_first.as_deref().map(|told| masked(told).0);
-    let (headers, url, shown) = masked(&whole.headers);
-    (whole.headers, whole.headers_first) = (headers, first);
-    whole.body_base64 = body.map(|_| STANDARD.encode(shown));
-    let path = url.split_once("://").and_then(|(_, rest)| Some(rest.get(rest.find(['/', '?'])?..)?.to_owned()));
-    whole.webhook.path = path.unwrap_or_else(|| whole.webhook.path.clone());
-    whole.webhook.url = url;
+    let provider = whole.webhook.provider.clone().and_then(|id| table.get(&id));
+    whole.mask(provider.map(AsRef::as_ref));
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
 
     use super::*;
     use crate::webhooks::built_in;
