@@ -13,6 +13,7 @@
 #[doc(hidden)]
 pub mod admin;
 mod alert;
+mod cause;
 #[doc(hidden)]
 pub mod certs;
 pub mod config;
@@ -29,6 +30,7 @@ mod judge;
 pub mod log;
 #[doc(hidden)]
 pub mod outgoing;
+mod places;
 mod running;
 #[doc(hidden)]
 pub mod session;
@@ -60,14 +62,15 @@ use self::certs::Certificates;
 use self::certs::acme::Acme;
 use self::config::{AcmeConfig, CertificateSource, Config, Limits};
 use self::control::{Change, Data};
+use self::edge::Purpose;
 use self::edge::connect::Refusals;
 use self::edge::janitor::Janitor;
 use self::edge::room::Room;
-use self::edge::{Places, Purpose};
 use self::inbox::Inboxes;
 use self::inbox::records::Records;
 use self::log::AccessLog;
 use self::outgoing::Outgoing;
+use self::places::Places;
 use self::session::Sessions;
 use self::session::registry::Registry;
 use self::store::{Store, StoreError, TokenSummary};

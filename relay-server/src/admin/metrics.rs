@@ -9,7 +9,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::edge::cause::Cause;
+use crate::cause::Cause;
 use crate::inbox::records::Outcome;
 
 /// The relay's counters. Gauges are read when somebody asks.

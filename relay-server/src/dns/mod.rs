@@ -1,7 +1,7 @@
 //! The name server for the base domain, so that nobody needs another one to prove that the domain is theirs.
 //!
 //! It answers for its zone alone, on the addresses that it is given, over UDP and TCP: no recursion, no transfers. What a
-//! stranger sends costs a count, and within its rate one look-up of a fixed few records; see [`Zone`].
+//! stranger sends costs a count, and within its rate one look-up of a fixed few records; see `Zone`.
 
 mod place;
 mod rate;
@@ -20,7 +20,7 @@ pub(crate) use self::place::{listen_at, seen_as};
 use self::rate::Rate;
 use self::zone::Over;
 pub(crate) use self::zone::Zone;
-use crate::edge::Places;
+use crate::places::Places;
 use crate::{Shared, StartError};
 
 /// Of a question; none has a reason to be longer.

@@ -16,10 +16,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, oneshot};
 use tokio::time::timeout;
 
 use super::body::EdgeBody;
-use super::cause::Cause;
 use super::connect::authenticate;
 use super::forward::Sender;
 use super::respond::explain;
+use crate::cause::Cause;
 use crate::inbox::handle::{self, Action, HandleError, Source};
 use crate::inbox::spool::MAX_INLINE;
 use crate::store::TokenId;

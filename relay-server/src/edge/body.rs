@@ -20,12 +20,12 @@ use tokio::time::{Instant, Sleep, timeout, timeout_at};
 use tokio_util::io::ReaderStream;
 use tokio_util::sync::DropGuard;
 
-use super::cause::Cause;
 use super::gate::imitates_ours;
 use super::io::Clock;
 use super::record::{Exchange, Receiving};
 use super::respond::is_edges;
 use super::room::Share;
+use crate::cause::Cause;
 use crate::config::Limits;
 
 /// A response's body: the relay's own answer, or what comes back through the tunnel.

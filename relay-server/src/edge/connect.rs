@@ -21,12 +21,13 @@ use socket2::SockRef;
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
+use super::api;
 use super::body::EdgeBody;
-use super::cause::Cause;
 use super::forward::Sender;
 use super::io::Watched;
 use super::respond::{answer, explain};
-use super::{api, block_of};
+use crate::cause::Cause;
+use crate::places::block_of;
 use crate::session::{Place, Session};
 use crate::store::{AuthError, Secret, Token, unix_now};
 use crate::{Shared, sentence};

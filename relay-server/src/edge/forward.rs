@@ -26,7 +26,6 @@ use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
 use super::body::{EdgeBody, Upload, UploadError, discard};
-use super::cause::Cause;
 use super::close;
 use super::gate::{PublicHost, is_owned};
 use super::inbox;
@@ -36,6 +35,7 @@ use super::respond::{answer, explain, is_edges};
 use super::upgrade;
 use super::webhook::{Allowed, handshake, verify};
 use crate::Shared;
+use crate::cause::Cause;
 use crate::session::registry::{Asked, Found, Tunnel};
 use crate::session::{SEEN, resumes};
 

@@ -21,7 +21,6 @@ use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
 use super::body::{EdgeBody, MAX_KEPT, Upload};
-use super::cause::Cause;
 use super::forward::{Delivered, Failure, Instead, SLOWEST_UPLOAD, first_part, respond};
 use super::gate::PublicHost;
 use super::record::Exchange;
@@ -29,6 +28,7 @@ use super::respond::RELAY_INBOX;
 use super::room::Share;
 use super::webhook::{place, verify};
 use crate::Shared;
+use crate::cause::Cause;
 use crate::inbox::arrival::{self, Arrival};
 use crate::inbox::records::{AcceptError, Accepted, New, Take};
 use crate::inbox::spool::{Body, MAX_INLINE};

@@ -20,8 +20,8 @@ use tokio_rustls::server::TlsStream;
 
 use relay_protocol::gather::Gathered;
 
-use super::Place;
 use crate::config::Limits;
+use crate::places::Place;
 
 /// A public connection, encrypted or not.
 #[derive(Debug)]

@@ -7,7 +7,6 @@
 
 pub(crate) mod api;
 pub(crate) mod body;
-pub(crate) mod cause;
 pub(crate) mod connect;
 mod forward;
 mod gate;
@@ -21,11 +20,10 @@ mod upgrade;
 mod webhook;
 
 use std::convert::Infallible;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dashmap::DashMap;
 use http::header::LOCATION;
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::{Body as _, Incoming};
@@ -33,19 +31,19 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use self::body::{EdgeBody, discard};
-use self::cause::Cause;
 use self::forward::Sender;
 use self::gate::PublicHost;
 use self::io::{Clock, Conn, InFlight, Watched};
 use self::respond::{answer, explain};
 use crate::Shared;
+use crate::cause::Cause;
 use crate::config::{HTTP2_WINDOW, HttpMode};
+use crate::places::Place;
 use relay_protocol::gather::Gathered;
 
 /// The largest window that there is (RFC 9113, section 6.9.1).
@@ -220,63 +218,4 @@ fn redirect(shared: &Shared, host: &PublicHost, request: &Request<Incoming>) -> 
         Err(_) => return answer(Cause::BadRequest, request.headers()),
     }
     response
-}
-
-/// Places for connections: so many in all, so many for one address.
-#[derive(Debug)]
-pub(crate) struct Places {
-    all: Arc<Semaphore>,
-    addresses: Arc<DashMap<IpAddr, usize>>,
-    each: usize,
-}
-
-impl Places {
-    pub(crate) fn new(all: usize, each: usize) -> Self {
-        Self { all: Arc::new(Semaphore::new(all)), addresses: Arc::default(), each }
-    }
-
-    /// Connections that are open.
-    pub(crate) fn taken(&self) -> usize {
-        self.addresses.iter().map(|entry| *entry.value()).sum()
-    }
-
-    /// A place for a connection from `peer`. A trusted proxy speaks for many senders, so it is not counted as one.
-    pub(crate) fn enter(&self, peer: IpAddr, trusted: bool) -> Option<Place> {
-        let permit = self.all.clone().try_acquire_owned().ok()?;
-        let address = block_of(peer);
-        let mut count = self.addresses.entry(address).or_insert(0);
-        if *count >= self.each && !trusted {
-            return None;
-        }
-        *count += 1;
-        Some(Place { address, addresses: self.addresses.clone(), _permit: permit })
-    }
-}
-
-/// One connection's place.
-#[derive(Debug)]
-pub(crate) struct Place {
-    address: IpAddr,
-    addresses: Arc<DashMap<IpAddr, usize>>,
-    _permit: tokio::sync::OwnedSemaphorePermit,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.addresses.remove_if_mut(&self.address, |_, count| {
-            *count -= 1;
-            *count == 0
-        });
-    }
-}
-
-/// What one stranger has: an address, or with IPv6 the /64 that every host gets.
-pub(crate) fn block_of(peer: IpAddr) -> IpAddr {
-    match peer.to_canonical() {
-        IpAddr::V6(address) => {
-            let network = u128::from(address) & !u128::from(u64::MAX);
-            IpAddr::V6(Ipv6Addr::from(network))
-        }
-        v4 => v4,
-    }
 }

@@ -7,9 +7,9 @@ use http::{StatusCode, Version};
 use relay_protocol::message::RequestHead;
 use tokio::time::Instant;
 
-use super::cause::Cause;
 use super::io::InFlight;
 use crate::Shared;
+use crate::cause::Cause;
 
 /// The record of an exchange. It is written when it is dropped, with the response's body or with what the exchange was
 /// upgraded to.

@@ -5,7 +5,7 @@ use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
 
 use super::body::EdgeBody;
-use super::cause::Cause;
+use crate::cause::Cause;
 
 /// Names the cause, on every answer that the relay itself makes.
 pub(crate) const RELAY_ERROR: HeaderName = HeaderName::from_static("relay-error");

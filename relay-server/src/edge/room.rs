@@ -5,7 +5,7 @@ use std::collections::hash_map::Entry;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::block_of;
+use crate::places::block_of;
 use crate::store::TokenId;
 
 /// So many bytes of all bodies together. The tunnels of one token never take more of them than they leave to all others:

@@ -14,12 +14,12 @@ use relay_protocol::webhook::{Judgement, Provider, Reply, Request, Table, Verdic
 use tokio::time::Instant;
 
 use super::body::{EdgeBody, Gathered, MAX_KEPT, Upload, UploadError};
-use super::cause::Cause;
 use super::forward::{Failure, Instead};
 use super::record::Exchange;
 use super::respond::{RELAY_HANDSHAKE, explain};
 use super::room::Share;
 use crate::Shared;
+use crate::cause::Cause;
 use crate::judge::{Judged, NOBODYS, judge, longest, sender, unjudged, withheld};
 use crate::session::registry::{Asked, Tunnel};
 use crate::store::TokenId;

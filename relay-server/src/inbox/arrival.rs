@@ -14,7 +14,7 @@ use super::delivery;
 use super::records::{AcceptError, Accepted, New, Take};
 use super::spool::Body;
 use crate::Shared;
-use crate::edge::cause::Cause;
+use crate::cause::Cause;
 use crate::session::registry::Tunnel;
 
 /// Bytes of bodies in memory are counted by so many.

@@ -13,7 +13,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::time::{sleep, timeout};
 
 use crate::Shared;
-use crate::edge::cause::Cause;
+use crate::cause::Cause;
 use crate::session::SEEN;
 use crate::session::registry::Tunnel;
 

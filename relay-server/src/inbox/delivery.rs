@@ -27,7 +27,7 @@ use super::attempt::{Answer, Source, Unanswered, Webhook, rest, send};
 use super::records::{self, Due, Outcome, Stored, StoredBody};
 use super::{Open, Settings, millis, now};
 use crate::Shared;
-use crate::edge::cause::Cause;
+use crate::cause::Cause;
 use crate::judge::{Judged, judge, longest, sender, unjudged, withheld};
 use crate::session::registry::Tunnel;
 use crate::store::StoreError;

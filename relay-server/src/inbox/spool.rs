@@ -268,16 +268,17 @@ impl Incoming {
     pub(crate) async fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.size += bytes.len() as u64;
         self.hash.update(bytes);
-        if self.size > MAX_INLINE as u64 {
+        let is_long = self.size > MAX_INLINE as u64;
+        if (is_long || !self.is_in_memory()) && self.spool.has_room(bytes.len() as u64) == Err(StoreError::Full) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        if is_long {
             self.spill().await?;
         }
         match &mut self.place {
             Place::Memory(held) => {
                 held.extend_from_slice(bytes);
                 Ok(())
-            }
-            Place::File(..) if self.spool.has_room(bytes.len() as u64) == Err(StoreError::Full) => {
-                Err(io::ErrorKind::StorageFull.into())
             }
             Place::File(file, _) => file.write_all(bytes).await,
         }

@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn the_documentation_lists_every_cause_with_its_status() {
-        let page = include_str!("../../../docs/errors.md");
+        let page = include_str!("../../docs/errors.md");
         let row = |cause: &Cause| {
             let retry = if cause.retry_after().is_some() { ", `Retry-After`" } else { "" };
             format!("| `{}` | {}{retry} |", cause.code(), cause.status().as_u16())
@@ -152,13 +152,13 @@ mod tests {
         let (conversions, _) = include_str!("cause.rs").split_once("mod tests").unwrap_or_default();
         let sources = [
             conversions,
-            include_str!("api.rs"),
-            include_str!("body.rs"),
-            include_str!("connect.rs"),
-            include_str!("forward.rs"),
-            include_str!("inbox.rs"),
-            include_str!("mod.rs"),
-            include_str!("webhook.rs"),
+            include_str!("edge/api.rs"),
+            include_str!("edge/body.rs"),
+            include_str!("edge/connect.rs"),
+            include_str!("edge/forward.rs"),
+            include_str!("edge/inbox.rs"),
+            include_str!("edge/mod.rs"),
+            include_str!("edge/webhook.rs"),
         ]
         .concat()
         .replace("== Cause::", "== ");
