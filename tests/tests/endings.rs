@@ -36,8 +36,7 @@ mod a_signal {
         let terminal = Terminal::open((200, 20), &variables, &["/bin/sh", "-c", &line]).await;
         terminal.shows("started").await;
         terminal.press(&["C-c"]).await;
-        let text = terminal.shows("in all").await;
-        assert!(text.contains("in all 1"), "{text}");
+        terminal.shows("in all 1").await;
         assert_eq!(terminal.ended().await, 9);
     }
 

@@ -20,7 +20,11 @@ async fn cut(variables: &[(&str, &str)]) -> (HashSet<String>, HashSet<String>) {
     let files = tempfile::tempdir().unwrap();
     let disk = Disk::image(&files.path().join("disk")).await;
     let home = Arc::new(tempfile::tempdir().unwrap());
-    let relay = RelayServer::spawn_on(&disk, home, [""; 0], variables).await;
+    // The disk is smaller than what is left free of one otherwise.
+    let config = files.path().join("relay-server.toml");
+    std::fs::write(&config, "[limits]\ninbox_free = 0\n").unwrap();
+    let config = config.display().to_string();
+    let relay = RelayServer::spawn_on(&disk, home, ["--config", &config], variables).await;
     let place = Arc::new(Place::of(relay).await);
     place.client(&App::echo().await, "hooks", &INBOX).await.process.kill().await;
     // The token and the inbox are there in any case.
@@ -53,7 +57,7 @@ async fn cut(variables: &[(&str, &str)]) -> (HashSet<String>, HashSet<String>) {
     let mut place = Arc::into_inner(place).unwrap();
     let (home, https) = (place.relay.process.home().clone(), place.relay.https.to_string());
     place.relay.process.kill().await;
-    place.relay = RelayServer::spawn_on(&after, home, ["--https", &https], &[]).await;
+    place.relay = RelayServer::spawn_on(&after, home, ["--config", &config, "--https", &https], &[]).await;
     let app = App::recording().await;
     let _client = place.client(&app, "hooks", &INBOX).await;
     let drain = place.with_way(&["inbox", "drain", "hooks", "--within", "25s"]);

@@ -130,7 +130,7 @@ async fn webhook_finds_signatures_right_that_have_waited() {
         ["http", &port.await.to_string(), "--subdomain", "hooks", "--output", "json", inbox[0], inbox[1], inbox[2]];
     let _client = relay_tests::RelayClient::spawn(place.with_way(&words)).await;
     let drained = place.spawn(place.with_way(&["inbox", "drain", "hooks", "--within", "25s"])).await.wait().await;
-    assert!(drained.status.success(), "{drained:?}\n{}", webhook.said());
+    assert!(drained.stderr.contains("1 became dead letters"), "{drained:?}\n{}", webhook.said());
     let mut ran: Vec<_> = std::fs::read_to_string(done).unwrap().lines().map(str::to_owned).collect();
     ran.sort();
     assert_eq!(ran, ["0", "2"], "{}", webhook.said());

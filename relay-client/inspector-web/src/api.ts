@@ -198,7 +198,8 @@ export async function tunnels(): Promise<Tunnel[]> {
 }
 
 export async function inboxes(): Promise<Inbox[]> {
-  return (await (await ask("/inboxes")).json()).inboxes;
+  // A page without this part is better than none.
+  return (await (await ask("/inboxes")).json()).inboxes ?? [];
 }
 
 export async function inboxPage(name: string, state: string, limit: number, before: string | null): Promise<InboxPage> {
