@@ -292,18 +292,8 @@ fn address_in(line: &str) -> Option<SocketAddr> {
     rest.split(|c: char| !c.is_ascii_digit() && c != '.' && c != ':').next()?.parse().ok()
 }
 
-/// Waits for the first byte of any answer: a status line, or the settings that an HTTP/2 server begins with. While a server
-/// of several processes starts, it may reset connections.
+/// Waits for the first byte of any answer: a status line, or the settings that an HTTP/2 server begins with.
 async fn answered(addr: SocketAddr) -> std::io::Result<()> {
-    loop {
-        match asked(addr).await {
-            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {}
-            answered => break answered,
-        }
-    }
-}
-
-async fn asked(addr: SocketAddr) -> std::io::Result<()> {
     let mut stream = TcpStream::connect(addr).await?;
     stream.write_all(format!("GET / HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n").as_bytes()).await?;
     stream.read_u8().await.map(drop)

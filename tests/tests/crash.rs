@@ -118,7 +118,7 @@ impl Crash {
 
     async fn app(place: &Place, port: &str) -> (Process, String) {
         let notes = place.home.path().join("notes").display().to_string();
-        let words = [app_file("numbers.py").display().to_string(), notes, port.to_owned()];
+        let words = [app_file("numbered_app.py").display().to_string(), notes, port.to_owned()];
         let python = program("python3").display().to_string();
         let mut app = Process::spawn_in(place.home.clone(), &python, words, &[]).await;
         let line = app.line().await.unwrap_or_else(|| panic!("{}", app.said()));

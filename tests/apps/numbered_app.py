@@ -1,6 +1,6 @@
 """An application that notes each request that it has read, in a line of a file, before it answers. It fails now and then.
 
-numbers.py FILE [PORT]
+numbered_app.py FILE [PORT]
 """
 
 import os
