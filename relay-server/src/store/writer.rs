@@ -380,6 +380,7 @@ mod tests {
         let slow = |i: i64| {
             writer.run(Access::Write, move |db| {
                 db.execute("INSERT INTO t VALUES (?1)", [i])?;
+                // As one does that is a thousand rows.
                 thread::sleep(GROUP_TIME);
                 Ok(Ok::<_, StoreError>(()))
             })

@@ -21,6 +21,9 @@ const GROUP: usize = 144;
 /// How long the write-ahead log becomes before it is written from its beginning again.
 const LOG: u64 = 4 << 20;
 
+/// For how long deliveries of a backlog are counted.
+const DRAINED: Duration = Duration::from_secs(5);
+
 /// An inbox that takes what the bench sends, and gives it back as fast as it can.
 const LIMITS: &str = "[limits]\ninbox_count = 100000000\ninbox_bytes = 1000000000000\n\
                       inbox_token_bytes = 1000000000000\ninbox_total_bytes = 1000000000000\n";
@@ -81,7 +84,11 @@ pub(crate) fn inbox(world: &World, table: &mut Table) -> Result<()> {
         (warm(world, &front)?, one)
     };
     let front = relay.front(world, "hooks");
-    await_away(&front)?;
+    let begun = Instant::now();
+    // Until the relay knows that the client has gone, and keeps what comes.
+    while Conn::open(&front)?.hook()? != 202 {
+        relay.process.check("a relay whose client has gone", begun)?;
+    }
     let before = relay.process.resident();
     let (away, cpu) = cpu_of(&[&relay.process], || warm(world, &front))?;
     // What the disk can do, where all that wait share an fsync.
@@ -106,21 +113,18 @@ pub(crate) fn inbox(world: &World, table: &mut Table) -> Result<()> {
     let relay = relay.crash(world)?;
     // From the program's start to the first one that it has kept.
     while !Conn::open(&front).and_then(|mut conn| conn.hook()).is_ok_and(|status| status == 202) {
-        std::thread::sleep(Duration::from_millis(1));
-        if begun.elapsed() > Duration::from_secs(120) {
-            return Err("a relay with a backlog does not start".into());
-        }
+        relay.process.check("a relay with a backlog", begun)?;
     }
     table.alone("inbox.start", begun.elapsed().as_secs_f64());
     table.alone("inbox.started", relay.process.resident() / 1024.0 / 1024.0);
 
-    let taken = hooks_taken();
+    let (begun, taken) = (Instant::now(), hooks_taken());
     let (_front, _client) = world.client_with(&relay, relay.addr, "hooks", INBOX)?;
     while hooks_taken() < taken + 100 {
-        std::thread::sleep(Duration::from_millis(1));
+        relay.process.check("the delivery of a backlog", begun)?;
     }
     let (begun, taken) = (Instant::now(), hooks_taken());
-    std::thread::sleep(Duration::from_secs(5));
+    std::thread::sleep(DRAINED);
     table.alone("inbox.drain", (hooks_taken() - taken) as f64 / begun.elapsed().as_secs_f64());
     table.alone("inbox.draining", relay.process.resident() / 1024.0 / 1024.0);
     Ok(())
@@ -130,15 +134,4 @@ pub(crate) fn inbox(world: &World, table: &mut Table) -> Result<()> {
 fn warm(world: &World, front: &Front) -> Result<Storm> {
     storm(world, front, SENDERS, 1, false)?;
     storm(world, front, SENDERS, 4, false)
-}
-
-/// Waits until the relay knows that the client has gone, and keeps what comes.
-fn await_away(front: &Front) -> Result<()> {
-    let begun = Instant::now();
-    while Conn::open(front)?.hook()? != 202 {
-        if begun.elapsed() > Duration::from_secs(30) {
-            return Err("nothing is kept while the client is away".into());
-        }
-    }
-    Ok(())
 }

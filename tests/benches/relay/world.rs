@@ -248,7 +248,7 @@ impl Process {
     }
 
     /// Waits a moment; fails once patience ends or the program has.
-    fn check(&self, who: &str, begun: Instant) -> Result<()> {
+    pub(crate) fn check(&self, who: &str, begun: Instant) -> Result<()> {
         std::thread::sleep(Duration::from_millis(1));
         let ended = read(&format!("/proc/{}/stat", self.child.id())).is_none_or(|stat| state(&stat) == Some("Z"));
         if !ended && begun.elapsed() < PATIENCE {

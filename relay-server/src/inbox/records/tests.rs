@@ -913,68 +913,6 @@ async fn no_statement_walks_over_all_that_waits() {
     }
 }
 
-/// `cargo test --release -p relay-server --lib a_million -- --ignored --nocapture`
-#[tokio::test]
-#[ignore = "prints figures, and needs a minute and 2 GB of disk"]
-async fn a_million_that_wait_cost_as_little_as_a_few() {
-    let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
-    let records = Records::open(directory.path(), 0).unwrap();
-    records.open_inbox("hooks", ALICE, "{}".to_owned(), 100, NOW).await.unwrap();
-    for _ in 0..20 {
-        let fill = records.write(|db| {
-            db.execute_batch(
-                "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 50000)
-                 INSERT INTO webhooks (id, inbox, received_at, first_at, since, event_id, spooled, body_size,
-                                       body_sha256, size, head, trailers)
-                 SELECT substr('01' || hex(randomblob(12)), 1, 26), 1, 1, 1, 1, hex(randomblob(12)), 0, 1000,
-                        randomblob(32), 1500, randomblob(500), x'' FROM n;
-                 INSERT INTO bodies SELECT seq, randomblob(1000) FROM webhooks
-                     WHERE seq > coalesce((SELECT max(seq) FROM bodies), 0);",
-            )
-        });
-        fill.await.unwrap();
-    }
-    records.close().await;
-    drop(records);
-    let resident = || {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap();
-        status.lines().find(|line| line.starts_with("VmRSS")).unwrap().to_owned()
-    };
-    let figure = |what: &str, began: std::time::Instant| println!("{what}: {:?}; {}", began.elapsed(), resident());
-    println!("before: {}", resident());
-    let began = std::time::Instant::now();
-    let records = Records::open(directory.path(), 0).unwrap();
-    assert_eq!(records.inboxes().await.unwrap()[0].waiting, 1_000_000);
-    figure("start", began);
-    let began = std::time::Instant::now();
-    records.totals().await.unwrap();
-    figure("totals", began);
-    for (what, copy) in [("accept", None), ("accept, held against copies", Some(NOW - DAY))] {
-        let began = std::time::Instant::now();
-        for n in 0..100 {
-            records.accept(New { dedupe_since: copy, ..event(&format!("evt_{n}"), "x", "head", NOW) }).await.unwrap();
-        }
-        figure(&format!("{what}, 100 times one by one"), began);
-    }
-    let began = std::time::Instant::now();
-    join_all((0..6400).map(|_| records.accept(new("x")))).await.into_iter().for_each(|done| drop(done.unwrap()));
-    figure("accept, 6,400 at once", began);
-    let began = std::time::Instant::now();
-    for _ in 0..10 {
-        let taken = take(&records, NOW, false).await;
-        assert_eq!(taken.len(), 10);
-        records.next_due("hooks", false).await.unwrap();
-        for due in taken {
-            records.load(due.seq).await.unwrap().unwrap();
-            deliver(&records, due.seq, 200).await;
-        }
-    }
-    figure("due, load and note, 100", began);
-    let began = std::time::Instant::now();
-    list(&records, None, None, 1000).await;
-    figure("a page", began);
-}
-
 // ---- counters ---------------------------------------------------------------------------------------
 
 #[derive(Clone, Debug)]
