@@ -11,7 +11,7 @@ use relay_protocol::webhook::{Judgement, Provider, Reply, Request, Table, Verdic
 
 use crate::Shared;
 use crate::config::Limits;
-use crate::session::registry::Asked;
+use crate::tunnels::Asked;
 
 /// The most of a refused request's target that its client is told, in bytes.
 const TARGET_MAX: usize = 256;

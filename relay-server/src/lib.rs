@@ -1,9 +1,9 @@
 //! The relay: a public HTTPS edge whose tunnels end at localhost.
 //!
 //! ```text
-//!   public HTTPS ──▶ edge ──▶ session ──▶ the client's WebSocket
-//!                     │          │
-//!                     └─ certs   └─ store: tokens and names
+//!   public HTTPS ──▶ edge ──▶ inbox ──▶ tunnels ──▶ the client's WebSocket
+//!                     │                    ▲
+//!                     └─ certs          session ──▶ store: tokens and names
 //! ```
 //!
 //! A test embeds it by [`Relay::start`]; programs that want a say in how it ends use [`Relay::bind`] and [`Relay::run`].
@@ -37,6 +37,7 @@ pub mod session;
 pub mod store;
 #[doc(hidden)]
 pub mod token_cli;
+mod tunnels;
 
 pub use self::running::RunningRelay;
 
@@ -72,8 +73,8 @@ use self::log::AccessLog;
 use self::outgoing::Outgoing;
 use self::places::Places;
 use self::session::Sessions;
-use self::session::registry::Registry;
 use self::store::{Store, StoreError, TokenSummary};
+use self::tunnels::Registry;
 
 /// How long tasks that were told to end have to do so.
 const LAST_WAIT: std::time::Duration = std::time::Duration::from_secs(5);

@@ -28,8 +28,9 @@ use super::io::Watched;
 use super::respond::{answer, explain};
 use crate::cause::Cause;
 use crate::places::block_of;
-use crate::session::{Place, Session};
+use crate::session::Session;
 use crate::store::{AuthError, Secret, Token, unix_now};
+use crate::tunnels::seats::Place;
 use crate::{Shared, sentence};
 
 /// Attempts that were refused, by address: whoever guesses tokens has to wait.

@@ -36,8 +36,8 @@ use super::upgrade;
 use super::webhook::{Allowed, handshake, verify};
 use crate::Shared;
 use crate::cause::Cause;
-use crate::session::registry::{Asked, Found, Tunnel};
-use crate::session::{SEEN, resumes};
+use crate::session::resumes;
+use crate::tunnels::{Asked, Found, SEEN, Tunnel};
 
 /// Where a request came from.
 #[derive(Clone, Copy, Debug)]

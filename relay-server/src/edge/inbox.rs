@@ -34,8 +34,8 @@ use crate::inbox::records::{AcceptError, Accepted, New, Take};
 use crate::inbox::spool::{Body, MAX_INLINE};
 use crate::inbox::{Open, Settings, millis, now};
 use crate::judge::sender;
-use crate::session::registry::Found;
 use crate::store::StoreError;
+use crate::tunnels::Found;
 
 /// A body that is still arriving after so long is an upload.
 const UPLOAD: Duration = Duration::from_secs(1);

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::body::Progress;
 use crate::config::Limits;
-use crate::session::registry::Registry;
+use crate::tunnels::Registry;
 
 /// The downloads that are watched.
 #[derive(Debug, Default)]

@@ -21,8 +21,8 @@ use super::room::Share;
 use crate::Shared;
 use crate::cause::Cause;
 use crate::judge::{Judged, NOBODYS, judge, longest, sender, unjudged, withheld};
-use crate::session::registry::{Asked, Tunnel};
 use crate::store::TokenId;
+use crate::tunnels::{Asked, Tunnel};
 
 /// The longest body of a handshake, in bytes. Challenges are short, and so much of a body is kept in any case.
 const HANDSHAKE_MAX: usize = MAX_KEPT;

@@ -15,7 +15,7 @@ use super::records::{AcceptError, Accepted, New, Take};
 use super::spool::Body;
 use crate::Shared;
 use crate::cause::Cause;
-use crate::session::registry::Tunnel;
+use crate::tunnels::Tunnel;
 
 /// Bytes of bodies in memory are counted by so many.
 pub(super) const UNIT: u64 = 64 * 1024;

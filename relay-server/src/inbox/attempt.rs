@@ -14,8 +14,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::Shared;
 use crate::cause::Cause;
-use crate::session::SEEN;
-use crate::session::registry::Tunnel;
+use crate::tunnels::{SEEN, Tunnel};
 
 /// How long the rest of an answer is read that nobody waits for, and how much of it.
 const REST: (Duration, usize) = (Duration::from_secs(5), 1 << 20);

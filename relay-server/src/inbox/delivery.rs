@@ -29,8 +29,8 @@ use super::{Open, Settings, millis, now};
 use crate::Shared;
 use crate::cause::Cause;
 use crate::judge::{Judged, judge, longest, sender, unjudged, withheld};
-use crate::session::registry::Tunnel;
 use crate::store::StoreError;
+use crate::tunnels::Tunnel;
 
 /// How often a client that is away is looked for, beside being told of it; and what is due, whatever the clock does.
 const LOOK: Duration = Duration::from_secs(60);

@@ -6,10 +6,7 @@
 //!                      └── resumes with ◀── a key for the next time
 //! ```
 
-pub mod registry;
 mod resume;
-mod seats;
-mod withheld;
 
 use std::net::IpAddr;
 use std::pin::pin;
@@ -30,16 +27,14 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use ulid::Ulid;
 
-use self::registry::{Asked, Resumed, Tunnel};
 use self::resume::{Hash, Keys};
-use self::seats::{Counted, Seat, Seats};
-pub(crate) use self::seats::{Full, Place};
-use self::withheld::Untold;
 use crate::Shared;
 use crate::inbox::records::OpenInboxError;
 use crate::inbox::{self, Settings};
 use crate::sentence;
 use crate::store::{AuthError, ClaimError, Name, Token, TokenId, unix_now};
+use crate::tunnels::seats::{Counted, Full, Place, Seat, Seats};
+use crate::tunnels::{Asked, Resumed, Tunnel, Untold, send};
 
 /// tungstenite zero-fills this much at each read; more would be the greater part of an idle session's memory.
 const READ_BUFFER: usize = 4 * 1024;
@@ -534,10 +529,6 @@ async fn is_alive(link: &Link, mute: &mut Vec<Link>) -> bool {
     is_alive
 }
 
-/// A client that has not said anything of a request for so long is asked whether it has got it, because what it has got
-/// is answered at once when its link is lost. Most requests are answered sooner, and cost no question.
-pub(crate) const SEEN: Duration = Duration::from_millis(200);
-
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 async fn hello(link: &Link) -> Result<Hello, String> {
@@ -545,14 +536,6 @@ async fn hello(link: &Link) -> Result<Hello, String> {
         Signal::Message(SessionKind::Hello, payload) => Hello::from_bytes(&payload).map_err(|error| error.to_string()),
         Signal::Ended(ended) => Err(ended.to_string()),
         _ => Err("the first message is not a Hello".into()),
-    }
-}
-
-/// Queues a session message. One that cannot be queued goes to a session that is ending.
-fn send(link: &Link, kind: SessionKind, message: &impl Payload) {
-    match message.to_bytes() {
-        Ok(payload) => drop(link.send_message(kind, payload)),
-        Err(error) => link.go_away(GoAway::Internal, false, &error.to_string()),
     }
 }
 
@@ -605,10 +588,10 @@ mod tests {
 
     use relay_protocol::webhook::Credentials;
 
-    use super::registry::Found;
     use super::*;
     use crate::control::Change;
     use crate::store::{NewToken, TokenLimits};
+    use crate::tunnels::Found;
 
     #[tokio::test]
     async fn a_token_revoked_between_its_check_and_the_sessions_start_ends_the_session() {

@@ -4,25 +4,34 @@
 //! Every binding has a generation, and only the binding that is there can be removed: a session that ends late never
 //! removes the one that took its place.
 
+pub(crate) mod seats;
+mod withheld;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use dashmap::DashMap;
+use relay_protocol::frame::{GoAway, SessionKind};
 use relay_protocol::inbox::Inbox;
 use relay_protocol::link::Link;
+use relay_protocol::message::Payload;
 use relay_protocol::webhook::{Credentials, Webhooks};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 use ulid::Ulid;
 
-use super::seats::Counted;
-use super::withheld::Untold;
+use self::seats::Counted;
+pub(crate) use self::withheld::Untold;
 use crate::store::TokenId;
+
+/// A client that has not said anything of a request for so long is asked whether it has got it, because what it has got
+/// is answered at once when its link is lost. Most requests are answered sooner, and cost no question.
+pub(crate) const SEEN: Duration = Duration::from_millis(200);
 
 /// A public name that is bound to a session.
 #[derive(Debug)]
-pub struct Tunnel {
+pub(crate) struct Tunnel {
     /// The label below the base domain.
     pub name: String,
     /// The client's number for it.
@@ -44,12 +53,12 @@ pub struct Tunnel {
     /// Requests that were refused, of which it has still to be told.
     pub untold: Untold,
     /// Its place among the tunnels of its token.
-    pub(super) counted: Counted,
+    pub(crate) counted: Counted,
 }
 
 /// What a client says of a tunnel.
 #[derive(Clone, Debug, Default)]
-pub struct Asked {
+pub(crate) struct Asked {
     /// The deadline that it asks for.
     pub timeout: Option<Duration>,
     /// What its webhooks are.
@@ -60,7 +69,7 @@ pub struct Asked {
 
 /// What a session goes on with.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Resumed {
+pub(crate) struct Resumed {
     /// The last session that its client has had.
     pub from: Ulid,
     /// The highest stream number that the client has seen on it, by its own account.
@@ -71,19 +80,19 @@ pub struct Resumed {
 
 impl Resumed {
     /// Whether it goes on with this session.
-    pub fn goes_on_with(&self, session: Ulid) -> bool {
+    pub(crate) fn goes_on_with(&self, session: Ulid) -> bool {
         self.from == session || self.unheard.contains(&session)
     }
 
     /// Whether the client has not seen this stream of this session.
-    pub fn is_unseen(&self, session: Ulid, stream: u32) -> bool {
+    pub(crate) fn is_unseen(&self, session: Ulid, stream: u32) -> bool {
         (self.from == session && self.last_stream < stream) || self.unheard.contains(&session)
     }
 }
 
 /// All names, by their label in lower case.
 #[derive(Debug, Default)]
-pub struct Registry {
+pub(crate) struct Registry {
     slots: DashMap<Box<str>, Arc<Slot>>,
     generations: AtomicU64,
 }
@@ -118,7 +127,7 @@ struct Left {
 
 /// What a request finds at a name.
 #[derive(Debug)]
-pub enum Found {
+pub(crate) enum Found {
     /// A tunnel.
     Tunnel(Arc<Tunnel>),
     /// The client is away. What is known of the tunnel, and whose it is.
@@ -129,13 +138,13 @@ pub enum Found {
 
 impl Registry {
     /// A number for a new binding.
-    pub fn next_generation(&self) -> u64 {
+    pub(crate) fn next_generation(&self) -> u64 {
         self.generations.fetch_add(1, Relaxed) + 1
     }
 
     /// Binds a tunnel to its name in the place of this very binding, and returns whether the old one's client has been
     /// told that it has the name, and so must be told that it has lost it. None when another binding is there by now.
-    pub fn replace(&self, old: &Tunnel, tunnel: Arc<Tunnel>) -> Option<bool> {
+    pub(crate) fn replace(&self, old: &Tunnel, tunnel: Arc<Tunnel>) -> Option<bool> {
         // The entry is held until the tunnel is in it, so that nobody can forget the slot in between.
         let slot = self.slots.entry(tunnel.name.as_str().into()).or_default();
         let mut current = slot.lock();
@@ -149,7 +158,7 @@ impl Registry {
 
     /// Lets requests reach a tunnel, whose client knows of it now. False when another binding has taken its place before
     /// that: its client must be told.
-    pub fn announce(&self, tunnel: &Tunnel) -> bool {
+    pub(crate) fn announce(&self, tunnel: &Tunnel) -> bool {
         let Some(slot) = self.slot(&tunnel.name) else { return false };
         let current = slot.lock();
         // Under the lock, so that whoever replaces it and whoever announces it agree on who tells the client.
@@ -161,7 +170,7 @@ impl Registry {
     }
 
     /// Whether some session, alive or not, has the name.
-    pub fn is_bound(&self, name: &str) -> bool {
+    pub(crate) fn is_bound(&self, name: &str) -> bool {
         self.slot(name).is_some_and(|slot| slot.lock().is_some())
     }
 
@@ -169,7 +178,7 @@ impl Registry {
     ///
     /// # Errors
     /// The tunnel that has the name now.
-    pub fn bind_if_free(&self, tunnel: Arc<Tunnel>) -> Result<(), Arc<Tunnel>> {
+    pub(crate) fn bind_if_free(&self, tunnel: Arc<Tunnel>) -> Result<(), Arc<Tunnel>> {
         let slot = self.slots.entry(tunnel.name.as_str().into()).or_default();
         {
             let mut current = slot.lock();
@@ -184,7 +193,7 @@ impl Registry {
 
     /// Marks the name as away, if this very binding still has it. What its client has said of it is known until `until`,
     /// where that one may come back.
-    pub fn unbind(&self, tunnel: &Tunnel, until: Option<Instant>) {
+    pub(crate) fn unbind(&self, tunnel: &Tunnel, until: Option<Instant>) {
         if let Some(slot) = self.slot(&tunnel.name) {
             let mut current = slot.lock();
             if current.as_ref().is_some_and(|current| current.generation == tunnel.generation) {
@@ -199,7 +208,7 @@ impl Registry {
     }
 
     /// Forgets a name altogether, if this very binding still has it, or nobody has.
-    pub fn forget(&self, name: &str, generation: Option<u64>) {
+    pub(crate) fn forget(&self, name: &str, generation: Option<u64>) {
         self.slots.remove_if(name, |_, slot| match &*slot.lock() {
             Some(current) => generation == Some(current.generation),
             None => true,
@@ -207,12 +216,12 @@ impl Registry {
     }
 
     /// Expects a client at `name`, which is then away and not unknown.
-    pub fn expect(&self, name: &str) {
+    pub(crate) fn expect(&self, name: &str) {
         self.slots.entry(name.into()).or_default();
     }
 
     /// Expects a client of that token at a name that is reserved for it, and for the webhooks of a provider, if for any.
-    pub fn reserve(&self, name: &str, token: TokenId, provider: Option<&str>) {
+    pub(crate) fn reserve(&self, name: &str, token: TokenId, provider: Option<&str>) {
         let reserved = provider.map(|id| {
             let webhooks = Webhooks { provider: Some(id.to_owned()), handshake: true, ..Webhooks::default() };
             (token, Arc::new(Asked { webhooks, ..Asked::default() }))
@@ -221,14 +230,14 @@ impl Registry {
     }
 
     /// A name belongs to nobody any more.
-    pub fn release(&self, name: &str) {
+    pub(crate) fn release(&self, name: &str) {
         if let Some(slot) = self.slot(name) {
             *slot.known() = Known::default();
         }
     }
 
     /// Knows nothing any more of what a token has said, or was said of it.
-    pub fn revoke(&self, token: TokenId) {
+    pub(crate) fn revoke(&self, token: TokenId) {
         for slot in self.slots.iter() {
             let mut known = slot.known();
             known.left.take_if(|left| left.token == token);
@@ -237,14 +246,14 @@ impl Registry {
     }
 
     /// Forgets what clients have said whose time is over.
-    pub fn sweep(&self, now: Instant) {
+    pub(crate) fn sweep(&self, now: Instant) {
         for slot in self.slots.iter() {
             slot.known().left.take_if(|left| left.until <= now);
         }
     }
 
     /// What is at `name` now.
-    pub fn find(&self, name: &str) -> Found {
+    pub(crate) fn find(&self, name: &str) -> Found {
         match self.slot(name) {
             None => Found::Nothing,
             Some(slot) => match slot.online() {
@@ -255,7 +264,7 @@ impl Registry {
     }
 
     /// Waits for the client of `name` to come back, until `deadline`. At most `waiters` requests wait at one name.
-    pub async fn wait(&self, name: &str, deadline: Instant, waiters: u64) -> Option<Arc<Tunnel>> {
+    pub(crate) async fn wait(&self, name: &str, deadline: Instant, waiters: u64) -> Option<Arc<Tunnel>> {
         let slot = self.slot(name)?;
         let _waiter = Waiter::enter(&slot, waiters)?;
         loop {
@@ -271,7 +280,7 @@ impl Registry {
     }
 
     /// Names that are bound to a live session.
-    pub fn online(&self) -> usize {
+    pub(crate) fn online(&self) -> usize {
         self.slots.iter().filter(|slot| slot.online().is_some()).count()
     }
 
@@ -313,6 +322,14 @@ impl Known {
         let left = left.map(|left| (left.token, left.asked.clone()));
         let answers = left.clone().filter(|(_, asked)| asked.webhooks.handshake);
         answers.or_else(|| self.reserved.clone()).or(left)
+    }
+}
+
+/// Queues a session message. One that cannot be queued goes to a session that is ending.
+pub(crate) fn send(link: &Link, kind: SessionKind, message: &impl Payload) {
+    match message.to_bytes() {
+        Ok(payload) => drop(link.send_message(kind, payload)),
+        Err(error) => link.go_away(GoAway::Internal, false, &error.to_string()),
     }
 }
 

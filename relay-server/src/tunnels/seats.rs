@@ -18,7 +18,7 @@ use crate::store::TokenId;
 
 /// What all sessions take.
 #[derive(Debug, Default)]
-pub(super) struct Seats {
+pub(crate) struct Seats {
     /// Places taken, by sessions that are live and by upgrades on their way to be.
     all: AtomicUsize,
     used: Mutex<HashMap<TokenId, Used>>,
@@ -35,7 +35,7 @@ struct Used {
 
 /// What one session takes of its token's limits. Changed only under the lock of [`Seats::used`].
 #[derive(Debug)]
-pub(super) struct Seat {
+pub(crate) struct Seat {
     /// It is one more than the token may have: a session that resumes another has that one's seat, but says so only in
     /// its Hello.
     spare: AtomicBool,
@@ -57,7 +57,7 @@ pub(crate) enum Full {
 
 impl Seats {
     /// Places taken.
-    pub(super) fn all(&self) -> usize {
+    pub(crate) fn all(&self) -> usize {
         self.all.load(Relaxed)
     }
 
@@ -66,7 +66,7 @@ impl Seats {
     ///
     /// # Errors
     /// [`Full`]: the relay has `most` sessions, or the token has `of_token` and as many spare ones.
-    pub(super) fn enter(self: &Arc<Self>, token: TokenId, of_token: u32, most: usize) -> Result<Place, Full> {
+    pub(crate) fn enter(self: &Arc<Self>, token: TokenId, of_token: u32, most: usize) -> Result<Place, Full> {
         self.used(token, |used| {
             let spare = used.sessions >= of_token;
             if spare && used.spares >= of_token {
@@ -114,7 +114,7 @@ pub(crate) struct Place {
 
 impl Place {
     /// What another session needs to take this one's seat over.
-    pub(super) fn seat(&self) -> Arc<Seat> {
+    pub(crate) fn seat(&self) -> Arc<Seat> {
         self.seat.clone()
     }
 
@@ -123,7 +123,7 @@ impl Place {
     ///
     /// # Errors
     /// [`Full::Token`]: the token has `of_token` sessions.
-    pub(super) fn settle<'a>(&self, of_token: u32, resumed: impl IntoIterator<Item = &'a Seat>) -> Result<(), Full> {
+    pub(crate) fn settle<'a>(&self, of_token: u32, resumed: impl IntoIterator<Item = &'a Seat>) -> Result<(), Full> {
         self.seats.used(self.token, |used| {
             let inherits = resumed.into_iter().fold(false, |inherits, seat| used.vacate(seat) | inherits);
             if !self.seat.spare.load(Relaxed) {
@@ -141,7 +141,7 @@ impl Place {
 
     /// Counts one more tunnel; `None` when the token's sessions have `most` already. Looked at and counted at once,
     /// because binding takes its time, and others bind meanwhile.
-    pub(super) fn count_tunnel(&self, most: u32) -> Option<Counted> {
+    pub(crate) fn count_tunnel(&self, most: u32) -> Option<Counted> {
         self.seats.used(self.token, |used| {
             // A session that another has resumed, and that ends, has no share of the limits any more.
             if used.tunnels >= most || self.seat.vacant.load(Relaxed) {
@@ -155,7 +155,7 @@ impl Place {
     }
 
     /// Gives the seat back, before the place is.
-    pub(super) fn vacate(&self) {
+    pub(crate) fn vacate(&self) {
         self.seats.used(self.token, |used| used.vacate(&self.seat));
     }
 }
@@ -169,7 +169,7 @@ impl Drop for Place {
 
 /// A tunnel among those of a token, until it has ended or is dropped.
 #[derive(Debug)]
-pub(super) struct Counted {
+pub(crate) struct Counted {
     seats: Arc<Seats>,
     token: TokenId,
     seat: Arc<Seat>,
@@ -178,7 +178,7 @@ pub(super) struct Counted {
 
 impl Counted {
     /// The tunnel counts no more: it was closed, or another session has its name now.
-    pub(super) fn end(&self) {
+    pub(crate) fn end(&self) {
         self.seats.used(self.token, |used| {
             if !self.ended.swap(true, Relaxed) && !self.seat.vacant.load(Relaxed) {
                 self.seat.tunnels.fetch_sub(1, Relaxed);
@@ -188,7 +188,7 @@ impl Counted {
     }
 
     /// Whether [`Self::end`] was called.
-    pub(super) fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         self.ended.load(Relaxed)
     }
 }

@@ -7,8 +7,7 @@ use relay_protocol::frame::SessionKind;
 use relay_protocol::message::Withheld;
 use tokio::time::sleep;
 
-use super::registry::Tunnel;
-use super::send;
+use super::{Tunnel, send};
 use crate::Shared;
 
 /// The time from one message to the next: strangers decide how many requests there are.
@@ -16,7 +15,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// Of what a client has not been told.
 #[derive(Debug, Default)]
-pub struct Untold(Mutex<State>);
+pub(crate) struct Untold(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
