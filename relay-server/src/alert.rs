@@ -23,7 +23,6 @@ use tokio::time::{Instant, sleep};
 use ulid::Ulid;
 
 use crate::Shared;
-use crate::config::Alert;
 use crate::inbox::records::{Inbox, State};
 use crate::inbox::{millis, now};
 use crate::outgoing::Outgoing;
@@ -42,6 +41,41 @@ const AGAIN: Duration = Duration::from_secs(3600);
 const SIGNED_AS: &str = "standard-webhooks";
 
 const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
+
+/// Whom the relay tells of backlogs and dead letters in inboxes, and from when on.
+#[derive(Clone, Debug)]
+pub struct Alert {
+    /// Where it is told: an `http` or `https` URL, which can have a secret in it.
+    pub url: Secret,
+    /// What alerts are signed with: `whsec_` and base64, as Standard Webhooks has it.
+    pub secret: Option<Secret>,
+    /// Webhooks that wait in one inbox.
+    pub waiting: u64,
+    /// How long one of them has waited.
+    pub oldest: Duration,
+    /// How often is looked.
+    pub every: Duration,
+}
+
+impl Alert {
+    /// Alerts to this URL, unsigned: from 100 webhooks or 15 min on, looked for every 10 s.
+    pub fn to(url: &str) -> Self {
+        let (oldest, every) = (Duration::from_secs(15 * 60), Duration::from_secs(10));
+        Self { url: url.into(), secret: None, waiting: 100, oldest, every }
+    }
+
+    /// Whether alerts can be signed with a secret.
+    ///
+    /// # Errors
+    /// [`TableError`]: nobody knows how.
+    pub(crate) fn can_sign(secret: &Secret) -> Result<bool, TableError> {
+        let headers = [(WEBHOOK_ID, HeaderValue::from_static("msg_1"))];
+        let table = Table::built_in()?;
+        Ok(table
+            .get(SIGNED_AS)
+            .is_some_and(|provider| sign(provider, secret, "https://localhost/", &headers, b"{}").is_ok()))
+    }
+}
 
 /// What has been told already.
 #[derive(Debug, Default)]
@@ -319,18 +353,6 @@ fn sign(
 ) -> Result<Draft, SignError> {
     let credentials = Credentials { secrets: vec![secret.clone()], ..Credentials::default() };
     provider.sign(&Request::new(&Method::POST, url, headers, body), &credentials, Timestamp::now())
-}
-
-/// Whether alerts can be signed with a secret.
-///
-/// # Errors
-/// [`TableError`]: nobody knows how.
-pub(crate) fn can_sign(secret: &Secret) -> Result<bool, TableError> {
-    let headers = [(WEBHOOK_ID, HeaderValue::from_static("msg_1"))];
-    let table = Table::built_in()?;
-    Ok(table
-        .get(SIGNED_AS)
-        .is_some_and(|provider| sign(provider, secret, "https://localhost/", &headers, b"{}").is_ok()))
 }
 
 #[cfg(test)]

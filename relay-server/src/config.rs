@@ -12,7 +12,8 @@ use relay_protocol::webhook::mask::MASK;
 use relay_protocol::webhook::{Secret, TableError};
 use serde::Deserialize;
 
-use crate::alert;
+pub use crate::alert::Alert;
+pub use crate::certs::acme::{AcmeConfig, ExternalAccount};
 
 /// Everything that the relay needs to know to run.
 #[derive(Clone, Debug)]
@@ -41,29 +42,6 @@ pub struct Config {
     pub alert: Option<Alert>,
     /// See [`Limits`].
     pub limits: Limits,
-}
-
-/// Whom the relay tells of backlogs and dead letters in inboxes, and from when on.
-#[derive(Clone, Debug)]
-pub struct Alert {
-    /// Where it is told: an `http` or `https` URL, which can have a secret in it.
-    pub url: Secret,
-    /// What alerts are signed with: `whsec_` and base64, as Standard Webhooks has it.
-    pub secret: Option<Secret>,
-    /// Webhooks that wait in one inbox.
-    pub waiting: u64,
-    /// How long one of them has waited.
-    pub oldest: Duration,
-    /// How often is looked.
-    pub every: Duration,
-}
-
-impl Alert {
-    /// Alerts to this URL, unsigned: from 100 webhooks or 15 min on, looked for every 10 s.
-    pub fn to(url: &str) -> Self {
-        let (oldest, every) = (Duration::from_secs(15 * 60), Duration::from_secs(10));
-        Self { url: url.into(), secret: None, waiting: 100, oldest, every }
-    }
 }
 
 impl Config {
@@ -109,36 +87,6 @@ pub enum CertificateSource {
         /// The directory.
         dir: PathBuf,
     },
-}
-
-/// How the relay gets its certificate by itself (ACME, RFC 8555), and the name server that this takes.
-#[derive(Clone, Debug)]
-pub struct AcmeConfig {
-    /// Whom the authority writes to.
-    pub email: String,
-    /// The authority's directory, an https URL.
-    pub directory: String,
-    /// Further roots (PEM) that are trusted when the directory is asked.
-    pub ca: Option<PathBuf>,
-    /// The account that the authority wants ours bound to.
-    pub external_account: Option<ExternalAccount>,
-    /// Where account, order and certificate are kept.
-    pub dir: PathBuf,
-    /// Where the name server listens; empty for port 53 of the public addresses.
-    pub dns: Vec<SocketAddr>,
-    /// The name server's name in the parent zone.
-    pub dns_name: String,
-    /// The addresses that the names lead to; empty where this machine knows them by itself.
-    pub public_ips: Vec<IpAddr>,
-}
-
-/// An account that was made by hand at an authority (RFC 8555, section 7.3.4).
-#[derive(Clone, Debug)]
-pub struct ExternalAccount {
-    /// What the authority calls its key.
-    pub id: String,
-    /// The file with the key, in base64.
-    pub key_file: PathBuf,
 }
 
 /// What plain HTTP is for.
@@ -465,7 +413,7 @@ impl FileAlert {
         let uri = uri.filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some());
         uri.ok_or_else(|| invalid("alert.url", "a URL such as https://example.com/alerts"))?;
         if let Some(secret) = self.secret {
-            let is_one = alert::can_sign(&secret)?;
+            let is_one = Alert::can_sign(&secret)?;
             is_one.then_some(()).ok_or_else(|| {
                 invalid("alert.secret", "a secret of Standard Webhooks: whsec_ and 24 to 64 bytes in base64")
             })?;

@@ -8,6 +8,7 @@ mod authority;
 mod kept;
 mod order;
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +25,6 @@ use self::kept::Kept;
 use self::order::Issued;
 use super::{Certificates, certified_key, files};
 use crate::Shared;
-use crate::config::AcmeConfig;
 use crate::dns::{self, Zone};
 use crate::outgoing::{Outgoing, OutgoingError};
 use crate::store::unix_now;
@@ -38,6 +38,36 @@ const LOOK_AGAIN: Duration = Duration::from_secs(6 * 3600);
 
 /// An order that has not ended by then never will. It is taken up again.
 const ATTEMPT: Duration = Duration::from_secs(15 * 60);
+
+/// How the relay gets its certificate by itself (ACME, RFC 8555), and the name server that this takes.
+#[derive(Clone, Debug)]
+pub struct AcmeConfig {
+    /// Whom the authority writes to.
+    pub email: String,
+    /// The authority's directory, an https URL.
+    pub directory: String,
+    /// Further roots (PEM) that are trusted when the directory is asked.
+    pub ca: Option<PathBuf>,
+    /// The account that the authority wants ours bound to.
+    pub external_account: Option<ExternalAccount>,
+    /// Where account, order and certificate are kept.
+    pub dir: PathBuf,
+    /// Where the name server listens; empty for port 53 of the public addresses.
+    pub dns: Vec<SocketAddr>,
+    /// The name server's name in the parent zone.
+    pub dns_name: String,
+    /// The addresses that the names lead to; empty where this machine knows them by itself.
+    pub public_ips: Vec<IpAddr>,
+}
+
+/// An account that was made by hand at an authority (RFC 8555, section 7.3.4).
+#[derive(Clone, Debug)]
+pub struct ExternalAccount {
+    /// What the authority calls its key.
+    pub id: String,
+    /// The file with the key, in base64.
+    pub key_file: PathBuf,
+}
 
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]

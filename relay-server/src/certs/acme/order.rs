@@ -15,8 +15,7 @@ use instant_acme::{
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 
 use super::kept::{KeptAccount, KeptOrder};
-use super::{Acme, AcmeError};
-use crate::config::ExternalAccount;
+use super::{Acme, AcmeError, ExternalAccount};
 
 /// How long an authority may take to look at a challenge, or to issue.
 const PATIENCE: RetryPolicy =
