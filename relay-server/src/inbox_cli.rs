@@ -2,13 +2,13 @@
 //!
 //! The words are those of `relay inbox`, by which the owner of a tunnel does the same over HTTPS.
 
-use std::borrow::Cow;
 use std::io::{self, Write};
 use std::path::Path;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
-use relay_protocol::inbox::api::{Done, Inbox, Inboxes, MAX_IDS, MAX_PAGE, Page, Tried, Webhook, Which, Whole};
+use relay_protocol::inbox::api::{Done, Inbox, Inboxes, MAX_PAGE, Page, Webhook, Which, Whole};
+use relay_protocol::inbox::lines::{Piece, Tone};
 use relay_protocol::webhook::Table;
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
@@ -189,7 +189,7 @@ async fn run_to(
             if inboxes.is_empty() {
                 writeln!(talk, "There are no inboxes; `relay-server token reserve TOKEN NAME --inbox` opens one.")?;
             }
-            write_all(out, output, &inboxes, of_inbox)?;
+            write_all(out, output, &inboxes, |inbox| inbox.line(moment))?;
         }
         InboxCommand::List { name: Some(name), state, limit } => {
             let state = state.map(InboxState::word);
@@ -199,9 +199,9 @@ async fn run_to(
                 writeln!(talk, "No {state}webhook is in the inbox {name}.")?;
             }
             webhooks.reverse();
-            write_all(out, output, &webhooks, of_webhook)?;
+            write_all(out, output, &webhooks, |webhook| webhook.line(moment))?;
             if output == Output::Text {
-                write_all(out, output, &[inbox], of_inbox)?;
+                write_all(out, output, &[inbox], |inbox| inbox.line(moment))?;
             }
         }
         InboxCommand::Show { name, id, secrets } => {
@@ -230,11 +230,15 @@ async fn run_to(
             let done = relay.done(InboxRequest::Drop { inbox: name.to_string(), which: which.into() }).await?;
             write_all(out, output, &[some(done, name)?], of_done)?;
         }
-        InboxCommand::Pause { name } => write_all(out, output, &[relay.pause(&name, true).await?], of_inbox)?,
-        InboxCommand::Resume { name } => write_all(out, output, &[relay.pause(&name, false).await?], of_inbox)?,
+        InboxCommand::Pause { name } => {
+            write_all(out, output, &[relay.pause(&name, true).await?], |inbox| inbox.line(moment))?
+        }
+        InboxCommand::Resume { name } => {
+            write_all(out, output, &[relay.pause(&name, false).await?], |inbox| inbox.line(moment))?
+        }
         InboxCommand::Drain { name, within } => {
             let (inbox, died) = relay.drain(&name, within, talk).await?;
-            write_all(out, output, &[inbox], of_inbox)?;
+            write_all(out, output, &[inbox], |inbox| inbox.line(moment))?;
             if died > 0 {
                 return Err(CliError::Died { count: died, name });
             }
@@ -315,17 +319,13 @@ impl Relay<'_> {
             return Err(CliError::NotRunning { directory: self.data_dir.to_owned() });
         }
         let until = Instant::now() + within;
-        let (before, waiting) = self.list(name, Some("waiting"), usize::MAX).await?;
+        let Page { inbox: before, .. } = self.page(name, None, None, 1).await?;
         if before.paused {
             self.pause(name, false).await?;
             writeln!(talk, "The inbox {name} was paused, and delivers again.")?;
         }
-        // What was not tried yet is due as it is, and how long it may be tried must not begin anew.
-        let rests = waiting.into_iter().filter(|webhook| webhook.attempts > 0 && !webhook.under_way);
-        let rests: Vec<String> = rests.map(|webhook| webhook.id).collect();
-        for ids in rests.chunks(MAX_IDS) {
-            self.done(InboxRequest::Retry { inbox: name.to_string(), which: Which::Ids(ids.to_vec()) }).await?;
-        }
+        let which = Which::All(InboxState::Waiting.word());
+        self.done(InboxRequest::Retry { inbox: name.to_string(), which }).await?;
         loop {
             let Page { inbox, .. } = self.page(name, None, None, 1).await?;
             match inbox.waiting {
@@ -346,57 +346,30 @@ fn write_all<T: Serialize>(
     out: &mut impl Write,
     output: Output,
     list: &[T],
-    parts: fn(&T) -> Vec<Cow<'_, str>>,
+    line: impl Fn(&T) -> Vec<Piece<'_>>,
 ) -> io::Result<()> {
     list.iter().try_for_each(|one| match output {
         Output::Json => writeln!(out, "{}", serde_json::to_string(one).map_err(io::Error::from)?),
-        Output::Text => writeln!(out, "{}", harmless(&parts(one).join("  "))),
+        Output::Text => {
+            let line: Vec<_> = line(one).into_iter().map(|piece| piece.text).collect();
+            writeln!(out, "{}", harmless(&line.join("  ")))
+        }
     })
 }
 
-fn of_inbox(inbox: &Inbox) -> Vec<Cow<'_, str>> {
-    let Inbox { name, token, how, paused, waiting, delivered, dead, oldest_at, .. } = inbox;
-    let token = token.as_ref().map(|token| format!("of {token}").into());
-    let counts = [format!("{waiting} waiting"), format!("{delivered} delivered"), format!("{dead} dead")];
-    let paused = paused.then(|| "paused".into());
-    let oldest = oldest_at.as_ref().map(|at| format!("oldest of {at}").into());
-    let parts = std::iter::once(name.into()).chain(token).chain(counts.map(Cow::from));
-    parts.chain([how.into()]).chain(paused).chain(oldest).collect()
+/// Times as they are told: an operator's scripts and logs are in UTC, too.
+fn moment(at: &str) -> String {
+    at.to_owned()
 }
 
-fn of_webhook(webhook: &Webhook) -> Vec<Cow<'_, str>> {
-    let Webhook { id, state, method, path, first_at, attempts, status, due_at, under_way, reason, .. } = webhook;
-    let status = status.map_or_else(|| "---".into(), |status| status.to_string().into());
-    let mut parts: Vec<Cow<'_, str>> = vec![id.into(), first_at.into(), format!("{state:<9}").into(), status];
-    parts.push(format!("{method:<4} {path}").into());
-    let event: Vec<&str> = [&webhook.provider, &webhook.event_type].into_iter().flatten().map(String::as_str).collect();
-    parts.extend((!event.is_empty()).then(|| event.join(" ").into()));
-    let plural = if *attempts == 1 { "" } else { "s" };
-    parts.extend((*attempts > 0).then(|| format!("{attempts} attempt{plural}").into()));
-    if *under_way {
-        parts.push("is being tried".into());
-    } else if state == "waiting" && *attempts > 0 {
-        parts.extend(due_at.as_ref().map(|at| format!("next {at}").into()));
-    }
-    parts.extend(reason.as_ref().map(Cow::from));
-    parts.extend(webhook.differs_from.as_ref().map(|id| format!("differs from {id}").into()));
-    parts
-}
-
-fn of_tried(tried: &Tried) -> Vec<Cow<'_, str>> {
-    let Tried { number, at, duration_ms, status, error } = tried;
-    let outcome = status.map(|status| status.to_string()).or_else(|| error.clone()).unwrap_or_default();
-    vec![format!("attempt {number}").into(), at.into(), format!("{duration_ms} ms").into(), outcome.into()]
-}
-
-fn of_done(done: &Done) -> Vec<Cow<'_, str>> {
-    vec![done.count.to_string().into()]
+fn of_done(done: &Done) -> Vec<Piece<'_>> {
+    vec![Piece { text: done.count.to_string().into(), tone: Tone::Plain }]
 }
 
 /// A webhook as a person may see it.
 fn write_whole(out: &mut impl Write, whole: &Whole) -> io::Result<()> {
-    write_all(out, Output::Text, std::slice::from_ref(&whole.webhook), of_webhook)?;
-    write_all(out, Output::Text, &whole.tried, of_tried)?;
+    write_all(out, Output::Text, std::slice::from_ref(&whole.webhook), |webhook| webhook.line(moment))?;
+    write_all(out, Output::Text, &whole.tried, |tried| tried.line(moment))?;
     let mut head = Vec::new();
     write_head(&mut head, whole)?;
     writeln!(out)?;

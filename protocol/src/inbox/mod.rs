@@ -2,6 +2,7 @@
 //! `PROTOCOL.md` lists it. The relay keeps it with the inbox, so that it holds while the client is away.
 
 pub mod api;
+pub mod lines;
 
 use std::fmt;
 use std::str::FromStr;

@@ -8,17 +8,18 @@ use std::fmt::Write as _;
 use std::io;
 use std::time::Duration;
 
-use http::{Method, StatusCode};
+use http::Method;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use relay_protocol::inbox::api::{Inbox, MAX_IDS, MAX_PAGE, Page, Tried, Webhook, Which, Whole};
+use relay_protocol::inbox::api::{Inbox, MAX_PAGE, Page, Webhook, Which, Whole};
+use relay_protocol::inbox::lines::{Piece, Tone};
 use relay_protocol::webhook::Table;
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
 use crate::capture::saved::Saved;
 use crate::capture::text as lossy;
-use crate::cli::{INBOX_LISTED, InboxArgs, InboxCommand, Secrets, WhichArgs};
+use crate::cli::{INBOX_LISTED, InboxArgs, InboxCommand, InboxState, Secrets, WhichArgs};
 use crate::commands::requests::{HistoryError, quietly, when};
 use crate::config::{ConfigError, Files, Way};
 use crate::event::Body;
@@ -106,7 +107,7 @@ pub async fn run(args: InboxArgs, files: &mut Files) -> Result<(), InboxCommandE
             if inboxes.is_empty() {
                 tell("none of this token's tunnels has an inbox; relay http 3000 --subdomain NAME --inbox opens one");
             }
-            show(output, &inboxes, inbox_parts)
+            show(output, &inboxes, |inbox| inbox.line(moment))
         }
         InboxCommand::List { name: Some(name), state, limit } => {
             let state = state.map(|state| state.to_string());
@@ -115,9 +116,9 @@ pub async fn run(args: InboxArgs, files: &mut Files) -> Result<(), InboxCommandE
                 tell(&format!("no {}webhook is in the inbox {name}", state.map(|of| of + " ").unwrap_or_default()));
             }
             webhooks.reverse();
-            show(output, &webhooks, webhook_parts)?;
+            show(output, &webhooks, |webhook| webhook.line(moment))?;
             if output == Output::Text {
-                show(output, &[inbox], inbox_parts)?;
+                show(output, &[inbox], |inbox| inbox.line(moment))?;
             }
             Ok(())
         }
@@ -140,13 +141,13 @@ pub async fn run(args: InboxArgs, files: &mut Files) -> Result<(), InboxCommandE
         }
         InboxCommand::Retry { name, which } => act(&api, name, Action::Retry, which, output).await,
         InboxCommand::Drop { name, which } => act(&api, name, Action::Drop, which, output).await,
-        InboxCommand::Pause { name } => show(output, &[api.pause(&name, true).await?], inbox_parts),
-        InboxCommand::Resume { name } => show(output, &[api.pause(&name, false).await?], inbox_parts),
+        InboxCommand::Pause { name } => show(output, &[api.pause(&name, true).await?], |inbox| inbox.line(moment)),
+        InboxCommand::Resume { name } => show(output, &[api.pause(&name, false).await?], |inbox| inbox.line(moment)),
         InboxCommand::Drain { name, within } => drain(&api, name, within, output).await,
         InboxCommand::Close { name } => {
             let count = api.close(&name).await?;
             tell(&format!("the inbox {name} is closed; a client that asks for one opens it anew"));
-            show(output, &[Counted { count }], Counted::parts)
+            show(output, &[Counted { count }], Counted::line)
         }
     }
 }
@@ -158,8 +159,8 @@ struct Counted {
 }
 
 impl Counted {
-    fn parts(&self) -> Vec<Part> {
-        vec![Part::plain(self.count.to_string())]
+    fn line(&self) -> Vec<Piece<'_>> {
+        vec![Piece { text: self.count.to_string().into(), tone: Tone::Plain }]
     }
 }
 
@@ -192,28 +193,24 @@ async fn act(
     if count < meant {
         tell(&format!("{} of these {meant} webhooks are not in the inbox {name} any more", meant - count));
     }
-    show(output, &[Counted { count }], Counted::parts)
+    show(output, &[Counted { count }], Counted::line)
 }
 
 /// Has everything tried at once, and waits until nothing waits.
 async fn drain(api: &Api, name: String, within: Duration, output: Output) -> Result<(), InboxCommandError> {
     let until = Instant::now() + within;
-    let (before, waiting) = list(api, &name, Some("waiting"), usize::MAX).await?;
+    let look = Listed { limit: 1, ..Listed::default() };
+    let Page { inbox: before, .. } = api.page(&name, &look).await?;
     if before.paused {
         api.pause(&name, false).await?;
         tell(&format!("the inbox {name} was paused, and delivers again"));
     }
-    // What was not tried yet is due as it is, and how long it may be tried must not begin anew.
-    let rests = waiting.into_iter().filter(|webhook| webhook.attempts > 0 && !webhook.under_way);
-    let rests: Vec<String> = rests.map(|webhook| webhook.id).collect();
-    for ids in rests.chunks(MAX_IDS) {
-        api.act(&name, Action::Retry, &Which::Ids(ids.to_vec())).await?;
-    }
+    api.act(&name, Action::Retry, &Which::All(InboxState::Waiting.to_string())).await?;
     loop {
-        let Page { inbox, .. } = api.page(&name, &Listed { limit: 1, ..Listed::default() }).await?;
+        let Page { inbox, .. } = api.page(&name, &look).await?;
         let died = inbox.dead.saturating_sub(before.dead);
         if inbox.waiting == 0 {
-            show(output, &[inbox], inbox_parts)?;
+            show(output, &[inbox], |inbox| inbox.line(moment))?;
             return if died == 0 { Ok(()) } else { Err(InboxCommandError::Died { count: died, name }) };
         }
         if Instant::now() >= until {
@@ -223,56 +220,30 @@ async fn drain(api: &Api, name: String, within: Duration, output: Output) -> Res
     }
 }
 
-fn show<T: Serialize>(output: Output, list: &[T], parts: fn(&T) -> Vec<Part>) -> Result<(), InboxCommandError> {
+fn show<T: Serialize>(
+    output: Output,
+    list: &[T],
+    line: impl Fn(&T) -> Vec<Piece<'_>>,
+) -> Result<(), InboxCommandError> {
     let style = Style::of_stdout();
     let mut text = Vec::new();
     for one in list {
         match output {
             Output::Json => text.extend_from_slice(json_line(one).as_bytes()),
-            Output::Text => text.extend(line_of(&parts(one), style)),
+            Output::Text => text.extend(line_of(&line(one).into_iter().map(part).collect::<Vec<_>>(), style)),
         }
     }
     if text.is_empty() { Ok(()) } else { Ok(quietly(print(&text))?) }
 }
 
-fn inbox_parts(inbox: &Inbox) -> Vec<Part> {
-    let Inbox { name, how, paused, waiting, delivered, dead, oldest_at, .. } = inbox;
-    let mut parts = vec![
-        Part::plain(name.clone()),
-        Part::plain(format!("{waiting} waiting")),
-        Part::plain(format!("{delivered} delivered")),
-        Part { text: format!("{dead} dead"), colour: if *dead == 0 { "" } else { RED } },
-        Part::plain(how.clone()),
-    ];
-    parts.extend(paused.then(|| Part { text: "paused".to_owned(), colour: RED }));
-    parts.extend(oldest_at.as_deref().map(|at| Part::plain(format!("oldest of {}", moment(at)))));
-    parts
-}
-
-fn webhook_parts(webhook: &Webhook) -> Vec<Part> {
-    let Webhook { id, state, method, path, first_at, attempts, status, due_at, under_way, reason, .. } = webhook;
-    let mut parts = vec![
-        Part::plain(id.clone()),
-        Part::plain(moment(first_at)),
-        Part { text: format!("{state:<9}"), colour: if state == "dead" { RED } else { "" } },
-    ];
-    let status = status.and_then(|status| StatusCode::from_u16(status).ok());
-    let outcome = status.map_or_else(|| "---".to_owned(), |status| status.as_u16().to_string());
-    parts.push(Part { text: outcome, colour: outcome_colour(status.map(|status| status.as_u16())) });
-    parts.push(Part::plain(format!("{method:<4} {path}")));
-    let event = [webhook.provider.as_deref(), webhook.event_type.as_deref()].into_iter().flatten();
-    let event: Vec<&str> = event.collect();
-    parts.extend((!event.is_empty()).then(|| Part::plain(event.join(" "))));
-    let plural = if *attempts == 1 { "" } else { "s" };
-    parts.extend((*attempts > 0).then(|| Part::plain(format!("{attempts} attempt{plural}"))));
-    if *under_way {
-        parts.push(Part::plain("is being tried".to_owned()));
-    } else if state == "waiting" && *attempts > 0 {
-        parts.extend(due_at.as_deref().map(|at| Part::plain(format!("next {}", moment(at)))));
-    }
-    parts.extend(reason.clone().map(|text| Part { text, colour: RED }));
-    parts.extend(webhook.differs_from.as_ref().map(|id| Part::plain(format!("differs from {id}"))));
-    parts
+/// A piece of a line in its colour.
+fn part(Piece { text, tone }: Piece<'_>) -> Part {
+    let colour = match tone {
+        Tone::Plain => "",
+        Tone::Bad => RED,
+        Tone::Status(status) => outcome_colour(status),
+    };
+    Part { text: text.into_owned(), colour }
 }
 
 /// In this machine's zone.
@@ -282,17 +253,8 @@ fn moment(at: &str) -> String {
 }
 
 fn show_whole(whole: &Whole) -> Result<(), InboxCommandError> {
-    show(Output::Text, std::slice::from_ref(&whole.webhook), webhook_parts)?;
-    let tried = |tried: &Tried| {
-        let outcome = tried.status.map(|status| status.to_string()).or_else(|| tried.error.clone());
-        vec![
-            Part::plain(format!("attempt {}", tried.number)),
-            Part::plain(moment(&tried.at)),
-            Part::plain(format!("{} ms", tried.duration_ms)),
-            Part::plain(outcome.unwrap_or_default()),
-        ]
-    };
-    show(Output::Text, &whole.tried, tried)?;
+    show(Output::Text, std::slice::from_ref(&whole.webhook), |webhook| webhook.line(moment))?;
+    show(Output::Text, &whole.tried, |tried| tried.line(moment))?;
     let mut text = String::from("\n");
     let _ = writeln!(text, "{} {}", Shown(&whole.webhook.method), Shown(&whole.webhook.url));
     for (name, value) in &whole.header_list() {

@@ -35,8 +35,8 @@ use tokio_util::sync::CancellationToken;
 use self::records::{OpenInboxError, Quota, Quotas, Records, Retention};
 use crate::Shared;
 use crate::config::Limits;
-use crate::session::registry::Asked;
 use crate::store::{Name, Store, StoreError, TokenId, unix_now};
+use crate::tunnels::Asked;
 
 /// How often what is too old is looked for.
 const SWEEP: Duration = Duration::from_secs(60);
@@ -125,7 +125,6 @@ impl Settings {
 
     /// How much may be stored: as much as the relay and its client allow.
     pub(crate) fn quotas(&self, limits: &Limits) -> Quotas {
-        let less = |own: Option<u64>, relays: u64| own.map_or(relays, |own| own.min(relays));
         Quotas {
             inbox: Quota {
                 count: less(self.inbox.count, limits.inbox_count),
@@ -139,17 +138,25 @@ impl Settings {
 
     /// The most bytes of a body.
     pub(crate) fn body(&self, limits: &Limits) -> u64 {
-        self.inbox.body.map_or(limits.inbox_body, |own| own.min(limits.inbox_body))
+        less(self.inbox.body, limits.inbox_body)
     }
 
     fn retention(&self, limits: &Limits) -> Retention {
         let keep = self.inbox.keep_s.map(Duration::from_secs);
         Retention {
-            delivered_ms: millis(keep.map_or(limits.inbox_delivered, |keep| keep.min(limits.inbox_delivered))),
+            delivered_ms: millis(less(keep, limits.inbox_delivered)),
             delivered: self.quotas(limits).delivered,
             dead_ms: millis(limits.inbox_dead),
             max_age_ms: millis(Duration::from_secs(self.inbox.age_s)),
         }
+    }
+}
+
+/// What an owner asks for, as far as the relay allows it.
+fn less<T: Ord>(own: Option<T>, relays: T) -> T {
+    match own {
+        Some(own) => own.min(relays),
+        None => relays,
     }
 }
 
@@ -218,6 +225,13 @@ impl Inboxes {
     /// The inbox of that name, if it has one.
     pub(crate) fn get(&self, name: &str) -> Option<Arc<Open>> {
         self.open.get(name).map(|open| open.value().clone())
+    }
+
+    /// Takes nothing more for a name, and delivers nothing.
+    fn shut(&self, name: &str) {
+        if let Some((_, open)) = self.open.remove(name) {
+            open.closed.cancel();
+        }
     }
 }
 
@@ -313,7 +327,7 @@ async fn reserved(
     if how.is_none() && there.is_none() {
         return Ok(None);
     }
-    let mut settings: Settings = there.and_then(|inbox| serde_json::from_str(&inbox.settings).ok()).unwrap_or_default();
+    let mut settings = there.as_ref().map(Settings::kept).unwrap_or_default();
     if let Some(how) = how {
         settings.inbox = how.clone();
     }
@@ -348,9 +362,7 @@ async fn close_idle(shared: &Shared, token: TokenId) -> Result<bool, StoreError>
     match inboxes.iter().min_by_key(|inbox| inbox.opened_at) {
         // What came meanwhile has been acknowledged.
         Some(idle) if shared.inboxes.records.close_empty(&idle.name).await? => {
-            if let Some((_, open)) = shared.inboxes.open.remove(idle.name.as_str()) {
-                open.closed.cancel();
-            }
+            shared.inboxes.shut(&idle.name);
             Ok(true)
         }
         Some(_) | None => Ok(false),
@@ -407,9 +419,7 @@ pub(crate) async fn close(inboxes: &Inboxes, name: &str) -> Result<bool, StoreEr
 }
 
 async fn end(inboxes: &Inboxes, name: &str) -> Result<bool, StoreError> {
-    if let Some((_, open)) = inboxes.open.remove(name) {
-        open.closed.cancel();
-    }
+    inboxes.shut(name);
     inboxes.records.close_inbox(name).await
 }
 

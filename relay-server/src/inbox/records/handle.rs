@@ -69,15 +69,16 @@ impl Records {
         .await
     }
 
-    /// Makes webhooks due at once, with all their tries before them; dead ones wait again, and their age begins anew. One
-    /// that is being tried, or was delivered, is passed over. Returns how many there were. Each [`STEP`] is atomic.
+    /// Makes webhooks due at once, with all their tries before them, and their age begins anew; dead ones wait again. What was
+    /// never tried keeps its age. One that is being tried, or was delivered, is passed over. Returns how many there were. Each [`STEP`] is atomic.
     ///
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn retry(&self, inbox: &str, token: TokenId, which: Which, now: i64) -> Result<u64, StoreError> {
         let leases = self.leases.clone();
         self.in_steps(inbox, token, which, move |db, seqs| {
-            let sql = "UPDATE webhooks SET state = 0, due_at = 0, tries = 0, since = ?2, ended_at = NULL, reason = NULL
+            let sql = "UPDATE webhooks SET since = CASE WHEN state = 0 AND tries = 0 THEN since ELSE ?2 END,
+                           state = 0, due_at = 0, tries = 0, ended_at = NULL, reason = NULL
                        WHERE seq = ?1 AND state <> 1";
             let mut retry = db.prepare_cached(sql)?;
             let mut count = 0;
@@ -346,8 +347,7 @@ fn sweep(db: &Connection, leases: &Leases, inbox: &str, now: i64, retention: Ret
         return Ok((true, Vec::new()));
     }
     let surplus = surplus(db, inbox, retention.delivered, STEP)?;
-    remove(db, &surplus)?;
-    let mut files = Vec::new();
+    let (_, mut files) = remove(db, &surplus)?;
     let mut more = surplus.len() == STEP;
     for (state, age) in [(State::Delivered, retention.delivered_ms), (State::Dead, retention.dead_ms)] {
         let mut ended = db.prepare_cached(ENDED)?;

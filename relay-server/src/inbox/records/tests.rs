@@ -622,6 +622,19 @@ async fn dead_letters_keep_their_reason_until_they_are_retried() {
     assert_eq!(inbox(&records).await.dead, 0, "its age began anew");
 }
 
+#[tokio::test]
+async fn trying_again_does_not_make_younger_what_was_never_tried() {
+    let records = records().await;
+    let untried = store(&records, new("untried")).await;
+    let tried = store(&records, new("tried")).await;
+    records.attempted(tried, attempt(NOW, Some(500)), Outcome::Again { at: NOW + HOUR }).await.unwrap();
+    assert_eq!(records.retry("hooks", ALICE, Which::All(State::Waiting), NOW + 1).await.unwrap(), 2);
+    let found = take(&records, NOW + 1, false).await;
+    let mut ages: Vec<_> = found.iter().map(|due| (due.seq, due.since)).collect();
+    ages.sort_unstable();
+    assert_eq!(ages, [(untried, NOW), (tried, NOW + 1)]);
+}
+
 const KEEP: Retention =
     Retention { delivered_ms: 999 * DAY, delivered: MUCH, dead_ms: 999 * DAY, max_age_ms: 999 * DAY };
 
