@@ -92,10 +92,10 @@ mod what_is_said {
         let mut running = client.stdout(writer).kill_on_drop(true).spawn().unwrap();
         // Its descriptor of the pipe goes with it.
         drop(client);
-        // Time for the client to have its session and to find the pipe full. One that does not wait is gone then.
+        // Time for the client to have its tunnel and to find the pipe full. One that does not wait is gone then.
         let mut looks = 0;
         while looks < 200 && running.try_wait().unwrap().is_none() {
-            let is_up = relay.get_admin("/metrics").await.text().contains("relay_sessions 1\n");
+            let is_up = relay.get_admin("/metrics").await.text().contains("relay_tunnels 1\n");
             looks += usize::from(is_up);
         }
         (running, reader, filled)

@@ -4,14 +4,14 @@ use rusqlite::{Connection, OptionalExtension as _, Params, params};
 use ulid::Ulid;
 
 use super::lease::Leases;
-use super::row_from;
-use super::{ATTEMPTS_KEPT, Attempt, Due, Id, Outcome, ROW_COLUMNS, Records, STEP, Seq, State, Stored, StoredBody};
+use super::webhook::{ROW_COLUMNS, row_from};
+use super::{ATTEMPTS_KEPT, Attempt, Due, Id, Outcome, Records, STEP, Seq, State, Stored, StoredBody};
 use crate::store::StoreError;
 use crate::store::writer::Access;
 
 impl Records {
-    /// Takes webhooks that are due, at most `limit` and at most [`STEP`], in the order in which they came. Those that were tried already and are due again come before those that were not; `ordered` gives
-    /// only the one that came first of all that wait, once it is due. An inbox that is paused, or not there, has none.
+    /// Takes webhooks that are due, at most `limit` and at most [`STEP`], in the order in which they came. Those that were
+    /// tried already and are due again come before those that were not; `ordered` gives only the one that came first of all that wait, once it is due. An inbox that is paused, or not there, has none.
     ///
     /// # Errors
     /// [`StoreError`].

@@ -8,8 +8,9 @@ use ulid::Ulid;
 use super::accept::look_for_reusable;
 use super::deliver::load;
 use super::lease::Leases;
-use super::{Attempt, Id, Quota, ROW_COLUMNS, Records, Retention, Row, STEP, STEP_BYTES, Seq, State, Stored, Which};
-use super::{inbox_id, inbox_of, reserve, row_from};
+use super::webhook::{ROW_COLUMNS, row_from};
+use super::{Attempt, Id, Quota, Records, Retention, Row, STEP, STEP_BYTES, Seq, State, Stored, Which};
+use super::{inbox_id, inbox_of, reserve};
 use crate::store::{StoreError, TokenId};
 
 /// A page of a list ends once its heads have as many bytes, so that long heads do not fill the memory.

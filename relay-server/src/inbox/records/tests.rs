@@ -2,12 +2,15 @@
 
 use std::collections::BTreeSet;
 
+use bytes::Bytes;
 use futures_util::future::join_all;
 use proptest::prelude::*;
+use relay_protocol::webhook::Verdict;
 use tokio::io::AsyncReadExt as _;
+use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::inbox::spool::MAX_INLINE;
+use crate::inbox::spool::{Body, MAX_INLINE};
 
 const NOW: i64 = 1_800_000_000_000;
 const SECOND: i64 = 1000;
