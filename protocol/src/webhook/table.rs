@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use aho_corasick::{AhoCorasick, AhoCorasickKind};
+use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 use serde::Deserialize;
 
 use super::{
@@ -43,6 +43,8 @@ struct Index {
     by_header: HashMap<String, Vec<Mark>>,
     /// Those that are told by something else, and which of the `names` a JSON body must have for them.
     others: Vec<(Mark, Vec<usize>)>,
+    /// Looks for the longest name of each of those: many bytes at a time, and most bodies have none.
+    longest: Option<AhoCorasick>,
     /// Looks for all names with one pass over a body: with one for each, they were most of what a request costs.
     names: Option<AhoCorasick>,
 }
@@ -192,7 +194,12 @@ impl Index {
                 }
             }
         }
-        // Names of a user's rows can be too much for it; then bodies are read.
+        let longest = index
+            .others
+            .iter()
+            .filter_map(|(_, wanted)| wanted.iter().filter_map(|name| names.get(*name)).max_by_key(|name| name.len()));
+        // Names of a user's rows can be too much for these; then bodies are read.
+        index.longest = AhoCorasick::builder().match_kind(MatchKind::LeftmostFirst).build(longest).ok();
         index.names = AhoCorasick::builder().kind(Some(AhoCorasickKind::DFA)).build(names).ok();
         index
     }
@@ -201,7 +208,7 @@ impl Index {
     fn without_header(&self, body: &[u8]) -> Vec<Mark> {
         let Some(names) = &self.names else { return self.others.iter().map(|(mark, _)| *mark).collect() };
         let mut are_there = vec![false; names.patterns_len()];
-        if json::has_members(body) {
+        if json::has_members(body) && self.longest.as_ref().is_none_or(|longest| longest.is_match(body)) {
             for found in names.try_find_overlapping_iter(body).into_iter().flatten() {
                 are_there.get_mut(found.pattern().as_usize()).into_iter().for_each(|is_there| *is_there = true);
             }

@@ -1,5 +1,6 @@
 //! One exchange, from the request's head to the end of its response.
 
+use std::fmt::Write as _;
 use std::future::{Future, poll_fn};
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
@@ -495,7 +496,9 @@ async fn come_back(shared: &Shared, lost: &Tunnel, id: StreamId, deadline: Insta
 fn request_head(parts: &request::Parts, sender: Sender, host: &PublicHost) -> RequestHead {
     let mut headers = end_to_end(&parts.headers);
     headers.retain(|(name, _)| !is_owned(name));
-    let mut remote = sender.peer.to_canonical().to_string();
+    // With room for the longest, because it grows piece by piece otherwise.
+    let mut remote = String::with_capacity(39);
+    let _ = write!(remote, "{}", sender.peer.to_canonical());
     if sender.trusted {
         let known = forwarded_for(parts);
         let chain = if known.is_empty() { remote.clone() } else { format!("{known}, {remote}") };
