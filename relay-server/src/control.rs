@@ -549,7 +549,7 @@ async fn note(inboxes: Arc<Inboxes>, change: Change) -> Result<(), StoreError> {
         }
         Change::Released { names } => {
             for name in &names {
-                inbox::close(&inboxes, name.as_str()).await?;
+                inbox::close(&inboxes, name.as_str(), None).await?;
             }
         }
     }

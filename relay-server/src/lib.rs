@@ -163,7 +163,7 @@ impl Shared {
             Change::Released { names } => {
                 for name in names.iter().map(store::Name::as_str) {
                     self.registry.release(name);
-                    inbox::close(&self.inboxes, name).await?;
+                    inbox::close(&self.inboxes, name, None).await?;
                 }
             }
         }

@@ -226,7 +226,8 @@ async fn the_documented_commands_do_what_they_say() {
         let line = line.replace("01M8067H447D3H3MSZ2H689PZF", &ids[0]);
         let words: Vec<&str> = line.split_whitespace().collect();
         let ended = inbox(&world, &token, &words).await;
-        assert_eq!(ended.code(), 0, "relay inbox{line}: {}", ended.stderr);
+        let dead = inbox(&world, &token, &["list", "hooks", "--state", "dead"]).await;
+        assert_eq!(ended.code(), 0, "relay inbox{line}: {}{}", ended.stderr, dead.stdout);
     }
     let all = inbox(&world, &token, &["--output", "json"]).await;
     assert_eq!(all.stdout, "", "it is closed");

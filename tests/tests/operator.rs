@@ -14,7 +14,7 @@ use relay_server::config::Alert;
 use relay_server::store::unix_now;
 use relay_tests::body::{empty, full, noise};
 use relay_tests::process::{Ended, run};
-use relay_tests::{Answer, App, Seen, World, within};
+use relay_tests::{Answer, App, RelayClient, Seen, World, within};
 use serde_json::{Value, json};
 
 /// `relay-server WORD …` on the world's data.
@@ -61,12 +61,14 @@ async fn a_reserved_name_keeps_webhooks_before_any_client_has_come() {
     kept(&world.post(&world.url("hooks", "/two"), "2").await);
     // A client that does not ask for an inbox, and leaves the one that is there as it is.
     let app = App::recording().await;
-    let tunnel = tunnel(&world, &token, &app).await;
+    let words = ["http", &app.addr().port().to_string(), "--subdomain", "hooks", "--output", "json"];
+    let mut client = RelayClient::spawn(world.arguments(&token, &words)).await;
+    assert_eq!(client.process.event("inbox").await["tunnel"], "hooks", "it is told what the name has");
     done(&world, "inbox drain hooks").await;
     let mut seen: Vec<_> = app.seen().into_iter().map(|seen| (seen.target, seen.body)).collect();
     seen.sort();
     assert_eq!(seen, [("/one".into(), "1".into()), ("/two".into(), "2".into())]);
-    tunnel.close().await.unwrap();
+    assert_eq!(client.process.terminate().await.code(), 143);
     kept(&world.post(&world.url("hooks", "/three"), "3").await);
     world.shutdown().await;
 }

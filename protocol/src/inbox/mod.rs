@@ -36,7 +36,7 @@ const MAX_PATTERN: usize = 256;
 /// In a tunnel's spec: the inbox, as JSON.
 const INBOX: u16 = 6;
 
-/// In the Welcome: the relay has inboxes.
+/// In the Welcome: the relay has inboxes, and which tunnels have one.
 const KNOWN: u16 = 2;
 
 /// How an inbox deals with its webhooks. As JSON, each field may be left out, and one that is not known is left alone.
@@ -355,16 +355,25 @@ impl Inbox {
         self.ignore.iter().filter(is_told).any(|filter| filter.matches(provider, request, event))
     }
 
-    /// What a relay says in its Welcome that has inboxes.
+    /// What a relay says in its Welcome that has inboxes: which tunnels, by the client's numbers, have one. A name that was
+    /// reserved has its inbox before its client asks for one.
     #[must_use]
-    pub const fn known() -> Extra {
-        Extra { tag: KNOWN, value: Vec::new() }
+    pub fn known(tunnels: &[u32]) -> Extra {
+        Extra { tag: KNOWN, value: tunnels.iter().flat_map(|number| number.to_be_bytes()).collect() }
     }
 
-    /// Whether a relay has inboxes, by the extras of its Welcome. One that has none would lose what comes, and not say so.
+    /// The tunnels that have inboxes, by the extras of a relay's Welcome. None: it has no inboxes at all. Such a relay would
+    /// lose what comes, and not say so.
     #[must_use]
-    pub fn is_known(welcome: &[Extra]) -> bool {
-        welcome.iter().any(|extra| extra.tag == KNOWN)
+    pub fn all_known(welcome: &[Extra]) -> Option<Vec<u32>> {
+        let extra = welcome.iter().find(|extra| extra.tag == KNOWN)?;
+        Some(
+            extra
+                .value
+                .chunks_exact(4)
+                .filter_map(|number| Some(u32::from_be_bytes(number.try_into().ok()?)))
+                .collect(),
+        )
     }
 
     /// How long a copy of an event is known again.
@@ -390,7 +399,11 @@ mod tests {
         let inbox = Inbox { ordered: true, ack: Some(ack), rate: 1, ..Inbox::default() };
         assert_eq!(Inbox::of(&[Inbox::default().extra().unwrap()]), Ok(Some(Inbox::default())));
         assert_eq!(Inbox::of(&[inbox.extra().unwrap()]), Ok(Some(inbox)));
-        assert_eq!(Inbox::of(&[Inbox::known()]), Ok(None), "another tag");
+        assert_eq!(Inbox::of(&[Inbox::known(&[1])]), Ok(None), "another tag");
+        assert_eq!(Inbox::all_known(&[Inbox::known(&[1, 70_000])]), Some(vec![1, 70_000]));
+        assert_eq!((Inbox::all_known(&[Inbox::known(&[])]), Inbox::all_known(&[])), (Some(vec![]), None));
+        let of_a_later_version = Extra { value: vec![0, 0, 0, 1, 9], ..Inbox::known(&[]) };
+        assert_eq!(Inbox::all_known(&[of_a_later_version]), Some(vec![1]));
         assert_eq!(read("{}"), Ok(Some(Inbox::default())), "a client that says nothing more");
         assert_eq!(read(r#"{"of_a_later_version": 1}"#), Ok(Some(Inbox::default())));
     }

@@ -55,8 +55,8 @@ pub(super) struct Tunnels {
     next: u32,
     /// Whether the relay can judge signatures.
     relay_judges: bool,
-    /// The relay has inboxes.
-    relay_keeps: bool,
+    /// The tunnels that have inboxes already, by their numbers; none where the relay has no inboxes.
+    kept: Option<Vec<u32>>,
 }
 
 /// What a relay cannot do that would leave alone what it is told of that.
@@ -228,9 +228,11 @@ impl Tunnels {
         self.held.iter().filter_map(|held| held.asked.clone()).collect()
     }
 
-    /// Whether there is a tunnel that asks for an inbox.
+    /// Whether there is a tunnel that asks for an inbox, or has one without that.
     pub(super) fn have_inboxes(&self) -> bool {
-        self.held.iter().any(|held| held.options.inbox.is_some())
+        let kept = self.kept.as_deref().unwrap_or_default();
+        let is_kept = |held: &Held| held.given.as_ref().is_some_and(|given| kept.contains(&given.number));
+        self.held.iter().any(|held| held.options.inbox.is_some() || is_kept(held))
     }
 
     /// Says how the inboxes of tunnels that there are stand.
@@ -246,7 +248,7 @@ impl Tunnels {
     /// What the relay would leave alone of what these options ask of it.
     fn cannot(&self, options: &TunnelOptions) -> Option<String> {
         let judges = options.webhooks.told().verify != Verify::Off && !self.relay_judges;
-        let keeps = options.inbox.is_some() && !self.relay_keeps;
+        let keeps = options.inbox.is_some() && self.kept.is_none();
         let unsaid = || Some(options.inbox.as_ref()?.extra().err()?.to_string());
         judges.then_some(JUDGES_NOT).or(keeps.then_some(KEEPS_NOT)).map(str::to_owned).or_else(unsaid)
     }
@@ -256,7 +258,7 @@ impl Tunnels {
     /// # Errors
     /// What is wrong with it.
     pub(super) fn check(&mut self, asked: &[Asked], bound: &[Bound], said: &[Extra]) -> Result<(), ClientError> {
-        (self.relay_judges, self.relay_keeps) = (Webhooks::are_known(said), Inbox::is_known(said));
+        (self.relay_judges, self.kept) = (Webhooks::are_known(said), Inbox::all_known(said));
         for asked in asked {
             if let Some(why) = self.cannot(&asked.options) {
                 return Err(ClientError::Refused(why));

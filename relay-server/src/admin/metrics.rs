@@ -112,7 +112,7 @@ impl Metrics {
             ),
             attempts: ["delivered", "failed", "unsent"]
                 .map(|outcome| attempts.get_or_create(&OutcomeLabel { outcome }).clone()),
-            dead_letters: counter(&mut registry, "inbox_dead_letters", "Webhooks that were given up after an attempt"),
+            dead_letters: counter(&mut registry, "inbox_dead_letters", "Webhooks that were given up"),
             alerts_sent,
             alerts_failed,
             registry,
@@ -153,6 +153,11 @@ impl Metrics {
             None => unsent,
         }
         .inc();
+    }
+
+    /// Counts webhooks that were given up because they have waited for too long.
+    pub(crate) fn expired(&self, count: u64) {
+        self.dead_letters.inc_by(count);
     }
 
     /// Webhooks that no inbox has taken, because it or the disk was full or had failed.

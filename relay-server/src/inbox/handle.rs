@@ -150,7 +150,7 @@ pub(crate) async fn pause(inboxes: &Inboxes, mut inbox: Inbox, paused: bool) -> 
 
 /// Closes an inbox, with all that is in it.
 pub(crate) async fn remove(inboxes: &Inboxes, inbox: &Inbox) -> Result<Done, HandleError> {
-    Ok(Done { count: close(inboxes, &inbox.name).await?.into() })
+    Ok(Done { count: close(inboxes, &inbox.name, Some(inbox.token)).await?.into() })
 }
 
 fn wake(inboxes: &Inboxes, name: &str) {

@@ -409,13 +409,17 @@ pub(crate) fn revoke(shared: &Shared, token: TokenId) {
     });
 }
 
-/// Closes the inbox of a name, and forgets what is in it.
+/// Closes the inbox of a name, if it is this token's where one is given, and forgets what is in it.
 ///
 /// # Errors
 /// [`StoreError`]: it is still there after the next start.
-pub(crate) async fn close(inboxes: &Inboxes, name: &str) -> Result<bool, StoreError> {
+pub(crate) async fn close(inboxes: &Inboxes, name: &str, whose: Option<TokenId>) -> Result<bool, StoreError> {
     let _changing = inboxes.changing.lock().await;
-    end(inboxes, name).await
+    let there = inboxes.records.inbox(name).await?;
+    match there.filter(|inbox| whose.is_none_or(|token| inbox.token == token)) {
+        Some(_) => end(inboxes, name).await,
+        None => Ok(false),
+    }
 }
 
 async fn end(inboxes: &Inboxes, name: &str) -> Result<bool, StoreError> {
@@ -449,9 +453,12 @@ pub(crate) async fn sweep(shared: Arc<Shared>) {
         // What such a one has left grows old as well.
         for row in shared.inboxes.records.inboxes().await.unwrap_or_default() {
             let retention = Settings::kept(&row).retention(&shared.limits);
-            while more(shared.inboxes.records.sweep(&row.name, shared.inboxes.steady(), retention).await)
-                && !shared.is_stopping()
-            {}
+            let sweep = || async {
+                let swept = shared.inboxes.records.sweep(&row.name, shared.inboxes.steady(), retention).await?;
+                shared.metrics.expired(swept.expired);
+                Ok(swept.more)
+            };
+            while more(sweep().await) && !shared.is_stopping() {}
         }
         while more(shared.inboxes.records.sweep_closed().await) && !shared.is_stopping() {}
     }

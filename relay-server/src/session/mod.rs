@@ -194,6 +194,8 @@ impl Session {
             session = %self.id, peer = %self.peer, token = %self.token.name, client = %show(&hello.client),
             version = %show(&hello.version), tunnels = ?names, resumed = self.resumed.is_some(), "a client connected"
         );
+        let kept = self.tunnels.iter().filter(|tunnel| self.shared.inboxes.get(&tunnel.name).is_some());
+        let kept: Vec<u32> = kept.map(|tunnel| tunnel.number).collect();
         let (resume_key, hash) = self.shared.sessions.keys.issue(self.token.id, self.id, Instant::now());
         self.key = Some(hash);
         let welcome = Welcome {
@@ -204,7 +206,7 @@ impl Session {
             heartbeat_ms: millis(MuxLimits::default().heartbeat),
             max_streams: self.shared.limits.session_streams,
             tunnels: bound,
-            extra: vec![Webhooks::known(), Inbox::known()],
+            extra: vec![Webhooks::known(), Inbox::known(&kept)],
         };
         send(link, SessionKind::Welcome, &welcome);
         // There is one Welcome.

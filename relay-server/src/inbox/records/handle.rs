@@ -100,19 +100,19 @@ impl Records {
     }
 
     /// Does a piece of what time does in an inbox: gives up what has waited for too long, removes what ended long ago and
-    /// what is too much. Returns whether there may be more to do.
+    /// what is too much.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub(crate) async fn sweep(&self, inbox: &str, now: i64, retention: Retention) -> Result<bool, StoreError> {
+    pub(crate) async fn sweep(&self, inbox: &str, now: i64, retention: Retention) -> Result<Swept, StoreError> {
         let (inbox, leases, spool) = (inbox.to_owned(), self.leases.clone(), self.spool.clone());
         let swept = self.drain(move |db| {
             look_for_reusable(db, &spool)?;
             sweep(db, &leases, &inbox, now, retention)
         });
-        let (more, spooled) = swept.await?;
+        let (swept, spooled) = swept.await?;
         self.spool.remove(spooled).await;
-        Ok(more)
+        Ok(swept)
     }
 
     /// Removes a piece of what closed inboxes held. Returns whether there may be more. Then it sees to it that there is
@@ -327,42 +327,56 @@ pub(super) const ENDED: &str = "\
     WHERE inbox = ?1 AND state = ?2 AND ended_at < ?3 ORDER BY ended_at";
 
 /// Gives up what has waited since before `since`. One that is being tried may be delivered yet, and is left alone.
-fn expire(db: &Connection, leases: &Leases, inbox: i64, now: i64, since: i64) -> rusqlite::Result<bool> {
+fn expire(db: &Connection, leases: &Leases, inbox: i64, now: i64, since: i64) -> rusqlite::Result<Swept> {
     let mut old = db.prepare_cached(TOO_OLD)?;
     let (old, more) = step(old.query(params![inbox, since])?, |seq| leases.is_taken(seq))?;
     let mut expire =
         db.prepare_cached("UPDATE webhooks SET state = 2, ended_at = ?2, reason = 'expired' WHERE seq = ?1")?;
-    for seq in old {
+    for seq in &old {
         expire.execute(params![seq, now])?;
     }
-    Ok(more)
+    Ok(Swept { more, expired: old.len() as u64 })
 }
 
-/// Whether there may be more to do, and whose files have to go.
-type Swept = (bool, Vec<Ulid>);
+/// What was done of what time does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Swept {
+    /// There may be more to do.
+    pub(crate) more: bool,
+    /// Webhooks that were given up, because they have waited for too long.
+    pub(crate) expired: u64,
+}
 
-fn sweep(db: &Connection, leases: &Leases, inbox: &str, now: i64, retention: Retention) -> rusqlite::Result<Swept> {
-    let Some(inbox) = inbox_id(db, inbox)? else { return Ok((false, Vec::new())) };
+/// With the bodies whose files have to go.
+fn sweep(
+    db: &Connection,
+    leases: &Leases,
+    inbox: &str,
+    now: i64,
+    retention: Retention,
+) -> rusqlite::Result<(Swept, Vec<Ulid>)> {
+    let Some(inbox) = inbox_id(db, inbox)? else { return Ok(Default::default()) };
     let before = |age: i64| now.saturating_sub(age);
-    if expire(db, leases, inbox, now, before(retention.max_age_ms))? {
-        return Ok((true, Vec::new()));
+    let mut swept = expire(db, leases, inbox, now, before(retention.max_age_ms))?;
+    if swept.more {
+        return Ok((swept, Vec::new()));
     }
     let surplus = surplus(db, inbox, retention.delivered, STEP)?;
     let (_, mut files) = remove(db, &surplus)?;
-    let mut more = surplus.len() == STEP;
+    swept.more = surplus.len() == STEP;
     for (state, age) in [(State::Delivered, retention.delivered_ms), (State::Dead, retention.dead_ms)] {
         let mut ended = db.prepare_cached(ENDED)?;
         let (old, left) = step(ended.query(params![inbox, state, before(age)])?, |_| false)?;
         files.extend(remove(db, &old)?.1);
-        more |= left;
+        swept.more |= left;
     }
-    Ok((more, files))
+    Ok((swept, files))
 }
 
 pub(super) const CLOSED: &str = "\
     SELECT seq, size - body_size * spooled AS cost FROM webhooks WHERE inbox = ?1";
 
-fn sweep_closed(db: &Connection) -> rusqlite::Result<Swept> {
+fn sweep_closed(db: &Connection) -> rusqlite::Result<(bool, Vec<Ulid>)> {
     let closed =
         db.prepare_cached("SELECT id FROM inboxes WHERE name IS NULL LIMIT 1")?.query_row([], |row| row.get(0));
     let Some(inbox) = closed.optional()? else { return Ok((false, Vec::new())) };

@@ -9,6 +9,7 @@ use relay_protocol::webhook::Verdict;
 use tokio::io::AsyncReadExt as _;
 use tokio_util::sync::CancellationToken;
 
+use super::handle::Swept;
 use super::*;
 use crate::inbox::spool::{Body, MAX_INLINE};
 
@@ -649,7 +650,7 @@ async fn what_ended_late_counts_and_what_is_too_old_goes() {
     let tried = being_tried.seq;
     let young = store(&records, New { received_at: NOW + DAY, since: NOW + DAY, ..new("young") }).await;
     let retention = Retention { max_age_ms: DAY, ..KEEP };
-    assert!(!records.sweep("hooks", NOW + DAY + 1, retention).await.unwrap());
+    assert_eq!(records.sweep("hooks", NOW + DAY + 1, retention).await.unwrap(), Swept { more: false, expired: 1 });
     let dead = list(&records, Some(State::Dead), None, 10).await;
     assert_eq!((dead[0].seq, dead[0].reason.as_deref()), (old, Some("expired")));
     // It was under way all the same, and came through.
@@ -660,12 +661,12 @@ async fn what_ended_late_counts_and_what_is_too_old_goes() {
     deliver(&records, tried, 200).await;
 
     let two = Retention { delivered: Quota { count: 2, ..MUCH }, ..KEEP };
-    assert!(!records.sweep("hooks", NOW, two).await.unwrap());
+    assert!(!records.sweep("hooks", NOW, two).await.unwrap().more);
     let left = list(&records, None, None, 10).await;
     assert_eq!(left.iter().map(|row| row.seq).collect::<Vec<_>>(), [young, tried]);
     records.sweep("hooks", NOW + 13, Retention { delivered_ms: 0, ..KEEP }).await.unwrap();
     assert_eq!(inbox(&records).await.delivered, 0);
-    assert!(!records.sweep("gone", NOW, KEEP).await.unwrap());
+    assert!(!records.sweep("gone", NOW, KEEP).await.unwrap().more);
     let dead = store(&records, new("x")).await;
     let reason = String::new();
     records.attempted(dead, attempt(NOW, None), Outcome::Dead { reason }).await.unwrap();
@@ -687,7 +688,7 @@ async fn lists_are_paged_and_thousands_are_dealt_with_in_steps() {
         seen.extend(page.iter().map(|row| row.seq));
     }
     assert_eq!(seen, accepted.into_iter().collect());
-    assert!(records.sweep("hooks", NOW + 1, Retention { max_age_ms: 0, ..KEEP }).await.unwrap());
+    assert!(records.sweep("hooks", NOW + 1, Retention { max_age_ms: 0, ..KEEP }).await.unwrap().more);
     assert_eq!((inbox(&records).await.waiting, inbox(&records).await.dead), (1500, 1000));
     assert_eq!(records.retry("hooks", ALICE, Which::All(State::Dead), NOW).await.unwrap(), 1000);
     assert_eq!(records.retry("hooks", ALICE, Which::All(State::Waiting), NOW).await.unwrap(), 2500);
@@ -707,9 +708,9 @@ async fn long_bodies_are_dealt_with_in_small_steps() {
         store(&records, New { body, ..new("") }).await;
     }
     let expire = Retention { max_age_ms: 0, ..KEEP };
-    assert!(records.sweep("hooks", NOW + 1, expire).await.unwrap());
+    assert!(records.sweep("hooks", NOW + 1, expire).await.unwrap().more);
     assert_eq!(inbox(&records).await.dead, 16, "of 4 MiB");
-    while records.sweep("hooks", NOW + 1, expire).await.unwrap() {}
+    while records.sweep("hooks", NOW + 1, expire).await.unwrap().more {}
     assert_eq!(records.drop("hooks", ALICE, Which::All(State::Dead)).await.unwrap(), 40);
 }
 
