@@ -14,6 +14,7 @@ use serde::Deserialize;
 
 pub use crate::alert::Alert;
 pub use crate::certs::acme::{AcmeConfig, ExternalAccount};
+use crate::dns::Resolver;
 
 /// Everything that the relay needs to know to run.
 #[derive(Clone, Debug)]
@@ -34,6 +35,10 @@ pub struct Config {
     pub data_dir: Option<PathBuf>,
     /// Where the certificate comes from.
     pub certificate: CertificateSource,
+    /// The addresses under which the world reaches this machine; empty where it knows them by itself.
+    pub public_ips: Vec<IpAddr>,
+    /// Whom the relay asks for what the world sees of its domain.
+    pub resolver: Resolver,
     /// Proxies whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<Network>,
     /// The name of the tunnel that also answers on `localhost`, for `relay dev`.
@@ -62,6 +67,8 @@ impl Config {
             public_port: None,
             data_dir: None,
             certificate: CertificateSource::Development { dir: directory.into() },
+            public_ips: Vec::new(),
+            resolver: Resolver::Off,
             trusted_proxies: Vec::new(),
             localhost_tunnel: None,
             alert: None,
@@ -307,6 +314,10 @@ pub struct ServeArgs {
     /// The address under which the world reaches this machine, behind NAT; may be repeated
     #[arg(long, value_name = "IP")]
     pub public_ip: Vec<String>,
+    /// The name server that is asked what the world sees of DOMAIN, before a certificate is; off where the public DNS does
+    /// not know it [default: those of this machine]
+    #[arg(long, value_name = "ADDR|off")]
+    pub resolver: Option<String>,
     /// A proxy whose X-Forwarded-For is believed, as an address or a network; may be repeated
     #[arg(long, value_name = "CIDR")]
     pub trusted_proxy: Vec<String>,
@@ -374,6 +385,8 @@ pub struct FileConfig {
     /// As `--public-ip`.
     #[serde(default)]
     pub public_ip: Vec<String>,
+    /// As `--resolver`.
+    pub resolver: Option<String>,
     /// As `--trusted-proxy`.
     #[serde(default)]
     pub trusted_proxies: Vec<String>,
@@ -596,6 +609,15 @@ impl Config {
                 None => CertificateSource::Development { dir: data_dir.join("ca") },
             },
         };
+        let public_ips = if args.public_ip.is_empty() { &file.public_ip } else { &args.public_ip };
+        let public_ips = public_ips.iter().map(|text| {
+            let expected = "an address such as 203.0.113.7";
+            text.parse().map_err(|_| ConfigError::Invalid { key: "public_ip", value: text.clone(), expected })
+        });
+        let resolver = args.resolver.as_ref().or(file.resolver.as_ref()).map(|text| {
+            let expected = "the address of a name server such as 192.0.2.1, or off, or system";
+            text.parse().map_err(|_| ConfigError::Invalid { key: "resolver", value: text.clone(), expected })
+        });
         let networks = args.trusted_proxy.iter().chain(&file.trusted_proxies).map(|text| text.parse());
         let mut limits = file.limits.apply(Limits::default())?;
         if let Some(timeout) = args.timeout.as_deref().or(file.timeout.as_deref()) {
@@ -610,6 +632,8 @@ impl Config {
             public_port: args.public_port.or(file.public_port),
             data_dir: Some(data_dir),
             certificate,
+            public_ips: public_ips.collect::<Result<_, _>>()?,
+            resolver: resolver.transpose()?.unwrap_or_default(),
             trusted_proxies: networks.collect::<Result<_, _>>()?,
             localhost_tunnel: None,
             alert: file.alert.map(FileAlert::resolve).transpose()?,
@@ -806,9 +830,6 @@ fn acme(args: &ServeArgs, file: &FileConfig, domain: &str, data_dir: &Path) -> R
     let dns = if args.dns.is_empty() { &file.dns } else { &args.dns }
         .iter()
         .map(|text| text.parse().map_err(|_| invalid("dns", text, "an address and port such as 203.0.113.7:53")));
-    let public_ips = if args.public_ip.is_empty() { &file.public_ip } else { &args.public_ip }
-        .iter()
-        .map(|text| text.parse().map_err(|_| invalid("public_ip", text, "an address such as 203.0.113.7")));
     let dns_name = args.dns_name.as_ref().or(file.dns_name.as_ref());
     let dns_name = dns_name.map(|name| parse_domain("dns_name", name)).transpose()?;
     Ok(Some(AcmeConfig {
@@ -819,7 +840,6 @@ fn acme(args: &ServeArgs, file: &FileConfig, domain: &str, data_dir: &Path) -> R
         dir: crate::certs::acme::directory(data_dir),
         dns: dns.collect::<Result<_, _>>()?,
         dns_name: dns_name.unwrap_or_else(|| crate::dns::default_name(domain)),
-        public_ips: public_ips.collect::<Result<_, _>>()?,
     }))
 }
 
@@ -930,15 +950,18 @@ mod tests {
         let path = dir.path().join("relay-server.toml");
         let resolve = |text: &str, args: ServeArgs| {
             std::fs::write(&path, text).unwrap();
-            Config::resolve(&ServeArgs { config: Some(path.clone()), ..args }).map(|config| config.certificate)
+            Config::resolve(&ServeArgs { config: Some(path.clone()), ..args })
+                .map(|config| (config.certificate, config.public_ips, config.resolver))
         };
-        let CertificateSource::Acme(acme) = resolve(&format!("acme = {example}"), args()).unwrap() else { panic!() };
+        let (source, public_ips, resolver) = resolve(&format!("acme = {example}"), args()).unwrap();
+        let CertificateSource::Acme(acme) = source else { panic!() };
         assert_eq!(acme.directory, crate::certs::acme::LETS_ENCRYPT[0]);
-        assert_eq!((acme.email.as_str(), acme.dns.len(), acme.public_ips.len()), ("you@example.com", 1, 1));
+        assert_eq!((acme.email.as_str(), acme.dns.len(), public_ips.len()), ("you@example.com", 1, 1));
+        assert_eq!(resolver, Resolver::At("192.0.2.53:53".parse().unwrap()));
         assert!(acme.external_account.is_some() && acme.ca.is_some());
         assert_eq!((acme.dns_name.as_str(), acme.dir), ("ns-relay.example.com", PathBuf::from("/d/acme")));
 
-        let of = |args| match resolve("acme = 'me@example.org'\nacme_staging = true\n", args).unwrap() {
+        let of = |args| match resolve("acme = 'me@example.org'\nacme_staging = true\n", args).unwrap().0 {
             CertificateSource::Acme(acme) => (acme.email, acme.directory, acme.dns_name),
             other => panic!("{other:?}"),
         };
@@ -952,7 +975,7 @@ mod tests {
         assert_eq!((of(own.clone()).1.as_str(), of(own).2.as_str()), ("https://ca.example/dir", "ns.example.com"));
         // Flags against the file.
         let files = ServeArgs { cert: Some("c".into()), key: Some("k".into()), ..args() };
-        assert!(matches!(resolve("acme = 'me@example.org'\n", files).unwrap(), CertificateSource::Files { .. }));
+        assert!(matches!(resolve("acme = 'me@example.org'\n", files).unwrap().0, CertificateSource::Files { .. }));
         for (bad, key) in [
             ("acme = 'you'\n", "acme"),
             ("acme = 'a@b.example'\ncert = 'c'\nkey = 'k'\n", "acme"),
@@ -960,6 +983,7 @@ mod tests {
             ("acme = 'a@b.example'\nacme_eab_kid = 'k'\n", "acme_eab_key_file"),
             ("acme = 'a@b.example'\ndns = ['53']\n", "dns"),
             ("acme = 'a@b.example'\npublic_ip = ['relay.example.com']\n", "public_ip"),
+            ("resolver = 'dns.example.com'\n", "resolver"),
         ] {
             let error = resolve(bad, args()).unwrap_err().to_string();
             assert!(error.starts_with(key), "{error}");

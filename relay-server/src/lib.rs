@@ -437,15 +437,19 @@ impl Relay {
 
 /// Who keeps the certificate fresh, and the name server that proves whose the domain is.
 fn acme(settings: &AcmeConfig, config: &Config) -> Result<(Acme, dns::Server), StartError> {
-    let public = dns::seen_as(&settings.public_ips, config.https).map_err(certs::AcmeError::from)?;
+    let public = dns::seen_as(&config.public_ips, config.https).map_err(certs::AcmeError::from)?;
     let addresses = if settings.dns.is_empty() { dns::listen_at(&public) } else { settings.dns.clone() };
     let records = dns::records(&config.domain, &settings.dns_name, &public);
     // It grows as long as clocks do not go back, and nobody transfers the zone.
     let serial = u32::try_from(store::unix_now()).unwrap_or_default();
+    let wrong = |error: hickory_proto::ProtoError| certs::AcmeError::Zone(error.to_string());
+    let parent = dns::Lookup::new(config.resolver)
+        .map(|lookup| dns::Parent::new(lookup, &config.domain, &settings.dns_name, public.clone()));
+    let parent = parent.transpose().map_err(wrong)?;
     let zone = dns::Zone::new(&config.domain, &settings.dns_name, public, serial);
-    let zone = Arc::new(zone.map_err(|error| certs::AcmeError::Zone(error.to_string()))?);
+    let zone = Arc::new(zone.map_err(wrong)?);
     let server = dns::Server::bind(&addresses, zone.clone())?;
-    Ok((Acme::open(settings, &config.domain, records, zone)?, server))
+    Ok((Acme::open(settings, &config.domain, records, zone, parent)?, server))
 }
 
 fn listen(what: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {

@@ -60,6 +60,13 @@ impl Network {
         self.address(1)
     }
 
+    /// The near end has this address, too, for a server that is to be apart.
+    pub fn another_here(&self, last: u8) -> Ipv4Addr {
+        let address = self.address(last);
+        self.ip(&format!("addr add {address}/24 dev h{}", self.device));
+        address
+    }
+
     /// The far end's address with this last number.
     pub fn address(&self, last: u8) -> Ipv4Addr {
         let [a, b, c] = self.subnet;

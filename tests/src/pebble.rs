@@ -1,6 +1,7 @@
 //! [Pebble](https://github.com/letsencrypt/pebble), an authority that is stricter than those whose certificates are trusted.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -33,15 +34,15 @@ pub struct Settings {
     pub validity: Duration,
     /// How many seconds it takes at most to look at a challenge; it is at once where this is 0.
     pub dawdle: u32,
-    /// The port of the machine here that it asks for names.
-    pub dns_port: u16,
+    /// The name server that it asks for names; port 53 of the machine here unless said.
+    pub dns: Option<SocketAddr>,
     /// It binds accounts to this key id and key, in base64url, and takes no others.
     pub external_account: Option<(String, String)>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { validity: Duration::from_secs(24 * 3600), dawdle: 0, dns_port: 53, external_account: None }
+        Self { validity: Duration::from_secs(24 * 3600), dawdle: 0, dns: None, external_account: None }
     }
 }
 
@@ -80,7 +81,7 @@ impl Pebble {
             0 => "PEBBLE_VA_NOSLEEP=1".to_owned(),
             seconds => format!("PEBBLE_VA_SLEEPTIME={seconds}"),
         };
-        let dns = format!("{}:{}", network.here(), settings.dns_port);
+        let dns = settings.dns.unwrap_or((network.here(), 53).into()).to_string();
         let arguments = [&hurry, "pebble", "-strict", "-config", &path, "-dnsserver", &dns].map(str::to_owned);
         let mut process = network.spawn("/usr/bin/env", arguments).await;
         loop {

@@ -10,15 +10,17 @@ use std::time::Duration;
 
 use http::Request;
 use relay_tests::pebble::{Front, Settings};
+use relay_tests::process::run;
 use relay_tests::process::{arguments, command};
 use relay_tests::world::{connect_tls, try_connect_tls};
-use relay_tests::{App, Http, Network, Pebble, RelayClient, RelayServer, body, within};
+use relay_tests::{App, Http, Network, Parent, Pebble, RelayClient, RelayServer, body, within};
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt as _;
 
 const DOMAIN: &str = "relay.example.com";
 
-/// What a user types, with this authority, on the near end of the cable: HTTPS on 443, and DNS on 53 by default.
+/// What a user types, with this authority, on the near end of the cable: HTTPS on 443, and DNS on 53 by default. There is
+/// no zone above, as in a network of one's own.
 fn flags(network: &Network, directory: &str, ca: &Path) -> Vec<String> {
     let https = format!("{}:443", network.here());
     let ca = ca.display().to_string();
@@ -33,8 +35,18 @@ fn flags(network: &Network, directory: &str, ca: &Path) -> Vec<String> {
         directory,
         "--acme-ca",
         &ca,
+        "--resolver",
+        "off",
     ];
     all.map(str::to_owned).to_vec()
+}
+
+/// As [`flags`], where the world is asked.
+fn flags_below(parent: &Parent, network: &Network, pebble: &Pebble) -> Vec<String> {
+    let mut flags = flags(network, &pebble.directory(), &pebble.ca_file());
+    flags.pop();
+    flags.push(parent.address().ip().to_string());
+    flags
 }
 
 async fn relay(network: &Network, pebble: &Pebble, home: Arc<TempDir>) -> RelayServer {
@@ -175,7 +187,8 @@ async fn an_order_goes_on_after_a_crash() {
 async fn without_a_certificate_the_relay_says_what_it_waits_for() {
     let network = Network::new();
     // Nobody answers there, as where a parent zone leads elsewhere.
-    let pebble = Pebble::start(&network, Settings { dns_port: 5353, ..Settings::default() }).await;
+    let dns = Some((network.here(), 5353).into());
+    let pebble = Pebble::start(&network, Settings { dns, ..Settings::default() }).await;
     let roots = pebble.root_file().await;
     let mut relay = relay(&network, &pebble, home()).await;
     let asking = relay.process.error_line("asking for the first certificate").await;
@@ -188,6 +201,110 @@ async fn without_a_certificate_the_relay_says_what_it_waits_for() {
     assert_eq!(ready.status, 503);
     assert!(ready.text().contains("there is no certificate yet: the authority does not see"), "{}", ready.text());
     assert!(try_connect_tls(relay.https, DOMAIN, &roots, &[]).await.is_err());
+}
+
+#[tokio::test]
+async fn nothing_is_asked_for_before_the_zone_above_leads_here() {
+    let network = Network::new();
+    let parent = Parent::start(&network).await;
+    let dns = Some(parent.address());
+    let pebble = Pebble::start(&network, Settings { dns, ..Settings::default() }).await;
+    let (here, elsewhere) = (network.here(), "198.51.100.7");
+    // Somebody has moved, and the record has not.
+    parent.set(&["relay.example.com. NS ns-relay.example.com.", &format!("ns-relay.example.com. A {elsewhere}")]);
+    let mut relay = RelayServer::spawn(flags_below(&parent, &network, &pebble)).await;
+    let complaint = relay.process.error_line("no certificate was asked for").await;
+    let records = format!("relay.example.com. NS ns-relay.example.com. | ns-relay.example.com. A {here}");
+    let there = format!("relay.example.com. NS ns-relay.example.com. ({elsewhere})");
+    assert!(complaint.contains(&records) && complaint.contains(&there), "{complaint}");
+    assert!(complaint.contains("_acme-challenge.relay.example.com. NS ns-relay.example.com."), "{complaint}");
+    let ready = relay.get_admin("/readyz").await;
+    assert!(ready.status == 503 && ready.text().contains(&records), "{}", ready.text());
+    // Pebble tells of each request.
+    const ORDER: &str = "/order-plz";
+    assert!(!pebble.process.said().contains(ORDER), "{}", pebble.process.said());
+
+    parent.set(&["relay.example.com. NS ns-relay.example.com.", &format!("ns-relay.example.com. A {here}")]);
+    relay.process.error_line(NEW).await;
+    assert!(pebble.process.said().contains(ORDER), "{}", pebble.process.said());
+    assert_eq!(relay.get_admin("/readyz").await.text(), "ready\n");
+}
+
+#[tokio::test]
+async fn where_nobody_can_tell_the_authority_is_asked() {
+    let network = Network::new();
+    let pebble = Pebble::start(&network, Settings::default()).await;
+    let mut flags = flags(&network, &pebble.directory(), &pebble.ca_file());
+    flags.pop();
+    // The relay's own name server knows nothing of zones above.
+    flags.push(network.here().to_string());
+    let mut relay = RelayServer::spawn(flags).await;
+    let warning = relay.process.error_line("asking the authority all the same").await;
+    assert!(warning.contains("does not say what example.com. is"), "{warning}");
+    relay.process.error_line(NEW).await;
+}
+
+#[tokio::test]
+async fn the_challenge_alone_is_enough() {
+    let network = Network::new();
+    let parent = Parent::start(&network).await;
+    let dns = Some(parent.address());
+    let pebble = Pebble::start(&network, Settings { dns, ..Settings::default() }).await;
+    let roots = pebble.root_file().await;
+    let here = network.here();
+    // The other records are in the zone above, and stay there.
+    parent.set(&[
+        format!("relay.example.com. A {here}"),
+        format!("*.relay.example.com. A {here}"),
+        "_acme-challenge.relay.example.com. NS ns-relay.example.com.".to_owned(),
+        format!("ns-relay.example.com. A {here}"),
+    ]);
+    let mut relay = RelayServer::spawn(flags_below(&parent, &network, &pebble)).await;
+    relay.process.error_line(NEW).await;
+    assert!(dig(&parent.address(), "NS relay.example.com +noall +answer").await.is_empty(), "the domain is not ours");
+    connect_tls(relay.https, "hooks.relay.example.com", &roots, &[]).await;
+}
+
+/// From a machine with nothing on it to a webhook that arrives: two DNS records, one command.
+#[tokio::test]
+async fn from_an_empty_machine_to_a_working_url() {
+    let network = Network::new();
+    let parent = Parent::start(&network).await;
+    let dns = Some(parent.address());
+    let pebble = Pebble::start(&network, Settings { dns, ..Settings::default() }).await;
+    let roots = pebble.root_file().await;
+    let app = App::echo().await;
+    let home = home();
+    let at = |name: &str| home.path().join(name).display().to_string();
+    let (config, data, here) = (at("relay-server.toml"), at("data"), network.here().to_string());
+    let words = ["init", "--domain", DOMAIN, "--acme", "you@example.com", "--output", "json"];
+    let places = ["--config", &config, "--data-dir", &data, "--public-ip", &here];
+    let made = run("relay-server", words.iter().chain(&places)).await;
+    assert_eq!(made.code(), 0, "{made:?}");
+    let made = made.lines().remove(0);
+    // Word for word as they are told.
+    let records: Vec<_> = made["records"].as_array().unwrap().iter().map(|record| record.as_str().unwrap()).collect();
+    assert_eq!(records.len(), 2, "{records:?}");
+    parent.set(&records);
+
+    let begin = std::time::Instant::now();
+    let mut flags = flags_below(&parent, &network, &pebble);
+    flags.extend(["--config".to_owned(), config]);
+    let mut relay = RelayServer::spawn_in(home, flags).await;
+    relay.process.error_line(NEW).await;
+    let upstream = app.upstream().to_string();
+    let words = ["http", &upstream, "--subdomain", "hooks", "--output", "json"];
+    let token = made["token"].as_str().unwrap();
+    let client = RelayClient::spawn(arguments(&relay.url, relay.https, &roots, token, &words)).await;
+    assert_eq!(client.url(), "https://hooks.relay.example.com");
+    // As a provider comes: by the name, whose address the world knows from the relay itself.
+    assert_eq!(dig(&parent.address(), "+recurse +short A hooks.relay.example.com").await, format!("{here}\n"));
+    let tls = connect_tls(relay.https, "hooks.relay.example.com", &roots, &[b"http/1.1"]).await;
+    let request = Request::post(format!("{}/a", client.url())).body(body::full("hello")).unwrap();
+    let answer = Http::one(tls).await.answer(request).await;
+    assert_eq!((answer.status.as_u16(), answer.text()), (200, "hello"));
+    let took = begin.elapsed().as_secs_f64();
+    println!("from an empty machine to a working URL: {took:.1} s (under 60 s are wanted)");
 }
 
 #[tokio::test]

@@ -177,7 +177,8 @@ fn stamp(path: &Path) -> Result<Stamp, CertificateError> {
     })
 }
 
-pub(super) fn read_pair(certificate: &Path, key: &Path) -> Result<CertifiedKey, CertificateError> {
+/// Reads chain and key, and whether they belong together.
+pub(crate) fn read_pair(certificate: &Path, key: &Path) -> Result<CertifiedKey, CertificateError> {
     let chain = read_chain(certificate)?;
     let private = read_key(key)?;
     let validity = match chain.first().map(|leaf| X509Certificate::from_der(leaf)) {

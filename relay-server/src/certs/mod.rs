@@ -25,6 +25,7 @@ use x509_parser::prelude::{FromDer as _, Validity, X509Certificate};
 pub use self::acme::AcmeError;
 pub use self::dev_ca::{DevCa, DevCaError};
 pub use self::files::CertificateError;
+pub(crate) use self::files::read_pair;
 use self::files::{Change, Files};
 
 /// How often the files are looked at: two `stat` calls each time.
@@ -184,7 +185,7 @@ fn certified_key(
 
 /// Writes a file beside the old one, then puts it in its place, on disk: nobody sees half of it. Only one may do this at a
 /// time, so the name of the new one is free, or left from a crash.
-fn replace(path: &Path, text: &str, mode: u32) -> io::Result<()> {
+pub(crate) fn replace(path: &Path, text: &str, mode: u32) -> io::Result<()> {
     let new = path.with_extension("new");
     match fs::remove_file(&new) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -194,5 +195,7 @@ fn replace(path: &Path, text: &str, mode: u32) -> io::Result<()> {
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
     fs::rename(&new, path)?;
-    path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+    // What stands beside us has no directory in its path.
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(directory)?.sync_all()
 }

@@ -3,6 +3,8 @@
 //! It answers for its zone alone, on the addresses that it is given, over UDP and TCP: no recursion, no transfers. What a
 //! stranger sends costs a count, and within its rate one look-up of a fixed few records; see `Zone`.
 
+mod delegation;
+mod lookup;
 mod place;
 mod rate;
 mod zone;
@@ -15,11 +17,14 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::time::timeout;
 
+pub(crate) use self::delegation::{Delegation, Handed, Parent};
+pub use self::lookup::Resolver;
+pub(crate) use self::lookup::{Lookup, LookupError, ask};
 pub use self::place::PlaceError;
 pub(crate) use self::place::{listen_at, seen_as};
 use self::rate::Rate;
 use self::zone::Over;
-pub(crate) use self::zone::Zone;
+pub(crate) use self::zone::{Zone, absolute, challenge_of};
 use crate::places::Places;
 use crate::{Shared, StartError};
 
@@ -162,7 +167,16 @@ pub(crate) fn default_name(domain: &str) -> String {
 
 /// The records that the parent zone has to have.
 pub(crate) fn records(domain: &str, server: &str, addresses: &[IpAddr]) -> Vec<String> {
+    std::iter::once(format!("{domain}. NS {server}.")).chain(address_records(server, addresses)).collect()
+}
+
+/// The records that lead a name to these addresses.
+pub(crate) fn address_records(name: &str, addresses: &[IpAddr]) -> impl Iterator<Item = String> {
     let kind = |ip: &IpAddr| if ip.is_ipv4() { "A" } else { "AAAA" };
-    let server_at = addresses.iter().map(|ip| format!("{server}. {} {ip}", kind(ip)));
-    std::iter::once(format!("{domain}. NS {server}.")).chain(server_at).collect()
+    addresses.iter().map(move |ip| format!("{name}. {} {ip}", kind(ip)))
+}
+
+/// The record that takes the place of the domain's own where only the challenge is handed over.
+pub(crate) fn challenge_record(domain: &str, server: &str) -> String {
+    format!("_acme-challenge.{domain}. NS {server}.")
 }

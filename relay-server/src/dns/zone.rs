@@ -13,7 +13,7 @@ use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use hickory_proto::serialize::binary::{BinEncodable as _, BinEncoder};
 
 /// The most that an answer over UDP has, whatever its question allows: it passes every network whole (RFC 9715).
-const UDP: u16 = 1232;
+pub(super) const UDP: u16 = 1232;
 /// What every question over UDP allows (RFC 1035, section 4.2.1).
 const UDP_WITHOUT_EDNS: u16 = 512;
 /// The size of a message's header, and of an answer that says only why there is none.
@@ -57,7 +57,7 @@ impl Zone {
     /// Where a name is none.
     pub(crate) fn new(domain: &str, server: &str, addresses: Vec<IpAddr>, serial: u32) -> Result<Self, ProtoError> {
         let domain = absolute(domain)?;
-        let challenge = domain.prepend_label("_acme-challenge")?;
+        let challenge = challenge_of(&domain)?;
         let server = absolute(server)?;
         Ok(Self { domain, challenge, server, addresses, serial, values: RwLock::default(), issuers: RwLock::default() })
     }
@@ -160,7 +160,13 @@ fn address(ip: IpAddr) -> RData {
     }
 }
 
-fn absolute(name: &str) -> Result<Name, ProtoError> {
+/// Where a domain is proved (RFC 8555, section 8.4).
+pub(crate) fn challenge_of(domain: &Name) -> Result<Name, ProtoError> {
+    domain.prepend_label("_acme-challenge")
+}
+
+/// A name as it stands in records, to its root.
+pub(crate) fn absolute(name: &str) -> Result<Name, ProtoError> {
     let mut name = Name::from_ascii(name)?;
     name.set_fqdn(true);
     Ok(name)

@@ -53,7 +53,7 @@ impl Kept {
         let own = directory.join(name.trim_matches(['-', '.']));
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&own);
         made.map_err(|error| at(&own, error))?;
-        let certificate = directory.join("certificate.pem");
+        let certificate = super::certificate(directory);
         Ok(Self { certificate, account: own.join("account.json"), order: own.join("order.json") })
     }
 

@@ -8,7 +8,7 @@ mod authority;
 mod kept;
 mod order;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,13 +25,20 @@ use self::kept::Kept;
 use self::order::Issued;
 use super::{Certificates, certified_key, files};
 use crate::Shared;
-use crate::dns::{self, Zone};
+use crate::dns::{self, Delegation, Parent, Zone};
 use crate::outgoing::{Outgoing, OutgoingError};
 use crate::store::unix_now;
 
 /// The waits after one failure, two, and so on; the last one holds for all further ones. Authorities count failures by
 /// the hour: Let's Encrypt allows five of a name.
 const RETRIES_S: [u64; 5] = [60, 300, 900, 1800, 3600];
+
+/// The first wait for the zone above to hand the domain over, and the longest; each is twice the one before. Nobody counts
+/// how often its name servers are asked, and somebody waits who is just setting the record.
+const DELEGATION: [Duration; 2] = [Duration::from_secs(10), Duration::from_secs(600)];
+
+/// How long is looked whether it does. Where nobody can tell by then, the authority is asked all the same.
+const LOOK: Duration = Duration::from_secs(20);
 
 /// An authority may want a certificate renewed earlier than it said (RFC 9773, section 4.3); and clocks jump.
 const LOOK_AGAIN: Duration = Duration::from_secs(6 * 3600);
@@ -56,8 +63,6 @@ pub struct AcmeConfig {
     pub dns: Vec<SocketAddr>,
     /// The name server's name in the parent zone.
     pub dns_name: String,
-    /// The addresses that the names lead to; empty where this machine knows them by itself.
-    pub public_ips: Vec<IpAddr>,
 }
 
 /// An account that was made by hand at an authority (RFC 8555, section 7.3.4).
@@ -136,6 +141,21 @@ pub enum AcmeError {
     /// It took too long.
     #[error("the authority was not done after {} minutes", ATTEMPT.as_secs() / 60)]
     Slow,
+    /// The zone above leads elsewhere, so that no order is made: the authority would count it as a failure.
+    #[error(
+        "no certificate was asked for, because {domain} does not lead to this machine: {found}. Set there: {records}; or, \
+         where its other records are to stay, {challenge} in place of the first"
+    )]
+    Undelegated {
+        /// What is to be handed over.
+        domain: String,
+        /// What the zone above has instead.
+        found: String,
+        /// What it should have.
+        records: String,
+        /// What it should have at least.
+        challenge: String,
+    },
     /// Where the world sees this machine.
     #[error(transparent)]
     Place(#[from] dns::PlaceError),
@@ -153,6 +173,8 @@ pub(crate) struct Acme {
     records: Vec<String>,
     certificates: Arc<Certificates>,
     zone: Arc<Zone>,
+    /// Who has to hand the domain over; none where nobody is to be asked.
+    parent: Option<Parent>,
     kept: Kept,
     way: Way,
 }
@@ -164,6 +186,7 @@ impl Acme {
         domain: &str,
         records: Vec<String>,
         zone: Arc<Zone>,
+        parent: Option<Parent>,
     ) -> Result<Self, AcmeError> {
         let way = Way::new(Outgoing::new(config.ca.as_deref())?);
         let kept = Kept::open(&config.dir, &config.directory)?;
@@ -178,7 +201,7 @@ impl Acme {
         };
         let names = [domain.to_owned(), format!("*.{domain}")];
         let certificates = Arc::new(Certificates::of(first));
-        Ok(Self { config: config.clone(), names, records, certificates, zone, kept, way })
+        Ok(Self { config: config.clone(), names, records, certificates, zone, parent, kept, way })
     }
 
     /// What it keeps fresh.
@@ -193,9 +216,10 @@ impl Acme {
     }
 
     async fn keep_fresh(&self, shared: &Shared) {
-        let mut failures = 0;
+        // How often the authority was asked in vain, and how often the zone above was looked at.
+        let (mut failures, mut looks) = (0, 0_u32);
         loop {
-            if failures == 0 {
+            if failures == 0 && looks == 0 {
                 self.wait_until_due().await;
             }
             let attempt = Box::pin(tokio::time::timeout(ATTEMPT, self.obtain()));
@@ -204,7 +228,7 @@ impl Acme {
                 Ok(()) => {
                     shared.metrics.certificates_obtained.inc();
                     if self.own_due() > unix_now() {
-                        failures = 0;
+                        (failures, looks) = (0, 0);
                         continue;
                     }
                     // Asking at once for another would never end.
@@ -212,11 +236,17 @@ impl Acme {
                 }
             };
             shared.metrics.certificate_failures.inc();
-            let planned = RETRIES_S.get(failures).or(RETRIES_S.last()).copied().map_or(LOOK_AGAIN, Duration::from_secs);
+            let planned = if let AcmeError::Undelegated { .. } = error {
+                looks += 1;
+                let [first, longest] = DELEGATION;
+                first.saturating_mul(2_u32.saturating_pow(looks - 1)).min(longest)
+            } else {
+                failures += 1;
+                RETRIES_S.get(failures - 1).or(RETRIES_S.last()).copied().map_or(LOOK_AGAIN, Duration::from_secs)
+            };
             // Up to a tenth more, so that those who failed together do not come back together.
             let planned = planned.mul_f64(1.0 + fastrand::f64() / 10.0);
             let wait = planned.max(self.way.take_pause().unwrap_or_default());
-            failures += 1;
             self.complain(&error, wait);
             tokio::time::sleep(wait).await;
         }
@@ -291,6 +321,7 @@ impl Acme {
     }
 
     async fn obtain(&self) -> Result<(), AcmeError> {
+        self.check_delegation().await?;
         let directory = self.way.directory(&self.config.directory).await?;
         self.check(&directory)?;
         self.zone.set_issuers(&directory.meta.caa_identities);
@@ -315,6 +346,29 @@ impl Acme {
         Ok(())
     }
 
+    /// Whether the zone above leads here. Where that cannot be told, it is for the authority to say.
+    async fn check_delegation(&self) -> Result<(), AcmeError> {
+        let Some(parent) = &self.parent else { return Ok(()) };
+        let unknown = match tokio::time::timeout(LOOK, Box::pin(parent.look())).await {
+            Ok(Ok(Delegation { handed: Some(_), .. })) => return Ok(()),
+            Ok(Ok(missing)) => {
+                return Err(AcmeError::Undelegated {
+                    domain: self.names[0].clone(),
+                    found: missing.to_string(),
+                    records: self.records.join(" | "),
+                    challenge: dns::challenge_record(&self.names[0], &self.config.dns_name),
+                });
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answers within {} s", LOOK.as_secs()),
+        };
+        tracing::warn!(
+            reason = unknown,
+            "cannot see whether the zone above leads here; asking the authority all the same"
+        );
+        Ok(())
+    }
+
     fn check(&self, directory: &Directory) -> Result<(), AcmeError> {
         if directory.meta.external_account_required
             && self.config.external_account.is_none()
@@ -327,6 +381,14 @@ impl Acme {
         }
         Ok(())
     }
+}
+
+/// What the authority with this directory is called in CAA records; nothing where it does not say.
+///
+/// # Errors
+/// [`AcmeError`] where there is no such directory.
+pub(crate) async fn issuers(outgoing: Outgoing, directory: &str) -> Result<Vec<String>, AcmeError> {
+    Ok(Way::new(outgoing).directory(directory).await?.meta.caa_identities)
 }
 
 /// When a certificate is to be renewed: in the window that its authority names, else at two thirds of its life and up to a
@@ -369,7 +431,7 @@ fn read(key: &str, chain: &str, names: &[String]) -> Result<CertifiedKey, AcmeEr
 }
 
 /// Whether a certificate is for all of these names.
-fn covers(leaf: &CertificateDer<'_>, names: &[String]) -> bool {
+pub(crate) fn covers(leaf: &CertificateDer<'_>, names: &[String]) -> bool {
     let Ok((_, leaf)) = X509Certificate::from_der(leaf) else { return false };
     let Ok(Some(alternatives)) = leaf.subject_alternative_name() else { return false };
     let has = |name: &String| {
@@ -393,6 +455,11 @@ fn identifier(leaf: &CertificateDer<'_>) -> Option<CertificateIdentifier<'static
 /// Where Let's Encrypt can be asked: for certificates, and for such that nobody trusts, to try things out.
 pub(crate) const LETS_ENCRYPT: [&str; 2] =
     ["https://acme-v02.api.letsencrypt.org/directory", "https://acme-staging-v02.api.letsencrypt.org/directory"];
+
+/// Where the certificate is kept, with its key, below [that directory](directory).
+pub(crate) fn certificate(directory: &Path) -> PathBuf {
+    directory.join("certificate.pem")
+}
 
 /// The place of everything below the data directory.
 pub(crate) fn directory(data: &Path) -> PathBuf {
