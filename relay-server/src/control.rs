@@ -34,6 +34,7 @@ use crate::config::Limits;
 use crate::inbox::handle::{self, Action, HandleError};
 use crate::inbox::records::Records;
 use crate::inbox::{self, Inboxes};
+use crate::status::{Present, Status};
 use crate::store::{Name, NewToken, OpenError, Secret, Store, StoreError, Token, TokenId, TokenSummary, unix_now};
 
 const SOCKET_FILE: &str = "control.sock";
@@ -70,6 +71,13 @@ pub enum Request {
         /// The token's name.
         token: String,
     },
+    /// End a token and its sessions, and know nothing more of it, nor of the names that it had: it was only for a trial.
+    ForgetToken {
+        /// The token's name.
+        token: String,
+    },
+    /// How the relay is.
+    Status,
     /// Make tunnel names a token's own for good.
     Reserve {
         /// The token's name.
@@ -208,6 +216,8 @@ pub enum Reply {
     },
     /// The token has ended.
     Revoked,
+    /// How the relay is.
+    Status(Box<Status>),
     /// The names are reserved.
     Reserved,
     /// The names are released.
@@ -299,6 +309,8 @@ pub enum ControlError {
 pub(crate) struct Data {
     pub(crate) store: Store,
     pub(crate) inboxes: Arc<Inboxes>,
+    /// The relay; none where none runs.
+    pub(crate) present: Option<Present>,
 }
 
 /// Does what a change means beside the store, before the request is answered.
@@ -446,6 +458,18 @@ async fn apply(data: &Data, request: Request, changed: &Follow) -> Reply {
             }
             Err(error) => refused(error),
         },
+        Request::ForgetToken { token } => match store.revoke_token(&token, now).await {
+            Ok(id) => {
+                let ended = changed(Change::Revoked(id)).await;
+                let forgotten = store.forget_token(id).await;
+                ended.and(forgotten).map_or_else(refused, |()| Reply::Revoked)
+            }
+            Err(error) => refused(error),
+        },
+        Request::Status => match &data.present {
+            Some(present) => Reply::Status(Box::new(present.status())),
+            None => Reply::Refused { message: "no relay runs".to_owned() },
+        },
         Request::Reserve { token, names, provider, inbox } => {
             match store.reserve(&token, names.clone(), provider.as_deref(), now).await {
                 Ok(token) => match changed(Change::Reserved { token, names, provider, inbox }).await {
@@ -500,7 +524,7 @@ pub(crate) fn webhooks(count: u64) -> String {
 
 /// Does what is to be done with inboxes and their webhooks.
 async fn handle(data: &Data, request: InboxRequest) -> Result<Reply, HandleError> {
-    let Data { store, inboxes } = data;
+    let Data { store, inboxes, .. } = data;
     let act = async |name: &str, action, which: &Which| {
         let inbox = handle::inbox(inboxes, None, name).await?;
         handle::act(inboxes, &inbox, action, which).await.map(Reply::Done)
@@ -593,12 +617,26 @@ impl Control {
                 Ok(lock) => {
                     let store = Store::open(directory).await?;
                     let inboxes = Arc::new(Inboxes::new(Records::open(directory, 0)?, &Limits::default()));
-                    return Ok(Self(Way::Here { data: Data { store, inboxes }, _lock: lock }));
+                    return Ok(Self(Way::Here { data: Data { store, inboxes, present: None }, _lock: lock }));
                 }
                 // A relay that is starting or stopping, or another command.
                 Err(ControlError::InUse { .. }) if Instant::now() < deadline => sleep(LOCK_RETRY).await,
                 Err(error) => return Err(error),
             }
+        }
+    }
+
+    /// The relay that runs on `directory`, if one does. Nothing is made there.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::Io`] where it cannot be told, as for a user who may not look into the directory.
+    pub async fn find(directory: &Path) -> Result<Option<Self>, ControlError> {
+        let path = directory.join(SOCKET_FILE);
+        match UnixStream::connect(&path).await {
+            Ok(stream) => Ok(Some(Self(Way::Relay { stream, path }))),
+            Err(error) if nobody_listens(&error) => Ok(None),
+            Err(error) => Err(at(&path, error)),
         }
     }
 
@@ -748,7 +786,7 @@ mod tests {
                 sender.try_send(change).unwrap();
                 std::future::ready(Ok(())).boxed()
             };
-            let data = Data { store: store.clone(), inboxes };
+            let data = Data { store: store.clone(), inboxes, present: None };
             let task = tokio::spawn(listener.serve(data, Arc::new(changed), shutdown.clone()));
             Self { directory, store, changes, shutdown, task }
         }

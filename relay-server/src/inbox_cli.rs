@@ -16,7 +16,7 @@ use ulid::Ulid;
 
 use crate::config::duration;
 use crate::control::{Control, InboxRequest, Reply, Request};
-use crate::log::is_harmless;
+use crate::log::harmless;
 use crate::store::Name;
 use crate::token_cli::{CliError, Output, ask};
 
@@ -393,10 +393,4 @@ fn write_head(out: &mut impl Write, whole: &Whole) -> io::Result<()> {
 /// Lines of a stranger's.
 fn write_text(out: &mut impl Write, text: &[u8]) -> io::Result<()> {
     String::from_utf8_lossy(text).lines().try_for_each(|line| writeln!(out, "{}", harmless(line)))
-}
-
-/// A stranger's text in one line, without anything that a terminal would act on.
-fn harmless(text: &str) -> String {
-    let piece = |c: char| if c == ' ' || is_harmless(c) { c.to_string() } else { c.escape_unicode().to_string() };
-    text.chars().map(piece).collect()
 }

@@ -22,10 +22,14 @@ pub mod control;
 #[doc(hidden)]
 pub mod dns;
 #[doc(hidden)]
+pub mod doctor;
+#[doc(hidden)]
 pub mod edge;
 mod inbox;
 #[doc(hidden)]
 pub mod inbox_cli;
+#[doc(hidden)]
+pub mod init;
 mod judge;
 pub mod log;
 #[doc(hidden)]
@@ -34,6 +38,8 @@ mod places;
 mod running;
 #[doc(hidden)]
 pub mod session;
+#[doc(hidden)]
+pub mod status;
 pub mod store;
 #[doc(hidden)]
 pub mod token_cli;
@@ -73,6 +79,7 @@ use self::log::AccessLog;
 use self::outgoing::Outgoing;
 use self::places::Places;
 use self::session::Sessions;
+use self::status::Present;
 use self::store::{Store, StoreError, TokenSummary};
 use self::tunnels::Registry;
 
@@ -372,6 +379,8 @@ impl Relay {
     /// Serves until `shutdown` ends, then drains: no new work is taken, clients are told, what is under way may finish
     /// within [`Limits::drain`], and the rest is given up. Dropping the future gives everything up at once.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
+        let (https, http, admin, dns) = (self.https_addr(), self.http_addr(), self.admin_addr(), self.dns_addrs());
+        let present = Present { shared: self.shared.clone(), https, http, admin, dns };
         let Self { shared, acme, control, waiting, https, http, admin, alerts, .. } = self;
         let tasks = shared.tasks.clone();
         let (ended, stop) = (shared.closing.clone(), CancellationToken::new());
@@ -390,7 +399,8 @@ impl Relay {
         if let Some(listener) = control {
             let (owner, closing) = (shared.clone(), ended.clone());
             tasks.spawn(async move {
-                let data = Data { store: owner.store.clone(), inboxes: owner.inboxes.clone() };
+                let (store, inboxes) = (owner.store.clone(), owner.inboxes.clone());
+                let data = Data { store, inboxes, present: Some(present) };
                 let changed = move |change| owner.clone().follow(change).boxed();
                 listener.serve(data, Arc::new(changed), closing).await;
             });

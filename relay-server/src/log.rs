@@ -258,6 +258,12 @@ pub(crate) fn is_harmless(c: char) -> bool {
     c.is_ascii_graphic() || (c.is_alphanumeric() && !c.is_control())
 }
 
+/// A stranger's text in one line, without anything that a terminal would act on.
+pub(crate) fn harmless(text: &str) -> String {
+    let piece = |c: char| if c == ' ' || is_harmless(c) { c.to_string() } else { c.escape_unicode().to_string() };
+    text.chars().map(piece).collect()
+}
+
 /// A stranger's text between the quotes of a JSON string.
 struct Quoted<'a>(&'a str);
 

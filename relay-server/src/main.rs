@@ -7,7 +7,9 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use relay_server::Relay;
 use relay_server::config::{Config, ServeArgs, default_data_dir};
+use relay_server::doctor::{self, DoctorArgs, DoctorError};
 use relay_server::inbox_cli::{self, InboxArgs};
+use relay_server::init::{self, InitArgs};
 use relay_server::log::AccessLog;
 use relay_server::token_cli::{self, TokenCommand};
 use tokio::runtime::{Builder, Runtime};
@@ -43,6 +45,12 @@ enum Command {
     },
     /// Check flags and configuration file without running
     CheckConfig(ServeArgs),
+    /// Say what is wrong between the world and the relay, from the DNS records to a tunnel, and what mends it
+    ///
+    /// It takes the flags of `serve`, and looks from this machine, at a relay that runs or at what there is without one.
+    Doctor(DoctorArgs),
+    /// Write a configuration file, say which DNS records to set, and make the first token
+    Init(InitArgs),
 }
 
 fn main() -> ExitCode {
@@ -54,6 +62,8 @@ fn main() -> ExitCode {
             runtime(1).and_then(|rt| Ok(rt.block_on(inbox_cli::run(args, &data_dir.unwrap_or_else(default_data_dir)))?))
         }
         Command::CheckConfig(args) => check(&args),
+        Command::Doctor(args) => return diagnose(&args),
+        Command::Init(args) => runtime(1).and_then(|rt| Ok(rt.block_on(init::run(&args))?)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -96,6 +106,21 @@ fn check(args: &ServeArgs) -> anyhow::Result<()> {
     let config = Config::resolve(args)?;
     println!("the configuration is valid; tunnels would be at https://NAME.{}", config.domain);
     Ok(())
+}
+
+/// As an exit code: 0 where nothing is wrong, 1 where something is, 2 where it cannot be looked for.
+fn diagnose(args: &DoctorArgs) -> ExitCode {
+    let wrong = match runtime(1).map(|rt| rt.block_on(doctor::run(args))) {
+        Ok(Ok(wrong)) => return if wrong == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE },
+        // Whoever reads has seen enough.
+        Ok(Err(DoctorError::Output(error))) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+            return ExitCode::FAILURE;
+        }
+        Ok(Err(error)) => error.into(),
+        Err(error) => error,
+    };
+    eprintln!("relay-server: {wrong:#}");
+    ExitCode::from(2)
 }
 
 /// One thread serves best while one core is enough: exchanges then meet in the same batches.

@@ -84,24 +84,7 @@ impl Outgoing {
     /// # Errors
     /// [`OutgoingError::Ca`] and [`OutgoingError::NoRoots`].
     pub fn new(ca: Option<&Path>) -> Result<Self, OutgoingError> {
-        let mut roots = RootCertStore::empty();
-        if let Some(path) = ca {
-            let bad = |reason: String| OutgoingError::Ca { path: path.to_owned(), reason };
-            for certificate in CertificateDer::pem_file_iter(path).map_err(|error| bad(error.to_string()))? {
-                let certificate = certificate.map_err(|error| bad(error.to_string()))?;
-                roots.add(certificate).map_err(|error| bad(error.to_string()))?;
-            }
-            if roots.is_empty() {
-                return Err(bad("there are none".to_owned()));
-            }
-        }
-        let found = rustls_native_certs::load_native_certs();
-        // A machine's store may hold certificates that no current library accepts.
-        roots.add_parsable_certificates(found.certs);
-        if roots.is_empty() {
-            let reason = found.errors.first().map_or_else(|| "none found".to_owned(), ToString::to_string);
-            return Err(OutgoingError::NoRoots { reason });
-        }
+        let roots = roots(ca)?;
         let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(|error| OutgoingError::NoRoots { reason: error.to_string() })?
@@ -141,13 +124,40 @@ impl Outgoing {
     }
 }
 
+/// The authorities of this machine and those in `ca`, a PEM file. Blocks on the file system.
+///
+/// # Errors
+/// [`OutgoingError::Ca`] and [`OutgoingError::NoRoots`].
+pub(crate) fn roots(ca: Option<&Path>) -> Result<RootCertStore, OutgoingError> {
+    let mut roots = RootCertStore::empty();
+    if let Some(path) = ca {
+        let bad = |reason: String| OutgoingError::Ca { path: path.to_owned(), reason };
+        for certificate in CertificateDer::pem_file_iter(path).map_err(|error| bad(error.to_string()))? {
+            let certificate = certificate.map_err(|error| bad(error.to_string()))?;
+            roots.add(certificate).map_err(|error| bad(error.to_string()))?;
+        }
+        if roots.is_empty() {
+            return Err(bad("there are none".to_owned()));
+        }
+    }
+    let found = rustls_native_certs::load_native_certs();
+    // A machine's store may hold certificates that no current library accepts.
+    roots.add_parsable_certificates(found.certs);
+    if roots.is_empty() {
+        let reason = found.errors.first().map_or_else(|| "none found".to_owned(), ToString::to_string);
+        return Err(OutgoingError::NoRoots { reason });
+    }
+    Ok(roots)
+}
+
 impl std::fmt::Debug for Outgoing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Outgoing").finish_non_exhaustive()
     }
 }
 
-async fn exchange(
+/// One exchange on a connection of its own. The request's URI may be absolute; `to` is for messages.
+pub(crate) async fn exchange(
     io: impl AsyncRead + AsyncWrite + Unpin + Send,
     to: &str,
     authority: &Authority,

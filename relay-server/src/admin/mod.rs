@@ -76,7 +76,7 @@ async fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<B
 }
 
 /// What else whoever asks should know.
-fn readiness(shared: &Shared) -> Result<Option<String>, String> {
+pub(crate) fn readiness(shared: &Shared) -> Result<Option<String>, String> {
     if shared.stopping.is_cancelled() {
         return Err("the relay shuts down".to_owned());
     }

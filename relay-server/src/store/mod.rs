@@ -412,6 +412,21 @@ impl Store {
         self.write(move |db| revoke_token(db, name, now)).await
     }
 
+    /// Knows nothing more of a token that has ended, nor of the names that it had: anybody may have them at once, so that it
+    /// is for tokens whose names nobody was told.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub(crate) async fn forget_token(&self, token: TokenId) -> Result<(), StoreError> {
+        self.write(move |db| {
+            db.execute("DELETE FROM names WHERE token_id = ?1", [token.0])?;
+            db.execute("DELETE FROM tokens WHERE id = ?1", [token.0])?;
+            Ok(Ok(()))
+        })
+        .await
+    }
+
     /// The tokens that are not in force any more.
     ///
     /// # Errors
@@ -984,6 +999,21 @@ mod tests {
         let (_, second) = token(&store, "alice", &[]).await;
         assert_eq!(store.heirs().await, Ok(vec![(first.id, second.id)]));
         assert!(other.id != first.id);
+    }
+
+    #[tokio::test]
+    async fn a_forgotten_token_leaves_nothing() {
+        let store = Store::in_memory().unwrap();
+        let (_, kept) = token(&store, "alice", &["hooks"]).await;
+        let (secret, trial) = token(&store, "trial", &["api"]).await;
+        claim(&store, &trial, "web", NOW).await.unwrap();
+        store.forget_token(trial.id).await.unwrap();
+        assert_eq!(store.authenticate(&secret, NOW).await, Err(AuthError::Unknown));
+        claim(&store, &kept, "web", NOW).await.unwrap();
+        let listed = store.list_tokens(NOW).await.unwrap();
+        assert_eq!((listed.len(), &listed[0].reserved), (1, &names(&["hooks"])));
+        let (_, next) = token(&store, "trial", &[]).await;
+        assert!(next.id > trial.id, "sessions remember it");
     }
 
     #[tokio::test]
