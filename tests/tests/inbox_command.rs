@@ -172,6 +172,16 @@ async fn a_client_says_what_waits_and_what_comes_out_of_the_inbox() {
     client.exchange().await;
     world.post(client.url(), "x").await;
     assert_eq!(client.exchange().await["delivery"], json!(null), "its sender has waited");
+    let beside = async |words: &[&str]| {
+        let ended = Process::spawn_in(client.process.home().clone(), "relay", words, &[]).await.wait().await;
+        assert_eq!(ended.code(), 0, "{ended:?}");
+        ended
+    };
+    let listed = beside(&["requests", "--output", "json"]).await;
+    let attempts: Vec<_> = listed.lines().iter().map(|line| line["inbox_attempt"].clone()).collect();
+    assert_eq!(attempts, [json!(1), json!(1), json!(null)], "{listed:?}");
+    let listed = beside(&["requests"]).await;
+    assert_eq!(listed.stdout.matches("from the inbox").count(), 2, "{listed:?}");
     assert_eq!(client.process.terminate().await.code(), 143);
     world.shutdown().await;
 }

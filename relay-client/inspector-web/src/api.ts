@@ -24,6 +24,8 @@ export interface Summary {
   response_size: number | null;
   remote: string | null;
   replay_of: string | null;
+  /** Which attempt to deliver it this is, where it comes out of the relay's inbox. */
+  inbox_attempt: number | null;
 }
 
 export type Header = [name: string, value: string];

@@ -103,7 +103,7 @@ interface RowProps {
 }
 
 function Row({ entry, summary, attempts, selected, marked, place, rows }: RowProps) {
-  const { id, at, method, path, provider, provider_name, event_type, duration_ms, replay_of } = summary;
+  const { id, at, method, path, provider, provider_name, event_type, duration_ms, replay_of, inbox_attempt } = summary;
   const [clock, at_ms] = time(at).split(/(?=\.)/);
   const attempt = entry.attempts && attempts > 1 ? positionAfter(entry.attempts, id) : 0;
   return (
@@ -127,6 +127,11 @@ function Row({ entry, summary, attempts, selected, marked, place, rows }: RowPro
         </span>
         {marked && <span class="mark">compare</span>}
         {replay_of && <span class="mark">replay</span>}
+        {inbox_attempt && (
+          <span class="mark" title={`Out of the inbox, attempt ${inbox_attempt}`}>
+            inbox
+          </span>
+        )}
         {attempt > 0 && (
           <span class="mark" title={`${attempts} attempts of one event`}>
             {attempt}/{attempts}

@@ -23,6 +23,7 @@ const NOTHING = {
   response_size: 0,
   remote: null,
   replay_of: null,
+  inbox_attempt: null,
 };
 
 function summary(id: number, more: Partial<Summary> = {}): Summary {

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http::{HeaderName, Method, StatusCode};
 use memchr::memmem;
 use relay_protocol::exchange::content_length;
+use relay_protocol::inbox::Delivery;
 use relay_protocol::message::{HeaderList, Payload as _, RequestHead, ResponseHead};
 use relay_protocol::webhook::{Provider, Verdict};
 use tokio::time::Instant;
@@ -57,6 +58,7 @@ pub(crate) struct Entry {
     pub(super) path: Box<str>,
     pub(super) remote: Box<str>,
     pub(super) replay_of: Option<Box<str>>,
+    inbox_attempt: Option<u32>,
     /// Milliseconds that had passed when the relay sent it on.
     pub(super) edge_ms: u32,
     /// Milliseconds from the start of the deadline to its end, as the relay said.
@@ -166,6 +168,7 @@ impl Entry {
             path: head.target.as_str().into(),
             remote: (*head.remote).into(),
             replay_of: first.and_then(|(_, id)| id.to_str().ok()).map(Into::into),
+            inbox_attempt: Delivery::of(&head.headers).map(|delivery| delivery.attempt),
             edge_ms: head.elapsed_ms,
             allowed_ms: u64::from(head.elapsed_ms) + u64::from(head.deadline_ms),
             request,
@@ -309,6 +312,7 @@ impl Entry {
             remote: &self.remote,
             replay_of: self.replay_of.as_deref(),
             attempt: note.attempt.max(1),
+            inbox_attempt: self.inbox_attempt,
         }
     }
 

@@ -55,6 +55,8 @@ pub(crate) struct Summary<T = String> {
     pub(crate) replay_of: Option<T>,
     /// How often it was sent to the service.
     pub(crate) attempt: u32,
+    /// Which attempt to deliver it this is, where it comes out of the relay's inbox; none where its sender waits.
+    pub(crate) inbox_attempt: Option<u32>,
 }
 
 impl Summary<&str> {
@@ -81,6 +83,7 @@ impl Summary<&str> {
             remote: self.remote.to_owned(),
             replay_of: own(self.replay_of),
             attempt: self.attempt,
+            inbox_attempt: self.inbox_attempt,
         }
     }
 }

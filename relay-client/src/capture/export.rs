@@ -442,6 +442,7 @@ pub(super) mod tests {
             remote: "192.0.2.1".to_owned(),
             replay_of: None,
             attempt: 1,
+            inbox_attempt: None,
         };
         fn part<H>(head: H, body: &[u8]) -> Part<H> {
             let (body, size) = (body.to_vec(), body.len() as u64);

@@ -28,7 +28,7 @@ const END: u8 = 0xff;
 const NONE: u8 = 0xfe;
 
 /// How many numbers a summary begins with.
-const NUMBERS: usize = 7;
+const NUMBERS: usize = 8;
 
 fn put(packed: &mut Vec<u8>, number: u64) {
     packed.extend_from_slice(&number.to_le_bytes());
@@ -65,6 +65,7 @@ pub(super) fn pack(summary: &Summary<&str>, packed: &mut Vec<u8>) {
         summary.request_size,
         optional(summary.response_size),
         summary.attempt.into(),
+        optional(summary.inbox_attempt.map(u64::from)),
     ] {
         put(packed, number);
     }
@@ -119,6 +120,7 @@ pub(super) fn unpack<'a>(id: &'a str, mut packed: &'a [u8]) -> Option<Summary<&'
     let (duration_us, allowed_ms) = (take_optional(numbers)?, take_optional(numbers)?);
     let (request_size, response_size) = (take(numbers)?, take_optional(numbers)?);
     let attempt = u32::try_from(take(numbers)?).ok()?;
+    let inbox_attempt = take_optional(numbers)?.and_then(|attempt| u32::try_from(attempt).ok());
     let mut texts = packed.split(|byte| *byte == END);
     let mut optional = || match texts.next()? {
         [NONE] => Some(None),
@@ -152,6 +154,7 @@ pub(super) fn unpack<'a>(id: &'a str, mut packed: &'a [u8]) -> Option<Summary<&'
         remote,
         replay_of,
         attempt,
+        inbox_attempt,
     })
 }
 
@@ -316,6 +319,7 @@ mod tests {
                 remote: text(8).unwrap_or_default(),
                 replay_of: text(9),
                 attempt: 3,
+                inbox_attempt: status.map(u32::from),
             };
             let mut packed = Vec::new();
             pack(&summary, &mut packed);

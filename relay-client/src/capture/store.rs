@@ -118,11 +118,12 @@ const BATCH: usize = 256 << 10;
 /// Rows that exchanges fill at least before the oldest ones go: a row goes as a whole.
 const BATCHES: u32 = 64;
 
-/// The tables of version 3; those before it were never released. `packed` tells what is in their bytes.
+/// The tables of version 4; those before it were never released. `packed` tells what is in their bytes.
 const SCHEMA: &str = "
     DROP TABLE IF EXISTS exchange;
     DROP TABLE IF EXISTS content;
     DROP TABLE IF EXISTS batch;
+    DROP TABLE IF EXISTS summary;
     CREATE TABLE summary (
         newest TEXT NOT NULL, -- the greatest of the ids
         batch INTEGER NOT NULL,
@@ -138,9 +139,9 @@ const SCHEMA: &str = "
         ids BLOB NOT NULL,
         content BLOB NOT NULL
     ) STRICT;
-    PRAGMA user_version = 3;";
+    PRAGMA user_version = 4;";
 
-const VERSION: i64 = 3;
+const VERSION: i64 = 4;
 
 /// The open file.
 #[derive(Debug)]

@@ -171,6 +171,10 @@ fn parts(summary: &Summary, zone: &TimeZone) -> Vec<Part> {
     parts.extend(event(summary).map(Part::plain));
     let verdict = verdict.map(|verdict| verdict.as_str().replace('_', " "));
     parts.extend(verdict.map(|text| Part { colour: if text == "valid" { "" } else { RED }, text }));
+    parts.extend(summary.inbox_attempt.map(|attempt| {
+        let text = if attempt > 1 { format!("redelivered, attempt {attempt}") } else { "from the inbox".to_owned() };
+        Part::plain(text)
+    }));
     parts.extend(summary.replay_of.as_ref().map(|id| Part::plain(format!("replay of {id}"))));
     parts
 }
