@@ -192,6 +192,9 @@ pub enum SessionKind {
     Unbind = 0x14,
     /// The relay tells of requests that it has not let through. Whoever does not know the kind skips it.
     Withheld = 0x15,
+    /// The relay asks the client to come again, to the process that serves on in its place. It has no payload, and whoever
+    /// does not know the kind skips it.
+    Move = 0x16,
 }
 
 impl SessionKind {
@@ -203,6 +206,7 @@ impl SessionKind {
             0x13 => Self::Bound,
             0x14 => Self::Unbind,
             0x15 => Self::Withheld,
+            0x16 => Self::Move,
             _ => return None,
         })
     }
@@ -211,7 +215,7 @@ impl SessionKind {
     const fn flags(self) -> u8 {
         match self {
             Self::Hello | Self::Welcome | Self::Bind | Self::Bound | Self::Unbind => 0,
-            Self::Withheld => IGNORABLE,
+            Self::Withheld | Self::Move => IGNORABLE,
         }
     }
 }
@@ -577,6 +581,7 @@ mod tests {
             }),
             bytes(300).prop_map(|b| Frame::Session(SessionKind::Hello, b)),
             bytes(300).prop_map(|b| Frame::Session(SessionKind::Withheld, b)),
+            Just(Frame::Session(SessionKind::Move, Bytes::new())),
         ]
     }
 

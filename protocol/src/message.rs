@@ -24,6 +24,9 @@ pub const MAX_HEADERS: usize = 128;
 /// Most tunnels in one [`Hello`], and so on one session.
 pub const MAX_TUNNELS: usize = 100;
 
+/// The [feature](Hello::features) of a client that knows [`Move`](crate::frame::SessionKind::Move).
+pub const MOVES: &str = "move";
+
 /// Header lines in order: names in the order of their first appearance, the values of one name in theirs.
 pub type HeaderList = Vec<(HeaderName, HeaderValue)>;
 

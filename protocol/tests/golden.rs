@@ -10,8 +10,8 @@ use http::{HeaderName, HeaderValue, Method, StatusCode};
 use relay_protocol::frame::{Frame, GoAway, HEADER_LEN, MAX_DATA_ACCEPTED, MAX_HEAD, MAX_MESSAGE, Reset, SessionKind};
 use relay_protocol::frame::{MAX_REASON, StreamId};
 use relay_protocol::message::{
-    Bound, Extra, HeaderList, Hello, MAX_HEADERS, MAX_TUNNELS, Payload, PublicName, Refusal, RequestHead, ResponseHead,
-    TunnelSpec, Welcome, Withheld,
+    Bound, Extra, HeaderList, Hello, MAX_HEADERS, MAX_TUNNELS, MOVES, Payload, PublicName, Refusal, RequestHead,
+    ResponseHead, TunnelSpec, Welcome, Withheld,
 };
 use relay_protocol::mux::{FLOOR, INITIAL, MAX_INTERIM};
 use relay_protocol::webhook::{Credentials, MAX_SECRETS, MAX_SETTINGS, MAX_TOLD, Verify, Webhooks};
@@ -141,6 +141,7 @@ fn meant() -> BTreeMap<&'static str, Frame> {
         ("bound", session(SessionKind::Bound, payload(refused))),
         ("unbind", session(SessionKind::Unbind, payload(300_u32))),
         ("withheld", session(SessionKind::Withheld, payload(withheld))),
+        ("move", session(SessionKind::Move, Bytes::new())),
         ("skipped", Frame::Skipped),
     ])
 }
@@ -219,5 +220,6 @@ fn numbers_in_the_text_are_those_of_the_code() {
     }
     assert!(DOCUMENT.contains(&format!("GET {CONNECT_PATH} HTTP/1.1")));
     assert!(DOCUMENT.contains(&format!("Sec-WebSocket-Protocol: {SUBPROTOCOL}\n")));
+    assert!(DOCUMENT.contains(&format!("the feature `{MOVES}`")));
     assert_eq!(HEADER_LEN, 8);
 }

@@ -32,7 +32,9 @@ use hyper_util::rt::TokioIo;
 use relay_protocol::frame::{GoAway, Reset, SessionKind};
 use relay_protocol::inbox::Delivery;
 use relay_protocol::link::{Driver, Link, Signal, Stream};
-use relay_protocol::message::{Bound, Hello, Payload, Refusal, RequestHead, Resume, TunnelSpec, Welcome, Withheld};
+use relay_protocol::message::{
+    Bound, Hello, MOVES, Payload, Refusal, RequestHead, Resume, TunnelSpec, Welcome, Withheld,
+};
 use relay_protocol::mux::{Ended, Item, Limits, Side};
 use relay_protocol::{CONNECT_PATH, SUBPROTOCOL};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -184,7 +186,7 @@ async fn open(
     let hello = Hello {
         client: "relay".to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        features: Vec::new(),
+        features: vec![MOVES.to_owned()],
         tunnels,
         resume,
         extra: Vec::new(),
@@ -265,7 +267,7 @@ async fn refusal(target: &Target, response: Response<Incoming>) -> ConnectError 
 /// What happens to the session that counts: the last one that was added.
 #[derive(Debug)]
 pub(crate) enum News {
-    /// The relay ends it once its streams have ended. It is served until then.
+    /// The relay ends it once its streams have ended, or those that it still opens. It is served until then.
     Drains(String),
     /// It has ended. What has to be said is still being said.
     Ended(Ended),
@@ -505,6 +507,10 @@ impl Serve {
                             Ok(requests) => self.tell_withheld(observer, &requests),
                             Err(error) => link.go_away(GoAway::Protocol, false, &error.to_string()),
                         }
+                    }
+                    Poll::Ready(Signal::Message(SessionKind::Move, _)) => {
+                        tracing::debug!("another process of the relay serves on");
+                        self.tell(at, News::Drains("another process of the relay serves on".to_owned()));
                     }
                     Poll::Ready(Signal::Message(kind, _)) => tracing::debug!(?kind, "an unexpected session message"),
                     Poll::Ready(Signal::GoAway { reason, drain, text }) => {

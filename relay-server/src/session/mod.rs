@@ -274,7 +274,11 @@ impl Session {
                 Ok(number) => self.unbind(number),
                 Err(error) => link.go_away(GoAway::Protocol, false, &error.to_string()),
             },
-            SessionKind::Hello | SessionKind::Welcome | SessionKind::Bound | SessionKind::Withheld => {
+            SessionKind::Hello
+            | SessionKind::Welcome
+            | SessionKind::Bound
+            | SessionKind::Withheld
+            | SessionKind::Move => {
                 link.go_away(GoAway::Protocol, false, "a session message out of turn");
             }
         }
