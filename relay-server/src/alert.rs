@@ -43,7 +43,7 @@ const SIGNED_AS: &str = "standard-webhooks";
 const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
 
 /// Whom the relay tells of backlogs and dead letters in inboxes, and from when on.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Alert {
     /// Where it is told: an `http` or `https` URL, which can have a secret in it.
     pub url: Secret,
@@ -135,9 +135,9 @@ struct Webhook {
     reason: Option<String>,
 }
 
-/// Tells until the relay stops.
-pub(crate) async fn run(shared: Arc<Shared>, outgoing: Outgoing) {
-    let Some(alert) = shared.config.alert.clone() else { return };
+/// Tells until the relay stops, whoever is to be told by then. The way out is made once somebody is.
+pub(crate) async fn run(shared: Arc<Shared>, mut outgoing: Option<Outgoing>) {
+    let mut settings = shared.live.subscribe();
     let work = async {
         // Of what lies there since before the start, an earlier relay has told.
         let mut told = Told::default();
@@ -145,16 +145,28 @@ pub(crate) async fn run(shared: Arc<Shared>, outgoing: Outgoing) {
             told.inboxes.extend(inboxes.into_iter().map(|inbox| (inbox.name, Episode::of(inbox.dead))));
         }
         loop {
-            let rest = match look(&shared, &alert, &outgoing, &mut told).await {
-                Ok(()) => alert.every,
-                Err(error) => {
-                    shared.metrics.alerts_failed.inc();
-                    tracing::error!(%error, "an alert was not delivered");
-                    REST
-                }
+            let alert = settings.borrow_and_update().alert.clone();
+            if outgoing.is_none() && alert.is_some() {
+                outgoing =
+                    Outgoing::new(None).inspect_err(|error| tracing::error!(%error, "alerts cannot be sent")).ok();
+            }
+            let rest = match (&alert, &outgoing) {
+                (Some(alert), Some(outgoing)) => match look(&shared, alert, outgoing, &mut told).await {
+                    Ok(()) => alert.every,
+                    Err(error) => {
+                        shared.metrics.alerts_failed.inc();
+                        tracing::error!(%error, "an alert was not delivered");
+                        REST
+                    }
+                },
+                (Some(_), None) => REST,
+                (None, _) => Duration::MAX,
             };
-            if shared.stopping.run_until_cancelled(sleep(rest)).await.is_none() {
-                return;
+            tokio::select! {
+                () = shared.stopping.cancelled() => return,
+                () = sleep(rest) => {}
+                // The relay holds the other end for as long.
+                Ok(()) = settings.changed() => {}
             }
         }
     };

@@ -45,6 +45,11 @@ pub struct Config {
     pub localhost_tunnel: Option<String>,
     /// Whom the relay tells of backlogs and dead letters.
     pub alert: Option<Alert>,
+    /// Threads that serve requests, where the relay is a program of its own.
+    ///
+    /// One does the work of two here with a fifth less CPU, because exchanges then meet in the same batch; more than
+    /// one pays off only where one core is not enough.
+    pub threads: usize,
     /// See [`Limits`].
     pub limits: Limits,
 }
@@ -72,13 +77,14 @@ impl Config {
             trusted_proxies: Vec::new(),
             localhost_tunnel: None,
             alert: None,
+            threads: 1,
             limits: Limits::default(),
         }
     }
 }
 
 /// Where the certificate comes from.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CertificateSource {
     /// From files, reloaded when they change.
     Files {
@@ -112,7 +118,7 @@ pub enum HttpMode {
 pub const HTTP2_WINDOW: u32 = 128 * 1024;
 
 /// A limit for everything that a stranger can grow or hold, in one place.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Public connections at once. Each costs about 20 KiB while idle.
     pub connections: usize,
@@ -330,6 +336,10 @@ pub struct ServeArgs {
     /// How logs look
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     pub log: LogFormat,
+    /// Take the place of the relay that runs on the same data directory, which ends what it has under way and then stops;
+    /// `relay-server upgrade` has that one start this
+    #[arg(long)]
+    pub take_over: bool,
 }
 
 /// How logs look.
@@ -618,6 +628,7 @@ impl Config {
             let expected = "the address of a name server such as 192.0.2.1, or off, or system";
             text.parse().map_err(|_| ConfigError::Invalid { key: "resolver", value: text.clone(), expected })
         });
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let networks = args.trusted_proxy.iter().chain(&file.trusted_proxies).map(|text| text.parse());
         let mut limits = file.limits.apply(Limits::default())?;
         if let Some(timeout) = args.timeout.as_deref().or(file.timeout.as_deref()) {
@@ -637,21 +648,9 @@ impl Config {
             trusted_proxies: networks.collect::<Result<_, _>>()?,
             localhost_tunnel: None,
             alert: file.alert.map(FileAlert::resolve).transpose()?,
+            threads: args.threads.or(file.threads).unwrap_or(cores / 2).max(1),
             limits,
         })
-    }
-
-    /// The number of threads that serve requests.
-    ///
-    /// One does the work of two here with a fifth less CPU, because exchanges then meet in the same batch; more than
-    /// one pays off only where one core is not enough.
-    ///
-    /// # Errors
-    /// As [`Self::resolve`].
-    pub fn threads(args: &ServeArgs) -> Result<usize, ConfigError> {
-        let file = args.config.as_deref().map(FileConfig::read).transpose()?.unwrap_or_default();
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Ok(args.threads.or(file.threads).unwrap_or(cores / 2).max(1))
     }
 
     /// The public URL of a host, without a trailing slash.

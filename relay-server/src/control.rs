@@ -11,8 +11,9 @@
 //! ```
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{DirBuilderExt, FileExt as _, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::Arc;
@@ -24,7 +25,7 @@ use relay_protocol::inbox::Inbox;
 use relay_protocol::inbox::api::{self, Which};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
@@ -34,8 +35,10 @@ use crate::config::Limits;
 use crate::inbox::handle::{self, Action, HandleError};
 use crate::inbox::records::Records;
 use crate::inbox::{self, Inboxes};
+use crate::reload::{Reloaded, Reloader};
 use crate::status::{Present, Status};
 use crate::store::{Name, NewToken, OpenError, Secret, Store, StoreError, Token, TokenId, TokenSummary, unix_now};
+use crate::succession::{self, Handle, What};
 
 const SOCKET_FILE: &str = "control.sock";
 const LOCK_FILE: &str = "relay.lock";
@@ -48,8 +51,9 @@ const MAX_REPLY_BYTES: u64 = 256 * 1024 * 1024;
 const MAX_CONVERSATIONS: usize = 16;
 /// From connecting to the end of the request, on the relay's side.
 const REQUEST_TIME: Duration = Duration::from_secs(10);
-/// From there to the end of the reply. Most work takes one commit; of a million webhooks it takes a thousand.
-const WORK_TIME: Duration = Duration::from_secs(300);
+/// From there to the end of the reply. Most work takes one commit; of a million webhooks it takes a thousand. Another process
+/// gets ready in less.
+const WORK_TIME: Duration = Duration::from_secs(305);
 /// On the command's side, for what takes one commit, and for what may take many.
 const REPLY_TIME: [Duration; 2] = [Duration::from_secs(15), Duration::from_secs(310)];
 /// How long to wait for the lock while a command, or a relay that starts or stops, has it.
@@ -101,6 +105,15 @@ pub enum Request {
     },
     /// Something of inboxes, whoever's they are.
     Inbox(InboxRequest),
+    /// Read the configuration anew.
+    Reload,
+    /// Start another process of the program that is there by now, and let it take over.
+    Upgrade,
+    /// Hand over to the process that asks. What follows stands in [`succession`].
+    TakeOver {
+        /// Its version.
+        version: String,
+    },
 }
 
 /// What can be asked of inboxes.
@@ -161,7 +174,7 @@ impl Request {
     fn patience(&self) -> Duration {
         let [short, long] = REPLY_TIME;
         use InboxRequest::{Drop, Retry, Show};
-        let is_long = matches!(self, Self::Inbox(Show { .. } | Retry { .. } | Drop { .. }));
+        let is_long = matches!(self, Self::Upgrade | Self::Inbox(Show { .. } | Retry { .. } | Drop { .. }));
         if is_long { long } else { short }
     }
 }
@@ -239,6 +252,20 @@ pub enum Reply {
     Inbox(api::Inbox),
     /// It was done.
     Done(api::Done),
+    /// The configuration was read anew.
+    Reloaded(Reloaded),
+    /// Another process serves.
+    Upgraded {
+        /// Its id, where the system knows it.
+        process: Option<u32>,
+        /// Its version.
+        version: String,
+    },
+    /// These descriptors come with it, in this order.
+    Descriptors {
+        /// What they are for.
+        what: Vec<What>,
+    },
     /// It was not done.
     Refused {
         /// Why, for the person who asked.
@@ -272,6 +299,12 @@ pub enum ControlError {
         directory: PathBuf,
         /// Its owner.
         owner: u32,
+    },
+    /// What was asked for is a running relay's to do.
+    #[error("no relay runs on {}; give --data-dir, or the relay's own --config", directory.display())]
+    NotRunning {
+        /// The data directory.
+        directory: PathBuf,
     },
     /// A file, the directory or the socket.
     #[error("cannot use {}: {source}", path.display())]
@@ -321,10 +354,12 @@ pub(crate) type Follow = dyn Fn(Change) -> BoxFuture<'static, Result<(), StoreEr
 /// A relay's hold on its data directory, and the socket on which it takes requests.
 #[derive(Debug)]
 pub struct Listener {
-    socket: UnixListener,
+    socket: Arc<UnixListener>,
     path: PathBuf,
     /// Held as long as requests may come.
-    _lock: Lock,
+    lock: Arc<Lock>,
+    /// Nobody else has both, so that the socket goes with this.
+    owned: bool,
 }
 
 impl Listener {
@@ -349,24 +384,58 @@ impl Listener {
             _ => {}
         }
         let socket = UnixListener::bind(&path).map_err(|source| at(&path, source))?;
-        let listener = Self { socket, path, _lock: lock };
+        let listener = Self { socket: Arc::new(socket), path, lock: Arc::new(lock), owned: true };
         let private = Permissions::from_mode(0o600);
         fs::set_permissions(&listener.path, private).map_err(|source| at(&listener.path, source))?;
         Ok(listener)
     }
 
-    /// Answers requests until `shutdown`, then finishes those that have begun. `changed` is called
-    /// for each change that matters to those who are connected or expected, once it is in the store.
-    pub(crate) async fn serve(self, data: Data, changed: Arc<Follow>, shutdown: CancellationToken) {
+    /// As [`Listener::bind`], with what another process has handed over. That one owns it until [`Listener::claim`].
+    pub(crate) fn inherit(
+        directory: &Path,
+        lock: File,
+        socket: std::os::unix::net::UnixListener,
+    ) -> Result<Self, ControlError> {
+        let path = directory.join(SOCKET_FILE);
+        let socket = socket.set_nonblocking(true).and_then(|()| UnixListener::from_std(socket));
+        let socket = socket.map_err(|source| at(&path, source))?;
+        Ok(Self { socket: Arc::new(socket), path, lock: Arc::new(Lock(lock)), owned: false })
+    }
+
+    /// It is this process's from now on.
+    pub(crate) fn claim(&mut self) {
+        self.owned = true;
+        if let Err(error) = self.lock.sign() {
+            tracing::warn!(%error, "the lock does not say whose it is now");
+        }
+    }
+
+    /// What another process needs to be the owner.
+    pub(crate) fn offer(&self) -> [(What, Handle); 2] {
+        [(What::Lock, succession::handle(&self.lock)), (What::Control, succession::handle(&self.socket))]
+    }
+
+    /// Answers requests until `shutdown`, or until another process does, then finishes those that have begun. `changed` is
+    /// called for each change that matters to those who are connected or expected, once it is in the store.
+    pub(crate) async fn serve(
+        mut self,
+        data: Data,
+        changed: Arc<Follow>,
+        reloader: Reloader,
+        shutdown: CancellationToken,
+        handed_over: CancellationToken,
+    ) {
         let mut conversations = JoinSet::new();
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => break,
+                () = handed_over.cancelled() => break,
                 Some(ended) = conversations.join_next() => report(ended),
                 accepted = self.socket.accept(), if conversations.len() < MAX_CONVERSATIONS => match accepted {
                     Ok((stream, _)) => {
-                        let (data, changed, shutdown) = (data.clone(), changed.clone(), shutdown.clone());
-                        conversations.spawn(async move { converse(stream, &data, &*changed, &shutdown).await });
+                        let (data, changed, reloader) = (data.clone(), changed.clone(), reloader.clone());
+                        let shutdown = shutdown.clone();
+                        conversations.spawn(async move { converse(stream, &data, &*changed, &reloader, &shutdown).await });
                     }
                     Err(error) => {
                         // Out of descriptors, most likely: some time may bring some back.
@@ -376,6 +445,7 @@ impl Listener {
                 },
             }
         }
+        self.owned &= !handed_over.is_cancelled();
         while let Some(ended) = conversations.join_next().await {
             report(ended);
         }
@@ -384,8 +454,10 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        // Still under the lock. One that stays is removed by the next relay.
-        let _ = fs::remove_file(&self.path);
+        if self.owned {
+            // Still under the lock. One that stays is removed by the next relay.
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -397,21 +469,38 @@ fn report(ended: Result<io::Result<()>, tokio::task::JoinError>) {
     }
 }
 
-async fn converse(stream: UnixStream, data: &Data, changed: &Follow, shutdown: &CancellationToken) -> io::Result<()> {
+async fn converse(
+    stream: UnixStream,
+    data: &Data,
+    changed: &Follow,
+    reloader: &Reloader,
+    shutdown: &CancellationToken,
+) -> io::Result<()> {
     // The socket's mode says the same, but not between its making and the setting of its mode.
     let peer = stream.peer_cred()?.uid();
     if peer != rustix::process::geteuid().as_raw() && peer != 0 {
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("user {peer} is not the owner")));
     }
-    let (reader, mut writer) = stream.into_split();
+    let mut stream = BufReader::new(stream);
     // One that has asked gets its answer; one that has not yet need not any more.
-    let request = timeout(REQUEST_TIME, read_line(reader, MAX_REQUEST_BYTES));
+    let request = timeout(REQUEST_TIME, read_line(&mut stream, MAX_REQUEST_BYTES));
     let Some(line) = shutdown.run_until_cancelled(request).await else {
         return Ok(());
     };
     let line = line??;
+    let mut stream = stream.into_inner();
     let answer = async {
         let reply = match serde_json::from_slice(&line) {
+            Ok(Request::TakeOver { version }) => {
+                let give = succession::give(stream, &reloader.office, version);
+                return shutdown.run_until_cancelled(give).await.unwrap_or(Ok(()));
+            }
+            Ok(Request::Upgrade) => succession::upgrade(&reloader.office).await,
+            Ok(Request::Reload) => reloader.reply().await,
+            // What it changed here, those who are connected there would not notice.
+            Ok(_) if reloader.shared.has_successor() => {
+                Reply::Refused { message: "another process of the relay has just taken over; try again".to_owned() }
+            }
             Ok(request) => apply(data, request, changed).await,
             Err(error) => Reply::Refused {
                 message: format!(
@@ -421,8 +510,8 @@ async fn converse(stream: UnixStream, data: &Data, changed: &Follow, shutdown: &
                 ),
             },
         };
-        writer.write_all(&to_line(&reply)?).await?;
-        writer.shutdown().await
+        stream.write_all(&to_line(&reply)?).await?;
+        stream.shutdown().await
     };
     timeout(WORK_TIME, answer).await?
 }
@@ -483,6 +572,9 @@ async fn apply(data: &Data, request: Request, changed: &Follow) -> Reply {
         }
         Request::Release { names, forget } => release(data, names, forget, now, changed).await,
         Request::Inbox(request) => handle(data, request).await.unwrap_or_else(refused),
+        Request::Reload | Request::Upgrade | Request::TakeOver { .. } => {
+            Reply::Refused { message: "no relay runs here".to_owned() }
+        }
     }
 }
 
@@ -640,6 +732,15 @@ impl Control {
         }
     }
 
+    /// The relay that runs on `directory`, which has to: what is wanted is its to do.
+    ///
+    /// # Errors
+    /// [`ControlError::NotRunning`], [`ControlError::Io`].
+    pub async fn running(directory: &Path) -> Result<Self, ControlError> {
+        let found = Self::find(directory).await?;
+        found.ok_or_else(|| ControlError::NotRunning { directory: directory.to_owned() })
+    }
+
     /// Whether a relay runs there, so that webhooks are delivered.
     #[must_use]
     pub fn is_running(&self) -> bool {
@@ -680,24 +781,35 @@ fn check_owner(directory: &Path, user: u32) -> Result<(), ControlError> {
     if owner == user { Ok(()) } else { Err(ControlError::NotOwner { directory: directory.to_owned(), owner }) }
 }
 
-async fn ask(stream: UnixStream, request: &Request) -> io::Result<Vec<u8>> {
-    let (reader, mut writer) = stream.into_split();
-    writer.write_all(&to_line(request)?).await?;
-    read_line(reader, MAX_REPLY_BYTES).await
+async fn ask(mut stream: UnixStream, request: &Request) -> io::Result<Vec<u8>> {
+    stream.write_all(&to_line(request)?).await?;
+    read_line(BufReader::new(stream), MAX_REPLY_BYTES).await
+}
+
+/// The relay that runs on `directory`.
+///
+/// # Errors
+/// [`ControlError::NotRunning`], [`ControlError::Io`].
+pub(crate) async fn connect(directory: &Path) -> Result<UnixStream, ControlError> {
+    let path = directory.join(SOCKET_FILE);
+    UnixStream::connect(&path).await.map_err(|error| match nobody_listens(&error) {
+        true => ControlError::NotRunning { directory: directory.to_owned() },
+        false => at(&path, error),
+    })
 }
 
 // ---- both sides ------------------------------------------------------------------------------------
 
 /// The right to own a data directory, until it is dropped or its process ends, however it ends.
 #[derive(Debug)]
-struct Lock(#[expect(dead_code, reason = "the open file is the lock")] File);
+struct Lock(File);
 
 impl Lock {
     fn acquire(directory: &Path) -> Result<Self, ControlError> {
         let path = directory.join(LOCK_FILE);
         let mut options = OpenOptions::new();
         let file = options.create(true).truncate(false).write(true).mode(0o600).open(&path);
-        let mut file = file.map_err(|source| at(&path, source))?;
+        let file = file.map_err(|source| at(&path, source))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -706,10 +818,22 @@ impl Lock {
             }
             Err(TryLockError::Error(source)) => return Err(at(&path, source)),
         }
-        // Only for the message above: the lock is what counts.
-        let written = file.set_len(0).and_then(|()| writeln!(file, "{}", process::id()));
-        written.map_err(|source| at(&path, source))?;
-        Ok(Self(file))
+        let lock = Self(file);
+        lock.sign().map_err(|source| at(&path, source))?;
+        Ok(lock)
+    }
+
+    /// Writes down whose it is, for the message above alone: the lock is what counts. Whoever got it from another process
+    /// shares that one's place in the file.
+    fn sign(&self) -> io::Result<()> {
+        self.0.set_len(0)?;
+        self.0.write_all_at(format!("{}\n", process::id()).as_bytes(), 0)
+    }
+}
+
+impl AsFd for Lock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
@@ -718,15 +842,16 @@ fn create(directory: &Path) -> Result<(), ControlError> {
     builder.recursive(true).mode(0o700).create(directory).map_err(|source| at(directory, source))
 }
 
-fn to_line(message: &impl Serialize) -> io::Result<Vec<u8>> {
+pub(crate) fn to_line(message: &impl Serialize) -> io::Result<Vec<u8>> {
     let mut line = serde_json::to_vec(message)?;
     line.push(b'\n');
     Ok(line)
 }
 
-async fn read_line(reader: impl AsyncReadExt + Unpin, limit: u64) -> io::Result<Vec<u8>> {
+/// The next line, without its end.
+pub(crate) async fn read_line(reader: impl AsyncBufRead + Unpin, limit: u64) -> io::Result<Vec<u8>> {
     let mut line = Vec::new();
-    BufReader::new(reader.take(limit)).read_until(b'\n', &mut line).await?;
+    reader.take(limit).read_until(b'\n', &mut line).await?;
     if line.pop() == Some(b'\n') {
         return Ok(line);
     }
@@ -787,7 +912,9 @@ mod tests {
                 std::future::ready(Ok(())).boxed()
             };
             let data = Data { store: store.clone(), inboxes, present: None };
-            let task = tokio::spawn(listener.serve(data, Arc::new(changed), shutdown.clone()));
+            let reloader = crate::tests::relay(directory.path()).await.reloader();
+            let handed_over = CancellationToken::new();
+            let task = tokio::spawn(listener.serve(data, Arc::new(changed), reloader, shutdown.clone(), handed_over));
             Self { directory, store, changes, shutdown, task }
         }
 

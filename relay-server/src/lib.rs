@@ -33,14 +33,22 @@ pub mod init;
 mod judge;
 pub mod log;
 #[doc(hidden)]
+pub mod notify;
+#[doc(hidden)]
 pub mod outgoing;
 mod places;
+#[doc(hidden)]
+pub mod reload;
 mod running;
+#[doc(hidden)]
+pub mod service_cli;
 #[doc(hidden)]
 pub mod session;
 #[doc(hidden)]
 pub mod status;
 pub mod store;
+#[doc(hidden)]
+pub mod succession;
 #[doc(hidden)]
 pub mod token_cli;
 mod tunnels;
@@ -51,6 +59,7 @@ use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::FutureExt as _;
@@ -59,9 +68,10 @@ use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{self, cipher_suite};
 use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use self::admin::metrics::Metrics;
@@ -78,9 +88,11 @@ use self::inbox::records::Records;
 use self::log::AccessLog;
 use self::outgoing::Outgoing;
 use self::places::Places;
+use self::reload::{Live, Reloader};
 use self::session::Sessions;
 use self::status::Present;
 use self::store::{Store, StoreError, TokenSummary};
+use self::succession::{Candidate, Office, Predecessor, Program, Sockets, What};
 use self::tunnels::Registry;
 
 /// How long tasks that were told to end have to do so.
@@ -92,8 +104,10 @@ const BACKLOG: u32 = 4096;
 /// What every part of a running relay shares.
 #[derive(Debug)]
 pub(crate) struct Shared {
+    /// As it was when the relay started.
     config: Config,
-    limits: Arc<Limits>,
+    /// What of it may be another by now.
+    live: watch::Sender<Arc<Live>>,
     /// Who sends webhooks, and how long each waits.
     providers: Table,
     /// For bodies that are held until their signatures are judged.
@@ -113,8 +127,12 @@ pub(crate) struct Shared {
     access: AccessLog,
     /// Every task of the relay, so that none outlives it.
     tasks: TaskTracker,
+    /// Another process serves from now on. No new work is taken then, but for the connections that lead here.
+    handed_over: CancellationToken,
     /// No new work is taken.
     stopping: CancellationToken,
+    /// Nothing more comes for clients: they are sent away once they have ended what they have.
+    leaving: CancellationToken,
     /// What is under way is given up.
     closing: CancellationToken,
 }
@@ -138,7 +156,22 @@ impl Shared {
 
     /// Whether `peer` is a proxy whose forwarded headers are believed.
     fn trusts(&self, peer: std::net::IpAddr) -> bool {
-        self.config.trusted_proxies.iter().any(|network| network.contains(peer))
+        self.live.borrow().trusted_proxies.iter().any(|network| network.contains(peer))
+    }
+
+    /// The limits as they are now.
+    fn limits(&self) -> Arc<Limits> {
+        self.live.borrow().limits.clone()
+    }
+
+    /// Whether another process serves by now.
+    fn has_successor(&self) -> bool {
+        self.handed_over.is_cancelled()
+    }
+
+    /// Does what is one process's to do, until the relay closes or another one does it.
+    async fn while_in_charge<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        self.closing.run_until_cancelled(self.handed_over.run_until_cancelled(work)).await.flatten()
     }
 
     /// Runs a task that the relay owns. A panic in it ends nobody else's, and is counted: it is a bug.
@@ -220,6 +253,9 @@ pub enum StartError {
     /// Another relay uses the data directory, or its socket cannot be made.
     #[error(transparent)]
     Control(#[from] control::ControlError),
+    /// The relay that runs is not taken over from.
+    #[error(transparent)]
+    TakeOver(#[from] succession::TakeOverError),
     /// What is known of providers cannot be read.
     #[error(transparent)]
     Providers(#[from] TableError),
@@ -252,10 +288,16 @@ pub struct Relay {
     control: Option<control::Listener>,
     /// The inboxes that there were when the relay stopped.
     waiting: Vec<inbox::records::Inbox>,
-    https: Option<(TcpListener, TlsAcceptor)>,
-    http: Option<TcpListener>,
-    admin: Option<TcpListener>,
+    https: Option<(Arc<TcpListener>, TlsAcceptor)>,
+    http: Option<Arc<TcpListener>>,
+    admin: Option<Arc<TcpListener>>,
     alerts: Option<Outgoing>,
+    office: Office,
+    candidates: mpsc::Receiver<Candidate>,
+    /// The process that this one has taken over from.
+    predecessor: Option<Predecessor>,
+    /// It has ended, or there was none.
+    alone: DropGuard,
 }
 
 impl std::fmt::Debug for Relay {
@@ -270,24 +312,65 @@ impl Relay {
     /// # Errors
     /// [`StartError`] says what is in the way.
     pub async fn bind(config: Config, access: AccessLog) -> Result<Self, StartError> {
+        Self::bind_as(config, access, Sockets::default(), None).await
+    }
+
+    /// As [`Relay::bind`], by the program that a relay is: on listeners that a service manager has opened, as far as there are
+    /// such.
+    ///
+    /// # Errors
+    /// As there.
+    #[doc(hidden)]
+    pub async fn bind_as(
+        config: Config,
+        access: AccessLog,
+        sockets: Sockets,
+        program: Option<Program>,
+    ) -> Result<Self, StartError> {
         let control = match &config.data_dir {
             Some(dir) => Some(control::Listener::bind(dir).await?),
             None => None,
         };
-        let store = match &config.data_dir {
-            Some(dir) => Store::open(dir).await?,
-            None => Store::in_memory()?,
-        };
-        let records = match config.data_dir.clone() {
-            Some(dir) => Records::open(&dir, config.limits.inbox_free)?,
-            None => Records::temporary()?,
-        };
-        let inboxes = Arc::new(Inboxes::new(records, &config.limits));
+        Self::open(config, access, control, sockets, program, true).await
+    }
+
+    /// Takes the place of the relay that runs on the same data directory. It accepts no more and delivers no more webhooks once
+    /// this one [runs](Relay::run), which has to be at once; see [`succession`]. Where this fails, it goes on.
+    ///
+    /// # Errors
+    /// As of [`Relay::bind`], and where none runs or it does not hand over.
+    #[doc(hidden)]
+    pub async fn take_over(config: Config, access: AccessLog, program: Option<Program>) -> Result<Self, StartError> {
+        let dir = config.data_dir.as_deref().ok_or(succession::TakeOverError::NoDirectory)?;
+        let (waiting, control, sockets) = succession::approach(dir).await?.into_parts();
+        let mut relay = Self::open(config, access, Some(control), sockets, program, false).await?;
+        let (mut predecessor, leased) = waiting.claim().await?;
+        predecessor.keep(relay.shared.inboxes.records().leave(leased));
+        // What has changed while this process got ready. That it can be read was seen.
+        match expected(&relay.shared).await {
+            Ok(waiting) => relay.waiting = waiting,
+            Err(error) => tracing::error!(%error, "names and inboxes are those of a moment ago"),
+        }
+        if let Some(control) = &mut relay.control {
+            control.claim();
+        }
+        relay.predecessor = Some(predecessor);
+        Ok(relay)
+    }
+
+    async fn open(
+        config: Config,
+        access: AccessLog,
+        control: Option<control::Listener>,
+        mut sockets: Sockets,
+        program: Option<Program>,
+        alone: bool,
+    ) -> Result<Self, StartError> {
         let (mut ca_file, mut acme) = (None, None);
         let certificates = match &config.certificate {
             CertificateSource::Files { cert, key } => Arc::new(Certificates::from_files(cert, key)?),
             CertificateSource::Acme(settings) => {
-                let (keeper, server) = self::acme(settings, &config)?;
+                let (keeper, server) = self::acme(settings, &config, &mut sockets)?;
                 acme.insert((keeper, server)).0.certificates().clone()
             }
             CertificateSource::Development { dir } => {
@@ -297,16 +380,35 @@ impl Relay {
             }
         };
         let https = match config.https {
-            Some(address) => Some((listen("--https", address)?, TlsAcceptor::from(tls(certificates.clone())?))),
+            Some(address) => {
+                let listener = listen("--https", What::Https, address, &mut sockets)?;
+                Some((Arc::new(listener), TlsAcceptor::from(tls(certificates.clone())?)))
+            }
             None => None,
         };
+        let http = config.http.map(|address| listen("--http", What::Http, address, &mut sockets)).transpose()?;
+        let admin = config.admin.map(|address| listen("--admin", What::Admin, address, &mut sockets)).transpose()?;
+        let (http, admin) = (http.map(Arc::new), admin.map(Arc::new));
+        sockets.close_rest();
+        let alerts = config.alert.as_ref().map(|_| Outgoing::new(None)).transpose()?;
+        // Behind all that can fail, because they may be migrated.
+        let store = match &config.data_dir {
+            Some(dir) => Store::open(dir).await?,
+            None => Store::in_memory()?,
+        };
+        let records = match &config.data_dir {
+            Some(dir) if alone => Records::open(dir, config.limits.inbox_free)?,
+            Some(dir) => Records::open_beside(dir, config.limits.inbox_free)?,
+            None => Records::temporary()?,
+        };
+        let inboxes = Arc::new(Inboxes::new(records, &config.limits));
         let https_port = https.as_ref().and_then(|(listener, _)| listener.local_addr().ok()).map_or(443, |a| a.port());
-        let limits = Arc::new(config.limits.clone());
+        let limits = &config.limits;
         let shared = Arc::new(Shared {
             places: Places::new(limits.connections, limits.connections_per_address),
             judging: Room::new(limits.verify_bytes, limits.session_streams as usize),
             providers: Table::built_in()?,
-            limits,
+            live: Live::of(&config),
             https_port,
             certificates,
             store,
@@ -319,26 +421,46 @@ impl Relay {
             metrics: Metrics::new(),
             access,
             tasks: TaskTracker::new(),
+            handed_over: CancellationToken::new(),
             stopping: CancellationToken::new(),
+            leaving: CancellationToken::new(),
             closing: CancellationToken::new(),
             config,
         });
-        // Names that belong to somebody are away, not unknown: their clients come back after a restart.
-        let ended: HashSet<_> = shared.store.ended(store::unix_now()).await?.into_iter().collect();
-        for TokenSummary { token, reserved, leased, providers } in shared.store.list_tokens(store::unix_now()).await? {
-            leased.iter().for_each(|name| shared.registry.expect(name.as_str()));
-            for name in reserved {
-                shared.registry.reserve(name.as_str(), token.id, providers.get(&name).map(String::as_str));
-            }
-        }
-        shared.inboxes.records().hand_over(shared.store.heirs().await?).await?;
-        let mut waiting = shared.inboxes.records().inboxes().await?;
-        // Nobody could take what came for a token that has ended.
-        waiting.retain(|inbox| !ended.contains(&inbox.token));
-        let http = shared.config.http.map(|address| listen("--http", address)).transpose()?;
-        let admin = shared.config.admin.map(|address| listen("--admin", address)).transpose()?;
-        let alerts = shared.config.alert.as_ref().map(|_| Outgoing::new(None)).transpose()?;
-        Ok(Self { shared, ca_file, acme, control, waiting, https, http, admin, alerts })
+        let waiting = expected(&shared).await?;
+        let listeners = [
+            https.as_ref().map(|(listener, _)| (What::Https, succession::handle(listener))),
+            http.as_ref().map(|listener| (What::Http, succession::handle(listener))),
+            admin.as_ref().map(|listener| (What::Admin, succession::handle(listener))),
+        ];
+        let dns = acme.iter().flat_map(|(_, server)| server.offer());
+        let own = control.iter().flat_map(control::Listener::offer);
+        let offer = listeners.into_iter().flatten().chain(dns).chain(own).collect();
+        let (program, ended) = (program.map(Arc::new), CancellationToken::new());
+        let (office, candidates) = Office::open(program, offer, ended.clone(), shared.handed_over.clone());
+        let alone = ended.drop_guard();
+        let predecessor = None;
+        Ok(Self {
+            shared,
+            ca_file,
+            acme,
+            control,
+            waiting,
+            https,
+            http,
+            admin,
+            alerts,
+            office,
+            candidates,
+            predecessor,
+            alone,
+        })
+    }
+
+    /// Reads the configuration anew when it is told to.
+    #[doc(hidden)]
+    pub fn reloader(&self) -> Reloader {
+        Reloader { shared: self.shared.clone(), office: self.office.clone() }
     }
 
     /// Where HTTPS is served.
@@ -376,16 +498,19 @@ impl Relay {
         &self.shared.store
     }
 
-    /// Serves until `shutdown` ends, then drains: no new work is taken, clients are told, what is under way may finish
-    /// within [`Limits::drain`], and the rest is given up. Dropping the future gives everything up at once.
+    /// Serves until `shutdown` ends, or another process takes over, then drains: no new work is taken, clients are told, what
+    /// is under way may finish within [`Limits::drain`], and the rest is given up. Dropping the future gives everything up at
+    /// once.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let (https, http, admin, dns) = (self.https_addr(), self.http_addr(), self.admin_addr(), self.dns_addrs());
         let present = Present { shared: self.shared.clone(), https, http, admin, dns };
-        let Self { shared, acme, control, waiting, https, http, admin, alerts, .. } = self;
+        let reloader = self.reloader();
+        let Self { shared, acme, control, waiting, https, http, admin, alerts, office, .. } = self;
+        let (mut candidates, predecessor, alone) = (self.candidates, self.predecessor, self.alone);
         let tasks = shared.tasks.clone();
         let (ended, stop) = (shared.closing.clone(), CancellationToken::new());
         // The tasks are nobody's children: whoever drops this future, as `select!` does, ends them too.
-        let _end = [&shared.stopping, &ended, &stop].map(|token| token.clone().drop_guard());
+        let _end = [&shared.leaving, &shared.stopping, &ended, &stop].map(|token| token.clone().drop_guard());
         inbox::start(&shared, waiting);
         if let Some((listener, acceptor)) = https {
             tasks.spawn(edge::serve(shared.clone(), listener, Purpose::Https(acceptor)));
@@ -397,12 +522,13 @@ impl Relay {
             tasks.spawn(admin::serve(shared.clone(), listener));
         }
         if let Some(listener) = control {
-            let (owner, closing) = (shared.clone(), ended.clone());
+            let owner = shared.clone();
             tasks.spawn(async move {
                 let (store, inboxes) = (owner.store.clone(), owner.inboxes.clone());
                 let data = Data { store, inboxes, present: Some(present) };
+                let (closing, handed_over) = (owner.closing.clone(), owner.handed_over.clone());
                 let changed = move |change| owner.clone().follow(change).boxed();
-                listener.serve(data, Arc::new(changed), closing).await;
+                listener.serve(data, Arc::new(changed), reloader, closing, handed_over).await;
             });
         }
         if let Some((keeper, server)) = acme {
@@ -412,25 +538,62 @@ impl Relay {
         let (watch, closing) = (shared.certificates.clone(), ended.clone());
         tasks.spawn(async move { watch.watch(closing).await });
         tasks.spawn(inbox::sweep(shared.clone()));
-        if let Some(outgoing) = alerts {
-            shared.spawn(alert::run(shared.clone(), outgoing));
+        shared.spawn(alert::run(shared.clone(), alerts));
+        let janitor = shared.clone();
+        tasks.spawn(async move { janitor.janitor.run(&janitor).await });
+        match predecessor {
+            // It stops accepting now that this one does.
+            Some(predecessor) => drop(shared.spawn(predecessor.follow(shared.clone(), alone))),
+            None => drop(alone),
         }
-        let (janitor, closing) = (shared.clone(), ended.clone());
-        tasks.spawn(async move { janitor.janitor.run(&janitor.limits, &janitor.registry, closing).await });
         let (access, last) = (shared.access.clone(), stop.clone());
         let logging = tokio::spawn(async move { access.run(last).await });
 
-        shutdown.await;
+        let mut shutdown = pin!(shutdown);
+        let mut successor = loop {
+            let next = async {
+                match candidates.recv().await {
+                    Some(candidate) => candidate.install(&shared.inboxes).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = &mut shutdown => break None,
+                installed = next => if installed.is_some() {
+                    break installed;
+                },
+            }
+        };
+        // Whoever is ready only now hears that it came too late.
+        drop(candidates);
+        match &successor {
+            Some(successor) => {
+                if office.program().is_some() {
+                    notify::main_process(successor.process());
+                }
+                office.install(successor);
+            }
+            None => shared.leaving.cancel(),
+        }
         // Readiness first, so that nobody sends more here; then listeners, keep-alive connections and clients.
         shared.stopping.cancel();
         tasks.close();
-        tracing::info!(wait_s = shared.limits.drain.as_secs(), "shutting down: waiting for what is under way");
-        let drained = async {
-            while shared.sessions.count() > 0 || shared.places.taken() > 0 {
-                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        let limit = shared.limits().drain;
+        tracing::info!(wait_s = limit.as_secs(), "shutting down: waiting for what is under way");
+        let told = async {
+            match &mut successor {
+                Some(successor) => successor.tell(&shared.inboxes).await,
+                None => std::future::pending().await,
             }
         };
-        if tokio::time::timeout(shared.limits.drain, drained).await.is_err() {
+        let drained = async {
+            tokio::select! {
+                () = drain(&shared) => {}
+                () = end_with_their_tokens(&shared) => {}
+                () = told => {}
+            }
+        };
+        if tokio::time::timeout(limit, drained).await.is_err() {
             tracing::warn!("shutting down: giving up what is still under way");
         }
         shared.closing.cancel();
@@ -439,14 +602,58 @@ impl Relay {
         }
         // What is noted of the last deliveries is on disk before the next relay reads it.
         shared.inboxes.records().close().await;
+        // What is left of its webhooks is the other's from here on.
+        drop(successor);
         stop.cancel();
         // It only flushes; a panic there has been reported already.
         let _ = logging.await;
     }
 }
 
+/// Waits until nothing is under way any more.
+async fn drain(shared: &Shared) {
+    loop {
+        let no_connections = shared.places.taken() == 0;
+        // Another request may come on each of them, and a client may be about to say what it wants.
+        if no_connections && shared.sessions.are_welcomed() {
+            shared.leaving.cancel();
+        }
+        if no_connections && shared.sessions.count() == 0 {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+/// Ends sessions whose tokens have been revoked by another process, for as long as there is one.
+async fn end_with_their_tokens(shared: &Shared) {
+    loop {
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        for token in shared.store.ended(store::unix_now()).await.unwrap_or_default() {
+            shared.sessions.end(token, relay_protocol::frame::GoAway::Revoked, "The token is not in force any more.");
+        }
+    }
+}
+
+/// Expects the clients of names that belong to somebody: they are away, not unknown, and come back after a restart. Returns
+/// the inboxes that there are.
+async fn expected(shared: &Shared) -> Result<Vec<inbox::records::Inbox>, StoreError> {
+    let ended: HashSet<_> = shared.store.ended(store::unix_now()).await?.into_iter().collect();
+    for TokenSummary { token, reserved, leased, providers } in shared.store.list_tokens(store::unix_now()).await? {
+        leased.iter().for_each(|name| shared.registry.expect(name.as_str()));
+        for name in reserved {
+            shared.registry.reserve(name.as_str(), token.id, providers.get(&name).map(String::as_str));
+        }
+    }
+    shared.inboxes.records().hand_over(shared.store.heirs().await?).await?;
+    let mut waiting = shared.inboxes.records().inboxes().await?;
+    // Nobody could take what came for a token that has ended.
+    waiting.retain(|inbox| !ended.contains(&inbox.token));
+    Ok(waiting)
+}
+
 /// Who keeps the certificate fresh, and the name server that proves whose the domain is.
-fn acme(settings: &AcmeConfig, config: &Config) -> Result<(Acme, dns::Server), StartError> {
+fn acme(settings: &AcmeConfig, config: &Config, sockets: &mut Sockets) -> Result<(Acme, dns::Server), StartError> {
     let public = dns::seen_as(&config.public_ips, config.https).map_err(certs::AcmeError::from)?;
     let addresses = if settings.dns.is_empty() { dns::listen_at(&public) } else { settings.dns.clone() };
     let records = dns::records(&config.domain, &settings.dns_name, &public);
@@ -458,19 +665,28 @@ fn acme(settings: &AcmeConfig, config: &Config) -> Result<(Acme, dns::Server), S
     let parent = parent.transpose().map_err(wrong)?;
     let zone = dns::Zone::new(&config.domain, &settings.dns_name, public, serial);
     let zone = Arc::new(zone.map_err(wrong)?);
-    let server = dns::Server::bind(&addresses, zone.clone())?;
+    let server = dns::Server::bind(&addresses, zone.clone(), sockets)?;
     Ok((Acme::open(settings, &config.domain, records, zone, parent)?, server))
 }
 
-fn listen(what: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
-    let open = || {
+/// The listener at an address: one that is there already, or a new one. `flag` is what an error names.
+fn listen(
+    flag: &'static str,
+    what: What,
+    address: SocketAddr,
+    sockets: &mut Sockets,
+) -> Result<TcpListener, StartError> {
+    let mut open = || {
+        if let Some(there) = sockets.take_tcp(what, address) {
+            return there;
+        }
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         // A restart must not wait for the last connections' timeouts.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         socket.listen(BACKLOG)
     };
-    open().map_err(|error| StartError::Listen { what, address, error })
+    open().map_err(|error| StartError::Listen { what: flag, address, error })
 }
 
 /// TLS for the public side: HTTP/2 and HTTP/1.1, and AES-128 first, which is as safe here and cheaper with every

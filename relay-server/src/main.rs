@@ -1,5 +1,6 @@
 //! `relay-server`: see `relay-server --help`.
 
+use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -11,6 +12,9 @@ use relay_server::doctor::{self, DoctorArgs, DoctorError};
 use relay_server::inbox_cli::{self, InboxArgs};
 use relay_server::init::{self, InitArgs};
 use relay_server::log::AccessLog;
+use relay_server::notify;
+use relay_server::service_cli;
+use relay_server::succession::{Program, Sockets};
 use relay_server::token_cli::{self, TokenCommand};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
@@ -51,20 +55,36 @@ enum Command {
     Doctor(DoctorArgs),
     /// Write a configuration file, say which DNS records to set, and make the first token
     Init(InitArgs),
+    /// Have the running relay read its configuration anew, as SIGHUP does
+    Reload {
+        /// Where the relay keeps its data [default: /var/lib/relay for root, else ~/.local/share/relay]
+        #[arg(long, value_name = "DIR", env = "RELAY_DATA_DIR")]
+        data_dir: Option<PathBuf>,
+    },
+    /// Have the running relay hand over to the program that is installed by now; no request fails
+    Upgrade {
+        /// Where the relay keeps its data [default: /var/lib/relay for root, else ~/.local/share/relay]
+        #[arg(long, value_name = "DIR", env = "RELAY_DATA_DIR")]
+        data_dir: Option<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
-    let done = match Cli::parse().command {
-        Command::Serve(args) => serve(&args),
-        Command::Token { data_dir, command } => runtime(1)
-            .and_then(|rt| Ok(rt.block_on(token_cli::run(command, &data_dir.unwrap_or_else(default_data_dir)))?)),
-        Command::Inbox { data_dir, args } => {
-            runtime(1).and_then(|rt| Ok(rt.block_on(inbox_cli::run(args, &data_dir.unwrap_or_else(default_data_dir)))?))
-        }
-        Command::CheckConfig(args) => check(&args),
-        Command::Doctor(args) => return diagnose(&args),
-        Command::Init(args) => runtime(1).and_then(|rt| Ok(rt.block_on(init::run(&args))?)),
-    };
+    let done =
+        match Cli::parse().command {
+            Command::Serve(args) => serve(args),
+            Command::Token { data_dir, command } => runtime(1)
+                .and_then(|rt| Ok(rt.block_on(token_cli::run(command, &data_dir.unwrap_or_else(default_data_dir)))?)),
+            Command::Inbox { data_dir, args } => runtime(1)
+                .and_then(|rt| Ok(rt.block_on(inbox_cli::run(args, &data_dir.unwrap_or_else(default_data_dir)))?)),
+            Command::CheckConfig(args) => check(&args),
+            Command::Doctor(args) => return diagnose(&args),
+            Command::Reload { data_dir } => runtime(1)
+                .and_then(|rt| Ok(rt.block_on(service_cli::reload(&data_dir.unwrap_or_else(default_data_dir)))?)),
+            Command::Upgrade { data_dir } => runtime(1)
+                .and_then(|rt| Ok(rt.block_on(service_cli::upgrade(&data_dir.unwrap_or_else(default_data_dir)))?)),
+            Command::Init(args) => runtime(1).and_then(|rt| Ok(rt.block_on(init::run(&args))?)),
+        };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -74,20 +94,60 @@ fn main() -> ExitCode {
     }
 }
 
-fn serve(args: &ServeArgs) -> anyhow::Result<()> {
-    let config = Config::resolve(args)?;
-    runtime(Config::threads(args)?)?.block_on(async {
+fn serve(args: ServeArgs) -> anyhow::Result<()> {
+    let takes_over = args.take_over;
+    let served = serve_on(args);
+    if let Err(error) = &served
+        && takes_over
+        && !std::io::stdout().is_terminal()
+    {
+        // For the relay that has started this, and tells whoever has asked for it, where it still listens.
+        let _ = writeln!(std::io::stdout(), "{error:#}");
+    }
+    served
+}
+
+fn serve_on(args: ServeArgs) -> anyhow::Result<()> {
+    let config = Config::resolve(&args)?;
+    let (takes_over, log) = (args.take_over, args.log);
+    let sockets = Sockets::from_environment()?;
+    runtime(config.threads)?.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
-        let relay = Relay::bind(config, AccessLog::stderr(args.log)).await?;
+        let mut hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
+        let path = own_path().context("cannot find this program again, for an upgrade")?;
+        let arguments = std::env::args_os().skip(1).collect();
+        let program = Program::new(path, arguments, Box::new(move || Config::resolve(&args)));
+        let access = AccessLog::stderr(log);
+        let relay = if takes_over {
+            Relay::take_over(config, access, Some(program)).await?
+        } else {
+            Relay::bind_as(config, access, sockets, Some(program)).await?
+        };
         announce(&relay);
+        notify::ready();
+        let reloader = relay.reloader();
         relay
             .run(async {
-                tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+                loop {
+                    tokio::select! {
+                        _ = terminate.recv() => break,
+                        _ = interrupt.recv() => break,
+                        // It says in the log what has come of it.
+                        _ = hangup.recv() => drop(reloader.reload().await),
+                    }
+                }
+                notify::stopping();
             })
             .await;
         Ok(())
     })
+}
+
+/// Where this program was started, so that whatever is there later is the next one: also a link that leads elsewhere by then.
+fn own_path() -> std::io::Result<PathBuf> {
+    let typed = std::env::args_os().next().map(PathBuf::from).filter(|path| path.components().count() > 1);
+    typed.map_or_else(std::env::current_exe, std::path::absolute)
 }
 
 fn announce(relay: &Relay) {

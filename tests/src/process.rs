@@ -122,6 +122,11 @@ impl Process {
         Ended { status, stdout: rest(&mut self.stdout), stderr: rest(&mut self.stderr) }
     }
 
+    /// Waits for the end alone: what it has started may go on with its outputs.
+    pub async fn exited(&mut self) -> ExitStatus {
+        within("the process's end", self.child.wait()).await.expect("a status")
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.pid).expect("a pid")).expect("a pid");
@@ -279,6 +284,22 @@ impl RelayServer {
         Self::spawn_with(home, arguments, &[]).await
     }
 
+    /// Starts another process that takes the place of this one, which then ends by itself, and waits until it is ready.
+    pub async fn successor(&self, arguments: &[&str]) -> Self {
+        let arguments = [&["--take-over"], arguments].concat();
+        Self::spawn_in(self.process.home().clone(), arguments).await
+    }
+
+    /// As [`RelayServer::spawn_with`], from another place than where it was built.
+    pub async fn spawn_from<S: AsRef<str>>(
+        binary: &Path,
+        home: Arc<TempDir>,
+        arguments: impl IntoIterator<Item = S>,
+        variables: &[(&str, &str)],
+    ) -> Self {
+        Self::spawn_as(&binary.display().to_string(), &[], home, arguments, variables).await
+    }
+
     /// As [`RelayServer::spawn_in`], with these variables.
     pub async fn spawn_with<S: AsRef<str>>(
         home: Arc<TempDir>,
@@ -306,6 +327,16 @@ impl RelayServer {
         arguments: impl IntoIterator<Item = S>,
         variables: &[(&str, &str)],
     ) -> Self {
+        Self::spawn_as("relay-server", under, home, arguments, variables).await
+    }
+
+    async fn spawn_as<S: AsRef<str>>(
+        relay: &str,
+        under: &[String],
+        home: Arc<TempDir>,
+        arguments: impl IntoIterator<Item = S>,
+        variables: &[(&str, &str)],
+    ) -> Self {
         let data = home.path().join("data");
         let given: Vec<String> = arguments.into_iter().map(|argument| argument.as_ref().to_owned()).collect();
         let shown = data.display().to_string();
@@ -324,9 +355,9 @@ impl RelayServer {
         }
         all.extend(given);
         let mut process = match under.split_first() {
-            None => Process::spawn_in(home, "relay-server", &all, variables).await,
+            None => Process::spawn_in(home, relay, &all, variables).await,
             Some((program, rest)) => {
-                let relay = binary("relay-server").await.display().to_string();
+                let relay = binary(relay).await.display().to_string();
                 let all = rest.iter().cloned().chain([relay]).chain(all);
                 Process::spawn_in(home, program, all, variables).await
             }

@@ -24,10 +24,10 @@ use crate::store::unix_now;
 /// Connections at once; a scraper and a health check need two.
 const CONNECTIONS: usize = 64;
 
-/// Serves until the relay has closed, so that a drain can be watched.
-pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener) {
+/// Serves until the relay has closed, so that a drain can be watched, or until another process does.
+pub(crate) async fn serve(shared: Arc<Shared>, listener: Arc<TcpListener>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
-    while let Some(accepted) = shared.closing.run_until_cancelled(listener.accept()).await {
+    while let Some(accepted) = shared.while_in_charge(listener.accept()).await {
         let Ok((tcp, _)) = accepted else {
             // Out of descriptors, most likely. Waiting lets connections end; spinning would not.
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -42,7 +42,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener) {
                 async move { Ok::<_, Infallible>(answer(&shared, &request).await) }
             });
             let mut builder = http1::Builder::new();
-            builder.timer(TokioTimer::new()).header_read_timeout(owner.limits.head).max_buf_size(16 * 1024);
+            builder.timer(TokioTimer::new()).header_read_timeout(owner.limits().head).max_buf_size(16 * 1024);
             let connection = builder.serve_connection(TokioIo::new(tcp), service);
             // A scraper that goes away is no event.
             let _ = owner.closing.run_until_cancelled(connection).await;

@@ -125,6 +125,21 @@ impl Certificates {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// From now on shows what is in these files, which may be the same; whether the handshake shows something else now. Blocks on
+    /// the file system.
+    ///
+    /// # Errors
+    ///
+    /// [`CertificateError`]; the certificate stays as it was.
+    pub(crate) fn show(&self, certificate: &Path, key: &Path) -> Result<bool, CertificateError> {
+        let Some(files) = &self.files else { return Ok(false) };
+        let (new, loaded) = Files::load(certificate.to_owned(), key.to_owned())?;
+        let is_new = self.current().is_none_or(|current| current.cert != loaded.cert);
+        *files.lock().unwrap_or_else(PoisonError::into_inner) = new;
+        self.put(loaded);
+        Ok(is_new)
+    }
+
     /// Looks at the files, and takes them if they changed and are good. Blocks on the file system.
     /// Complains in the log once about each fault.
     pub fn reload_if_changed(&self) -> Reload {

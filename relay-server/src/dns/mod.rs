@@ -26,6 +26,7 @@ use self::rate::Rate;
 use self::zone::Over;
 pub(crate) use self::zone::{Zone, absolute, challenge_of};
 use crate::places::Places;
+use crate::succession::{Handle, Sockets, What, handle};
 use crate::{Shared, StartError};
 
 /// Of a question; none has a reason to be longer.
@@ -43,17 +44,17 @@ const TRIES: usize = 20;
 #[derive(Debug)]
 pub(crate) struct Server {
     zone: Arc<Zone>,
-    sockets: Vec<(UdpSocket, TcpListener)>,
+    sockets: Vec<(Arc<UdpSocket>, Arc<TcpListener>)>,
 }
 
 impl Server {
     /// Binds each address for UDP and TCP. Port 0 becomes one that is free for both.
-    pub(crate) fn bind(addresses: &[SocketAddr], zone: Arc<Zone>) -> Result<Self, StartError> {
+    pub(crate) fn bind(addresses: &[SocketAddr], zone: Arc<Zone>, inherited: &mut Sockets) -> Result<Self, StartError> {
         let sockets = addresses.iter().map(|address| {
             let mut tries = 0;
             loop {
                 tries += 1;
-                match bind(*address) {
+                match bind(*address, inherited) {
                     Err(_) if address.port() == 0 && tries < TRIES => {}
                     bound => return bound,
                 }
@@ -62,38 +63,48 @@ impl Server {
         Ok(Self { zone, sockets: sockets.collect::<Result<_, _>>()? })
     }
 
+    /// What another process needs to answer in its place.
+    pub(crate) fn offer(&self) -> impl Iterator<Item = (What, Handle)> {
+        let handles = self.sockets.iter().flat_map(|(udp, tcp)| [handle(udp), handle(tcp)]);
+        handles.map(|handle| (What::Dns, handle))
+    }
+
     /// Where it answers.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
         self.sockets.iter().filter_map(|(udp, _)| udp.local_addr().ok())
     }
 
-    /// Answers in tasks of the relay's, until it closes.
+    /// Answers in tasks of the relay's, until it closes or another process answers.
     pub(crate) fn serve(self, shared: &Arc<Shared>) {
         let (rate, places) = (Arc::new(Rate::default()), Arc::new(Places::new(CONNECTIONS.0, CONNECTIONS.1)));
         for (udp, tcp) in self.sockets {
             let (owner, zone, rate) = (shared.clone(), self.zone.clone(), rate.clone());
             shared.spawn(async move {
-                let answer = answer_datagrams(&owner, &zone, &rate, &udp);
-                owner.closing.run_until_cancelled(answer).await;
+                // Boxed, because the buffer is part of it.
+                let answer = Box::pin(answer_datagrams(&owner, &zone, &rate, &udp));
+                owner.while_in_charge(answer).await;
             });
             let (owner, zone, places) = (shared.clone(), self.zone.clone(), places.clone());
             shared.spawn(async move {
                 let accept = accept(&owner, &zone, &places, &tcp);
-                owner.closing.run_until_cancelled(accept).await;
+                owner.while_in_charge(accept).await;
             });
         }
     }
 }
 
-fn bind(address: SocketAddr) -> Result<(UdpSocket, TcpListener), StartError> {
-    let tcp = crate::listen("--dns", address)?;
-    let open = || {
+fn bind(address: SocketAddr, inherited: &mut Sockets) -> Result<(Arc<UdpSocket>, Arc<TcpListener>), StartError> {
+    let tcp = crate::listen("--dns", What::Dns, address, inherited)?;
+    let mut open = || {
+        if let Some(there) = inherited.take_udp(What::Dns, tcp.local_addr()?) {
+            return there;
+        }
         let socket = std::net::UdpSocket::bind(tcp.local_addr()?)?;
         socket.set_nonblocking(true)?;
         UdpSocket::from_std(socket)
     };
     let udp = open().map_err(|error| StartError::Listen { what: "--dns", address, error })?;
-    Ok((udp, tcp))
+    Ok((Arc::new(udp), Arc::new(tcp)))
 }
 
 async fn answer_datagrams(shared: &Shared, zone: &Zone, rate: &Rate, socket: &UdpSocket) {

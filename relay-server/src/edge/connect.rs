@@ -104,7 +104,8 @@ async fn admit(
         let message = format!("This relay speaks {SUBPROTOCOL}; the client offers {offered}.");
         return Err((Cause::UpgradeRequired, message));
     }
-    if shared.stopping.is_cancelled() {
+    // Where another process serves, whoever has come here is told to go there.
+    if shared.leaving.is_cancelled() {
         return Err(refuse(Cause::Draining));
     }
     let token = authenticate(shared, peer, headers).await?;
@@ -114,7 +115,7 @@ async fn admit(
 
 /// The token that a request bears.
 pub(super) async fn authenticate(shared: &Shared, peer: IpAddr, headers: &HeaderMap) -> Result<Token, (Cause, String)> {
-    if shared.refusals.has_to_wait(peer, shared.limits.refusals_per_minute) {
+    if shared.refusals.has_to_wait(peer, shared.limits().refusals_per_minute) {
         return Err((Cause::TooManyRequests, "Too many refused attempts from this address; wait a minute.".into()));
     }
     let unauthorized = |message: String| {

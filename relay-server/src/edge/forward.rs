@@ -78,7 +78,7 @@ pub(crate) async fn forward(
     let on_upgrade = parts.extensions.remove::<OnUpgrade>();
     let head = request_head(&parts, sender, &host);
     let mut exchange = Box::new(Exchange::new(shared.clone(), head, parts.version, started, in_flight));
-    let mut upload = Some(Upload::new(body, shared.limits.clone()));
+    let mut upload = Some(Upload::new(body, shared.limits()));
     if upload.as_mut().is_some_and(|upload| !upload.is_done()) {
         // Where a body ends and another protocol begins is read differently by different servers. RFC 9110, section
         // 7.8, lets us ignore the wish.
@@ -94,7 +94,7 @@ pub(crate) async fn forward(
         }
         Ok(Delivered { response, switched: Some((stream, on_upgrade)), .. }) => {
             exchange.status = Some(response.status());
-            let (idle, closing) = (shared.limits.upgrade_idle, shared.closing.clone());
+            let (idle, closing) = (shared.limits().upgrade_idle, shared.closing.clone());
             shared.spawn(upgrade::run(on_upgrade, stream, exchange, idle, closing));
             return response;
         }
@@ -181,8 +181,8 @@ async fn deliver(
     on_upgrade: Option<OnUpgrade>,
 ) -> Result<Delivered, Instead> {
     let Some(upload) = request_body else { return Err(Cause::Internal.into()) };
-    if let Some(declared) = content_length(&exchange.head).filter(|n| *n > shared.limits.body_bytes) {
-        let limit = shared.limits.body_bytes;
+    if let Some(declared) = content_length(&exchange.head).filter(|n| *n > shared.limits().body_bytes) {
+        let limit = shared.limits().body_bytes;
         let message = Some(format!("The request's body has {declared} bytes; this relay allows {limit}."));
         return Err(Failure { cause: Cause::BodyTooLarge, message }.into());
     }
@@ -473,7 +473,7 @@ async fn find(
 
 /// Waits for the client of `name`. Where the relay stops, none comes back any more, and nobody waits for one.
 async fn wait(shared: &Shared, name: &str, until: Instant) -> Option<Arc<Tunnel>> {
-    let limits = &shared.limits;
+    let limits = &shared.limits();
     let until = until.min(Instant::now() + limits.client_wait);
     tokio::select! {
         biased;

@@ -159,7 +159,7 @@ fn about(shared: &Shared, exchange: &Exchange, settings: &Settings, upload: &Upl
 /// By when the sender is answered, from when it began to count.
 fn allowed(shared: &Shared, settings: &Settings, provider: Option<&Provider>) -> Duration {
     // Where the app may take longer than the sender waits, the sender is told in time all the same.
-    let its = provider.and_then(Provider::answer_within).unwrap_or(shared.limits.inbox_ack);
+    let its = provider.and_then(Provider::answer_within).unwrap_or(shared.limits().inbox_ack);
     settings.timeout().map_or(its, |timeout| timeout.min(its))
 }
 
@@ -171,7 +171,7 @@ async fn receive(
     settings: &Settings,
     upload: &mut Upload,
 ) -> Result<(Body, Option<Share>), Instead> {
-    let most = settings.body(&shared.limits);
+    let most = settings.body(&shared.limits());
     let too_large = || {
         let message = Some(format!("The webhook's body has more than {most} bytes, which is what this inbox takes."));
         Failure { cause: Cause::BodyTooLarge, message }
@@ -188,7 +188,7 @@ async fn receive(
         }
         let waited = exchange.started.elapsed();
         let is_slow = upload.received() < SLOWEST_UPLOAD.saturating_mul(waited.as_secs());
-        if !upload.has_ended() && is_slow && waited > shared.limits.deadline {
+        if !upload.has_ended() && is_slow && waited > shared.limits().deadline {
             return Err(Cause::BodyTimeout.into());
         }
         let after = incoming.size() + piece.len() as u64;
@@ -202,7 +202,7 @@ async fn receive(
             let fits = held.is_some_and(|held| is_free || share.as_mut().is_some_and(|share| share.grow(held)));
             if !fits {
                 let size = content_length(&exchange.head).unwrap_or(after);
-                let quotas = settings.quotas(&shared.limits);
+                let quotas = settings.quotas(&shared.limits());
                 let room = shared.inboxes.records().has_room(&inbox.name, inbox.token, size, quotas);
                 room.await.map_err(refused)?;
                 incoming.spill().await.map_err(|error| failed(&error))?;
@@ -243,7 +243,7 @@ fn new(
         message: Some(format!("The request's head cannot be kept: {error}.")),
     })?;
     let dedupe = millis(settings.inbox.dedupe());
-    let limits = &shared.limits;
+    let limits = &shared.limits();
     Ok(New {
         id: ulid(&exchange.head.id),
         inbox: inbox.name.clone(),

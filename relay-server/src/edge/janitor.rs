@@ -9,12 +9,11 @@ use std::time::Duration;
 
 use relay_protocol::frame::Reset;
 use relay_protocol::link::{Stream, WeakStream};
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio::time::{Instant, sleep};
 
 use super::body::Progress;
+use crate::Shared;
 use crate::config::Limits;
-use crate::tunnels::Registry;
 
 /// The downloads that are watched.
 #[derive(Debug, Default)]
@@ -29,14 +28,16 @@ impl Janitor {
     }
 
     /// Looks every few seconds, until the relay closes.
-    pub(crate) async fn run(&self, limits: &Limits, registry: &Registry, closing: CancellationToken) {
-        let pause =
-            (limits.write_idle.min(limits.response_idle) / 4).clamp(Duration::from_millis(20), Duration::from_secs(5));
-        let mut tick = tokio::time::interval(pause);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        while closing.run_until_cancelled(tick.tick()).await.is_some() {
-            self.sweep(limits);
-            registry.sweep(Instant::now());
+    pub(crate) async fn run(&self, shared: &Shared) {
+        loop {
+            let limits = shared.limits();
+            let pause = limits.write_idle.min(limits.response_idle) / 4;
+            let pause = sleep(pause.clamp(Duration::from_millis(20), Duration::from_secs(5)));
+            if shared.closing.run_until_cancelled(pause).await.is_none() {
+                return;
+            }
+            self.sweep(&limits);
+            shared.registry.sweep(Instant::now());
         }
     }
 

@@ -46,6 +46,9 @@ use crate::config::{HTTP2_WINDOW, HttpMode};
 use crate::places::Place;
 use relay_protocol::gather::Gathered;
 
+/// How long connections stay open for another request, once another process serves.
+const LINGER: Duration = Duration::from_secs(5);
+
 /// The largest window that there is (RFC 9113, section 6.9.1).
 const MAX_WINDOW: u32 = (1 << 31) - 1;
 
@@ -58,7 +61,7 @@ pub(crate) enum Purpose {
 
 /// Accepts connections until the relay stops accepting. Each is served by a task of its own, so that a slow handshake
 /// delays nobody.
-pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener, purpose: Purpose) {
+pub(crate) async fn serve(shared: Arc<Shared>, listener: Arc<TcpListener>, purpose: Purpose) {
     let stopping = shared.stopping.clone();
     while let Some(accepted) = stopping.run_until_cancelled(listener.accept()).await {
         let (tcp, peer) = match accepted {
@@ -89,7 +92,7 @@ async fn connection(shared: &Arc<Shared>, tcp: TcpStream, peer: SocketAddr, plac
     let conn = match &purpose {
         Purpose::Http(_) => Conn::Plain(Gathered::new(tcp)),
         Purpose::Https(acceptor) => {
-            let handshake = timeout(shared.limits.handshake, acceptor.accept(Gathered::new(tcp)));
+            let handshake = timeout(shared.limits().handshake, acceptor.accept(Gathered::new(tcp)));
             match shared.closing.run_until_cancelled(handshake).await {
                 Some(Ok(Ok(tls))) => Conn::Tls(Box::new(tls)),
                 Some(Ok(Err(error))) => {
@@ -107,7 +110,7 @@ async fn connection(shared: &Arc<Shared>, tcp: TcpStream, peer: SocketAddr, plac
     };
     let http2 = matches!(&conn, Conn::Tls(tls) if tls.get_ref().1.alpn_protocol() == Some(b"h2"));
     let clock = Clock::new(accepted, http2, place);
-    let limits = shared.limits.clone();
+    let limits = shared.limits();
     let io = TokioIo::new(Watched::new(conn, clock.clone(), limits.clone()));
     let trusted = shared.trusts(peer.ip());
     let sender = Sender { peer: peer.ip(), trusted, encrypted: matches!(purpose, Purpose::Https(_)) };
@@ -115,7 +118,15 @@ async fn connection(shared: &Arc<Shared>, tcp: TcpStream, peer: SocketAddr, plac
     let service = service_fn(move |request: Request<Incoming>| {
         let (started, in_flight) = times.begin(trusted);
         let (shared, purpose) = (shared.clone(), purpose.clone());
-        async move { Ok::<_, Infallible>(handle(shared, sender, &purpose, started, in_flight, request).await) }
+        async move {
+            let version = request.version();
+            let mut response = handle(shared.clone(), sender, &purpose, started, in_flight, request).await;
+            // The next one is another process's, or nobody's.
+            if shared.is_stopping() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                close(version, &mut response);
+            }
+            Ok::<_, Infallible>(response)
+        }
     });
     let result = if http2 {
         let mut builder = http2::Builder::new(TokioExecutor::new());
@@ -145,7 +156,13 @@ async fn connection(shared: &Arc<Shared>, tcp: TcpStream, peer: SocketAddr, plac
         // for it that it will not be answered.
         let stopped = async {
             shared.stopping.cancelled().await;
-            clock.first_request().await;
+            if shared.has_successor() {
+                // Nor are senders asked again whose next request crosses our closing of a connection that they keep. What
+                // comes on it closes it; one that has been silent for so long may be closed at any time.
+                tokio::time::sleep(LINGER).await;
+            } else {
+                clock.first_request().await;
+            }
         };
         tokio::select! {
             result = connection.as_mut() => result,

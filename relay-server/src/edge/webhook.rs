@@ -55,7 +55,7 @@ impl<'t> Allowed<'t> {
         let its = provider.and_then(|provider| Some((provider, provider.limit()?, provider.answer_within()?)));
         match its {
             Some((provider, limit, time)) => Self { time, whose: Whose::Provider(provider, limit) },
-            None => Self { time: shared.limits.deadline, whose: Whose::Relay },
+            None => Self { time: shared.limits().deadline, whose: Whose::Relay },
         }
     }
 
@@ -143,14 +143,14 @@ pub(super) async fn verify(
         return Ok(());
     }
     // However long its service may take, nothing is held for longer than any other request has.
-    let time = Allowed::of(shared, exchange, asked, upload.held()).time.min(shared.limits.deadline);
+    let time = Allowed::of(shared, exchange, asked, upload.held()).time.min(shared.limits().deadline);
     let provider = sender(&shared.providers, asked.webhooks.provider.as_deref(), &exchange.head, upload.held());
     if provider.is_none() && asked.webhooks.verify == Verify::Warn && !upload.has_ended() {
         // Nobody is to wait for what may be no webhook at all, and may never end.
         unjudged(NOBODYS).tell(&mut exchange.head.headers);
         return Ok(());
     }
-    let most = longest(&shared.limits, provider.map(AsRef::as_ref));
+    let most = longest(&shared.limits(), provider.map(AsRef::as_ref));
     let (judgement, cause) = match unsigned(&shared.providers, &exchange.head, asked) {
         Some(judgement) => (judgement, Cause::SignatureInvalid),
         None => {

@@ -54,7 +54,7 @@ pub(super) async fn run(shared: &Arc<Shared>, inbox: &Arc<Open>) {
     loop {
         let settings = inbox.settings();
         let most = if settings.inbox.ordered { 1 } else { usize::from(settings.inbox.concurrency) };
-        let most = most.min(shared.limits.inbox_live);
+        let most = most.min(shared.limits().inbox_live);
         let room = most.saturating_sub(under_way.len()).min(PAGE);
         // Not among what is selected from: with every change it would be begun anew.
         let next = match room {
@@ -62,6 +62,7 @@ pub(super) async fn run(shared: &Arc<Shared>, inbox: &Arc<Open>) {
             _ => shared.inboxes.records().next_due(&inbox.name, settings.inbox.ordered).await,
         };
         let next = async {
+            shared.inboxes.in_charge().await;
             let wait = next?
                 .map_or(LOOK, |at| Duration::from_millis(u64::try_from(at - shared.inboxes.steady()).unwrap_or(0)));
             sleep(wait.min(LOOK)).await;
@@ -123,7 +124,8 @@ async fn online(shared: &Shared, inbox: &Open) -> Arc<Tunnel> {
 
 /// How long an app may take to answer what nobody waits for.
 fn within(shared: &Shared, settings: &Settings) -> Duration {
-    settings.timeout().map_or(shared.limits.deadline, |timeout| timeout.max(shared.limits.deadline))
+    let deadline = shared.limits().deadline;
+    settings.timeout().map_or(deadline, |timeout| timeout.max(deadline))
 }
 
 /// Delivers what had to wait.
@@ -219,7 +221,7 @@ async fn judged(
 ) -> std::io::Result<Judgement> {
     let asked = &tunnel.asked.webhooks;
     let provider = sender(&shared.providers, asked.provider.as_deref(), head, &[]);
-    let most = longest(&shared.limits, provider.map(AsRef::as_ref));
+    let most = longest(&shared.limits(), provider.map(AsRef::as_ref));
     let size = usize::try_from(size).unwrap_or(usize::MAX);
     if size > most {
         return Ok(unjudged(format!("a body of more than {most} bytes is not judged")));
@@ -348,7 +350,7 @@ fn failed(shared: &Shared, settings: &Settings, due: &Due, why: &str, retry_afte
     if age >= millis(Duration::from_secs(settings.inbox.age_s)) {
         return Outcome::Dead { reason: format!("It is too old to be tried again. The last attempt: {why}") };
     }
-    let wait = shared.limits.inbox_retry.saturating_mul(1 << (tries - 1).min(20)).min(LONGEST_WAIT);
+    let wait = shared.limits().inbox_retry.saturating_mul(1 << (tries - 1).min(20)).min(LONGEST_WAIT);
     // A fifth more or less, so that what failed together does not come together again.
     let wait = wait.mul_f64(0.8 + 0.4 * fastrand::f64());
     let wait = retry_after.map_or(wait, |asked| wait.max(asked.min(LONGEST_RETRY_AFTER)));

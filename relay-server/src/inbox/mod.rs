@@ -15,11 +15,12 @@ pub(crate) mod arrival;
 mod attempt;
 mod delivery;
 pub(crate) mod handle;
+mod news;
 pub(crate) mod records;
 pub(crate) mod spool;
 pub(crate) mod view;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -32,7 +33,8 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use self::records::{OpenInboxError, Quota, Quotas, Records, Retention};
+use self::news::News;
+use self::records::{OpenInboxError, Quota, Quotas, Records, Retention, Seq};
 use crate::Shared;
 use crate::config::Limits;
 use crate::store::{Name, Store, StoreError, TokenId, unix_now};
@@ -68,6 +70,8 @@ pub(crate) struct Inboxes {
     arriving: Arc<Semaphore>,
     /// Room for the bodies of those that are tried as they come, in [units](arrival::UNIT).
     sending: Semaphore,
+    /// For a process that takes over.
+    news: Arc<News>,
 }
 
 /// Webhooks of all inboxes that may be on their way to the disk: as many as share a few of its commits. More come only where it
@@ -87,6 +91,8 @@ pub(crate) struct Open {
     paced: Mutex<Instant>,
     /// There may be something to deliver that was not there before.
     changed: Notify,
+    /// Who is to know of that, too.
+    news: Arc<News>,
     /// It takes no more.
     closed: CancellationToken,
 }
@@ -161,7 +167,8 @@ fn less<T: Ord>(own: Option<T>, relays: T) -> T {
 }
 
 impl Open {
-    fn new(limits: &Limits, name: &str, token: TokenId, settings: Settings) -> Arc<Self> {
+    fn new(shared: &Shared, name: &str, token: TokenId, settings: Settings) -> Arc<Self> {
+        let limits = shared.limits();
         Arc::new(Self {
             name: name.to_owned(),
             token,
@@ -169,6 +176,7 @@ impl Open {
             live: Semaphore::new(limits.inbox_live.min(Semaphore::MAX_PERMITS)),
             paced: Mutex::new(Instant::now()),
             changed: Notify::new(),
+            news: shared.inboxes.news.clone(),
             closed: CancellationToken::new(),
         })
     }
@@ -194,6 +202,7 @@ impl Open {
     /// Says that there may be something to deliver.
     pub(crate) fn wake(&self) {
         self.changed.notify_one();
+        self.news.note(&self.name);
     }
 }
 
@@ -207,7 +216,50 @@ impl Inboxes {
             changing: tokio::sync::Mutex::default(),
             arriving: Arc::new(Semaphore::new(ARRIVING)),
             sending: Semaphore::new(units.clamp(1, Semaphore::MAX_PERMITS)),
+            news: Arc::default(),
         }
+    }
+
+    /// From now on no webhook is delivered here but those that are returned: all others are another process's, which has to be
+    /// told what [has news](Self::has_news).
+    pub(crate) fn give_up(&self) -> HashSet<Seq> {
+        self.news.set_given_up(true);
+        self.records.give_up()
+    }
+
+    /// That process delivers none after all.
+    pub(crate) fn take_back(&self) {
+        self.records.take_back();
+        self.news.set_given_up(false);
+        self.open.iter().for_each(|open| open.wake());
+    }
+
+    /// The webhooks that are being delivered here.
+    pub(crate) fn leased(&self) -> HashSet<Seq> {
+        self.records.leased()
+    }
+
+    /// Waits until there is something that the other process has to know.
+    pub(crate) async fn has_news(&self) {
+        tokio::select! {
+            () = self.records.given_back() => {}
+            () = self.news.changed() => {}
+        }
+    }
+
+    /// The names with which, or with whose inboxes, something is different since this was last called.
+    pub(crate) fn take_names(&self) -> Vec<String> {
+        self.news.take()
+    }
+
+    /// Waits for as long as another process delivers.
+    async fn in_charge(&self) {
+        self.news.in_charge().await;
+    }
+
+    /// Says that something is different with a name.
+    pub(crate) fn note(&self, name: &str) {
+        self.news.note(name);
     }
 
     /// The present as waits and ages go by it: the system's clock as it was when the relay started, and what has passed
@@ -238,7 +290,41 @@ impl Inboxes {
 /// Opens the inboxes that there were when the relay stopped.
 pub(crate) fn start(shared: &Arc<Shared>, rows: Vec<records::Inbox>) {
     for row in rows {
-        begin(shared, Open::new(&shared.limits, &row.name, row.token, Settings::kept(&row)));
+        begin(shared, Open::new(shared, &row.name, row.token, Settings::kept(&row)));
+    }
+}
+
+/// Has the inbox of this name, or every one, be as the records have it: another process may have changed it.
+pub(crate) async fn look_again(shared: &Arc<Shared>, name: Option<&str>) {
+    let inboxes = &shared.inboxes;
+    let _changing = inboxes.changing.lock().await;
+    let rows = match name {
+        Some(name) => inboxes.records.inbox(name).await.map(|row| row.into_iter().collect()),
+        None => inboxes.records.inboxes().await,
+    };
+    let rows: Vec<records::Inbox> = match rows {
+        Ok(rows) => rows,
+        Err(error) => return tracing::error!(%error, "inboxes cannot be read; what has changed in them is found later"),
+    };
+    let ended: HashSet<TokenId> = shared.store.ended(unix_now()).await.unwrap_or_default().into_iter().collect();
+    let there: HashSet<(&str, TokenId)> = rows.iter().map(|row| (row.name.as_str(), row.token)).collect();
+    inboxes.open.retain(|its, open| {
+        let stays = name.is_some_and(|name| name != &**its) || there.contains(&(open.name.as_str(), open.token));
+        if !stays {
+            open.closed.cancel();
+        }
+        stays
+    });
+    drop(there);
+    // Nobody could take what came for a token that has ended.
+    for row in rows.into_iter().filter(|row| !ended.contains(&row.token)) {
+        match inboxes.get(&row.name) {
+            Some(open) => {
+                *open.settings.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(Settings::kept(&row));
+                open.wake();
+            }
+            None => begin(shared, Open::new(shared, &row.name, row.token, Settings::kept(&row))),
+        }
     }
 }
 
@@ -262,7 +348,7 @@ pub(crate) async fn open(
     }
     let _changing = inboxes.changing.lock().await;
     let known = known();
-    let most = if is_reserved { u64::MAX } else { shared.limits.inboxes_per_token };
+    let most = if is_reserved { u64::MAX } else { shared.limits().inboxes_per_token };
     let open_inbox = || inboxes.records.open_inbox(name, token, json(&settings), most, now());
     match open_inbox().await {
         Err(OpenInboxError::TooMany { .. }) if close_idle(shared, token).await? => open_inbox().await?,
@@ -273,7 +359,7 @@ pub(crate) async fn open(
             *open.settings.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
             open.wake();
         }
-        None => begin(shared, Open::new(&shared.limits, name, token, settings)),
+        None => begin(shared, Open::new(shared, name, token, settings)),
     }
     Ok(())
 }
@@ -424,12 +510,15 @@ pub(crate) async fn close(inboxes: &Inboxes, name: &str, whose: Option<TokenId>)
 
 async fn end(inboxes: &Inboxes, name: &str) -> Result<bool, StoreError> {
     inboxes.shut(name);
-    inboxes.records.close_inbox(name).await
+    let closed = inboxes.records.close_inbox(name).await;
+    inboxes.note(name);
+    closed
 }
 
 fn begin(shared: &Arc<Shared>, open: Arc<Open>) {
     // Its client is away, and not unknown.
     shared.registry.expect(&open.name);
+    shared.inboxes.note(&open.name);
     if let Some(before) = shared.inboxes.open.insert(open.name.as_str().into(), open.clone()) {
         before.closed.cancel();
     }
@@ -452,7 +541,7 @@ pub(crate) async fn sweep(shared: Arc<Shared>) {
         ended.into_iter().for_each(|token| revoke(&shared, token));
         // What such a one has left grows old as well.
         for row in shared.inboxes.records.inboxes().await.unwrap_or_default() {
-            let retention = Settings::kept(&row).retention(&shared.limits);
+            let retention = Settings::kept(&row).retention(&shared.limits());
             let sweep = || async {
                 let swept = shared.inboxes.records.sweep(&row.name, shared.inboxes.steady(), retention).await?;
                 shared.metrics.expired(swept.expired);

@@ -19,7 +19,7 @@ use dashmap::DashMap;
 use relay_protocol::frame::{GoAway, SessionKind};
 use relay_protocol::inbox::Inbox;
 use relay_protocol::link::{Driver, Link, Signal};
-use relay_protocol::message::{Bound, Hello, Payload, PublicName, Refusal, Resume, TunnelSpec, Welcome};
+use relay_protocol::message::{Bound, Hello, MOVES, Payload, PublicName, Refusal, Resume, TunnelSpec, Welcome};
 use relay_protocol::mux::{Ended, Limits as MuxLimits, Side};
 use relay_protocol::webhook::{Table, Verify, Webhooks};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -76,6 +76,12 @@ impl Sessions {
         self.seats.all()
     }
 
+    /// Whether every client that has connected has been told what it has.
+    pub(crate) fn are_welcomed(&self) -> bool {
+        let welcomed = self.live.iter().filter(|live| live.welcomed.get().is_some()).count();
+        welcomed == self.seats.all()
+    }
+
     /// Ends every session of a token, at once and for good.
     pub fn end(&self, token: TokenId, reason: GoAway, text: &str) {
         self.keys.revoke(token, Instant::now());
@@ -105,7 +111,7 @@ pub(crate) struct Session {
 impl Session {
     /// A place for a session of this token, before anything else is known of it.
     pub(crate) fn place(shared: &Shared, token: &Token) -> Result<Place, Full> {
-        shared.sessions.seats.enter(token.id, token.limits.max_sessions, shared.limits.sessions)
+        shared.sessions.seats.enter(token.id, token.limits.max_sessions, shared.limits().sessions)
     }
 
     pub(crate) fn new(shared: Arc<Shared>, peer: IpAddr, token: Token, place: Place) -> Self {
@@ -118,7 +124,7 @@ impl Session {
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let limits = MuxLimits { max_streams: self.shared.limits.session_streams, ..MuxLimits::default() };
+        let limits = MuxLimits { max_streams: self.shared.limits().session_streams, ..MuxLimits::default() };
         let socket = Driver::websocket(conn, read, Side::Relay, READ_BUFFER).await;
         let (link, driver) = Driver::new(Side::Relay, limits, socket);
         // From here on it is found by whoever ends the sessions of its token.
@@ -166,15 +172,16 @@ impl Session {
             (reason, sentence(&error))
         })?;
         tokio::select! {
-            hello = timeout(self.shared.limits.hello, hello(link)) => {
+            hello = timeout(self.shared.limits().hello, hello(link)) => {
                 hello.unwrap_or_else(|_| Err("no Hello came in time".into())).map_err(|text| (GoAway::Protocol, text))
             }
-            () = self.shared.stopping.cancelled() => Err((GoAway::Shutdown, "The relay shuts down.".into())),
+            () = self.shared.leaving.cancelled() => Err((GoAway::Shutdown, "The relay shuts down.".into())),
         }
     }
 
     /// Binds what the Hello asks for, and then does what the client and the clock ask for. The driver ends it.
     async fn serve(&mut self, link: &Link, hello: Hello) -> std::convert::Infallible {
+        let moves = hello.features.iter().any(|feature| feature == MOVES);
         let old = hello.resume.map(|resume| self.resume(&resume)).unwrap_or_default();
         let seats = old.iter().map(|old| &*old.seat);
         if let Err(full) = self.place.settle(self.token.limits.max_sessions, seats) {
@@ -204,7 +211,7 @@ impl Session {
             resume_key,
             resumed: self.resumed.is_some(),
             heartbeat_ms: millis(MuxLimits::default().heartbeat),
-            max_streams: self.shared.limits.session_streams,
+            max_streams: self.shared.limits().session_streams,
             tunnels: bound,
             extra: vec![Webhooks::known(), Inbox::known(&kept)],
         };
@@ -233,18 +240,27 @@ impl Session {
                     link.go_away(GoAway::Expired, false, "The token has expired; ask the relay's operator for a new one.");
                     std::future::pending::<()>().await;
                 }
-                () = self.shared.stopping.cancelled() => {
-                    link.go_away(GoAway::Shutdown, true, "The relay shuts down.");
-                    self.shared.closing.cancelled().await;
-                    link.go_away(GoAway::Shutdown, false, "The relay shuts down.");
-                    std::future::pending::<()>().await;
-                }
+                () = self.shared.stopping.cancelled() => return Box::pin(self.send_away(link, moves)).await,
                 () = &mut daily => {
                     Box::pin(self.touch()).await;
                     daily.set(sleep(DAY));
                 }
             }
         }
+    }
+
+    /// Has the client go, to the process that serves from now on where there is one. The driver ends the session.
+    async fn send_away(&self, link: &Link, moves: bool) -> std::convert::Infallible {
+        if moves && self.shared.has_successor() {
+            // One that cannot be queued goes to a session that is ending.
+            let _ = link.send_message(SessionKind::Move, Bytes::new());
+            // Meanwhile more may come for it on connections that lead here.
+            self.shared.leaving.cancelled().await;
+        }
+        link.go_away(GoAway::Shutdown, true, "The relay shuts down.");
+        self.shared.closing.cancelled().await;
+        link.go_away(GoAway::Shutdown, false, "The relay shuts down.");
+        std::future::pending().await
     }
 
     /// Uses a resume key. Returns the sessions that it resumes, where they are still live.
@@ -319,7 +335,7 @@ impl Session {
         // A name that is bound is the same token's, and the tunnel that has it goes when this one comes.
         let replaces =
             spec.name.as_deref().is_some_and(|name| self.shared.registry.is_bound(&name.to_ascii_lowercase()));
-        let is_full = self.tunnels.len() >= self.shared.limits.session_tunnels;
+        let is_full = self.tunnels.len() >= self.shared.limits().session_tunnels;
         let counted = self.place.count_tunnel(if replaces { u32::MAX } else { most }).filter(|_| !is_full);
         let Some(counted) = counted else {
             let message = format!("The token has {most} tunnels open, as many as it may.");
@@ -328,6 +344,8 @@ impl Session {
         let tunnel = self.bind_counted(link, spec, counted, mute).await?;
         // Before anything is waited for: where the session ends meanwhile, this one ends with it.
         self.tunnels.push(tunnel.clone());
+        // Another process that serves by now expects its client from here on.
+        self.shared.inboxes.note(&tunnel.name);
         // Now that it has the name, and before a request comes.
         if let Err(error) = self.keep_inbox(&tunnel).await {
             self.tunnels.retain(|other| other.generation != tunnel.generation);
@@ -458,7 +476,7 @@ impl Session {
         }
         self.shared.sessions.live.remove(&self.id);
         let comes_back = link.ended().is_some_and(|ended| resumes(&ended));
-        let until = comes_back.then(|| Instant::now() + self.shared.limits.resume);
+        let until = comes_back.then(|| Instant::now() + self.shared.limits().resume);
         let until = until.map(|until| self.expiry().map_or(until, |expiry| until.min(expiry)));
         // What it leaves behind goes with its key, and so with its token: whoever ends that finds no session any more.
         let leave = |is_resumable: bool| {
@@ -467,7 +485,7 @@ impl Session {
         };
         // A client that was lost before its Welcome comes back with the key that it had.
         match self.key.or(self.used) {
-            Some(key) => keys.end(self.token.id, key, &self.shared.limits, Instant::now(), leave),
+            Some(key) => keys.end(self.token.id, key, &self.shared.limits(), Instant::now(), leave),
             None => leave(false),
         }
         self.touch().await;
@@ -713,6 +731,6 @@ mod tests {
         shared.sessions.keys.revoke(token.id, Instant::now());
         shared.clone().follow(Change::Revoked(token.id)).await.unwrap();
         assert!(!left(&shared, "hooks").webhooks.handshake);
-        shared.sessions.keys.end(token.id, hash, &shared.limits, Instant::now(), |is_known| assert!(!is_known));
+        shared.sessions.keys.end(token.id, hash, &shared.limits(), Instant::now(), |is_known| assert!(!is_known));
     }
 }

@@ -47,7 +47,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(6 * 3600);
 const ATTEMPT: Duration = Duration::from_secs(15 * 60);
 
 /// How the relay gets its certificate by itself (ACME, RFC 8555), and the name server that this takes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AcmeConfig {
     /// Whom the authority writes to.
     pub email: String,
@@ -66,7 +66,7 @@ pub struct AcmeConfig {
 }
 
 /// An account that was made by hand at an authority (RFC 8555, section 7.3.4).
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExternalAccount {
     /// What the authority calls its key.
     pub id: String,
@@ -209,10 +209,9 @@ impl Acme {
         &self.certificates
     }
 
-    /// Keeps the certificate fresh for as long as the relay lives.
+    /// Keeps the certificate fresh for as long as the relay lives, or until another process does.
     pub(crate) async fn run(self, shared: Arc<Shared>) {
-        let closing = shared.closing.clone();
-        closing.run_until_cancelled(self.keep_fresh(&shared)).await;
+        shared.while_in_charge(self.keep_fresh(&shared)).await;
     }
 
     async fn keep_fresh(&self, shared: &Shared) {

@@ -26,6 +26,7 @@ mod schema;
 mod tests;
 mod webhook;
 
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -33,6 +34,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row as SqlRow, params};
 use thiserror::Error;
 use ulid::Ulid;
 
+pub(crate) use self::lease::Lease;
 use self::lease::Leases;
 use self::reserve::Reserve;
 use self::webhook::Id;
@@ -231,13 +233,26 @@ impl Records {
     /// # Errors
     /// [`OpenError`]: the directory, a file, or its contents.
     pub(crate) fn open(directory: &Path, floor: u64) -> Result<Self, OpenError> {
+        Self::open_as(directory, floor, true)
+    }
+
+    /// As [`Records::open`], beside another process that has them open. Bodies that no webhook needs may just come to that
+    /// one, and stay.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn open_beside(directory: &Path, floor: u64) -> Result<Self, OpenError> {
+        Self::open_as(directory, floor, false)
+    }
+
+    fn open_as(directory: &Path, floor: u64, alone: bool) -> Result<Self, OpenError> {
         let connection = database::open(directory, DATABASE_FILE, schema::MIGRATIONS)?;
         let path = spool::directory(directory);
         database::make_directory(&path)?;
         let failure = Failure::default();
         let spool = Spool::at(path, floor, failure.clone());
         let mut known = connection.prepare("SELECT 1 FROM webhooks WHERE id = ?1 AND spooled = 1")?;
-        let orphans = spool.remove_orphans(|id| known.exists([Id(id)]))?;
+        let orphans = if alone { spool.remove_orphans(|id| known.exists([Id(id)]))? } else { 0 };
         if orphans > 0 {
             tracing::info!(orphans, "removed stored bodies whose webhooks were never accepted");
         }
@@ -297,6 +312,32 @@ impl Records {
     pub(crate) async fn close(&self) {
         self.reader.close().await;
         self.writer.close().await;
+    }
+
+    /// From now on no webhook is delivered here but those that are returned: all others are another process's.
+    pub(crate) fn give_up(&self) -> HashSet<Seq> {
+        self.leases.set_given_up(true);
+        self.leases.taken()
+    }
+
+    /// All is to be delivered here again.
+    pub(crate) fn take_back(&self) {
+        self.leases.set_given_up(false);
+    }
+
+    /// The webhooks that are being delivered here.
+    pub(crate) fn leased(&self) -> HashSet<Seq> {
+        self.leases.taken()
+    }
+
+    /// Waits until one of them is done with, after [`Records::give_up`].
+    pub(crate) async fn given_back(&self) {
+        self.leases.given_back().await;
+    }
+
+    /// Leaves these webhooks to another process, for as long as the leases are kept.
+    pub(crate) fn leave(&self, seqs: impl IntoIterator<Item = Seq>) -> HashMap<Seq, Lease> {
+        seqs.into_iter().filter_map(|seq| Some((seq, self.leases.take(seq)?))).collect()
     }
 
     /// Where long bodies are.

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use relay_protocol::webhook::Verdict;
 use rusqlite::Row as SqlRow;
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
+use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
@@ -13,7 +14,8 @@ use crate::inbox::spool::Body;
 use crate::store::TokenId;
 
 /// The place of a webhook in the order of arrival, over all inboxes; never given twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
 pub(crate) struct Seq(pub(super) i64);
 
 impl Seq {

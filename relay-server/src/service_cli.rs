@@ -1,0 +1,47 @@
+//! `relay-server reload` and `relay-server upgrade`: what a running relay does about itself.
+
+use std::io::Write;
+use std::path::Path;
+
+use crate::control::{Control, Reply, Request};
+use crate::reload::Reloaded;
+use crate::token_cli::CliError;
+
+/// Has the relay on this data directory read its configuration anew.
+///
+/// # Errors
+/// [`CliError`] says why it stays as it was.
+pub async fn reload(data_dir: &Path) -> Result<(), CliError> {
+    let Reply::Reloaded(Reloaded { changed, waiting }) = ask(data_dir, Request::Reload).await? else {
+        return Err(CliError::Unexpected);
+    };
+    let mut out = std::io::stdout();
+    match changed.is_empty() {
+        true => writeln!(out, "nothing has changed that a running relay can change")?,
+        false => writeln!(out, "in force now: {}", changed.join(", "))?,
+    }
+    if !waiting.is_empty() {
+        writeln!(out, "in force after `relay-server upgrade`: {}", waiting.join(", "))?;
+    }
+    Ok(())
+}
+
+/// Has the relay on this data directory start the program that is installed by now, and hand over to it.
+///
+/// # Errors
+/// [`CliError`] says why the relay goes on as it was.
+pub async fn upgrade(data_dir: &Path) -> Result<(), CliError> {
+    let Reply::Upgraded { process, version } = ask(data_dir, Request::Upgrade).await? else {
+        return Err(CliError::Unexpected);
+    };
+    let process = process.map(|process| format!(" (process {process})")).unwrap_or_default();
+    let rest = "the one before it ends what it has under way, and then stops";
+    Ok(writeln!(std::io::stdout(), "version {version}{process} serves now; {rest}")?)
+}
+
+async fn ask(data_dir: &Path, request: Request) -> Result<Reply, CliError> {
+    match Control::running(data_dir).await?.request(request).await? {
+        Reply::Refused { message } => Err(CliError::Refused { message }),
+        reply => Ok(reply),
+    }
+}
