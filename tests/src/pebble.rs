@@ -125,7 +125,8 @@ impl Pebble {
     }
 }
 
-/// Pebble with renewal information (RFC 9773), which it lacks: what it answers is passed on, and this added.
+/// Pebble with renewal information (RFC 9773) and a name in CAA records, `pebble.example`, which it lacks: what it answers is
+/// passed on, and these are added.
 #[derive(Debug)]
 pub struct Front {
     directory: String,
@@ -209,6 +210,7 @@ impl Said {
         if let Ok(mut value) = serde_json::from_slice::<Value>(&bytes) {
             if value.get("newOrder").is_some() {
                 value["renewalInfo"] = format!("https://{own}/renewal-info").into();
+                value["meta"]["caaIdentities"] = serde_json::json!(["pebble.example"]);
             } else if let Some(replaces) = replaces.filter(|_| answer.status.is_success()) {
                 value["replaces"] = replaces.clone().into();
                 self.replaced.lock().unwrap().push(replaces);

@@ -209,7 +209,7 @@ async fn nothing_is_asked_for_before_the_zone_above_leads_here() {
     let parent = Parent::start(&network).await;
     let dns = Some(parent.address());
     let pebble = Pebble::start(&network, Settings { dns, ..Settings::default() }).await;
-    let (here, elsewhere) = (network.here(), "198.51.100.7");
+    let (here, elsewhere) = (network.here(), network.another_here(54));
     // Somebody has moved, and the record has not.
     parent.set(&["relay.example.com. NS ns-relay.example.com.", &format!("ns-relay.example.com. A {elsewhere}")]);
     let mut relay = RelayServer::spawn(flags_below(&parent, &network, &pebble)).await;
@@ -330,7 +330,8 @@ async fn an_account_is_bound_to_one_that_was_made_by_hand() {
 #[tokio::test]
 async fn the_name_server_answers_for_its_zone_alone() {
     let words = ["--domain", DOMAIN, "--acme", "you@example.com", "--acme-directory", "https://127.0.0.1:1/dir"];
-    let more = ["--dns", "127.0.0.1:0", "--public-ip", "203.0.113.7", "--public-ip", "2001:db8::7"];
+    let more =
+        ["--dns", "127.0.0.1:0", "--public-ip", "203.0.113.7", "--public-ip", "2001:db8::7", "--resolver", "off"];
     let mut relay = RelayServer::spawn(words.iter().chain(&more)).await;
     let line: serde_json::Value =
         serde_json::from_str(&relay.process.error_line("answering DNS for the domain").await).unwrap();

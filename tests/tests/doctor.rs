@@ -4,7 +4,8 @@
 use std::net::Ipv4Addr;
 use std::path::Path;
 
-use relay_tests::pebble::Settings;
+use rcgen::{CertificateParams, KeyPair};
+use relay_tests::pebble::{Front, Settings};
 use relay_tests::process::{Ended, run};
 use relay_tests::{Network, Parent, Pebble, Process, RelayServer};
 use serde_json::Value;
@@ -46,23 +47,6 @@ async fn doctor(words: &[&str]) -> Ended {
     run("relay-server", ["doctor", "--output", "json"].iter().chain(words)).await
 }
 
-/// The flags of a relay on the near end of the cable, which gets its certificate by itself.
-fn flags(network: &Network, pebble: &Pebble, parent: &Parent) -> Vec<String> {
-    let (https, http) = (format!("{}:443", network.here()), format!("{}:80", network.here()));
-    let (ca, resolver) = (pebble.ca_file().display().to_string(), parent.address().ip().to_string());
-    let all = [
-        ["--domain", DOMAIN],
-        ["--https", &https],
-        ["--http", &http],
-        ["--admin", "127.0.0.1:0"],
-        ["--acme", "you@example.com"],
-        ["--acme-directory", &pebble.directory()],
-        ["--acme-ca", &ca],
-        ["--resolver", &resolver],
-    ];
-    all.as_flattened().iter().map(|word| (*word).to_owned()).collect()
-}
-
 fn delegated(here: Ipv4Addr) -> [String; 2] {
     ["relay.example.com. NS ns-relay.example.com.".to_owned(), format!("ns-relay.example.com. A {here}")]
 }
@@ -82,8 +66,26 @@ impl Machine {
         Self { network, parent, pebble }
     }
 
+    /// The flags of a relay on the near end of the cable, which gets its certificate by itself.
     fn flags(&self) -> Vec<String> {
-        flags(&self.network, &self.pebble, &self.parent)
+        self.flags_to(&self.pebble.directory())
+    }
+
+    /// As [`Machine::flags`], from the authority with this directory.
+    fn flags_to(&self, directory: &str) -> Vec<String> {
+        let (https, http) = (format!("{}:443", self.network.here()), format!("{}:80", self.network.here()));
+        let (ca, resolver) = (self.pebble.ca_file().display().to_string(), self.parent.address().ip().to_string());
+        let all = [
+            ["--domain", DOMAIN],
+            ["--https", &https],
+            ["--http", &http],
+            ["--admin", "127.0.0.1:0"],
+            ["--acme", "you@example.com"],
+            ["--acme-directory", directory],
+            ["--acme-ca", &ca],
+            ["--resolver", &resolver],
+        ];
+        all.as_flattened().iter().map(|word| (*word).to_owned()).collect()
     }
 
     /// The doctor, with the flags of the relay.
@@ -195,7 +197,7 @@ async fn records_that_are_missing_are_told_word_for_word() {
         "relay.example.com. NS ns-relay.example.com.".to_owned(),
         "relay.example.com. NS ns-old.example.com.".to_owned(),
         format!("ns-relay.example.com. A {here}"),
-        "ns-old.example.com. A 198.51.100.7".to_owned(),
+        format!("ns-old.example.com. A {}", machine.network.another_here(54)),
     ]);
     let findings = Findings::of(&machine.doctor(data.path(), &[]).await);
     findings.is("dns.delegation", "wrong");
@@ -205,27 +207,55 @@ async fn records_that_are_missing_are_told_word_for_word() {
 #[tokio::test]
 async fn records_that_lead_elsewhere_are_told_with_where() {
     let machine = Machine::new().await;
-    let here = machine.network.here();
+    let (here, elsewhere) = (machine.network.here(), machine.network.another_here(54));
     machine.parent.set(&[
-        "relay.example.com. A 198.51.100.7".to_owned(),
+        format!("relay.example.com. A {elsewhere}"),
         format!("*.relay.example.com. A {here}"),
         "_acme-challenge.relay.example.com. NS ns-relay.example.com.".to_owned(),
         format!("ns-relay.example.com. A {here}"),
         "example.com. CAA 0 issue \"other.example\"".to_owned(),
     ]);
-    let mut relay = RelayServer::spawn(machine.flags()).await;
+    // Pebble does not say what it is called in such records.
+    let front = Front::start(&machine.network, &machine.pebble, ["2100-01-01T00:00:00Z", "2100-01-02T00:00:00Z"]).await;
+    let flags = machine.flags_to(front.directory());
+    let mut relay = RelayServer::spawn(&flags).await;
     relay.process.error_line("a new certificate is in use").await;
-    let findings = Findings::of(&machine.doctor(relay.data_dir(), &[]).await);
+    let data = relay.data_dir().display().to_string();
+    let words: Vec<&str> = flags.iter().map(String::as_str).chain(["--data-dir", &data]).collect();
+    let findings = Findings::of(&doctor(&words).await);
+    assert!(findings.is("dns.caa", "wrong").contains("do not let pebble.example issue a certificate"), "{findings:?}");
+    assert_eq!(findings.mends("dns.caa"), ["example.com. CAA 0 issue \"pebble.example\""]);
     assert!(
         findings.is("dns.delegation", "ok").contains("hands _acme-challenge.relay.example.com. over"),
         "{findings:?}"
     );
-    assert!(
-        findings.is("dns.address", "wrong").contains(&format!("leads to 198.51.100.7, and this machine is {here}"))
-    );
-    assert_eq!(findings.mends("dns.address"), [format!("relay.example.com. A {here}")]);
+    assert!(findings.is("dns.address", "wrong").contains(&format!("leads to {elsewhere}, and this machine is {here}")));
+    let mends = findings.mends("dns.address");
+    assert_eq!(mends, [format!("remove: relay.example.com. A {elsewhere}"), format!("relay.example.com. A {here}")]);
     findings.is("dns.wildcard", "ok");
     findings.is("dns.challenge", "ok");
+}
+
+#[tokio::test]
+async fn a_name_server_that_the_world_does_not_reach_is_told() {
+    let machine = Machine::new().await;
+    let here = machine.network.here();
+    machine.parent.set(&delegated(here));
+    // As where a firewall lets nothing through to port 53.
+    let elsewhere = format!("{here}:5353");
+    let flags = machine.flags();
+    let relay = RelayServer::spawn(flags.iter().map(String::as_str).chain(["--dns", &elsewhere])).await;
+    let findings = Findings::of(&machine.doctor(relay.data_dir(), &["--dns", &elsewhere]).await);
+    findings.is("dns.delegation", "ok");
+    for check in ["dns.address", "dns.wildcard", "dns.challenge"] {
+        assert!(findings.is(check, "wrong").contains("cannot reach the relay's name server"), "{findings:?}");
+        let mends = findings.mends(check).concat();
+        assert!(mends.contains(&format!("UDP and TCP port 53 through to {here}")), "{mends}");
+    }
+    assert!(findings.is("port.dns", "wrong").contains(&format!("{here}:53 does not answer")), "{findings:?}");
+    for check in ["relay", "certificate.file", "certificate.served"] {
+        findings.is(check, "wrong");
+    }
 }
 
 #[tokio::test]
@@ -281,11 +311,18 @@ async fn files_are_looked_at_without_a_relay() {
         rcgen::generate_simple_self_signed(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).unwrap()
     };
     let (good, other) = (made(&[DOMAIN, "*.relay.example.com"]), made(&[DOMAIN]));
+    let old = {
+        let mut params = CertificateParams::new([DOMAIN.to_owned(), format!("*.{DOMAIN}")]).unwrap();
+        (params.not_before, params.not_after) = (rcgen::date_time_ymd(2020, 1, 1), rcgen::date_time_ymd(2020, 4, 1));
+        let key = KeyPair::generate().unwrap();
+        (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+    };
     let data = place.path().join("data").display().to_string();
     for (cert, key, expected) in [
         (good.cert.pem(), good.signing_key.serialize_pem(), "do not trust"),
         (good.cert.pem(), other.signing_key.serialize_pem(), "does not belong"),
         (other.cert.pem(), other.signing_key.serialize_pem(), "is not for relay.example.com and *.relay.example.com"),
+        (old.0, old.1, "has expired at 2020-04-01T00:00:00Z"),
         (String::new(), good.signing_key.serialize_pem(), "has no \"BEGIN CERTIFICATE\""),
     ] {
         let (cert, key) = (write("cert.pem", &cert), write("key.pem", &key));

@@ -11,15 +11,23 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use futures_util::future::{join, join_all};
 use hickory_proto::ProtoError;
 use hickory_proto::op::Message;
 use hickory_proto::rr::{Name, RecordType};
+use tokio::time::timeout;
 
 use super::lookup::{Authority, Lookup, LookupError, address_in, addresses_in, ask, servers_in};
 use super::place::PORT;
 use super::zone::{absolute, challenge_of};
+
+/// How long is looked. Servers that are silent take a few seconds each.
+const WITHIN: Duration = Duration::from_secs(20);
+
+/// Name servers of a name that are looked at. Each takes questions of its own, and the answer that names them is a stranger's.
+const HOSTS: usize = 8;
 
 /// What has to be handed over, and to whom.
 #[derive(Clone, Debug)]
@@ -87,6 +95,12 @@ impl Parent {
     /// # Errors
     /// Where it cannot be told, because nobody answers.
     pub(crate) async fn look(&self) -> Result<Delegation, LookupError> {
+        // Boxed, because it is big.
+        let look = Box::pin(timeout(WITHIN, self.look_up()));
+        look.await.unwrap_or(Err(LookupError::Slow { within: WITHIN }))
+    }
+
+    async fn look_up(&self) -> Result<Delegation, LookupError> {
         let above = self.lookup.authority(&self.domain.base_name()).await?;
         let whole = self.said(&above, &self.domain).await?;
         if whole.iter().any(|said| self.is_here(said)) {
@@ -155,7 +169,7 @@ impl Parent {
         let at = SocketAddr::from((ip, PORT));
         let answer = ask(at, name, RecordType::NS, false).await?;
         let mut hosts = Vec::new();
-        for host in servers_in(&answer, name) {
+        for host in servers_in(&answer, name).take(HOSTS) {
             let addresses = self.addresses(&host, &answer, at).await?;
             hosts.push(Host { name: host, addresses });
         }

@@ -79,6 +79,12 @@ pub(crate) enum LookupError {
         /// Its words.
         code: ResponseCode,
     },
+    /// All of it took too long.
+    #[error("the name servers did not answer within {} s", within.as_secs())]
+    Slow {
+        /// In what time.
+        within: Duration,
+    },
     /// Nobody says who serves the zone.
     #[error("no name server is known for the zone that {name} is in")]
     NoServers {

@@ -129,7 +129,10 @@ impl World<'_> {
             _ => {
                 let domain = &self.patient.config.domain;
                 let owner = if *name == self.domain { domain.clone() } else { format!("*.{domain}") };
-                dns::address_records(&owner, self.public).collect()
+                let (stray, there): (Vec<_>, Vec<_>) = found.iter().partition(|ip| !self.public.contains(ip));
+                let missing: Vec<_> = self.public.iter().copied().filter(|ip| !there.contains(ip)).collect();
+                let remove = dns::address_records(&owner, &stray).map(|record| format!("remove: {record}"));
+                remove.chain(dns::address_records(&owner, &missing)).collect()
             }
         };
         Finding::wrong(check, wrong).mend(mend)

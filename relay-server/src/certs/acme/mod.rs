@@ -37,9 +37,6 @@ const RETRIES_S: [u64; 5] = [60, 300, 900, 1800, 3600];
 /// how often its name servers are asked, and somebody waits who is just setting the record.
 const DELEGATION: [Duration; 2] = [Duration::from_secs(10), Duration::from_secs(600)];
 
-/// How long is looked whether it does. Where nobody can tell by then, the authority is asked all the same.
-const LOOK: Duration = Duration::from_secs(20);
-
 /// An authority may want a certificate renewed earlier than it said (RFC 9773, section 4.3); and clocks jump.
 const LOOK_AGAIN: Duration = Duration::from_secs(6 * 3600);
 
@@ -348,24 +345,19 @@ impl Acme {
     /// Whether the zone above leads here. Where that cannot be told, it is for the authority to say.
     async fn check_delegation(&self) -> Result<(), AcmeError> {
         let Some(parent) = &self.parent else { return Ok(()) };
-        let unknown = match tokio::time::timeout(LOOK, Box::pin(parent.look())).await {
-            Ok(Ok(Delegation { handed: Some(_), .. })) => return Ok(()),
-            Ok(Ok(missing)) => {
-                return Err(AcmeError::Undelegated {
-                    domain: self.names[0].clone(),
-                    found: missing.to_string(),
-                    records: self.records.join(" | "),
-                    challenge: dns::challenge_record(&self.names[0], &self.config.dns_name),
-                });
+        match parent.look().await {
+            Ok(Delegation { handed: Some(_), .. }) => Ok(()),
+            Ok(missing) => Err(AcmeError::Undelegated {
+                domain: self.names[0].clone(),
+                found: missing.to_string(),
+                records: self.records.join(" | "),
+                challenge: dns::challenge_record(&self.names[0], &self.config.dns_name),
+            }),
+            Err(error) => {
+                tracing::warn!(%error, "cannot see whether the zone above leads here; asking the authority all the same");
+                Ok(())
             }
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("no answers within {} s", LOOK.as_secs()),
-        };
-        tracing::warn!(
-            reason = unknown,
-            "cannot see whether the zone above leads here; asking the authority all the same"
-        );
-        Ok(())
+        }
     }
 
     fn check(&self, directory: &Directory) -> Result<(), AcmeError> {
