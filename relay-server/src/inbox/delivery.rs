@@ -30,6 +30,7 @@ use crate::Shared;
 use crate::cause::Cause;
 use crate::judge::{Judged, judge, longest, sender, unjudged, withheld};
 use crate::store::StoreError;
+use crate::store::writer::Access;
 use crate::tunnels::Tunnel;
 
 /// How often a client that is away is looked for, beside being told of it; and what is due, whatever the clock does.
@@ -138,7 +139,7 @@ async fn again(shared: &Arc<Shared>, inbox: &Arc<Open>, tunnel: &Arc<Tunnel>, du
         }
         Ok(Loaded::Lost { code, reason }) => {
             let attempt = records::Attempt { at: now(), duration_ms: 0, status: None, error: Some(code) };
-            note(shared, due, attempt, Outcome::Dead { reason }).await;
+            note(shared, due, attempt, Outcome::Dead { reason }, Access::Write).await;
             inbox.wake();
         }
         Ok(Loaded::Gone) => {}
@@ -258,9 +259,10 @@ pub(super) async fn put_back(shared: &Shared, inbox: &Open, due: Due, wait: Dura
 
 /// Notes an attempt. Nobody makes another one before that is done: what was delivered would come again and again while the
 /// disk is full.
-async fn note(shared: &Shared, due: Due, attempt: records::Attempt, outcome: Outcome) {
+async fn note(shared: &Shared, due: Due, attempt: records::Attempt, outcome: Outcome, access: Access) {
     shared.metrics.attempt(Some(&outcome));
-    while let Err(error) = shared.inboxes.records().attempted(due.seq, attempt.clone(), outcome.clone()).await {
+    let records = shared.inboxes.records();
+    while let Err(error) = records.attempted(due.seq, attempt.clone(), outcome.clone(), access).await {
         tracing::error!(id = %due.id, %error, "what became of a webhook could not be noted");
         if shared.closing.run_until_cancelled(sleep(BROKEN)).await.is_none() {
             break;
@@ -279,6 +281,7 @@ pub(super) async fn attempt(
     wanted: Option<oneshot::Sender<Result<Answer, Cause>>>,
 ) {
     let settings = inbox.settings();
+    let is_first = wanted.is_some();
     let (at, began) = (now(), Instant::now());
     let within = within(shared, &settings);
     let sent = tokio::select! {
@@ -327,7 +330,10 @@ pub(super) async fn attempt(
         }
     };
     let is_over = matches!(outcome, Outcome::Delivered);
-    note(shared, due, attempt, outcome).await;
+    // Nothing comes after a first attempt that has ended it; those who come at the same time need the disk more.
+    let is_last = is_first && is_over && !settings.inbox.ordered;
+    let access = if is_last { Access::Deferred } else { Access::Write };
+    note(shared, due, attempt, outcome, access).await;
     // The next in order may come, or there is a new time to wait for.
     if settings.inbox.ordered || !is_over {
         inbox.wake();

@@ -12,7 +12,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode, ffi};
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout_at;
 
 use super::StoreError;
 
@@ -23,6 +25,8 @@ const GROUP: usize = 256;
 /// After so long a transaction takes no more operations: those that are many rows each must not hold up the others. In
 /// this time about 20 MB are written.
 const GROUP_TIME: Duration = Duration::from_millis(10);
+/// What nobody waits for waits so long for another's commit.
+const DEFERRED: Duration = Duration::from_millis(5);
 /// The write-ahead log goes back into the database at so many pages (4 MB), as SQLite would have it by itself: small enough
 /// that nobody waits long for it.
 const CHECKPOINT: i64 = 1000;
@@ -34,6 +38,9 @@ pub(crate) enum Access {
     Read,
     /// Is refused once the store has failed.
     Write,
+    /// As [`Access::Write`], of which nobody waits for the answer: for a moment it waits for others to share their commit, so
+    /// that it costs no fsync of its own and holds up none.
+    Deferred,
 }
 
 /// Why a store takes no more writes, if so: set once, for good. What happens beside the database, but belongs to what it
@@ -74,6 +81,12 @@ struct Operation {
     run: Run,
 }
 
+impl Message {
+    fn is_deferred(&self) -> bool {
+        matches!(self, Self::Operation(Operation { access: Access::Deferred, .. }))
+    }
+}
+
 type Run = Box<dyn FnOnce(Result<&Connection, StoreError>) -> (Verdict, Answer) + Send>;
 
 /// What becomes of an operation's changes.
@@ -90,10 +103,15 @@ type Answer = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 
 impl Writer {
     pub(crate) fn start(connection: Connection, failure: Failure) -> std::io::Result<Self> {
+        Self::start_with(connection, failure, DEFERRED)
+    }
+
+    fn start_with(connection: Connection, failure: Failure, patience: Duration) -> std::io::Result<Self> {
         let (queue, messages) = mpsc::channel(QUEUE);
+        let clock = Builder::new_current_thread().enable_time().build()?;
         let thread = thread::Builder::new().name("relay-store".to_owned()).spawn({
             let failure = failure.clone();
-            move || serve(connection, messages, &failure)
+            move || serve(connection, messages, (&clock, patience), &failure)
         })?;
         Ok(Self { queue: Some(queue), thread: Some(thread), failure })
     }
@@ -161,14 +179,19 @@ impl Drop for Writer {
 }
 
 /// The thread: group after group until the queue is closed and empty.
-fn serve(connection: Connection, mut queue: mpsc::Receiver<Message>, failure: &Failure) {
+fn serve(
+    connection: Connection,
+    mut queue: mpsc::Receiver<Message>,
+    (clock, patience): (&Runtime, Duration),
+    failure: &Failure,
+) {
     // SQLite's own checkpoints keep to themselves what fails in them: an fsync that is never to be tried again.
     if let Err(error) = connection.pragma_update(None, "wal_autocheckpoint", 0) {
         failure.set(error.to_string());
     }
     let mut messages = Vec::with_capacity(GROUP);
     let mut closers = Vec::new();
-    while queue.blocking_recv_many(&mut messages, GROUP) > 0 {
+    while clock.block_on(receive(&mut queue, &mut messages, patience)) {
         let mut group = Vec::with_capacity(messages.len());
         for message in messages.drain(..) {
             match message {
@@ -193,12 +216,25 @@ fn serve(connection: Connection, mut queue: mpsc::Receiver<Message>, failure: &F
     }
 }
 
+/// Whatever waits; where all of it can, what comes in that time with it. False once the queue is closed and empty.
+async fn receive(queue: &mut mpsc::Receiver<Message>, messages: &mut Vec<Message>, patience: Duration) -> bool {
+    queue.recv_many(messages, GROUP).await;
+    let until = tokio::time::Instant::now() + patience;
+    while messages.len() < GROUP && !messages.is_empty() && messages.iter().all(Message::is_deferred) {
+        match timeout_at(until, queue.recv_many(messages, GROUP)).await {
+            Ok(1..) => {}
+            Ok(0) | Err(_) => break,
+        }
+    }
+    !messages.is_empty()
+}
+
 /// Runs the operations, or as many of them as there is time for in one transaction.
 fn run_group(connection: &Connection, group: &mut std::vec::IntoIter<Operation>, failure: &Failure) {
     let failed = failure.get();
     if failed.is_some() || group.as_slice().iter().all(|operation| operation.access == Access::Read) {
         for Operation { access, run } in group {
-            let refusal = failed.clone().filter(|_| access == Access::Write);
+            let refusal = failed.clone().filter(|_| access != Access::Read);
             let (_, answer) = run(refusal.map_or(Ok(connection), Err));
             answer(Ok(()));
         }
@@ -391,6 +427,25 @@ mod tests {
         let (one, two, three) = tokio::join!(slow(1), slow(2), writer.run(Access::Write, orphan));
         assert_eq!((one, two), (Ok(()), Ok(())), "they did not share its commit");
         assert!(matches!(three, Err(StoreError::Failed { .. })), "{three:?}");
+    }
+
+    #[tokio::test]
+    async fn what_nobody_waits_for_shares_the_commit_of_the_next() {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch("PRAGMA foreign_keys = ON; CREATE TABLE t (i INTEGER PRIMARY KEY);").unwrap();
+        connection.execute_batch("CREATE TABLE child (i REFERENCES t (i) DEFERRABLE INITIALLY DEFERRED);").unwrap();
+        let writer = Writer::start_with(connection, Failure::default(), Duration::from_secs(3600)).unwrap();
+        let note = |sql: &'static str| {
+            writer.run(Access::Deferred, move |db| Ok(Ok::<_, StoreError>(db.execute(sql, []).map(drop)?)))
+        };
+        let (noted, other) = tokio::join!(note("INSERT INTO t VALUES (1)"), insert(&writer, 2));
+        assert_eq!((noted, other), (Ok(()), Ok(())), "the next comes, and nobody waits for an hour");
+        let (noted, read) = tokio::join!(note("INSERT INTO t VALUES (3)"), count(&writer));
+        assert_eq!((noted, read), (Ok(()), 3), "who reads sees it");
+        // What is wrong with it only COMMIT can notice.
+        let (noted, other) = tokio::join!(note("INSERT INTO child VALUES (99)"), insert(&writer, 4));
+        assert!(matches!(noted, Err(StoreError::Failed { .. })), "{noted:?}");
+        assert!(matches!(other, Err(StoreError::Failed { .. })), "it shared the commit: {other:?}");
     }
 
     /// The log does not grow for ever, and what is in it goes to where SQLite would put it.

@@ -59,8 +59,14 @@ impl Records {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub(crate) async fn attempted(&self, seq: Seq, attempt: Attempt, outcome: Outcome) -> Result<bool, StoreError> {
-        let Some(spooled) = self.drain(move |db| attempted(db, seq, &attempt, &outcome)).await? else {
+    pub(crate) async fn attempted(
+        &self,
+        seq: Seq,
+        attempt: Attempt,
+        outcome: Outcome,
+        access: Access,
+    ) -> Result<bool, StoreError> {
+        let Some(spooled) = self.drain(access, move |db| attempted(db, seq, &attempt, &outcome)).await? else {
             return Ok(false);
         };
         self.spool.remove(spooled).await;

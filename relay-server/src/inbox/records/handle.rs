@@ -11,6 +11,7 @@ use super::lease::Leases;
 use super::webhook::{ROW_COLUMNS, row_from};
 use super::{Attempt, Id, Quota, Records, Retention, Row, STEP, STEP_BYTES, Seq, State, Stored, Which};
 use super::{inbox_id, inbox_of, reserve};
+use crate::store::writer::Access;
 use crate::store::{StoreError, TokenId};
 
 /// A page of a list ends once its heads have as many bytes, so that long heads do not fill the memory.
@@ -106,7 +107,7 @@ impl Records {
     /// [`StoreError`].
     pub(crate) async fn sweep(&self, inbox: &str, now: i64, retention: Retention) -> Result<Swept, StoreError> {
         let (inbox, leases, spool) = (inbox.to_owned(), self.leases.clone(), self.spool.clone());
-        let swept = self.drain(move |db| {
+        let swept = self.drain(Access::Write, move |db| {
             look_for_reusable(db, &spool)?;
             sweep(db, &leases, &inbox, now, retention)
         });
@@ -121,7 +122,7 @@ impl Records {
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn sweep_closed(&self) -> Result<bool, StoreError> {
-        let (more, spooled) = self.drain(sweep_closed).await?;
+        let (more, spooled) = self.drain(Access::Write, sweep_closed).await?;
         self.spool.remove(spooled).await;
         if !more && self.spool.has_room(reserve::SIZE).is_ok() {
             let reserve = self.reserve.clone();
@@ -145,7 +146,7 @@ impl Records {
         let mut rest = Rest::of(which);
         loop {
             let (inbox, step) = (inbox.to_owned(), step.clone());
-            let work = self.drain(move |db| {
+            let work = self.drain(Access::Write, move |db| {
                 let mut rest = rest;
                 let seqs = match inbox_of(db, &inbox, token)? {
                     Some(inbox) => rest.next(db, inbox)?,

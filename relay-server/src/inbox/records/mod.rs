@@ -381,7 +381,7 @@ impl Records {
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn hand_over(&self, heirs: Vec<(TokenId, TokenId)>) -> Result<Vec<Inbox>, StoreError> {
-        self.drain(move |db| {
+        self.drain(Access::Write, move |db| {
             let mut names = Vec::new();
             let sql = "UPDATE inboxes SET token_id = ?2 WHERE token_id = ?1 AND name IS NOT NULL RETURNING name";
             let mut update = db.prepare_cached(sql)?;
@@ -503,9 +503,11 @@ impl Records {
     /// A write that notes a delivery, or makes room. Where the disk is full it has what was kept back.
     async fn drain<T: Send + 'static>(
         &self,
+        access: Access,
         operation: impl FnOnce(&Connection) -> rusqlite::Result<T> + Clone + Send + 'static,
     ) -> Result<T, StoreError> {
-        match self.write(operation.clone()).await {
+        let again = operation.clone();
+        match self.writer.run(access, |db| again(db).map(Ok)).await {
             Err(StoreError::Full) if self.reserve.give_up() => self.write(operation).await,
             done => done,
         }

@@ -85,7 +85,7 @@ fn attempt(at: i64, status: Option<u16>) -> Attempt {
 }
 
 async fn deliver(records: &Records, seq: Seq, status: u16) {
-    assert!(records.attempted(seq, attempt(NOW, Some(status)), Outcome::Delivered).await.unwrap());
+    assert!(records.attempted(seq, attempt(NOW, Some(status)), Outcome::Delivered, Access::Write).await.unwrap());
 }
 
 /// What is due, which nobody delivers then.
@@ -169,7 +169,7 @@ async fn webhooks_go_out_in_the_order_in_which_they_came() {
 
     // The second one is to be tried again before the third came back.
     let again = Outcome::Again { at: NOW + 5 * SECOND };
-    assert!(records.attempted(all[1], attempt(NOW, Some(500)), again).await.unwrap());
+    assert!(records.attempted(all[1], attempt(NOW, Some(500)), again, Access::Write).await.unwrap());
     deliver(&records, all[0], 200).await;
     assert_eq!(due(&records, NOW + 5 * SECOND).await, [], "all are under way yet");
     drop(under_way);
@@ -190,7 +190,7 @@ async fn in_order_nothing_overtakes_the_first() {
     assert_eq!(seqs(&take(&records, NOW, true).await), [], "the first is under way");
     assert_eq!(records.next_due("hooks", true).await.unwrap(), None);
     let again = Outcome::Again { at: NOW + HOUR };
-    records.attempted(first, attempt(NOW, None), again).await.unwrap();
+    records.attempted(first, attempt(NOW, None), again, Access::Write).await.unwrap();
     drop(under_way);
     assert_eq!(seqs(&take(&records, NOW + HOUR - 1, true).await), [], "the first is not due");
     assert_eq!(records.next_due("hooks", true).await.unwrap(), Some(NOW + HOUR));
@@ -331,7 +331,7 @@ async fn the_first_head_has_its_turn_where_the_newest_is_refused() {
     };
     let again = async |status| {
         let again = Outcome::Again { at: NOW };
-        records.attempted(seq, attempt(NOW, status), again).await.unwrap();
+        records.attempted(seq, attempt(NOW, status), again, Access::Write).await.unwrap();
     };
     again(Some(401)).await;
     assert_eq!(sent().await, ("first".to_owned(), NOW), "there is no other one");
@@ -353,7 +353,7 @@ async fn a_4xx_for_one_sender_does_not_end_what_another_was_told_is_kept() {
     let records = records().await;
     let answered = || Outcome::Answered(Box::new(Outcome::Again { at: NOW + 5 * SECOND }));
     let alone = taken(records.accept(New { take: Take::Now, ..event("evt_1", "a", "", NOW) }).await.unwrap()).unwrap();
-    records.attempted(alone.seq, attempt(NOW, Some(404)), answered()).await.unwrap();
+    records.attempted(alone.seq, attempt(NOW, Some(404)), answered(), Access::Write).await.unwrap();
     assert_eq!(inbox(&records).await.delivered, 1, "its only sender has the answer");
 
     let under_way =
@@ -361,10 +361,10 @@ async fn a_4xx_for_one_sender_does_not_end_what_another_was_told_is_kept() {
     let copied = records.accept(New { take: Take::Now, ..event("evt_2", "b", "", NOW) }).await.unwrap();
     assert!(matches!(copied, Accepted::Newer { due: None, .. }), "{copied:?}");
     let seq = under_way.seq;
-    records.attempted(seq, attempt(NOW, Some(404)), answered()).await.unwrap();
+    records.attempted(seq, attempt(NOW, Some(404)), answered(), Access::Write).await.unwrap();
     drop(under_way);
     assert_eq!(due(&records, NOW + 5 * SECOND).await, [seq]);
-    records.attempted(seq, attempt(NOW, Some(200)), answered()).await.unwrap();
+    records.attempted(seq, attempt(NOW, Some(200)), answered(), Access::Write).await.unwrap();
     assert_eq!((inbox(&records).await.delivered, inbox(&records).await.waiting), (2, 0));
 }
 
@@ -375,7 +375,7 @@ async fn a_copy_of_what_was_refused_or_given_up_is_a_new_chance() {
     deliver(&records, refused, 404).await;
     let dead = store(&records, event("evt_1", "body", "head", NOW)).await;
     let reason = "10 attempts".to_owned();
-    records.attempted(dead, attempt(NOW, Some(500)), Outcome::Dead { reason }).await.unwrap();
+    records.attempted(dead, attempt(NOW, Some(500)), Outcome::Dead { reason }, Access::Write).await.unwrap();
     let third = records.accept(event("evt_1", "body", "head", NOW)).await.unwrap();
     assert!(matches!(third, Accepted::Stored { .. }), "{third:?}");
 }
@@ -399,7 +399,7 @@ async fn the_newest_copy_of_what_waits_is_sent_and_the_first_head_is_kept() {
 
     // While somebody delivers it, nobody else does.
     // Its tries and its age go on from where they are.
-    records.attempted(seq, attempt(NOW, None), Outcome::Again { at: NOW + DAY }).await.unwrap();
+    records.attempted(seq, attempt(NOW, None), Outcome::Again { at: NOW + DAY }, Access::Write).await.unwrap();
     let copy = |head| New { take: Take::Now, ..event("evt_1", "body", head, NOW + 2 * HOUR) };
     let under_way = taken(records.accept(copy("4")).await.unwrap()).unwrap();
     assert_eq!((under_way.attempts, under_way.tries, under_way.since), (1, 1, NOW));
@@ -434,7 +434,7 @@ async fn a_full_inbox_takes_no_more_and_says_how_much_it_may() {
     assert!(full.to_string().contains("that are not delivered are 2, as much as may be"), "{full}");
     // What was given up still takes its place, what was delivered does not.
     let dead = Outcome::Dead { reason: "410".to_owned() };
-    records.attempted(first, attempt(NOW, Some(410)), dead).await.unwrap();
+    records.attempted(first, attempt(NOW, Some(410)), dead, Access::Write).await.unwrap();
     assert!(records.accept(two(new("x"))).await.is_err());
     deliver(&records, second, 200).await;
     store(&records, two(new("x"))).await;
@@ -585,21 +585,24 @@ async fn attempts_are_noted_and_the_newest_twenty_kept() {
     let seq = store(&records, sent).await;
     for n in 0..25 {
         let again = Outcome::Again { at: NOW + n };
-        assert!(records.attempted(seq, attempt(NOW + n, Some(503)), again).await.unwrap());
+        assert!(records.attempted(seq, attempt(NOW + n, Some(503)), again, Access::Write).await.unwrap());
     }
     // Nobody was there: no attempt.
     for _ in 0..2 {
         let found = take(&records, NOW + HOUR, false).await;
         assert_eq!((found[0].attempts, found[0].tries), (25, 25));
     }
-    records.attempted(seq, attempt(NOW + 99, None), Outcome::Delivered).await.unwrap();
+    records.attempted(seq, attempt(NOW + 99, None), Outcome::Delivered, Access::Write).await.unwrap();
     let (stored, attempts) = records.show("hooks", ALICE, id).await.unwrap().unwrap();
     assert_eq!((stored.row.attempts, stored.row.state, stored.body), (26, State::Delivered, StoredBody::Gone));
     assert_eq!(stored.row.ended_at, Some(NOW + 99 + 12));
     let numbers: Vec<_> = attempts.iter().map(|(number, _)| *number).collect();
     assert_eq!(numbers, (7..=26).collect::<Vec<_>>());
     assert_eq!(attempts[19].1, attempt(NOW + 99, None));
-    assert!(!records.attempted(Seq(99), attempt(NOW, None), Outcome::Delivered).await.unwrap(), "never was there");
+    assert!(
+        !records.attempted(Seq(99), attempt(NOW, None), Outcome::Delivered, Access::Write).await.unwrap(),
+        "never was there"
+    );
 }
 
 #[tokio::test]
@@ -609,7 +612,7 @@ async fn dead_letters_keep_their_reason_until_they_are_retried() {
     let id = sent.id;
     let seq = store(&records, sent).await;
     let reason = "answered 410 Gone".to_owned();
-    records.attempted(seq, attempt(NOW, Some(410)), Outcome::Dead { reason }).await.unwrap();
+    records.attempted(seq, attempt(NOW, Some(410)), Outcome::Dead { reason }, Access::Write).await.unwrap();
     assert_eq!(due(&records, NOW + DAY).await, []);
     let dead = list(&records, Some(State::Dead), None, 10).await;
     assert_eq!((dead[0].reason.as_deref(), dead[0].status), (Some("answered 410 Gone"), Some(410)));
@@ -631,7 +634,7 @@ async fn trying_again_does_not_make_younger_what_was_never_tried() {
     let records = records().await;
     let untried = store(&records, new("untried")).await;
     let tried = store(&records, new("tried")).await;
-    records.attempted(tried, attempt(NOW, Some(500)), Outcome::Again { at: NOW + HOUR }).await.unwrap();
+    records.attempted(tried, attempt(NOW, Some(500)), Outcome::Again { at: NOW + HOUR }, Access::Write).await.unwrap();
     assert_eq!(records.retry("hooks", ALICE, Which::All(State::Waiting), NOW + 1).await.unwrap(), 2);
     let found = take(&records, NOW + 1, false).await;
     let mut ages: Vec<_> = found.iter().map(|due| (due.seq, due.since)).collect();
@@ -669,7 +672,7 @@ async fn what_ended_late_counts_and_what_is_too_old_goes() {
     assert!(!records.sweep("gone", NOW, KEEP).await.unwrap().more);
     let dead = store(&records, new("x")).await;
     let reason = String::new();
-    records.attempted(dead, attempt(NOW, None), Outcome::Dead { reason }).await.unwrap();
+    records.attempted(dead, attempt(NOW, None), Outcome::Dead { reason }, Access::Write).await.unwrap();
     records.sweep("hooks", NOW + 13, Retention { dead_ms: 0, ..KEEP }).await.unwrap();
     assert_eq!((inbox(&records).await.bytes, inbox(&records).await.oldest_at), (0, None));
 }
@@ -874,10 +877,10 @@ async fn what_was_kept_back_is_given_up_on_a_full_disk_and_laid_by_again() {
     let error = "e".repeat(200_000);
     let attempt = Attempt { error: Some(error), ..attempt(NOW, None) };
     let again = Outcome::Again { at: NOW };
-    assert_eq!(records.attempted(seq, attempt.clone(), again.clone()).await, Err(StoreError::Full));
+    assert_eq!(records.attempted(seq, attempt.clone(), again.clone(), Access::Write).await, Err(StoreError::Full));
     assert!(!is_there(), "it was tried again without");
     pages("PRAGMA max_page_count = 100000").await.unwrap();
-    assert!(records.attempted(seq, attempt, again).await.unwrap());
+    assert!(records.attempted(seq, attempt, again, Access::Write).await.unwrap());
     records.sweep_closed().await.unwrap();
     assert!(is_there());
 }
@@ -997,7 +1000,7 @@ proptest! {
                             410 => Outcome::Dead { reason: "gone".to_owned() },
                             _ => Outcome::Again { at: now + 3 * SECOND },
                         };
-                        records.attempted(seq, attempt(now, Some(status)), outcome).await.unwrap();
+                        records.attempted(seq, attempt(now, Some(status)), outcome, Access::Write).await.unwrap();
                     }
                     Step::GiveBack => under_way.clear(),
                     Step::Retry { webhook } => {
