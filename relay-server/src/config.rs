@@ -616,7 +616,7 @@ impl Config {
             (None, None, Some(_)) => return Err(ConfigError::Missing { key: "cert", flag: "--cert FILE" }),
             (None, None, None) => match https.filter(|addr| !addr.ip().is_loopback()) {
                 Some(public) => return Err(ConfigError::NoCertificate(public)),
-                None => CertificateSource::Development { dir: data_dir.join("ca") },
+                None => CertificateSource::Development { dir: crate::certs::dev_directory(&data_dir) },
             },
         };
         let public_ips = if args.public_ip.is_empty() { &file.public_ip } else { &args.public_ip };

@@ -13,6 +13,8 @@
 #[doc(hidden)]
 pub mod admin;
 mod alert;
+#[doc(hidden)]
+pub mod backup;
 mod cause;
 #[doc(hidden)]
 pub mod certs;

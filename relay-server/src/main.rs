@@ -1,12 +1,14 @@
 //! `relay-server`: see `relay-server --help`.
 
 use std::io::{IsTerminal as _, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
 use relay_server::Relay;
+use relay_server::backup::{self, Backup};
 use relay_server::config::{Config, ServeArgs, default_data_dir};
 use relay_server::doctor::{self, DoctorArgs, DoctorError};
 use relay_server::inbox_cli::{self, InboxArgs};
@@ -47,6 +49,21 @@ enum Command {
         #[command(flatten)]
         args: InboxArgs,
     },
+    /// Ask the relay whether it takes requests; exit code 1 where it does not, or none runs
+    Health {
+        /// Where the relay keeps its data [default: /var/lib/relay for root, else ~/.local/share/relay]
+        #[arg(long, value_name = "DIR", env = "RELAY_DATA_DIR")]
+        data_dir: Option<PathBuf>,
+    },
+    /// Copy all that the relay keeps into a new directory, on which a relay can be started; it may run meanwhile
+    Backup {
+        /// Where the relay keeps its data [default: /var/lib/relay for root, else ~/.local/share/relay]
+        #[arg(long, value_name = "DIR", env = "RELAY_DATA_DIR")]
+        data_dir: Option<PathBuf>,
+        /// The new directory
+        #[arg(value_name = "TO")]
+        to: PathBuf,
+    },
     /// Check flags and configuration file without running
     CheckConfig(ServeArgs),
     /// Say what is wrong between the world and the relay, from the DNS records to a tunnel, and what mends it
@@ -67,24 +84,36 @@ enum Command {
         #[arg(long, value_name = "DIR", env = "RELAY_DATA_DIR")]
         data_dir: Option<PathBuf>,
     },
+    /// Print the completion script of a shell
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Write the manual pages into a directory
+    #[command(hide = true)]
+    Man {
+        /// Where to
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
-    let done =
-        match Cli::parse().command {
-            Command::Serve(args) => serve(args),
-            Command::Token { data_dir, command } => runtime(1)
-                .and_then(|rt| Ok(rt.block_on(token_cli::run(command, &data_dir.unwrap_or_else(default_data_dir)))?)),
-            Command::Inbox { data_dir, args } => runtime(1)
-                .and_then(|rt| Ok(rt.block_on(inbox_cli::run(args, &data_dir.unwrap_or_else(default_data_dir)))?)),
-            Command::CheckConfig(args) => check(&args),
-            Command::Doctor(args) => return diagnose(&args),
-            Command::Reload { data_dir } => runtime(1)
-                .and_then(|rt| Ok(rt.block_on(service_cli::reload(&data_dir.unwrap_or_else(default_data_dir)))?)),
-            Command::Upgrade { data_dir } => runtime(1)
-                .and_then(|rt| Ok(rt.block_on(service_cli::upgrade(&data_dir.unwrap_or_else(default_data_dir)))?)),
-            Command::Init(args) => runtime(1).and_then(|rt| Ok(rt.block_on(init::run(&args))?)),
-        };
+    let at = |data_dir: Option<PathBuf>| data_dir.unwrap_or_else(default_data_dir);
+    let done = match Cli::parse().command {
+        Command::Serve(args) => serve(args),
+        Command::Token { data_dir, command } => run(token_cli::run(command, &at(data_dir))),
+        Command::Inbox { data_dir, args } => run(inbox_cli::run(args, &at(data_dir))),
+        Command::Health { data_dir } => run(service_cli::health(&at(data_dir))),
+        Command::Reload { data_dir } => run(service_cli::reload(&at(data_dir))),
+        Command::Upgrade { data_dir } => run(service_cli::upgrade(&at(data_dir))),
+        Command::Backup { data_dir, to } => back_up(&at(data_dir), &to),
+        Command::CheckConfig(args) => check(&args),
+        Command::Doctor(args) => return diagnose(&args),
+        Command::Init(args) => run(init::run(&args)),
+        Command::Completions { shell } => completions(shell),
+        Command::Man { directory } => manual(&directory),
+    };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -183,6 +212,30 @@ fn diagnose(args: &DoctorArgs) -> ExitCode {
     ExitCode::from(2)
 }
 
+fn back_up(data: &Path, to: &Path) -> anyhow::Result<()> {
+    let Backup { tokens, inboxes, waiting, dead } = backup::make(data, to)?;
+    println!("{}: {tokens} tokens, {inboxes} inboxes, {waiting} webhooks that wait, {dead} dead letters", to.display());
+    Ok(())
+}
+
+fn completions(shell: Shell) -> anyhow::Result<()> {
+    // At once, because whoever reads may have gone.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "relay-server", &mut script);
+    std::io::stdout().write_all(&script).context("cannot print the script")
+}
+
+/// `relay-server.1`, and a page for each command.
+fn manual(directory: &Path) -> anyhow::Result<()> {
+    let written = std::fs::create_dir_all(directory).and_then(|()| clap_mangen::generate_to(Cli::command(), directory));
+    written.with_context(|| format!("cannot write into {}", directory.display()))
+}
+
+/// Runs a command that needs no more than one thread.
+fn run<E: Into<anyhow::Error>>(command: impl Future<Output = Result<(), E>>) -> anyhow::Result<()> {
+    runtime(1)?.block_on(command).map_err(Into::into)
+}
+
 /// One thread serves best while one core is enough: exchanges then meet in the same batches.
 fn runtime(threads: usize) -> anyhow::Result<Runtime> {
     let mut builder = if threads == 1 { Builder::new_current_thread() } else { Builder::new_multi_thread() };
@@ -202,6 +255,7 @@ mod tests {
     fn the_documented_commands_are_understood() {
         let pages = [
             include_str!("../../README.md"),
+            include_str!("../../docs/backup.md"),
             include_str!("../../docs/commands.md"),
             include_str!("../../docs/configuration.md"),
             include_str!("../../docs/inbox.md"),
@@ -213,7 +267,8 @@ mod tests {
             let blocks = page.split("```").skip(1).step_by(2);
             for line in blocks.flat_map(str::lines).map(str::trim).filter(|line| line.starts_with("relay-server ")) {
                 seen += 1;
-                assert!(Cli::try_parse_from(line.split_whitespace()).is_ok(), "{line}");
+                let words = line.split(" > ").next().unwrap().split_whitespace();
+                assert!(Cli::try_parse_from(words).is_ok(), "{line}");
             }
         }
         assert!(seen >= 8, "only {seen} commands were found");

@@ -1,4 +1,4 @@
-//! `relay-server reload` and `relay-server upgrade`: what a running relay does about itself.
+//! `relay-server health`, `reload` and `upgrade`: what a running relay says and does about itself.
 
 use std::io::Write;
 use std::path::Path;
@@ -37,6 +37,21 @@ pub async fn upgrade(data_dir: &Path) -> Result<(), CliError> {
     let process = process.map(|process| format!(" (process {process})")).unwrap_or_default();
     let rest = "the one before it ends what it has under way, and then stops";
     Ok(writeln!(std::io::stdout(), "version {version}{process} serves now; {rest}")?)
+}
+
+/// Asks the relay on this data directory whether it takes requests.
+///
+/// # Errors
+/// [`CliError`] says why it does not, or that there is none.
+pub async fn health(data_dir: &Path) -> Result<(), CliError> {
+    let Reply::Status(status) = ask(data_dir, Request::Status).await? else { return Err(CliError::Unexpected) };
+    let trouble = status.trouble.unwrap_or_default();
+    let mut out = std::io::stdout();
+    match (status.ready, trouble.is_empty()) {
+        (true, true) => Ok(writeln!(out, "ready")?),
+        (true, false) => Ok(writeln!(out, "ready, but {trouble}")?),
+        (false, _) => Err(CliError::Refused { message: format!("not ready: {trouble}") }),
+    }
 }
 
 async fn ask(data_dir: &Path, request: Request) -> Result<Reply, CliError> {

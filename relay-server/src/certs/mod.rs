@@ -31,6 +31,16 @@ use self::files::{Change, Files};
 /// How often the files are looked at: two `stat` calls each time.
 const POLL_INTERVAL: Duration = Duration::from_secs(5);
 
+/// Everything below a data directory that certificates are made of, or with.
+pub(crate) fn directories(data: &Path) -> [PathBuf; 2] {
+    [acme::directory(data), dev_directory(data)]
+}
+
+/// The place of the development authority below a data directory.
+pub(crate) fn dev_directory(data: &Path) -> PathBuf {
+    data.join("ca")
+}
+
 /// The one certificate in use, which may be replaced while connections come in.
 pub struct Certificates {
     /// None before the first one: no handshake succeeds then.

@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
-use rusqlite::{Connection, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use super::OpenError;
 
@@ -41,6 +41,25 @@ pub(crate) fn reader(directory: &Path, file: &str) -> Result<Connection, OpenErr
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.execute_batch("PRAGMA query_only = ON;")?;
     Ok(connection)
+}
+
+/// Copies a database as it is at this moment, with all that has been committed, also while others write to it: their log
+/// grows meanwhile. `to` is made, with mode 0600, and is whole or of no use. It is not on disk yet.
+pub(crate) fn copy(from: &Path, to: &Path) -> Result<(), OpenError> {
+    let at = |path: &Path| {
+        let path = path.to_owned();
+        move |source| OpenError::Io { path, source }
+    };
+    // Says better than SQLite does what is in the way.
+    File::open(from).map_err(at(from))?;
+    OpenOptions::new().create_new(true).write(true).mode(0o600).open(to).map_err(at(to))?;
+    let text = to.to_str().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidFilename, "it is no UTF-8"));
+    let text = text.map_err(at(to))?;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(from, flags)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.execute("VACUUM INTO ?1", [text])?;
+    Ok(())
 }
 
 /// Makes a directory for the relay's own files, with those above it, if it is not there. Its own entry is on disk then.

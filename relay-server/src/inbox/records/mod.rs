@@ -17,6 +17,7 @@
 //! Who delivers one holds a [`Lease`] on it, so that no two do.
 
 mod accept;
+mod copy;
 mod deliver;
 mod handle;
 mod lease;
@@ -34,6 +35,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row as SqlRow, params};
 use thiserror::Error;
 use ulid::Ulid;
 
+pub(crate) use self::copy::{Copied, copy};
 pub(crate) use self::lease::Lease;
 use self::lease::Leases;
 use self::reserve::Reserve;

@@ -826,6 +826,32 @@ async fn what_a_crash_leaves_of_a_long_body_goes_at_the_next_start() {
     assert_eq!(records.load(kept).await.unwrap().unwrap().body, StoredBody::Spooled);
 }
 
+#[tokio::test]
+async fn a_copy_has_what_waits_with_its_long_bodies_and_not_what_was_delivered_meanwhile() {
+    let (directory, copied) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let records = Records::open(directory.path(), 0).unwrap();
+    records.open_inbox("hooks", ALICE, "{}".to_owned(), 100, NOW).await.unwrap();
+    let short = store(&records, new("short")).await;
+    let [kept, gone] = [spooled(&records, new(""), 3).await, spooled(&records, new(""), 4).await];
+    let (id, file) = (kept.id, directory.path().join("inbox").join(gone.id.to_string()));
+    let (kept, gone) = (store(&records, kept).await, store(&records, gone).await);
+    // As where it is delivered once the database has been copied.
+    std::fs::remove_file(file).unwrap();
+    let of = copy(directory.path(), copied.path()).unwrap();
+    assert_eq!(of, Copied { inboxes: 1, waiting: 2, dead: 0 });
+    // The records have not noticed.
+    assert_eq!(due(&records, NOW).await, [short, kept, gone]);
+
+    let records = Records::open(copied.path(), 0).unwrap();
+    assert_eq!((inbox(&records).await.waiting, files(copied.path())), (2, 1));
+    assert_eq!(due(&records, NOW).await, [short, kept]);
+    let mut read = Vec::new();
+    records.spool().open(id).await.unwrap().read_to_end(&mut read).await.unwrap();
+    assert_eq!(read.len(), 300 * 1024);
+    // What comes next stands behind all that there ever was.
+    assert!(store(&records, new("next")).await > gone);
+}
+
 // ---- trouble ----------------------------------------------------------------------------------------
 
 #[tokio::test]
