@@ -26,6 +26,7 @@ pub mod app;
 pub mod body;
 pub mod browser;
 pub mod disk;
+pub mod machine;
 pub mod network;
 pub mod parent;
 pub mod pebble;

@@ -196,6 +196,11 @@ pub fn python() -> Command {
     Command::new(python_tool("python"))
 }
 
+/// The modules of [cloud-init](https://cloud-init.io) as Debian has it, and a Python that runs them.
+pub fn cloud_init() -> (PathBuf, Command) {
+    (installed("cloud-init/usr/lib/python3/dist-packages"), python())
+}
+
 /// `git` with no configuration but its defaults and an author, working in `directory`.
 pub fn git(directory: &Path) -> Command {
     let mut git = Command::new(program("git"));
