@@ -1206,6 +1206,7 @@ mod tests {
             include_str!("../../README.md"),
             include_str!("../../docs/commands.md"),
             include_str!("../../docs/inbox.md"),
+            include_str!("../../docs/install.md"),
             include_str!("../../docs/json-output.md"),
             include_str!("../../docs/self-hosting.md"),
         ];

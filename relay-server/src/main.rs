@@ -259,7 +259,9 @@ mod tests {
             include_str!("../../docs/commands.md"),
             include_str!("../../docs/configuration.md"),
             include_str!("../../docs/inbox.md"),
+            include_str!("../../docs/install.md"),
             include_str!("../../docs/self-hosting.md"),
+            include_str!("../../docs/upgrade.md"),
         ];
         let mut seen = 0;
         for page in pages {
