@@ -30,7 +30,12 @@ pub struct Gathered<T> {
 impl<T> Gathered<T> {
     /// Gathers the reads of `inner`.
     pub const fn new(inner: T) -> Self {
-        Self { inner, buffer: Vec::new(), at: 0, busy: false }
+        Self::with(inner, Vec::new())
+    }
+
+    /// As [`Self::new`], where these bytes have been read already.
+    pub const fn with(inner: T, read: Vec<u8>) -> Self {
+        Self { inner, buffer: read, at: 0, busy: false }
     }
 
     /// The connection itself. What has been gathered from it is not there any more.
@@ -132,16 +137,17 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
         fn what_was_written_is_what_is_read(
+            before in 0_usize..2_000,
             writes in proptest::collection::vec(1_usize..100_000, 0..12),
             reads in proptest::collection::vec(1_usize..20_000, 1..12),
         ) {
-            let sent: Vec<u8> = (0..writes.iter().sum::<usize>()).map(|i| (i % 251) as u8).collect();
+            let sent: Vec<u8> = (0..before + writes.iter().sum::<usize>()).map(|i| (i % 251) as u8).collect();
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             let received = runtime.block_on(async {
                 let (mut near, far) = duplex(70_000);
-                let mut far = Gathered::new(far);
+                let mut far = Gathered::with(far, sent[..before].to_vec());
                 let writer = async {
-                    let mut rest = sent.as_slice();
+                    let mut rest = &sent[before..];
                     for len in &writes {
                         let (piece, after) = rest.split_at(*len);
                         near.write_all(piece).await.unwrap();

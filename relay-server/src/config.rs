@@ -41,6 +41,9 @@ pub struct Config {
     pub resolver: Resolver,
     /// Proxies whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<Network>,
+    /// Whether connections of trusted proxies begin with a header of the PROXY protocol, version 1 or 2, which names the
+    /// sender: one without is closed, and what HTTP says of senders is the sender's own word.
+    pub proxy_protocol: bool,
     /// The name of the tunnel that also answers on `localhost`, for `relay dev`.
     pub localhost_tunnel: Option<String>,
     /// Whom the relay tells of backlogs and dead letters.
@@ -75,6 +78,7 @@ impl Config {
             public_ips: Vec::new(),
             resolver: Resolver::Off,
             trusted_proxies: Vec::new(),
+            proxy_protocol: false,
             localhost_tunnel: None,
             alert: None,
             threads: 1,
@@ -124,7 +128,7 @@ pub struct Limits {
     pub connections: usize,
     /// Public connections from one address (one /64 with IPv6) at once.
     pub connections_per_address: usize,
-    /// The TLS handshake.
+    /// The TLS handshake, with the PROXY header before it.
     pub handshake: Duration,
     /// A request's head, from its first byte; the first one of a connection from the handshake's end.
     pub head: Duration,
@@ -327,6 +331,9 @@ pub struct ServeArgs {
     /// A proxy whose X-Forwarded-For is believed, as an address or a network; may be repeated
     #[arg(long, value_name = "CIDR")]
     pub trusted_proxy: Vec<String>,
+    /// Trusted proxies begin each connection with a header of the PROXY protocol, version 1 or 2, and pass bytes on
+    #[arg(long)]
+    pub proxy_protocol: bool,
     /// The longest wait for a response's head where neither the tunnel nor the sender's provider has one [default: 30s]
     #[arg(long, value_name = "DURATION")]
     pub timeout: Option<String>,
@@ -400,6 +407,9 @@ pub struct FileConfig {
     /// As `--trusted-proxy`.
     #[serde(default)]
     pub trusted_proxies: Vec<String>,
+    /// As `--proxy-protocol`.
+    #[serde(default)]
+    pub proxy_protocol: bool,
     /// As `--timeout`.
     pub timeout: Option<String>,
     /// As `--threads`.
@@ -630,6 +640,11 @@ impl Config {
         });
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let networks = args.trusted_proxy.iter().chain(&file.trusted_proxies).map(|text| text.parse());
+        let trusted_proxies = networks.collect::<Result<Vec<_>, _>>()?;
+        let proxy_protocol = args.proxy_protocol || file.proxy_protocol;
+        if proxy_protocol && trusted_proxies.is_empty() {
+            return Err(ConfigError::Missing { key: "trusted_proxies", flag: "--trusted-proxy 10.0.0.0/8" });
+        }
         let mut limits = file.limits.apply(Limits::default())?;
         if let Some(timeout) = args.timeout.as_deref().or(file.timeout.as_deref()) {
             limits.deadline = duration("timeout", timeout)?;
@@ -645,7 +660,8 @@ impl Config {
             certificate,
             public_ips: public_ips.collect::<Result<_, _>>()?,
             resolver: resolver.transpose()?.unwrap_or_default(),
-            trusted_proxies: networks.collect::<Result<_, _>>()?,
+            trusted_proxies,
+            proxy_protocol,
             localhost_tunnel: None,
             alert: file.alert.map(FileAlert::resolve).transpose()?,
             threads: args.threads.or(file.threads).unwrap_or(cores / 2).max(1),
@@ -920,6 +936,7 @@ mod tests {
             (ServeArgs { domain: Some("a_b".into()), ..args() }, "domain"),
             (ServeArgs { timeout: Some("10".into()), ..args() }, "timeout"),
             (ServeArgs { trusted_proxy: vec!["10.0.0.0/33".into()], ..args() }, "trusted_proxies"),
+            (ServeArgs { proxy_protocol: true, ..args() }, "trusted_proxies is missing"),
         ] {
             let error = Config::resolve(&bad).unwrap_err().to_string();
             assert!(error.starts_with(key), "{error}");

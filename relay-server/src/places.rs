@@ -27,14 +27,35 @@ impl Places {
     /// A place for a connection from `peer`. A trusted proxy speaks for many senders, so it is not counted as one.
     pub(crate) fn enter(&self, peer: IpAddr, trusted: bool) -> Option<Place> {
         let permit = self.all.clone().try_acquire_owned().ok()?;
+        let address = self.count(peer, trusted)?;
+        Some(Place { address, addresses: self.addresses.clone(), _permit: permit })
+    }
+
+    /// Makes a proxy's place that of the sender whom it speaks for, where he has not too many. Whether it is.
+    pub(crate) fn pass_on(&self, place: &mut Place, sender: IpAddr, trusted: bool) -> bool {
+        let Some(address) = self.count(sender, trusted) else { return false };
+        leave(&self.addresses, &std::mem::replace(&mut place.address, address));
+        true
+    }
+
+    /// One more of an address.
+    fn count(&self, peer: IpAddr, trusted: bool) -> Option<IpAddr> {
         let address = block_of(peer);
         let mut count = self.addresses.entry(address).or_insert(0);
         if *count >= self.each && !trusted {
             return None;
         }
         *count += 1;
-        Some(Place { address, addresses: self.addresses.clone(), _permit: permit })
+        Some(address)
     }
+}
+
+/// One less of an address.
+fn leave(addresses: &DashMap<IpAddr, usize>, address: &IpAddr) {
+    addresses.remove_if_mut(address, |_, count| {
+        *count -= 1;
+        *count == 0
+    });
 }
 
 /// One connection's place.
@@ -47,10 +68,7 @@ pub(crate) struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.addresses.remove_if_mut(&self.address, |_, count| {
-            *count -= 1;
-            *count == 0
-        });
+        leave(&self.addresses, &self.address);
     }
 }
 

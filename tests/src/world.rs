@@ -286,6 +286,16 @@ pub async fn try_connect_tls(
     ca: &Path,
     protocols: &[&[u8]],
 ) -> std::io::Result<TlsStream<TcpStream>> {
+    let tcp = TcpStream::connect(addr).await?;
+    let _ = tcp.set_nodelay(true);
+    over(tcp, host, ca, protocols).await
+}
+
+/// TLS over a connection that there is, as [`try_connect_tls`].
+///
+/// # Errors
+/// The handshake is broken off.
+pub async fn over(tcp: TcpStream, host: &str, ca: &Path, protocols: &[&[u8]]) -> std::io::Result<TlsStream<TcpStream>> {
     let mut roots = rustls::RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(ca).expect("the CA file is there") {
         roots.add(certificate.expect("a certificate")).expect("a CA");
@@ -299,8 +309,6 @@ pub async fn try_connect_tls(
     config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     let name = host.rsplit_once(':').map_or(host, |(name, _)| name).to_owned();
     let name = ServerName::try_from(name).expect("a host");
-    let tcp = TcpStream::connect(addr).await?;
-    let _ = tcp.set_nodelay(true);
     TlsConnector::from(Arc::new(config)).connect(name, tcp).await
 }
 

@@ -14,16 +14,42 @@ use hyper::body::Incoming;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use relay_tests::body::{full, noise, pipe};
 use relay_tests::tools::program;
-use relay_tests::world::{connect_tls, try_connect_tls};
-use relay_tests::{App, Http, Process, RelayClient, RelayServer, process, within};
+use relay_tests::world::{over, try_connect_tls};
+use relay_tests::{App, Http, Process, RelayClient, RelayServer, Wire, process, within};
 use tempfile::TempDir;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 const PORT: u16 = 8443;
 
+/// Where plain HTTP is, where it is.
+const PLAIN_PORT: u16 = 8080;
+
+/// Who sends. Proxies and clients are elsewhere on this machine.
+const SENDER: Ipv4Addr = Ipv4Addr::new(127, 200, 0, 1);
+
+/// A connection from an address of this machine.
+async fn connect_from(source: Ipv4Addr, to: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((source, 0).into()).unwrap();
+    let tcp = within("a connection", socket.connect(to)).await.unwrap();
+    tcp.set_nodelay(true).unwrap();
+    tcp
+}
+
+/// What a proxy does.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    /// It has the certificate, and speaks HTTP with both sides.
+    Http,
+    /// It passes on bytes, and says whose they are.
+    Bytes,
+}
+
 /// A relay behind a proxy.
 struct Behind {
+    kind: Kind,
     relay: RelayServer,
     proxy: Process,
     front: SocketAddr,
@@ -42,6 +68,7 @@ impl Behind {
     /// Starts a relay and, before it, a proxy with this example, of which `own` makes what fits here: the front's address,
     /// the files of the certificate and of its key, and the home.
     async fn start(
+        kind: Kind,
         example: &str,
         command: &str,
         words: &[&str],
@@ -60,24 +87,32 @@ impl Behind {
         std::fs::write(path("key.pem"), key.serialize_pem()).unwrap();
         std::fs::write(path("both.pem"), leaf.pem() + &key.serialize_pem()).unwrap();
 
-        let (port, network) = (PORT.to_string(), "127.0.0.0/8");
-        let words_of_relay = ["--http-mode", "serve", "--public-port", &port, "--trusted-proxy", network];
-        let relay = RelayServer::spawn(words_of_relay).await;
+        let port = PORT.to_string();
+        let of_both = ["--public-port", &port, "--trusted-proxy", "127.0.0.1"];
+        let of_kind = match kind {
+            Kind::Http => &["--http-mode", "serve"][..],
+            Kind::Bytes => &["--proxy-protocol"],
+        };
+        let relay = RelayServer::spawn([&of_both[..], of_kind].concat()).await;
         let text = std::fs::read_to_string(format!("{}/../deploy/{example}", env!("CARGO_MANIFEST_DIR"))).unwrap();
         let text = text.replace("relay.example.com", RelayServer::DOMAIN);
         let text = text.replace("127.0.0.1:8080", &relay.http.unwrap().to_string());
+        let text = text.replace("127.0.0.1:8443", &relay.https.to_string());
         std::fs::write(path(example), own(text, front, &home.path().display().to_string())).unwrap();
         let command = program(command).display().to_string();
         let words: Vec<String> = words.iter().map(|word| word.replace("HOME", &path(""))).collect();
         let proxy = Process::spawn_in(home.clone(), &command, words, &[("XDG_DATA_HOME", &path("data"))]).await;
-        let ca = home.path().join("ca.pem");
+        let ca = match kind {
+            Kind::Http => home.path().join("ca.pem"),
+            Kind::Bytes => relay.ca_file(),
+        };
         within("the proxy listens", async {
             while try_connect_tls(front, RelayServer::DOMAIN, &ca, &[b"http/1.1"]).await.is_err() {
                 sleep(Duration::from_millis(5)).await;
             }
         })
         .await;
-        Self { relay, proxy, front, ca, home }
+        Self { kind, relay, proxy, front, ca, home }
     }
 
     async fn nginx() -> Self {
@@ -94,7 +129,18 @@ impl Behind {
             )
         };
         let words = ["-e", "stderr", "-p", "HOME", "-c", "HOMEnginx.conf"];
-        Self::start("nginx.conf", "nginx", &words, around).await
+        Self::start(Kind::Http, "nginx.conf", "nginx", &words, around).await
+    }
+
+    async fn nginx_with_bytes() -> Self {
+        let around = |text: String, front: SocketAddr, home: &str| {
+            let text = text.replace("listen 443", &format!("listen {front}"));
+            let text = text.replace("listen 80", &format!("listen {}:{PLAIN_PORT}", front.ip()));
+            let module = "/usr/lib/nginx/modules/ngx_stream_module.so";
+            format!("load_module {module};\ndaemon off; pid {home}/pid; error_log stderr;\nevents {{}}\n{text}\n")
+        };
+        let words = ["-e", "stderr", "-p", "HOME", "-c", "HOMEnginx-passthrough.conf"];
+        Self::start(Kind::Bytes, "nginx-passthrough.conf", "nginx", &words, around).await
     }
 
     async fn caddy() -> Self {
@@ -113,7 +159,7 @@ impl Behind {
             format!("{{\n{global}\n}}\n{text}")
         };
         let words = ["run", "--adapter", "caddyfile", "--config", "HOMECaddyfile"];
-        Self::start("Caddyfile", "caddy", &words, around).await
+        Self::start(Kind::Http, "Caddyfile", "caddy", &words, around).await
     }
 
     async fn haproxy() -> Self {
@@ -121,7 +167,16 @@ impl Behind {
             let text = text.replace("bind :443", &format!("bind {front}"));
             text.replace(&format!("/etc/haproxy/{}.pem", RelayServer::DOMAIN), &format!("{home}/both.pem"))
         };
-        Self::start("haproxy.cfg", "haproxy", &["-db", "-f", "HOMEhaproxy.cfg"], around).await
+        Self::start(Kind::Http, "haproxy.cfg", "haproxy", &["-db", "-f", "HOMEhaproxy.cfg"], around).await
+    }
+
+    async fn haproxy_with_bytes() -> Self {
+        let around = |text: String, front: SocketAddr, _: &str| {
+            let text = text.replace("bind :443", &format!("bind {front}"));
+            text.replace("bind :80", &format!("bind {}:{PLAIN_PORT}", front.ip()))
+        };
+        let words = ["-db", "-f", "HOMEhaproxy-passthrough.cfg"];
+        Self::start(Kind::Bytes, "haproxy-passthrough.cfg", "haproxy", &words, around).await
     }
 
     /// What its user would notice: a client gets there, a webhook arrives as it was sent and with its sender's address, what
@@ -159,7 +214,8 @@ impl Behind {
             .header("x-forwarded-for", "203.0.113.9")
             .header("x-forwarded-proto", "gopher")
             .body(full(body.clone()));
-        let tls = connect_tls(self.front, &host, &self.ca, &[b"http/1.1"]).await;
+        let tcp = connect_from(SENDER, self.front).await;
+        let tls = within("TLS", over(tcp, &host, &self.ca, &[b"http/1.1"])).await.unwrap();
         let mut http = Http::one(tls).await;
         http.ready().await;
         let answer = within("an answer", http.request(request.unwrap())).await.unwrap();
@@ -170,17 +226,34 @@ impl Behind {
         assert!(got == body, "byte for byte");
         assert_eq!(head.uri, "/a%2Fb//c/../d?e=%31&f=+");
         let line = |name: &str| head.headers[name].to_str().unwrap().to_owned();
-        assert_eq!(
-            (line("x-forwarded-for"), line("x-forwarded-proto")),
-            ("127.0.0.1, 127.0.0.1".into(), "https".into())
-        );
+        let from = match self.kind {
+            Kind::Http => format!("{SENDER}, 127.0.0.1"),
+            Kind::Bytes => SENDER.to_string(),
+        };
+        assert_eq!((line("x-forwarded-for"), line("x-forwarded-proto")), (from, "https".into()));
         assert_eq!(line("x-forwarded-host"), format!("{host}:{PORT}"));
+        if self.kind == Kind::Bytes {
+            let mut plain = Wire::new(connect_from(SENDER, (self.front.ip(), PLAIN_PORT).into()).await);
+            plain.send(format!("GET /a HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+            let answer = plain.message().await.unwrap();
+            assert_eq!(answer.values("location"), [format!("{}/a", client.url())], "{answer:?}");
+        }
     }
 }
 
 #[tokio::test]
 async fn nginx_passes_everything_on() {
     Behind::nginx().await.serves().await;
+}
+
+#[tokio::test]
+async fn nginx_passes_bytes_on_and_says_whose_they_are() {
+    Behind::nginx_with_bytes().await.serves().await;
+}
+
+#[tokio::test]
+async fn haproxy_passes_bytes_on_and_says_whose_they_are() {
+    Behind::haproxy_with_bytes().await.serves().await;
 }
 
 #[tokio::test]
@@ -191,4 +264,167 @@ async fn caddy_passes_everything_on() {
 #[tokio::test]
 async fn haproxy_passes_everything_on() {
     Behind::haproxy().await.serves().await;
+}
+
+/// What a relay makes of the header that a proxy begins with.
+mod header {
+    use std::time::Duration;
+
+    use relay_server::config::{Config, HttpMode};
+    use relay_tests::{Answer, World};
+    use tokio::io::AsyncWriteExt as _;
+
+    use super::*;
+
+    /// The only address that is trusted.
+    const PROXY: Ipv4Addr = Ipv4Addr::new(127, 200, 0, 2);
+
+    async fn behind_proxies(change: impl FnOnce(&mut Config)) -> World {
+        World::with(|config| {
+            config.trusted_proxies = vec![PROXY.to_string().parse().unwrap()];
+            (config.proxy_protocol, config.http_mode) = (true, HttpMode::Serve);
+            change(config);
+        })
+        .await
+    }
+
+    fn text(source: &str) -> Vec<u8> {
+        format!("PROXY TCP4 {source} 192.0.2.1 51234 443\r\n").into_bytes()
+    }
+
+    /// Version 2, and what it says of the sender's TLS.
+    fn binary(source: [u8; 4], extension: &[u8]) -> Vec<u8> {
+        let length = u8::try_from(12 + extension.len()).unwrap();
+        let begin = [&b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0"[..], &[length]].concat();
+        [&begin, &source[..], &[192, 0, 2, 1, 200, 34, 1, 187], extension].concat()
+    }
+
+    /// A connection on which a proxy has sent this, in two pieces.
+    async fn passed_on(to: SocketAddr, header: &[u8]) -> TcpStream {
+        let mut tcp = connect_from(PROXY, to).await;
+        let (begin, end) = header.split_at(header.len() / 2);
+        for piece in [begin, end] {
+            tcp.write_all(piece).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        tcp
+    }
+
+    /// A request by somebody who claims to come from elsewhere.
+    async fn ask(http: &mut Http, world: &World, name: &str) -> Answer {
+        let request = Request::get(world.url(name, "/")).header("x-forwarded-for", "198.51.100.1");
+        http.answer(request.header("x-forwarded-proto", "gopher").body(full("")).unwrap()).await
+    }
+
+    #[tokio::test]
+    async fn of_a_trusted_proxy_says_who_sends_and_nobody_else_does() {
+        let world = behind_proxies(|_| {}).await;
+        let app = App::recording().await;
+        let tunnel = world.tunnel(&app).await;
+        let tls = [0x20, 0, 5, 1, 0, 0, 0, 0];
+        for (header, from, proto) in [
+            (text("203.0.113.9"), "203.0.113.9", "http"),
+            (binary([203, 0, 113, 9], b""), "203.0.113.9", "http"),
+            // The proxy has spoken TLS, and says so.
+            (binary([203, 0, 113, 9], &tls), "203.0.113.9", "https"),
+            // It says nothing of anybody.
+            (b"PROXY UNKNOWN\r\n".to_vec(), "127.200.0.2", "http"),
+            (b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0".to_vec(), "127.200.0.2", "http"),
+        ] {
+            let seen = || {
+                let seen = app.last();
+                (seen.header("x-forwarded-for").to_owned(), seen.header("x-forwarded-proto").to_owned())
+            };
+            let mut plain = Http::one(passed_on(world.http(), &header).await).await;
+            assert_eq!(ask(&mut plain, &world, tunnel.name()).await.code(), 200);
+            assert_eq!(seen(), (from.to_owned(), proto.to_owned()), "{header:?}");
+
+            let host = world.host(tunnel.name());
+            for protocol in ["http/1.1", "h2"] {
+                let tcp = passed_on(world.https(), &header).await;
+                let tls = within("TLS", over(tcp, &host, world.ca_file(), &[protocol.as_bytes()])).await.unwrap();
+                let mut http = if protocol == "h2" { Http::two(tls).await } else { Http::one(tls).await };
+                assert_eq!(ask(&mut http, &world, tunnel.name()).await.code(), 200);
+                assert_eq!(seen(), (from.to_owned(), "https".to_owned()), "{header:?}");
+            }
+        }
+    }
+
+    /// A proxy behind another one, which speaks HTTP.
+    #[tokio::test]
+    async fn may_name_a_proxy_that_is_trusted_too() {
+        let world = behind_proxies(|config| config.trusted_proxies.push("203.0.113.0/24".parse().unwrap())).await;
+        let app = App::recording().await;
+        let tunnel = world.tunnel(&app).await;
+        let mut plain = Http::one(passed_on(world.http(), &text("203.0.113.9")).await).await;
+        assert_eq!(ask(&mut plain, &world, tunnel.name()).await.code(), 200);
+        assert_eq!(app.only().header("x-forwarded-for"), "198.51.100.1, 203.0.113.9");
+    }
+
+    #[tokio::test]
+    async fn is_required_of_a_trusted_proxy() {
+        let world = behind_proxies(|config| config.limits.handshake = Duration::from_secs(1)).await;
+        let app = App::recording().await;
+        let tunnel = world.tunnel(&app).await;
+        let request = format!("GET / HTTP/1.1\r\nHost: {}\r\n\r\n", world.host(tunnel.name()));
+        let cut = &text("203.0.113.9")[..20];
+        // Where nothing more comes, it is waited for as long as for a handshake.
+        for sent in [request.as_bytes(), b"PROXY TCP4 x y 1 2\r\n", b"\r\n\r\n\0\r\nQUIT\n\x31\x11\0\0", b"", cut] {
+            for to in [world.http(), world.https()] {
+                let mut wire = Wire::new(passed_on(to, sent).await);
+                let got = wire.rest().await.unwrap_or_else(|(got, _)| got);
+                assert!(got.is_empty(), "{sent:?} is answered with {got:?}");
+            }
+        }
+        let host = world.host(tunnel.name());
+        let tcp = connect_from(PROXY, world.https()).await;
+        within("a refusal", over(tcp, &host, world.ca_file(), &[b"http/1.1"])).await.unwrap_err();
+        assert!(app.seen().is_empty(), "{:?}", app.seen());
+    }
+
+    #[tokio::test]
+    async fn of_anybody_else_is_not_believed() {
+        let world = behind_proxies(|_| {}).await;
+        let app = App::recording().await;
+        let tunnel = world.tunnel(&app).await;
+        let request = format!("GET / HTTP/1.1\r\nHost: {}\r\n\r\n", world.host(tunnel.name()));
+        for header in [text("203.0.113.9"), binary([203, 0, 113, 9], b"")] {
+            let mut wire = Wire::new(connect_from(SENDER, world.http()).await);
+            wire.send([&header[..], request.as_bytes()].concat()).await;
+            let got = wire.rest().await.unwrap_or_else(|(got, _)| got);
+            assert!(got.is_empty() || got.starts_with(b"HTTP/1.1 400"), "{got:?}");
+        }
+        assert!(app.seen().is_empty(), "{:?}", app.seen());
+        // Without one they are who they are.
+        let mut plain = Http::one(connect_from(SENDER, world.http()).await).await;
+        assert_eq!(ask(&mut plain, &world, tunnel.name()).await.code(), 200);
+        assert_eq!(app.only().header("x-forwarded-for"), SENDER.to_string());
+    }
+
+    /// Whoever opens many connections through a balancer takes none from those who come the same way.
+    #[tokio::test]
+    async fn counts_connections_for_their_sender() {
+        let world = behind_proxies(|config| config.limits.connections_per_address = 2).await;
+        let mut held = Vec::new();
+        let mut answered = Vec::new();
+        for from in ["203.0.113.7", "203.0.113.7", "203.0.113.7", "203.0.113.8"] {
+            let mut wire = Wire::new(passed_on(world.http(), &text(from)).await);
+            let _ = wire.try_send("GET / HTTP/1.1\r\nHost: relay.test\r\n\r\n").await;
+            answered.push(wire.message().await.is_some());
+            held.push(wire);
+        }
+        assert_eq!(answered, [true, true, false, true]);
+        // A place is free again once its connection has ended.
+        drop(held);
+        let again = async {
+            loop {
+                let mut wire = Wire::new(passed_on(world.http(), &text("203.0.113.7")).await);
+                let _ = wire.try_send("GET / HTTP/1.1\r\nHost: relay.test\r\n\r\n").await;
+                if wire.message().await.is_some() {
+                    break;
+                }
+            }
+        };
+        within("a place", again).await;
+    }
 }

@@ -91,7 +91,7 @@ impl Metrics {
             handshakes_failed: counter(
                 &mut registry,
                 "handshakes_failed",
-                "TLS handshakes that failed or took too long",
+                "TLS handshakes, and PROXY headers before them, that failed or took too long",
             ),
             refused: counter(&mut registry, "requests_refused", "Requests that the gate refused"),
             unauthorized: counter(&mut registry, "unauthorized", "Connect attempts without a valid token"),

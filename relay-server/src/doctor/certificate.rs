@@ -71,7 +71,7 @@ async fn served(patient: &Patient, kept: Option<(CertificateDer<'static>, PathBu
     if let ([], Some(why)) = (&addresses[..], &detour) {
         return Finding::unknown(CHECK, format!("where {domain} is reached is not known: {why}"));
     }
-    let shown = match shake_hands(&addresses, domain, &patient.judge).await {
+    let shown = match shake_hands(&addresses, domain, patient).await {
         Ok(shown) => shown,
         Err(error) => {
             let found = format!("no TLS with {domain}: {error}");

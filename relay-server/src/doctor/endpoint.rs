@@ -41,7 +41,7 @@ pub(super) async fn check(patient: &Patient) -> (Finding, Option<Session>) {
     if let ([], Some(why)) = (&addresses[..], &detour) {
         return (Finding::unknown(CHECK, format!("where {url} is reached is not known: {why}")), None);
     }
-    let shown = match shake_hands(&addresses, host, &patient.judge).await {
+    let shown = match shake_hands(&addresses, host, patient).await {
         Ok(shown) => shown,
         Err(error) => {
             let found = format!("{url} is not reached: {error}");

@@ -10,10 +10,13 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+
+use super::patient::Patient;
 
 /// For connection and handshake, with one address.
 const WITHIN: Duration = Duration::from_secs(5);
@@ -29,14 +32,10 @@ pub(super) struct Shown {
 }
 
 /// Connects to the first address that answers, and asks for `host`.
-pub(super) async fn shake_hands(
-    addresses: &[SocketAddr],
-    host: &str,
-    judge: &Arc<WebPkiServerVerifier>,
-) -> io::Result<Shown> {
+pub(super) async fn shake_hands(addresses: &[SocketAddr], host: &str, patient: &Patient) -> io::Result<Shown> {
     let mut failure = io::Error::new(io::ErrorKind::NotFound, "no address is known");
     for address in addresses {
-        let shown = timeout(WITHIN, one(*address, host, judge)).await;
+        let shown = timeout(WITHIN, one(*address, host, patient)).await;
         match shown.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer"))) {
             Ok(shown) => return Ok(shown),
             Err(error) => failure = io::Error::new(error.kind(), format!("{address}: {error}")),
@@ -45,16 +44,19 @@ pub(super) async fn shake_hands(
     Err(failure)
 }
 
-async fn one(address: SocketAddr, host: &str, judge: &Arc<WebPkiServerVerifier>) -> io::Result<Shown> {
+async fn one(address: SocketAddr, host: &str, patient: &Patient) -> io::Result<Shown> {
     let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-    let witness = Arc::new(Witness { judge: judge.clone(), fault: Mutex::default() });
+    let witness = Arc::new(Witness { judge: patient.judge.clone(), fault: Mutex::default() });
     let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(io::Error::other)?
         .dangerous()
         .with_custom_certificate_verifier(witness.clone())
         .with_no_client_auth();
-    let tcp = TcpStream::connect(address).await?;
+    let mut tcp = TcpStream::connect(address).await?;
+    if patient.is_taken_for_a_proxy(&tcp) {
+        tcp.write_all(b"PROXY UNKNOWN\r\n").await?;
+    }
     let stream = TlsConnector::from(Arc::new(config)).connect(name, tcp).await?;
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use rustls::RootCertStore;
 use rustls::client::WebPkiServerVerifier;
 use rustls::crypto::aws_lc_rs;
+use tokio::net::TcpStream;
 
 use super::finding::Finding;
 use crate::config::{CertificateSource, Config};
@@ -65,6 +66,15 @@ impl Patient {
     /// Whether the relay is for more than this machine.
     pub(super) fn is_public(&self) -> bool {
         !matches!(self.config.certificate, CertificateSource::Development { .. })
+    }
+
+    /// Whether this connection leads to the relay itself, from an address of which it wants a PROXY header.
+    pub(super) fn is_taken_for_a_proxy(&self, connection: &TcpStream) -> bool {
+        let is_trusted = |ip| self.config.trusted_proxies.iter().any(|network| network.contains(ip));
+        let bound = self.status().and_then(|status| status.https);
+        self.config.proxy_protocol
+            && connection.local_addr().is_ok_and(|own| is_trusted(own.ip()))
+            && connection.peer_addr().is_ok_and(|to| Some(to.port()) == bound.map(|at| at.port()) && is_own(to.ip()))
     }
 
     /// The port in public URLs.

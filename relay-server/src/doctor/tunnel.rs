@@ -166,7 +166,7 @@ async fn open(link: &Link) -> Result<String, String> {
 /// As a provider does: one request to the public URL.
 async fn call(patient: &Patient, url: &str, host: &str, target: &str, body: Bytes) -> Result<Response<Bytes>, String> {
     let way = patient.way(host).await;
-    let shown = shake_hands(&way.addresses, host, &patient.judge).await;
+    let shown = shake_hands(&way.addresses, host, patient).await;
     let shown = shown.map_err(|error| format!("{url} is not reached: {error}"))?;
     if let Some(fault) = shown.fault {
         return Err(format!("senders end the connection to {url} because of its certificate: {fault}"));

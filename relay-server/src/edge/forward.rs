@@ -43,7 +43,7 @@ use crate::tunnels::{Asked, Found, SEEN, Tunnel};
 /// Where a request came from.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sender {
-    /// The peer of the connection.
+    /// The peer of the connection, or of the proxy that passes its bytes on.
     pub(crate) peer: IpAddr,
     /// The peer is a proxy whose forwarded headers are believed.
     pub(crate) trusted: bool,

@@ -1,7 +1,7 @@
 //! The public side's sockets: what is measured on them, and when they are given up.
 //!
 //! ```text
-//!   hyper ── Watched ── Conn ── rustls ── Gathered ── TCP
+//!   hyper ── Watched ── Conn ── rustls ── Gathered ── TCP, behind the header of a proxy
 //!            clock,     TLS or            reads in large
 //!            watchdog   plain             pieces when busy
 //! ```
@@ -13,15 +13,39 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::server::TlsStream;
 
 use relay_protocol::gather::Gathered;
 
+use super::proxy_protocol::{Header, Malformed, parse};
 use crate::config::Limits;
 use crate::places::Place;
+
+/// Why a connection does not begin with the header that a proxy sends.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NoHeader {
+    #[error("its PROXY header cannot be read: {0}")]
+    Malformed(#[from] Malformed),
+    #[error("it ended before its PROXY header: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Reads the header of the PROXY protocol that a connection begins with. The connection is behind it then.
+pub(crate) async fn read_header(mut tcp: TcpStream) -> Result<(Header, Gathered<TcpStream>), NoHeader> {
+    // Room for what proxies send; what was sent at once with it stays.
+    let mut bytes = Vec::with_capacity(512);
+    loop {
+        if let Some((header, used)) = parse(&bytes)? {
+            return Ok((header, Gathered::with(tcp, bytes.split_off(used))));
+        }
+        if tcp.read_buf(&mut bytes).await? == 0 {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+    }
+}
 
 /// A public connection, encrypted or not.
 #[derive(Debug)]

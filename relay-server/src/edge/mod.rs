@@ -1,8 +1,8 @@
 //! The public side: listeners, limits, routing by host, and the relay's own answers.
 //!
 //! ```text
-//!   accept ─▶ TLS ─▶ hyper ─▶ gate ─▶ route ─▶ forward ─▶ the session's link
-//!                                       └────▶ the relay's own host: connect ─▶ session
+//!   accept ─▶ PROXY header, TLS ─▶ hyper ─▶ gate ─▶ route ─▶ forward ─▶ the session's link
+//!                                                     └────▶ the relay's own host: connect ─▶ session
 //! ```
 
 pub(crate) mod api;
@@ -13,6 +13,7 @@ mod gate;
 mod inbox;
 pub(crate) mod io;
 pub(crate) mod janitor;
+mod proxy_protocol;
 mod record;
 mod respond;
 pub(crate) mod room;
@@ -20,7 +21,7 @@ mod upgrade;
 mod webhook;
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,7 +39,8 @@ use tokio_util::sync::CancellationToken;
 use self::body::{EdgeBody, discard};
 use self::forward::Sender;
 use self::gate::PublicHost;
-use self::io::{Clock, Conn, InFlight, Watched};
+use self::io::{Clock, Conn, InFlight, NoHeader, Watched, read_header};
+use self::proxy_protocol::Header;
 use self::respond::{answer, explain};
 use crate::Shared;
 use crate::cause::Cause;
@@ -85,38 +87,42 @@ pub(crate) async fn serve(shared: Arc<Shared>, listener: Arc<TcpListener>, purpo
     }
 }
 
-async fn connection(shared: &Arc<Shared>, tcp: TcpStream, peer: SocketAddr, place: Place, purpose: Purpose) {
+async fn connection(shared: &Arc<Shared>, tcp: TcpStream, peer: SocketAddr, mut place: Place, purpose: Purpose) {
     let accepted = Instant::now();
     // Failing to set it costs latency, not correctness.
     let _ = tcp.set_nodelay(true);
-    let conn = match &purpose {
-        Purpose::Http(_) => Conn::Plain(Gathered::new(tcp)),
-        Purpose::Https(acceptor) => {
-            let handshake = timeout(shared.limits().handshake, acceptor.accept(Gathered::new(tcp)));
-            match shared.closing.run_until_cancelled(handshake).await {
-                Some(Ok(Ok(tls))) => Conn::Tls(Box::new(tls)),
-                Some(Ok(Err(error))) => {
-                    tracing::debug!(%peer, %error, "a TLS handshake failed");
-                    shared.metrics.handshakes_failed.inc();
-                    return;
-                }
-                Some(Err(_)) => {
-                    shared.metrics.handshakes_failed.inc();
-                    return;
-                }
-                None => return,
-            }
+    let beginning = timeout(shared.limits().handshake, begin(shared, tcp, peer.ip(), &mut place, &purpose));
+    let (conn, sender) = match shared.closing.run_until_cancelled(beginning).await {
+        Some(Ok(Ok(begun))) => begun,
+        Some(Ok(Err(Unbegun::Full))) => {
+            shared.metrics.connections_refused.inc();
+            return;
         }
+        Some(Ok(Err(error))) => {
+            match error {
+                // That is a mistake in a configuration, and of nobody else: strangers need no header.
+                Unbegun::Header(NoHeader::Malformed(error)) => tracing::warn!(
+                    %peer, %error,
+                    "a trusted proxy does not begin with a PROXY header: have it send one, or serve without proxy_protocol"
+                ),
+                error => tracing::debug!(%peer, %error, "a connection did not begin"),
+            }
+            shared.metrics.handshakes_failed.inc();
+            return;
+        }
+        Some(Err(_)) => {
+            shared.metrics.handshakes_failed.inc();
+            return;
+        }
+        None => return,
     };
     let http2 = matches!(&conn, Conn::Tls(tls) if tls.get_ref().1.alpn_protocol() == Some(b"h2"));
     let clock = Clock::new(accepted, http2, place);
     let limits = shared.limits();
     let io = TokioIo::new(Watched::new(conn, clock.clone(), limits.clone()));
-    let trusted = shared.trusts(peer.ip());
-    let sender = Sender { peer: peer.ip(), trusted, encrypted: matches!(purpose, Purpose::Https(_)) };
     let times = clock.clone();
     let service = service_fn(move |request: Request<Incoming>| {
-        let (started, in_flight) = times.begin(trusted);
+        let (started, in_flight) = times.begin(sender.trusted);
         let (shared, purpose) = (shared.clone(), purpose.clone());
         async move {
             let version = request.version();
@@ -175,6 +181,48 @@ async fn connection(shared: &Arc<Shared>, tcp: TcpStream, peer: SocketAddr, plac
     if let Err(error) = result {
         tracing::debug!(%peer, %error, "a connection ended early");
     }
+}
+
+/// Why a connection is over before a request.
+#[derive(Debug, thiserror::Error)]
+enum Unbegun {
+    #[error(transparent)]
+    Header(#[from] NoHeader),
+    #[error("its sender has as many as it may")]
+    Full,
+    #[error("the TLS handshake failed: {0}")]
+    Tls(std::io::Error),
+}
+
+/// What comes before HTTP: who is there, and TLS.
+async fn begin(
+    shared: &Shared,
+    tcp: TcpStream,
+    peer: IpAddr,
+    place: &mut Place,
+    purpose: &Purpose,
+) -> Result<(Conn, Sender), Unbegun> {
+    let encrypted = matches!(purpose, Purpose::Https(_));
+    let mut sender = Sender { peer, trusted: shared.trusts(peer), encrypted };
+    let tcp = if sender.trusted && shared.config.proxy_protocol {
+        let (header, tcp) = read_header(tcp).await?;
+        // The proxy passes on what it gets: also what its sender says of others before him, who may be anybody.
+        sender.trusted = false;
+        if let Header::Sender { address, encrypted: before } = header {
+            sender = Sender { peer: address, trusted: shared.trusts(address), encrypted: encrypted || before };
+            if !shared.places.pass_on(place, address, sender.trusted) {
+                return Err(Unbegun::Full);
+            }
+        }
+        tcp
+    } else {
+        Gathered::new(tcp)
+    };
+    let conn = match purpose {
+        Purpose::Http(_) => Conn::Plain(tcp),
+        Purpose::Https(acceptor) => Conn::Tls(Box::new(acceptor.accept(tcp).await.map_err(Unbegun::Tls)?)),
+    };
+    Ok((conn, sender))
 }
 
 async fn handle(

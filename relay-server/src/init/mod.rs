@@ -276,6 +276,7 @@ mod tests {
             let together: &[&str] = match key {
                 "cert" | "key" => &["cert", "key"],
                 "acme_eab_kid" | "acme_eab_key_file" => &["acme_eab_kid", "acme_eab_key_file"],
+                "proxy_protocol" => &["trusted_proxies"],
                 _ if section == "[alert]" => &["url"],
                 _ => &[],
             };
