@@ -144,6 +144,7 @@ impl Shared {
             ("admin", old.admin != new.admin),
             ("public_port", old.public_port != new.public_port),
             ("data_dir", old.data_dir != new.data_dir),
+            ("proxy_protocol", old.proxy_protocol != new.proxy_protocol),
             ("public_ip", old.public_ips != new.public_ips),
             ("resolver", old.resolver != new.resolver),
             ("threads", old.threads != new.threads),
