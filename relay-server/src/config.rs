@@ -13,8 +13,9 @@ use relay_protocol::webhook::{Secret, TableError};
 use serde::Deserialize;
 
 pub use crate::alert::Alert;
-pub use crate::certs::acme::{AcmeConfig, ExternalAccount};
+pub use crate::certs::acme::{AcmeConfig, DnsConfig, ExternalAccount, OwnDns};
 use crate::dns::Resolver;
+pub use crate::dns::UpdateConfig;
 
 /// Everything that the relay needs to know to run.
 #[derive(Clone, Debug)]
@@ -321,6 +322,16 @@ pub struct ServeArgs {
     /// The name server's name in the parent zone [default: ns-DOMAIN]
     #[arg(long, value_name = "NAME")]
     pub dns_name: Option<String>,
+    /// Instead of answering DNS, have this program set and remove the records that prove DOMAIN: it is called as lego calls
+    /// it, PROGRAM present|cleanup NAME VALUE
+    #[arg(long, value_name = "PROGRAM", conflicts_with_all = ["dns", "dns_name", "dns_update"])]
+    pub dns_hook: Option<PathBuf>,
+    /// Instead of answering DNS, have this name server do it, which takes updates (RFC 2136)
+    #[arg(long, value_name = "HOST[:PORT]", conflicts_with_all = ["dns", "dns_name"])]
+    pub dns_update: Option<String>,
+    /// The key that it wants (TSIG), in a file as tsig-keygen writes it
+    #[arg(long, value_name = "FILE")]
+    pub dns_update_key_file: Option<PathBuf>,
     /// The address under which the world reaches this machine, behind NAT; may be repeated
     #[arg(long, value_name = "IP")]
     pub public_ip: Vec<String>,
@@ -399,6 +410,12 @@ pub struct FileConfig {
     pub dns: Vec<String>,
     /// As `--dns-name`.
     pub dns_name: Option<String>,
+    /// As `--dns-hook`.
+    pub dns_hook: Option<PathBuf>,
+    /// As `--dns-update`.
+    pub dns_update: Option<String>,
+    /// As `--dns-update-key-file`.
+    pub dns_update_key_file: Option<PathBuf>,
     /// As `--public-ip`.
     #[serde(default)]
     pub public_ip: Vec<String>,
@@ -842,20 +859,57 @@ fn acme(args: &ServeArgs, file: &FileConfig, domain: &str, data_dir: &Path) -> R
         }
         (None, Some(_)) => return Err(ConfigError::Missing { key: "acme_eab_kid", flag: "--acme-eab-kid ID" }),
     };
-    let dns = if args.dns.is_empty() { &file.dns } else { &args.dns }
-        .iter()
-        .map(|text| text.parse().map_err(|_| invalid("dns", text, "an address and port such as 203.0.113.7:53")));
-    let dns_name = args.dns_name.as_ref().or(file.dns_name.as_ref());
-    let dns_name = dns_name.map(|name| parse_domain("dns_name", name)).transpose()?;
     Ok(Some(AcmeConfig {
         email: email.clone(),
         directory: directory.to_owned(),
         ca: args.acme_ca.clone().or(file.acme_ca.clone()),
         external_account,
         dir: crate::certs::acme::directory(data_dir),
-        dns: dns.collect::<Result<_, _>>()?,
-        dns_name: dns_name.unwrap_or_else(|| crate::dns::default_name(domain)),
+        dns: dns(args, file, domain)?,
     }))
+}
+
+/// What is said of how the domain is proved. Flags that say how come before all that the file says of it.
+fn dns(args: &ServeArgs, file: &FileConfig, domain: &str) -> Result<DnsConfig, ConfigError> {
+    let invalid = |key, value: &str, expected| ConfigError::Invalid { key, value: value.to_owned(), expected };
+    let said = !args.dns.is_empty() || args.dns_name.is_some() || args.dns_hook.is_some() || args.dns_update.is_some();
+    let in_file = |set: bool| set && !said;
+    let hook = args.dns_hook.as_ref().or(file.dns_hook.as_ref().filter(|_| in_file(true)));
+    let update = args.dns_update.as_ref().or(file.dns_update.as_ref().filter(|_| in_file(true)));
+    let key_file = args.dns_update_key_file.clone().or(file.dns_update_key_file.clone());
+    let own_in_file = in_file(!file.dns.is_empty() || file.dns_name.is_some());
+    match (hook, update) {
+        (Some(hook), other) if other.is_some() || own_in_file => {
+            let expected = "for a relay with dns, dns_name or dns_update: leave one of them out";
+            Err(invalid("dns_hook", &hook.display().to_string(), expected))
+        }
+        (None, Some(server)) if own_in_file => {
+            Err(invalid("dns_update", server, "for a relay with dns or dns_name: leave one of them out"))
+        }
+        (Some(hook), _) => Ok(DnsConfig::Hook { program: hook.clone() }),
+        (None, Some(server)) => {
+            let expected = "a name server such as ns1.example.com, 192.0.2.1 or 192.0.2.1:5353";
+            let server = crate::dns::with_port(server).ok_or_else(|| invalid("dns_update", server, expected))?;
+            Ok(DnsConfig::Updates(UpdateConfig { server, key_file }))
+        }
+        (None, None) if key_file.is_some() && !said => {
+            Err(ConfigError::Missing { key: "dns_update", flag: "--dns-update ns1.example.com" })
+        }
+        (None, None) => own_dns(args, file, domain).map(DnsConfig::Own),
+    }
+}
+
+fn own_dns(args: &ServeArgs, file: &FileConfig, domain: &str) -> Result<OwnDns, ConfigError> {
+    let expected = "an address and port such as 203.0.113.7:53";
+    let invalid = |text: &String| ConfigError::Invalid { key: "dns", value: text.clone(), expected };
+    let listen = if args.dns.is_empty() { &file.dns } else { &args.dns };
+    let listen = listen.iter().map(|text| text.parse().map_err(|_| invalid(text)));
+    let name = args.dns_name.as_ref().or(file.dns_name.as_ref());
+    let name = name.map(|name| parse_domain("dns_name", name)).transpose()?;
+    Ok(OwnDns {
+        listen: listen.collect::<Result<_, _>>()?,
+        name: name.unwrap_or_else(|| crate::dns::default_name(domain)),
+    })
 }
 
 fn parse_domain(key: &'static str, text: &str) -> Result<String, ConfigError> {
@@ -972,13 +1026,14 @@ mod tests {
         let (source, public_ips, resolver) = resolve(&format!("acme = {example}"), args()).unwrap();
         let CertificateSource::Acme(acme) = source else { panic!() };
         assert_eq!(acme.directory, crate::certs::acme::LETS_ENCRYPT[0]);
-        assert_eq!((acme.email.as_str(), acme.dns.len(), public_ips.len()), ("you@example.com", 1, 1));
+        let own = acme.dns.own().unwrap();
+        assert_eq!((acme.email.as_str(), own.listen.len(), public_ips.len()), ("you@example.com", 1, 1));
         assert_eq!(resolver, Resolver::At("192.0.2.53:53".parse().unwrap()));
         assert!(acme.external_account.is_some() && acme.ca.is_some());
-        assert_eq!((acme.dns_name.as_str(), acme.dir), ("ns-relay.example.com", PathBuf::from("/d/acme")));
+        assert_eq!((own.name.as_str(), &acme.dir), ("ns-relay.example.com", &PathBuf::from("/d/acme")));
 
         let of = |args| match resolve("acme = 'me@example.org'\nacme_staging = true\n", args).unwrap().0 {
-            CertificateSource::Acme(acme) => (acme.email, acme.directory, acme.dns_name),
+            CertificateSource::Acme(acme) => (acme.email, acme.directory, acme.dns.own().unwrap().name.clone()),
             other => panic!("{other:?}"),
         };
         let staging = crate::certs::acme::LETS_ENCRYPT[1].to_owned();
@@ -998,11 +1053,57 @@ mod tests {
             ("acme = 'a@b.example'\nacme_directory = 'http://ca.example/dir'\n", "acme_directory"),
             ("acme = 'a@b.example'\nacme_eab_kid = 'k'\n", "acme_eab_key_file"),
             ("acme = 'a@b.example'\ndns = ['53']\n", "dns"),
+            ("acme = 'a@b.example'\ndns_hook = 'h'\ndns_name = 'ns.b.example'\n", "dns_hook"),
+            ("acme = 'a@b.example'\ndns_hook = 'h'\ndns_update = '192.0.2.1'\n", "dns_hook"),
+            ("acme = 'a@b.example'\ndns_update = '192.0.2.1'\ndns = ['192.0.2.1:53']\n", "dns_update"),
+            ("acme = 'a@b.example'\ndns_update = '192.0.2.1:x'\n", "dns_update"),
+            ("acme = 'a@b.example'\ndns_update_key_file = 'f'\n", "dns_update"),
             ("acme = 'a@b.example'\npublic_ip = ['relay.example.com']\n", "public_ip"),
             ("resolver = 'dns.example.com'\n", "resolver"),
         ] {
             let error = resolve(bad, args()).unwrap_err().to_string();
             assert!(error.starts_with(key), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_domain_is_proved_where_it_is_said() {
+        let page = include_str!("../../docs/configuration.md");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("relay-server.toml");
+        let dns = |text: &str, args: ServeArgs| {
+            std::fs::write(&path, format!("acme = 'a@b.example'\n{text}")).unwrap();
+            match Config::resolve(&ServeArgs { config: Some(path.clone()), ..args }).unwrap().certificate {
+                CertificateSource::Acme(acme) => acme.dns,
+                other => panic!("{other:?}"),
+            }
+        };
+        let documented = |begin: &str| {
+            let (_, example) = page.split_once(&format!("```toml\n{begin}")).unwrap();
+            format!("{begin}{}", example.split_once("```").unwrap().0)
+        };
+        let hook = documented("dns_hook = ");
+        let DnsConfig::Hook { program } = dns(&hook, args()) else { panic!() };
+        assert_eq!(program, Path::new("/etc/relay/dns-hook"));
+        let update = documented("dns_update = ");
+        let DnsConfig::Updates(found) = dns(&update, args()) else { panic!() };
+        let key_file = Some("/etc/relay/tsig.key".into());
+        assert_eq!(found, UpdateConfig { server: "ns1.example.com:53".to_owned(), key_file });
+        // Flags against the file.
+        let flag = ServeArgs { dns_hook: Some("h".into()), ..args() };
+        assert!(matches!(dns(&update, flag), DnsConfig::Hook { .. }));
+        let flag = ServeArgs { dns_name: Some("ns.b.example".into()), ..args() };
+        assert!(dns(&update, flag.clone()).own().is_some() && dns(&hook, flag).own().is_some());
+        for (typed, server) in [
+            ("192.0.2.1", "192.0.2.1:53"),
+            ("192.0.2.1:5353", "192.0.2.1:5353"),
+            ("2001:db8::1", "[2001:db8::1]:53"),
+            ("[2001:db8::1]:5353", "[2001:db8::1]:5353"),
+            ("ns1.example.com.:5353", "ns1.example.com.:5353"),
+        ] {
+            let flag = ServeArgs { dns_update: Some(typed.into()), ..args() };
+            let DnsConfig::Updates(found) = dns("", flag) else { panic!() };
+            assert_eq!(found, UpdateConfig { server: server.to_owned(), key_file: None });
         }
     }
 

@@ -59,7 +59,7 @@ pub use self::running::RunningRelay;
 
 use std::collections::HashSet;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
@@ -78,8 +78,8 @@ use tokio_util::task::TaskTracker;
 
 use self::admin::metrics::Metrics;
 use self::certs::Certificates;
-use self::certs::acme::Acme;
-use self::config::{AcmeConfig, CertificateSource, Config, Limits};
+use self::certs::acme::{Acme, Challenge, Hook, Publisher};
+use self::config::{AcmeConfig, CertificateSource, Config, DnsConfig, Limits, OwnDns};
 use self::control::{Change, Data};
 use self::edge::Purpose;
 use self::edge::connect::Refusals;
@@ -286,7 +286,7 @@ fn hint(error: &io::Error, address: &SocketAddr) -> String {
 pub struct Relay {
     shared: Arc<Shared>,
     ca_file: Option<std::path::PathBuf>,
-    acme: Option<(Acme, dns::Server)>,
+    acme: Option<(Acme, Option<dns::Server>)>,
     control: Option<control::Listener>,
     /// The inboxes that there were when the relay stopped.
     waiting: Vec<inbox::records::Inbox>,
@@ -435,7 +435,7 @@ impl Relay {
             http.as_ref().map(|listener| (What::Http, succession::handle(listener))),
             admin.as_ref().map(|listener| (What::Admin, succession::handle(listener))),
         ];
-        let dns = acme.iter().flat_map(|(_, server)| server.offer());
+        let dns = acme.iter().flat_map(|(_, server)| server).flat_map(dns::Server::offer);
         let own = control.iter().flat_map(control::Listener::offer);
         let offer = listeners.into_iter().flatten().chain(dns).chain(own).collect();
         let (program, ended) = (program.map(Arc::new), CancellationToken::new());
@@ -482,7 +482,7 @@ impl Relay {
 
     /// Where DNS is answered.
     pub fn dns_addrs(&self) -> Vec<SocketAddr> {
-        self.acme.iter().flat_map(|(_, server)| server.addresses()).collect()
+        self.acme.iter().flat_map(|(_, server)| server).flat_map(dns::Server::addresses).collect()
     }
 
     /// The development CA's certificate, where one is used.
@@ -534,7 +534,9 @@ impl Relay {
             });
         }
         if let Some((keeper, server)) = acme {
-            server.serve(&shared);
+            if let Some(server) = server {
+                server.serve(&shared);
+            }
             shared.spawn(keeper.run(shared.clone()));
         }
         let (watch, closing) = (shared.certificates.clone(), ended.clone());
@@ -654,21 +656,59 @@ async fn expected(shared: &Shared) -> Result<Vec<inbox::records::Inbox>, StoreEr
     Ok(waiting)
 }
 
-/// Who keeps the certificate fresh, and the name server that proves whose the domain is.
-fn acme(settings: &AcmeConfig, config: &Config, sockets: &mut Sockets) -> Result<(Acme, dns::Server), StartError> {
-    let public = dns::seen_as(&config.public_ips, config.https).map_err(certs::AcmeError::from)?;
-    let addresses = if settings.dns.is_empty() { dns::listen_at(&public) } else { settings.dns.clone() };
-    let records = dns::records(&config.domain, &settings.dns_name, &public);
+/// Who keeps the certificate fresh, and the name server that proves whose the domain is, where it is the relay's own.
+fn acme(
+    settings: &AcmeConfig,
+    config: &Config,
+    sockets: &mut Sockets,
+) -> Result<(Acme, Option<dns::Server>), StartError> {
+    let public = dns::seen_as(&config.public_ips, config.https).map_err(certs::AcmeError::from);
+    let lookup = dns::Lookup::new(config.resolver);
+    let open = |records, publisher, parent| {
+        let challenge = Challenge::new(&config.domain, publisher, lookup.clone()).map_err(not_a_name)?;
+        Acme::open(settings, &config.domain, records, challenge, parent)
+    };
+    match &settings.dns {
+        DnsConfig::Own(own) => {
+            let public = public?;
+            let records = dns::records(&config.domain, &own.name, &public);
+            let parent =
+                lookup.clone().map(|lookup| dns::Parent::new(lookup, &config.domain, &own.name, public.clone()));
+            let parent = parent.transpose().map_err(not_a_name)?;
+            let (server, zone) = own_dns(own, &config.domain, public, sockets)?;
+            Ok((open(records, Publisher::Own(zone), parent)?, Some(server)))
+        }
+        DnsConfig::Updates(settings) => {
+            let updates = dns::Updates::new(settings).map_err(certs::AcmeError::from)?;
+            Ok((open(leading_to(&config.domain, public), Publisher::Updates(Box::new(updates)), None)?, None))
+        }
+        DnsConfig::Hook { program } => {
+            let hook = Hook::new(program, &config.domain);
+            Ok((open(leading_to(&config.domain, public), Publisher::Hook(hook), None)?, None))
+        }
+    }
+}
+
+fn own_dns(
+    own: &OwnDns,
+    domain: &str,
+    public: Vec<IpAddr>,
+    sockets: &mut Sockets,
+) -> Result<(dns::Server, Arc<dns::Zone>), StartError> {
+    let addresses = if own.listen.is_empty() { dns::listen_at(&public) } else { own.listen.clone() };
     // It grows as long as clocks do not go back, and nobody transfers the zone.
     let serial = u32::try_from(store::unix_now()).unwrap_or_default();
-    let wrong = |error: hickory_proto::ProtoError| certs::AcmeError::Zone(error.to_string());
-    let parent = dns::Lookup::new(config.resolver)
-        .map(|lookup| dns::Parent::new(lookup, &config.domain, &settings.dns_name, public.clone()));
-    let parent = parent.transpose().map_err(wrong)?;
-    let zone = dns::Zone::new(&config.domain, &settings.dns_name, public, serial);
-    let zone = Arc::new(zone.map_err(wrong)?);
-    let server = dns::Server::bind(&addresses, zone.clone(), sockets)?;
-    Ok((Acme::open(settings, &config.domain, records, zone, parent)?, server))
+    let zone = Arc::new(dns::Zone::new(domain, &own.name, public, serial).map_err(not_a_name)?);
+    Ok((dns::Server::bind(&addresses, zone.clone(), sockets)?, zone))
+}
+
+/// The records of a domain that others serve, as far as it is known where they are to lead.
+fn leading_to(domain: &str, public: Result<Vec<IpAddr>, certs::AcmeError>) -> Vec<String> {
+    dns::own_records(domain, &public.unwrap_or_default())
+}
+
+fn not_a_name(error: hickory_proto::ProtoError) -> certs::AcmeError {
+    certs::AcmeError::Zone(error.to_string())
 }
 
 /// The listener at an address: one that is there already, or a new one. `flag` is what an error names.

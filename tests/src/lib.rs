@@ -23,6 +23,7 @@
 )]
 
 pub mod app;
+pub mod bind;
 pub mod body;
 pub mod browser;
 pub mod disk;
@@ -41,6 +42,7 @@ pub mod wire;
 pub mod world;
 
 pub use self::app::{App, Seen};
+pub use self::bind::Bind;
 pub use self::body::{Body, Pipe};
 pub use self::browser::Browser;
 pub use self::disk::Disk;

@@ -357,6 +357,17 @@ pub fn app_file(name: &str) -> PathBuf {
 }
 
 /// Each application called directly: what fails here fails for a reason of its own, not for the tunnel's.
+/// Writes a program for the shell.
+pub fn script(path: &std::path::Path, text: &str) {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    // Beside, and then in its place: one that runs must not change.
+    let new = path.with_extension("new");
+    std::fs::write(&new, format!("#!/bin/sh\n{text}")).expect("a file");
+    std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o755)).expect("a program");
+    std::fs::rename(&new, path).expect("a place");
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]

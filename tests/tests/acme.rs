@@ -9,11 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Request;
+use relay_tests::bind::keygen;
 use relay_tests::pebble::{Front, Settings};
 use relay_tests::process::run;
 use relay_tests::process::{arguments, command};
+use relay_tests::tools::script;
 use relay_tests::world::{connect_tls, try_connect_tls};
-use relay_tests::{App, Http, Network, Parent, Pebble, RelayClient, RelayServer, body, within};
+use relay_tests::{App, Bind, Http, Network, Parent, Pebble, RelayClient, RelayServer, body, within};
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt as _;
 
@@ -263,6 +265,206 @@ async fn the_challenge_alone_is_enough() {
     relay.process.error_line(NEW).await;
     assert!(dig(&parent.address(), "NS relay.example.com +noall +answer").await.is_empty(), "the domain is not ours");
     connect_tls(relay.https, "hooks.relay.example.com", &roots, &[]).await;
+}
+
+/// BIND with these records and those that lead to the relay, and Pebble, which asks it.
+async fn served_elsewhere(network: &Network, records: &[&str]) -> (Bind, Pebble) {
+    let here = network.here();
+    let own = [format!("relay A {here}"), "*.relay CNAME relay".to_owned()];
+    let records: Vec<_> = own.iter().map(String::as_str).chain(records.iter().copied()).collect();
+    let bind = Bind::start(network, &records).await;
+    let dns = Some(bind.address());
+    (bind, Pebble::start(network, Settings { dns, ..Settings::default() }).await)
+}
+
+/// As [`flags`], where BIND is asked what the world sees.
+fn flags_beside(bind: &Bind, network: &Network, pebble: &Pebble, more: &[&str]) -> Vec<String> {
+    let mut flags = flags(network, &pebble.directory(), &pebble.ca_file());
+    flags.pop();
+    flags.push(bind.address().ip().to_string());
+    flags.extend(more.iter().map(|flag| (*flag).to_owned()));
+    flags
+}
+
+const PROOF: &str = "_acme-challenge.relay.example.com";
+
+/// The TXT records that BIND has at a name, and not at the one that a wildcard leads to.
+async fn texts(bind: &Bind, name: &str) -> Vec<String> {
+    let said = dig(&bind.address(), &format!("+short TXT {name}")).await;
+    said.lines().filter(|line| line.starts_with('"')).map(str::to_owned).collect()
+}
+
+async fn until_there_are_only(bind: &Bind, name: &str, expected: &[&str]) {
+    let look = async {
+        while texts(bind, name).await != expected {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    within("the records", look).await;
+}
+
+#[tokio::test]
+async fn a_name_server_that_takes_updates_is_enough() {
+    let network = Network::new();
+    let (bind, pebble) = served_elsewhere(&network, &["_acme-challenge.relay TXT mine"]).await;
+    let roots = pebble.root_file().await;
+    let (server, key) = (bind.address().ip().to_string(), bind.key_file("relay-key").display().to_string());
+    let flags = flags_beside(&bind, &network, &pebble, &["--dns-update", &server, "--dns-update-key-file", &key]);
+    let mut relay = RelayServer::spawn(flags).await;
+    relay.process.error_line(NEW).await;
+    connect_tls(relay.https, "hooks.relay.example.com", &roots, &[]).await;
+    // What is not ours stays.
+    until_there_are_only(&bind, PROOF, &["\"mine\""]).await;
+    std::net::UdpSocket::bind((network.here(), 53)).expect("the relay has no name server of its own");
+}
+
+#[tokio::test]
+async fn a_key_that_does_not_fit_is_told() {
+    let network = Network::new();
+    let (bind, pebble) = served_elsewhere(&network, &[]).await;
+    let place = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: String| {
+        let path = place.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let server = bind.address().to_string();
+    let good = bind.key_file("relay-key").display().to_string();
+    let secret = file("secret", keygen("relay-key").await);
+    let nobody = file("nobody", keygen("nobody").await);
+    let stranger = bind.key_file("stranger").display().to_string();
+    let none = file("none", "sesame".to_owned());
+    let check = async |server: &str, key: &str| {
+        let flags = flags_beside(&bind, &network, &pebble, &["--dns-update", server, "--dns-update-key-file", key]);
+        let data = place.path().join("data").display().to_string();
+        let words = ["doctor", "--output", "json", "--data-dir", &data].map(str::to_owned);
+        let findings = run("relay-server", words.into_iter().chain(flags)).await.lines();
+        // What it would take to be the name server is not asked for.
+        let unasked = ["dns.delegation", "port.dns"];
+        assert!(!findings.iter().any(|finding| unasked.contains(&finding["check"].as_str().unwrap())), "{findings:?}");
+        let finding = findings.into_iter().find(|finding| finding["check"] == "dns.challenge").unwrap();
+        format!("{}: {}", finding["verdict"].as_str().unwrap(), finding["found"].as_str().unwrap())
+    };
+    let found = check(&server, &good).await;
+    assert!(found.starts_with("ok:") && found.contains("in the zone example.com."), "{found}");
+    for (server, key, said) in [
+        (&server, &secret, "has another secret for the key relay-key than the key file (BADSIG)"),
+        (&server, &nobody, "knows no key nobody of this algorithm (BADKEY)"),
+        (&server, &stranger, "does not let the key stranger change _acme-challenge.relay.example.com."),
+        (&server, &none, "it is not one key"),
+        (&format!("{}:9", network.here()), &good, "cannot be asked"),
+    ] {
+        let found = check(server, key).await;
+        assert!(found.starts_with("wrong:") && found.contains(said) && !found.contains("sesame"), "{found}");
+    }
+
+    let flags = flags_beside(&bind, &network, &pebble, &["--dns-update", &server, "--dns-update-key-file", &secret]);
+    let mut relay = RelayServer::spawn(flags).await;
+    let complaint = relay.process.error_line("no certificate").await;
+    assert!(complaint.contains("BADSIG") && complaint.contains("relay-key"), "{complaint}");
+    let ready = relay.get_admin("/readyz").await;
+    assert!(ready.status == 503 && ready.text().contains("BADSIG"), "{}", ready.text());
+}
+
+#[tokio::test]
+async fn an_alias_of_the_challenge_is_followed() {
+    let network = Network::new();
+    let (bind, pebble) = served_elsewhere(&network, &["_acme-challenge.relay CNAME proof"]).await;
+    let (server, key) = (bind.address().to_string(), bind.key_file("relay-key").display().to_string());
+    let flags = flags_beside(&bind, &network, &pebble, &["--dns-update", &server, "--dns-update-key-file", &key]);
+    let mut relay = RelayServer::spawn(flags).await;
+    relay.process.error_line(NEW).await;
+    until_there_are_only(&bind, "proof.example.com", &[]).await;
+}
+
+/// The program of `docs/self-hosting.md`, and the two that it calls, which do so with BIND.
+fn hook(place: &Path, bind: &Bind) -> String {
+    let page = include_str!("../../docs/self-hosting.md");
+    let (_, documented) = page.split_once("```sh\n#!/bin/sh\n").unwrap();
+    let (documented, _) = documented.split_once("```").unwrap();
+    for (name, word) in [("auth-hook", "add"), ("cleanup-hook", "delete")] {
+        let record = "_acme-challenge.$CERTBOT_DOMAIN. 5 TXT $CERTBOT_VALIDATION";
+        script(&place.join(name), &bind.nsupdate(&format!("update {word} {record}")));
+    }
+    let path = place.join("dns-hook");
+    let log = format!("echo \"$*\" >> {}\n", place.join("calls").display());
+    script(&path, &(log + &documented.replace("/etc/letsencrypt", &place.display().to_string())));
+    path.display().to_string()
+}
+
+/// With what the hook was called.
+fn calls(place: &Path) -> Vec<String> {
+    std::fs::read_to_string(place.join("calls")).unwrap_or_default().lines().map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn a_program_that_sets_the_record_is_enough() {
+    let network = Network::new();
+    let (bind, pebble) = served_elsewhere(&network, &[]).await;
+    let roots = pebble.root_file().await;
+    let place = tempfile::tempdir().unwrap();
+    let hook = hook(place.path(), &bind);
+    // One that fails on its second call.
+    let good = std::fs::read_to_string(&hook).unwrap();
+    let count = format!(
+        "[ $(wc -l < {}) != 2 ] || {{ echo Quota exceeded >&2; exit 7; }}\n",
+        place.path().join("calls").display()
+    );
+    let (log, rest) = good.trim_start_matches("#!/bin/sh\n").split_once('\n').unwrap();
+    script(Path::new(&hook), &format!("{log}\n{count}{rest}"));
+    let flags = flags_beside(&bind, &network, &pebble, &["--dns-hook", &hook]);
+    let home = home();
+    let mut relay = RelayServer::spawn_in(home.clone(), &flags).await;
+    let complaint = relay.process.error_line("no certificate").await;
+    assert!(complaint.contains("exit status: 7") && complaint.contains("Quota exceeded"), "{complaint}");
+    // What was set is removed, and so is what may have been.
+    let done = calls(place.path());
+    let (verb, of): (Vec<_>, Vec<_>) = done.iter().map(|call| call.split_once(' ').unwrap()).unzip();
+    assert_eq!(verb, ["present", "present", "cleanup", "cleanup"], "{done:?}");
+    assert!(of[0] != of[1] && of[2..].contains(&of[0]) && of[2..].contains(&of[1]), "{done:?}");
+    assert!(of.iter().all(|of| of.starts_with("_acme-challenge.relay.example.com. ")), "{done:?}");
+    assert_eq!(texts(&bind, PROOF).await, [""; 0]);
+
+    script(Path::new(&hook), good.trim_start_matches("#!/bin/sh\n"));
+    relay.process.terminate().await;
+    let mut relay = RelayServer::spawn_in(home, &flags).await;
+    relay.process.error_line(NEW).await;
+    connect_tls(relay.https, "hooks.relay.example.com", &roots, &[]).await;
+    until_there_are_only(&bind, PROOF, &[]).await;
+    assert_eq!(calls(place.path()).len(), 8);
+}
+
+#[tokio::test]
+async fn the_authority_is_asked_once_the_record_is_to_be_seen() {
+    let network = Network::new();
+    let (bind, pebble) = served_elsewhere(&network, &[]).await;
+    let place = tempfile::tempdir().unwrap();
+    let (hook, calls) = (place.path().join("dns-hook"), place.path().join("calls"));
+    // As with a provider that takes its time.
+    script(&hook, &format!("echo \"update add $2 5 TXT $3\" >> {}\n", calls.display()));
+    let flags = flags_beside(&bind, &network, &pebble, &["--dns-hook", &hook.display().to_string()]);
+    let mut relay = RelayServer::spawn(flags).await;
+    let called = async {
+        loop {
+            let lines = std::fs::read_to_string(&calls).unwrap_or_default();
+            if lines.lines().count() == 2 {
+                return lines;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let lines = within("two calls", called).await;
+    let (one, both) = (lines.lines().next().unwrap(), lines.trim());
+    // One of the two is not enough. The authority would refuse, and the relay rest for a minute.
+    for (change, count) in [(one, 1), (both, 2)] {
+        assert_eq!(relay.get_admin("/readyz").await.status, 503);
+        assert!(!pebble.process.said().contains("/chalZ/"), "{}", pebble.process.said());
+        let ended = run("/bin/sh", ["-c", &bind.nsupdate(change)]).await;
+        assert_eq!(ended.code(), 0, "{ended:?}");
+        assert_eq!(texts(&bind, PROOF).await.len(), count);
+    }
+    relay.process.error_line(NEW).await;
+    assert!(pebble.process.said().contains("/chalZ/"), "{}", pebble.process.said());
 }
 
 /// From a machine with nothing on it to a webhook that arrives: two DNS records, one command.

@@ -22,6 +22,8 @@ const WITHIN: Duration = Duration::from_secs(2);
 const TRIES: usize = 2;
 /// Servers of a zone that are asked; they are to say the same.
 const SERVERS: usize = 4;
+/// Aliases of one name, one behind the other.
+const ALIASES: usize = 8;
 /// Of the resolvers that a machine names (resolv.conf(5), `MAXNS`).
 const RESOLVERS: usize = 3;
 
@@ -144,6 +146,32 @@ impl Lookup {
         Ok(addresses_in(&v4?).chain(addresses_in(&v6?)).collect::<BTreeSet<_>>().into_iter().collect())
     }
 
+    /// Where the records of a name are that is proved by a TXT record: behind its aliases (RFC 1034, section 3.6.2). One that
+    /// a wildcard gives to every name is none of its own, and gives way once there is a record.
+    pub(crate) async fn behind_aliases(&self, name: &Name) -> Result<Name, LookupError> {
+        let end = self.last_alias(name).await?;
+        if end == *name {
+            return Ok(end);
+        }
+        let Ok(other) = name.base_name().prepend_label(format!("_{:016x}", fastrand::u64(..))) else { return Ok(end) };
+        let is_wild = self.last_alias(&other).await.is_ok_and(|theirs| theirs == end);
+        Ok(if is_wild { name.clone() } else { end })
+    }
+
+    async fn last_alias(&self, name: &Name) -> Result<Name, LookupError> {
+        let answer = self.resolve(name, RecordType::TXT).await?;
+        let mut end = name.clone();
+        for _ in 0..ALIASES {
+            let next = answer.answers.iter().find_map(|record| match &record.data {
+                RData::CNAME(next) if record.name == end => Some(next.0.clone()),
+                _ => None,
+            });
+            let Some(next) = next else { break };
+            end = next;
+        }
+        Ok(end)
+    }
+
     /// The zone that has the records of `name`, which need not be there.
     pub(crate) async fn authority(&self, name: &Name) -> Result<Authority, LookupError> {
         let nobody = || LookupError::NoServers { name: name.clone() };
@@ -160,13 +188,9 @@ impl Lookup {
     async fn zone_of(&self, name: &Name) -> Result<Name, LookupError> {
         let mut above = name.clone();
         loop {
-            let answer = self.resolve(&above, RecordType::SOA).await?;
-            // Of a name that is no zone's own, its zone is told beside the answer that there is none (RFC 2308). Some
-            // resolvers leave that out, so that the next name up is asked for.
-            let told = answer.answers.iter().chain(&answer.authorities);
-            let mut zones = told.filter(|record| record.record_type() == RecordType::SOA && record.name.zone_of(name));
-            if let Some(record) = zones.next() {
-                return Ok(record.name.clone());
+            // Some resolvers leave out of which zone it is that there is no such name, so that the next one up is asked for.
+            if let Some(zone) = soa_in(&self.resolve(&above, RecordType::SOA).await?, name) {
+                return Ok(zone);
             }
             if above.is_root() {
                 return Err(LookupError::NoServers { name: name.clone() });
@@ -174,6 +198,29 @@ impl Lookup {
             above = above.base_name();
         }
     }
+}
+
+impl Authority {
+    /// Which of its servers do not show all of these TXT records, of those who answer.
+    pub(crate) async fn lacking(&self, name: &Name, values: &[String]) -> Vec<String> {
+        let asked = self.servers.iter().map(|(_, ip)| ask((*ip, PORT).into(), name, RecordType::TXT, false));
+        let answers = join_all(asked).await;
+        let silent = answers.iter().all(Result::is_err);
+        let lacks = |answer: &Result<Message, _>| match answer {
+            Ok(answer) => !values.iter().all(|value| texts_in(answer).any(|text| text == *value)),
+            Err(_) => silent,
+        };
+        let servers = self.servers.iter().zip(&answers).filter(|(_, answer)| lacks(answer));
+        servers.map(|((server, ip), _)| format!("{server} ({ip})")).collect()
+    }
+}
+
+/// The zone that has the records of `name` as an answer has it: of a name that is no zone's own, it is told beside the answer
+/// that there is none (RFC 2308).
+pub(super) fn soa_in(answer: &Message, name: &Name) -> Option<Name> {
+    let mut told = answer.answers.iter().chain(&answer.authorities);
+    let zone = told.find(|record| record.record_type() == RecordType::SOA && record.name.zone_of(name))?;
+    Some(zone.name.clone())
 }
 
 /// The addresses in an answer, those at the end of an alias among them.
@@ -187,6 +234,14 @@ pub(super) fn address_in(data: &RData) -> Option<IpAddr> {
         RData::AAAA(v6) => Some(v6.0.into()),
         _ => None,
     }
+}
+
+/// The TXT records in an answer.
+fn texts_in(answer: &Message) -> impl Iterator<Item = String> {
+    answer.answers.iter().filter_map(|record| match &record.data {
+        RData::TXT(text) => Some(String::from_utf8_lossy(&text.txt_data.concat()).into_owned()),
+        _ => None,
+    })
 }
 
 /// Who serves `zone` as an answer has it, be it that of a server of the zone or of one above.
@@ -217,7 +272,7 @@ pub(crate) async fn ask(
     let mut failure = LookupError::Silent { server };
     for _ in 0..TRIES {
         let answer = match timeout(WITHIN, over_udp(server, &bytes, &question)).await {
-            Ok(Ok(answer)) if answer.metadata.truncation => timeout(WITHIN, over_tcp(server, &bytes, &question)).await,
+            Ok(Ok(answer)) if answer.metadata.truncation => timeout(WITHIN, whole(server, &bytes, &question)).await,
             answer => answer,
         };
         match answer {
@@ -251,15 +306,21 @@ async fn over_udp(server: SocketAddr, bytes: &[u8], question: &Message) -> io::R
     }
 }
 
-async fn over_tcp(server: SocketAddr, bytes: &[u8], question: &Message) -> io::Result<Message> {
-    let mut tcp = TcpStream::connect(server).await?;
-    let length = u16::try_from(bytes.len()).map_err(io::Error::other)?;
-    tcp.write_all(&[&length.to_be_bytes(), bytes].concat()).await?;
-    let mut answer = vec![0; usize::from(tcp.read_u16().await?)];
-    tcp.read_exact(&mut answer).await?;
-    let answer = Message::from_vec(&answer).map_err(io::Error::other)?;
+/// What does not fit into a datagram.
+async fn whole(server: SocketAddr, bytes: &[u8], question: &Message) -> io::Result<Message> {
+    let answer = Message::from_vec(&over_tcp(server, bytes).await?).map_err(io::Error::other)?;
     let other = || io::Error::other("it answers another question");
     Some(answer).filter(|answer| answers(answer, question)).ok_or_else(other)
+}
+
+/// One message and its answer, on a connection of their own (RFC 7766).
+pub(super) async fn over_tcp(server: SocketAddr, message: &[u8]) -> io::Result<Vec<u8>> {
+    let mut tcp = TcpStream::connect(server).await?;
+    let length = u16::try_from(message.len()).map_err(io::Error::other)?;
+    tcp.write_all(&[&length.to_be_bytes(), message].concat()).await?;
+    let mut answer = vec![0; usize::from(tcp.read_u16().await?)];
+    tcp.read_exact(&mut answer).await?;
+    Ok(answer)
 }
 
 fn answers(answer: &Message, question: &Message) -> bool {

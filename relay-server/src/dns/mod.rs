@@ -1,4 +1,5 @@
-//! The name server for the base domain, so that nobody needs another one to prove that the domain is theirs.
+//! The name server for the base domain, so that nobody needs another one to prove that the domain is theirs; and, for those
+//! who have one, [updates](Updates) of its records.
 //!
 //! It answers for its zone alone, on the addresses that it is given, over UDP and TCP: no recursion, no transfers. What a
 //! stranger sends costs a count, and within its rate one look-up of a fixed few records; see `Zone`.
@@ -7,6 +8,8 @@ mod delegation;
 mod lookup;
 mod place;
 mod rate;
+mod tsig;
+mod update;
 mod zone;
 
 use std::net::{IpAddr, SocketAddr};
@@ -23,6 +26,8 @@ pub(crate) use self::lookup::{Lookup, LookupError, ask};
 pub use self::place::PlaceError;
 pub(crate) use self::place::{listen_at, seen_as};
 use self::rate::Rate;
+pub(crate) use self::update::{Change, Updates, with_port};
+pub use self::update::{UpdateConfig, UpdateError};
 use self::zone::Over;
 pub(crate) use self::zone::{Zone, absolute, challenge_of};
 use crate::places::Places;
@@ -185,6 +190,12 @@ pub(crate) fn records(domain: &str, server: &str, addresses: &[IpAddr]) -> Vec<S
 pub(crate) fn address_records(name: &str, addresses: &[IpAddr]) -> impl Iterator<Item = String> {
     let kind = |ip: &IpAddr| if ip.is_ipv4() { "A" } else { "AAAA" };
     addresses.iter().map(move |ip| format!("{name}. {} {ip}", kind(ip)))
+}
+
+/// The records of the domain and of what is below it, where somebody else serves them.
+pub(crate) fn own_records(domain: &str, addresses: &[IpAddr]) -> Vec<String> {
+    let names = [domain.to_owned(), format!("*.{domain}")];
+    names.iter().flat_map(|name| address_records(name, addresses)).collect()
 }
 
 /// The record that takes the place of the domain's own where only the challenge is handed over.

@@ -1,13 +1,14 @@
 //! `relay-server doctor`: what is wrong between the world and the relay, from the outside in, and what mends it.
 //!
 //! ```text
-//!   names ─▶ ports ─▶ certificate ─▶ clock ─▶ disk ─▶ the connect endpoint ─▶ a tunnel through its own public URL
+//!   names ─▶ the challenge ─▶ ports ─▶ certificate ─▶ clock ─▶ disk ─▶ the connect endpoint ─▶ a tunnel through its own public URL
 //! ```
 //!
 //! It reads what `serve` reads, asks the relay that runs on the data directory, and looks from this machine: at name servers
 //! of others, and at its own public URL. Where none runs, it says what can be said without one. Each check is a file.
 
 mod certificate;
+mod challenge;
 mod clock;
 mod disk;
 mod endpoint;
@@ -67,6 +68,7 @@ pub async fn run(args: &DoctorArgs) -> Result<usize, DoctorError> {
     let mut told = Told { output: args.output, wrong: 0, unknown: 0 };
     told.all([patient.relay()])?;
     told.all(names::check(&patient).await)?;
+    told.all(challenge::check(&patient).await)?;
     told.all(ports::check(&patient).await)?;
     told.all(certificate::check(&patient).await)?;
     told.all([clock::check(&patient).await])?;

@@ -8,7 +8,7 @@ use hickory_proto::rr::{Name, RData, RecordType};
 use super::finding::Finding;
 use super::patient::Patient;
 use crate::certs::acme;
-use crate::config::{AcmeConfig, CertificateSource};
+use crate::config::{AcmeConfig, CertificateSource, OwnDns};
 use crate::dns::{self, Delegation, Handed, Lookup, LookupError, Parent};
 
 /// What all of these need.
@@ -42,8 +42,9 @@ pub(super) async fn check(patient: &Patient) -> Vec<Finding> {
     };
     let mut world = World { patient, lookup, public, domain, handed: None };
     let mut findings = Vec::new();
-    if let CertificateSource::Acme(acme) = &patient.config.certificate {
-        let (handed, finding) = world.delegation(acme).await;
+    let own = patient.own_dns();
+    if let Some(own) = own {
+        let (handed, finding) = world.delegation(own).await;
         world.handed = handed;
         findings.push(finding);
     }
@@ -53,8 +54,10 @@ pub(super) async fn check(patient: &Patient) -> Vec<Finding> {
         Ok(anything) => findings.push(world.leads_here("dns.wildcard", &anything).await),
         Err(error) => findings.push(Finding::wrong("dns.wildcard", error.to_string())),
     }
+    if let Some(own) = own {
+        findings.push(world.challenge(own).await);
+    }
     if let CertificateSource::Acme(acme) = &patient.config.certificate {
-        findings.push(world.challenge(acme).await);
         findings.push(world.caa(acme).await);
     }
     findings
@@ -62,16 +65,16 @@ pub(super) async fn check(patient: &Patient) -> Vec<Finding> {
 
 impl World<'_> {
     /// Whether the zone above hands over the domain, or the challenge at least.
-    async fn delegation(&self, acme: &AcmeConfig) -> (Option<Handed>, Finding) {
+    async fn delegation(&self, own: &OwnDns) -> (Option<Handed>, Finding) {
         const CHECK: &str = "dns.delegation";
         let domain = &self.patient.config.domain;
-        let parent = Parent::new(self.lookup.clone(), domain, &acme.dns_name, self.public.to_vec());
+        let parent = Parent::new(self.lookup.clone(), domain, &own.name, self.public.to_vec());
         let parent = match parent {
             Ok(parent) => parent,
             Err(error) => return (None, Finding::wrong(CHECK, error.to_string())),
         };
-        let records = dns::records(domain, &acme.dns_name, self.public);
-        let challenge = dns::challenge_record(domain, &acme.dns_name);
+        let records = dns::records(domain, &own.name, self.public);
+        let challenge = dns::challenge_record(domain, &own.name);
         let said = match parent.look().await {
             Ok(said) => said,
             Err(error) => {
@@ -120,10 +123,8 @@ impl World<'_> {
             }
             _ => format!("{name} leads to {here}, and this machine is {public}"),
         };
-        let mend = match (&self.patient.config.certificate, self.handed) {
-            (CertificateSource::Acme(acme), None) => {
-                dns::records(&self.patient.config.domain, &acme.dns_name, self.public)
-            }
+        let mend = match (self.patient.own_dns(), self.handed) {
+            (Some(own), None) => dns::records(&self.patient.config.domain, &own.name, self.public),
             // The relay answers for it.
             (_, Some(Handed::Domain)) => vec![format!("--public-ip {}", here.replace(", ", " --public-ip "))],
             _ => {
@@ -139,9 +140,9 @@ impl World<'_> {
     }
 
     /// Whether the world comes to the relay's own name server for the challenge, and so through port 53.
-    async fn challenge(&self, acme: &AcmeConfig) -> Finding {
+    async fn challenge(&self, own: &OwnDns) -> Finding {
         const CHECK: &str = "dns.challenge";
-        let server = dns::absolute(&acme.dns_name);
+        let server = dns::absolute(&own.name);
         let (challenge, server) = match dns::challenge_of(&self.domain).and_then(|name| Ok((name, server?))) {
             Ok(names) => names,
             Err(error) => return Finding::wrong(CHECK, error.to_string()),
@@ -163,7 +164,7 @@ impl World<'_> {
         let domain = &self.patient.config.domain;
         let mend = match self.handed {
             Some(_) => vec!["wait until it has spread, and run this again".to_owned()],
-            None => dns::records(domain, &acme.dns_name, self.public),
+            None => dns::records(domain, &own.name, self.public),
         };
         Finding::wrong(CHECK, found).mend(mend)
     }

@@ -10,7 +10,7 @@ use rustls::crypto::aws_lc_rs;
 use tokio::net::TcpStream;
 
 use super::finding::Finding;
-use crate::config::{CertificateSource, Config};
+use crate::config::{CertificateSource, Config, OwnDns};
 use crate::control::{Control, Reply, Request};
 use crate::dns::{self, Lookup, PlaceError};
 use crate::outgoing::{self, Outgoing, OutgoingError};
@@ -75,6 +75,14 @@ impl Patient {
         self.config.proxy_protocol
             && connection.local_addr().is_ok_and(|own| is_trusted(own.ip()))
             && connection.peer_addr().is_ok_and(|to| Some(to.port()) == bound.map(|at| at.port()) && is_own(to.ip()))
+    }
+
+    /// The relay's own name server, where it is to have one.
+    pub(super) fn own_dns(&self) -> Option<&OwnDns> {
+        match &self.config.certificate {
+            CertificateSource::Acme(acme) => acme.dns.own(),
+            CertificateSource::Files { .. } | CertificateSource::Development { .. } => None,
+        }
     }
 
     /// The port in public URLs.

@@ -11,7 +11,6 @@ use tokio::time::timeout;
 use super::finding::Finding;
 use super::holder::{Kind, holder};
 use super::patient::{Patient, is_own, reachable};
-use crate::config::CertificateSource;
 use crate::dns;
 use crate::status::Status;
 
@@ -47,9 +46,9 @@ pub(super) async fn check(patient: &Patient) -> Vec<Finding> {
         let public = is_public.then(|| bound.unwrap_or(address).port());
         ports.push(port("port.http", "--http", address, bound, public));
     }
-    if let CertificateSource::Acme(acme) = &config.certificate {
+    if let Some(own) = patient.own_dns() {
         let public = patient.public.as_deref().unwrap_or_default();
-        let all = if acme.dns.is_empty() { dns::listen_at(public) } else { acme.dns.clone() };
+        let all = if own.listen.is_empty() { dns::listen_at(public) } else { own.listen.clone() };
         for address in all {
             let is_it = |other: &SocketAddr| address.port() == 0 || *other == address;
             let bound = status.and_then(|status| status.dns.iter().copied().find(is_it));

@@ -169,11 +169,14 @@ fn text(args: &InitArgs) -> String {
 
 /// The records: two that hand the domain over, or with a certificate of one's own those of the names themselves.
 fn records(config: &Config, public: &[IpAddr]) -> Vec<String> {
-    if let CertificateSource::Acme(acme) = &config.certificate {
-        return dns::records(&config.domain, &acme.dns_name, public);
+    let own = match &config.certificate {
+        CertificateSource::Acme(acme) => acme.dns.own(),
+        CertificateSource::Files { .. } | CertificateSource::Development { .. } => None,
+    };
+    match own {
+        Some(own) => dns::records(&config.domain, &own.name, public),
+        None => dns::own_records(&config.domain, public),
     }
-    let names = [config.domain.clone(), format!("*.{}", config.domain)];
-    names.iter().flat_map(|name| dns::address_records(name, public)).collect()
 }
 
 fn write(path: &Path, text: &str, force: bool) -> Result<(), InitError> {
@@ -246,7 +249,8 @@ mod tests {
         assert_eq!((config.domain.as_str(), config.data_dir.as_deref()), ("hooks.example.net", Some(Path::new("/d"))));
         assert_eq!(config.public_ips, ["198.51.100.4".parse::<IpAddr>().unwrap()]);
         let CertificateSource::Acme(acme) = &config.certificate else { panic!("{config:?}") };
-        assert_eq!((acme.email.as_str(), acme.dns_name.as_str()), ("me@example.org", "ns-hooks.example.net"));
+        let server = &acme.dns.own().unwrap().name;
+        assert_eq!((acme.email.as_str(), server.as_str()), ("me@example.org", "ns-hooks.example.net"));
         assert_eq!(
             records(&config, &config.public_ips),
             ["hooks.example.net. NS ns-hooks.example.net.", "ns-hooks.example.net. A 198.51.100.4"]
@@ -277,6 +281,7 @@ mod tests {
                 "cert" | "key" => &["cert", "key"],
                 "acme_eab_kid" | "acme_eab_key_file" => &["acme_eab_kid", "acme_eab_key_file"],
                 "proxy_protocol" => &["trusted_proxies"],
+                "dns_update" | "dns_update_key_file" => &["dns_update", "dns_update_key_file"],
                 _ if section == "[alert]" => &["url"],
                 _ => &[],
             };

@@ -5,6 +5,7 @@
 //!   acme/ca.example-dir/          one for each authority's directory
 //!        account.json             who we are there, with the account's key
 //!        order.json               what we have asked for and not got yet, with its key
+//!        shown.json               records at others' name servers that are to be removed
 //! ```
 
 use std::fs::{self, DirBuilder};
@@ -28,6 +29,7 @@ pub(super) struct Kept {
     certificate: PathBuf,
     account: PathBuf,
     order: PathBuf,
+    shown: PathBuf,
 }
 
 /// Who we are at an authority.
@@ -45,6 +47,13 @@ pub(super) struct KeptOrder {
     pub(super) key: String,
 }
 
+/// A TXT record at a name server that is not ours.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(super) struct Shown {
+    pub(super) name: String,
+    pub(super) value: String,
+}
+
 impl Kept {
     /// Makes what is missing, for this user alone.
     pub(super) fn open(directory: &Path, authority: &str) -> Result<Self, AcmeError> {
@@ -54,7 +63,8 @@ impl Kept {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&own);
         made.map_err(|error| at(&own, error))?;
         let certificate = super::certificate(directory);
-        Ok(Self { certificate, account: own.join("account.json"), order: own.join("order.json") })
+        let [account, order, shown] = ["account.json", "order.json", "shown.json"].map(|name| own.join(name));
+        Ok(Self { certificate, account, order, shown })
     }
 
     pub(super) fn account(&self) -> Option<KeptAccount> {
@@ -73,6 +83,14 @@ impl Kept {
     /// None forgets it.
     pub(super) fn set_order(&self, order: Option<&KeptOrder>) -> Result<(), AcmeError> {
         write(&self.order, order)
+    }
+
+    pub(super) fn shown(&self) -> Vec<Shown> {
+        read(&self.shown).unwrap_or_default()
+    }
+
+    pub(super) fn set_shown(&self, shown: &[Shown]) -> Result<(), AcmeError> {
+        write(&self.shown, Some(shown).filter(|shown| !shown.is_empty()))
     }
 
     /// Where the certificate is, or will be.
@@ -101,7 +119,7 @@ fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
         .ok()
 }
 
-fn write<T: Serialize>(path: &Path, value: Option<&T>) -> Result<(), AcmeError> {
+fn write<T: Serialize + ?Sized>(path: &Path, value: Option<&T>) -> Result<(), AcmeError> {
     let done = match value.map(serde_json::to_string) {
         Some(Ok(text)) => replace(path, &text, 0o600),
         Some(Err(error)) => Err(error.into()),

@@ -1,14 +1,15 @@
 //! Certificates from an authority on the internet, asked for by the relay itself (ACME, RFC 8555).
 //!
 //! One task asks for the first certificate, and for each next one in time. The one in use stays until another works. That
-//! the domain is ours is proved by a record in [our own DNS](crate::dns) (DNS-01, section 8.4), which alone is accepted for a
-//! wildcard.
+//! the domain is ours is proved by a [record in DNS](challenge) (DNS-01, section 8.4), which alone is accepted for a
+//! wildcard: in [our own](crate::dns), unless the operator has another place for it.
 
 mod authority;
+mod challenge;
+mod hook;
 mod kept;
 mod order;
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,11 +22,15 @@ use x509_parser::prelude::{FromDer as _, GeneralName, ParsedExtension, X509Certi
 
 pub(crate) use self::authority::is_secure;
 use self::authority::{Directory, Way};
+use self::challenge::ChallengeError;
+pub(crate) use self::challenge::{Challenge, Publisher};
+pub use self::challenge::{DnsConfig, OwnDns};
+pub(crate) use self::hook::Hook;
 use self::kept::Kept;
 use self::order::Issued;
 use super::{Certificates, certified_key, files};
 use crate::Shared;
-use crate::dns::{self, Delegation, Parent, Zone};
+use crate::dns::{self, Delegation, Parent};
 use crate::outgoing::{Outgoing, OutgoingError};
 use crate::store::unix_now;
 
@@ -43,7 +48,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(6 * 3600);
 /// An order that has not ended by then never will. It is taken up again.
 const ATTEMPT: Duration = Duration::from_secs(15 * 60);
 
-/// How the relay gets its certificate by itself (ACME, RFC 8555), and the name server that this takes.
+/// How the relay gets its certificate by itself (ACME, RFC 8555), and what this takes of DNS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AcmeConfig {
     /// Whom the authority writes to.
@@ -56,10 +61,8 @@ pub struct AcmeConfig {
     pub external_account: Option<ExternalAccount>,
     /// Where account, order and certificate are kept.
     pub dir: PathBuf,
-    /// Where the name server listens; empty for port 53 of the public addresses.
-    pub dns: Vec<SocketAddr>,
-    /// The name server's name in the parent zone.
-    pub dns_name: String,
+    /// How the world sees the records that prove the domain.
+    pub dns: DnsConfig,
 }
 
 /// An account that was made by hand at an authority (RFC 8555, section 7.3.4).
@@ -117,6 +120,12 @@ pub enum AcmeError {
         /// Its words.
         reason: String,
     },
+    /// What proves the domain is not to be seen.
+    #[error("the record that proves the domain is not to be seen: {0}")]
+    Challenge(#[from] ChallengeError),
+    /// The name server that is to take updates, by what is known before it is asked.
+    #[error(transparent)]
+    Updates(#[from] dns::UpdateError),
     /// Nothing that we could do.
     #[error("the authority does not offer a challenge by DNS")]
     NoChallenge,
@@ -166,10 +175,10 @@ pub enum AcmeError {
 pub(crate) struct Acme {
     config: AcmeConfig,
     names: [String; 2],
-    /// What the parent zone has to say, for whoever has to be told.
+    /// What is to be in DNS for the relay to be reached, for whoever has to be told.
     records: Vec<String>,
     certificates: Arc<Certificates>,
-    zone: Arc<Zone>,
+    challenge: Challenge,
     /// Who has to hand the domain over; none where nobody is to be asked.
     parent: Option<Parent>,
     kept: Kept,
@@ -182,7 +191,7 @@ impl Acme {
         config: &AcmeConfig,
         domain: &str,
         records: Vec<String>,
-        zone: Arc<Zone>,
+        challenge: Challenge,
         parent: Option<Parent>,
     ) -> Result<Self, AcmeError> {
         let way = Way::new(Outgoing::new(config.ca.as_deref())?);
@@ -198,7 +207,7 @@ impl Acme {
         };
         let names = [domain.to_owned(), format!("*.{domain}")];
         let certificates = Arc::new(Certificates::of(first));
-        Ok(Self { config: config.clone(), names, records, certificates, zone, parent, kept, way })
+        Ok(Self { config: config.clone(), names, records, certificates, challenge, parent, kept, way })
     }
 
     /// What it keeps fresh.
@@ -219,7 +228,10 @@ impl Acme {
                 self.wait_until_due().await;
             }
             let attempt = Box::pin(tokio::time::timeout(ATTEMPT, self.obtain()));
-            let error = match attempt.await.unwrap_or(Err(AcmeError::Slow)) {
+            let attempt = attempt.await.unwrap_or(Err(AcmeError::Slow));
+            // However it has ended.
+            Box::pin(self.challenge.withdraw(&self.kept)).await;
+            let error = match attempt {
                 Err(error) => error,
                 Ok(()) => {
                     shared.metrics.certificates_obtained.inc();
@@ -250,7 +262,7 @@ impl Acme {
 
     fn complain(&self, error: &AcmeError, wait: Duration) {
         let retry_s = wait.as_secs();
-        if let AcmeError::Refused { .. } = error {
+        if let (AcmeError::Refused { .. }, true) = (error, self.challenge.is_own()) {
             let records = self.records.join(" | ");
             tracing::error!(%error, retry_s, records, "no certificate: are these records in the parent zone, and does port 53 reach this machine?");
         } else {
@@ -265,11 +277,19 @@ impl Acme {
             let Some((leaf, names_fit)) = self.current() else {
                 let records = self.records.join(" | ");
                 let authority = &self.config.directory;
-                tracing::info!(
-                    authority,
-                    records,
-                    "asking for the first certificate; the parent zone has to have these records"
-                );
+                if self.challenge.is_own() {
+                    tracing::info!(
+                        authority,
+                        records,
+                        "asking for the first certificate; the parent zone has to have these records"
+                    );
+                } else {
+                    tracing::info!(
+                        authority,
+                        records,
+                        "asking for the first certificate; these records lead to the relay"
+                    );
+                }
                 self.certificates.set_trouble(Some(format!("waiting for {authority}")));
                 return;
             };
@@ -301,7 +321,7 @@ impl Acme {
     async fn due(&self, leaf: &CertificateDer<'_>) -> i64 {
         let window = match self.way.directory(&self.config.directory).await {
             Ok(directory) => {
-                self.zone.set_issuers(&directory.meta.caa_identities);
+                self.challenge.set_issuers(&directory.meta.caa_identities);
                 match identifier(leaf) {
                     Some(id) => self.way.window(&directory, &id.to_string()).await,
                     None => None,
@@ -320,7 +340,7 @@ impl Acme {
         self.check_delegation().await?;
         let directory = self.way.directory(&self.config.directory).await?;
         self.check(&directory)?;
-        self.zone.set_issuers(&directory.meta.caa_identities);
+        self.challenge.set_issuers(&directory.meta.caa_identities);
         let old = self.current().map(|(leaf, _)| leaf);
         // Only to the authority that it comes from.
         let ours = self.kept.issued_by().as_deref() == Some(&*self.config.directory) && directory.renews();
@@ -344,14 +364,14 @@ impl Acme {
 
     /// Whether the zone above leads here. Where that cannot be told, it is for the authority to say.
     async fn check_delegation(&self) -> Result<(), AcmeError> {
-        let Some(parent) = &self.parent else { return Ok(()) };
+        let (Some(parent), Some(own)) = (&self.parent, self.config.dns.own()) else { return Ok(()) };
         match parent.look().await {
             Ok(Delegation { handed: Some(_), .. }) => Ok(()),
             Ok(missing) => Err(AcmeError::Undelegated {
                 domain: self.names[0].clone(),
                 found: missing.to_string(),
                 records: self.records.join(" | "),
-                challenge: dns::challenge_record(&self.names[0], &self.config.dns_name),
+                challenge: dns::challenge_record(&self.names[0], &own.name),
             }),
             Err(error) => {
                 tracing::warn!(%error, "cannot see whether the zone above leads here; asking the authority all the same");

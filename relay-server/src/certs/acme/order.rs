@@ -1,7 +1,7 @@
 //! One order, from the account that places it to the certificate (RFC 8555, section 7.1).
 //!
 //! ```text
-//!   account ──▶ order ──▶ challenges answered by our DNS ──▶ finalised ──▶ certificate
+//!   account ──▶ order ──▶ challenges answered by DNS ──▶ finalised ──▶ certificate
 //!                 │
 //!                 └─ kept with its key: after a restart it goes on where it was
 //! ```
@@ -40,7 +40,6 @@ pub(super) async fn obtain(acme: &Acme, replaces: Option<CertificateIdentifier<'
     };
     let (mut order, key) = started?;
     let chain = finish(acme, &mut order, &key).await;
-    acme.zone.set_challenge(Vec::new());
     // A refusal is final for an order; what was only silence is not.
     if matches!(
         &chain,
@@ -151,7 +150,7 @@ async fn answer_challenges(acme: &Acme, order: &mut Order) -> Result<(), AcmeErr
             values.push(challenge.key_authorization().dns_value());
         }
     }
-    acme.zone.set_challenge(values);
+    acme.challenge.show(&acme.kept, values).await?;
     let mut authorizations = order.authorizations();
     while let Some(authorization) = authorizations.next().await {
         let mut authorization = authorization?;
