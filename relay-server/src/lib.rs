@@ -47,10 +47,13 @@ pub mod service_cli;
 #[doc(hidden)]
 pub mod session;
 #[doc(hidden)]
+pub mod session_cli;
+#[doc(hidden)]
 pub mod status;
 pub mod store;
 #[doc(hidden)]
 pub mod succession;
+mod table;
 #[doc(hidden)]
 pub mod token_cli;
 mod tunnels;
@@ -76,11 +79,12 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+use self::admin::api::Api;
 use self::admin::metrics::Metrics;
 use self::certs::Certificates;
 use self::certs::acme::{Acme, Challenge, Hook, Publisher};
 use self::config::{AcmeConfig, CertificateSource, Config, DnsConfig, Limits, OwnDns};
-use self::control::{Change, Data};
+use self::control::{Change, Desk};
 use self::edge::Purpose;
 use self::edge::connect::Refusals;
 use self::edge::janitor::Janitor;
@@ -255,6 +259,9 @@ pub enum StartError {
     /// Another relay uses the data directory, or its socket cannot be made.
     #[error(transparent)]
     Control(#[from] control::ControlError),
+    /// The secret of the admin API cannot be read or made.
+    #[error(transparent)]
+    AdminSecret(#[from] admin::secret::AdminSecretError),
     /// The relay that runs is not taken over from.
     #[error(transparent)]
     TakeOver(#[from] succession::TakeOverError),
@@ -391,6 +398,10 @@ impl Relay {
         let http = config.http.map(|address| listen("--http", What::Http, address, &mut sockets)).transpose()?;
         let admin = config.admin.map(|address| listen("--admin", What::Admin, address, &mut sockets)).transpose()?;
         let (http, admin) = (http.map(Arc::new), admin.map(Arc::new));
+        if let Some(directory) = config.data_dir.as_deref().filter(|_| admin.is_some()) {
+            // So that it is there before anybody asks for it.
+            admin::secret::of(directory)?;
+        }
         sockets.close_rest();
         let alerts = config.alert.as_ref().map(|_| Outgoing::new(None)).transpose()?;
         // Behind all that can fail, because they may be migrated.
@@ -520,18 +531,21 @@ impl Relay {
         if let Some(listener) = http {
             tasks.spawn(edge::serve(shared.clone(), listener, Purpose::Http(shared.config.http_mode)));
         }
+        let desk = shared.config.data_dir.as_deref().map(|directory| {
+            let (store, inboxes, owner) = (shared.store.clone(), shared.inboxes.clone(), shared.clone());
+            let changed = move |change| owner.clone().follow(change).boxed();
+            (directory, Desk::new(directory, store, inboxes, Some(present), Arc::new(changed)))
+        });
         if let Some(listener) = admin {
-            tasks.spawn(admin::serve(shared.clone(), listener));
-        }
-        if let Some(listener) = control {
-            let owner = shared.clone();
-            tasks.spawn(async move {
-                let (store, inboxes) = (owner.store.clone(), owner.inboxes.clone());
-                let data = Data { store, inboxes, present: Some(present) };
-                let (closing, handed_over) = (owner.closing.clone(), owner.handed_over.clone());
-                let changed = move |change| owner.clone().follow(change).boxed();
-                listener.serve(data, Arc::new(changed), reloader, closing, handed_over).await;
+            let api = desk.as_ref().zip(listener.local_addr().ok()).map(|((directory, desk), address)| {
+                let (directory, desk) = (directory.to_path_buf(), desk.clone());
+                Api { shared: shared.clone(), desk, directory, address }
             });
+            tasks.spawn(admin::serve(shared.clone(), listener, api));
+        }
+        if let Some((listener, (_, desk))) = control.zip(desk) {
+            let (closing, handed_over) = (shared.closing.clone(), shared.handed_over.clone());
+            tasks.spawn(listener.serve(desk, reloader, closing, handed_over));
         }
         if let Some((keeper, server)) = acme {
             if let Some(server) = server {

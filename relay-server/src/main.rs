@@ -16,6 +16,7 @@ use relay_server::init::{self, InitArgs};
 use relay_server::log::AccessLog;
 use relay_server::notify;
 use relay_server::service_cli;
+use relay_server::session_cli::{self, SessionCommand};
 use relay_server::succession::{Program, Sockets};
 use relay_server::token_cli::{self, TokenCommand};
 use tokio::runtime::{Builder, Runtime};
@@ -64,6 +65,23 @@ enum Command {
         #[arg(value_name = "TO")]
         to: PathBuf,
     },
+    /// Show the clients that are connected, and end their sessions
+    Session {
+        /// Where the relay keeps its data [default: /var/lib/relay for root, else ~/.local/share/relay]
+        #[arg(long, value_name = "DIR", env = "RELAY_DATA_DIR", global = true)]
+        data_dir: Option<PathBuf>,
+        #[command(subcommand)]
+        command: SessionCommand,
+    },
+    /// Print the token of the admin API
+    AdminToken {
+        /// Where the relay keeps its data [default: /var/lib/relay for root, else ~/.local/share/relay]
+        #[arg(long, value_name = "DIR", env = "RELAY_DATA_DIR")]
+        data_dir: Option<PathBuf>,
+        /// Make another one first; the one before is worth nothing then
+        #[arg(long)]
+        renew: bool,
+    },
     /// Check flags and configuration file without running
     CheckConfig(ServeArgs),
     /// Say what is wrong between the world and the relay, from the DNS records to a tunnel, and what mends it
@@ -108,6 +126,8 @@ fn main() -> ExitCode {
         Command::Reload { data_dir } => run(service_cli::reload(&at(data_dir))),
         Command::Upgrade { data_dir } => run(service_cli::upgrade(&at(data_dir))),
         Command::Backup { data_dir, to } => back_up(&at(data_dir), &to),
+        Command::Session { data_dir, command } => run(session_cli::run(command, &at(data_dir))),
+        Command::AdminToken { data_dir, renew } => run(service_cli::admin_token(&at(data_dir), renew)),
         Command::CheckConfig(args) => check(&args),
         Command::Doctor(args) => return diagnose(&args),
         Command::Init(args) => run(init::run(&args)),
@@ -256,6 +276,7 @@ mod tests {
         let pages = [
             include_str!("../../README.md"),
             include_str!("../../docs/backup.md"),
+            include_str!("../../docs/admin-api.md"),
             include_str!("../../docs/commands.md"),
             include_str!("../../docs/configuration.md"),
             include_str!("../../docs/inbox.md"),

@@ -116,7 +116,7 @@ impl Reloader {
     pub(crate) async fn reply(&self) -> Reply {
         match self.reload().await {
             Ok(reloaded) => Reply::Reloaded(reloaded),
-            Err(error) => Reply::Refused { message: format!("the configuration stays as it was: {error}") },
+            Err(error) => Reply::failed(format!("the configuration stays as it was: {error}")),
         }
     }
 }

@@ -1,11 +1,11 @@
-//! `relay-server health`, `reload` and `upgrade`: what a running relay says and does about itself.
+//! `relay-server health`, `reload`, `upgrade` and `admin-token`: what a relay says and does about itself.
 
 use std::io::Write;
 use std::path::Path;
 
 use crate::control::{Control, Reply, Request};
 use crate::reload::Reloaded;
-use crate::token_cli::CliError;
+use crate::token_cli::{self, CliError};
 
 /// Has the relay on this data directory read its configuration anew.
 ///
@@ -54,9 +54,20 @@ pub async fn health(data_dir: &Path) -> Result<(), CliError> {
     }
 }
 
+/// Prints the secret of the admin API, or makes another one and prints that.
+///
+/// # Errors
+/// [`CliError`] says why it could not.
+pub async fn admin_token(data_dir: &Path, renew: bool) -> Result<(), CliError> {
+    let Reply::AdminToken { secret } = token_cli::ask(data_dir, Request::AdminToken { renew }).await? else {
+        return Err(CliError::Unexpected);
+    };
+    Ok(writeln!(std::io::stdout(), "{}", secret.expose())?)
+}
+
 async fn ask(data_dir: &Path, request: Request) -> Result<Reply, CliError> {
     match Control::running(data_dir).await?.request(request).await? {
-        Reply::Refused { message } => Err(CliError::Refused { message }),
+        Reply::Refused { message, .. } => Err(CliError::Refused { message }),
         reply => Ok(reply),
     }
 }

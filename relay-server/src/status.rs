@@ -1,10 +1,14 @@
-//! How a relay is that runs, as it tells whoever has its data directory.
+//! How a relay is that runs, and what it has at this moment, as it tells whoever operates it. Moments are in RFC 3339, UTC.
+//! Fields are added and not renamed.
 
-use std::net::SocketAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::CertificateSource;
+use crate::store::{self, Name, TokenLimits, TokenSummary, unix_now};
 use crate::{Shared, admin};
 
 /// What a relay that runs says of itself.
@@ -28,6 +32,122 @@ pub struct Status {
     pub ready: bool,
     /// What stands in the way of that, or will.
     pub trouble: Option<String>,
+    /// Clients that are connected.
+    #[serde(default)]
+    pub sessions: usize,
+    /// Names that they serve.
+    #[serde(default)]
+    pub tunnels: usize,
+    /// Public connections that are open.
+    #[serde(default)]
+    pub connections: usize,
+}
+
+/// A client that is connected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Session {
+    /// Its id.
+    pub id: String,
+    /// Its token's name.
+    pub token: String,
+    /// Where it comes from.
+    pub address: IpAddr,
+    /// What it calls itself, with its version; empty until it has said so.
+    pub client: String,
+    /// Since when.
+    pub since: String,
+    /// Requests that are under way.
+    pub streams: u32,
+    /// The names that it serves, in alphabetical order.
+    pub tunnels: Vec<String>,
+}
+
+/// A name that a connected client serves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tunnel {
+    /// The name.
+    pub name: String,
+    /// Its public URL.
+    pub url: String,
+    /// Whose it is: the token's name.
+    pub token: String,
+    /// The session's id.
+    pub session: String,
+    /// Whether webhooks are kept there while the client is away.
+    pub inbox: bool,
+}
+
+/// A certificate that handshakes show.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certificate {
+    /// `files`, `acme` or `development`.
+    pub source: String,
+    /// The names that it is for; none where there is no certificate yet.
+    pub names: Vec<String>,
+    /// Who has issued it.
+    pub issuer: Option<String>,
+    /// From when on it holds.
+    pub not_before: Option<String>,
+    /// Until when it holds.
+    pub not_after: Option<String>,
+    /// What stands in the way of the next one, or is wrong with this one.
+    pub trouble: Option<String>,
+}
+
+/// A token, without its secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Token {
+    /// What people call it.
+    pub name: String,
+    /// `valid`, `expired` or `revoked`.
+    pub state: &'static str,
+    /// When it was made.
+    pub created_at: String,
+    /// When it ends, if ever.
+    pub expires_at: Option<String>,
+    /// When it was revoked, if it was.
+    pub revoked_at: Option<String>,
+    /// When it was last used, to the minute.
+    pub last_used_at: Option<String>,
+    /// What its owner may have.
+    #[serde(flatten)]
+    pub limits: TokenLimits,
+    /// The tunnel names that are its own for good.
+    pub reserved: Vec<Name>,
+    /// Those that are its own until they have gone unused for 30 days.
+    pub leased: Vec<Name>,
+    /// Of the reserved ones, those that are for a provider's webhooks, and its id.
+    pub providers: BTreeMap<Name, String>,
+}
+
+impl Token {
+    /// As it is at that moment, in Unix seconds.
+    #[must_use]
+    pub fn at(TokenSummary { token, reserved, leased, providers }: TokenSummary, now: i64) -> Self {
+        let state = match (token.revoked_at, token.expires_at) {
+            (Some(_), _) => "revoked",
+            (None, Some(at)) if at <= now => "expired",
+            _ => "valid",
+        };
+        Self {
+            name: token.name,
+            state,
+            created_at: moment(token.created_at),
+            expires_at: token.expires_at.map(moment),
+            revoked_at: token.revoked_at.map(moment),
+            last_used_at: token.last_used_at.map(moment),
+            limits: token.limits,
+            reserved,
+            leased,
+            providers,
+        }
+    }
+}
+
+/// A moment in Unix seconds.
+pub(crate) fn moment(unix_seconds: i64) -> String {
+    jiff::Timestamp::from_second(unix_seconds)
+        .map_or_else(|_| format!("second {unix_seconds}"), |timestamp| timestamp.to_string())
 }
 
 /// A relay that runs, and where it listens.
@@ -42,17 +162,108 @@ pub(crate) struct Present {
 
 impl Present {
     pub(crate) fn status(&self) -> Status {
-        let readiness = admin::readiness(&self.shared);
+        let (shared, readiness) = (&self.shared, admin::readiness(&self.shared));
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             process: std::process::id(),
-            url: self.shared.public_url(&self.shared.config.domain),
+            url: shared.public_url(&shared.config.domain),
             https: self.https,
             http: self.http,
             admin: self.admin,
             dns: self.dns.clone(),
             ready: readiness.is_ok(),
             trouble: readiness.unwrap_or_else(Some),
+            sessions: shared.sessions.count(),
+            tunnels: shared.registry.online(),
+            connections: shared.places.taken(),
         }
     }
+
+    /// Those that are connected, in the order in which they came.
+    pub(crate) fn sessions(&self) -> Vec<Session> {
+        let mut names: BTreeMap<_, Vec<String>> = BTreeMap::new();
+        for tunnel in self.shared.registry.tunnels() {
+            names.entry(tunnel.session).or_default().push(tunnel.name.clone());
+        }
+        let mut sessions = self.shared.sessions.list();
+        sessions.sort_by_key(|(id, _)| *id);
+        let told = sessions.into_iter().map(|(id, session)| {
+            let mut tunnels = names.remove(&id).unwrap_or_default();
+            tunnels.sort();
+            Session { tunnels, ..session }
+        });
+        told.collect()
+    }
+
+    /// The names that they serve, in alphabetical order.
+    pub(crate) fn tunnels(&self) -> Vec<Tunnel> {
+        let shared = &self.shared;
+        let owners: BTreeMap<_, _> =
+            shared.sessions.list().into_iter().map(|(id, session)| (id, session.token)).collect();
+        let tunnels = shared.registry.tunnels().into_iter().map(|tunnel| Tunnel {
+            url: shared.public_url(&format!("{}.{}", tunnel.name, shared.config.domain)),
+            token: owners.get(&tunnel.session).cloned().unwrap_or_default(),
+            session: tunnel.session.to_string(),
+            inbox: shared.inboxes.get(&tunnel.name).is_some(),
+            name: tunnel.name.clone(),
+        });
+        let mut tunnels: Vec<_> = tunnels.collect();
+        tunnels.sort_by(|one, other| one.name.cmp(&other.name));
+        tunnels
+    }
+
+    /// What handshakes show.
+    pub(crate) fn certificates(&self) -> Vec<Certificate> {
+        let shared = &self.shared;
+        if shared.config.https.is_none() {
+            return Vec::new();
+        }
+        let source = match &shared.config.certificate {
+            CertificateSource::Files { .. } => "files",
+            CertificateSource::Acme(_) => "acme",
+            CertificateSource::Development { .. } => "development",
+        };
+        let shown = shared.certificates.shown();
+        let trouble = shared.certificates.health(unix_now()).unwrap_or_else(Some);
+        let (not_before, not_after) = shown.as_ref().map(|shown| (shown.not_before, shown.not_after)).unzip();
+        let (names, issuer) = shown.map(|shown| (shown.names, shown.issuer)).unzip();
+        vec![Certificate {
+            source: source.to_owned(),
+            names: names.unwrap_or_default(),
+            issuer,
+            not_before: not_before.map(moment),
+            not_after: not_after.map(moment),
+            trouble,
+        }]
+    }
+}
+
+/// How a name is held, as it is told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct HeldName {
+    /// The name.
+    pub(crate) name: Name,
+    /// The token's name.
+    pub(crate) token: String,
+    /// `reserved` or `leased`.
+    pub(crate) state: &'static str,
+    /// The id of the provider whose webhooks it is reserved for.
+    pub(crate) provider: Option<String>,
+}
+
+/// The names that tokens hold, in alphabetical order.
+pub(crate) fn names(tokens: Vec<store::TokenSummary>) -> Vec<HeldName> {
+    let mut names: Vec<_> = tokens.into_iter().flat_map(names_of).collect();
+    names.sort_by(|one, other| one.name.cmp(&other.name));
+    names
+}
+
+fn names_of(TokenSummary { token, reserved, leased, mut providers }: TokenSummary) -> Vec<HeldName> {
+    let reserved = reserved.into_iter().map(|name| (name, "reserved"));
+    let leased = leased.into_iter().map(|name| (name, "leased"));
+    let held = reserved.chain(leased).map(|(name, state)| {
+        let provider = providers.remove(&name);
+        HeldName { name, token: token.name.clone(), state, provider }
+    });
+    held.collect()
 }

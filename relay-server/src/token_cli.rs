@@ -2,7 +2,6 @@
 //!
 //! What a script wants is alone on stdout; what a person is told besides goes to stderr.
 
-use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -10,11 +9,12 @@ use std::str::FromStr;
 use clap::{Subcommand, ValueEnum};
 use relay_protocol::inbox::Inbox;
 use relay_protocol::webhook::{Table, TableError};
-use serde::Serialize;
 use thiserror::Error;
 
 use crate::control::{Control, ControlError, Reply, Request, webhooks};
-use crate::store::{Name, NewToken, TokenLimits, TokenSummary, unix_now};
+use crate::status::{Token, moment};
+use crate::store::{Name, NewToken, TokenLimits, unix_now};
+use crate::table;
 
 /// What can be done with tokens.
 #[derive(Debug, Subcommand)]
@@ -164,7 +164,7 @@ pub async fn run(command: TokenCommand, data_dir: &Path) -> Result<(), CliError>
 /// Has the relay whose data directory this is do one thing.
 pub(crate) async fn ask(data_dir: &Path, request: Request) -> Result<Reply, CliError> {
     match Control::open(data_dir).await?.request(request).await? {
-        Reply::Refused { message } => Err(CliError::Refused { message }),
+        Reply::Refused { message, .. } => Err(CliError::Refused { message }),
         reply => Ok(reply),
     }
 }
@@ -196,9 +196,12 @@ async fn run_to(
             if tokens.is_empty() {
                 writeln!(talk, "There are no tokens; `relay-server token create NAME` makes one.")?;
             }
-            let lines: Vec<Line> = tokens.into_iter().map(|token| Line::new(token, now)).collect();
+            let lines: Vec<Token> = tokens.into_iter().map(|token| Token::at(token, now)).collect();
             match output {
-                Output::Text => write_table(out, &lines)?,
+                Output::Text => {
+                    let rows: Vec<_> = lines.iter().map(row).collect();
+                    table::write(out, ["TOKEN", "STATE", "CREATED", "ENDS", "LAST USED", "TUNNEL NAMES"], &rows)?;
+                }
                 Output::Json => {
                     for line in &lines {
                         writeln!(out, "{}", serde_json::to_string(line).map_err(io::Error::from)?)?;
@@ -237,89 +240,19 @@ async fn run_to(
 
 // ---- lists -----------------------------------------------------------------------------------------
 
-/// A token as it is listed. These fields are what scripts read: they are not renamed.
-#[derive(Debug, Serialize)]
-struct Line {
-    name: String,
-    /// `valid`, `expired` or `revoked`.
-    state: &'static str,
-    /// Moments are in RFC 3339, UTC.
-    created_at: String,
-    expires_at: Option<String>,
-    revoked_at: Option<String>,
-    last_used_at: Option<String>,
-    #[serde(flatten)]
-    limits: TokenLimits,
-    reserved: Vec<Name>,
-    leased: Vec<Name>,
-    /// Of the reserved ones, those that are for a provider's webhooks, and its id.
-    providers: BTreeMap<Name, String>,
-}
-
-impl Line {
-    fn new(TokenSummary { token, reserved, leased, providers }: TokenSummary, now: i64) -> Self {
-        let state = match (token.revoked_at, token.expires_at) {
-            (Some(_), _) => "revoked",
-            (None, Some(at)) if at <= now => "expired",
-            _ => "valid",
-        };
-        Self {
-            name: token.name,
-            state,
-            created_at: moment(token.created_at),
-            expires_at: token.expires_at.map(moment),
-            revoked_at: token.revoked_at.map(moment),
-            last_used_at: token.last_used_at.map(moment),
-            limits: token.limits,
-            reserved,
-            leased,
-            providers,
-        }
-    }
-
-    fn cells(&self) -> [&str; 5] {
-        let never = "never";
-        let ends = self.revoked_at.as_deref().or(self.expires_at.as_deref());
-        let used = self.last_used_at.as_deref();
-        [&self.name, self.state, &self.created_at, ends.unwrap_or(never), used.unwrap_or(never)]
-    }
-
-    fn names(&self) -> String {
-        let reserved = self.reserved.iter().map(|name| match self.providers.get(name) {
-            Some(provider) => format!("{name} (reserved, {provider})"),
-            None => format!("{name} (reserved)"),
-        });
-        reserved.chain(self.leased.iter().map(Name::to_string)).collect::<Vec<_>>().join(", ")
-    }
-}
-
-fn write_table(out: &mut impl Write, lines: &[Line]) -> io::Result<()> {
-    const TITLES: [&str; 5] = ["TOKEN", "STATE", "CREATED", "ENDS", "LAST USED"];
-    if lines.is_empty() {
-        return Ok(());
-    }
-    // Token names are ASCII, so bytes are columns.
-    let mut widths = TITLES.map(str::len);
-    for line in lines {
-        for (width, cell) in widths.iter_mut().zip(line.cells()) {
-            *width = cell.len().max(*width);
-        }
-    }
-    let mut write_row = |cells: [&str; 5], names: &str| {
-        let row: String = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}  ")).collect();
-        writeln!(out, "{}", format!("{row}{names}").trim_end())
-    };
-    write_row(TITLES, "TUNNEL NAMES")?;
-    lines.iter().try_for_each(|line| write_row(line.cells(), &line.names()))
+fn row(token: &Token) -> [String; 6] {
+    let ends = token.revoked_at.as_ref().or(token.expires_at.as_ref());
+    let [ends, used] = [ends, token.last_used_at.as_ref()].map(|at| at.map_or("never", String::as_str).to_owned());
+    let reserved = token.reserved.iter().map(|name| match token.providers.get(name) {
+        Some(provider) => format!("{name} (reserved, {provider})"),
+        None => format!("{name} (reserved)"),
+    });
+    let names = reserved.chain(token.leased.iter().map(Name::to_string)).collect::<Vec<_>>().join(", ");
+    [token.name.clone(), token.state.to_owned(), token.created_at.clone(), ends, used, names]
 }
 
 fn listed(names: &[Name]) -> String {
     names.iter().map(Name::as_str).collect::<Vec<_>>().join(", ")
-}
-
-fn moment(unix_seconds: i64) -> String {
-    jiff::Timestamp::from_second(unix_seconds)
-        .map_or_else(|_| format!("second {unix_seconds}"), |timestamp| timestamp.to_string())
 }
 
 // ---- whose webhooks a name is for ------------------------------------------------------------------

@@ -161,14 +161,21 @@ pub async fn exported(form: &str, text: &str) {
 /// `id` where one is asked for; panics where an answer is none that the document has. `/events` and `/wait` are left out,
 /// because they take their time.
 pub async fn keeps_to_openapi(url: &str, id: &str) {
+    keeps_to_openapi_with(url, &format!("[parameters]\nid = \"{id}\"\n"), &[]).await;
+}
+
+/// As [`keeps_to_openapi`], with these settings of its own and these words behind `schemathesis run URL`.
+pub async fn keeps_to_openapi_with(url: &str, settings: &str, words: &[&str]) {
     // It leaves things behind where it works.
     let place = tempfile::tempdir().expect("a directory");
-    std::fs::write(place.path().join("settings"), format!("[parameters]\nid = \"{id}\"\n")).expect("it is written");
+    std::fs::write(place.path().join("settings"), settings).expect("it is written");
     let mut command = python();
     command.current_dir(&place).args(["-m", "schemathesis.cli", "--config-file", "settings", "run", url]);
     command.args(["--checks", "not_a_server_error,status_code_conformance,content_type_conformance"]);
     command.args(["--checks", "response_schema_conformance", "--phases", "coverage", "--seed", "1"]);
-    command.args(["--generation-database", "none", "--no-color", "--exclude-path-regex", "/(events|wait)$"]);
+    command
+        .args(["--generation-database", "none", "--no-color", "--exclude-path-regex", "/(events|wait)$"])
+        .args(words);
     output_within(Duration::from_secs(600), &mut command).await;
 }
 

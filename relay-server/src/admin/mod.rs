@@ -1,6 +1,10 @@
-//! Health and metrics, on an address of their own.
+//! Health, metrics and the admin API, on an address of their own.
 
+pub(crate) mod api;
+mod guard;
 pub(crate) mod metrics;
+mod problem;
+pub mod secret;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -17,6 +21,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
+use self::api::Api;
 use crate::Shared;
 use crate::inbox::now;
 use crate::store::unix_now;
@@ -25,7 +30,8 @@ use crate::store::unix_now;
 const CONNECTIONS: usize = 64;
 
 /// Serves until the relay has closed, so that a drain can be watched, or until another process does.
-pub(crate) async fn serve(shared: Arc<Shared>, listener: Arc<TcpListener>) {
+pub(crate) async fn serve(shared: Arc<Shared>, listener: Arc<TcpListener>, api: Option<Api>) {
+    let api = api.map(Arc::new);
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     while let Some(accepted) = shared.while_in_charge(listener.accept()).await {
         let Ok((tcp, _)) = accepted else {
@@ -34,12 +40,17 @@ pub(crate) async fn serve(shared: Arc<Shared>, listener: Arc<TcpListener>) {
             continue;
         };
         let Ok(place) = places.clone().try_acquire_owned() else { continue };
-        let owner = shared.clone();
+        let (owner, api) = (shared.clone(), api.clone());
         shared.spawn(async move {
             let shared = owner.clone();
-            let service = service_fn(move |request| {
-                let shared = shared.clone();
-                async move { Ok::<_, Infallible>(answer(&shared, &request).await) }
+            let service = service_fn(move |request: Request<Incoming>| {
+                let (shared, api) = (shared.clone(), api.clone());
+                async move {
+                    Ok::<_, Infallible>(match api.filter(|_| api::is_below(request.uri().path())) {
+                        Some(api) => api.answer(request).await,
+                        None => answer(&shared, &request).await,
+                    })
+                }
             });
             let mut builder = http1::Builder::new();
             builder.timer(TokioTimer::new()).header_read_timeout(owner.limits().head).max_buf_size(16 * 1024);
@@ -71,7 +82,7 @@ async fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<B
             }
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         },
-        _ => text(StatusCode::NOT_FOUND, "there is /healthz, /readyz and /metrics\n".into()),
+        _ => text(StatusCode::NOT_FOUND, "there is /healthz, /readyz, /metrics and /api/v1\n".into()),
     }
 }
 

@@ -20,7 +20,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use tokio_util::sync::CancellationToken;
-use x509_parser::prelude::{FromDer as _, Validity, X509Certificate};
+use x509_parser::prelude::{FromDer as _, GeneralName, Validity, X509Certificate};
 
 pub use self::acme::AcmeError;
 pub use self::dev_ca::{DevCa, DevCaError};
@@ -51,6 +51,15 @@ pub struct Certificates {
     files: Option<Mutex<Files>>,
     /// What stands in the way of a certificate, or of the next one.
     trouble: Mutex<Option<String>>,
+}
+
+/// What a certificate says of itself. Moments are Unix seconds.
+#[derive(Debug)]
+pub(crate) struct Shown {
+    pub(crate) names: Vec<String>,
+    pub(crate) issuer: String,
+    pub(crate) not_before: i64,
+    pub(crate) not_after: i64,
 }
 
 /// What a look at the files led to.
@@ -120,6 +129,24 @@ impl Certificates {
     pub(crate) fn validity(&self) -> Option<Validity> {
         let current = self.current()?;
         X509Certificate::from_der(current.cert.first()?).ok().map(|(_, leaf)| leaf.validity().clone())
+    }
+
+    /// What the certificate in use says of itself.
+    pub(crate) fn shown(&self) -> Option<Shown> {
+        let current = self.current()?;
+        let (_, leaf) = X509Certificate::from_der(current.cert.first()?).ok()?;
+        let names = leaf.subject_alternative_name().ok().flatten();
+        let names = names.iter().flat_map(|names| &names.value.general_names).filter_map(|name| match name {
+            GeneralName::DNSName(name) => Some((*name).to_owned()),
+            _ => None,
+        });
+        let validity = leaf.validity();
+        Some(Shown {
+            names: names.collect(),
+            issuer: leaf.issuer().to_string(),
+            not_before: validity.not_before.timestamp(),
+            not_after: validity.not_after.timestamp(),
+        })
     }
 
     fn shown_to(&self, name: Option<&str>) -> Option<Arc<CertifiedKey>> {

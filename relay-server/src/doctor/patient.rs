@@ -145,7 +145,7 @@ async fn running(directory: Option<&Path>) -> Result<Option<Status>, String> {
     let Some(relay) = Control::find(directory).await.map_err(|error| error.to_string())? else { return Ok(None) };
     match relay.request(Request::Status).await {
         Ok(Reply::Status(status)) => Ok(Some(*status)),
-        Ok(Reply::Refused { message }) => Err(message),
+        Ok(Reply::Refused { message, .. }) => Err(message),
         Ok(_) => {
             Err("the relay gave an answer that does not fit: restart it, so that both are of one version".to_owned())
         }

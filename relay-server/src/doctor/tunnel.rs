@@ -72,7 +72,7 @@ impl Trial {
 async fn ask(directory: &Path, what: Ask) -> Result<Reply, String> {
     let relay = Control::find(directory).await.map_err(|error| error.to_string())?;
     let reply = relay.ok_or("it has ended meanwhile")?.request(what).await.map_err(|error| error.to_string())?;
-    if let Reply::Refused { message } = reply { Err(message) } else { Ok(reply) }
+    if let Reply::Refused { message, .. } = reply { Err(message) } else { Ok(reply) }
 }
 
 /// Opens a tunnel with a random name, sends a request to its public URL, and compares what comes out at either end.

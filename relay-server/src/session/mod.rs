@@ -32,6 +32,7 @@ use crate::Shared;
 use crate::inbox::records::OpenInboxError;
 use crate::inbox::{self, Settings};
 use crate::sentence;
+use crate::status;
 use crate::store::{AuthError, ClaimError, Name, Token, TokenId, unix_now};
 use crate::tunnels::seats::{Counted, Full, Place, Seat, Seats};
 use crate::tunnels::{Asked, Resumed, Tunnel, Untold, send};
@@ -60,6 +61,18 @@ struct Live {
     link: Link,
     seat: Arc<Seat>,
     welcomed: Welcomed,
+    told: Arc<Told>,
+}
+
+/// What the operator is told of a session.
+#[derive(Debug)]
+struct Told {
+    token: String,
+    address: IpAddr,
+    /// In Unix seconds.
+    since: i64,
+    /// What the client calls itself, once it has said so.
+    client: OnceLock<String>,
 }
 
 /// The ping behind a session's Welcome, once there is one. Its answer says that the Welcome has arrived, and with it the
@@ -80,6 +93,30 @@ impl Sessions {
     pub(crate) fn are_welcomed(&self) -> bool {
         let welcomed = self.live.iter().filter(|live| live.welcomed.get().is_some()).count();
         welcomed == self.seats.all()
+    }
+
+    /// Those that are live, without their tunnels.
+    pub(crate) fn list(&self) -> Vec<(Ulid, status::Session)> {
+        let told = self.live.iter().map(|live| {
+            let Told { token, address, since, client } = &*live.told;
+            let session = status::Session {
+                id: live.key().to_string(),
+                token: token.clone(),
+                address: *address,
+                client: client.get().cloned().unwrap_or_default(),
+                since: status::moment(*since),
+                streams: live.link.open_streams(),
+                tunnels: Vec::new(),
+            };
+            (*live.key(), session)
+        });
+        told.collect()
+    }
+
+    /// Ends one session, which its client may resume; whether there is one.
+    pub(crate) fn disconnect(&self, session: Ulid, reason: GoAway, text: &str) -> bool {
+        let link = self.live.get(&session).map(|live| live.link.clone());
+        link.inspect(|link| link.go_away(reason, false, text)).is_some()
     }
 
     /// Ends every session of a token, at once and for good.
@@ -105,6 +142,7 @@ pub(crate) struct Session {
     /// Of the key that resumes this one.
     key: Option<Hash>,
     welcomed: Welcomed,
+    told: Arc<Told>,
     place: Place,
 }
 
@@ -116,7 +154,9 @@ impl Session {
 
     pub(crate) fn new(shared: Arc<Shared>, peer: IpAddr, token: Token, place: Place) -> Self {
         let (id, tunnels, welcomed) = (Ulid::generate(), Vec::new(), Welcomed::default());
-        Self { shared, id, peer, token, tunnels, resumed: None, used: None, key: None, welcomed, place }
+        let (name, client) = (token.name.clone(), OnceLock::new());
+        let told = Arc::new(Told { token: name, address: peer.to_canonical(), since: unix_now(), client });
+        Self { shared, id, peer, token, tunnels, resumed: None, used: None, key: None, welcomed, told, place }
     }
 
     /// Serves a client on an upgraded connection, of which `read` has been read already.
@@ -129,7 +169,8 @@ impl Session {
         let (link, driver) = Driver::new(Side::Relay, limits, socket);
         // From here on it is found by whoever ends the sessions of its token.
         let (seat, welcomed) = (self.place.seat(), self.welcomed.clone());
-        let live = Live { token: self.token.id, link: link.clone(), seat, welcomed };
+        let told = self.told.clone();
+        let live = Live { token: self.token.id, link: link.clone(), seat, welcomed, told };
         self.shared.sessions.live.insert(self.id, live);
         // A task of its own: an exchange then wakes nothing but the driver.
         let mut driver = AbortOnDropHandle::new(self.shared.tasks.spawn(driver));
@@ -182,6 +223,8 @@ impl Session {
     /// Binds what the Hello asks for, and then does what the client and the clock ask for. The driver ends it.
     async fn serve(&mut self, link: &Link, hello: Hello) -> std::convert::Infallible {
         let moves = hello.features.iter().any(|feature| feature == MOVES);
+        // There is one Hello.
+        let _ = self.told.client.set(format!("{} {}", show(&hello.client), show(&hello.version)));
         let old = hello.resume.map(|resume| self.resume(&resume)).unwrap_or_default();
         let seats = old.iter().map(|old| &*old.seat);
         if let Err(full) = self.place.settle(self.token.limits.max_sessions, seats) {

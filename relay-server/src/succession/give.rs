@@ -139,7 +139,7 @@ pub(crate) async fn give(mut stream: UnixStream, office: &Office, version: Strin
     };
     let (_one, offer) = match offer {
         Ok(offer) => offer,
-        Err(why) => return stream.write_all(&to_line(&Reply::Refused { message: why.to_owned() })?).await,
+        Err(why) => return stream.write_all(&to_line(&Reply::failed(why))?).await,
     };
     let process = stream.peer_cred()?.pid().and_then(|pid| u32::try_from(pid).ok());
     tracing::info!(process, version, "a process is to take over");
@@ -168,7 +168,7 @@ pub(crate) async fn give(mut stream: UnixStream, office: &Office, version: Strin
 /// Starts another process of this program, and waits until it has taken over.
 pub(crate) async fn upgrade(office: &Office) -> Reply {
     let desk = &office.0;
-    let refused = |message: String| Reply::Refused { message };
+    let refused = |message: String| Reply::failed(message);
     let Some(program) = office.program() else {
         return refused("the relay is part of another program, which starts it".to_owned());
     };

@@ -36,7 +36,7 @@ pub(crate) async fn approach(directory: &Path) -> Result<Approached, StartError>
     let (line, descriptors) = asked.map_err(TakeOverError::from)?;
     let what = match serde_json::from_slice(&line).map_err(|error| TakeOverError::Conversation(error.into()))? {
         Reply::Descriptors { what } => what,
-        Reply::Refused { message } => return Err(TakeOverError::Refused { message }.into()),
+        Reply::Refused { message, .. } => return Err(TakeOverError::Refused { message }.into()),
         reply => return Err(TakeOverError::Refused { message: format!("it says {reply:?}") }.into()),
     };
     let (mut lock, mut socket, mut sockets) = (None, None, Sockets::default());

@@ -284,6 +284,11 @@ impl Registry {
         self.slots.iter().filter(|slot| slot.online().is_some()).count()
     }
 
+    /// What those are bound to.
+    pub(crate) fn tunnels(&self) -> Vec<Arc<Tunnel>> {
+        self.slots.iter().filter_map(|slot| slot.online()).collect()
+    }
+
     fn slot(&self, name: &str) -> Option<Arc<Slot>> {
         self.slots.get(name).map(|slot| slot.value().clone())
     }

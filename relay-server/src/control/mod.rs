@@ -1,4 +1,5 @@
-//! How `relay-server token …` and `relay-server inbox …` reach the relay that owns a data directory.
+//! How `relay-server token …`, `relay-server inbox …` and others reach the relay that owns a data directory. What they ask
+//! for is done at the [desk](Desk), as is what comes over HTTP.
 //!
 //! A running relay listens on a Unix socket in its data directory; a request is one line of JSON, so
 //! is the reply, then the connection is closed. With no relay running, the command does the same
@@ -10,6 +11,9 @@
 //!   relay.lock free             ──►  hold it, open relay.db and inbox.db, do it here
 //! ```
 
+mod desk;
+mod words;
+
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -19,11 +23,7 @@ use std::process;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
-use relay_protocol::inbox::Inbox;
-use relay_protocol::inbox::api::{self, Which};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use thiserror::Error;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -31,13 +31,13 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::desk::{Desk, Follow, webhooks};
+pub use self::words::{Change, InboxRequest, Reply, Request, Why};
 use crate::config::Limits;
-use crate::inbox::handle::{self, Action, HandleError};
+use crate::inbox::Inboxes;
 use crate::inbox::records::Records;
-use crate::inbox::{self, Inboxes};
-use crate::reload::{Reloaded, Reloader};
-use crate::status::{Present, Status};
-use crate::store::{Name, NewToken, OpenError, Secret, Store, StoreError, Token, TokenId, TokenSummary, unix_now};
+use crate::reload::Reloader;
+use crate::store::{OpenError, Store};
 use crate::succession::{self, Handle, What};
 
 const SOCKET_FILE: &str = "control.sock";
@@ -59,219 +59,6 @@ const REPLY_TIME: [Duration; 2] = [Duration::from_secs(15), Duration::from_secs(
 /// How long to wait for the lock while a command, or a relay that starts or stops, has it.
 const LOCK_TIME: Duration = Duration::from_secs(3);
 const LOCK_RETRY: Duration = Duration::from_millis(50);
-
-/// What can be asked of a relay.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(tag = "request", rename_all = "snake_case")]
-pub enum Request {
-    /// Whether it is there.
-    Ping,
-    /// Make a token.
-    CreateToken(NewToken),
-    /// Tell all tokens.
-    ListTokens,
-    /// End a token and its sessions.
-    RevokeToken {
-        /// The token's name.
-        token: String,
-    },
-    /// End a token and its sessions, and know nothing more of it, nor of the names that it had: it was only for a trial.
-    ForgetToken {
-        /// The token's name.
-        token: String,
-    },
-    /// How the relay is.
-    Status,
-    /// Make tunnel names a token's own for good.
-    Reserve {
-        /// The token's name.
-        token: String,
-        /// The tunnel names.
-        names: Vec<Name>,
-        /// Whose handshakes are answered there while the client is away, as the provider's id.
-        #[serde(default)]
-        provider: Option<String>,
-        /// How their inboxes deal with webhooks. None: those that have one keep it as it is.
-        #[serde(default)]
-        inbox: Option<Inbox>,
-    },
-    /// Give up reservations, and close the names' inboxes.
-    Release {
-        /// The tunnel names.
-        names: Vec<Name>,
-        /// Also where webhooks are in them that were not delivered.
-        #[serde(default)]
-        forget: bool,
-    },
-    /// Something of inboxes, whoever's they are.
-    Inbox(InboxRequest),
-    /// Read the configuration anew.
-    Reload,
-    /// Start another process of the program that is there by now, and let it take over.
-    Upgrade,
-    /// Hand over to the process that asks. What follows stands in [`succession`].
-    TakeOver {
-        /// Its version.
-        version: String,
-    },
-}
-
-/// What can be asked of inboxes.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(tag = "what", rename_all = "snake_case")]
-pub enum InboxRequest {
-    /// Tell all inboxes.
-    List,
-    /// Tell the webhooks of one, the newest first.
-    Page {
-        /// Its name.
-        inbox: String,
-        /// Only those that are `waiting`, `delivered` or `dead`.
-        state: Option<String>,
-        /// Those that follow on this page.
-        #[serde(default)]
-        before: Option<String>,
-        /// So many at most.
-        limit: usize,
-    },
-    /// Tell all of one webhook.
-    Show {
-        /// The inbox.
-        inbox: String,
-        /// The webhook.
-        id: String,
-    },
-    /// Try webhooks at once.
-    Retry {
-        /// The inbox.
-        inbox: String,
-        /// The webhooks.
-        which: Which,
-    },
-    /// Forget webhooks.
-    Drop {
-        /// The inbox.
-        inbox: String,
-        /// The webhooks.
-        which: Which,
-    },
-    /// Let the deliveries of an inbox rest, or go on.
-    Pause {
-        /// The inbox.
-        inbox: String,
-        /// Whether they rest.
-        paused: bool,
-    },
-    /// Close an inbox, and forget what is in it.
-    Close {
-        /// The inbox.
-        inbox: String,
-    },
-}
-
-impl Request {
-    /// How long the command waits for the reply.
-    fn patience(&self) -> Duration {
-        let [short, long] = REPLY_TIME;
-        use InboxRequest::{Drop, Retry, Show};
-        let is_long = matches!(self, Self::Upgrade | Self::Inbox(Show { .. } | Retry { .. } | Drop { .. }));
-        if is_long { long } else { short }
-    }
-}
-
-/// What a request has changed for those who are connected or expected.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
-pub enum Change {
-    /// There is a token, which may have the name of one that has ended.
-    Created(TokenId),
-    /// The token has ended.
-    Revoked(TokenId),
-    /// Names are a token's own from now on, and for the webhooks of a provider, if for any.
-    Reserved {
-        /// The token.
-        token: TokenId,
-        /// The tunnel names.
-        names: Vec<Name>,
-        /// The provider's id.
-        provider: Option<String>,
-        /// How their inboxes deal with webhooks, where that was said.
-        inbox: Option<Inbox>,
-    },
-    /// Names are not reserved any more, and have no inbox.
-    Released {
-        /// The tunnel names.
-        names: Vec<Name>,
-    },
-}
-
-/// What it answers.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(tag = "reply", rename_all = "snake_case")]
-pub enum Reply {
-    /// It is there.
-    Pong {
-        /// Its version.
-        version: String,
-    },
-    /// The token was made.
-    Created {
-        /// What its owner will present; this is the only time that it is seen.
-        #[serde(with = "exposed")]
-        secret: Secret,
-        /// What the relay knows of it.
-        token: Token,
-    },
-    /// All tokens.
-    Tokens {
-        /// In the order they were made.
-        tokens: Vec<TokenSummary>,
-    },
-    /// The token has ended.
-    Revoked,
-    /// How the relay is.
-    Status(Box<Status>),
-    /// The names are reserved.
-    Reserved,
-    /// The names are released.
-    Released {
-        /// So many inboxes were closed.
-        #[serde(default)]
-        closed: u64,
-        /// Webhooks in them that were not delivered.
-        #[serde(default)]
-        forgotten: u64,
-    },
-    /// All inboxes.
-    Inboxes(api::Inboxes),
-    /// An inbox and its webhooks.
-    Webhooks(api::Page),
-    /// A webhook.
-    Webhook(Box<api::Whole>),
-    /// An inbox as it is now.
-    Inbox(api::Inbox),
-    /// It was done.
-    Done(api::Done),
-    /// The configuration was read anew.
-    Reloaded(Reloaded),
-    /// Another process serves.
-    Upgraded {
-        /// Its id, where the system knows it.
-        process: Option<u32>,
-        /// Its version.
-        version: String,
-    },
-    /// These descriptors come with it, in this order.
-    Descriptors {
-        /// What they are for.
-        what: Vec<What>,
-    },
-    /// It was not done.
-    Refused {
-        /// Why, for the person who asked.
-        message: String,
-    },
-}
 
 /// What stands between a command and the store, or between a relay and its data directory.
 #[derive(Debug, Error)]
@@ -336,18 +123,6 @@ pub enum ControlError {
         reason: String,
     },
 }
-
-/// What requests are about.
-#[derive(Clone, Debug)]
-pub(crate) struct Data {
-    pub(crate) store: Store,
-    pub(crate) inboxes: Arc<Inboxes>,
-    /// The relay; none where none runs.
-    pub(crate) present: Option<Present>,
-}
-
-/// Does what a change means beside the store, before the request is answered.
-pub(crate) type Follow = dyn Fn(Change) -> BoxFuture<'static, Result<(), StoreError>> + Send + Sync;
 
 // ---- the relay's side ------------------------------------------------------------------------------
 
@@ -415,12 +190,10 @@ impl Listener {
         [(What::Lock, succession::handle(&self.lock)), (What::Control, succession::handle(&self.socket))]
     }
 
-    /// Answers requests until `shutdown`, or until another process does, then finishes those that have begun. `changed` is
-    /// called for each change that matters to those who are connected or expected, once it is in the store.
+    /// Answers requests until `shutdown`, or until another process does, then finishes those that have begun.
     pub(crate) async fn serve(
         mut self,
-        data: Data,
-        changed: Arc<Follow>,
+        desk: Desk,
         reloader: Reloader,
         shutdown: CancellationToken,
         handed_over: CancellationToken,
@@ -433,9 +206,8 @@ impl Listener {
                 Some(ended) = conversations.join_next() => report(ended),
                 accepted = self.socket.accept(), if conversations.len() < MAX_CONVERSATIONS => match accepted {
                     Ok((stream, _)) => {
-                        let (data, changed, reloader) = (data.clone(), changed.clone(), reloader.clone());
-                        let shutdown = shutdown.clone();
-                        conversations.spawn(async move { converse(stream, &data, &*changed, &reloader, &shutdown).await });
+                        let (desk, reloader, shutdown) = (desk.clone(), reloader.clone(), shutdown.clone());
+                        conversations.spawn(async move { converse(stream, &desk, &reloader, &shutdown).await });
                     }
                     Err(error) => {
                         // Out of descriptors, most likely: some time may bring some back.
@@ -471,8 +243,7 @@ fn report(ended: Result<io::Result<()>, tokio::task::JoinError>) {
 
 async fn converse(
     stream: UnixStream,
-    data: &Data,
-    changed: &Follow,
+    desk: &Desk,
     reloader: &Reloader,
     shutdown: &CancellationToken,
 ) -> io::Result<()> {
@@ -499,177 +270,19 @@ async fn converse(
             Ok(Request::Reload) => reloader.reply().await,
             // What it changed here, those who are connected there would not notice.
             Ok(_) if reloader.shared.has_successor() => {
-                Reply::Refused { message: "another process of the relay has just taken over; try again".to_owned() }
+                Reply::failed("another process of the relay has just taken over; try again")
             }
-            Ok(request) => apply(data, request, changed).await,
-            Err(error) => Reply::Refused {
-                message: format!(
-                    "the relay, version {}, does not understand the request ({error}); \
-                     restart it if it was upgraded while it ran",
-                    env!("CARGO_PKG_VERSION")
-                ),
-            },
+            Ok(request) => desk.ask(request).await,
+            Err(error) => Reply::failed(format!(
+                "the relay, version {}, does not understand the request ({error}); \
+                 restart it if it was upgraded while it ran",
+                env!("CARGO_PKG_VERSION")
+            )),
         };
         stream.write_all(&to_line(&reply)?).await?;
         stream.shutdown().await
     };
     timeout(WORK_TIME, answer).await?
-}
-
-/// Does what was asked: in the relay, or in the command itself when no relay runs.
-async fn apply(data: &Data, request: Request, changed: &Follow) -> Reply {
-    fn refused(error: impl std::error::Error) -> Reply {
-        Reply::Refused { message: error.to_string() }
-    }
-    let Data { store, .. } = data;
-    let now = unix_now();
-    match request {
-        Request::Ping => Reply::Pong { version: env!("CARGO_PKG_VERSION").to_owned() },
-        Request::CreateToken(new) => match store.create_token(new, now).await {
-            Ok((secret, token)) => {
-                tracing::info!(token = %token.name, "a token was created");
-                if let Err(error) = changed(Change::Created(token.id)).await {
-                    // The next start does it.
-                    tracing::error!(token = %token.name, %error, "a token did not take over the inboxes of the one that it replaces");
-                }
-                Reply::Created { secret, token }
-            }
-            Err(error) => refused(error),
-        },
-        Request::ListTokens => match store.list_tokens(now).await {
-            Ok(tokens) => Reply::Tokens { tokens },
-            Err(error) => refused(error),
-        },
-        Request::RevokeToken { token } => match store.revoke_token(&token, now).await {
-            Ok(id) => {
-                tracing::info!(%token, "a token was revoked");
-                changed(Change::Revoked(id)).await.map_or_else(refused, |()| Reply::Revoked)
-            }
-            Err(error) => refused(error),
-        },
-        Request::ForgetToken { token } => match store.revoke_token(&token, now).await {
-            Ok(id) => {
-                let ended = changed(Change::Revoked(id)).await;
-                let forgotten = store.forget_token(id).await;
-                ended.and(forgotten).map_or_else(refused, |()| Reply::Revoked)
-            }
-            Err(error) => refused(error),
-        },
-        Request::Status => match &data.present {
-            Some(present) => Reply::Status(Box::new(present.status())),
-            None => Reply::Refused { message: "no relay runs".to_owned() },
-        },
-        Request::Reserve { token, names, provider, inbox } => {
-            match store.reserve(&token, names.clone(), provider.as_deref(), now).await {
-                Ok(token) => match changed(Change::Reserved { token, names, provider, inbox }).await {
-                    Ok(()) => Reply::Reserved,
-                    Err(error) => Reply::Refused {
-                        message: format!("the names are reserved, and not all of their inboxes are open: {error}"),
-                    },
-                },
-                Err(error) => refused(error),
-            }
-        }
-        Request::Release { names, forget } => release(data, names, forget, now, changed).await,
-        Request::Inbox(request) => handle(data, request).await.unwrap_or_else(refused),
-        Request::Reload | Request::Upgrade | Request::TakeOver { .. } => {
-            Reply::Refused { message: "no relay runs here".to_owned() }
-        }
-    }
-}
-
-/// Gives names up, unless that would lose webhooks and nobody has said that it may.
-async fn release(data: &Data, names: Vec<Name>, forget: bool, now: i64, changed: &Follow) -> Reply {
-    let (mut closed, mut forgotten) = (0, 0);
-    for name in &names {
-        match data.inboxes.records().inbox(name.as_str()).await {
-            Ok(None) => {}
-            Ok(Some(inbox)) => (closed, forgotten) = (closed + 1, forgotten + inbox.waiting + inbox.dead),
-            Err(error) => return Reply::Refused { message: error.to_string() },
-        }
-    }
-    if forgotten > 0 && !forget {
-        return Reply::Refused {
-            message: format!(
-                "{} would be forgotten, and nothing was released: have them delivered or export them, or say \
-                 --forget-webhooks",
-                webhooks(forgotten)
-            ),
-        };
-    }
-    match data.store.release(names.clone(), now).await {
-        Err(error) => Reply::Refused { message: error.to_string() },
-        Ok(()) => match changed(Change::Released { names }).await {
-            Ok(()) => Reply::Released { closed, forgotten },
-            Err(error) => Reply::Refused {
-                message: format!("the names are released, and not all of their inboxes are closed: {error}"),
-            },
-        },
-    }
-}
-
-/// So many that were not delivered, as a sentence has them.
-pub(crate) fn webhooks(count: u64) -> String {
-    let plural = if count == 1 { "webhook that was" } else { "webhooks that were" };
-    format!("{count} {plural} not delivered")
-}
-
-/// Does what is to be done with inboxes and their webhooks.
-async fn handle(data: &Data, request: InboxRequest) -> Result<Reply, HandleError> {
-    let Data { store, inboxes, .. } = data;
-    let act = async |name: &str, action, which: &Which| {
-        let inbox = handle::inbox(inboxes, None, name).await?;
-        handle::act(inboxes, &inbox, action, which).await.map(Reply::Done)
-    };
-    let mut reply = match request {
-        InboxRequest::List => Reply::Inboxes(handle::inboxes(inboxes, None).await?),
-        InboxRequest::Page { inbox, state, before, limit } => {
-            let inbox = handle::inbox(inboxes, None, &inbox).await?;
-            Reply::Webhooks(handle::page(inboxes, inbox, state.as_deref(), before.as_deref(), Some(limit)).await?)
-        }
-        InboxRequest::Show { inbox, id } => {
-            let inbox = handle::inbox(inboxes, None, &inbox).await?;
-            Reply::Webhook(Box::new(handle::whole(inboxes, &inbox, &id, u64::MAX).await?))
-        }
-        InboxRequest::Retry { inbox, which } => act(&inbox, Action::Retry, &which).await?,
-        InboxRequest::Drop { inbox, which } => act(&inbox, Action::Drop, &which).await?,
-        InboxRequest::Pause { inbox, paused } => {
-            let inbox = handle::inbox(inboxes, None, &inbox).await?;
-            Reply::Inbox(handle::pause(inboxes, inbox, paused).await?)
-        }
-        InboxRequest::Close { inbox } => {
-            let inbox = handle::inbox(inboxes, None, &inbox).await?;
-            Reply::Done(handle::remove(inboxes, &inbox).await?)
-        }
-    };
-    let told = match &mut reply {
-        Reply::Inboxes(api::Inboxes { inboxes }) => inboxes.as_mut_slice(),
-        Reply::Webhooks(api::Page { inbox, .. }) | Reply::Inbox(inbox) => std::slice::from_mut(inbox),
-        _ => &mut [],
-    };
-    if !told.is_empty() {
-        let owners = inbox::owners(inboxes, store).await?;
-        told.iter_mut().for_each(|inbox| inbox.token = owners.get(&inbox.name).cloned());
-    }
-    Ok(reply)
-}
-
-/// What a change means where no relay runs: the next one finds it so.
-async fn note(inboxes: Arc<Inboxes>, change: Change) -> Result<(), StoreError> {
-    match change {
-        Change::Created(_) | Change::Revoked(_) => {}
-        Change::Reserved { token, names, provider, inbox } => {
-            for name in &names {
-                inbox::note_reserved(&inboxes, name.as_str(), token, inbox.as_ref(), provider.as_deref()).await?;
-            }
-        }
-        Change::Released { names } => {
-            for name in &names {
-                inbox::close(&inboxes, name.as_str(), None).await?;
-            }
-        }
-    }
-    Ok(())
 }
 
 // ---- the command's side ----------------------------------------------------------------------------
@@ -683,7 +296,7 @@ enum Way {
     /// A relay runs.
     Relay { stream: UnixStream, path: PathBuf },
     /// None does, and none starts while we hold the lock.
-    Here { data: Data, _lock: Lock },
+    Here { desk: Desk, _lock: Lock },
 }
 
 impl Control {
@@ -709,7 +322,7 @@ impl Control {
                 Ok(lock) => {
                     let store = Store::open(directory).await?;
                     let inboxes = Arc::new(Inboxes::new(Records::open(directory, 0)?, &Limits::default()));
-                    return Ok(Self(Way::Here { data: Data { store, inboxes, present: None }, _lock: lock }));
+                    return Ok(Self(Way::Here { desk: Desk::alone(directory, store, inboxes), _lock: lock }));
                 }
                 // A relay that is starting or stopping, or another command.
                 Err(ControlError::InUse { .. }) if Instant::now() < deadline => sleep(LOCK_RETRY).await,
@@ -761,11 +374,9 @@ impl Control {
                 let line = reply.map_err(|source| at(&path, source))?;
                 serde_json::from_slice(&line).map_err(|error| ControlError::Reply { reason: error.to_string() })
             }
-            Way::Here { data, _lock } => {
-                let inboxes = data.inboxes.clone();
-                let reply = apply(&data, request, &move |change| note(inboxes.clone(), change).boxed()).await;
-                data.inboxes.records().close().await;
-                data.store.close().await;
+            Way::Here { desk, _lock } => {
+                let reply = desk.ask(request).await;
+                desk.close().await;
                 Ok(reply)
             }
         }
@@ -865,31 +476,17 @@ fn at(path: &Path, source: io::Error) -> ControlError {
     ControlError::Io { path: path.to_owned(), source }
 }
 
-/// The one message that carries a secret: from the relay to whoever asked for the token.
-mod exposed {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    use crate::store::Secret;
-
-    pub(super) fn serialize<S: Serializer>(secret: &Secret, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(secret.expose())
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
-        Secret::parse(&String::deserialize(deserializer)?).map_err(D::Error::custom)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+    use futures_util::FutureExt as _;
     use tempfile::TempDir;
     use tokio::sync::mpsc;
     use tokio::task::JoinHandle;
 
     use super::*;
-    use crate::store::TokenLimits;
+    use crate::store::{Name, NewToken, Secret, Token, TokenLimits, unix_now};
 
     struct Relay {
         directory: TempDir,
@@ -911,10 +508,10 @@ mod tests {
                 sender.try_send(change).unwrap();
                 std::future::ready(Ok(())).boxed()
             };
-            let data = Data { store: store.clone(), inboxes, present: None };
+            let desk = Desk::new(directory.path(), store.clone(), inboxes, None, Arc::new(changed));
             let reloader = crate::tests::relay(directory.path()).await.reloader();
             let handed_over = CancellationToken::new();
-            let task = tokio::spawn(listener.serve(data, Arc::new(changed), reloader, shutdown.clone(), handed_over));
+            let task = tokio::spawn(listener.serve(desk, reloader, shutdown.clone(), handed_over));
             Self { directory, store, changes, shutdown, task }
         }
 
@@ -958,7 +555,9 @@ mod tests {
         assert!(matches!(request(&directory, Request::Ping).await, Reply::Pong { .. }));
         let Reply::Created { secret, token } = request(&directory, create("alice")).await else { panic!() };
         assert_eq!(relay.store.authenticate(&secret, unix_now()).await.as_ref(), Ok(&token));
-        let Reply::Refused { message } = request(&directory, create("alice")).await else { panic!() };
+        let Reply::Refused { message, why: Why::Conflict } = request(&directory, create("alice")).await else {
+            panic!()
+        };
         assert!(message.contains("there is a token named \"alice\" already"), "{message}");
 
         let names = vec![Name::parse("hooks").unwrap()];
