@@ -69,6 +69,10 @@ causes! {
     TooManyRequests = "too-many-requests", TOO_MANY_REQUESTS, Some(1),
         "Too many requests are under way at once.",
         "Wait for the answers of earlier requests before sending more.";
+    /// The token has had as much of the month as it may.
+    QuotaExceeded = "quota-exceeded", TOO_MANY_REQUESTS, Some(3600),
+        "The tunnel's owner has used up what this relay allows in a month.",
+        "Wait for the next month, or have the relay's operator allow more (`relay-server token limit`).";
     /// The request's body is too large.
     BodyTooLarge = "body-too-large", PAYLOAD_TOO_LARGE, None,
         "The request's body is larger than this relay allows.",

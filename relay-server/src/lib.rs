@@ -39,6 +39,7 @@ pub mod notify;
 #[doc(hidden)]
 pub mod outgoing;
 mod places;
+mod quota;
 #[doc(hidden)]
 pub mod reload;
 mod running;
@@ -94,6 +95,7 @@ use self::inbox::records::Records;
 use self::log::AccessLog;
 use self::outgoing::Outgoing;
 use self::places::Places;
+use self::quota::Quotas;
 use self::reload::{Live, Reloader};
 use self::session::Sessions;
 use self::status::Present;
@@ -125,6 +127,7 @@ pub(crate) struct Shared {
     inboxes: Arc<Inboxes>,
     registry: Registry,
     sessions: Sessions,
+    quotas: Quotas,
     places: Places,
     janitor: Janitor,
     refusals: Refusals,
@@ -195,6 +198,7 @@ impl Shared {
     async fn follow(self: Arc<Self>, change: Change) -> Result<(), StoreError> {
         match change {
             Change::Created(_) => inbox::hand_over(&self).await?,
+            Change::Limited(token, limits) => self.quotas.limit(token, limits).await,
             Change::Revoked(token) => {
                 self.sessions.end(token, relay_protocol::frame::GoAway::Revoked, "The token was revoked.");
                 self.registry.revoke(token);
@@ -428,6 +432,7 @@ impl Relay {
             inboxes,
             registry: Registry::default(),
             sessions: Sessions::default(),
+            quotas: Quotas::default(),
             janitor: Janitor::default(),
             refusals: Refusals::default(),
             turns: edge::api::Turns::default(),
@@ -556,6 +561,7 @@ impl Relay {
         let (watch, closing) = (shared.certificates.clone(), ended.clone());
         tasks.spawn(async move { watch.watch(closing).await });
         tasks.spawn(inbox::sweep(shared.clone()));
+        tasks.spawn(quota::run(shared.clone()));
         shared.spawn(alert::run(shared.clone(), alerts));
         let janitor = shared.clone();
         tasks.spawn(async move { janitor.janitor.run(&janitor).await });
@@ -618,6 +624,9 @@ impl Relay {
         if tokio::time::timeout(LAST_WAIT, tasks.wait()).await.is_err() {
             tracing::error!(tasks = tasks.len(), "shutting down: some tasks do not end");
         }
+        if let Err(error) = shared.quotas.save(&shared.store).await {
+            tracing::error!(%error, "the bytes that tokens have used last were not written down");
+        }
         // What is noted of the last deliveries is on disk before the next relay reads it.
         shared.inboxes.records().close().await;
         // What is left of its webhooks is the other's from here on.
@@ -657,7 +666,7 @@ async fn end_with_their_tokens(shared: &Shared) {
 /// the inboxes that there are.
 async fn expected(shared: &Shared) -> Result<Vec<inbox::records::Inbox>, StoreError> {
     let ended: HashSet<_> = shared.store.ended(store::unix_now()).await?.into_iter().collect();
-    for TokenSummary { token, reserved, leased, providers } in shared.store.list_tokens(store::unix_now()).await? {
+    for TokenSummary { token, reserved, leased, providers, .. } in shared.store.list_tokens(store::unix_now()).await? {
         leased.iter().for_each(|name| shared.registry.expect(name.as_str()));
         for name in reserved {
             shared.registry.reserve(name.as_str(), token.id, providers.get(&name).map(String::as_str));

@@ -83,7 +83,12 @@ impl RunningRelay {
     /// # Errors
     /// [`CreateTokenError`], as where the name is taken.
     pub async fn create_token(&self, name: &str) -> Result<String, CreateTokenError> {
-        let limits = TokenLimits { max_tunnels: u32::MAX, max_names: u32::MAX, max_sessions: u32::MAX };
+        let limits = TokenLimits {
+            max_tunnels: u32::MAX,
+            max_names: u32::MAX,
+            max_sessions: u32::MAX,
+            ..TokenLimits::default()
+        };
         let new = NewToken { name: name.to_owned(), reserve: Vec::new(), expires_at: None, limits };
         let (token, _) = self.store.create_token(new, unix_now()).await?;
         Ok(token.expose().to_owned())

@@ -118,12 +118,14 @@ pub struct Token {
     pub leased: Vec<Name>,
     /// Of the reserved ones, those that are for a provider's webhooks, and its id.
     pub providers: BTreeMap<Name, String>,
+    /// Bytes that the public has had of its tunnels in this calendar month, in UTC, some seconds ago.
+    pub month_bytes: u64,
 }
 
 impl Token {
     /// As it is at that moment, in Unix seconds.
     #[must_use]
-    pub fn at(TokenSummary { token, reserved, leased, providers }: TokenSummary, now: i64) -> Self {
+    pub fn at(TokenSummary { token, reserved, leased, providers, month_bytes }: TokenSummary, now: i64) -> Self {
         let state = match (token.revoked_at, token.expires_at) {
             (Some(_), _) => "revoked",
             (None, Some(at)) if at <= now => "expired",
@@ -140,6 +142,7 @@ impl Token {
             reserved,
             leased,
             providers,
+            month_bytes,
         }
     }
 }
@@ -258,7 +261,7 @@ pub(crate) fn names(tokens: Vec<store::TokenSummary>) -> Vec<HeldName> {
     names
 }
 
-fn names_of(TokenSummary { token, reserved, leased, mut providers }: TokenSummary) -> Vec<HeldName> {
+fn names_of(TokenSummary { token, reserved, leased, mut providers, .. }: TokenSummary) -> Vec<HeldName> {
     let reserved = reserved.into_iter().map(|name| (name, "reserved"));
     let leased = leased.into_iter().map(|name| (name, "leased"));
     let held = reserved.chain(leased).map(|(name, state)| {

@@ -6,19 +6,18 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use clap::{Subcommand, ValueEnum};
-use relay_protocol::inbox::Inbox;
+use clap::{Args, Subcommand, ValueEnum};
+use relay_protocol::inbox::{Inbox, sized};
 use relay_protocol::webhook::{Table, TableError};
 use thiserror::Error;
 
 use crate::control::{Control, ControlError, Reply, Request, webhooks};
 use crate::status::{Token, moment};
-use crate::store::{Name, NewToken, TokenLimits, unix_now};
+use crate::store::{LimitChange, Name, NewToken, TokenLimits, unix_now};
 use crate::table;
 
 /// What can be done with tokens.
 #[derive(Debug, Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "a process has one")]
 pub enum TokenCommand {
     /// Make a token and print it, and only it, on stdout: it is shown this once
     ///
@@ -33,15 +32,19 @@ pub enum TokenCommand {
         /// How long it is valid: 90m, 12h, 30d, 4w [default: until it is revoked]
         #[arg(long, value_name = "TIME")]
         expires: Option<Lifetime>,
-        /// Tunnels open at the same time
-        #[arg(long, value_name = "N", default_value_t = TokenLimits::default().max_tunnels, value_parser = clap::value_parser!(u32).range(1..))]
-        max_tunnels: u32,
-        /// Tunnel names held at the same time, random ones aside
-        #[arg(long, value_name = "N", default_value_t = TokenLimits::default().max_names, value_parser = clap::value_parser!(u32).range(1..))]
-        max_names: u32,
-        /// Sessions (running clients) at the same time
-        #[arg(long, value_name = "N", default_value_t = TokenLimits::default().max_sessions, value_parser = clap::value_parser!(u32).range(1..))]
-        max_sessions: u32,
+        /// What its owner may have.
+        #[command(flatten)]
+        limits: LimitArgs,
+    },
+    /// Change what a token's owner may have, at once; without a flag, say what that is
+    ///
+    /// What is beyond a new limit goes on, and no more is let in.
+    Limit {
+        /// The token's name
+        name: String,
+        /// What its owner may have.
+        #[command(flatten)]
+        limits: LimitArgs,
     },
     /// Show all tokens with the tunnel names they hold, never the secrets
     List {
@@ -85,6 +88,71 @@ pub enum TokenCommand {
         #[arg(long)]
         forget_webhooks: bool,
     },
+}
+
+/// What a token's owner may have.
+#[derive(Args, Clone, Debug, Default)]
+pub struct LimitArgs {
+    /// Tunnels open at the same time [20 for a new token]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_tunnels: Option<u32>,
+    /// Tunnel names held at the same time, random ones aside [20 for a new token]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_names: Option<u32>,
+    /// Sessions (running clients) at the same time [20 for a new token]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_sessions: Option<u32>,
+    /// Requests of the public in a second, to all of its tunnels [off for a new token]
+    #[arg(long, value_name = "N|off")]
+    max_rate: Option<Most<u32>>,
+    /// Those under way at the same time [off for a new token]
+    #[arg(long, value_name = "N|off")]
+    max_streams: Option<Most<u32>>,
+    /// Bytes of their bodies and their answers' in a calendar month (UTC), such as 10GiB [off for a new token]
+    #[arg(long, value_name = "SIZE|off")]
+    max_bytes: Option<Most<Size>>,
+}
+
+impl LimitArgs {
+    fn change(self) -> LimitChange {
+        LimitChange {
+            max_tunnels: self.max_tunnels,
+            max_names: self.max_names,
+            max_sessions: self.max_sessions,
+            max_rate: self.max_rate.map(|most| most.0),
+            max_streams: self.max_streams.map(|most| most.0),
+            max_bytes: self.max_bytes.map(|most| most.0.map(|size| size.0)),
+        }
+    }
+}
+
+/// A limit, or `off`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Most<T>(Option<T>);
+
+impl<T: FromStr> FromStr for Most<T> {
+    type Err = T::Err;
+
+    fn from_str(text: &str) -> Result<Self, T::Err> {
+        if text == "off" { Ok(Self(None)) } else { text.parse().map(|most| Self(Some(most))) }
+    }
+}
+
+/// A number of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Size(u64);
+
+/// Why a text is no number of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("expected a number of bytes, such as 10GiB, 500MiB or 4096, or off")]
+pub struct SizeError;
+
+impl FromStr for Size {
+    type Err = SizeError;
+
+    fn from_str(text: &str) -> Result<Self, SizeError> {
+        relay_protocol::inbox::size(text).map(Self).ok_or(SizeError)
+    }
 }
 
 /// In which form a list is printed.
@@ -178,8 +246,8 @@ async fn run_to(
     let now = unix_now();
     let ask = async |request| ask(data_dir, request).await;
     match command {
-        TokenCommand::Create { name, reserve, expires, max_tunnels, max_names, max_sessions } => {
-            let limits = TokenLimits { max_tunnels, max_names, max_sessions };
+        TokenCommand::Create { name, reserve, expires, limits } => {
+            let limits = limits.change().apply(TokenLimits::default());
             let expires_at = expires.map(|lifetime| now.saturating_add(lifetime.seconds()));
             let new = NewToken { name, reserve, expires_at, limits };
             let Reply::Created { secret, token } = ask(Request::CreateToken(new)).await? else {
@@ -188,6 +256,13 @@ async fn run_to(
             let until = token.expires_at.map_or("it is revoked".to_owned(), moment);
             writeln!(talk, "Token {:?}, valid until {until}. It is shown only this once:", token.name)?;
             writeln!(out, "{}", secret.expose())?;
+        }
+        TokenCommand::Limit { name, limits } => {
+            let limit = Request::LimitToken { token: name.clone(), change: limits.change() };
+            let Reply::Limited { limits } = ask(limit).await? else {
+                return Err(CliError::Unexpected);
+            };
+            writeln!(out, "The token {name:?} may have {}.", allowed(&limits))?;
         }
         TokenCommand::List { output } => {
             let Reply::Tokens { tokens } = ask(Request::ListTokens).await? else {
@@ -249,6 +324,18 @@ fn row(token: &Token) -> [String; 6] {
     });
     let names = reserved.chain(token.leased.iter().map(Name::to_string)).collect::<Vec<_>>().join(", ");
     [token.name.clone(), token.state.to_owned(), token.created_at.clone(), ends, used, names]
+}
+
+/// What a token may have, as a sentence has it.
+fn allowed(limits: &TokenLimits) -> String {
+    let TokenLimits { max_tunnels, max_names, max_sessions, max_rate, max_streams, max_bytes } = limits;
+    let most = |most: &Option<u32>| most.map_or("any number of".to_owned(), |most| most.to_string());
+    let bytes = max_bytes.map_or("any number of bytes".to_owned(), sized);
+    format!(
+        "{max_tunnels} tunnels, {max_names} names and {max_sessions} sessions, {} requests per second, {} under way, and {bytes} a month",
+        most(max_rate),
+        most(max_streams)
+    )
 }
 
 fn listed(names: &[Name]) -> String {
@@ -418,7 +505,8 @@ mod tests {
             serde_json::json!({
                 "name": "alice", "state": "valid", "created_at": created, "expires_at": null,
                 "revoked_at": null, "last_used_at": null, "max_tunnels": 3, "max_names": 4,
-                "max_sessions": 5, "reserved": ["api", "forms"], "leased": [],
+                "max_sessions": 5, "max_rate": null, "max_streams": null, "max_bytes": null,
+                "month_bytes": 0, "reserved": ["api", "forms"], "leased": [],
                 "providers": {"forms": "dropbox"},
             })
         );
@@ -437,6 +525,10 @@ mod tests {
             ("create bob --expires -1d", "unexpected argument"),
             ("create bob --expires=-1d", "such as 90m"),
             ("create bob --max-names 0", "0 is not in 1.."),
+            ("create bob --max-rate 0", "max_rate is at least 1"),
+            ("limit alice --max-bytes 0", "max_bytes is at least 1"),
+            ("limit alice --max-bytes ten", "such as 10GiB"),
+            ("limit bob --max-rate 5", "no token named \"bob\""),
             ("reserve bob hooks", "no token named \"bob\""),
             ("reserve alice", "required"),
             ("reserve alice hooks --provider Slack", "no provider is called that"),

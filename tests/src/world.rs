@@ -152,7 +152,8 @@ impl World {
 
     /// A token as the test wants it, and its name.
     pub async fn token_with(&self, change: impl FnOnce(&mut NewToken)) -> (String, String) {
-        let many = TokenLimits { max_tunnels: 10_000, max_names: 10_000, max_sessions: 10_000 };
+        let many =
+            TokenLimits { max_tunnels: 10_000, max_names: 10_000, max_sessions: 10_000, ..TokenLimits::default() };
         let name = format!("t{}", self.store().list_tokens(unix_now()).await.expect("the store answers").len());
         let mut new = NewToken { name, reserve: Vec::new(), expires_at: None, limits: many };
         change(&mut new);

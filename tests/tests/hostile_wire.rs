@@ -687,7 +687,7 @@ mod clients {
         const RIVALS: u32 = 6;
         const MOST: u32 = RIVALS + 1;
         let world = World::start().await;
-        let limits = TokenLimits { max_tunnels: MOST, max_names: 100, max_sessions: 100 };
+        let limits = TokenLimits { max_tunnels: MOST, max_names: 100, max_sessions: 100, ..TokenLimits::default() };
         let (token, _) = world.token_with(|new| new.limits = limits).await;
         // The token's use is forgotten with its last session.
         let mut witness = session_of(&world, &token, Vec::new()).await;
@@ -739,7 +739,7 @@ mod clients {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn that_come_at_once_have_no_more_tunnels_than_their_token_may() {
         let world = World::start().await;
-        let limits = TokenLimits { max_tunnels: 2, max_names: 100, max_sessions: 100 };
+        let limits = TokenLimits { max_tunnels: 2, max_names: 100, max_sessions: 100, ..TokenLimits::default() };
         let (token, _) = world.token_with(|new| new.limits = limits).await;
         let sockets = join_all((0..12).map(async |_| connect_on(world.raw("relay.test").await, &token).await)).await;
         let asked = join_all(sockets.into_iter().zip(1..).map(async |(mut socket, number)| {
@@ -757,7 +757,7 @@ mod clients {
     #[tokio::test]
     async fn that_fall_silent_do_not_keep_their_tokens_only_tunnel_from_it() {
         let world = World::start().await;
-        let limits = TokenLimits { max_tunnels: 1, max_names: 10, max_sessions: 10 };
+        let limits = TokenLimits { max_tunnels: 1, max_names: 10, max_sessions: 10, ..TokenLimits::default() };
         let (token, _) = world.token_with(|new| new.limits = limits).await;
         let app = App::recording().await;
         let start = async |name: &str| {

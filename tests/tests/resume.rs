@@ -194,7 +194,7 @@ mod keys {
     #[tokio::test]
     async fn serve_again_where_the_welcome_did_not_arrive() {
         let (world, _) = patient().await;
-        let limits = TokenLimits { max_tunnels: 1, max_names: 1, max_sessions: 1 };
+        let limits = TokenLimits { max_tunnels: 1, max_names: 1, max_sessions: 1, ..TokenLimits::default() };
         let (token, _) = world.token_with(|new| new.limits = limits).await;
         for alive in [true, false] {
             let (mut old, first) = fresh(&world, &token).await;
@@ -254,7 +254,7 @@ mod keys {
     #[tokio::test]
     async fn bring_back_a_client_and_its_requests_while_the_attempt_from_before_seems_alive() {
         let (world, _) = patient().await;
-        let limits = TokenLimits { max_tunnels: 1, max_names: 1, max_sessions: 1 };
+        let limits = TokenLimits { max_tunnels: 1, max_names: 1, max_sessions: 1, ..TokenLimits::default() };
         let (token, _) = world.token_with(|new| new.limits = limits).await;
         let (old, first) = fresh(&world, &token).await;
         drop(old);
@@ -339,7 +339,7 @@ mod keys {
     #[tokio::test]
     async fn hand_over_what_the_token_may_have() {
         let world = World::start().await;
-        let limits = TokenLimits { max_tunnels: 2, max_names: 3, max_sessions: 1 };
+        let limits = TokenLimits { max_tunnels: 2, max_names: 3, max_sessions: 1, ..TokenLimits::default() };
         let (token, _) = world.token_with(|new| new.limits = limits).await;
         let (socket, mut last) = begin(&world, &token, None, &["hooks", "other"]).await;
         let mut old = live(socket);

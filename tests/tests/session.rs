@@ -181,8 +181,11 @@ mod connecting {
     #[tokio::test]
     async fn takes_no_more_sessions_and_tunnels_than_the_token_may_have() {
         let world = World::start().await;
-        let (token, _) =
-            world.token_with(|new| new.limits = TokenLimits { max_tunnels: 2, max_names: 2, max_sessions: 3 }).await;
+        let (token, _) = world
+            .token_with(|new| {
+                new.limits = TokenLimits { max_tunnels: 2, max_names: 2, max_sessions: 3, ..TokenLimits::default() }
+            })
+            .await;
         let app = says("app").await;
         let options = || TunnelOptions::new(app.upstream());
         let one = start(&world, &token, options()).await.unwrap();
@@ -383,7 +386,7 @@ mod takeover {
     #[tokio::test]
     async fn takes_the_tunnel_off_what_its_loser_counts_for() {
         let world = World::start().await;
-        let limits = TokenLimits { max_tunnels: 3, max_names: 10, max_sessions: 10 };
+        let limits = TokenLimits { max_tunnels: 3, max_names: 10, max_sessions: 10, ..TokenLimits::default() };
         let (token, _) = world.token_with(|new| new.limits = limits).await;
         let mut loser = peer::session_of(&world, &token, vec![peer::spec(1, "one"), peer::spec(2, "two")]).await;
         let take = TunnelSpec { takeover: true, ..peer::spec(1, "one") };

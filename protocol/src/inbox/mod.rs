@@ -238,15 +238,17 @@ fn seconds(text: &str) -> Option<u64> {
 /// The units of sizes, the largest first.
 const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
 
-/// `4096`, `64KiB`, `16MiB` or `1GiB`.
-fn size(text: &str) -> Option<u64> {
+/// A number of bytes: `4096`, `64KiB`, `16MiB` or `1GiB`.
+#[must_use]
+pub fn size(text: &str) -> Option<u64> {
     let with_unit = UNITS.iter().find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?, *bytes)));
     let (number, unit) = with_unit.unwrap_or((text, 1));
     number.parse::<u64>().ok()?.checked_mul(unit)
 }
 
-/// A size as [`size`] reads it.
-fn sized(bytes: u64) -> String {
+/// A number of bytes as [`size`] reads it.
+#[must_use]
+pub fn sized(bytes: u64) -> String {
     let unit = UNITS.iter().find(|(_, unit)| bytes >= *unit && bytes.is_multiple_of(*unit));
     unit.map_or_else(|| bytes.to_string(), |(name, unit)| format!("{}{name}", bytes / unit))
 }

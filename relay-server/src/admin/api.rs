@@ -44,7 +44,7 @@ const CALLS: &[(&str, &str)] = &[
     ("tunnels", "GET"),
     ("certificates", "GET"),
     ("tokens", "GET, POST"),
-    ("tokens/*", "GET, DELETE"),
+    ("tokens/*", "GET, PATCH, DELETE"),
     ("names", "GET"),
     ("names/*", "PUT, DELETE"),
     ("inboxes", "GET"),
@@ -86,6 +86,23 @@ struct TokenWish {
     max_tunnels: Option<u32>,
     max_names: Option<u32>,
     max_sessions: Option<u32>,
+    max_rate: Option<u32>,
+    max_streams: Option<u32>,
+    max_bytes: Option<u64>,
+}
+
+impl TokenWish {
+    fn limits(&self) -> TokenLimits {
+        let usual = TokenLimits::default();
+        TokenLimits {
+            max_tunnels: self.max_tunnels.unwrap_or(usual.max_tunnels),
+            max_names: self.max_names.unwrap_or(usual.max_names),
+            max_sessions: self.max_sessions.unwrap_or(usual.max_sessions),
+            max_rate: self.max_rate,
+            max_streams: self.max_streams,
+            max_bytes: self.max_bytes,
+        }
+    }
 }
 
 /// Whose a name is to be.
@@ -244,12 +261,11 @@ impl Api {
                 ok(&json!({ "tokens": tokens.collect::<Vec<_>>() }))
             }
             (&Method::POST, []) => self.create_token(read(body).await?).await,
-            (&Method::GET, [name]) => {
-                // Others that had the name before were revoked.
-                let mut tokens = self.list_tokens().await?.into_iter().rev();
-                let token = tokens.find(|summary| summary.token.name == *name);
-                let token = token.ok_or_else(|| unknown(format!("There is no token named {name:?}.")))?;
-                ok(&Token::at(token, unix_now()))
+            (&Method::GET, [name]) => self.token(name).await,
+            (&Method::PATCH, [name]) => {
+                let change = read(body).await?;
+                self.ask(Request::LimitToken { token: (*name).to_owned(), change }).await?;
+                self.token(name).await
             }
             (&Method::DELETE, [name]) => {
                 self.ask(Request::RevokeToken { token: (*name).to_owned() }).await?;
@@ -257,6 +273,14 @@ impl Api {
             }
             _ => Err(Problem::NoPath),
         }
+    }
+
+    async fn token(&self, name: &str) -> Answer {
+        // Others that had the name before were revoked.
+        let mut tokens = self.list_tokens().await?.into_iter().rev();
+        let token = tokens.find(|summary| summary.token.name == name);
+        let token = token.ok_or_else(|| unknown(format!("There is no token named {name:?}.")))?;
+        ok(&Token::at(token, unix_now()))
     }
 
     async fn list_tokens(&self) -> Result<Vec<TokenSummary>, Problem> {
@@ -267,19 +291,13 @@ impl Api {
     }
 
     async fn create_token(&self, wish: TokenWish) -> Answer {
-        let TokenWish { name, reserve, expires_at, max_tunnels, max_names, max_sessions } = wish;
-        let now = unix_now();
+        let (now, limits) = (unix_now(), wish.limits());
+        let TokenWish { name, reserve, expires_at, .. } = wish;
         let expires_at = expires_at.map(|text| moment("expires_at", &text)).transpose()?;
         if expires_at.is_some_and(|at| at <= now) {
             return Err(Problem::Invalid("expires_at is over.".to_owned()));
         }
-        let usual = TokenLimits::default();
-        let limits = TokenLimits {
-            max_tunnels: at_least_one("max_tunnels", max_tunnels)?.unwrap_or(usual.max_tunnels),
-            max_names: at_least_one("max_names", max_names)?.unwrap_or(usual.max_names),
-            max_sessions: at_least_one("max_sessions", max_sessions)?.unwrap_or(usual.max_sessions),
-        };
-        let new = NewToken { name, reserve: reserve.clone(), expires_at, limits };
+        let new = NewToken { name, reserve, expires_at, limits };
         let Reply::Created { secret, token } = self.ask(Request::CreateToken(new)).await? else {
             return Err(unexpected());
         };
@@ -429,13 +447,6 @@ fn moment(key: &str, text: &str) -> Result<i64, Problem> {
         .map_err(|_| Problem::Invalid(format!("{key} is a moment such as 2027-01-31T00:00:00Z.")))
 }
 
-fn at_least_one(key: &str, number: Option<u32>) -> Result<Option<u32>, Problem> {
-    match number {
-        Some(0) => Err(Problem::Invalid(format!("{key} is a number from 1 on."))),
-        number => Ok(number),
-    }
-}
-
 fn parse_name(name: &str) -> Result<Name, Problem> {
     Name::parse(name).map_err(|error| Problem::Invalid(crate::sentence(&error)))
 }
@@ -494,6 +505,6 @@ mod tests {
     fn parts_of_a_path_are_decoded_once_they_are_apart() {
         assert_eq!(segments("/api/v1/tokens/a%2Fb%40c").unwrap(), ["tokens", "a/b@c"]);
         assert!(segments("/api/v2/tokens").is_err() && segments("/api/v1/%ff").is_err());
-        assert_eq!(allowed(&["tokens", ""]), Some("GET, DELETE"));
+        assert_eq!(allowed(&["tokens", ""]), Some("GET, PATCH, DELETE"));
     }
 }

@@ -16,7 +16,9 @@ use crate::admin::secret;
 use crate::inbox::handle::{self, Action, HandleError};
 use crate::inbox::{self, Inboxes};
 use crate::status::Present;
-use crate::store::{CreateTokenError, Name, ReleaseError, ReserveError, RevokeError, Store, StoreError, unix_now};
+use crate::store::{
+    CreateTokenError, LimitError, Name, ReleaseError, ReserveError, RevokeError, Store, StoreError, unix_now,
+};
 
 /// Does what a change means beside the store, before the request is answered.
 pub(crate) type Follow = dyn Fn(Change) -> BoxFuture<'static, Result<(), StoreError>> + Send + Sync;
@@ -76,6 +78,14 @@ impl Desk {
                         tracing::error!(token = %token.name, %error, "a token did not take over the inboxes of the one that it replaces");
                     }
                     Reply::Created { secret, token }
+                }
+                Err(error) => refused(error),
+            },
+            Request::LimitToken { token, change } => match store.limit_token(&token, change).await {
+                Ok((id, limits)) => {
+                    tracing::info!(%token, ?limits, "a token has other limits");
+                    let changed = (self.changed)(Change::Limited(id, limits)).await;
+                    changed.map_or_else(refused, |()| Reply::Limited { limits })
                 }
                 Err(error) => refused(error),
             },
@@ -238,7 +248,7 @@ pub(crate) fn webhooks(count: u64) -> String {
 /// What a change means where no relay runs: the next one finds it so.
 async fn note(inboxes: Arc<Inboxes>, change: Change) -> Result<(), StoreError> {
     match change {
-        Change::Created(_) | Change::Revoked(_) => {}
+        Change::Created(_) | Change::Limited(..) | Change::Revoked(_) => {}
         Change::Reserved { token, names, provider, inbox } => {
             for name in &names {
                 inbox::note_reserved(&inboxes, name.as_str(), token, inbox.as_ref(), provider.as_deref()).await?;
@@ -271,9 +281,19 @@ impl Refusal for StoreError {
 impl Refusal for CreateTokenError {
     fn why(&self) -> Why {
         match self {
-            Self::BadName { .. } => Why::Invalid,
+            Self::BadName { .. } | Self::Limit(_) => Why::Invalid,
             Self::NameTaken { .. } => Why::Conflict,
             Self::Reserve(error) => error.why(),
+            Self::Store(error) => error.why(),
+        }
+    }
+}
+
+impl Refusal for LimitError {
+    fn why(&self) -> Why {
+        match self {
+            Self::NoSuchToken { .. } => Why::Unknown,
+            Self::Limit(_) => Why::Invalid,
             Self::Store(error) => error.why(),
         }
     }

@@ -31,7 +31,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::desk::{Desk, Follow, webhooks};
+pub(crate) use self::desk::{Desk, webhooks};
 pub use self::words::{Change, InboxRequest, Reply, Request, Why};
 use crate::config::Limits;
 use crate::inbox::Inboxes;

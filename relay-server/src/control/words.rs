@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::reload::Reloaded;
 use crate::status;
-use crate::store::{Name, NewToken, Secret, Token, TokenId, TokenSummary};
+use crate::store::{LimitChange, Name, NewToken, Secret, Token, TokenId, TokenLimits, TokenSummary};
 use crate::succession::What;
 
 /// What can be asked of a relay.
@@ -19,6 +19,13 @@ pub enum Request {
     Ping,
     /// Make a token.
     CreateToken(NewToken),
+    /// Change what a token may have.
+    LimitToken {
+        /// The token's name.
+        token: String,
+        /// What is to be different.
+        change: LimitChange,
+    },
     /// Tell all tokens.
     ListTokens,
     /// End a token and its sessions.
@@ -148,10 +155,11 @@ impl Request {
 
 /// What a request has changed for those who are connected or expected.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
 pub enum Change {
     /// There is a token, which may have the name of one that has ended.
     Created(TokenId),
+    /// The token has other limits.
+    Limited(TokenId, TokenLimits),
     /// The token has ended.
     Revoked(TokenId),
     /// Names are a token's own from now on, and for the webhooks of a provider, if for any.
@@ -193,6 +201,11 @@ pub enum Reply {
     Tokens {
         /// In the order they were made.
         tokens: Vec<TokenSummary>,
+    },
+    /// The token has these limits now.
+    Limited {
+        /// All of them.
+        limits: TokenLimits,
     },
     /// The token has ended.
     Revoked,

@@ -49,7 +49,7 @@ impl Trial {
     pub(super) async fn begin(patient: &Patient) -> Result<Option<Self>, String> {
         let Some(directory) = patient.config.data_dir.clone() else { return Ok(None) };
         let name = format!("doctor-{:016x}", fastrand::u64(..));
-        let limits = TokenLimits { max_tunnels: 1, max_names: 1, max_sessions: 1 };
+        let limits = TokenLimits { max_tunnels: 1, max_names: 1, max_sessions: 1, ..TokenLimits::default() };
         let expires_at = Some(unix_now() + LIFETIME_S);
         let new = NewToken { name: name.clone(), reserve: Vec::new(), expires_at, limits };
         match ask(&directory, Ask::CreateToken(new)).await? {

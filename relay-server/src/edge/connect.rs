@@ -28,6 +28,7 @@ use super::io::Watched;
 use super::respond::{answer, explain};
 use crate::cause::Cause;
 use crate::places::block_of;
+use crate::quota::Meter;
 use crate::session::Session;
 use crate::store::{AuthError, Secret, Token, unix_now};
 use crate::tunnels::seats::Place;
@@ -71,7 +72,7 @@ pub(super) async fn own_host(
         return answer(Cause::NotFound, request.headers());
     }
     match admit(shared, peer, request).await {
-        Ok((token, place)) => upgrade(shared, peer, request, token, place),
+        Ok((token, meter, place)) => upgrade(shared, peer, request, (token, meter, place)),
         Err((cause, message)) => {
             let mut response = explain(cause, request.headers(), &message);
             if cause == Cause::UpgradeRequired {
@@ -90,7 +91,7 @@ async fn admit(
     shared: &Arc<Shared>,
     peer: IpAddr,
     request: &Request<Incoming>,
-) -> Result<(Token, Place), (Cause, String)> {
+) -> Result<(Token, Arc<Meter>, Place), (Cause, String)> {
     let refuse = |cause: Cause| (cause, cause.message().to_owned());
     let headers = request.headers();
     let websocket = upgrade_of(headers).is_some_and(|protocol| protocol.eq_ignore_ascii_case("websocket"));
@@ -109,8 +110,12 @@ async fn admit(
         return Err(refuse(Cause::Draining));
     }
     let token = authenticate(shared, peer, headers).await?;
+    let meter = shared.quotas.meter(&shared.store, token.id).await.map_err(|error| {
+        tracing::error!(%error, "what a token may have cannot be read");
+        refuse(Cause::Internal)
+    })?;
     let place = Session::place(shared, &token).map_err(|full| (Cause::TooManyRequests, sentence(&full)))?;
-    Ok((token, place))
+    Ok((token, meter, place))
 }
 
 /// The token that a request bears.
@@ -149,8 +154,7 @@ fn upgrade(
     shared: &Arc<Shared>,
     peer: IpAddr,
     request: &mut Request<Incoming>,
-    token: Token,
-    place: Place,
+    (token, meter, place): (Token, Arc<Meter>, Place),
 ) -> Response<EdgeBody> {
     let key = request.headers().get("sec-websocket-key").map_or(&b""[..], HeaderValue::as_bytes);
     let Ok(accept) = HeaderValue::try_from(derive_accept_key(key)) else {
@@ -172,7 +176,7 @@ fn upgrade(
         // A client that is gone without a word, or does not read, is given up by the kernel too.
         let _ = socket.set_tcp_user_timeout(Some(MuxLimits::default().silence));
         // Boxed, so that the spawned task is small once the handshake is over.
-        Box::pin(Session::new(owner, peer, token, place).run(conn, parts.read_buf)).await;
+        Box::pin(Session::new(owner, peer, token, meter, place).run(conn, parts.read_buf)).await;
     });
     let mut response = Response::new(EdgeBody::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;

@@ -37,7 +37,9 @@ use super::upgrade;
 use super::webhook::{Allowed, handshake, verify};
 use crate::Shared;
 use crate::cause::Cause;
+use crate::quota::{Meter, Over};
 use crate::session::resumes;
+use crate::store::unix_now;
 use crate::tunnels::{Asked, Found, SEEN, Tunnel};
 
 /// Where a request came from.
@@ -186,6 +188,9 @@ async fn deliver(
         let message = Some(format!("The request's body has {declared} bytes; this relay allows {limit}."));
         return Err(Failure { cause: Cause::BodyTooLarge, message }.into());
     }
+    if let Some(meter) = meter_of(shared, host).await? {
+        admit(exchange, &meter)?;
+    }
     if let Some(kept) = inbox::keep(shared, exchange, host, upload).await? {
         return Ok(kept);
     }
@@ -199,6 +204,35 @@ async fn deliver(
         return Ok(switch(exchange, head, stream, on_upgrade)?);
     }
     respond(exchange, head, stream, uploading)
+}
+
+/// What counts for the token whose name the request is for, where somebody or something is there to take it.
+async fn meter_of(shared: &Shared, host: &PublicHost) -> Result<Option<Arc<Meter>>, Failure> {
+    let Some(name) = shared.name_of(&host.host) else { return Ok(None) };
+    if let Found::Tunnel(tunnel) = shared.registry.find(name) {
+        return Ok(Some(tunnel.meter.clone()));
+    }
+    let Some(inbox) = shared.inboxes.get(name) else { return Ok(None) };
+    let meter = shared.quotas.meter(&shared.store, inbox.token).await.map_err(|error| {
+        tracing::error!(%error, "what a token may have cannot be read");
+        Cause::InboxFailed
+    })?;
+    Ok(Some(meter))
+}
+
+/// Counts a request for a token, where that was not done yet.
+fn admit(exchange: &mut Exchange, meter: &Arc<Meter>) -> Result<(), Failure> {
+    if exchange.pass.is_none() {
+        let pass = meter.admit(Instant::now(), unix_now()).map_err(|over| {
+            let cause = match over {
+                Over::Bytes(..) => Cause::QuotaExceeded,
+                Over::Rate(_) | Over::Streams(_) => Cause::TooManyRequests,
+            };
+            Failure { cause, message: Some(over.to_string()) }
+        })?;
+        exchange.pass = Some(pass);
+    }
+    Ok(())
 }
 
 /// The app's answer, as the sender gets it.
@@ -292,6 +326,8 @@ async fn request(
         first.map_err(UploadError::cause)?;
     }
     let mut tunnel = find(shared, exchange, host, upload).await?;
+    // Its client has come back just now.
+    admit(exchange, &tunnel.meter)?;
     let mut judged: Option<Arc<Asked>> = None;
     let mut latest = exchange.started;
     loop {

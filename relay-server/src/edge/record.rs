@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::io::InFlight;
 use crate::Shared;
 use crate::cause::Cause;
+use crate::quota::Pass;
 
 /// The record of an exchange. It is written when it is dropped, with the response's body or with what the exchange was
 /// upgraded to.
@@ -28,6 +29,8 @@ pub(crate) struct Exchange {
     received: AtomicU64,
     /// A request's body that goes on beside its response.
     receiving: OnceLock<Arc<Receiving>>,
+    /// It counts for the token that it is for.
+    pub(crate) pass: Option<Pass>,
     pub(crate) in_flight: InFlight,
 }
 
@@ -59,6 +62,7 @@ impl Exchange {
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
             receiving: OnceLock::new(),
+            pass: None,
             in_flight,
         }
     }
@@ -94,6 +98,9 @@ impl Drop for Exchange {
         let error = stopped.or(self.error.get()).map(|cause| cause.code());
         let received = receiving.map_or(&self.received, |body| &body.bytes);
         let (sent, received) = (self.sent.load(Relaxed), received.load(Relaxed));
+        if let Some(pass) = &self.pass {
+            pass.count(sent.saturating_add(received));
+        }
         self.shared.metrics.exchange(self.status, error, self.started.elapsed(), sent, received);
         self.shared.access.exchange(&crate::log::AccessLine {
             id: &self.head.id,

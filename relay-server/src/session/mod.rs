@@ -31,6 +31,7 @@ use self::resume::{Hash, Keys};
 use crate::Shared;
 use crate::inbox::records::OpenInboxError;
 use crate::inbox::{self, Settings};
+use crate::quota::Meter;
 use crate::sentence;
 use crate::status;
 use crate::store::{AuthError, ClaimError, Name, Token, TokenId, unix_now};
@@ -143,6 +144,8 @@ pub(crate) struct Session {
     key: Option<Hash>,
     welcomed: Welcomed,
     told: Arc<Told>,
+    /// What its token may have.
+    meter: Arc<Meter>,
     place: Place,
 }
 
@@ -152,11 +155,11 @@ impl Session {
         shared.sessions.seats.enter(token.id, token.limits.max_sessions, shared.limits().sessions)
     }
 
-    pub(crate) fn new(shared: Arc<Shared>, peer: IpAddr, token: Token, place: Place) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, peer: IpAddr, token: Token, meter: Arc<Meter>, place: Place) -> Self {
         let (id, tunnels, welcomed) = (Ulid::generate(), Vec::new(), Welcomed::default());
         let (name, client) = (token.name.clone(), OnceLock::new());
         let told = Arc::new(Told { token: name, address: peer.to_canonical(), since: unix_now(), client });
-        Self { shared, id, peer, token, tunnels, resumed: None, used: None, key: None, welcomed, told, place }
+        Self { shared, id, peer, token, tunnels, resumed: None, used: None, key: None, welcomed, told, meter, place }
     }
 
     /// Serves a client on an upgraded connection, of which `read` has been read already.
@@ -227,7 +230,7 @@ impl Session {
         let _ = self.told.client.set(format!("{} {}", show(&hello.client), show(&hello.version)));
         let old = hello.resume.map(|resume| self.resume(&resume)).unwrap_or_default();
         let seats = old.iter().map(|old| &*old.seat);
-        if let Err(full) = self.place.settle(self.token.limits.max_sessions, seats) {
+        if let Err(full) = self.place.settle(self.meter.limits().max_sessions, seats) {
             link.go_away(GoAway::Limit, false, &sentence(&full));
             return std::future::pending().await;
         }
@@ -374,7 +377,7 @@ impl Session {
         if self.tunnels.iter().any(|tunnel| tunnel.number == spec.tunnel) {
             return Err(refusal("bad-request", "The session has a tunnel of that number.", "Choose another number."));
         }
-        let most = self.token.limits.max_tunnels;
+        let most = self.meter.limits().max_tunnels;
         // A name that is bound is the same token's, and the tunnel that has it goes when this one comes.
         let replaces =
             spec.name.as_deref().is_some_and(|name| self.shared.registry.is_bound(&name.to_ascii_lowercase()));
@@ -428,6 +431,7 @@ impl Session {
             generation: self.shared.registry.next_generation(),
             announced: AtomicBool::new(false),
             untold: Untold::default(),
+            meter: self.meter.clone(),
             counted,
         });
         while let Err(other) = self.shared.registry.bind_if_free(tunnel.clone()) {
@@ -675,7 +679,8 @@ mod tests {
 
         let (ours, theirs) = tokio::io::duplex(64 * 1024);
         let peer = IpAddr::from([127, 0, 0, 1]);
-        let session = tokio::spawn(Session::new(shared.clone(), peer, token, place).run(ours, Bytes::new()));
+        let meter = shared.quotas.meter(&shared.store, token.id).await.unwrap();
+        let session = tokio::spawn(Session::new(shared.clone(), peer, token, meter, place).run(ours, Bytes::new()));
         let socket = Driver::websocket(theirs, Bytes::new(), Side::Client, READ_BUFFER).await;
         let (link, driver) = Driver::new(Side::Client, MuxLimits::default(), socket);
         let _driver = AbortOnDropHandle::new(tokio::spawn(driver));
@@ -693,7 +698,8 @@ mod tests {
     ) -> (Link, Vec<AbortOnDropHandle<()>>) {
         let (ours, theirs) = tokio::io::duplex(64 * 1024);
         let place = Session::place(shared, token).unwrap();
-        let session = Session::new(shared.clone(), IpAddr::from([127, 0, 0, 1]), token.clone(), place);
+        let meter = shared.quotas.meter(&shared.store, token.id).await.unwrap();
+        let session = Session::new(shared.clone(), IpAddr::from([127, 0, 0, 1]), token.clone(), meter, place);
         let session = tokio::spawn(session.run(ours, Bytes::new()));
         let socket = Driver::websocket(theirs, Bytes::new(), Side::Client, READ_BUFFER).await;
         let (link, driver) = Driver::new(Side::Client, MuxLimits::default(), socket);
@@ -753,7 +759,8 @@ mod tests {
         for times in 1..=3 {
             let (ours, theirs) = tokio::io::duplex(64 * 1024);
             let place = Session::place(&shared, &token).unwrap();
-            let mut session = Session::new(shared.clone(), IpAddr::from([127, 0, 0, 1]), token.clone(), place);
+            let meter = shared.quotas.meter(&shared.store, token.id).await.unwrap();
+            let mut session = Session::new(shared.clone(), IpAddr::from([127, 0, 0, 1]), token.clone(), meter, place);
             let socket = Driver::websocket(ours, Bytes::new(), Side::Relay, READ_BUFFER).await;
             let (link, driver) = Driver::new(Side::Relay, MuxLimits::default(), socket);
             session.resume(&resume);

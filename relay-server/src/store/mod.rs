@@ -33,8 +33,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::constant_time;
 use rusqlite::{Connection, OptionalExtension, Row, params};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
+
+use crate::quota::Month;
 
 pub use self::name::{MAX_NAME_BYTES, Name, NameError};
 pub use self::secret::{Secret, SecretError};
@@ -92,13 +94,88 @@ pub struct TokenLimits {
     pub max_names: u32,
     /// Sessions at the same time.
     pub max_sessions: u32,
+    /// Requests of the public in a second, to all of its tunnels.
+    #[serde(default)]
+    pub max_rate: Option<u32>,
+    /// Those under way at the same time.
+    #[serde(default)]
+    pub max_streams: Option<u32>,
+    /// Bytes of their bodies and of those of their answers, in a calendar month in UTC.
+    #[serde(default)]
+    pub max_bytes: Option<u64>,
 }
 
 impl Default for TokenLimits {
-    /// Twenty of each: a developer's every project and its tests.
+    /// Twenty of each: a developer's every project and its tests. As much of the public as comes.
     fn default() -> Self {
-        Self { max_tunnels: 20, max_names: 20, max_sessions: 20 }
+        let (max_tunnels, max_names, max_sessions) = (20, 20, 20);
+        Self { max_tunnels, max_names, max_sessions, max_rate: None, max_streams: None, max_bytes: None }
     }
+}
+
+impl TokenLimits {
+    /// None of them is zero, which would be no token.
+    fn check(&self) -> Result<(), ZeroLimit> {
+        let Self { max_tunnels, max_names, max_sessions, max_rate, max_streams, max_bytes } = *self;
+        let zeroes = [
+            ("max_tunnels", max_tunnels == 0),
+            ("max_names", max_names == 0),
+            ("max_sessions", max_sessions == 0),
+            ("max_rate", max_rate == Some(0)),
+            ("max_streams", max_streams == Some(0)),
+            ("max_bytes", max_bytes == Some(0)),
+        ];
+        zeroes.into_iter().find(|(_, is_zero)| *is_zero).map_or(Ok(()), |(limit, _)| Err(ZeroLimit(limit)))
+    }
+}
+
+/// A limit that would leave nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("{0} is at least 1; revoke the token where it is to have nothing")]
+pub struct ZeroLimit(&'static str);
+
+/// What is to be different of a token's limits. What is not said stays; the last three can be said to be no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LimitChange {
+    /// [`TokenLimits::max_tunnels`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_tunnels: Option<u32>,
+    /// [`TokenLimits::max_names`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_names: Option<u32>,
+    /// [`TokenLimits::max_sessions`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_sessions: Option<u32>,
+    /// [`TokenLimits::max_rate`].
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "said")]
+    pub max_rate: Option<Option<u32>>,
+    /// [`TokenLimits::max_streams`].
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "said")]
+    pub max_streams: Option<Option<u32>>,
+    /// [`TokenLimits::max_bytes`].
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "said")]
+    pub max_bytes: Option<Option<u64>>,
+}
+
+impl LimitChange {
+    /// These limits, changed.
+    #[must_use]
+    pub fn apply(self, limits: TokenLimits) -> TokenLimits {
+        TokenLimits {
+            max_tunnels: self.max_tunnels.unwrap_or(limits.max_tunnels),
+            max_names: self.max_names.unwrap_or(limits.max_names),
+            max_sessions: self.max_sessions.unwrap_or(limits.max_sessions),
+            max_rate: self.max_rate.unwrap_or(limits.max_rate),
+            max_streams: self.max_streams.unwrap_or(limits.max_streams),
+            max_bytes: self.max_bytes.unwrap_or(limits.max_bytes),
+        }
+    }
+}
+
+/// What is there was said, and `null` is no limit.
+fn said<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<Option<T>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
 }
 
 /// A token to be made.
@@ -145,6 +222,9 @@ pub struct TokenSummary {
     /// Of the reserved ones, those that are for the webhooks of a provider, and its id.
     #[serde(default)]
     pub providers: BTreeMap<Name, String>,
+    /// Bytes that the public has had of its tunnels in this calendar month, in UTC, some seconds ago.
+    #[serde(default)]
+    pub month_bytes: u64,
 }
 
 /// Why the store could not be opened.
@@ -216,9 +296,29 @@ pub enum CreateTokenError {
         /// The name.
         name: String,
     },
+    /// One of its limits is none.
+    #[error(transparent)]
+    Limit(#[from] ZeroLimit),
     /// A tunnel name could not be reserved for it.
     #[error(transparent)]
     Reserve(#[from] ReserveError),
+    /// The store's own trouble.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a token's limits are as they were.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum LimitError {
+    /// No token in force has that name.
+    #[error("there is no token named {token:?} in force; `token list` shows them all")]
+    NoSuchToken {
+        /// The name given.
+        token: String,
+    },
+    /// One of them is none.
+    #[error(transparent)]
+    Limit(#[from] ZeroLimit),
     /// The store's own trouble.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -386,10 +486,60 @@ impl Store {
         if !is_token_name(&new.name) {
             return Err(CreateTokenError::BadName { name: new.name });
         }
+        new.limits.check()?;
         let secret = Secret::generate();
         let hash = secret.sha256();
         let token = self.write(move |db| create_token(db, new, &hash, now)).await?;
         Ok((secret, token))
+    }
+
+    /// Changes what a token in force may have. Returns its identity, and its limits as they are now; sessions that it has are
+    /// the caller's to tell.
+    ///
+    /// # Errors
+    ///
+    /// [`LimitError`].
+    pub async fn limit_token(&self, name: &str, change: LimitChange) -> Result<(TokenId, TokenLimits), LimitError> {
+        let name = name.to_owned();
+        self.write(move |db| limit_token(db, name, change)).await
+    }
+
+    /// What a token may have, and the bytes that it has used of a month. A token that nobody knows has the usual limits.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub(crate) async fn quota(&self, token: TokenId, month: Month) -> Result<(TokenLimits, u64), StoreError> {
+        self.read(move |db| {
+            let sql = format!("SELECT {TOKEN_COLUMNS} FROM tokens WHERE id = ?1");
+            let token = db.prepare_cached(&sql)?.query_row([token.0], token_from).optional()?;
+            let used = match &token {
+                Some(token) => used_bytes(db, token.id, month)?,
+                None => 0,
+            };
+            Ok(Ok((token.map(|token| token.limits).unwrap_or_default(), used)))
+        })
+        .await
+    }
+
+    /// Adds bytes to those that tokens have used of months, and returns for each how many that are in all.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub(crate) async fn count_bytes(&self, counted: Vec<(TokenId, Month, u64)>) -> Result<Vec<u64>, StoreError> {
+        self.write(move |db| {
+            let mut add = db.prepare_cached(
+                "INSERT INTO months (token_id, month, bytes) SELECT id, ?2, ?3 FROM tokens WHERE id = ?1
+                 ON CONFLICT (token_id, month) DO UPDATE SET bytes = bytes + excluded.bytes",
+            )?;
+            let totals = counted.into_iter().map(|(token, month, bytes)| {
+                add.execute(params![token.0, month.0, i64::try_from(bytes).unwrap_or(i64::MAX)])?;
+                used_bytes(db, token, month)
+            });
+            Ok(Ok(totals.collect::<rusqlite::Result<_>>()?))
+        })
+        .await
     }
 
     /// All tokens, revoked ones too, in the order they were made.
@@ -421,6 +571,7 @@ impl Store {
     pub(crate) async fn forget_token(&self, token: TokenId) -> Result<(), StoreError> {
         self.write(move |db| {
             db.execute("DELETE FROM names WHERE token_id = ?1", [token.0])?;
+            db.execute("DELETE FROM months WHERE token_id = ?1", [token.0])?;
             db.execute("DELETE FROM tokens WHERE id = ?1", [token.0])?;
             Ok(Ok(()))
         })
@@ -596,7 +747,7 @@ impl std::fmt::Debug for Store {
 /// SQLite's own trouble outside, the operation's refusal inside.
 type Outcome<T, E> = rusqlite::Result<Result<T, E>>;
 
-const TOKEN_COLUMNS: &str = "id, name, max_tunnels, max_names, max_sessions, \
+const TOKEN_COLUMNS: &str = "id, name, max_tunnels, max_names, max_sessions, max_rate, max_streams, max_bytes, \
                              created_at, expires_at, revoked_at, last_used_at";
 
 fn token_from(row: &Row<'_>) -> rusqlite::Result<Token> {
@@ -607,6 +758,9 @@ fn token_from(row: &Row<'_>) -> rusqlite::Result<Token> {
             max_tunnels: row.get("max_tunnels")?,
             max_names: row.get("max_names")?,
             max_sessions: row.get("max_sessions")?,
+            max_rate: row.get("max_rate")?,
+            max_streams: row.get("max_streams")?,
+            max_bytes: row.get("max_bytes")?,
         },
         created_at: row.get("created_at")?,
         expires_at: row.get("expires_at")?,
@@ -630,21 +784,14 @@ fn create_token(db: &Connection, new: NewToken, hash: &[u8; 32], now: i64) -> Ou
         return Ok(Err(CreateTokenError::NameTaken { name: new.name }));
     }
     db.execute(
-        "INSERT INTO tokens (name, secret_sha256, created_at, expires_at,
-                             max_tunnels, max_names, max_sessions)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-        params![
-            new.name,
-            hash,
-            now,
-            new.expires_at,
-            new.limits.max_tunnels,
-            new.limits.max_names,
-            new.limits.max_sessions
-        ],
+        "INSERT INTO tokens (name, secret_sha256, created_at, expires_at, max_tunnels, max_names, max_sessions)
+         VALUES (?1, ?2, ?3, ?4, 1, 1, 1)",
+        params![new.name, hash, now, new.expires_at],
     )?;
+    let id = TokenId(db.last_insert_rowid());
+    set_limits(db, id, &new.limits)?;
     let token = Token {
-        id: TokenId(db.last_insert_rowid()),
+        id,
         name: new.name,
         limits: new.limits,
         created_at: now,
@@ -658,6 +805,39 @@ fn create_token(db: &Connection, new: NewToken, hash: &[u8; 32], now: i64) -> Ou
         params![token.id.0, token.name],
     )?;
     Ok(reserve(db, token.id, &new.reserve, None, now)?.map(|()| token).map_err(Into::into))
+}
+
+fn set_limits(db: &Connection, token: TokenId, limits: &TokenLimits) -> rusqlite::Result<()> {
+    let TokenLimits { max_tunnels, max_names, max_sessions, max_rate, max_streams, max_bytes } = limits;
+    // More than a column holds is more than anybody has.
+    let max_bytes = max_bytes.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX));
+    db.prepare_cached(
+        "UPDATE tokens SET max_tunnels = ?2, max_names = ?3, max_sessions = ?4, max_rate = ?5, max_streams = ?6,
+                           max_bytes = ?7 WHERE id = ?1",
+    )?
+    .execute(params![token.0, max_tunnels, max_names, max_sessions, max_rate, max_streams, max_bytes])
+    .map(drop)
+}
+
+fn limit_token(db: &Connection, name: String, change: LimitChange) -> Outcome<(TokenId, TokenLimits), LimitError> {
+    let sql = format!("SELECT {TOKEN_COLUMNS} FROM tokens WHERE name = ?1 AND revoked_at IS NULL");
+    let found = db.prepare_cached(&sql)?.query_row([&name], token_from).optional()?;
+    let Some(token) = found else {
+        return Ok(Err(LimitError::NoSuchToken { token: name }));
+    };
+    let limits = change.apply(token.limits);
+    if let Err(zero) = limits.check() {
+        return Ok(Err(zero.into()));
+    }
+    set_limits(db, token.id, &limits)?;
+    Ok(Ok((token.id, limits)))
+}
+
+/// Of a month.
+fn used_bytes(db: &Connection, token: TokenId, month: Month) -> rusqlite::Result<u64> {
+    let mut used = db.prepare_cached("SELECT bytes FROM months WHERE token_id = ?1 AND month = ?2")?;
+    let used = used.query_row(params![token.0, month.0], |row| row.get::<_, i64>(0)).optional()?;
+    Ok(used.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0))
 }
 
 fn list_tokens(db: &Connection, now: i64) -> rusqlite::Result<Vec<TokenSummary>> {
@@ -680,7 +860,8 @@ fn list_tokens(db: &Connection, now: i64) -> rusqlite::Result<Vec<TokenSummary>>
                 _ => leased.push(name),
             }
         }
-        Ok(TokenSummary { token, reserved, leased, providers })
+        let month_bytes = used_bytes(db, token.id, Month::of(now))?;
+        Ok(TokenSummary { token, reserved, leased, providers, month_bytes })
     };
     tokens.query_map([], token_from)?.map(|token| summary(token?)).collect()
 }

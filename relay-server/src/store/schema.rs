@@ -31,4 +31,14 @@ pub(super) const MIGRATIONS: &[&str] = &[
      CREATE INDEX names_by_end ON names (free_at);",
     // 2: the provider whose webhooks a reserved name is for.
     "ALTER TABLE names ADD COLUMN provider TEXT CHECK (provider IS NULL OR state = 'reserved');",
+    // 3: how much of a token's tunnels the public may use, where that is limited, and how much it has.
+    "ALTER TABLE tokens ADD COLUMN max_rate INTEGER;
+     ALTER TABLE tokens ADD COLUMN max_streams INTEGER;
+     ALTER TABLE tokens ADD COLUMN max_bytes INTEGER;
+     CREATE TABLE months (
+         token_id INTEGER NOT NULL REFERENCES tokens (id),
+         month INTEGER NOT NULL, -- in UTC, since the year 0
+         bytes INTEGER NOT NULL,
+         PRIMARY KEY (token_id, month)
+     ) STRICT, WITHOUT ROWID;",
 ];

@@ -23,6 +23,7 @@ use ulid::Ulid;
 
 use self::seats::Counted;
 pub(crate) use self::withheld::Untold;
+use crate::quota::Meter;
 use crate::store::TokenId;
 
 /// A client that has not said anything of a request for so long is asked whether it has got it, because what it has got
@@ -52,6 +53,8 @@ pub(crate) struct Tunnel {
     pub announced: AtomicBool,
     /// Requests that were refused, of which it has still to be told.
     pub untold: Untold,
+    /// What its token may have.
+    pub(crate) meter: Arc<Meter>,
     /// Its place among the tunnels of its token.
     pub(crate) counted: Counted,
 }
