@@ -7,6 +7,10 @@ use crate::message::{HeaderList, RequestHead};
 /// The scheme that a request was sent by. On the wire it stands among the headers, where that is not `https`.
 pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
+/// What the public path of a request has before what its service sees, such as `/t/hooks`: where the relay's tunnels are below
+/// its own host. On the wire it stands among the headers.
+pub const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
+
 /// The header lines that belong to the message and not to the connection it came on, in order.
 ///
 /// Left out, by RFC 9110, section 7.6.1: `Connection` and every name that it lists (whatever its case), `Keep-Alive`,
@@ -39,7 +43,13 @@ pub fn public_url(head: &RequestHead) -> String {
     let is_plain = |(name, value): &(HeaderName, HeaderValue)| *name == X_FORWARDED_PROTO && value == "http";
     let scheme = if head.headers.iter().any(is_plain) { "http" } else { "https" };
     // At once, because every request is asked for it, and a format grows its text piece by piece.
-    [scheme, "://", &head.authority, head.target.as_str()].concat()
+    [scheme, "://", &head.authority, prefix(&head.headers), head.target.as_str()].concat()
+}
+
+/// What a request's public URL has before the target: [`X_FORWARDED_PREFIX`], or nothing.
+pub fn prefix(headers: &[(HeaderName, HeaderValue)]) -> &str {
+    let line = headers.iter().find(|(name, _)| *name == X_FORWARDED_PREFIX);
+    line.and_then(|(_, value)| value.to_str().ok()).unwrap_or_default()
 }
 
 /// The trailers that may follow a body: RFC 9110, section 6.5.1 forbids what is needed before it.
@@ -227,6 +237,31 @@ mod tests {
             assert_eq!(settle(&[(length, odd)]), Err(Unframed), "{odd}");
         }
         assert_eq!(settle(&[(length, "3"), (length, "4")]), Err(Unframed));
+    }
+
+    #[test]
+    fn a_public_url_is_what_the_sender_called() {
+        let url = |lines: &[(&'static str, &'static str)]| {
+            let line = |(name, value): &(&'static str, &'static str)| {
+                (HeaderName::from_static(name), HeaderValue::from_static(value))
+            };
+            let head = RequestHead {
+                tunnel: 1,
+                id: "1".into(),
+                deadline_ms: 0,
+                elapsed_ms: 0,
+                method: http::Method::GET,
+                target: http::uri::PathAndQuery::from_static("/a//b?c=%31"),
+                authority: "Relay.example:8443".into(),
+                remote: "".into(),
+                upgrade: None,
+                headers: lines.iter().map(line).collect(),
+            };
+            public_url(&head)
+        };
+        assert_eq!(url(&[]), "https://Relay.example:8443/a//b?c=%31");
+        assert_eq!(url(&[("x-forwarded-proto", "http")]), "http://Relay.example:8443/a//b?c=%31");
+        assert_eq!(url(&[("x-forwarded-prefix", "/t/Hooks")]), "https://Relay.example:8443/t/Hooks/a//b?c=%31");
     }
 
     #[test]

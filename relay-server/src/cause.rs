@@ -101,10 +101,14 @@ causes! {
     UnknownHost = "unknown-host", MISDIRECTED_REQUEST, None,
         "This relay does not serve that host.",
         "Check the Host header and the DNS record that led here.";
+    /// A browser wants a page where only webhooks are served.
+    NoPages = "no-pages", FORBIDDEN, None,
+        "This address is for webhooks and other programs; it serves no pages to browsers.",
+        "Open the service at its local address. The relay's operator can give tunnels hosts of their own, which can have pages.";
     /// Nothing is at this path of the relay's own host.
     NotFound = "not-found", NOT_FOUND, None,
         "There is nothing at this address of the relay.",
-        "Tunnels are at https://NAME.DOMAIN; start one with `relay http PORT`.";
+        "Tunnels are at https://NAME.DOMAIN, or at https://DOMAIN/t/NAME; `relay http PORT` starts one and says where.";
     /// The connect endpoint wants an upgrade that it knows.
     UpgradeRequired = "upgrade-required", UPGRADE_REQUIRED, None,
         "This endpoint is for relay clients that speak the protocol relay.v1.",
@@ -162,6 +166,7 @@ mod tests {
             include_str!("edge/forward.rs"),
             include_str!("edge/inbox.rs"),
             include_str!("edge/mod.rs"),
+            include_str!("edge/paths.rs"),
             include_str!("edge/webhook.rs"),
         ]
         .concat()

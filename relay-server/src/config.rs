@@ -16,6 +16,7 @@ pub use crate::alert::Alert;
 pub use crate::certs::acme::{AcmeConfig, DnsConfig, ExternalAccount, OwnDns};
 use crate::dns::Resolver;
 pub use crate::dns::UpdateConfig;
+use crate::edge::paths::START as PATH_START;
 
 /// Everything that the relay needs to know to run.
 #[derive(Clone, Debug)]
@@ -45,6 +46,8 @@ pub struct Config {
     /// Whether connections of trusted proxies begin with a header of the PROXY protocol, version 1 or 2, which names the
     /// sender: one without is closed, and what HTTP says of senders is the sender's own word.
     pub proxy_protocol: bool,
+    /// Whether tunnels are below the relay's own host, at `/t/NAME`, and for webhooks alone.
+    pub path_mode: bool,
     /// The name of the tunnel that also answers on `localhost`, for `relay dev`.
     pub localhost_tunnel: Option<String>,
     /// Whom the relay tells of backlogs and dead letters.
@@ -80,6 +83,7 @@ impl Config {
             resolver: Resolver::Off,
             trusted_proxies: Vec::new(),
             proxy_protocol: false,
+            path_mode: false,
             localhost_tunnel: None,
             alert: None,
             threads: 1,
@@ -345,6 +349,9 @@ pub struct ServeArgs {
     /// Trusted proxies begin each connection with a header of the PROXY protocol, version 1 or 2, and pass bytes on
     #[arg(long)]
     pub proxy_protocol: bool,
+    /// Have tunnels at https://DOMAIN/t/NAME, for webhooks alone, where there can be no *.DOMAIN
+    #[arg(long)]
+    pub path_mode: bool,
     /// The longest wait for a response's head where neither the tunnel nor the sender's provider has one [default: 30s]
     #[arg(long, value_name = "DURATION")]
     pub timeout: Option<String>,
@@ -427,6 +434,9 @@ pub struct FileConfig {
     /// As `--proxy-protocol`.
     #[serde(default)]
     pub proxy_protocol: bool,
+    /// As `--path-mode`.
+    #[serde(default)]
+    pub path_mode: bool,
     /// As `--timeout`.
     pub timeout: Option<String>,
     /// As `--threads`.
@@ -679,11 +689,21 @@ impl Config {
             resolver: resolver.transpose()?.unwrap_or_default(),
             trusted_proxies,
             proxy_protocol,
+            path_mode: args.path_mode || file.path_mode,
             localhost_tunnel: None,
             alert: file.alert.map(FileAlert::resolve).transpose()?,
             threads: args.threads.or(file.threads).unwrap_or(cores / 2).max(1),
             limits,
         })
+    }
+
+    /// The public URL of the tunnel of a name, without a trailing slash.
+    pub fn tunnel_url(&self, name: &str, https_port: u16) -> String {
+        if self.path_mode {
+            [&self.public_url(&self.domain, https_port), PATH_START, name].concat()
+        } else {
+            self.public_url(&format!("{name}.{}", self.domain), https_port)
+        }
     }
 
     /// The public URL of a host, without a trailing slash.

@@ -60,6 +60,8 @@ pub(crate) struct AccessLine<'a> {
     pub(crate) version: Version,
     pub(crate) method: &'a Method,
     pub(crate) host: &'a str,
+    /// Of the path, what led to the tunnel.
+    pub(crate) prefix: &'a str,
     pub(crate) target: &'a str,
     pub(crate) status: Option<StatusCode>,
     pub(crate) received: u64,
@@ -177,6 +179,7 @@ impl AccessLine<'_> {
         put_safe(out, self.method.as_str())?;
         put(out, [" "]);
         put_safe(out, self.host)?;
+        put_safe(out, self.prefix)?;
         put_safe(out, self.target)?;
         put(out, [" ", number.format(self.status.map_or(0, |status| status.as_u16()))]);
         put(out, [" ", number.format(self.received)]);
@@ -200,13 +203,14 @@ impl AccessLine<'_> {
         write!(
             out,
             "{{\"timestamp\":\"{now:.6}\",\"level\":\"INFO\",\"event\":\"exchange\",\"id\":\"{}\",\"remote\":\"{}\",\
-             \"version\":\"{:?}\",\"method\":\"{}\",\"host\":\"{}\",\"target\":\"{}\",\"status\":{},\"received\":{},\
+             \"version\":\"{:?}\",\"method\":\"{}\",\"host\":\"{}\",\"target\":\"{}{}\",\"status\":{},\"received\":{},\
              \"sent\":{},\"duration_ms\":{:.3},\"provider\":",
             self.id,
             Quoted(self.remote),
             self.version,
             Quoted(self.method.as_str()),
             Quoted(self.host),
+            Quoted(self.prefix),
             Quoted(self.target),
             self.status.map_or(0, |status| status.as_u16()),
             self.received,
@@ -299,6 +303,7 @@ mod tests {
             version: Version::HTTP_11,
             method: &Method::POST,
             host: "web.relay.example.com",
+            prefix: "",
             target,
             status: Some(StatusCode::OK),
             received: 1,

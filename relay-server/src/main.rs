@@ -213,7 +213,8 @@ fn announce(relay: &Relay) {
 
 fn check(args: &ServeArgs) -> anyhow::Result<()> {
     let config = Config::resolve(args)?;
-    println!("the configuration is valid; tunnels would be at https://NAME.{}", config.domain);
+    let port = config.https.map_or(443, |address| address.port());
+    println!("the configuration is valid; tunnels would be at {}", config.tunnel_url("NAME", port));
     Ok(())
 }
 
@@ -281,6 +282,7 @@ mod tests {
             include_str!("../../docs/configuration.md"),
             include_str!("../../docs/inbox.md"),
             include_str!("../../docs/install.md"),
+            include_str!("../../docs/path-mode.md"),
             include_str!("../../docs/self-hosting.md"),
             include_str!("../../docs/upgrade.md"),
         ];

@@ -145,6 +145,7 @@ impl Shared {
             ("public_port", old.public_port != new.public_port),
             ("data_dir", old.data_dir != new.data_dir),
             ("proxy_protocol", old.proxy_protocol != new.proxy_protocol),
+            ("path_mode", old.path_mode != new.path_mode),
             ("public_ip", old.public_ips != new.public_ips),
             ("resolver", old.resolver != new.resolver),
             ("threads", old.threads != new.threads),

@@ -204,7 +204,7 @@ impl Present {
         let owners: BTreeMap<_, _> =
             shared.sessions.list().into_iter().map(|(id, session)| (id, session.token)).collect();
         let tunnels = shared.registry.tunnels().into_iter().map(|tunnel| Tunnel {
-            url: shared.public_url(&format!("{}.{}", tunnel.name, shared.config.domain)),
+            url: shared.config.tunnel_url(&tunnel.name, shared.https_port),
             token: owners.get(&tunnel.session).cloned().unwrap_or_default(),
             session: tunnel.session.to_string(),
             inbox: shared.inboxes.get(&tunnel.name).is_some(),

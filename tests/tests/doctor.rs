@@ -299,6 +299,22 @@ async fn a_relay_for_this_machine_is_looked_at_too() {
     assert!(text.stderr.contains("Nothing is wrong as far as it can be told"), "{}", text.stderr);
 }
 
+/// Where it wants to be told who connects, and tunnels have no names of their own.
+#[tokio::test]
+async fn a_relay_with_paths_behind_a_proxy_that_passes_bytes_on_is_looked_at_too() {
+    let own = ["--path-mode", "--proxy-protocol", "--trusted-proxy", "127.0.0.1"];
+    let relay = RelayServer::spawn(own).await;
+    let data = relay.data_dir().display().to_string();
+    let words = ["--domain", RelayServer::DOMAIN, "--https", "127.0.0.1:0", "--http", "127.0.0.1:0"];
+    let more = ["--admin", "127.0.0.1:0", "--data-dir", &data, "--resolver", "off"];
+    let ended = doctor(&[&own[..], &words, &more].concat()).await;
+    let findings = Findings::of(&ended);
+    assert_eq!(ended.code(), 0, "{findings:?}");
+    let served = findings.is("certificate.served", "ok");
+    assert!(served.contains("for relay.test,") && !served.contains('*'), "{served}");
+    assert!(findings.is("tunnel", "ok").contains("/t/"), "{findings:?}");
+}
+
 #[tokio::test]
 async fn files_are_looked_at_without_a_relay() {
     let place = tempfile::tempdir().unwrap();

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::exchange::{Exchange, Part, timestamp};
 use super::fixture::{About, Fixture, FixtureRequest, FixtureResponse};
-use super::saved::{Saved, origin};
+use super::saved::{Saved, base};
 use super::{mask, text};
 use crate::terminal::{Quoted, hazardous};
 
@@ -51,7 +51,8 @@ pub(crate) fn masked(mut exchange: Exchange, table: &Table) -> Exchange {
         mask::headers(trailers);
     }
     let draft = mask::request(&request, provider);
-    let target = draft.url.get(origin(&draft.url).map_or(0, str::len)..).and_then(|target| target.parse().ok());
+    let target =
+        draft.url.get(base(&draft.url, &draft.headers).map_or(0, str::len)..).and_then(|target| target.parse().ok());
     if draft.url != url {
         // What cannot be a target any more is not shown, either.
         head.target = target.unwrap_or_else(|| PathAndQuery::from_static("/"));

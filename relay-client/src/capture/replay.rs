@@ -14,7 +14,7 @@ use ulid::Ulid;
 use super::entry::REPLAY_OF;
 use super::exchange::Exchange;
 use super::mask;
-use super::saved::origin;
+use super::saved::{base, origin};
 
 /// How long an answer is waited for where nobody knows how long its sender would.
 const PATIENT: Duration = Duration::from_secs(30);
@@ -229,7 +229,7 @@ impl Replay {
         let malformed = |what: &str| ReplayError::Malformed(what.to_owned());
         let start = origin(&self.url).ok_or_else(|| malformed("its URL has no host"))?;
         let authority = start.split_once("://").map_or(start, |(_, authority)| authority);
-        let target = self.url.get(start.len()..).filter(|target| !target.is_empty()).unwrap_or("/");
+        let target = Some(self.target()).filter(|target| !target.is_empty()).unwrap_or("/");
         let target = target.parse().map_err(|_| malformed("its path is none"))?;
         let within = u32::try_from(self.within.as_millis()).unwrap_or(u32::MAX);
         Ok(RequestHead {
@@ -244,6 +244,11 @@ impl Replay {
             upgrade: None,
             headers: self.marked_headers(),
         })
+    }
+
+    /// Path and query, as its service sees them.
+    pub(crate) fn target(&self) -> &str {
+        self.url.get(base(&self.url, &self.headers).map_or(0, str::len)..).unwrap_or_default()
     }
 
     /// Its headers, with the length of its body as it is, and the word that it is a replay.

@@ -7,6 +7,7 @@ use std::io;
 use std::path::Path;
 
 use http::{HeaderName, HeaderValue, Method, StatusCode};
+use relay_protocol::exchange::prefix;
 
 use crate::secret::{ReadError, read};
 
@@ -171,6 +172,20 @@ pub(crate) fn origin(url: &str) -> Option<&str> {
     let host = url.get(scheme.len()..)?;
     let end = host.find(['/', '?', '#']).unwrap_or(host.len());
     url.get(..scheme.len() + end).filter(|_| end > 0)
+}
+
+/// The origin of a URL, and what follows it; a text that is none of HTTP is all the first.
+pub(crate) fn halves(url: &str) -> (&str, &str) {
+    url.split_at_checked(origin(url).map_or(url.len(), str::len)).unwrap_or((url, ""))
+}
+
+/// What a request's public URL has before the target that its service sees: the origin, and the path below which the relay
+/// has the tunnel, as the headers say.
+pub(crate) fn base<'u>(url: &'u str, headers: &[(HeaderName, HeaderValue)]) -> Option<&'u str> {
+    let (origin, prefix) = (origin(url)?, prefix(headers));
+    let whole = url.get(..origin.len() + prefix.len()).filter(|whole| whole.ends_with(prefix));
+    let is_whole = |whole: &&str| matches!(url.as_bytes().get(whole.len()), None | Some(b'/' | b'?'));
+    whole.filter(is_whole).or(Some(origin))
 }
 
 fn request_line(line: &[u8]) -> Option<(Method, &str)> {

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use relay_protocol::webhook::{Credentials, Draft, Fact, Provider, ReplaceError, Request, SignError};
 use serde::Serialize;
 
-use crate::capture::saved::{Headers, SavedError, origin};
+use crate::capture::saved::{Headers, SavedError, halves, origin};
 use crate::cli::{DeliveryArgs, Exit};
 use crate::commands::test_secret::{self, TestSecretError};
 use crate::commands::wait::others;
@@ -171,8 +171,10 @@ impl From<&DeliveryError> for Exit {
 #[derive(Debug)]
 pub(super) struct Destination {
     target: Target,
-    /// The public URL; what follows the host was typed.
+    /// The public URL.
     url: String,
+    /// Nothing of it was typed that would follow the host, or the tunnel's own URL.
+    is_bare: bool,
     /// The client that has the tunnel, and what the tunnel is called on this machine.
     tunnel: Option<(Box<Asked>, String)>,
 }
@@ -183,32 +185,32 @@ impl Destination {
     /// # Errors
     /// Where there is none, or several.
     pub(super) async fn find(args: &DeliveryArgs) -> Result<Self, DeliveryError> {
-        let (target, url, tunnel) = match &args.to {
+        let (target, url, base, tunnel) = match &args.to {
             Some(url) => {
-                let server = RelayUrl::of_any_server(origin(url).unwrap_or(url))?;
-                (Target::new(server, &Trust::System)?.naming(Peer::Server), url.clone(), None)
+                let (server, _) = halves(url);
+                let target = Target::new(RelayUrl::of_any_server(server)?, &Trust::System)?.naming(Peer::Server);
+                (target, url.clone(), origin(url).map(str::to_owned), None)
             }
             None => {
                 let (client, tunnel) = tunnel(args.tunnel.as_deref()).await?;
                 let Status { relay_ca, relay_addr, .. } = &client.status;
                 let trust = relay_ca.as_deref().map_or(Ok(Trust::System), |ca| Trust::only(ca.as_ref()))?;
                 let addr = relay_addr.as_ref().map(|addr| addr.parse()).transpose()?;
-                let target = Target::new(tunnel.url.parse()?, &trust)?.dialling(addr);
-                (target, tunnel.url, Some((client, tunnel.tunnel)))
+                let target = Target::new(halves(&tunnel.url).0.parse()?, &trust)?.dialling(addr);
+                (target, tunnel.url.clone(), Some(tunnel.url), Some((client, tunnel.tunnel)))
             }
         };
-        let url = match (&args.path, origin(&url)) {
-            (Some(path), Some(origin)) => format!("{origin}{path}"),
+        let url = match (&args.path, &base) {
+            (Some(path), Some(base)) => format!("{base}{path}"),
             _ => url,
         };
-        Ok(Self { target, url, tunnel })
+        Ok(Self { target, is_bare: base.is_some_and(|base| base == url), url, tunnel })
     }
 
     /// The URL of a request whose own request line says `target`: its path where no other was typed, and its query.
     pub(super) fn url(&self, target: &str) -> String {
         let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
-        let bare = origin(&self.url).is_some_and(|origin| origin == self.url);
-        let mut url = if bare { format!("{}{path}", self.url) } else { self.url.clone() };
+        let mut url = if self.is_bare { format!("{}{path}", self.url) } else { self.url.clone() };
         if let Some(query) = query {
             url.push(if url.contains('?') { '&' } else { '?' });
             url.push_str(query);

@@ -118,7 +118,7 @@ pub async fn run(args: ReplayArgs, files: &Files) -> Result<bool, ReplayCommandE
         let way = match &args.to {
             Some(to) => {
                 // Whoever signs the URL signs this one.
-                let url = url_at(to, &first.url);
+                let url = url_at(to, first.target());
                 first = first.with_url(url);
                 Way::to(to)?
             }
@@ -203,9 +203,9 @@ fn path(url: &str) -> &str {
     url.get(origin(url).map_or(0, str::len)..).unwrap_or_default()
 }
 
-/// The URL that a request goes to: where `to` has neither path nor query, with those that it came to.
-fn url_at(to: &str, came_to: &str) -> String {
-    let path = if path(to).is_empty() { path(came_to) } else { path(to) };
+/// The URL that a request goes to: where `to` has neither path nor query, with those that its service has seen.
+fn url_at(to: &str, target: &str) -> String {
+    let path = if path(to).is_empty() { target } else { path(to) };
     let slash = if path.starts_with('/') { "" } else { "/" };
     format!("{}{slash}{path}", origin(to).unwrap_or(to))
 }

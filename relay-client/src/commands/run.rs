@@ -16,6 +16,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+use crate::capture::saved::halves;
 use crate::cli::Exit;
 use crate::client::ClientError;
 use crate::commands::open;
@@ -112,9 +113,10 @@ pub async fn run(
             }
         };
         let job = async {
-            let public = relay.to(ready.url.parse()?)?;
+            let (server, below) = halves(&ready.url);
+            let public = relay.to(server.parse()?)?;
             tokio::select! {
-                answered = probe.come_back(&public, PROBE) => answered?,
+                answered = probe.come_back(&public, below, PROBE) => answered?,
                 () = gone.cancelled() => return Ok(None),
                 signal = signals() => return Ok(Some(Exit::from(signal) as u8)),
             }

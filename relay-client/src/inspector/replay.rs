@@ -13,7 +13,7 @@ use super::Desk;
 use super::answer::Problem;
 use super::records::Records;
 use crate::capture::replay::{Replay, Resign};
-use crate::capture::saved::origin;
+use crate::capture::saved::base;
 use crate::capture::text;
 use crate::door::LocalError;
 
@@ -131,7 +131,7 @@ fn changed(records: &Records, id: &str, changes: Changes) -> Result<Replay, Prob
         if !path.starts_with('/') || path.contains(|c: char| c.is_control() || c == ' ' || c == '#') {
             return Err(wrong("path", "it begins with a slash, and has no spaces"));
         }
-        replay.url = format!("{}{path}", origin(&replay.url).unwrap_or_default());
+        replay.url = format!("{}{path}", base(&replay.url, &replay.headers).unwrap_or_default());
     }
     if let Some(headers) = changes.headers {
         replay.headers = relined(&replay.headers, headers)?;

@@ -85,14 +85,16 @@ impl Probe {
         }
     }
 
-    /// Asks until the answer comes, for at most `within`. `public` is the way to the tunnel's public URL.
+    /// Asks until the answer comes, for at most `within`. `public` is the way to the origin of the tunnel's public URL, and
+    /// `below` the path that it has there, if it has one.
     ///
     /// # Errors
     /// [`ProbeError`]: what the last attempt came to.
-    pub async fn come_back(&self, public: &Target, within: Duration) -> Result<(), ProbeError> {
+    pub async fn come_back(&self, public: &Target, below: &str, within: Duration) -> Result<(), ProbeError> {
         let deadline = Instant::now() + within;
+        let path = [below, &self.path].concat();
         loop {
-            let attempt = timeout_at(deadline, self.attempt(public)).await;
+            let attempt = timeout_at(deadline, self.attempt(public, &path)).await;
             let failed = match attempt {
                 Ok(Ok(())) => return Ok(()),
                 Ok(Err(error)) => error,
@@ -105,8 +107,8 @@ impl Probe {
         }
     }
 
-    async fn attempt(&self, public: &Target) -> Result<(), ProbeError> {
-        let asked = outgoing::send(public, &Method::GET, &self.path, &[], Vec::new(), ATTEMPT, (0, 0)).await;
+    async fn attempt(&self, public: &Target, path: &str) -> Result<(), ProbeError> {
+        let asked = outgoing::send(public, &Method::GET, path, &[], Vec::new(), ATTEMPT, (0, 0)).await;
         let answer = asked.map_err(|error| match error {
             SendError::Dial(error) => ProbeError::Dial { url: public.url().to_string(), error },
             other => elsewhere(public, other.to_string()),

@@ -13,6 +13,7 @@ use futures_util::{FutureExt as _, StreamExt as _, future::join_all};
 use tokio::{sync::Notify, time::sleep};
 use tokio_util::sync::CancellationToken;
 
+use crate::capture::saved::halves;
 use crate::session::dial::Target;
 use crate::session::probe::Probe;
 use crate::terminal::full_screen::{FullScreen, Wish};
@@ -321,11 +322,17 @@ impl Screen {
                 continue;
             };
             let proven = match way {
-                Some((probe, target)) => match url.parse().map(|url| target.to(url)) {
-                    Ok(Ok(public)) => probe.come_back(&public, PROBE).await.map_err(|error| error.to_string()),
-                    Ok(Err(error)) => Err(error.to_string()),
-                    Err(error) => Err(error.to_string()),
-                },
+                Some((probe, target)) => {
+                    let (server, below) = halves(&url);
+                    match server.parse().map(|server| target.to(server)) {
+                        Ok(Ok(public)) => {
+                            let answered = probe.come_back(&public, below, PROBE).await;
+                            answered.map_err(|error| error.to_string())
+                        }
+                        Ok(Err(error)) => Err(error.to_string()),
+                        Err(error) => Err(error.to_string()),
+                    }
+                }
                 None => Err("the system has no randomness for a probe".to_owned()),
             };
             let mut state = self.state();

@@ -12,6 +12,9 @@
 //!   response  Location: https://hooks.relay.example/b  ←  Location: http://localhost:3000/b
 //! ```
 //!
+//! Where the relay has tunnels below a path of its own host, the public URL has that path: redirects get it, and as others
+//! share the origin, `Origin` and `Referer` are nobody's.
+//!
 //! Left alone on purpose:
 //! - `Set-Cookie`: browsers refuse a cookie for `Domain=localhost` without any tunnel, so services
 //!   do not send it, and a wider domain is the service's own decision about who sees the cookie;
@@ -67,9 +70,9 @@ pub struct HostHeaderError {
     input: String,
 }
 
-/// The public URL of a tunnel is not an origin (`https://host[:port]`).
+/// The public URL of a tunnel is neither an origin (`https://host[:port]`) nor a path below one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the relay gave {url:?} as the tunnel's public URL, which is not of the form https://host[:port]")]
+#[error("the relay gave {url:?} as the tunnel's public URL, which is not of the form https://host[:port][/path]")]
 pub struct PublicUrlError {
     url: String,
 }
@@ -78,6 +81,8 @@ pub struct PublicUrlError {
 #[derive(Clone, Debug)]
 pub struct Rewriter {
     public: Origin,
+    /// The path below which the tunnel is: `/t/hooks`, or nothing.
+    prefix: String,
     /// None under `preserve`.
     local: Option<Local>,
 }
@@ -86,22 +91,23 @@ impl Rewriter {
     /// The translations between the upstream and `public_url`, as the relay named it.
     ///
     /// # Errors
-    /// Where `public_url` is not an HTTP origin.
+    /// Where `public_url` is not an HTTP origin or a path below one.
     pub fn new(mode: &HostHeader, upstream: &UpstreamAddr, public_url: &str) -> Result<Self, PublicUrlError> {
-        let public = Origin::parse(public_url.strip_suffix('/').unwrap_or(public_url))
-            .ok_or_else(|| PublicUrlError { url: public_url.to_owned() })?;
+        let wrong = || PublicUrlError { url: public_url.to_owned() };
+        let (text, prefix) = split_base(public_url.strip_suffix('/').unwrap_or(public_url)).ok_or_else(wrong)?;
+        let public = Origin::parse(text).ok_or_else(wrong)?;
         let local = match mode {
             HostHeader::Preserve => None,
             HostHeader::Auto | HostHeader::Rewrite => Local::new(upstream, &upstream.host_header()),
             HostHeader::Value(host) => host.to_str().ok().and_then(|host| Local::new(upstream, host)),
         };
-        Ok(Self { public, local })
+        Ok(Self { public, prefix: prefix.to_owned(), local })
     }
 
     /// As it would be under `preserve`.
     #[must_use]
     pub fn preserving(&self) -> Self {
-        Self { public: self.public.clone(), local: None }
+        Self { local: None, ..self.clone() }
     }
 
     /// The `Host` that the upstream gets, where the sender called `authority`. An authority that no header can hold is
@@ -116,7 +122,7 @@ impl Rewriter {
 
     /// Makes the request's headers speak of the upstream.
     pub fn request(&self, headers: &mut HeaderMap) {
-        let Some(local) = &self.local else { return };
+        let Some(local) = self.local.as_ref().filter(|_| self.prefix.is_empty()) else { return };
         for name in [ORIGIN, REFERER] {
             let is_referer = name == REFERER;
             let Entry::Occupied(mut values) = headers.entry(name) else { continue };
@@ -147,14 +153,14 @@ impl Rewriter {
                 if let Some(url) = refresh_url(value.as_bytes()) {
                     self.translate(local, value, url);
                 }
-            } else if *name == ACCESS_CONTROL_ALLOW_ORIGIN && *value == local.origin.text {
+            } else if *name == ACCESS_CONTROL_ALLOW_ORIGIN && self.prefix.is_empty() && *value == local.origin.text {
                 *value = self.public.text.clone();
             }
         }
     }
 
     /// Translates the URL in a part of the value, if it names the upstream. A relative one needs no
-    /// translation, and `//host` stays without its scheme.
+    /// translation, but for the prefix where it begins with a path, and `//host` stays without its scheme.
     fn translate(&self, local: &Local, value: &mut HeaderValue, part: Range<usize>) {
         let bytes = value.as_bytes();
         let (Some(before), Some(text), Some(after)) =
@@ -162,13 +168,34 @@ impl Rewriter {
         else {
             return;
         };
-        let Some((url, rest)) = Url::split(text).filter(|(url, _)| local.is(url)) else { return };
-        let (slashes, public) = match url.https {
-            Some(_) => (&b""[..], &self.public.text),
-            None => (&b"//"[..], &self.public.host),
+        let (slashes, public, rest) = match Url::split(text) {
+            Some((url, rest)) if local.is(&url) => match url.https {
+                Some(_) => (&b""[..], self.public.text.as_bytes(), rest),
+                None => (&b"//"[..], self.public.host.as_bytes(), rest),
+            },
+            None if !self.prefix.is_empty() && text.starts_with(b"/") && !text.starts_with(b"//") => {
+                (&b""[..], &b""[..], text)
+            }
+            _ => return,
         };
-        replace(value, [before, slashes, public.as_bytes(), rest, after].concat());
+        // A service that goes by `X-Forwarded-Prefix` has put it there itself.
+        let prefix = if below(rest, self.prefix.as_bytes()) { "" } else { &self.prefix };
+        replace(value, [before, slashes, public, prefix.as_bytes(), rest, after].concat());
     }
+}
+
+/// Whether a path begins with another one.
+fn below(path: &[u8], prefix: &[u8]) -> bool {
+    path.strip_prefix(prefix).is_some_and(|rest| rest.first().is_none_or(|byte| b"/?#".contains(byte)))
+}
+
+/// The origin of a tunnel's public URL, and the path below which the tunnel is.
+fn split_base(url: &str) -> Option<(&str, &str)> {
+    let start = url.find("://")? + 3;
+    let end = url.get(start..)?.find('/').map_or(url.len(), |slash| start + slash);
+    let (origin, prefix) = url.split_at_checked(end)?;
+    let is_path = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte);
+    prefix.bytes().all(is_path).then_some((origin, prefix))
 }
 
 /// The upstream's side of the translation.
@@ -513,9 +540,44 @@ mod tests {
     #[test]
     fn a_public_url_is_an_origin() {
         let upstream = UpstreamAddr::localhost(3000);
-        for url in ["", "hooks.example", "https://", "https://a/b", "https://a?b", "ftp://a", "//a"] {
+        for url in ["", "hooks.example", "https://", "https://a/b?c", "https://a/b\"", "https://a?b", "ftp://a", "//a"]
+        {
             let error = Rewriter::new(&HostHeader::Rewrite, &upstream, url).expect_err(url);
             assert!(error.to_string().contains("https://host[:port]"));
         }
+    }
+
+    #[test]
+    fn below_a_path_redirects_get_it_and_the_origin_is_everybodys() {
+        let upstream = UpstreamAddr::localhost(3000);
+        let public = "https://relay.example/t/hooks";
+        let rewriter = Rewriter::new(&HostHeader::Rewrite, &upstream, public).unwrap();
+        for (name, value, expected) in [
+            ("location", "http://localhost:3000/b?c", "https://relay.example/t/hooks/b?c"),
+            ("location", "http://localhost:3000", "https://relay.example/t/hooks"),
+            ("location", "//127.0.0.1:3000/b", "//relay.example/t/hooks/b"),
+            ("location", "/b", "/t/hooks/b"),
+            ("location", "/", "/t/hooks/"),
+            ("content-location", "/t/hookshot", "/t/hooks/t/hookshot"),
+            ("refresh", "5; url='/b'", "5; url='/t/hooks/b'"),
+            // It has been put there already.
+            ("location", "/t/hooks/b", "/t/hooks/b"),
+            ("location", "/t/hooks", "/t/hooks"),
+            ("location", "https://localhost:3000/t/hooks?b", "https://relay.example/t/hooks?b"),
+            ("location", "b", "b"),
+            ("location", "?b", "?b"),
+            ("location", "https://elsewhere.example/b", "https://elsewhere.example/b"),
+            ("location", "//elsewhere.example/b", "//elsewhere.example/b"),
+            ("access-control-allow-origin", "http://localhost:3000", "http://localhost:3000"),
+        ] {
+            assert_eq!(response(&rewriter, name, value), expected, "{name}: {value}");
+        }
+        for name in ["origin", "referer"] {
+            assert_eq!(request(&rewriter, name, "https://relay.example"), "https://relay.example");
+        }
+        let preserve = Rewriter::new(&HostHeader::Preserve, &upstream, public).unwrap();
+        assert_eq!(response(&preserve, "location", "/b"), "/b");
+        let host = Rewriter::new(&HostHeader::Rewrite, &upstream, "https://hooks.example").unwrap();
+        assert_eq!(response(&host, "location", "/b"), "/b");
     }
 }

@@ -124,7 +124,10 @@ fn judge(
         let found = format!("{what}: the certificate holds from {} on only", moment(begin));
         return Finding::wrong(check, found).mend(["timedatectl set-ntp true"]);
     }
-    let names = [domain.clone(), format!("*.{domain}")];
+    let mut names = vec![domain.clone()];
+    if !patient.config.path_mode {
+        names.push(format!("*.{domain}"));
+    }
     if !acme::covers(leaf, &names) {
         let found = format!("{what}: the certificate is not for {}", names.join(" and "));
         return Finding::wrong(check, found).mend([format!("get one for {}", names.join(" and "))]);

@@ -104,13 +104,15 @@ pub(super) async fn check(patient: &Patient, session: Option<Session>) -> Findin
 
 async fn try_out(patient: &Patient, link: &Link) -> Result<String, String> {
     let url = open(link).await?;
-    let host = url.parse::<http::Uri>().ok().and_then(|uri| uri.host().map(str::to_owned));
-    let host = host.ok_or_else(|| format!("{url} is no URL"))?;
+    let public = url.parse::<http::Uri>().ok();
+    let host = public.as_ref().and_then(http::Uri::host).ok_or_else(|| format!("{url} is no URL"))?.to_owned();
+    let base = public.map(|public| public.path().trim_end_matches('/').to_owned()).unwrap_or_default();
     let [sent, answer] = [noise(), noise()];
     let target = format!("/doctor?{:016x}", fastrand::u64(..));
     let begin = Instant::now();
     let mut served = pin!(serve(link, answer.clone()));
-    let mut called = pin!(call(patient, &url, &host, &target, sent.clone()));
+    let path = format!("{base}{target}");
+    let mut called = pin!(call(patient, &url, &host, &path, sent.clone()));
     // The answer ends it: one that does not come through the tunnel leaves nothing to be served.
     let mut came = None;
     let response = loop {

@@ -16,7 +16,9 @@ use http::{Method, Request, Response, StatusCode, Version, request};
 use hyper::body::Incoming;
 use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
-use relay_protocol::exchange::{X_FORWARDED_PROTO, append_all, append_framed, content_length, end_to_end, upgrade_of};
+use relay_protocol::exchange::{
+    X_FORWARDED_PREFIX, X_FORWARDED_PROTO, append_all, append_framed, content_length, end_to_end, upgrade_of,
+};
 use relay_protocol::frame::{Reset, StreamId};
 use relay_protocol::link::Stream;
 use relay_protocol::message::{MessageError, Payload, RequestHead, ResponseHead};
@@ -31,6 +33,7 @@ use super::close;
 use super::gate::{PublicHost, is_owned};
 use super::inbox;
 use super::io::InFlight;
+use super::paths::{self, Below};
 use super::record::Exchange;
 use super::respond::{answer, explain, is_edges};
 use super::upgrade;
@@ -183,6 +186,9 @@ async fn deliver(
     on_upgrade: Option<OnUpgrade>,
 ) -> Result<Delivered, Instead> {
     let Some(upload) = request_body else { return Err(Cause::Internal.into()) };
+    if host.below.is_some() {
+        paths::admit(&exchange.head.headers)?;
+    }
     if let Some(declared) = content_length(&exchange.head).filter(|n| *n > shared.limits().body_bytes) {
         let limit = shared.limits().body_bytes;
         let message = Some(format!("The request's body has {declared} bytes; this relay allows {limit}."));
@@ -485,7 +491,7 @@ async fn find(
     host: &PublicHost,
     upload: &mut Upload,
 ) -> Result<Arc<Tunnel>, Instead> {
-    let name = shared.name_of(&host.host).ok_or(Cause::UnknownHost)?;
+    let name = host.tunnel(shared).ok_or(Cause::UnknownHost)?;
     match shared.registry.find(name) {
         Found::Tunnel(tunnel) => Ok(tunnel),
         Found::Nothing => {
@@ -532,6 +538,10 @@ async fn come_back(shared: &Shared, lost: &Tunnel, id: StreamId, deadline: Insta
 fn request_head(parts: &request::Parts, sender: Sender, host: &PublicHost) -> RequestHead {
     let mut headers = end_to_end(&parts.headers);
     headers.retain(|(name, _)| !is_owned(name));
+    if let Some(below) = &host.below {
+        paths::drop_cookies(&mut headers);
+        headers.push((X_FORWARDED_PREFIX, below.prefix.clone()));
+    }
     // With room for the longest, because it grows piece by piece otherwise.
     let mut remote = String::with_capacity(39);
     let _ = write!(remote, "{}", sender.peer.to_canonical());
@@ -568,7 +578,7 @@ fn request_head(parts: &request::Parts, sender: Sender, host: &PublicHost) -> Re
         deadline_ms: 0,
         elapsed_ms: 0,
         method,
-        target: target(parts),
+        target: target(parts, host.below.as_ref()),
         authority: host.authority.clone(),
         remote: remote.into(),
         upgrade,
@@ -576,13 +586,16 @@ fn request_head(parts: &request::Parts, sender: Sender, host: &PublicHost) -> Re
     }
 }
 
-/// Path and query as they came. An absolute form may leave out its path, which is then `/` (RFC 9112, section 3.2.1).
-fn target(parts: &request::Parts) -> PathAndQuery {
+/// Path and query as they came, behind what led to the tunnel. An absolute form may leave out its path, which is then `/`
+/// (RFC 9112, section 3.2.1).
+fn target(parts: &request::Parts, below: Option<&Below>) -> PathAndQuery {
     let target = parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
-    if !target.as_str().starts_with('?') {
+    let rest = target.as_str().get(below.map_or(0, |below| below.prefix.len())..).unwrap_or_default();
+    if below.is_none() && rest.starts_with('/') {
         return target;
     }
-    PathAndQuery::try_from(format!("/{target}")).unwrap_or(target)
+    let slash = if rest.starts_with('/') { "" } else { "/" };
+    PathAndQuery::try_from(format!("{slash}{rest}")).unwrap_or(PathAndQuery::from_static("/"))
 }
 
 /// What a trusted proxy says of those before it, on one line.

@@ -11,6 +11,9 @@ use http::{Method, Version, request};
 use hyper::ext::Protocol;
 use relay_protocol::exchange::{is_forbidden_trailer, is_hop_by_hop};
 
+use super::paths::Below;
+use crate::Shared;
+
 /// A request's public host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PublicHost {
@@ -18,6 +21,18 @@ pub(crate) struct PublicHost {
     pub(crate) authority: ByteString,
     /// In lower case, without port and trailing dot: what routing and authorisation use.
     pub(crate) host: String,
+    /// Which tunnel it is for, where the path says that.
+    pub(crate) below: Option<Below>,
+}
+
+impl PublicHost {
+    /// The name of the tunnel that a request is for, if it can be for one.
+    pub(crate) fn tunnel<'a>(&'a self, shared: &'a Shared) -> Option<&'a str> {
+        match &self.below {
+            Some(below) => Some(&below.name),
+            None => shared.name_of(&self.host),
+        }
+    }
 }
 
 /// Why a request is refused, for a person.
@@ -139,7 +154,7 @@ fn public_host(parts: &request::Parts) -> Result<PublicHost, Refusal> {
     if host.is_empty() || host.len() > 253 || parsed.host().ends_with("..") {
         return Err("the Host header is not a host");
     }
-    Ok(PublicHost { authority: authority.into(), host })
+    Ok(PublicHost { authority: authority.into(), host, below: None })
 }
 
 #[cfg(test)]

@@ -49,7 +49,7 @@ pub(super) async fn keep(
     upload: &mut Upload,
 ) -> Result<Option<Delivered>, Instead> {
     let is_webhook = matches!(exchange.head.method, Method::POST | Method::PUT | Method::PATCH | Method::DELETE);
-    let name = shared.name_of(&host.host).filter(|_| is_webhook && exchange.head.upgrade.is_none());
+    let name = host.tunnel(shared).filter(|_| is_webhook && exchange.head.upgrade.is_none());
     let Some(inbox) = name.and_then(|name| shared.inboxes.get(name)) else { return Ok(None) };
     let settings = inbox.settings();
     gather(shared, exchange, &inbox, &settings, upload).await?;

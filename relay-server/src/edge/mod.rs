@@ -13,6 +13,7 @@ mod gate;
 mod inbox;
 pub(crate) mod io;
 pub(crate) mod janitor;
+pub(crate) mod paths;
 mod proxy_protocol;
 mod record;
 mod respond;
@@ -40,6 +41,7 @@ use self::body::{EdgeBody, discard};
 use self::forward::Sender;
 use self::gate::PublicHost;
 use self::io::{Clock, Conn, InFlight, NoHeader, Watched, read_header};
+use self::paths::Below;
 use self::proxy_protocol::Header;
 use self::respond::{answer, explain};
 use crate::Shared;
@@ -234,7 +236,13 @@ async fn handle(
     request: Request<Incoming>,
 ) -> Response<EdgeBody> {
     let (parts, body) = request.into_parts();
-    let host = gate::check(&parts);
+    let mut host = gate::check(&parts);
+    if let Ok(host) = &mut host
+        && shared.config.path_mode
+        && host.host == shared.config.domain
+    {
+        host.below = Below::of(parts.uri.path());
+    }
     let mut request = Request::from_parts(parts, body);
     let mut response = match host {
         Err(refusal) => {
@@ -244,8 +252,17 @@ async fn handle(
             response
         }
         Ok(host) if matches!(purpose, Purpose::Http(HttpMode::Redirect)) => redirect(&shared, &host, &request),
-        Ok(host) if host.host == shared.config.domain => connect::own_host(&shared, sender, &mut request).await,
-        Ok(host) => return forward::forward(shared, sender, host, started, in_flight, request).await,
+        Ok(host) if host.host == shared.config.domain && host.below.is_none() => {
+            connect::own_host(&shared, sender, &mut request).await
+        }
+        Ok(host) => {
+            let is_below = host.below.is_some();
+            let mut response = forward::forward(shared, sender, host, started, in_flight, request).await;
+            if is_below {
+                paths::seal(response.headers_mut());
+            }
+            return response;
+        }
     };
     // A sender that waits for a 100 gets this answer instead, and the connection ends with it.
     if !request.body().is_end_stream() && !forward::expects_continue(request.version(), request.headers()) {
@@ -271,7 +288,7 @@ fn close(version: Version, response: &mut Response<EdgeBody>) {
 
 /// Sends a plain request to HTTPS. 308 keeps method and body, so that a webhook sent there is not turned into a GET.
 fn redirect(shared: &Shared, host: &PublicHost, request: &Request<Incoming>) -> Response<EdgeBody> {
-    if host.host != shared.config.domain && shared.name_of(&host.host).is_none() {
+    if host.host != shared.config.domain && host.tunnel(shared).is_none() {
         return answer(Cause::UnknownHost, request.headers());
     }
     let target = request.uri().path_and_query().map_or("/", |target| target.as_str());

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use http::{StatusCode, Version};
+use relay_protocol::exchange::prefix;
 use relay_protocol::message::RequestHead;
 use tokio::time::Instant;
 
@@ -108,6 +109,7 @@ impl Drop for Exchange {
             version: self.version,
             method: &self.head.method,
             host: &self.head.authority,
+            prefix: prefix(&self.head.headers),
             target: self.head.target.as_str(),
             status: self.status,
             received,

@@ -363,7 +363,7 @@ impl Session {
         let tunnel = spec.tunnel;
         let result = self.try_bind(link, spec, mute).await.map(|tunnel| PublicName {
             name: tunnel.name.clone(),
-            url: self.shared.public_url(&format!("{}.{}", tunnel.name, self.shared.config.domain)),
+            url: self.shared.config.tunnel_url(&tunnel.name, self.shared.https_port),
         });
         Bound { tunnel, result }
     }
