@@ -84,11 +84,9 @@ async fn a_package_is_installed_served_from_upgraded_and_removed_without_a_trace
         no systemctl is-enabled relay-server
         no systemctl is-active relay-server
         relay-server check-config --config /etc/relay/relay-server.toml 2>&1 | grep 'domain is missing'
-        # Each example in the file is one, but two that exclude another.
-        sed -n 's/^#\([a-z_]* = .*\)/\1/p; s/^#\(\[.*\]\)$/\1/p' /etc/relay/relay-server.toml >examples
-        grep --invert-match '^cert\|^key' examples >some
-        test "$(wc -l <some)" -ge 9
-        relay-server check-config --config some
+        # Two lines are enough.
+        sed 's/^#\(domain\|acme\) = /\1 = /' /etc/relay/relay-server.toml >enough
+        relay-server check-config --config enough
 
         cat relay-server.toml >/etc/relay/relay-server.toml
         systemctl enable --now relay-server
