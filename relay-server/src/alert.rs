@@ -23,10 +23,11 @@ use tokio::time::{Instant, sleep};
 use ulid::Ulid;
 
 use crate::Shared;
+use crate::clock::unix_now;
+use crate::clock::{millis, unix_millis};
 use crate::inbox::records::{Inbox, State};
-use crate::inbox::{millis, now};
 use crate::outgoing::Outgoing;
-use crate::store::{StoreError, TokenId, unix_now};
+use crate::store::{StoreError, TokenId};
 
 /// The waits between the attempts to tell something. Each is a fifth longer or shorter.
 const WAITS: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(25)];
@@ -238,7 +239,7 @@ async fn look(shared: &Shared, alert: &Alert, outgoing: &Outgoing, told: &mut To
     told.inboxes.retain(|name, _| names.contains(name.as_str()));
     let mut owners = None;
     for inbox in &inboxes {
-        let now = now();
+        let now = unix_millis();
         let episode = told.inboxes.entry(inbox.name.clone()).or_default();
         for news in episode.news(alert, inbox, now).into_iter().flatten() {
             let owners = match &mut owners {

@@ -10,7 +10,7 @@ use relay_protocol::message::{RequestHead, Withheld};
 use relay_protocol::webhook::{Judgement, Provider, Reply, Request, Table, Verdict, Verify, Webhooks, plain};
 
 use crate::Shared;
-use crate::config::Limits;
+use crate::limits::Limits;
 use crate::tunnels::Asked;
 
 /// The most of a refused request's target that its client is told, in bytes.

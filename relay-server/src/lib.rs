@@ -18,6 +18,7 @@ pub mod backup;
 mod cause;
 #[doc(hidden)]
 pub mod certs;
+mod clock;
 pub mod config;
 #[doc(hidden)]
 pub mod control;
@@ -33,6 +34,7 @@ pub mod inbox_cli;
 #[doc(hidden)]
 pub mod init;
 mod judge;
+mod limits;
 pub mod log;
 #[doc(hidden)]
 pub mod notify;

@@ -9,42 +9,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dashmap::DashMap;
-use jiff::civil::Date;
-use jiff::tz::TimeZone;
-use jiff::{Timestamp, ToSpan as _};
 use tokio::time::{Instant, sleep};
 
 use crate::Shared;
-use crate::status::moment;
-use crate::store::{Store, StoreError, TokenId, TokenLimits, unix_now};
+use crate::clock::{Month, moment, unix_now};
+use crate::store::{Store, StoreError, TokenId, TokenLimits};
 
 /// How often bytes are written down. So many seconds of them are lost where the relay is killed.
 const SAVE: Duration = Duration::from_secs(10);
 
 /// Of the requests of one second, so many at once.
 const BURST: Duration = Duration::from_secs(1);
-
-/// A month in UTC, as the number of months since the year 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct Month(pub(crate) i32);
-
-impl Month {
-    /// That of a moment, in Unix seconds.
-    pub(crate) fn of(unix: i64) -> Self {
-        let date = Timestamp::from_second(unix).unwrap_or_default().to_zoned(TimeZone::UTC).date();
-        Self(i32::from(date.year()) * 12 + i32::from(date.month()) - 1)
-    }
-
-    /// When it is over, in Unix seconds.
-    fn end(self) -> i64 {
-        let year = i16::try_from(self.0.div_euclid(12)).unwrap_or(i16::MAX);
-        let month = i8::try_from(self.0.rem_euclid(12) + 1).unwrap_or(1);
-        let first = Date::new(year, month, 1).and_then(|first| first.checked_add(1.month()));
-        let next = first.and_then(|first| first.to_zoned(TimeZone::UTC));
-        // Of the last month that there is nobody sees the end.
-        next.map_or(i64::MAX, |next| next.timestamp().as_second())
-    }
-}
 
 /// What is counted, by token. There are no more of them than tokens that were used since the start.
 #[derive(Debug, Default)]

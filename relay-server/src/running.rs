@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::unix_now;
 use crate::config::Config;
 use crate::log::AccessLog;
-use crate::store::{CreateTokenError, NewToken, Store, TokenLimits, unix_now};
+use crate::store::{CreateTokenError, NewToken, Store, TokenLimits};
 use crate::{Relay, StartError};
 
 /// A relay that serves for as long as this lives.

@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::CertificateSource;
-use crate::store::{self, Name, TokenLimits, TokenSummary, unix_now};
+use crate::certs::CertificateSource;
+use crate::clock::{moment, unix_now};
+use crate::store::{self, Name, TokenLimits, TokenSummary};
 use crate::{Shared, admin};
 
 /// What a relay that runs says of itself.
@@ -145,12 +146,6 @@ impl Token {
             month_bytes,
         }
     }
-}
-
-/// A moment in Unix seconds.
-pub(crate) fn moment(unix_seconds: i64) -> String {
-    jiff::Timestamp::from_second(unix_seconds)
-        .map_or_else(|_| format!("second {unix_seconds}"), |timestamp| timestamp.to_string())
 }
 
 /// A relay that runs, and where it listens.

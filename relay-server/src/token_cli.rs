@@ -11,9 +11,10 @@ use relay_protocol::inbox::{Inbox, sized};
 use relay_protocol::webhook::{Table, TableError};
 use thiserror::Error;
 
+use crate::clock::{moment, unix_now};
 use crate::control::{Control, ControlError, Reply, Request, webhooks};
-use crate::status::{Token, moment};
-use crate::store::{LimitChange, Name, NewToken, TokenLimits, unix_now};
+use crate::status::Token;
+use crate::store::{LimitChange, Name, NewToken, TokenLimits};
 use crate::table;
 
 /// What can be done with tokens.

@@ -134,9 +134,10 @@ impl Intake {
             let mut caller = Caller::new(&stream, &head, &body, &self.webhooks, &url, &whole).await;
             let (ending, took) = match self.admit(&mut caller, &mut found).await {
                 Ok((upstream, met)) => {
-                    let served = pin!(self.serve(upstream, &mut caller, &mut found, turns, arrived));
+                    let served = self.serve(upstream, &mut caller, &mut found, turns, arrived);
                     match met {
                         None => served.await,
+                        // Boxed, because it is rare and every exchange would have the room for it.
                         Some(met) => Box::pin(met.with(served)).await,
                     }
                 }
@@ -182,7 +183,7 @@ impl Intake {
         let upstream = self.upstream(caller).await?;
         let met = match &self.injector {
             None => None,
-            Some(injector) => Some(injector.meet(&self.name, caller).await?),
+            Some(injector) => Some(Box::pin(injector.meet(&self.name, caller)).await?),
         };
         Ok((upstream, met))
     }

@@ -368,7 +368,8 @@ impl Upstream {
             Err(error) => return Err(Attempt::Unanswered(invalid(&error))),
         };
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            return switch(call, connection, response, sent).await.map_err(Attempt::Final);
+            // Boxed, because it is rare and every exchange would have the room for it.
+            return Box::pin(switch(call, connection, response, sent)).await.map_err(Attempt::Final);
         }
         call.send_head(&response, None, sent).map_err(Attempt::Final)?;
         let pumped = {

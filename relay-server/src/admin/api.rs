@@ -25,9 +25,10 @@ use tokio::time::timeout;
 use super::problem::Problem;
 use super::{guard, secret};
 use crate::Shared;
+use crate::clock::unix_now;
 use crate::control::{Desk, InboxRequest, Reply, Request, Why};
 use crate::status::{self, Token};
-use crate::store::{Name, NewToken, TokenLimits, TokenSummary, unix_now};
+use crate::store::{Name, NewToken, TokenLimits, TokenSummary};
 
 /// What every path begins with.
 const PREFIX: &str = "/api/v1/";

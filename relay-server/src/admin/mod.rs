@@ -23,8 +23,8 @@ use tokio::sync::Semaphore;
 
 use self::api::Api;
 use crate::Shared;
-use crate::inbox::now;
-use crate::store::unix_now;
+use crate::clock::unix_millis;
+use crate::clock::unix_now;
 
 /// Connections at once; a scraper and a health check need two.
 const CONNECTIONS: usize = 64;
@@ -111,7 +111,7 @@ async fn metrics(shared: &Shared) -> Result<String, std::fmt::Error> {
     ];
     // The rest is told also where they cannot be read: readiness says why.
     if let Ok(totals) = shared.inboxes.records().totals().await {
-        let oldest = totals.oldest_at.map_or(0, |at| u64::try_from(now() - at).unwrap_or(0) / 1000);
+        let oldest = totals.oldest_at.map_or(0, |at| u64::try_from(unix_millis() - at).unwrap_or(0) / 1000);
         gauges.extend([
             ("inboxes", "Tunnel names that have an inbox", totals.inboxes),
             ("inbox_waiting", "Webhooks that wait in inboxes", totals.waiting),

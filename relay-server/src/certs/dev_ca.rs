@@ -26,7 +26,7 @@ use thiserror::Error;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::{Certificates, certified_key, replace};
-use crate::store::unix_now;
+use crate::clock::unix_now;
 
 /// The authority's certificate, for `curl --cacert` and trust stores.
 const CERTIFICATE_FILE: &str = "ca.pem";

@@ -17,7 +17,7 @@ use thiserror::Error;
 use x509_parser::prelude::{FromDer, Validity, X509Certificate};
 
 use super::certified_key;
-use crate::store::unix_now;
+use crate::clock::unix_now;
 
 /// Why a pair of files does not serve as a certificate.
 #[derive(Debug, Error)]

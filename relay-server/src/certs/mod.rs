@@ -22,7 +22,7 @@ use rustls::sign::CertifiedKey;
 use tokio_util::sync::CancellationToken;
 use x509_parser::prelude::{FromDer as _, GeneralName, Validity, X509Certificate};
 
-pub use self::acme::AcmeError;
+pub use self::acme::{AcmeConfig, AcmeError};
 pub use self::dev_ca::{DevCa, DevCaError};
 pub use self::files::CertificateError;
 pub(crate) use self::files::read_pair;
@@ -30,6 +30,25 @@ use self::files::{Change, Files};
 
 /// How often the files are looked at: two `stat` calls each time.
 const POLL_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Where the certificate comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CertificateSource {
+    /// From files, reloaded when they change.
+    Files {
+        /// The chain, PEM, the leaf first.
+        cert: PathBuf,
+        /// The leaf's key, PEM.
+        key: PathBuf,
+    },
+    /// From an authority on the internet, which the relay asks by itself.
+    Acme(Box<AcmeConfig>),
+    /// From a development CA kept in a directory.
+    Development {
+        /// The directory.
+        dir: PathBuf,
+    },
+}
 
 /// Everything below a data directory that certificates are made of, or with.
 pub(crate) fn directories(data: &Path) -> [PathBuf; 2] {

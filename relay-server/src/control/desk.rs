@@ -13,12 +13,11 @@ use ulid::Ulid;
 
 use super::words::{Change, InboxRequest, Reply, Request, Why};
 use crate::admin::secret;
+use crate::clock::unix_now;
 use crate::inbox::handle::{self, Action, HandleError};
 use crate::inbox::{self, Inboxes};
 use crate::status::Present;
-use crate::store::{
-    CreateTokenError, LimitError, Name, ReleaseError, ReserveError, RevokeError, Store, StoreError, unix_now,
-};
+use crate::store::{CreateTokenError, LimitError, Name, ReleaseError, ReserveError, RevokeError, Store, StoreError};
 
 /// Does what a change means beside the store, before the request is answered.
 pub(crate) type Follow = dyn Fn(Change) -> BoxFuture<'static, Result<(), StoreError>> + Send + Sync;

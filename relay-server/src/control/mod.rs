@@ -33,9 +33,9 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::desk::{Desk, webhooks};
 pub use self::words::{Change, InboxRequest, Reply, Request, Why};
-use crate::config::Limits;
 use crate::inbox::Inboxes;
 use crate::inbox::records::Records;
+use crate::limits::Limits;
 use crate::reload::Reloader;
 use crate::store::{OpenError, Store};
 use crate::succession::{self, Handle, What};
@@ -486,7 +486,8 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::*;
-    use crate::store::{Name, NewToken, Secret, Token, TokenLimits, unix_now};
+    use crate::clock::unix_now;
+    use crate::store::{Name, NewToken, Secret, Token, TokenLimits};
 
     struct Relay {
         directory: TempDir,

@@ -16,7 +16,7 @@ use super::lookup::{LookupError, ask, over_tcp, soa_in};
 use super::place::PORT;
 use super::tsig::{FUDGE_S, TsigKey, TsigKeyError, error_in};
 use super::zone::absolute;
-use crate::store::unix_now;
+use crate::clock::unix_now;
 
 /// How long the server has for a change: it may have to tell others first.
 const WITHIN: Duration = Duration::from_secs(15);

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use jiff::Timestamp;
 use rustls::client::danger::ServerCertVerifier as _;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
@@ -11,8 +10,8 @@ use super::finding::Finding;
 use super::handshake::shake_hands;
 use super::patient::{Patient, Way};
 use crate::certs::{acme, read_pair};
+use crate::clock::{moment, unix_now};
 use crate::config::CertificateSource;
-use crate::store::unix_now;
 
 /// A certificate of whose life less than a sixth is left was to be renewed long ago: that is due when a third is left.
 const LEFT: i64 = 6;
@@ -161,8 +160,4 @@ fn name(leaf: &CertificateDer<'_>) -> String {
     let issuer = leaf.issuer();
     let part = issuer.iter_common_name().chain(issuer.iter_organization()).find_map(|part| part.as_str().ok());
     part.map_or_else(|| issuer.to_string(), str::to_owned)
-}
-
-fn moment(seconds: i64) -> String {
-    Timestamp::from_second(seconds).map_or_else(|_| format!("second {seconds}"), |moment| moment.to_string())
 }

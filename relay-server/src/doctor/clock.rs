@@ -9,9 +9,9 @@ use rustls::CertificateError;
 use super::finding::Finding;
 use super::patient::Patient;
 use crate::certs::acme;
+use crate::clock::unix_now;
 use crate::config::CertificateSource;
 use crate::outgoing::OutgoingError;
-use crate::store::unix_now;
 
 const CHECK: &str = "clock";
 

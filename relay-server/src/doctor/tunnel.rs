@@ -21,9 +21,10 @@ use super::endpoint::Session;
 use super::finding::Finding;
 use super::handshake::shake_hands;
 use super::patient::Patient;
+use crate::clock::unix_now;
 use crate::control::{Control, Reply, Request as Ask};
 use crate::outgoing;
-use crate::store::{NewToken, Secret, TokenLimits, unix_now};
+use crate::store::{NewToken, Secret, TokenLimits};
 
 const CHECK: &str = "tunnel";
 

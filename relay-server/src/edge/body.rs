@@ -26,7 +26,7 @@ use super::record::{Exchange, Receiving};
 use super::respond::is_edges;
 use super::room::Share;
 use crate::cause::Cause;
-use crate::config::Limits;
+use crate::limits::Limits;
 
 /// A response's body: the relay's own answer, or what comes back through the tunnel.
 #[derive(Debug)]

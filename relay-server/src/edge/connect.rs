@@ -27,10 +27,11 @@ use super::forward::Sender;
 use super::io::Watched;
 use super::respond::{answer, explain};
 use crate::cause::Cause;
+use crate::clock::unix_now;
 use crate::places::block_of;
 use crate::quota::Meter;
 use crate::session::Session;
-use crate::store::{AuthError, Secret, Token, unix_now};
+use crate::store::{AuthError, Secret, Token};
 use crate::tunnels::seats::Place;
 use crate::{Shared, sentence};
 

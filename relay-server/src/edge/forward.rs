@@ -40,9 +40,9 @@ use super::upgrade;
 use super::webhook::{Allowed, handshake, verify};
 use crate::Shared;
 use crate::cause::Cause;
+use crate::clock::unix_now;
 use crate::quota::{Meter, Over};
 use crate::session::resumes;
-use crate::store::unix_now;
 use crate::tunnels::{Asked, Found, SEEN, Tunnel};
 
 /// Where a request came from.

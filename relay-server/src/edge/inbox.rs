@@ -29,10 +29,11 @@ use super::room::Share;
 use super::webhook::{place, verify};
 use crate::Shared;
 use crate::cause::Cause;
+use crate::clock::{millis, unix_millis};
 use crate::inbox::arrival::{self, Arrival};
 use crate::inbox::records::{AcceptError, Accepted, New, Take};
 use crate::inbox::spool::{Body, MAX_INLINE};
-use crate::inbox::{Open, Settings, millis, now};
+use crate::inbox::{Open, Settings};
 use crate::judge::sender;
 use crate::store::StoreError;
 use crate::tunnels::Found;
@@ -248,7 +249,7 @@ fn new(
         id: ulid(&exchange.head.id),
         inbox: inbox.name.clone(),
         token: inbox.token,
-        received_at: now(),
+        received_at: unix_millis(),
         since: shared.inboxes.steady(),
         take: Take::No,
         head,

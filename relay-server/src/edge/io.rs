@@ -21,7 +21,7 @@ use tokio_rustls::server::TlsStream;
 use relay_protocol::gather::Gathered;
 
 use super::proxy_protocol::{Header, Malformed, parse};
-use crate::config::Limits;
+use crate::limits::Limits;
 use crate::places::Place;
 
 /// Why a connection does not begin with the header that a proxy sends.

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 
 use super::body::Progress;
 use crate::Shared;
-use crate::config::Limits;
+use crate::limits::Limits;
 
 /// The downloads that are watched.
 #[derive(Debug, Default)]

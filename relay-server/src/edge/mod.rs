@@ -46,7 +46,8 @@ use self::proxy_protocol::Header;
 use self::respond::{answer, explain};
 use crate::Shared;
 use crate::cause::Cause;
-use crate::config::{HTTP2_WINDOW, HttpMode};
+use crate::config::HttpMode;
+use crate::limits::HTTP2_WINDOW;
 use crate::places::Place;
 use relay_protocol::gather::Gathered;
 

@@ -12,10 +12,8 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use relay_protocol::message::HeaderList;
 
 use crate::cause::Cause;
+use crate::config::PATH_START;
 use crate::store::MAX_NAME_BYTES;
-
-/// What stands before the name.
-pub(crate) const START: &str = "/t/";
 
 const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 const SEC_FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
@@ -48,11 +46,11 @@ pub(crate) struct Below {
 impl Below {
     /// The tunnel that a path leads to.
     pub(crate) fn of(path: &str) -> Option<Self> {
-        let name = path.strip_prefix(START)?;
+        let name = path.strip_prefix(PATH_START)?;
         let name = name.split_once('/').map_or(name, |(name, _)| name);
         let is_name = (1..=MAX_NAME_BYTES).contains(&name.len())
             && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-        let prefix = path.get(..START.len() + name.len()).filter(|_| is_name)?;
+        let prefix = path.get(..PATH_START.len() + name.len()).filter(|_| is_name)?;
         Some(Self { prefix: HeaderValue::from_str(prefix).ok()?, name: name.to_ascii_lowercase() })
     }
 }

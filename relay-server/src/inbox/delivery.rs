@@ -25,9 +25,10 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::attempt::{Answer, Source, Unanswered, Webhook, rest, send};
 use super::records::{self, Due, Outcome, Stored, StoredBody};
-use super::{Open, Settings, millis, now};
+use super::{Open, Settings};
 use crate::Shared;
 use crate::cause::Cause;
+use crate::clock::{millis, unix_millis};
 use crate::judge::{Judged, judge, longest, sender, unjudged, withheld};
 use crate::store::StoreError;
 use crate::store::writer::Access;
@@ -138,7 +139,7 @@ async fn again(shared: &Arc<Shared>, inbox: &Arc<Open>, tunnel: &Arc<Tunnel>, du
             put_back(shared, inbox, due, BROKEN).await;
         }
         Ok(Loaded::Lost { code, reason }) => {
-            let attempt = records::Attempt { at: now(), duration_ms: 0, status: None, error: Some(code) };
+            let attempt = records::Attempt { at: unix_millis(), duration_ms: 0, status: None, error: Some(code) };
             note(shared, due, attempt, Outcome::Dead { reason }, Access::Write).await;
             inbox.wake();
         }
@@ -204,7 +205,7 @@ async fn load(shared: &Arc<Shared>, tunnel: &Arc<Tunnel>, due: &Due) -> Result<L
         }
         judgement.tell(&mut head.headers);
     }
-    let age_s = u64::try_from(now() - received_at).unwrap_or(0) / 1000;
+    let age_s = u64::try_from(unix_millis() - received_at).unwrap_or(0) / 1000;
     let mark = Delivery { id: due.id.to_string(), attempt: due.attempts + 1, age_s };
     head.headers.extend(HeaderValue::try_from(mark.to_string()).ok().map(|mark| (RELAY_DELIVERY, mark)));
     Ok(Loaded::Whole(Box::new(Webhook { head, body, trailers })))
@@ -282,7 +283,7 @@ pub(super) async fn attempt(
 ) {
     let settings = inbox.settings();
     let is_first = wanted.is_some();
-    let (at, began) = (now(), Instant::now());
+    let (at, began) = (unix_millis(), Instant::now());
     let within = within(shared, &settings);
     let sent = tokio::select! {
         sent = send(shared, tunnel, webhook, within) => sent,

@@ -23,7 +23,7 @@ pub(crate) mod view;
 use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use dashmap::DashMap;
 use futures_util::FutureExt as _;
@@ -36,8 +36,9 @@ use tokio_util::sync::CancellationToken;
 use self::news::News;
 use self::records::{OpenInboxError, Quota, Quotas, Records, Retention, Seq};
 use crate::Shared;
-use crate::config::Limits;
-use crate::store::{Name, Store, StoreError, TokenId, unix_now};
+use crate::clock::{millis, unix_millis, unix_now};
+use crate::limits::Limits;
+use crate::store::{Name, Store, StoreError, TokenId};
 use crate::tunnels::Asked;
 
 /// How often what is too old is looked for.
@@ -45,17 +46,6 @@ const SWEEP: Duration = Duration::from_secs(60);
 
 /// How long after a panic a delivery begins anew.
 const AGAIN: Duration = Duration::from_secs(1);
-
-/// The present as the records want it: Unix milliseconds by the system's clock.
-pub(crate) fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    millis(since)
-}
-
-/// A duration as the records want it.
-pub(crate) fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
-}
 
 /// All inboxes of the relay, by their names.
 #[derive(Debug)]
@@ -210,7 +200,7 @@ impl Inboxes {
     pub(crate) fn new(records: Records, limits: &Limits) -> Self {
         let units = usize::try_from(limits.inbox_live_bytes / arrival::UNIT).unwrap_or(usize::MAX);
         Self {
-            began: (now().max(records.newest()), Instant::now()),
+            began: (unix_millis().max(records.newest()), Instant::now()),
             records,
             open: DashMap::new(),
             changing: tokio::sync::Mutex::default(),
@@ -349,7 +339,7 @@ pub(crate) async fn open(
     let _changing = inboxes.changing.lock().await;
     let known = known();
     let most = if is_reserved { u64::MAX } else { shared.limits().inboxes_per_token };
-    let open_inbox = || inboxes.records.open_inbox(name, token, json(&settings), most, now());
+    let open_inbox = || inboxes.records.open_inbox(name, token, json(&settings), most, unix_millis());
     match open_inbox().await {
         Err(OpenInboxError::TooMany { .. }) if close_idle(shared, token).await? => open_inbox().await?,
         opened => opened?,
@@ -395,7 +385,7 @@ pub(crate) async fn note_reserved(
 ) -> Result<(), StoreError> {
     match reserved(inboxes, name, token, how, provider).await? {
         Some(settings) => {
-            inboxes.records.open_inbox(name, token, json(&settings), u64::MAX, now()).await.map_err(Into::into)
+            inboxes.records.open_inbox(name, token, json(&settings), u64::MAX, unix_millis()).await.map_err(Into::into)
         }
         None => leave_to(inboxes, name, token).await,
     }

@@ -214,7 +214,8 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
     use super::*;
-    use crate::config::{FileConfig, Limits};
+    use crate::config::FileConfig;
+    use crate::limits::Limits;
 
     fn args(domain: &str) -> InitArgs {
         InitArgs {

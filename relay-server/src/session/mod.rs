@@ -29,12 +29,13 @@ use ulid::Ulid;
 
 use self::resume::{Hash, Keys};
 use crate::Shared;
+use crate::clock::{moment, unix_now};
 use crate::inbox::records::OpenInboxError;
 use crate::inbox::{self, Settings};
 use crate::quota::Meter;
 use crate::sentence;
 use crate::status;
-use crate::store::{AuthError, ClaimError, Name, Token, TokenId, unix_now};
+use crate::store::{AuthError, ClaimError, Name, Token, TokenId};
 use crate::tunnels::seats::{Counted, Full, Place, Seat, Seats};
 use crate::tunnels::{Asked, Resumed, Tunnel, Untold, send};
 
@@ -105,7 +106,7 @@ impl Sessions {
                 token: token.clone(),
                 address: *address,
                 client: client.get().cloned().unwrap_or_default(),
-                since: status::moment(*since),
+                since: moment(*since),
                 streams: live.link.open_streams(),
                 tunnels: Vec::new(),
             };

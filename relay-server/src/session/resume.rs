@@ -17,7 +17,7 @@ use aws_lc_rs::{digest, rand};
 use tokio::time::Instant;
 use ulid::Ulid;
 
-use crate::config::Limits;
+use crate::limits::Limits;
 use crate::store::TokenId;
 
 /// The keys that can still be used.

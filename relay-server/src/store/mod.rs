@@ -29,14 +29,14 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::constant_time;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 
-use crate::quota::Month;
+pub use crate::clock::unix_now;
+use crate::clock::{Month, moment};
 
 pub use self::name::{MAX_NAME_BYTES, Name, NameError};
 pub use self::secret::{Secret, SecretError};
@@ -58,13 +58,6 @@ const USE_STEP_SECONDS: i64 = 60;
 
 /// Token names are for people: they appear in lists, logs and messages.
 const MAX_TOKEN_NAME_BYTES: usize = 64;
-
-/// The present as the operations want it: Unix seconds by the system's clock.
-#[must_use]
-pub fn unix_now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
-}
 
 /// A handle on the store; clones share it. Dropping the last one finishes what is queued, closes the
 /// file and joins the thread, which takes as long as a commit does.
@@ -1092,12 +1085,6 @@ fn forget_old_names(db: &Connection, now: i64) -> rusqlite::Result<()> {
 /// When a name used or given up now becomes free.
 fn rested(now: i64) -> i64 {
     now.saturating_add(NAME_REST_SECONDS)
-}
-
-/// A moment in messages: to the second, in UTC.
-fn moment(unix_seconds: i64) -> String {
-    jiff::Timestamp::from_second(unix_seconds)
-        .map_or_else(|_| format!("second {unix_seconds}"), |timestamp| timestamp.to_string())
 }
 
 #[cfg(test)]

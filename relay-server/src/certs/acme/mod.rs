@@ -30,9 +30,9 @@ use self::kept::Kept;
 use self::order::Issued;
 use super::{Certificates, certified_key, files};
 use crate::Shared;
+use crate::clock::unix_now;
 use crate::dns::{self, Delegation, Parent};
 use crate::outgoing::{Outgoing, OutgoingError};
-use crate::store::unix_now;
 
 /// The waits after one failure, two, and so on; the last one holds for all further ones. Authorities count failures by
 /// the hour: Let's Encrypt allows five of a name.
