@@ -266,6 +266,51 @@ async fn haproxy_passes_everything_on() {
     Behind::haproxy().await.serves().await;
 }
 
+/// As docs/path-mode.md has it, but that Caddy is its own authority: one name, and nothing to renew by hand.
+#[tokio::test]
+async fn caddy_and_one_name_are_all_that_paths_need() {
+    let page = include_str!("../../docs/path-mode.md");
+    let (_, block) = page.split_once("```\nrelay.example.com {").unwrap();
+    let (block, _) = block.split_once("```").unwrap();
+    let (home, front, port) = (Arc::new(tempfile::tempdir().unwrap()), own_address(), PORT.to_string());
+    let words = ["--path-mode", "--http-mode", "serve", "--public-port", &port, "--trusted-proxy", "127.0.0.1"];
+    let relay = RelayServer::spawn(words).await;
+    let block = block.replace("127.0.0.1:8080", &relay.http.unwrap().to_string());
+    let global = format!(
+        "{{\nadmin off\nauto_https disable_redirects\nhttps_port {PORT}\ndefault_bind {}\nlocal_certs\nskip_install_trust\n}}",
+        front.ip()
+    );
+    let config = home.path().join("Caddyfile").display().to_string();
+    std::fs::write(&config, format!("{global}\n{} {{{block}", RelayServer::DOMAIN)).unwrap();
+    let data = home.path().join("data");
+    let words = ["run", "--adapter", "caddyfile", "--config", &config];
+    let command = program("caddy").display().to_string();
+    let _proxy =
+        Process::spawn_in(home.clone(), &command, words, &[("XDG_DATA_HOME", &data.display().to_string())]).await;
+    let ca = data.join("caddy/pki/authorities/local/root.crt");
+    within("Caddy has a certificate", async {
+        while !ca.exists() || try_connect_tls(front, RelayServer::DOMAIN, &ca, &[b"http/1.1"]).await.is_err() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+
+    let app = App::recording().await;
+    let (url, upstream) = (format!("https://{}:{PORT}", RelayServer::DOMAIN), app.upstream().to_string());
+    let words = ["http", &upstream, "--subdomain", "hooks", "--output", "json", "--inspect", "off"];
+    let words = process::arguments(&url, front, &ca, &relay.token("me").await, &words);
+    let client = RelayClient::of(Process::spawn_in(home.clone(), "relay", words, &[]).await).await;
+    assert_eq!(client.url(), format!("{url}/t/hooks"));
+    let tcp = connect_from(SENDER, front).await;
+    let tls = within("TLS", over(tcp, RelayServer::DOMAIN, &ca, &[b"h2"])).await.unwrap();
+    let request = Request::post(format!("{}/a%2Fb//c/../d?e", client.url())).header("x-forwarded-prefix", "/forged");
+    let answer = Http::two(tls).await.answer(request.body(full("x")).unwrap()).await;
+    assert_eq!((answer.code(), answer.header("content-security-policy")), (200, "sandbox"));
+    let seen = app.only();
+    assert_eq!((seen.target.as_str(), seen.header("x-forwarded-prefix")), ("/a%2Fb//c/../d?e", "/t/hooks"));
+    assert_eq!(seen.header("x-forwarded-for"), format!("{SENDER}, 127.0.0.1"));
+}
+
 /// What a relay makes of the header that a proxy begins with.
 mod header {
     use std::time::Duration;
