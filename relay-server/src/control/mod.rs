@@ -1,5 +1,5 @@
 //! How `relay-server token …`, `relay-server inbox …` and others reach the relay that owns a data directory. What they ask
-//! for is done at the [desk](Desk), as is what comes over HTTP.
+//! for is done at the desk, as is what comes over HTTP.
 //!
 //! A running relay listens on a Unix socket in its data directory; a request is one line of JSON, so
 //! is the reply, then the connection is closed. With no relay running, the command does the same

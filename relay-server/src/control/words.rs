@@ -83,7 +83,7 @@ pub enum Request {
     Reload,
     /// Start another process of the program that is there by now, and let it take over.
     Upgrade,
-    /// Hand over to the process that asks. What follows stands in [`succession`].
+    /// Hand over to the process that asks. What follows stands in [`crate::succession`].
     TakeOver {
         /// Its version.
         version: String,

@@ -1,5 +1,5 @@
 //! The name server for the base domain, so that nobody needs another one to prove that the domain is theirs; and, for those
-//! who have one, [updates](Updates) of its records.
+//! who have one, updates of its records.
 //!
 //! It answers for its zone alone, on the addresses that it is given, over UDP and TCP: no recursion, no transfers. What a
 //! stranger sends costs a count, and within its rate one look-up of a fixed few records; see `Zone`.
