@@ -81,6 +81,10 @@ causes! {
     BodyTimeout = "body-timeout", REQUEST_TIMEOUT, None,
         "The request's body stopped arriving.",
         "Send the body without long pauses, or have the relay's operator raise `limits.body_idle`.";
+    /// The operator keeps it out.
+    Blocked = "blocked", FORBIDDEN, None,
+        "The operator of this relay has blocked this address.",
+        "Ask the relay's operator, where you think that it should not be.";
     /// The token is missing or wrong.
     Unauthorized = "unauthorized", UNAUTHORIZED, None,
         "The token is missing, unknown, expired or revoked.",

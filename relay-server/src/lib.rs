@@ -14,7 +14,15 @@
 pub mod admin;
 mod alert;
 #[doc(hidden)]
+pub mod audit;
+#[doc(hidden)]
+pub mod audit_cli;
+#[doc(hidden)]
 pub mod backup;
+#[doc(hidden)]
+pub mod block_cli;
+#[doc(hidden)]
+pub mod blocks;
 mod cause;
 #[doc(hidden)]
 pub mod certs;
@@ -71,6 +79,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::FutureExt as _;
+use relay_protocol::frame::SessionKind;
 use relay_protocol::webhook::{Table, TableError};
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
@@ -84,6 +93,7 @@ use tokio_util::task::TaskTracker;
 
 use self::admin::api::Api;
 use self::admin::metrics::Metrics;
+use self::blocks::Blocks;
 use self::certs::Certificates;
 use self::certs::acme::{Acme, Challenge, Hook, Publisher};
 use self::config::{AcmeConfig, CertificateSource, Config, DnsConfig, Limits, OwnDns};
@@ -130,6 +140,7 @@ pub(crate) struct Shared {
     registry: Registry,
     sessions: Sessions,
     quotas: Quotas,
+    blocks: Blocks,
     places: Places,
     janitor: Janitor,
     refusals: Refusals,
@@ -199,8 +210,16 @@ impl Shared {
     /// Does what a change of tokens and names means for those who are connected or expected.
     async fn follow(self: Arc<Self>, change: Change) -> Result<(), StoreError> {
         match change {
-            Change::Created(_) => inbox::hand_over(&self).await?,
+            Change::Created(_) => {
+                // It may have the name of one that is kept out.
+                self.blocks.load(&self.store).await?;
+                inbox::hand_over(&self).await?;
+            }
             Change::Limited(token, limits) => self.quotas.limit(token, limits).await,
+            Change::Blocks => {
+                self.blocks.load(&self.store).await?;
+                self.keep_out();
+            }
             Change::Revoked(token) => {
                 self.sessions.end(token, relay_protocol::frame::GoAway::Revoked, "The token was revoked.");
                 self.registry.revoke(token);
@@ -220,6 +239,18 @@ impl Shared {
             }
         }
         Ok(())
+    }
+
+    /// Ends what is there of those who are kept out. Requests that are under way end with it.
+    fn keep_out(&self) {
+        self.sessions.keep_out(&self.blocks);
+        for tunnel in self.registry.tunnels() {
+            if self.blocks.has_name(&tunnel.name) {
+                tunnel.counted.end();
+                self.registry.unbind(&tunnel, None);
+                tunnels::send(&tunnel.link, SessionKind::Unbind, &tunnel.number);
+            }
+        }
     }
 
     fn public_url(&self, host: &str) -> String {
@@ -435,6 +466,7 @@ impl Relay {
             registry: Registry::default(),
             sessions: Sessions::default(),
             quotas: Quotas::default(),
+            blocks: Blocks::default(),
             janitor: Janitor::default(),
             refusals: Refusals::default(),
             turns: edge::api::Turns::default(),
@@ -661,12 +693,17 @@ async fn end_with_their_tokens(shared: &Shared) {
         for token in shared.store.ended(store::unix_now()).await.unwrap_or_default() {
             shared.sessions.end(token, relay_protocol::frame::GoAway::Revoked, "The token is not in force any more.");
         }
+        // What cannot be read now is read in a second.
+        if shared.blocks.load(&shared.store).await.is_ok() {
+            shared.keep_out();
+        }
     }
 }
 
 /// Expects the clients of names that belong to somebody: they are away, not unknown, and come back after a restart. Returns
 /// the inboxes that there are.
 async fn expected(shared: &Shared) -> Result<Vec<inbox::records::Inbox>, StoreError> {
+    shared.blocks.load(&shared.store).await?;
     let ended: HashSet<_> = shared.store.ended(store::unix_now()).await?.into_iter().collect();
     for TokenSummary { token, reserved, leased, providers, .. } in shared.store.list_tokens(store::unix_now()).await? {
         leased.iter().for_each(|name| shared.registry.expect(name.as_str()));

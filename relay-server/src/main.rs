@@ -8,7 +8,9 @@ use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 use relay_server::Relay;
+use relay_server::audit_cli::{self, AuditArgs};
 use relay_server::backup::{self, Backup};
+use relay_server::block_cli::{self, BlockCommand};
 use relay_server::config::{Config, ServeArgs, default_data_dir};
 use relay_server::doctor::{self, DoctorArgs, DoctorError};
 use relay_server::inbox_cli::{self, InboxArgs};
@@ -73,6 +75,22 @@ enum Command {
         #[command(subcommand)]
         command: SessionCommand,
     },
+    /// Keep addresses, tunnel names and tokens out
+    Block {
+        /// Where the relay keeps its data [default: /var/lib/relay for root, else ~/.local/share/relay]
+        #[arg(long, value_name = "DIR", env = "RELAY_DATA_DIR", global = true)]
+        data_dir: Option<PathBuf>,
+        #[command(subcommand)]
+        command: BlockCommand,
+    },
+    /// Show who did what with this relay, by a command or over the admin API
+    Audit {
+        /// Where the relay keeps its data [default: /var/lib/relay for root, else ~/.local/share/relay]
+        #[arg(long, value_name = "DIR", env = "RELAY_DATA_DIR")]
+        data_dir: Option<PathBuf>,
+        #[command(flatten)]
+        args: AuditArgs,
+    },
     /// Print the token of the admin API
     AdminToken {
         /// Where the relay keeps its data [default: /var/lib/relay for root, else ~/.local/share/relay]
@@ -127,6 +145,8 @@ fn main() -> ExitCode {
         Command::Upgrade { data_dir } => run(service_cli::upgrade(&at(data_dir))),
         Command::Backup { data_dir, to } => back_up(&at(data_dir), &to),
         Command::Session { data_dir, command } => run(session_cli::run(command, &at(data_dir))),
+        Command::Audit { data_dir, args } => run(audit_cli::run(args, &at(data_dir))),
+        Command::Block { data_dir, command } => run(block_cli::run(command, &at(data_dir))),
         Command::AdminToken { data_dir, renew } => run(service_cli::admin_token(&at(data_dir), renew)),
         Command::CheckConfig(args) => check(&args),
         Command::Doctor(args) => return diagnose(&args),

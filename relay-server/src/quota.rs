@@ -162,6 +162,11 @@ impl Meter {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whose it is.
+    pub(crate) fn token(&self) -> TokenId {
+        self.token
+    }
+
     /// What the token may have, as it is now.
     pub(crate) fn limits(&self) -> TokenLimits {
         self.lock().limits

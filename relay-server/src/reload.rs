@@ -21,6 +21,7 @@ pub(crate) struct Live {
     pub(crate) limits: Arc<Limits>,
     pub(crate) trusted_proxies: Vec<Network>,
     pub(crate) alert: Option<Alert>,
+    pub(crate) report_url: Option<String>,
 }
 
 impl Live {
@@ -29,6 +30,7 @@ impl Live {
             limits: Arc::new(config.limits.clone()),
             trusted_proxies: config.trusted_proxies.clone(),
             alert: config.alert.clone(),
+            report_url: config.report_url.clone(),
         }))
     }
 }
@@ -158,10 +160,16 @@ impl Shared {
             reloaded.note(&format!("limits.{key}"), true, false);
         }
         let was = self.live.borrow().clone();
-        let now = Live { limits: Arc::new(limits), trusted_proxies: new.trusted_proxies, alert: new.alert };
+        let now = Live {
+            limits: Arc::new(limits),
+            trusted_proxies: new.trusted_proxies,
+            alert: new.alert,
+            report_url: new.report_url,
+        };
         reloaded.note("limits", was.limits != now.limits, true);
         reloaded.note("trusted_proxies", was.trusted_proxies != now.trusted_proxies, true);
         reloaded.note("alert", was.alert != now.alert, true);
+        reloaded.note("report_url", was.report_url != now.report_url, true);
         self.live.send_replace(Arc::new(now));
         Ok(reloaded)
     }

@@ -333,7 +333,7 @@ fn allowed(limits: &TokenLimits) -> String {
     let most = |most: &Option<u32>| most.map_or("any number of".to_owned(), |most| most.to_string());
     let bytes = max_bytes.map_or("any number of bytes".to_owned(), sized);
     format!(
-        "{max_tunnels} tunnels, {max_names} names and {max_sessions} sessions, {} requests per second, {} under way, and {bytes} a month",
+        "{max_tunnels} tunnels, {max_names} names and {max_sessions} sessions, {} requests per second, {} requests under way, and {bytes} a month",
         most(max_rate),
         most(max_streams)
     )
@@ -529,7 +529,7 @@ mod tests {
             ("create bob --max-rate 0", "max_rate is at least 1"),
             ("limit alice --max-bytes 0", "max_bytes is at least 1"),
             ("limit alice --max-bytes ten", "such as 10GiB"),
-            ("limit bob --max-rate 5", "no token named \"bob\""),
+            ("limit bob", "no token named \"bob\""),
             ("reserve bob hooks", "no token named \"bob\""),
             ("reserve alice", "required"),
             ("reserve alice hooks --provider Slack", "no provider is called that"),

@@ -250,6 +250,38 @@ async fn inboxes_and_certificates_are_told_of() {
     admin.world.shutdown().await;
 }
 
+#[tokio::test]
+async fn who_did_what_is_told() {
+    let admin = Admin::start().await;
+    let made = admin.make_token(json!({ "name": "ci", "reserve": ["builds"] })).await;
+    assert_eq!(admin.call(Method::POST, "tokens", json!({ "name": "ci" })).await.code(), 409);
+    assert_eq!(admin.command("token limit ci --max-rate 5").await.code(), 0);
+    assert_eq!(admin.command("token list").await.code(), 0);
+    let audit = admin.get("audit").await;
+    let (entries, user) = (audit["entries"].as_array().unwrap(), rustix::process::geteuid().as_raw());
+    let told: Vec<_> =
+        entries.iter().map(|it| (it["operation"].as_str().unwrap(), it["subject"].as_str().unwrap())).collect();
+    assert_eq!(told, [("token.limit", "ci"), ("token.create", "ci")], "neither what was refused nor what only looks");
+    assert_eq!((&entries[0]["by"]["via"], &entries[0]["by"]["user"]), (&json!("command"), &json!(user)));
+    assert_eq!(entries[1]["by"], json!({ "via": "api", "address": "127.0.0.1" }));
+    assert_eq!((&entries[0]["detail"], &entries[1]["detail"]), (&json!("{\"max_rate\":5}"), &json!("reserve builds")));
+    assert!(!audit.to_string().contains(made["secret"].as_str().unwrap()));
+    let page = admin.get("audit?limit=1").await;
+    let rest = admin.get(&format!("audit?before={}", page["next"])).await;
+    assert_eq!((&page["entries"][0], &rest["entries"][0], &rest["next"]), (&entries[0], &entries[1], &Value::Null));
+
+    // The command tells the same, also where no relay runs, and what is done then is noted as well.
+    let Admin { mut world, token } = admin;
+    world.stop().await;
+    let admin = Admin { world, token };
+    assert_eq!(admin.command("token revoke ci").await.code(), 0);
+    let listed = admin.command("audit --output json").await.lines();
+    assert_eq!(listed[..2], [entries[1].clone(), entries[0].clone()]);
+    assert_eq!((listed.len(), &listed[2]["operation"]), (3, &json!("token.revoke")));
+    let text = admin.command("audit --limit 1").await.stdout;
+    assert!(text.contains(&format!("user {user}, process ")) && text.contains("token.revoke"), "{text}");
+}
+
 /// Every answer of every call has the shape that the document says.
 #[tokio::test]
 async fn the_document_is_kept_to() {

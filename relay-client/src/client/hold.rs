@@ -32,7 +32,9 @@ const PROBE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 /// How long a client that ends waits for what is under way without a word.
 const QUIETLY: Duration = Duration::from_millis(500);
 
-const TAKEN_OVER: &str = "Another client with the same token has taken the name over.";
+/// The relay does not say which of the two it was.
+const TAKEN_OVER: &str =
+    "Another client with the same token has taken the name over, or the relay's operator has blocked it.";
 
 /// Holds on to a session for a [`Client`].
 ///

@@ -2,7 +2,7 @@
 //! [`Desk`], and its reply JSON; nothing is done here that could not be done there.
 
 use std::borrow::Cow;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,10 @@ use tokio::time::timeout;
 use super::problem::Problem;
 use super::{guard, secret};
 use crate::Shared;
+use crate::audit::By;
+use crate::blocks::Target;
 use crate::clock::unix_now;
+use crate::config::NetworkError;
 use crate::control::{Desk, InboxRequest, Reply, Request, Why};
 use crate::status::{self, Token};
 use crate::store::{Name, NewToken, TokenLimits, TokenSummary};
@@ -44,6 +47,9 @@ const CALLS: &[(&str, &str)] = &[
     ("sessions/*", "DELETE"),
     ("tunnels", "GET"),
     ("certificates", "GET"),
+    ("audit", "GET"),
+    ("blocks", "GET, POST"),
+    ("blocks/*", "DELETE"),
     ("tokens", "GET, POST"),
     ("tokens/*", "GET, PATCH, DELETE"),
     ("names", "GET"),
@@ -115,6 +121,32 @@ struct NameWish {
     inbox: Option<String>,
 }
 
+/// What is to be kept out: one of the three.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BlockWish {
+    address: Option<String>,
+    name: Option<String>,
+    token: Option<String>,
+    #[serde(default)]
+    reason: String,
+}
+
+impl BlockWish {
+    fn request(self) -> Result<Request, Problem> {
+        let target = match (self.address, self.name, self.token) {
+            (Some(address), None, None) => {
+                let network = address.parse().map_err(|error: NetworkError| Problem::Invalid(format!("{error}.")))?;
+                Target::Address(network)
+            }
+            (None, Some(name), None) => Target::Name(parse_name(&name)?),
+            (None, None, Some(token)) => Target::Token(token),
+            _ => return Err(Problem::Invalid("One of address, name and token is blocked.".to_owned())),
+        };
+        Ok(Request::Block { target, reason: self.reason })
+    }
+}
+
 /// A token that was made, with what its owner will present.
 #[derive(Serialize)]
 struct MadeToken<'a> {
@@ -130,9 +162,10 @@ pub(super) fn is_below(path: &str) -> bool {
 
 impl Api {
     /// Answers a call.
-    pub(super) async fn answer(&self, request: HttpRequest<Incoming>) -> Response<Full<Bytes>> {
+    pub(super) async fn answer(self: Arc<Self>, peer: IpAddr, request: HttpRequest<Incoming>) -> Response<Full<Bytes>> {
+        let call = Call { by: By::Api { address: peer.to_canonical() }, api: self };
         let (head, body) = request.into_parts();
-        let (status, json, problem) = match self.serve(&head, body).await {
+        let (status, json, problem) = match call.serve(&head, body).await {
             Ok((status, json)) => (status, json, None),
             Err(problem) => {
                 let error = json!({ "code": problem.code(), "message": problem.to_string(), "hint": problem.hint() });
@@ -160,8 +193,28 @@ impl Api {
         response
     }
 
+    /// Read anew each time, so that one that is renewed holds at once.
+    async fn check_secret(&self, head: &Parts) -> Result<(), Problem> {
+        let directory = self.directory.clone();
+        let read = tokio::task::spawn_blocking(move || secret::of(&directory)).await;
+        let read = read.map_err(|error| Problem::Internal(error.to_string()))?;
+        let secret = read.map_err(|error| {
+            tracing::error!(%error, "the admin API lets nobody in");
+            Problem::Internal("its admin token cannot be read".to_owned())
+        })?;
+        guard::check_secret(&head.headers, &secret)
+    }
+}
+
+/// A call, and who has made it.
+struct Call {
+    by: By,
+    api: Arc<Api>,
+}
+
+impl Call {
     async fn serve(&self, head: &Parts, body: Incoming) -> Answer {
-        guard::check_origin(head, self.address)?;
+        guard::check_origin(head, self.api.address)?;
         let path = segments(head.uri.path())?;
         let path: Vec<&str> = path.iter().map(AsRef::as_ref).collect();
         let method = if head.method == Method::HEAD { &Method::GET } else { &head.method };
@@ -169,12 +222,12 @@ impl Api {
         if path == ["openapi.json"] && method == Method::GET {
             return Ok((StatusCode::OK, Some(Bytes::from_static(OPENAPI.as_bytes()))));
         }
-        self.check_secret(head).await?;
+        self.api.check_secret(head).await?;
         let allowed = allowed?;
         if !allowed.split(", ").any(|allowed| allowed == method.as_str()) {
             return Err(Problem::Method(allowed));
         }
-        if self.shared.has_successor() {
+        if self.api.shared.has_successor() {
             return Err(Problem::HandedOver);
         }
         guard::check_type(&head.headers)?;
@@ -199,10 +252,22 @@ impl Api {
                 let Reply::Webhook(mut webhook) = self.inbox(show).await? else { return Err(unexpected()) };
                 if masked {
                     let provider = webhook.webhook.provider.as_deref();
-                    let provider = provider.and_then(|id| self.shared.providers.get(id).cloned());
+                    let provider = provider.and_then(|id| self.api.shared.providers.get(id).cloned());
                     webhook.mask(provider.as_deref());
                 }
                 ok(&webhook)
+            }
+            (&Method::GET, ["audit"]) => {
+                let (before, limit) = (query.take("before"), query.number("limit")?.unwrap_or(100));
+                query.finish()?;
+                let before = before.map(|text| text.parse()).transpose();
+                let before = before.map_err(|_| Problem::Invalid("before is the number of an entry.".to_owned()))?;
+                let Reply::Audit { entries } = self.ask(Request::Audit { before, limit }).await? else {
+                    return Err(unexpected());
+                };
+                // Where there are fewer, there are no more.
+                let next = entries.last().filter(|_| entries.len() == limit).map(|last| last.id);
+                ok(&json!({ "entries": entries, "next": next }))
             }
             (&Method::DELETE, ["names", name]) => {
                 let forget = match query.take("forget_webhooks").as_deref() {
@@ -220,6 +285,7 @@ impl Api {
                 match path.split_first() {
                     Some((&"tokens", rest)) => self.tokens(method, rest, body).await,
                     Some((&"names", rest)) => self.names(method, rest, body).await,
+                    Some((&"blocks", rest)) => self.blocks(method, rest, body).await,
                     Some((&"inboxes", rest)) => self.inboxes(method, rest, body).await,
                     _ => self.others(method, &path).await,
                 }
@@ -314,7 +380,7 @@ impl Api {
             (&Method::GET, []) => ok(&json!({ "names": status::names(self.list_tokens().await?) })),
             (&Method::PUT, [name]) => {
                 let (name, NameWish { token, provider, inbox }) = (parse_name(name)?, read(body).await?);
-                if let Some(id) = provider.as_deref().filter(|id| self.shared.providers.get(id).is_none()) {
+                if let Some(id) = provider.as_deref().filter(|id| self.api.shared.providers.get(id).is_none()) {
                     return Err(Problem::Invalid(format!("No provider is called {id:?}.")));
                 }
                 let inbox = inbox.map(|text| text.parse()).transpose();
@@ -322,6 +388,28 @@ impl Api {
                 self.ask(Request::Reserve { token, names: vec![name.clone()], provider, inbox }).await?;
                 let mut names = status::names(self.list_tokens().await?).into_iter();
                 ok(&names.find(|held| held.name == name).ok_or_else(unexpected)?)
+            }
+            _ => Err(Problem::NoPath),
+        }
+    }
+
+    async fn blocks(&self, method: &Method, path: &[&str], body: Incoming) -> Answer {
+        match (method, path) {
+            (&Method::GET, []) => match self.ask(Request::ListBlocks).await? {
+                Reply::Blocks { blocks } => ok(&json!({ "blocks": blocks })),
+                _ => Err(unexpected()),
+            },
+            (&Method::POST, []) => {
+                let block = read::<BlockWish>(body).await?.request()?;
+                match self.ask(block).await? {
+                    Reply::Blocked { block } => json_as(StatusCode::CREATED, &block),
+                    _ => Err(unexpected()),
+                }
+            }
+            (&Method::DELETE, [id]) => {
+                let id = id.parse().map_err(|_| unknown(format!("There is no block {id:?}.")))?;
+                self.ask(Request::Unblock { id }).await?;
+                Ok((StatusCode::NO_CONTENT, None))
             }
             _ => Err(Problem::NoPath),
         }
@@ -352,25 +440,13 @@ impl Api {
 
     /// Has one thing done, which goes on where nobody waits for it any more.
     async fn ask(&self, request: Request) -> Result<Reply, Problem> {
-        let (desk, (tell, told)) = (self.desk.clone(), oneshot::channel());
-        self.shared.spawn(async move { drop(tell.send(desk.ask(request).await)) });
+        let (desk, by, (tell, told)) = (self.api.desk.clone(), self.by.clone(), oneshot::channel());
+        self.api.shared.spawn(async move { drop(tell.send(desk.ask(&by, request).await)) });
         match told.await {
             Ok(refused @ Reply::Refused { .. }) => Err(Problem::of(refused)),
             Ok(reply) => Ok(reply),
             Err(_) => Err(Problem::Internal("it did not come to an end".to_owned())),
         }
-    }
-
-    /// Read anew each time, so that one that is renewed holds at once.
-    async fn check_secret(&self, head: &Parts) -> Result<(), Problem> {
-        let directory = self.directory.clone();
-        let read = tokio::task::spawn_blocking(move || secret::of(&directory)).await;
-        let read = read.map_err(|error| Problem::Internal(error.to_string()))?;
-        let secret = read.map_err(|error| {
-            tracing::error!(%error, "the admin API lets nobody in");
-            Problem::Internal("its admin token cannot be read".to_owned())
-        })?;
-        guard::check_secret(&head.headers, &secret)
     }
 }
 

@@ -34,7 +34,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, listener: Arc<TcpListener>, api: 
     let api = api.map(Arc::new);
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     while let Some(accepted) = shared.while_in_charge(listener.accept()).await {
-        let Ok((tcp, _)) = accepted else {
+        let Ok((tcp, peer)) = accepted else {
             // Out of descriptors, most likely. Waiting lets connections end; spinning would not.
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
@@ -47,7 +47,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, listener: Arc<TcpListener>, api: 
                 let (shared, api) = (shared.clone(), api.clone());
                 async move {
                     Ok::<_, Infallible>(match api.filter(|_| api::is_below(request.uri().path())) {
-                        Some(api) => api.answer(request).await,
+                        Some(api) => api.answer(peer.ip(), request).await,
                         None => answer(&shared, &request).await,
                     })
                 }

@@ -1,12 +1,12 @@
 //! What is true, out of what was typed: nothing after [`Config::resolve`] parses, defaults or reads the environment again.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::ValueEnum;
 use relay_protocol::webhook::TableError;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 mod typed;
 
@@ -56,6 +56,8 @@ pub struct Config {
     pub localhost_tunnel: Option<String>,
     /// Whom the relay tells of backlogs and dead letters.
     pub alert: Option<Alert>,
+    /// Where strangers can report what they find at a tunnel: an `https`, `http` or `mailto` URL that error pages lead to.
+    pub report_url: Option<String>,
     /// Threads that serve requests, where the relay is a program of its own.
     ///
     /// One does the work of two here with a fifth less CPU, because exchanges then meet in the same batch; more than
@@ -90,6 +92,7 @@ impl Config {
             path_mode: false,
             localhost_tunnel: None,
             alert: None,
+            report_url: None,
             threads: 1,
             limits: Limits::default(),
         }
@@ -193,7 +196,14 @@ impl Config {
             text.parse().map_err(|_| ConfigError::Invalid { key: "resolver", value: text.clone(), expected })
         });
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let networks = args.trusted_proxy.iter().chain(&file.trusted_proxies).map(|text| text.parse());
+        let networks = args.trusted_proxy.iter().chain(&file.trusted_proxies).map(|text| {
+            let invalid = |NetworkError(value)| ConfigError::Invalid {
+                key: "trusted_proxies",
+                value,
+                expected: EXPECTED_NETWORK,
+            };
+            text.parse().map_err(invalid)
+        });
         let trusted_proxies = networks.collect::<Result<Vec<_>, _>>()?;
         let proxy_protocol = args.proxy_protocol || file.proxy_protocol;
         if proxy_protocol && trusted_proxies.is_empty() {
@@ -219,6 +229,7 @@ impl Config {
             path_mode: args.path_mode || file.path_mode,
             localhost_tunnel: None,
             alert: file.alert.map(FileAlert::resolve).transpose()?,
+            report_url: args.report_url.clone().or(file.report_url).map(report_url).transpose()?,
             threads: args.threads.or(file.threads).unwrap_or(cores / 2).max(1),
             limits,
         })
@@ -243,21 +254,49 @@ impl Config {
 }
 
 /// An IP network such as `10.0.0.0/8`, or one address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Network {
     address: IpAddr,
     prefix: u8,
 }
 
-impl std::str::FromStr for Network {
-    type Err = ConfigError;
+/// Why a text is no network.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not {EXPECTED_NETWORK}")]
+pub struct NetworkError(String);
 
-    fn from_str(text: &str) -> Result<Self, ConfigError> {
-        let invalid = || ConfigError::Invalid {
-            key: "trusted_proxies",
-            value: text.to_owned(),
-            expected: "an address or a network, such as 10.0.0.0/8",
-        };
+const EXPECTED_NETWORK: &str = "an address or a network, such as 10.0.0.0/8";
+
+impl TryFrom<String> for Network {
+    type Error = NetworkError;
+
+    fn try_from(text: String) -> Result<Self, NetworkError> {
+        text.parse()
+    }
+}
+
+impl From<Network> for String {
+    fn from(network: Network) -> Self {
+        network.to_string()
+    }
+}
+
+impl std::fmt::Display for Network {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let whole = if self.address.is_ipv4() { 32 } else { 128 };
+        match self.prefix {
+            prefix if prefix == whole => self.address.fmt(f),
+            prefix => write!(f, "{}/{prefix}", self.first()),
+        }
+    }
+}
+
+impl std::str::FromStr for Network {
+    type Err = NetworkError;
+
+    fn from_str(text: &str) -> Result<Self, NetworkError> {
+        let invalid = || NetworkError(text.to_owned());
         let (address, prefix) = text.split_once('/').map_or((text, None), |(a, p)| (a, Some(p)));
         let address: IpAddr = address.parse().map_err(|_| invalid())?;
         let widest = if address.is_ipv4() { 32 } else { 128 };
@@ -267,6 +306,31 @@ impl std::str::FromStr for Network {
 }
 
 impl Network {
+    /// That of so many bits around an address; none where an address has fewer.
+    pub(crate) fn of(address: IpAddr, prefix: u8) -> Option<Self> {
+        let whole = if address.is_ipv4() { 32 } else { 128 };
+        (prefix <= whole).then_some(Self { address, prefix })
+    }
+
+    /// The bits that all of its addresses have in common.
+    pub(crate) fn length(&self) -> u8 {
+        self.prefix
+    }
+
+    /// Its first address.
+    pub(crate) fn first(&self) -> IpAddr {
+        match self.address {
+            IpAddr::V4(address) => {
+                let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0);
+                Ipv4Addr::from(u32::from(address) & mask).into()
+            }
+            IpAddr::V6(address) => {
+                let mask = u128::MAX.checked_shl(128 - u32::from(self.prefix)).unwrap_or(0);
+                Ipv6Addr::from(u128::from(address) & mask).into()
+            }
+        }
+    }
+
     /// Whether `address` is in the network. An IPv4 address in IPv6 clothes is the IPv4 address.
     pub fn contains(&self, address: IpAddr) -> bool {
         match (self.address, address.to_canonical()) {
@@ -394,6 +458,16 @@ fn own_dns(args: &ServeArgs, file: &FileConfig, domain: &str) -> Result<OwnDns, 
     })
 }
 
+/// Nothing else is a link that a stranger should be led to.
+fn report_url(text: String) -> Result<String, ConfigError> {
+    let is_one = ["https://", "http://", "mailto:"].iter().any(|scheme| {
+        text.strip_prefix(scheme)
+            .is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_graphic()))
+    });
+    let expected = "an https, http or mailto URL such as https://example.com/abuse";
+    if is_one { Ok(text) } else { Err(ConfigError::Invalid { key: "report_url", value: text, expected }) }
+}
+
 fn parse_domain(key: &'static str, text: &str) -> Result<String, ConfigError> {
     let domain = text.trim_end_matches('.').to_ascii_lowercase();
     let label = |label: &str| {
@@ -473,6 +547,8 @@ mod tests {
             (ServeArgs { timeout: Some("10".into()), ..args() }, "timeout"),
             (ServeArgs { trusted_proxy: vec!["10.0.0.0/33".into()], ..args() }, "trusted_proxies"),
             (ServeArgs { proxy_protocol: true, ..args() }, "trusted_proxies is missing"),
+            (ServeArgs { report_url: Some("javascript:alert(1)".into()), ..args() }, "report_url"),
+            (ServeArgs { report_url: Some("https://example.com/a b".into()), ..args() }, "report_url"),
         ] {
             let error = Config::resolve(&bad).unwrap_err().to_string();
             assert!(error.starts_with(key), "{error}");
@@ -663,6 +739,9 @@ mod tests {
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         assert!(net("10.0.0.0/8").contains(ip("10.255.0.1")) && !net("10.0.0.0/8").contains(ip("11.0.0.1")));
         assert!(net("10.0.0.0/8").contains(ip("::ffff:10.1.2.3")));
+        let shown =
+            ["10.1.2.3/8", "192.0.2.7/32", "2001:db8:1::/32", "::/0", "0.0.0.0/0"].map(|text| net(text).to_string());
+        assert_eq!(shown, ["10.0.0.0/8", "192.0.2.7", "2001:db8::/32", "::/0", "0.0.0.0/0"]);
         assert!(net("192.0.2.1").contains(ip("192.0.2.1")) && !net("192.0.2.1").contains(ip("192.0.2.2")));
         assert!(net("0.0.0.0/0").contains(ip("8.8.8.8")) && !net("0.0.0.0/0").contains(ip("::1")));
         assert!(

@@ -100,6 +100,9 @@ pub struct ServeArgs {
     /// The longest wait for a response's head where neither the tunnel nor the sender's provider has one [default: 30s]
     #[arg(long, value_name = "DURATION")]
     pub timeout: Option<String>,
+    /// Where strangers can report abuse of a tunnel: an https, http or mailto URL, to which error pages lead
+    #[arg(long, value_name = "URL")]
+    pub report_url: Option<String>,
     /// Threads that serve requests [default: half of the cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
@@ -174,6 +177,8 @@ pub struct FileConfig {
     pub path_mode: bool,
     /// As `--timeout`.
     pub timeout: Option<String>,
+    /// As `--report-url`.
+    pub report_url: Option<String>,
     /// As `--threads`.
     pub threads: Option<usize>,
     /// Whom to tell of backlogs and dead letters.

@@ -13,11 +13,14 @@ use ulid::Ulid;
 
 use super::words::{Change, InboxRequest, Reply, Request, Why};
 use crate::admin::secret;
+use crate::audit::{By, Deed};
 use crate::clock::unix_now;
 use crate::inbox::handle::{self, Action, HandleError};
 use crate::inbox::{self, Inboxes};
 use crate::status::Present;
-use crate::store::{CreateTokenError, LimitError, Name, ReleaseError, ReserveError, RevokeError, Store, StoreError};
+use crate::store::{
+    BlockError, CreateTokenError, LimitError, Name, ReleaseError, ReserveError, RevokeError, Store, StoreError,
+};
 
 /// Does what a change means beside the store, before the request is answered.
 pub(crate) type Follow = dyn Fn(Change) -> BoxFuture<'static, Result<(), StoreError>> + Send + Sync;
@@ -64,8 +67,23 @@ impl Desk {
         self.store.close().await;
     }
 
-    /// Does what was asked.
-    pub(crate) async fn ask(&self, request: Request) -> Reply {
+    /// Does what was asked, and notes who has asked for it.
+    pub(crate) async fn ask(&self, by: &By, request: Request) -> Reply {
+        let deed = Deed::of(&request);
+        let reply = self.answer(request).await;
+        self.note(by, deed, &reply).await;
+        reply
+    }
+
+    /// Notes who has done what, unless it was refused.
+    pub(super) async fn note(&self, by: &By, deed: Option<Deed>, reply: &Reply) {
+        let Some(deed) = deed.filter(|_| !matches!(reply, Reply::Refused { .. })) else { return };
+        if let Err(error) = self.store.note(by, deed.clone(), unix_now()).await {
+            tracing::error!(%error, %by, ?deed, "what was done is not in the audit log");
+        }
+    }
+
+    async fn answer(&self, request: Request) -> Reply {
         let (store, now) = (&self.store, unix_now());
         match request {
             Request::Ping => Reply::Pong { version: env!("CARGO_PKG_VERSION").to_owned() },
@@ -82,7 +100,7 @@ impl Desk {
             },
             Request::LimitToken { token, change } => match store.limit_token(&token, change).await {
                 Ok((id, limits)) => {
-                    tracing::info!(%token, ?limits, "a token has other limits");
+                    tracing::debug!(%token, ?limits, "what a token may have was said or changed");
                     let changed = (self.changed)(Change::Limited(id, limits)).await;
                     changed.map_or_else(refused, |()| Reply::Limited { limits })
                 }
@@ -120,6 +138,32 @@ impl Desk {
             }
             Request::Release { names, forget } => self.release(names, forget, now).await,
             Request::Inbox(request) => self.inbox(request).await.unwrap_or_else(refused),
+            Request::Block { target, reason } => match store.block(target, reason, now).await {
+                Ok(block) => {
+                    tracing::info!(block = %block.target, "something is kept out");
+                    (self.changed)(Change::Blocks).await.map_or_else(refused, |()| Reply::Blocked { block })
+                }
+                Err(error) => refused(error),
+            },
+            Request::Unblock { id } => match store.unblock(id).await {
+                Ok(Some(block)) => {
+                    tracing::info!(block = %block.target, "something is not kept out any more");
+                    (self.changed)(Change::Blocks).await.map_or_else(refused, |()| Reply::Unblocked { block })
+                }
+                Ok(None) => {
+                    let message = format!("there is no block {id}; `block list` shows them all");
+                    Reply::Refused { why: Why::Unknown, message }
+                }
+                Err(error) => refused(error),
+            },
+            Request::ListBlocks => match store.blocks().await {
+                Ok((blocks, _)) => Reply::Blocks { blocks },
+                Err(error) => refused(error),
+            },
+            Request::Audit { before, limit } => match store.audit(before, limit.clamp(1, api::MAX_PAGE)).await {
+                Ok(entries) => Reply::Audit { entries },
+                Err(error) => refused(error),
+            },
             Request::AdminToken { renew } => {
                 let directory = self.directory.clone();
                 let make = move || if renew { secret::renew(&directory) } else { secret::of(&directory) };
@@ -247,7 +291,7 @@ pub(crate) fn webhooks(count: u64) -> String {
 /// What a change means where no relay runs: the next one finds it so.
 async fn note(inboxes: Arc<Inboxes>, change: Change) -> Result<(), StoreError> {
     match change {
-        Change::Created(_) | Change::Limited(..) | Change::Revoked(_) => {}
+        Change::Created(_) | Change::Limited(..) | Change::Blocks | Change::Revoked(_) => {}
         Change::Reserved { token, names, provider, inbox } => {
             for name in &names {
                 inbox::note_reserved(&inboxes, name.as_str(), token, inbox.as_ref(), provider.as_deref()).await?;
@@ -283,6 +327,16 @@ impl Refusal for CreateTokenError {
             Self::BadName { .. } | Self::Limit(_) => Why::Invalid,
             Self::NameTaken { .. } => Why::Conflict,
             Self::Reserve(error) => error.why(),
+            Self::Store(error) => error.why(),
+        }
+    }
+}
+
+impl Refusal for BlockError {
+    fn why(&self) -> Why {
+        match self {
+            Self::NoSuchToken { .. } => Why::Unknown,
+            Self::TooMany => Why::Conflict,
             Self::Store(error) => error.why(),
         }
     }

@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::desk::{Desk, webhooks};
 pub use self::words::{Change, InboxRequest, Reply, Request, Why};
+use crate::audit::{By, Deed};
 use crate::inbox::Inboxes;
 use crate::inbox::records::Records;
 use crate::limits::Limits;
@@ -248,10 +249,12 @@ async fn converse(
     shutdown: &CancellationToken,
 ) -> io::Result<()> {
     // The socket's mode says the same, but not between its making and the setting of its mode.
-    let peer = stream.peer_cred()?.uid();
-    if peer != rustix::process::geteuid().as_raw() && peer != 0 {
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("user {peer} is not the owner")));
+    let peer = stream.peer_cred()?;
+    let user = peer.uid();
+    if user != rustix::process::geteuid().as_raw() && user != 0 {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("user {user} is not the owner")));
     }
+    let by = By::Command { user, process: peer.pid().and_then(|process| process.try_into().ok()) };
     let mut stream = BufReader::new(stream);
     // One that has asked gets its answer; one that has not yet need not any more.
     let request = timeout(REQUEST_TIME, read_line(&mut stream, MAX_REQUEST_BYTES));
@@ -266,13 +269,19 @@ async fn converse(
                 let give = succession::give(stream, &reloader.office, version);
                 return shutdown.run_until_cancelled(give).await.unwrap_or(Ok(()));
             }
-            Ok(Request::Upgrade) => succession::upgrade(&reloader.office).await,
-            Ok(Request::Reload) => reloader.reply().await,
+            Ok(request @ (Request::Upgrade | Request::Reload)) => {
+                let reply = match request {
+                    Request::Upgrade => succession::upgrade(&reloader.office).await,
+                    _ => reloader.reply().await,
+                };
+                desk.note(&by, Deed::of(&request), &reply).await;
+                reply
+            }
             // What it changed here, those who are connected there would not notice.
             Ok(_) if reloader.shared.has_successor() => {
                 Reply::failed("another process of the relay has just taken over; try again")
             }
-            Ok(request) => desk.ask(request).await,
+            Ok(request) => desk.ask(&by, request).await,
             Err(error) => Reply::failed(format!(
                 "the relay, version {}, does not understand the request ({error}); \
                  restart it if it was upgraded while it ran",
@@ -375,7 +384,7 @@ impl Control {
                 serde_json::from_slice(&line).map_err(|error| ControlError::Reply { reason: error.to_string() })
             }
             Way::Here { desk, _lock } => {
-                let reply = desk.ask(request).await;
+                let reply = desk.ask(&By::this(), request).await;
                 desk.close().await;
                 Ok(reply)
             }

@@ -6,6 +6,8 @@ use relay_protocol::inbox::Inbox;
 use relay_protocol::inbox::api::{self, Which};
 use serde::{Deserialize, Serialize};
 
+use crate::audit;
+use crate::blocks::{Block, Target};
 use crate::reload::Reloaded;
 use crate::status;
 use crate::store::{LimitChange, Name, NewToken, Secret, Token, TokenId, TokenLimits, TokenSummary};
@@ -74,6 +76,27 @@ pub enum Request {
     ListTunnels,
     /// Tell what handshakes show.
     ListCertificates,
+    /// Keep something out.
+    Block {
+        /// What.
+        target: Target,
+        /// Why.
+        reason: String,
+    },
+    /// Keep something out no longer.
+    Unblock {
+        /// The block's number.
+        id: i64,
+    },
+    /// Tell what is kept out.
+    ListBlocks,
+    /// Tell who did what, the latest first.
+    Audit {
+        /// Those before this one.
+        before: Option<i64>,
+        /// So many at most.
+        limit: usize,
+    },
     /// Tell the secret that the admin API asks for, or make another one in its place.
     AdminToken {
         /// Another one.
@@ -160,6 +183,8 @@ pub enum Change {
     Created(TokenId),
     /// The token has other limits.
     Limited(TokenId, TokenLimits),
+    /// Something else is kept out, or no longer.
+    Blocks,
     /// The token has ended.
     Revoked(TokenId),
     /// Names are a token's own from now on, and for the webhooks of a provider, if for any.
@@ -260,6 +285,26 @@ pub enum Reply {
     Certificates {
         /// Those that handshakes show.
         certificates: Vec<status::Certificate>,
+    },
+    /// It is kept out.
+    Blocked {
+        /// As it is told.
+        block: Block,
+    },
+    /// It is not kept out any more.
+    Unblocked {
+        /// As it was told.
+        block: Block,
+    },
+    /// What is kept out.
+    Blocks {
+        /// In the order in which it was said.
+        blocks: Vec<Block>,
+    },
+    /// Who did what.
+    Audit {
+        /// The latest first.
+        entries: Vec<audit::Entry>,
     },
     /// The secret that the admin API asks for.
     AdminToken {

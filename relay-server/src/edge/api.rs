@@ -80,7 +80,7 @@ pub(super) async fn answer(
             response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
             response
         }
-        Err((cause, message)) => explain(cause, request.headers(), &message),
+        Err((cause, message)) => explain(shared, cause, request.headers(), &message),
     }
 }
 

@@ -30,7 +30,7 @@ use crate::cause::Cause;
 use crate::clock::unix_now;
 use crate::places::block_of;
 use crate::quota::Meter;
-use crate::session::Session;
+use crate::session::{BLOCKED, Session};
 use crate::store::{AuthError, Secret, Token};
 use crate::tunnels::seats::Place;
 use crate::{Shared, sentence};
@@ -70,12 +70,12 @@ pub(super) async fn own_host(
         return api::answer(shared, sender, request).await;
     }
     if request.uri().path() != CONNECT_PATH {
-        return answer(Cause::NotFound, request.headers());
+        return answer(shared, Cause::NotFound, request.headers());
     }
     match admit(shared, peer, request).await {
         Ok((token, meter, place)) => upgrade(shared, peer, request, (token, meter, place)),
         Err((cause, message)) => {
-            let mut response = explain(cause, request.headers(), &message);
+            let mut response = explain(shared, cause, request.headers(), &message);
             if cause == Cause::UpgradeRequired {
                 let headers = response.headers_mut();
                 headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
@@ -132,6 +132,8 @@ pub(super) async fn authenticate(shared: &Shared, peer: IpAddr, headers: &Header
     let secret = bearer(headers).ok_or_else(|| unauthorized("The request has no token.".into()))?;
     let secret = Secret::parse(secret).map_err(|error| unauthorized(sentence(&error)))?;
     match shared.store.authenticate(&secret, unix_now()).await {
+        // To its client it is as if it was revoked, so that it stops.
+        Ok(token) if shared.blocks.has_token(token.id) => Err((Cause::Unauthorized, BLOCKED.to_owned())),
         Ok(token) => Ok(token),
         Err(AuthError::Store(error)) => {
             tracing::error!(%error, "the store did not answer");
@@ -159,7 +161,7 @@ fn upgrade(
 ) -> Response<EdgeBody> {
     let key = request.headers().get("sec-websocket-key").map_or(&b""[..], HeaderValue::as_bytes);
     let Ok(accept) = HeaderValue::try_from(derive_accept_key(key)) else {
-        return answer(Cause::Internal, request.headers());
+        return answer(shared, Cause::Internal, request.headers());
     };
     let upgraded = hyper::upgrade::on(request);
     let owner = shared.clone();

@@ -107,8 +107,8 @@ pub(crate) async fn forward(
         Err(Instead::Failed(Failure { cause, message })) => {
             exchange.failed(cause);
             match message {
-                Some(message) => explain(cause, &parts.headers, &message),
-                None => answer(cause, &parts.headers),
+                Some(message) => explain(&shared, cause, &parts.headers, &message),
+                None => answer(&shared, cause, &parts.headers),
             }
         }
     };
@@ -194,8 +194,11 @@ async fn deliver(
         let message = Some(format!("The request's body has {declared} bytes; this relay allows {limit}."));
         return Err(Failure { cause: Cause::BodyTooLarge, message }.into());
     }
+    if host.tunnel(shared).is_some_and(|name| shared.blocks.has_name(name)) {
+        return Err(Cause::Blocked.into());
+    }
     if let Some(meter) = meter_of(shared, host).await? {
-        admit(exchange, &meter)?;
+        admit(shared, exchange, &meter)?;
     }
     if let Some(kept) = inbox::keep(shared, exchange, host, upload).await? {
         return Ok(kept);
@@ -214,7 +217,7 @@ async fn deliver(
 
 /// What counts for the token whose name the request is for, where somebody or something is there to take it.
 async fn meter_of(shared: &Shared, host: &PublicHost) -> Result<Option<Arc<Meter>>, Failure> {
-    let Some(name) = shared.name_of(&host.host) else { return Ok(None) };
+    let Some(name) = host.tunnel(shared) else { return Ok(None) };
     if let Found::Tunnel(tunnel) = shared.registry.find(name) {
         return Ok(Some(tunnel.meter.clone()));
     }
@@ -226,8 +229,11 @@ async fn meter_of(shared: &Shared, host: &PublicHost) -> Result<Option<Arc<Meter
     Ok(Some(meter))
 }
 
-/// Counts a request for a token, where that was not done yet.
-fn admit(exchange: &mut Exchange, meter: &Arc<Meter>) -> Result<(), Failure> {
+/// Counts a request for a token, where that was not done yet and the token is not kept out.
+fn admit(shared: &Shared, exchange: &mut Exchange, meter: &Arc<Meter>) -> Result<(), Failure> {
+    if shared.blocks.has_token(meter.token()) {
+        return Err(Cause::Blocked.into());
+    }
     if exchange.pass.is_none() {
         let pass = meter.admit(Instant::now(), unix_now()).map_err(|over| {
             let cause = match over {
@@ -333,7 +339,7 @@ async fn request(
     }
     let mut tunnel = find(shared, exchange, host, upload).await?;
     // Its client has come back just now.
-    admit(exchange, &tunnel.meter)?;
+    admit(shared, exchange, &tunnel.meter)?;
     let mut judged: Option<Arc<Asked>> = None;
     let mut latest = exchange.started;
     loop {

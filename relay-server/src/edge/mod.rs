@@ -78,7 +78,11 @@ pub(crate) async fn serve(shared: Arc<Shared>, listener: Arc<TcpListener>, purpo
                 continue;
             }
         };
-        let Some(place) = shared.places.enter(peer.ip(), shared.trusts(peer.ip())) else {
+        let trusted = shared.trusts(peer.ip());
+        // Before it costs anything.
+        let place =
+            if is_kept_out(&shared, peer.ip(), trusted) { None } else { shared.places.enter(peer.ip(), trusted) };
+        let Some(place) = place else {
             shared.metrics.connections_refused.inc();
             continue;
         };
@@ -213,7 +217,8 @@ async fn begin(
         sender.trusted = false;
         if let Header::Sender { address, encrypted: before } = header {
             sender = Sender { peer: address, trusted: shared.trusts(address), encrypted: encrypted || before };
-            if !shared.places.pass_on(place, address, sender.trusted) {
+            let is_kept_out = is_kept_out(shared, address, sender.trusted);
+            if is_kept_out || !shared.places.pass_on(place, address, sender.trusted) {
                 return Err(Unbegun::Full);
             }
         }
@@ -226,6 +231,11 @@ async fn begin(
         Purpose::Https(acceptor) => Conn::Tls(Box::new(acceptor.accept(tcp).await.map_err(Unbegun::Tls)?)),
     };
     Ok((conn, sender))
+}
+
+/// Whether connections from there are closed. A trusted proxy speaks for many, of whom each is looked at by itself.
+fn is_kept_out(shared: &Shared, address: IpAddr, trusted: bool) -> bool {
+    !trusted && shared.blocks.has_address(address)
 }
 
 async fn handle(
@@ -248,7 +258,13 @@ async fn handle(
     let mut response = match host {
         Err(refusal) => {
             shared.metrics.refused.inc();
-            let mut response = explain(Cause::BadRequest, request.headers(), &format!("Refused: {refusal}."));
+            let mut response = explain(&shared, Cause::BadRequest, request.headers(), &format!("Refused: {refusal}."));
+            close(request.version(), &mut response);
+            response
+        }
+        // It was not when the connection began, or a trusted proxy speaks for it.
+        Ok(_) if shared.blocks.has_address(sender.address(request.headers())) => {
+            let mut response = answer(&shared, Cause::Blocked, request.headers());
             close(request.version(), &mut response);
             response
         }
@@ -290,7 +306,7 @@ fn close(version: Version, response: &mut Response<EdgeBody>) {
 /// Sends a plain request to HTTPS. 308 keeps method and body, so that a webhook sent there is not turned into a GET.
 fn redirect(shared: &Shared, host: &PublicHost, request: &Request<Incoming>) -> Response<EdgeBody> {
     if host.host != shared.config.domain && host.tunnel(shared).is_none() {
-        return answer(Cause::UnknownHost, request.headers());
+        return answer(shared, Cause::UnknownHost, request.headers());
     }
     let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
     let location = format!("{}{target}", shared.public_url(&host.host));
@@ -298,7 +314,7 @@ fn redirect(shared: &Shared, host: &PublicHost, request: &Request<Incoming>) -> 
     *response.status_mut() = StatusCode::PERMANENT_REDIRECT;
     match HeaderValue::try_from(location) {
         Ok(location) => drop(response.headers_mut().insert(LOCATION, location)),
-        Err(_) => return answer(Cause::BadRequest, request.headers()),
+        Err(_) => return answer(shared, Cause::BadRequest, request.headers()),
     }
     response
 }

@@ -5,6 +5,7 @@ use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
 
 use super::body::EdgeBody;
+use crate::Shared;
 use crate::cause::Cause;
 
 /// Names the cause, on every answer that the relay itself makes.
@@ -22,16 +23,25 @@ pub(crate) fn is_edges(name: &HeaderName) -> bool {
 }
 
 /// The answer to a request with `headers`: JSON, unless it asks for HTML.
-pub(crate) fn answer(cause: Cause, headers: &HeaderMap) -> Response<EdgeBody> {
-    explain(cause, headers, cause.message())
+pub(crate) fn answer(shared: &Shared, cause: Cause, headers: &HeaderMap) -> Response<EdgeBody> {
+    explain(shared, cause, headers, cause.message())
 }
 
 /// As [`answer`], with a message that says more than the table does.
-pub(crate) fn explain(cause: Cause, headers: &HeaderMap, message: &str) -> Response<EdgeBody> {
+pub(crate) fn explain(shared: &Shared, cause: Cause, headers: &HeaderMap, message: &str) -> Response<EdgeBody> {
+    let live = shared.live.borrow().clone();
+    render(cause, headers, message, live.report_url.as_deref())
+}
+
+/// `report` is where strangers can report what they have found.
+fn render(cause: Cause, headers: &HeaderMap, message: &str, report: Option<&str>) -> Response<EdgeBody> {
     let (kind, body) = if wants_html(headers) {
-        ("text/html; charset=utf-8", html(cause, message))
+        ("text/html; charset=utf-8", html(cause, message, report))
     } else {
-        let error = serde_json::json!({ "code": cause.code(), "message": message, "hint": cause.hint() });
+        let mut error = serde_json::json!({ "code": cause.code(), "message": message, "hint": cause.hint() });
+        if let (Some(report), Some(error)) = (report, error.as_object_mut()) {
+            error.insert("report".to_owned(), report.into());
+        }
         ("application/json", format!("{}\n", serde_json::json!({ "error": error })))
     };
     let mut response = Response::new(EdgeBody::full(Bytes::from(body)));
@@ -56,7 +66,9 @@ fn wants_html(headers: &HeaderMap) -> bool {
     at("text/html") < at("application/json")
 }
 
-fn html(cause: Cause, message: &str) -> String {
+fn html(cause: Cause, message: &str, report: Option<&str>) -> String {
+    let report = report.map(|url| format!("<p><a rel=\"nofollow\" href=\"{}\">Report abuse</a>", escape(url)));
+    let report = report.unwrap_or_default();
     let (status, code, hint) = (cause.status(), cause.code(), escape(cause.hint()));
     let message = escape(message);
     format!(
@@ -64,7 +76,7 @@ fn html(cause: Cause, message: &str) -> String {
          <title>{status}</title><style>body{{font:16px/1.5 system-ui,sans-serif;max-width:36rem;margin:15vh auto;\
          padding:0 1.5rem;color:#1c2024}}h1{{font-size:1.25rem}}code{{color:#6b7280}}\
          @media(prefers-color-scheme:dark){{body{{background:#111;color:#ddd}}}}</style>\
-         <h1>{message}</h1><p>{hint}<p><code>{code} · {status}</code></html>\n",
+         <h1>{message}</h1><p>{hint}{report}<p><code>{code} · {status}</code></html>\n",
         status = status.as_u16(),
     )
 }
@@ -84,7 +96,7 @@ mod tests {
         let accept = |value: &'static str| {
             let mut headers = HeaderMap::new();
             headers.insert(ACCEPT, HeaderValue::from_static(value));
-            answer(Cause::Deadline, &headers).headers()[CONTENT_TYPE].to_str().unwrap().to_owned()
+            render(Cause::Deadline, &headers, "", None).headers()[CONTENT_TYPE].to_str().unwrap().to_owned()
         };
         assert!(accept("text/html,application/xhtml+xml,*/*;q=0.8").starts_with("text/html"));
         assert_eq!(accept("*/*"), "application/json");
@@ -93,8 +105,8 @@ mod tests {
 
     #[test]
     fn pages_escape_what_they_show() {
-        let mut headers = HeaderMap::new();
-        headers.insert(ACCEPT, HeaderValue::from_static("text/html"));
-        assert!(!html(Cause::BadRequest, "<script>").contains("<script>"));
+        assert!(!html(Cause::BadRequest, "<script>", None).contains("<script>"));
+        let page = html(Cause::Blocked, "", Some("https://example.com/?a=1&b=\"><script>"));
+        assert!(page.contains("href=\"https://example.com/?a=1&amp;b=&quot;&gt;&lt;script&gt;\""), "{page}");
     }
 }

@@ -97,7 +97,7 @@ pub(super) async fn handshake(
     let (head, url) = (&exchange.head, public_url(&exchange.head));
     let request = Request::new(&head.method, &url, &head.headers, upload.held());
     let reply = provider.handshake(&request, &webhooks.credentials, Timestamp::now());
-    Ok(reply.and_then(|reply| answer(exchange, &provider.id, reply)))
+    Ok(reply.and_then(|reply| answer(shared, exchange, &provider.id, reply)))
 }
 
 /// A place for the body of a request, among those that are held for tunnels of the token.
@@ -106,7 +106,7 @@ pub(super) fn place(shared: &Shared, exchange: &Exchange, token: TokenId) -> Opt
 }
 
 /// What answers a handshake without a call and without the app.
-fn answer(exchange: &Exchange, provider: &str, reply: Reply) -> Option<Response<EdgeBody>> {
+fn answer(shared: &Shared, exchange: &Exchange, provider: &str, reply: Reply) -> Option<Response<EdgeBody>> {
     match reply {
         Reply::Answer { status, headers, body, confirm: None } => {
             let mut response = Response::new(EdgeBody::full(Bytes::from(body)));
@@ -120,7 +120,7 @@ fn answer(exchange: &Exchange, provider: &str, reply: Reply) -> Option<Response<
             exchange.failed(Cause::SignatureInvalid);
             let mut asked = HeaderMap::new();
             append_all(&mut asked, exchange.head.headers.clone());
-            let mut response = explain(Cause::SignatureInvalid, &asked, NOT_THEIRS);
+            let mut response = explain(shared, Cause::SignatureInvalid, &asked, NOT_THEIRS);
             *response.status_mut() = status;
             Some(response)
         }
@@ -168,7 +168,7 @@ pub(super) async fn verify(
                             tunnel.withhold(shared, withheld(&exchange.head, by, code, &judgement));
                         }
                         let id = asked.webhooks.provider.as_deref().unwrap_or_default();
-                        let answer = answer(exchange, id, reply).ok_or(Cause::Internal)?;
+                        let answer = answer(shared, exchange, id, reply).ok_or(Cause::Internal)?;
                         return Err(Instead::Answered(Box::new(answer)));
                     }
                     Judged::Signed(provider, judgement) => {

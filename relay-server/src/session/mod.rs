@@ -29,6 +29,7 @@ use ulid::Ulid;
 
 use self::resume::{Hash, Keys};
 use crate::Shared;
+use crate::blocks::Blocks;
 use crate::clock::{moment, unix_now};
 use crate::inbox::records::OpenInboxError;
 use crate::inbox::{self, Settings};
@@ -41,6 +42,9 @@ use crate::tunnels::{Asked, Resumed, Tunnel, Untold, send};
 
 /// tungstenite zero-fills this much at each read; more would be the greater part of an idle session's memory.
 const READ_BUFFER: usize = 4 * 1024;
+
+/// What a client is told that is kept out.
+pub(crate) const BLOCKED: &str = "The relay's operator has blocked this client; ask them why.";
 
 /// How long a link whose name somebody else asks for has to show that it is alive.
 const PROBE: Duration = Duration::from_secs(1);
@@ -119,6 +123,13 @@ impl Sessions {
     pub(crate) fn disconnect(&self, session: Ulid, reason: GoAway, text: &str) -> bool {
         let link = self.live.get(&session).map(|live| live.link.clone());
         link.inspect(|link| link.go_away(reason, false, text)).is_some()
+    }
+
+    /// Ends the sessions of those who are kept out. Their clients stop, because they would be refused.
+    pub(crate) fn keep_out(&self, blocks: &Blocks) {
+        let blocked = |live: &Live| blocks.has_token(live.token) || blocks.has_address(live.told.address);
+        let links: Vec<Link> = self.live.iter().filter(|live| blocked(live)).map(|live| live.link.clone()).collect();
+        links.iter().for_each(|link| link.go_away(GoAway::Revoked, false, BLOCKED));
     }
 
     /// Ends every session of a token, at once and for good.
@@ -216,6 +227,10 @@ impl Session {
             };
             (reason, sentence(&error))
         })?;
+        // What is kept out since then: as above, nobody else would notice.
+        if self.shared.blocks.has_token(self.token.id) || self.shared.blocks.has_address(self.peer) {
+            return Err((GoAway::Revoked, BLOCKED.to_owned()));
+        }
         tokio::select! {
             hello = timeout(self.shared.limits().hello, hello(link)) => {
                 hello.unwrap_or_else(|_| Err("no Hello came in time".into())).map_err(|text| (GoAway::Protocol, text))
@@ -421,6 +436,10 @@ impl Session {
     ) -> Result<Arc<Tunnel>, Refusal> {
         let asked = Arc::new(asked(&self.shared.providers, &spec)?);
         let name = self.claim(spec.name.as_deref()).await?;
+        if self.shared.blocks.has_name(name.as_str()) {
+            let message = format!("The relay's operator has blocked the name {name}.");
+            return Err(refusal("not-allowed", &message, "Choose another --subdomain, or ask the operator why."));
+        }
         let tunnel = Arc::new(Tunnel {
             name: name.as_str().to_owned(),
             number: spec.tunnel,

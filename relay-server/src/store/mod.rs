@@ -19,6 +19,8 @@
 //! it must never reach a stranger. Leases stay when their token expires or is revoked, and a new
 //! token that bears a revoked one's name takes over its names, so that a leaked token can be replaced.
 
+mod audit;
+mod blocks;
 pub(crate) mod database;
 mod name;
 mod schema;
@@ -38,6 +40,7 @@ use thiserror::Error;
 pub use crate::clock::unix_now;
 use crate::clock::{Month, moment};
 
+pub use self::blocks::BlockError;
 pub use self::name::{MAX_NAME_BYTES, Name, NameError};
 pub use self::secret::{Secret, SecretError};
 use self::writer::{Access, Failure, Writer};

@@ -41,4 +41,22 @@ pub(super) const MIGRATIONS: &[&str] = &[
          bytes INTEGER NOT NULL,
          PRIMARY KEY (token_id, month)
      ) STRICT, WITHOUT ROWID;",
+    // 4: who did what.
+    "CREATE TABLE audit (
+         id INTEGER PRIMARY KEY AUTOINCREMENT, -- never given twice: pages are told apart by it
+         at INTEGER NOT NULL,
+         by TEXT NOT NULL, -- JSON
+         operation TEXT NOT NULL,
+         subject TEXT NOT NULL,
+         detail TEXT NOT NULL
+     ) STRICT;",
+    // 5: what the operator keeps out.
+    "CREATE TABLE blocks (
+         id INTEGER PRIMARY KEY AUTOINCREMENT, -- never given twice: it is what a block is removed by
+         kind TEXT NOT NULL,
+         target TEXT NOT NULL, -- a network, a tunnel name, or the name of a token
+         reason TEXT NOT NULL,
+         at INTEGER NOT NULL,
+         UNIQUE (kind, target)
+     ) STRICT;",
 ];
