@@ -425,6 +425,28 @@ async fn whoever_does_not_get_ready_changes_nothing() {
     drop(client);
 }
 
+/// Whoever has been let in may take its time, and is nobody to wait for.
+#[tokio::test]
+async fn a_relay_that_is_to_stop_does_not_wait_for_who_takes_over() {
+    let mut place = Place::new().await;
+    let socket = place.relay.data_dir().join("control.sock");
+    let mut other = BufReader::new(UnixStream::connect(&socket).await.unwrap());
+    let mut line = String::new();
+    for (word, answer) in
+        [("\"request\":\"take_over\",\"version\":\"9\"", "descriptors"), ("\"word\":\"ready\"", "yours")]
+    {
+        other.get_mut().write_all(format!("{{{word}}}\n").as_bytes()).await.unwrap();
+        line.clear();
+        other.read_line(&mut line).await.unwrap();
+        assert!(line.contains(answer), "{line}");
+    }
+    let began = Instant::now();
+    assert_eq!(place.relay.process.terminate().await.code(), 0);
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    line.clear();
+    assert_eq!(other.read_line(&mut line).await.unwrap(), 0, "it hears of that");
+}
+
 #[tokio::test]
 async fn where_none_runs_there_is_nothing_to_take_over() {
     let home = tempfile::tempdir().unwrap();
