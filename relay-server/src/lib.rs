@@ -31,6 +31,8 @@ pub mod config;
 #[doc(hidden)]
 pub mod control;
 #[doc(hidden)]
+pub mod descriptors;
+#[doc(hidden)]
 pub mod dns;
 #[doc(hidden)]
 pub mod doctor;
@@ -43,12 +45,15 @@ pub mod inbox_cli;
 pub mod init;
 mod judge;
 mod limits;
+mod line;
 pub mod log;
 #[doc(hidden)]
 pub mod notify;
 #[doc(hidden)]
 pub mod outgoing;
 mod places;
+#[doc(hidden)]
+pub mod program;
 mod quota;
 #[doc(hidden)]
 pub mod reload;
@@ -98,6 +103,7 @@ use self::certs::Certificates;
 use self::certs::acme::{Acme, Challenge, Hook, Publisher};
 use self::config::{AcmeConfig, CertificateSource, Config, DnsConfig, Limits, OwnDns};
 use self::control::{Change, Desk};
+use self::descriptors::{Sockets, What};
 use self::edge::Purpose;
 use self::edge::connect::Refusals;
 use self::edge::janitor::Janitor;
@@ -107,12 +113,13 @@ use self::inbox::records::Records;
 use self::log::AccessLog;
 use self::outgoing::Outgoing;
 use self::places::Places;
+use self::program::Program;
 use self::quota::Quotas;
 use self::reload::{Live, Reloader};
 use self::session::Sessions;
 use self::status::Present;
 use self::store::{Store, StoreError, TokenSummary};
-use self::succession::{Candidate, Office, Predecessor, Program, Sockets, What};
+use self::succession::{Candidate, Office, Predecessor};
 use self::tunnels::Registry;
 
 /// How long tasks that were told to end have to do so.
@@ -157,6 +164,8 @@ pub(crate) struct Shared {
     leaving: CancellationToken,
     /// What is under way is given up.
     closing: CancellationToken,
+    /// The process that this one has taken over from has ended, or there was none.
+    alone: CancellationToken,
 }
 
 impl Shared {
@@ -189,6 +198,11 @@ impl Shared {
     /// Whether another process serves by now.
     fn has_successor(&self) -> bool {
         self.handed_over.is_cancelled()
+    }
+
+    /// Whether clients of the process before this one may still be on their way here.
+    fn has_predecessor(&self) -> bool {
+        !self.alone.is_cancelled()
     }
 
     /// Does what is one process's to do, until the relay closes or another one does it.
@@ -477,20 +491,21 @@ impl Relay {
             stopping: CancellationToken::new(),
             leaving: CancellationToken::new(),
             closing: CancellationToken::new(),
+            alone: CancellationToken::new(),
             config,
         });
         let waiting = expected(&shared).await?;
         let listeners = [
-            https.as_ref().map(|(listener, _)| (What::Https, succession::handle(listener))),
-            http.as_ref().map(|listener| (What::Http, succession::handle(listener))),
-            admin.as_ref().map(|listener| (What::Admin, succession::handle(listener))),
+            https.as_ref().map(|(listener, _)| (What::Https, descriptors::handle(listener))),
+            http.as_ref().map(|listener| (What::Http, descriptors::handle(listener))),
+            admin.as_ref().map(|listener| (What::Admin, descriptors::handle(listener))),
         ];
         let dns = acme.iter().flat_map(|(_, server)| server).flat_map(dns::Server::offer);
         let own = control.iter().flat_map(control::Listener::offer);
         let offer = listeners.into_iter().flatten().chain(dns).chain(own).collect();
-        let (program, ended) = (program.map(Arc::new), CancellationToken::new());
-        let (office, candidates) = Office::open(program, offer, ended.clone(), shared.handed_over.clone());
-        let alone = ended.drop_guard();
+        let (program, alone) = (program.map(Arc::new), shared.alone.clone());
+        let (office, candidates) = Office::open(program, offer, alone.clone(), shared.handed_over.clone());
+        let alone = alone.drop_guard();
         let predecessor = None;
         Ok(Self {
             shared,
@@ -512,7 +527,7 @@ impl Relay {
     /// Reads the configuration anew when it is told to.
     #[doc(hidden)]
     pub fn reloader(&self) -> Reloader {
-        Reloader { shared: self.shared.clone(), office: self.office.clone() }
+        Reloader { shared: self.shared.clone(), program: self.office.program().cloned() }
     }
 
     /// Where HTTPS is served.
@@ -584,7 +599,7 @@ impl Relay {
         }
         if let Some((listener, (_, desk))) = control.zip(desk) {
             let (closing, handed_over) = (shared.closing.clone(), shared.handed_over.clone());
-            tasks.spawn(listener.serve(desk, reloader, closing, handed_over));
+            tasks.spawn(listener.serve(desk, (reloader, office.clone()), closing, handed_over));
         }
         if let Some((keeper, server)) = acme {
             if let Some(server) = server {
@@ -609,17 +624,14 @@ impl Relay {
 
         let mut shutdown = pin!(shutdown);
         let mut successor = loop {
-            let next = async {
-                match candidates.recv().await {
-                    Some(candidate) => candidate.install(&shared.inboxes).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
+            let candidate = tokio::select! {
                 () = &mut shutdown => break None,
-                installed = next => if installed.is_some() {
-                    break installed;
-                },
+                Some(candidate) = candidates.recv() => candidate,
+            };
+            // To its end, also where this one is told to stop meanwhile: whoever has heard that it may begin does.
+            let installed = candidate.install(&shared.inboxes).await;
+            if installed.is_some() {
+                break installed;
             }
         };
         // Whoever is ready only now hears that it came too late.

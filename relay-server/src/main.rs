@@ -12,17 +12,22 @@ use relay_server::audit_cli::{self, AuditArgs};
 use relay_server::backup::{self, Backup};
 use relay_server::block_cli::{self, BlockCommand};
 use relay_server::config::{Config, ServeArgs, default_data_dir};
+use relay_server::descriptors::Sockets;
 use relay_server::doctor::{self, DoctorArgs, DoctorError};
 use relay_server::inbox_cli::{self, InboxArgs};
 use relay_server::init::{self, InitArgs};
 use relay_server::log::AccessLog;
 use relay_server::notify;
+use relay_server::program::Program;
 use relay_server::service_cli;
 use relay_server::session_cli::{self, SessionCommand};
-use relay_server::succession::{Program, Sockets};
 use relay_server::token_cli::{self, TokenCommand};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+
+/// Readings of the configuration at once, one after another; the signals of others wait.
+const RELOADS: usize = 2;
 
 /// A self-hosted tunnel relay for webhooks.
 #[derive(Parser)]
@@ -180,7 +185,8 @@ fn serve_on(args: ServeArgs) -> anyhow::Result<()> {
     let config = Config::resolve(&args)?;
     let (takes_over, log) = (args.take_over, args.log);
     let sockets = Sockets::from_environment()?;
-    runtime(config.threads)?.block_on(async {
+    let runtime = runtime(config.threads)?;
+    let served = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
         let mut hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
@@ -198,19 +204,27 @@ fn serve_on(args: ServeArgs) -> anyhow::Result<()> {
         let reloader = relay.reloader();
         relay
             .run(async {
+                // Beside the others, because files may be on a network that hangs. It says in the log what has come of it.
+                let mut reading = JoinSet::new();
                 loop {
                     tokio::select! {
                         _ = terminate.recv() => break,
                         _ = interrupt.recv() => break,
-                        // It says in the log what has come of it.
-                        _ = hangup.recv() => drop(reloader.reload().await),
+                        _ = hangup.recv(), if reading.len() < RELOADS => {
+                            let reloader = reloader.clone();
+                            reading.spawn(async move { reloader.reload().await });
+                        }
+                        Some(_) = reading.join_next() => {}
                     }
                 }
                 notify::stopping();
             })
             .await;
         Ok(())
-    })
+    });
+    // Whatever still hangs on a file has nothing to say any more.
+    runtime.shutdown_background();
+    served
 }
 
 /// Where this program was started, so that whatever is there later is the next one: also a link that leads elsewhere by then.

@@ -1,6 +1,6 @@
 //! What of the configuration changes while the relay runs, and what another process is needed for.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -10,9 +10,8 @@ use crate::Shared;
 use crate::alert::Alert;
 use crate::certs::CertificateError;
 use crate::config::{CertificateSource, Config, ConfigError, Network};
-use crate::control::Reply;
 use crate::limits::Limits;
-use crate::succession::Office;
+use crate::program::Program;
 
 /// What of the configuration changes while the relay runs. Each is read where it is used, or kept for a connection, a session
 /// or a look around; so it holds for the next one.
@@ -73,12 +72,12 @@ pub enum ReloadError {
 #[derive(Clone)]
 pub struct Reloader {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) office: Office,
+    pub(crate) program: Option<Arc<Program>>,
 }
 
 impl std::fmt::Debug for Reloader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Reloader").field("office", &self.office).finish_non_exhaustive()
+        f.debug_struct("Reloader").field("program", &self.program).finish_non_exhaustive()
     }
 }
 
@@ -108,19 +107,8 @@ impl Reloader {
     }
 
     fn read_and_apply(&self) -> Result<Reloaded, ReloadError> {
-        let program = self.office.program().ok_or(ReloadError::Embedded)?;
-        // What was read first is not to win over what was read last.
-        let _one = program.reading.lock().unwrap_or_else(PoisonError::into_inner);
-        let config = (program.read)()?;
-        self.shared.take_over_settings(config)
-    }
-
-    /// As [`Reloader::reload`], for whoever asks on the control socket.
-    pub(crate) async fn reply(&self) -> Reply {
-        match self.reload().await {
-            Ok(reloaded) => Reply::Reloaded(reloaded),
-            Err(error) => Reply::failed(format!("the configuration stays as it was: {error}")),
-        }
+        let program = self.program.as_ref().ok_or(ReloadError::Embedded)?;
+        program.configure(|config| self.shared.take_over_settings(config))
     }
 }
 
@@ -128,8 +116,29 @@ impl Shared {
     /// Takes of a configuration what can change. It blocks.
     fn take_over_settings(&self, new: Config) -> Result<Reloaded, ReloadError> {
         let (old, mut reloaded) = (&self.config, Reloaded::default());
+        // All of them, so that none is forgotten.
+        let Config {
+            domain,
+            https,
+            http,
+            http_mode,
+            admin,
+            public_port,
+            data_dir,
+            certificate,
+            public_ips,
+            resolver,
+            trusted_proxies,
+            proxy_protocol,
+            path_mode,
+            localhost_tunnel: _,
+            alert,
+            report_url,
+            threads,
+            limits,
+        } = new;
         // First what may be refused.
-        let certificate = match (&old.certificate, &new.certificate) {
+        let certificate = match (&old.certificate, &certificate) {
             (CertificateSource::Files { .. }, CertificateSource::Files { cert, key }) => {
                 self.certificates.show(cert, key)?
             }
@@ -140,32 +149,31 @@ impl Shared {
         };
         reloaded.note("cert", certificate, true);
         for (key, differs) in [
-            ("domain", old.domain != new.domain),
-            ("https", old.https != new.https),
-            ("http", old.http != new.http),
-            ("http_mode", old.http_mode != new.http_mode),
-            ("admin", old.admin != new.admin),
-            ("public_port", old.public_port != new.public_port),
-            ("data_dir", old.data_dir != new.data_dir),
-            ("proxy_protocol", old.proxy_protocol != new.proxy_protocol),
-            ("path_mode", old.path_mode != new.path_mode),
-            ("public_ip", old.public_ips != new.public_ips),
-            ("resolver", old.resolver != new.resolver),
-            ("threads", old.threads != new.threads),
+            ("domain", old.domain != domain),
+            ("https", old.https != https),
+            ("http", old.http != http),
+            ("http_mode", old.http_mode != http_mode),
+            ("admin", old.admin != admin),
+            ("public_port", old.public_port != public_port),
+            ("data_dir", old.data_dir != data_dir),
+            ("proxy_protocol", old.proxy_protocol != proxy_protocol),
+            ("path_mode", old.path_mode != path_mode),
+            ("public_ip", old.public_ips != public_ips),
+            ("resolver", old.resolver != resolver),
+            ("threads", old.threads != threads),
         ] {
             reloaded.note(key, differs, false);
         }
-        let (limits, fixed) = keep_fixed(&old.limits, new.limits);
+        let (limits, fixed) = keep_fixed(&old.limits, limits);
         for key in fixed {
             reloaded.note(&format!("limits.{key}"), true, false);
         }
         let was = self.live.borrow().clone();
-        let now = Live {
-            limits: Arc::new(limits),
-            trusted_proxies: new.trusted_proxies,
-            alert: new.alert,
-            report_url: new.report_url,
-        };
+        // Who is a proxy, and how it says who the sender is, go together: one of them alone would have strangers believed.
+        let same_header = old.proxy_protocol == proxy_protocol;
+        reloaded.note("trusted_proxies", !same_header && was.trusted_proxies != trusted_proxies, false);
+        let trusted_proxies = if same_header { trusted_proxies } else { was.trusted_proxies.clone() };
+        let now = Live { limits: Arc::new(limits), trusted_proxies, alert, report_url };
         reloaded.note("limits", was.limits != now.limits, true);
         reloaded.note("trusted_proxies", was.trusted_proxies != now.trusted_proxies, true);
         reloaded.note("alert", was.alert != now.alert, true);

@@ -1,20 +1,19 @@
-"""Opens sockets and becomes a program that is told of them as systemd does: activate.py ADDRESS... -- PROGRAM..."""
+"""Opens N sockets and becomes a program that is told of them as systemd does: activate.py N PROGRAM...
+
+In the program's arguments, {0} is the address of the first socket, {1} that of the second.
+"""
 import os
 import socket
 import sys
 
-at = sys.argv.index("--")
-sockets = []
-for address in sys.argv[1:at]:
-    host, port = address.rsplit(":", 1)
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((host, int(port)))
-    listener.listen()
+sockets, addresses = [], []
+for number in range(int(sys.argv[1])):
+    listener = socket.create_server(("127.0.0.1", 0))
+    addresses.append("%s:%d" % listener.getsockname())
     # Not where the first of them has to be.
-    sockets.append(os.dup2(listener.detach(), 100 + len(sockets)))
+    sockets.append(os.dup2(listener.detach(), 100 + number))
 for number, descriptor in enumerate(sockets):
     os.dup2(descriptor, 3 + number)
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(sockets)))
-program = sys.argv[at + 1 :]
+program = [word.format(*addresses) for word in sys.argv[2:]]
 os.execv(program[0], program)

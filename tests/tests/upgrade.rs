@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use http::header::{CONNECTION, UPGRADE};
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
@@ -394,11 +395,19 @@ async fn whoever_does_not_get_ready_changes_nothing() {
     // It goes away once it has the descriptors, and once it has been let in.
     let socket = place.relay.data_dir().join("control.sock");
     for says_ready in [false, true] {
-        let mut other = BufReader::new(UnixStream::connect(&socket).await.unwrap());
-        let ask = b"{\"request\":\"take_over\",\"version\":\"9\"}\n";
-        other.get_mut().write_all(ask).await.unwrap();
-        let mut line = String::new();
-        other.read_line(&mut line).await.unwrap();
+        let ask = async || {
+            let mut other = BufReader::new(UnixStream::connect(&socket).await.unwrap());
+            let ask = b"{\"request\":\"take_over\",\"version\":\"9\"}\n";
+            other.get_mut().write_all(ask).await.unwrap();
+            let mut line = String::new();
+            other.read_line(&mut line).await.unwrap();
+            (other, line)
+        };
+        let (mut other, mut line) = ask().await;
+        // That the one before has gone may not have been noticed yet.
+        while line.contains("taking over already") {
+            (other, line) = ask().await;
+        }
         assert!(line.contains("\"descriptors\""), "{line}");
         if says_ready {
             other.get_mut().write_all(b"{\"word\":\"ready\"}\n").await.unwrap();
@@ -598,6 +607,14 @@ impl Service {
         run("relay-server", [word, "--data-dir", &self.relay.data_dir().display().to_string()]).await
     }
 
+    /// Hands over, to the process that is returned.
+    async fn upgrade(&self) -> (Ended, Orphan) {
+        let ended = self.command("upgrade").await;
+        assert_eq!(ended.code(), 0, "{ended:?}");
+        let process = ended.stdout.split_once("(process ").unwrap().1.split_once(')').unwrap().0.parse().unwrap();
+        (ended, Orphan(process))
+    }
+
     /// Another program takes its place, as a package manager does it.
     fn replace_binary(&self) {
         let new = self.binary.with_extension("new");
@@ -615,10 +632,8 @@ async fn the_command_starts_the_program_that_is_there_by_then() {
     let client = service.relay.client(&token, &app.upstream().to_string(), &["--subdomain", "live"]).await;
     service.replace_binary();
 
-    let ended = service.command("upgrade").await;
-    assert_eq!(ended.code(), 0, "{ended:?}");
-    let process = ended.stdout.split_once("(process ").unwrap().1.split_once(')').unwrap().0;
-    let new = Orphan(process.parse().unwrap());
+    let (ended, new) = service.upgrade().await;
+    let process = new.0.to_string();
     assert!(ended.stdout.starts_with(&format!("version {} ", env!("CARGO_PKG_VERSION"))), "{ended:?}");
     // The new one says that it is ready, and is heard once it is the main process.
     let mut told = [service.told().await, service.told().await];
@@ -641,6 +656,20 @@ async fn the_command_starts_the_program_that_is_there_by_then() {
     };
     within("the end of the new one", stopped).await;
     drop(client);
+}
+
+#[tokio::test]
+async fn requests_wait_for_a_client_that_is_on_its_way_to_the_new_process() {
+    // Nobody waits for a client that is away.
+    let service = Service::start("[limits]\nclient_wait = '1ms'\nclient_waiters = 1\n").await;
+    let token = service.relay.token("me").await;
+    let app = App::echo().await;
+    let client = service.relay.client(&token, &app.upstream().to_string(), &["--subdomain", "live"]).await;
+    client.process.signal(Signal::STOP);
+    let (_, _new) = service.upgrade().await;
+    let answers = join_all((0..8).map(|_| post(&service.relay, 10)));
+    let (answers, ()) = tokio::join!(answers, async { client.process.signal(Signal::CONT) });
+    assert_eq!(answers, [200; 8]);
 }
 
 #[tokio::test]
@@ -689,6 +718,18 @@ async fn a_reload_changes_what_can_change_and_names_what_cannot() {
     assert!(ended.stderr.contains("stays as it was") && ended.stderr.contains("line 2"), "{ended:?}");
     assert_eq!(post(&service.relay, 1100).await, 200);
 
+    // A proxy that is trusted without what says who the sender is would have every sender believed.
+    std::fs::write(
+        &service.config,
+        "trusted_proxies = ['127.0.0.1']\nproxy_protocol = true\n[limits]\nbody_bytes = 2000\n",
+    )
+    .unwrap();
+    let ended = service.command("reload").await;
+    let expected = "nothing has changed that a running relay can change\n\
+                    in force after `relay-server upgrade`: proxy_protocol, trusted_proxies\n";
+    assert_eq!(ended.stdout, expected);
+    assert_eq!(post(&service.relay, 1100).await, 200, "no header is expected");
+
     std::fs::write(&service.config, "[limits]\nbody_bytes = 3000\n").unwrap();
     service.relay.process.signal(Signal::HUP);
     service.relay.process.error_line("the configuration was read anew").await;
@@ -705,19 +746,17 @@ async fn listeners_of_a_service_manager_are_used() {
     let python = program("python3").display().to_string();
     let binary = relay_tests::process::binary("relay-server").await.display().to_string();
     let data = home.path().join("data").display().to_string();
-    let (https, http) = {
-        let one = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let two = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        (one.local_addr().unwrap().to_string(), two.local_addr().unwrap().to_string())
-    };
     let script = app_file("activate.py").display().to_string();
-    let words = [&script, &https, &http, "--", &binary, "serve", "--domain", RelayServer::DOMAIN];
-    let rest = ["--https", &https, "--http", &http, "--admin", "off", "--data-dir", &data];
+    // In the place of {0} and {1} are the addresses that it has opened.
+    let words = [&script, "2", &binary, "serve", "--domain", RelayServer::DOMAIN];
+    let rest = ["--https", "{0}", "--http", "{1}", "--admin", "off", "--data-dir", &data, "--log", "json"];
     let mut relay = Process::spawn_in(home, &python, [&words[..], &rest].concat(), &[]).await;
     let line = relay.error_line("the relay is ready").await;
-    assert!(line.contains(&https) && line.contains(&http), "{line}");
+    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+    let https: SocketAddr = line["https"].as_str().unwrap().parse().unwrap();
+    assert_ne!(https.port(), 0, "{line}");
     let ca = Path::new(&data).join("ca/ca.pem");
-    try_connect_tls(https.parse().unwrap(), RelayServer::DOMAIN, &ca, &[b"http/1.1"]).await.expect("it is served");
+    try_connect_tls(https, RelayServer::DOMAIN, &ca, &[b"http/1.1"]).await.expect("it is served");
     // One socket each: it has bound none of its own.
     assert_eq!(relay.listeners(), 2);
     assert_eq!(relay.terminate().await.code(), 0);

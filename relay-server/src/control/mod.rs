@@ -23,9 +23,8 @@ use std::process;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Serialize;
 use thiserror::Error;
-use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
@@ -34,12 +33,14 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use self::desk::{Desk, webhooks};
 pub use self::words::{Change, InboxRequest, Reply, Request, Why};
 use crate::audit::{By, Deed};
+use crate::descriptors::{self, Handle, What};
 use crate::inbox::Inboxes;
 use crate::inbox::records::Records;
 use crate::limits::Limits;
+use crate::line::{read_line, to_line};
 use crate::reload::Reloader;
 use crate::store::{OpenError, Store};
-use crate::succession::{self, Handle, What};
+use crate::succession::{self, Office};
 
 const SOCKET_FILE: &str = "control.sock";
 const LOCK_FILE: &str = "relay.lock";
@@ -188,14 +189,14 @@ impl Listener {
 
     /// What another process needs to be the owner.
     pub(crate) fn offer(&self) -> [(What, Handle); 2] {
-        [(What::Lock, succession::handle(&self.lock)), (What::Control, succession::handle(&self.socket))]
+        [(What::Lock, descriptors::handle(&self.lock)), (What::Control, descriptors::handle(&self.socket))]
     }
 
     /// Answers requests until `shutdown`, or until another process does, then finishes those that have begun.
     pub(crate) async fn serve(
         mut self,
         desk: Desk,
-        reloader: Reloader,
+        (reloader, office): (Reloader, Office),
         shutdown: CancellationToken,
         handed_over: CancellationToken,
     ) {
@@ -207,8 +208,9 @@ impl Listener {
                 Some(ended) = conversations.join_next() => report(ended),
                 accepted = self.socket.accept(), if conversations.len() < MAX_CONVERSATIONS => match accepted {
                     Ok((stream, _)) => {
-                        let (desk, reloader, shutdown) = (desk.clone(), reloader.clone(), shutdown.clone());
-                        conversations.spawn(async move { converse(stream, &desk, &reloader, &shutdown).await });
+                        let (desk, reloader, office) = (desk.clone(), reloader.clone(), office.clone());
+                        let shutdown = shutdown.clone();
+                        conversations.spawn(async move { converse(stream, &desk, &reloader, &office, &shutdown).await });
                     }
                     Err(error) => {
                         // Out of descriptors, most likely: some time may bring some back.
@@ -246,6 +248,7 @@ async fn converse(
     stream: UnixStream,
     desk: &Desk,
     reloader: &Reloader,
+    office: &Office,
     shutdown: &CancellationToken,
 ) -> io::Result<()> {
     // The socket's mode says the same, but not between its making and the setting of its mode.
@@ -266,13 +269,16 @@ async fn converse(
     let answer = async {
         let reply = match serde_json::from_slice(&line) {
             Ok(Request::TakeOver { version }) => {
-                let give = succession::give(stream, &reloader.office, version);
+                let give = succession::give(stream, office, version);
                 return shutdown.run_until_cancelled(give).await.unwrap_or(Ok(()));
             }
             Ok(request @ (Request::Upgrade | Request::Reload)) => {
                 let reply = match request {
-                    Request::Upgrade => succession::upgrade(&reloader.office).await,
-                    _ => reloader.reply().await,
+                    Request::Upgrade => succession::upgrade(office).await,
+                    _ => match reloader.reload().await {
+                        Ok(reloaded) => Reply::Reloaded(reloaded),
+                        Err(error) => Reply::failed(format!("the configuration stays as it was: {error}")),
+                    },
                 };
                 desk.note(&by, Deed::of(&request), &reply).await;
                 reply
@@ -462,25 +468,6 @@ fn create(directory: &Path) -> Result<(), ControlError> {
     builder.recursive(true).mode(0o700).create(directory).map_err(|source| at(directory, source))
 }
 
-pub(crate) fn to_line(message: &impl Serialize) -> io::Result<Vec<u8>> {
-    let mut line = serde_json::to_vec(message)?;
-    line.push(b'\n');
-    Ok(line)
-}
-
-/// The next line, without its end.
-pub(crate) async fn read_line(reader: impl AsyncBufRead + Unpin, limit: u64) -> io::Result<Vec<u8>> {
-    let mut line = Vec::new();
-    reader.take(limit).read_until(b'\n', &mut line).await?;
-    if line.pop() == Some(b'\n') {
-        return Ok(line);
-    }
-    Err(io::Error::new(
-        io::ErrorKind::UnexpectedEof,
-        "the other side closed the connection too early, or sent too much",
-    ))
-}
-
 fn at(path: &Path, source: io::Error) -> ControlError {
     ControlError::Io { path: path.to_owned(), source }
 }
@@ -491,6 +478,7 @@ mod tests {
 
     use futures_util::FutureExt as _;
     use tempfile::TempDir;
+    use tokio::io::AsyncReadExt as _;
     use tokio::sync::mpsc;
     use tokio::task::JoinHandle;
 
@@ -519,9 +507,10 @@ mod tests {
                 std::future::ready(Ok(())).boxed()
             };
             let desk = Desk::new(directory.path(), store.clone(), inboxes, None, Arc::new(changed));
-            let reloader = crate::tests::relay(directory.path()).await.reloader();
+            let relay = crate::tests::relay(directory.path()).await;
+            let operator = (relay.reloader(), relay.office.clone());
             let handed_over = CancellationToken::new();
-            let task = tokio::spawn(listener.serve(desk, reloader, shutdown.clone(), handed_over));
+            let task = tokio::spawn(listener.serve(desk, operator, shutdown.clone(), handed_over));
             Self { directory, store, changes, shutdown, task }
         }
 

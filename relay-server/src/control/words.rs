@@ -8,10 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::audit;
 use crate::blocks::{Block, Target};
+use crate::descriptors::What;
 use crate::reload::Reloaded;
 use crate::status;
 use crate::store::{LimitChange, Name, NewToken, Secret, Token, TokenId, TokenLimits, TokenSummary};
-use crate::succession::What;
 
 /// What can be asked of a relay.
 #[derive(Debug, Serialize, Deserialize)]

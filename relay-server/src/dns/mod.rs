@@ -30,8 +30,8 @@ pub(crate) use self::update::{Change, Updates, with_port};
 pub use self::update::{UpdateConfig, UpdateError};
 use self::zone::Over;
 pub(crate) use self::zone::{Zone, absolute, challenge_of};
+use crate::descriptors::{Handle, Sockets, What, handle};
 use crate::places::Places;
-use crate::succession::{Handle, Sockets, What, handle};
 use crate::{Shared, StartError};
 
 /// Of a question; none has a reason to be longer.

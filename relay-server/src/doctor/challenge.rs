@@ -40,7 +40,9 @@ async fn updates(patient: &Patient, settings: &UpdateConfig) -> Finding {
         Ok(zone) => Finding::ok(CHECK, format!("{} lets the relay set {name} in the zone {zone}", settings.server)),
         Err(error) => {
             let mend = match &error {
-                UpdateError::Key(_) => Some("tsig-keygen NAME > FILE".to_owned()),
+                UpdateError::Key(_) => {
+                    Some("the key that the server knows, as tsig-keygen writes it, in that file".to_owned())
+                }
                 UpdateError::Clock { .. } => Some("timedatectl set-ntp true".to_owned()),
                 UpdateError::NotServed { .. } => Some(format!("--dns-update with the primary server of {name}")),
                 _ => None,

@@ -522,11 +522,16 @@ async fn find(
 /// Waits for the client of `name`. Where the relay stops, none comes back any more, and nobody waits for one.
 async fn wait(shared: &Shared, name: &str, until: Instant) -> Option<Arc<Tunnel>> {
     let limits = &shared.limits();
-    let until = until.min(Instant::now() + limits.client_wait);
+    // One that is about to move here from another process is as good as here: nobody is to notice that it was not.
+    let (patience, waiters) = match shared.has_predecessor() {
+        true => (limits.drain, limits.connections),
+        false => (limits.client_wait, limits.client_waiters),
+    };
+    let until = until.min(Instant::now() + patience);
     tokio::select! {
         biased;
         () = shared.stopping.cancelled() => None,
-        found = shared.registry.wait(name, until, limits.client_waiters as u64) => found,
+        found = shared.registry.wait(name, until, waiters as u64) => found,
     }
 }
 

@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Serialize;
 
-use crate::certs;
 use crate::config::{CertificateSource, Config, ConfigError, ServeArgs};
 use crate::control::{Reply, Request};
 use crate::dns::{self, PlaceError};
@@ -181,9 +180,13 @@ fn records(config: &Config, public: &[IpAddr]) -> Vec<String> {
 
 fn write(path: &Path, text: &str, force: bool) -> Result<(), InitError> {
     let failed = |error| InitError::Write { path: path.to_owned(), error };
-    // No secret is in it, and the relay may run as another user.
-    if force {
-        return certs::replace(path, text, 0o644).map_err(failed);
+    if force && path.exists() {
+        // In its place, so that it stays readable by whom it was, and by nobody else.
+        let written = OpenOptions::new().write(true).truncate(true).open(path).and_then(|mut file| {
+            file.write_all(text.as_bytes())?;
+            file.sync_all()
+        });
+        return written.map_err(failed);
     }
     let mut file = OpenOptions::new().create_new(true).write(true).open(path).map_err(|error| match error.kind() {
         io::ErrorKind::AlreadyExists => InitError::Exists { path: path.to_owned() },

@@ -314,6 +314,9 @@ impl Session {
     /// Has the client go, to the process that serves from now on where there is one. The driver ends the session.
     async fn send_away(&self, link: &Link, moves: bool) -> std::convert::Infallible {
         if moves && self.shared.has_successor() {
+            // Not all in the same instant: what it costs to take them in again would be more than each of them waits for.
+            let spread = MOVE.saturating_mul(u32::try_from(self.shared.sessions.count()).unwrap_or(u32::MAX));
+            sleep(spread.min(self.shared.limits().drain / 2).mul_f64(fastrand::f64())).await;
             // One that cannot be queued goes to a session that is ending.
             let _ = link.send_message(SessionKind::Move, Bytes::new());
             // Meanwhile more may come for it on connections that lead here.
@@ -621,6 +624,9 @@ async fn is_alive(link: &Link, mute: &mut Vec<Link>) -> bool {
 }
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Clients that have to move do so over that much time for each of them: about what taking one in costs.
+const MOVE: Duration = Duration::from_millis(1);
 
 async fn hello(link: &Link) -> Result<Hello, String> {
     match link.signal().await {

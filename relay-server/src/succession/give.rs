@@ -1,13 +1,11 @@
 //! The old process: what it hands over, and to whom.
 
 use std::collections::HashSet;
-use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, OnceLock};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
@@ -16,58 +14,19 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::{READY, What, Word, hear, pass, say, unexpected};
-use crate::config::{Config, ConfigError};
-use crate::control::{Reply, to_line};
+use super::{READY, Word, hear, say, unexpected};
+use crate::control::Reply;
+use crate::descriptors::{Handle, Held, What, pass};
 use crate::inbox::Inboxes;
 use crate::inbox::records::Seq;
+use crate::line::to_line;
+use crate::program::Program;
 
 /// Says that a process is to take over.
 const TAKE_OVER: &str = "--take-over";
 
 /// Of what a process says that did not get ready.
 const MAX_REASON: u64 = 16 * 1024;
-
-/// The program that a relay is, so that it can start its successor and read its configuration anew.
-pub struct Program {
-    /// Where it is: what is there by the time of an upgrade is started.
-    path: PathBuf,
-    /// What it was started with.
-    arguments: Vec<OsString>,
-    /// Reads flags, environment and file.
-    pub(crate) read: Box<ReadConfig>,
-    /// Held while it does.
-    pub(crate) reading: Mutex<()>,
-}
-
-impl Program {
-    /// A program at that path, started with these arguments, which is configured by what `read` reads.
-    pub fn new(path: PathBuf, arguments: Vec<OsString>, read: Box<ReadConfig>) -> Self {
-        Self { path, arguments, read, reading: Mutex::default() }
-    }
-}
-
-/// Reads a configuration.
-pub type ReadConfig = dyn Fn() -> Result<Config, ConfigError> + Send + Sync;
-
-impl fmt::Debug for Program {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Arguments are the operator's, and none of them is a secret.
-        f.debug_struct("Program").field("path", &self.path).field("arguments", &self.arguments).finish_non_exhaustive()
-    }
-}
-
-/// A descriptor for as long as the relay uses it itself.
-pub(crate) type Handle = Weak<dyn AsFd + Send + Sync>;
-
-/// What keeps it open.
-type Held = Arc<dyn AsFd + Send + Sync>;
-
-/// A [`Handle`].
-pub(crate) fn handle<T: AsFd + Send + Sync + 'static>(descriptor: &Arc<T>) -> Handle {
-    let handle: Weak<T> = Arc::downgrade(descriptor);
-    handle
-}
 
 /// Where another process asks to take over.
 #[derive(Clone, Debug)]
@@ -107,8 +66,8 @@ impl Office {
     }
 
     /// The program that the relay is, where it is one of its own.
-    pub(crate) fn program(&self) -> Option<&Program> {
-        self.0.program.as_deref()
+    pub(crate) fn program(&self) -> Option<&Arc<Program>> {
+        self.0.program.as_ref()
     }
 
     /// From now on this one has taken over.
@@ -120,6 +79,10 @@ impl Office {
 
     /// What is handed over, unless this is not the moment.
     fn offer(&self) -> Result<Vec<(What, Held)>, &'static str> {
+        if std::process::id() == 1 {
+            // With it ends all that runs there, its successor first of all.
+            return Err("it is the first process of its container, which ends with it; replace the container instead");
+        }
         if !self.0.alone.is_cancelled() {
             return Err(
                 "the process that it took over from still ends what it had under way; try again in half a minute",
@@ -175,16 +138,16 @@ pub(crate) async fn upgrade(office: &Office) -> Reply {
     if let Err(why) = office.offer() {
         return refused(format!("the relay does not hand over: {why}"));
     }
-    let mut command = Command::new(&program.path);
-    command.args(&program.arguments).stdin(Stdio::null()).stdout(Stdio::piped());
-    if !program.arguments.iter().any(|argument| argument == TAKE_OVER) {
+    let mut command = Command::new(program.path());
+    command.args(program.arguments()).stdin(Stdio::null()).stdout(Stdio::piped());
+    if !program.arguments().iter().any(|argument| argument == TAKE_OVER) {
         command.arg(TAKE_OVER);
     }
     // They are about this process's descriptors.
     for name in ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
         command.env_remove(name);
     }
-    let path = program.path.display();
+    let path = program.path().display();
     let mut child = match command.spawn() {
         Ok(child) => child,
         Err(error) => return refused(format!("{path} cannot be started: {error}; the relay goes on as it was")),

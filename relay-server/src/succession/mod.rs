@@ -17,13 +17,12 @@
 //!
 //! The descriptors themselves are handed over, so that no connection that waits in a listener's queue is lost, and the lock is
 //! never free in between. Both processes write to the databases for as long as the old one has something to finish, each
-//! change a transaction of SQLite's; so a migration must leave what the version before works with. What is kept in memory, and so
-//! by one process alone, is who delivers which webhook: the old one takes on no more from the moment that it tells, and says of
-//! each when it has done with it.
+//! change a transaction of SQLite's; so a migration must leave what the version before works with. Who delivers which webhook is
+//! kept in memory, and so by one process alone: the old one takes on no more from the moment that it tells, and says of each
+//! when it has done with it. What else is there ends with it: who was refused, keys of sessions that could be resumed, and what
+//! clients that are away have left for handshakes.
 
 mod give;
-mod pass;
-mod sockets;
 mod take;
 
 use std::io;
@@ -33,12 +32,10 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::io::{AsyncBufRead, AsyncWrite, AsyncWriteExt as _};
 
-pub(crate) use self::give::{Candidate, Handle, Office, give, handle, upgrade};
-pub use self::give::{Program, ReadConfig};
-pub use self::sockets::{Sockets, What};
+pub(crate) use self::give::{Candidate, Office, give, upgrade};
 pub(crate) use self::take::{Predecessor, approach};
-use crate::control::{read_line, to_line};
 use crate::inbox::records::Seq;
+use crate::line::{read_line, to_line};
 
 /// How long a process has to get ready. Databases may have to be migrated.
 const READY: Duration = Duration::from_secs(300);

@@ -9,9 +9,11 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tokio_util::sync::DropGuard;
 
-use super::{SHORT, Sockets, TakeOverError, What, Word, hear, pass, say, unexpected};
-use crate::control::{self, ControlError, Listener, Reply, Request, to_line};
+use super::{SHORT, TakeOverError, Word, hear, say, unexpected};
+use crate::control::{self, ControlError, Listener, Reply, Request};
+use crate::descriptors::{Sockets, What, pass};
 use crate::inbox::records::{Lease, Seq};
+use crate::line::to_line;
 use crate::{Shared, StartError, inbox};
 
 /// A process that is willing to hand over, and what it has handed over.

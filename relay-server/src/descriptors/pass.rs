@@ -21,7 +21,7 @@ const MOST: usize = 64;
 const MAX_LINE: usize = 64 * 1024;
 
 /// Sends a line, and descriptors with it.
-pub(super) async fn send(stream: &mut UnixStream, line: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+pub(crate) async fn send(stream: &mut UnixStream, line: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
     let socket = &*stream;
     let send = || -> io::Result<usize> {
         let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MOST))];
@@ -36,7 +36,7 @@ pub(super) async fn send(stream: &mut UnixStream, line: &[u8], descriptors: &[Bo
 }
 
 /// Receives a line, without its end, and the descriptors that came with it. Programs that are started do not inherit them.
-pub(super) async fn receive(stream: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+pub(crate) async fn receive(stream: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let (mut line, mut descriptors) = (Vec::new(), Vec::new());
     loop {
         let mut piece = [0; 4096];

@@ -62,7 +62,7 @@ impl Sockets {
     }
 
     /// Adds one of another process's.
-    pub(super) fn add(&mut self, what: What, descriptor: OwnedFd) -> io::Result<()> {
+    pub(crate) fn add(&mut self, what: What, descriptor: OwnedFd) -> io::Result<()> {
         match socket_type(&descriptor)? {
             SocketType::DGRAM => self.udp.push((Some(what), descriptor.into())),
             _ => self.tcp.push((Some(what), descriptor.into())),
