@@ -22,8 +22,9 @@ use crate::session::dial::RelayUrl;
 use crate::upstream::address::{HostPort, UpstreamAddr};
 use crate::upstream::rewrite::HostHeader;
 use crate::value::{
-    InboxChoice, Inspect, Output, Secret, UpstreamProtocol, VerifyAt, duration, final_status, header, inbox, inspect,
-    listen_address, replaceable, request_path, setting, size, subdomain, unix_time, web_url, webhook_id,
+    InboxChoice, Inspect, Output, Secret, UpstreamProtocol, VerifyAt, domain, duration, final_status, header, inbox,
+    inspect, listen_address, public_name, replaceable, request_path, setting, size, subdomain, unix_time, web_url,
+    webhook_id,
 };
 
 /// A public HTTPS URL for a service on this machine.
@@ -59,8 +60,9 @@ impl Cli {
 }
 
 /// What other tools call our things, and a tip for who types it.
-const HABITS: [(&[&str], &str); 8] = [
-    (&["--url", "--domain", "--hostname", "--name", "-s"], "to ask for a name: --subdomain NAME"),
+const HABITS: [(&[&str], &str); 9] = [
+    (&["--url", "--name", "-s"], "to ask for a name: --subdomain NAME"),
+    (&["--hostname"], "to ask for a name: --subdomain NAME, or --domain HOST for a domain of your own"),
     (&["--port", "-p", "--forward-to"], "the service stands by itself: relay http 3000"),
     (&["--json"], "for programs: --output json"),
     (&["--authtoken", "authtoken"], "to store a token once: relay login https://relay.example.com"),
@@ -402,7 +404,7 @@ pub struct WaitArgs {
     pub since: Option<Since>,
 
     /// Watch only the tunnel of this name
-    #[arg(long, value_name = "NAME", value_parser = subdomain)]
+    #[arg(long, value_name = "NAME", value_parser = public_name)]
     pub tunnel: Option<String>,
 
     /// Open a tunnel of this name and wait there, whatever else runs
@@ -422,7 +424,7 @@ pub struct InboxArgs {
     pub command: Option<InboxCommand>,
 
     /// The tunnel whose webhooks are listed; without it, your inboxes are
-    #[arg(value_name = "NAME", value_parser = subdomain)]
+    #[arg(value_name = "NAME", value_parser = public_name)]
     pub name: Option<String>,
 
     /// Lines for people, or one JSON object per line
@@ -443,7 +445,7 @@ pub enum InboxCommand {
     /// List inboxes, or the webhooks of one, the newest last
     List {
         /// The tunnel's name
-        #[arg(value_name = "NAME", value_parser = subdomain)]
+        #[arg(value_name = "NAME", value_parser = public_name)]
         name: Option<String>,
         /// Only those that wait, were delivered, or are dead letters
         #[arg(long, value_name = "STATE", value_enum, requires = "name")]
@@ -455,7 +457,7 @@ pub enum InboxCommand {
     /// Show one with its attempts, headers and body
     Show {
         /// The tunnel's name
-        #[arg(value_name = "NAME", value_parser = subdomain)]
+        #[arg(value_name = "NAME", value_parser = public_name)]
         name: String,
         /// The webhook's id
         #[arg(value_name = "ID", value_parser = webhook_id)]
@@ -467,7 +469,7 @@ pub enum InboxCommand {
     /// Try webhooks again at once; dead letters wait again
     Retry {
         /// The tunnel's name
-        #[arg(value_name = "NAME", value_parser = subdomain)]
+        #[arg(value_name = "NAME", value_parser = public_name)]
         name: String,
         /// Which ones.
         #[command(flatten)]
@@ -476,7 +478,7 @@ pub enum InboxCommand {
     /// Forget webhooks
     Drop {
         /// The tunnel's name
-        #[arg(value_name = "NAME", value_parser = subdomain)]
+        #[arg(value_name = "NAME", value_parser = public_name)]
         name: String,
         /// Which ones.
         #[command(flatten)]
@@ -485,19 +487,19 @@ pub enum InboxCommand {
     /// Deliver nothing for now; what comes is kept
     Pause {
         /// The tunnel's name
-        #[arg(value_name = "NAME", value_parser = subdomain)]
+        #[arg(value_name = "NAME", value_parser = public_name)]
         name: String,
     },
     /// Deliver again
     Resume {
         /// The tunnel's name
-        #[arg(value_name = "NAME", value_parser = subdomain)]
+        #[arg(value_name = "NAME", value_parser = public_name)]
         name: String,
     },
     /// Resume, have all that wait tried at once, and wait until none is left; exit code 1 where one became a dead letter
     Drain {
         /// The tunnel's name
-        #[arg(value_name = "NAME", value_parser = subdomain)]
+        #[arg(value_name = "NAME", value_parser = public_name)]
         name: String,
         /// For so long at most
         #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]
@@ -506,7 +508,7 @@ pub enum InboxCommand {
     /// Write one as a raw HTTP request, which `relay verify` and `relay send` read
     Export {
         /// The tunnel's name
-        #[arg(value_name = "NAME", value_parser = subdomain)]
+        #[arg(value_name = "NAME", value_parser = public_name)]
         name: String,
         /// The webhook's id
         #[arg(value_name = "ID", value_parser = webhook_id)]
@@ -515,7 +517,7 @@ pub enum InboxCommand {
     /// Close an inbox: the tunnel is live again, and what is in it is forgotten
     Close {
         /// The tunnel's name
-        #[arg(value_name = "NAME", value_parser = subdomain)]
+        #[arg(value_name = "NAME", value_parser = public_name)]
         name: String,
     },
 }
@@ -855,7 +857,7 @@ pub struct OpenArgs {
     pub tunnel: TunnelArgs,
 
     /// Ask for a fresh random name instead of the one remembered for this directory
-    #[arg(long, conflicts_with = "subdomain")]
+    #[arg(long, conflicts_with_all = ["subdomain", "domain"])]
     pub random: bool,
 
     /// How its session is opened.
@@ -965,6 +967,10 @@ pub struct TunnelArgs {
     /// Ask for this name: the tunnel is at https://NAME.<the relay's domain>
     #[arg(long, value_name = "NAME", value_parser = subdomain)]
     pub subdomain: Option<String>,
+
+    /// Ask for this domain of your own, which leads to the relay: the tunnel is at https://HOST
+    #[arg(long, value_name = "HOST", value_parser = domain, conflicts_with = "subdomain")]
+    pub domain: Option<String>,
 
     /// Answer the sender with 504 after this long, as in 10s; 30s if the relay has no other rule
     #[arg(long, value_name = "TIME", value_parser = duration)]
@@ -1272,7 +1278,9 @@ mod tests {
             ("relay localhost:3000", "relay http localhost:3000"),
             ("relay http --port 3000", "relay http 3000"),
             ("relay http 3000 --url a.example", "--subdomain NAME"),
-            ("relay http 3000 --domain=a.example", "--subdomain NAME"),
+            ("relay http 3000 --hostname=a.example", "--domain HOST"),
+            ("relay http 3000 --domain a", "--subdomain NAME"),
+            ("relay http 3000 --domain a.example --subdomain a", "cannot be used with"),
             ("relay http 3000 -s hooks", "--subdomain NAME"),
             ("relay http 3000 --json", "--output json"),
             ("relay exec -- npm test", "relay run 3000"),
@@ -1296,7 +1304,7 @@ mod tests {
             ("relay verify a --url t.example/hook", "https://"),
             ("relay verify a --url https:///hook", "https://"),
             ("relay verify a --now today", "1970"),
-            ("relay inbox a.b", "no dot"),
+            ("relay inbox a_b", "no dot"),
             ("relay inbox show hooks ../..", "26 letters"),
             ("relay inbox drop hooks", "ID"),
             ("relay http 3000 --inbox=orderly", "ordered"),

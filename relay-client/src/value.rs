@@ -509,6 +509,25 @@ pub fn subdomain(text: &str) -> Result<String, SubdomainError> {
     if is_label(&name) { Ok(name) } else { Err(SubdomainError { input: text.to_owned() }) }
 }
 
+/// Reads a domain of one's own in any case: two DNS labels or more.
+///
+/// # Errors
+/// Everything else, with a hint.
+pub fn domain(text: &str) -> Result<String, DomainError> {
+    let name = text.trim_end_matches('.').to_ascii_lowercase();
+    let is_number = name.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
+    let is_domain = name.contains('.') && name.len() <= 253 && name.split('.').all(is_label) && !is_number;
+    if is_domain { Ok(name) } else { Err(DomainError { input: text.to_owned() }) }
+}
+
+/// Reads what a tunnel is called: a name below the relay's domain, or a domain of one's own.
+///
+/// # Errors
+/// Everything else, with a hint.
+pub fn public_name(text: &str) -> Result<String, SubdomainError> {
+    domain(text).or_else(|_| subdomain(text))
+}
+
 /// What a tunnel may be called on this machine: letters, digits, `-` and `_`, at most 63.
 pub(crate) fn is_table_name(name: &str) -> bool {
     matches!(name.len(), 1..=63) && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
@@ -547,6 +566,13 @@ pub struct WebhookIdError;
      and no dot"
 )]
 pub struct SubdomainError {
+    input: String,
+}
+
+/// Not a domain.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{input:?} is not a domain such as hooks.example.com; for a name below the relay's own, use --subdomain NAME")]
+pub struct DomainError {
     input: String,
 }
 
@@ -593,6 +619,14 @@ mod tests {
         for bad in ["", "-a", "a-", "a.b", "a_b", "ü", &"a".repeat(64)] {
             assert!(subdomain(bad).is_err(), "{bad}");
         }
+        assert_eq!(domain("Hooks.Customer.example."), Ok("hooks.customer.example".to_owned()));
+        for bad in
+            ["", "hooks", ".", "a..b", "*.a.example", "a_b.example", "203.0.113.7", "a.example:443", &"a.".repeat(130)]
+        {
+            assert!(domain(bad).is_err(), "{bad}");
+        }
+        assert_eq!((public_name("a.b").unwrap().as_str(), public_name("A").unwrap().as_str()), ("a.b", "a"));
+        assert!(public_name("a_b").is_err());
     }
 
     #[test]

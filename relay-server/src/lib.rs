@@ -100,7 +100,7 @@ use self::admin::api::Api;
 use self::admin::metrics::Metrics;
 use self::blocks::Blocks;
 use self::certs::Certificates;
-use self::certs::acme::{Acme, Challenge, Hook, Publisher};
+use self::certs::acme::{Acme, Around, Challenge, Domains, Hook, Publisher};
 use self::config::{AcmeConfig, CertificateSource, Config, DnsConfig, Limits, OwnDns};
 use self::control::{Change, Desk};
 use self::descriptors::{Sockets, What};
@@ -142,6 +142,8 @@ pub(crate) struct Shared {
     /// In public URLs.
     https_port: u16,
     certificates: Arc<Certificates>,
+    /// Custom domains, where the relay gets certificates by itself.
+    domains: Option<Arc<Domains>>,
     store: Store,
     inboxes: Arc<Inboxes>,
     registry: Registry,
@@ -169,13 +171,29 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// The name of the tunnel that `host` is for, if it can be one: a single label below the base domain.
+    /// The name of the tunnel that `host` is for, if it can be one: a single label below the base domain, or a custom domain
+    /// that somebody has, or has had.
     fn name_of<'a>(&'a self, host: &'a str) -> Option<&'a str> {
         match host.strip_suffix(self.config.domain.as_str()).and_then(|rest| rest.strip_suffix('.')) {
             Some(name) if !name.is_empty() && !name.contains('.') => Some(name),
             Some(_) => None,
+            None if self.is_custom(host) => Some(host),
             None => {
                 self.config.localhost_tunnel.as_deref().filter(|_| matches!(host, "localhost" | "127.0.0.1" | "[::1]"))
+            }
+        }
+    }
+
+    fn is_custom(&self, host: &str) -> bool {
+        self.domains.is_some() && host.contains('.') && self.registry.knows(host)
+    }
+
+    /// Has a custom domain among these names get its certificate.
+    fn want_certificates<'a>(&self, names: impl IntoIterator<Item = &'a store::Name>) {
+        let Some(domains) = &self.domains else { return };
+        for name in names.into_iter().filter(|name| name.is_domain()) {
+            if !domains.want(name, self.limits().domains) {
+                tracing::error!(domain = %name, "no certificate: there are as many custom domains as limits.domains allows");
             }
         }
     }
@@ -240,6 +258,7 @@ impl Shared {
                 inbox::revoke(&self, token);
             }
             Change::Reserved { token, names, provider, inbox } => {
+                self.want_certificates(&names);
                 for name in names.iter().map(store::Name::as_str) {
                     self.registry.reserve(name, token, provider.as_deref());
                     inbox::open_reserved(&self, name, token, inbox.as_ref(), provider.as_deref()).await?;
@@ -426,11 +445,12 @@ impl Relay {
         program: Option<Program>,
         alone: bool,
     ) -> Result<Self, StartError> {
-        let (mut ca_file, mut acme) = (None, None);
+        let (mut ca_file, mut acme, mut domains) = (None, None, None);
         let certificates = match &config.certificate {
             CertificateSource::Files { cert, key } => Arc::new(Certificates::from_files(cert, key)?),
             CertificateSource::Acme(settings) => {
                 let (keeper, server) = self::acme(settings, &config, &mut sockets)?;
+                domains = Some(keeper.domains().clone());
                 acme.insert((keeper, server)).0.certificates().clone()
             }
             CertificateSource::Development { dir } => {
@@ -475,6 +495,7 @@ impl Relay {
             live: Live::of(&config),
             https_port,
             certificates,
+            domains,
             store,
             inboxes,
             registry: Registry::default(),
@@ -719,6 +740,9 @@ async fn expected(shared: &Shared) -> Result<Vec<inbox::records::Inbox>, StoreEr
     let ended: HashSet<_> = shared.store.ended(store::unix_now()).await?.into_iter().collect();
     for TokenSummary { token, reserved, leased, providers, .. } in shared.store.list_tokens(store::unix_now()).await? {
         leased.iter().for_each(|name| shared.registry.expect(name.as_str()));
+        if !ended.contains(&token.id) {
+            shared.want_certificates(leased.iter().chain(&reserved));
+        }
         for name in reserved {
             shared.registry.reserve(name.as_str(), token.id, providers.get(&name).map(String::as_str));
         }
@@ -738,9 +762,10 @@ fn acme(
 ) -> Result<(Acme, Option<dns::Server>), StartError> {
     let public = dns::seen_as(&config.public_ips, config.https).map_err(certs::AcmeError::from);
     let lookup = dns::Lookup::new(config.resolver);
+    let around = Around { lookup: lookup.clone(), public: public.as_deref().unwrap_or_default().to_vec() };
     let open = |records, publisher, parent| {
         let challenge = Challenge::new(&config.domain, publisher, lookup.clone()).map_err(not_a_name)?;
-        Acme::open(settings, &config.domain, records, challenge, parent)
+        Acme::open(settings, &config.domain, records, challenge, parent, around.clone())
     };
     match &settings.dns {
         DnsConfig::Own(own) => {
@@ -821,7 +846,7 @@ fn tls(certificates: Arc<Certificates>) -> Result<Arc<ServerConfig>, rustls::Err
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
         .with_cert_resolver(certificates);
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec(), certs::PROOF.to_vec()];
     config.ticketer = aws_lc_rs::Ticketer::new()?;
     config.send_tls13_tickets = 1;
     Ok(Arc::new(config))

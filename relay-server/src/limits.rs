@@ -53,6 +53,8 @@ pub struct Limits {
     pub sessions: usize,
     /// Tunnels of one session.
     pub session_tunnels: usize,
+    /// Custom domains for which the relay gets certificates.
+    pub domains: usize,
     /// How long after its end a session can be resumed.
     pub resume: Duration,
     /// Ended sessions that can be resumed; beyond it the earliest cannot of the token that has most of them. Each costs
@@ -123,6 +125,7 @@ impl Default for Limits {
             hello: Duration::from_secs(10),
             sessions: 10_000,
             session_tunnels: relay_protocol::message::MAX_TUNNELS,
+            domains: 1000,
             resume: Duration::from_secs(600),
             resume_keys: 20_000,
             refusals_per_minute: 60,

@@ -66,7 +66,7 @@ pub enum TokenCommand {
     Reserve {
         /// The token's name
         name: String,
-        /// The tunnel names
+        /// The tunnel names, or domains of its owner's such as hooks.customer.com
         #[arg(required = true, value_name = "TUNNEL")]
         names: Vec<Name>,
         /// Whose webhooks they are for: the relay answers its handshakes while the client is away, where that needs no

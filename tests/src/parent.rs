@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
-use hickory_proto::rr::rdata::{CAA, NS, SOA};
+use hickory_proto::rr::rdata::{CAA, NS, SOA, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, UdpSocket};
@@ -73,7 +73,7 @@ impl Parent {
         (self.address, 53).into()
     }
 
-    /// From now on the zone has these records beside its own: a name, `A`, `NS` or `CAA`, and what it says.
+    /// From now on the zone has these records beside its own: a name, `A`, `NS`, `TXT` or `CAA`, and what it says.
     pub fn set<T: AsRef<str>>(&self, records: &[T]) {
         let own = ["example.com. NS ns.example.com.".to_owned(), format!("ns.example.com. A {}", self.address)];
         let all = own.iter().map(String::as_str).chain(records.iter().map(AsRef::as_ref));
@@ -191,6 +191,7 @@ fn record(text: &str) -> Record {
     let data = match kind {
         "A" => RData::A(value.parse::<Ipv4Addr>().expect("an address").into()),
         "NS" => RData::NS(NS(name(value))),
+        "TXT" => RData::TXT(TXT::new(vec![value.to_owned()])),
         "CAA" => {
             let issuer = value.strip_prefix("0 issue \"").and_then(|rest| rest.strip_suffix('"'));
             RData::CAA(CAA::new_issue(false, Some(name(issuer.expect("an issuer"))), Vec::new()))

@@ -68,7 +68,7 @@ impl Pebble {
             "certificate": file("cert.pem"),
             "privateKey": file("key.pem"),
             "httpPort": 5002,
-            "tlsPort": 5001,
+            "tlsPort": 443,
             "certificateValidityPeriod": settings.validity.as_secs(),
         });
         if let Some((id, key)) = settings.external_account {

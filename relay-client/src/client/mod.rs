@@ -49,6 +49,8 @@ pub struct TunnelOptions {
     pub upstream: Destination,
     /// The name asked for; `None` for a random one.
     pub subdomain: Option<String>,
+    /// A domain of one's own that is asked for in its place.
+    pub domain: Option<String>,
     /// The deadline of response heads; `None` for the relay's choice.
     pub timeout: Option<Duration>,
     /// What the service sees as its name.
@@ -76,6 +78,7 @@ impl TunnelOptions {
             label: None,
             upstream: upstream.into(),
             subdomain: None,
+            domain: None,
             timeout: None,
             host_header: HostHeader::default(),
             protocol: UpstreamProtocol::default(),
@@ -86,6 +89,11 @@ impl TunnelOptions {
             takeover: false,
             local_url: None,
         }
+    }
+
+    /// Whether the same name is asked for.
+    pub(crate) fn has_same_name_as(&self, other: &Self) -> bool {
+        (&self.subdomain, &self.domain) == (&other.subdomain, &other.domain)
     }
 
     /// Asks for a name.
@@ -142,7 +150,7 @@ impl ClientError {
     fn refused(code: &str, text: String) -> Self {
         match code {
             "unauthorized" => Self::Unauthorized(text),
-            "name-in-use" | "name-taken" | "name-invalid" => Self::NameTaken(text),
+            "name-in-use" | "name-taken" | "name-invalid" | "domain-unproven" => Self::NameTaken(text),
             _ => Self::Refused(text),
         }
     }

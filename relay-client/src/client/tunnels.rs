@@ -128,14 +128,11 @@ impl Asked {
         // What was read from options can be said.
         let mut extra = self.options.webhooks.told().extras().unwrap_or_default();
         extra.extend(self.options.inbox.as_ref().and_then(|inbox| inbox.extra().ok()));
-        TunnelSpec {
-            tunnel: self.number,
-            name: self.name.clone(),
-            domain: None,
-            timeout_ms: timeout,
-            takeover: self.takeover,
-            extra,
-        }
+        let (domain, name) = match self.options.domain {
+            Some(_) => (self.name.clone(), None),
+            None => (None, self.name.clone()),
+        };
+        TunnelSpec { tunnel: self.number, name, domain, timeout_ms: timeout, takeover: self.takeover, extra }
     }
 
     /// Why it was refused, for a person who may have several tunnels.
@@ -397,7 +394,8 @@ impl Tunnels {
                 }
             };
             Arc::make_mut(&mut self.routes).insert(number, Arc::new(intake));
-            if let (None, Some(names), false) = (&given.options.subdomain, &client.names, given.beside) {
+            let is_asked_for = given.options.subdomain.is_some() || given.options.domain.is_some();
+            if let (false, Some(names), false) = (is_asked_for, &client.names, given.beside) {
                 names.of_tunnel(given.options.label.as_deref()).remember(&given.public.name);
             }
         }
@@ -526,8 +524,9 @@ impl Tunnels {
     /// What a tunnel is asked for with.
     fn ask(&self, held: &Held, client: &Client) -> Asked {
         let options = &held.options;
-        let kept = held.given.as_ref().filter(|given| given.options.subdomain == options.subdomain);
-        let meant = kept.map(|given| given.public.name.clone()).or_else(|| options.subdomain.clone());
+        let kept = held.given.as_ref().filter(|given| given.options.has_same_name_as(options));
+        let meant = kept.map(|given| given.public.name.clone());
+        let meant = meant.or_else(|| options.domain.clone()).or_else(|| options.subdomain.clone());
         let is_ours = |name: &String| {
             self.held
                 .iter()
@@ -657,8 +656,8 @@ impl Given {
     /// Whether the relay need not know of the difference.
     fn is_bound_as(&self, wanted: &TunnelOptions) -> bool {
         let of = |options: &TunnelOptions| {
-            let TunnelOptions { subdomain, timeout, webhooks, inbox, .. } = options;
-            (subdomain.clone(), timeout.or_else(|| webhooks.timeout()), webhooks.told(), inbox.clone())
+            let TunnelOptions { subdomain, domain, timeout, webhooks, inbox, .. } = options;
+            (subdomain.clone(), domain.clone(), timeout.or_else(|| webhooks.timeout()), webhooks.told(), inbox.clone())
         };
         of(&self.options) == of(wanted)
     }

@@ -84,6 +84,7 @@ impl Report {
             ),
             setting("relay_addr", None, file.relay_addr.as_ref().map(ToString::to_string)),
             setting("subdomain", None, file.subdomain.clone()),
+            setting("domain", None, file.domain.clone()),
             setting("timeout", None, time(file.timeout)),
             setting("host_header", None, Some(host_header(file.host_header.as_ref().unwrap_or(&default.host_header)))),
             setting("upstream_protocol", None, word(&file.upstream_protocol.unwrap_or_default())),
@@ -123,7 +124,8 @@ impl Report {
             let webhooks = &of.webhooks;
             for (key, value) in [
                 ("upstream", Some(tunnel.upstream.to_string())),
-                ("subdomain", of.subdomain.clone()),
+                ("subdomain", table.subdomain.clone()),
+                ("domain", table.domain.clone()),
                 ("timeout", time(of.timeout)),
                 ("host_header", Some(host_header(&of.host_header))),
                 ("upstream_protocol", word(&of.upstream_protocol)),
@@ -140,7 +142,7 @@ impl Report {
                 let from = match file.places.get(&own) {
                     Some(place) => place.to_string(),
                     // A name is nobody's default.
-                    None if key == "subdomain" => "default".to_owned(),
+                    None if key == "subdomain" || key == "domain" => "default".to_owned(),
                     None => place(key),
                 };
                 settings.push(Setting { setting: own, value, from });

@@ -74,6 +74,8 @@ pub async fn run(
         label: None,
         upstream,
         subdomain: Some(name),
+        // The relay says that it has none.
+        domain: settings.tunnel.domain,
         timeout: settings.tunnel.timeout,
         host_header: settings.tunnel.host_header,
         protocol: settings.tunnel.upstream_protocol,

@@ -54,6 +54,7 @@ pub(crate) fn options(
         label,
         upstream,
         subdomain: settings.subdomain,
+        domain: settings.domain,
         timeout: settings.timeout,
         host_header: settings.host_header,
         protocol: settings.upstream_protocol,

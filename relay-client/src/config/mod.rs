@@ -63,8 +63,8 @@ use crate::session::dial::{RelayUrl, Target, TargetError, Trust};
 use crate::upstream::address::{HostPort, UpstreamAddr};
 use crate::upstream::rewrite::HostHeader;
 use crate::value::{
-    InboxChoice, Inspect, Output, Secret, UpstreamProtocol, VerifyAt, age, disk_size, duration, inspect, is_table_name,
-    size, subdomain,
+    InboxChoice, Inspect, Output, Secret, UpstreamProtocol, VerifyAt, age, disk_size, domain, duration, inspect,
+    is_table_name, size, subdomain,
 };
 use crate::webhooks::{UnknownProvider, WebhookOptions, built_in, named};
 
@@ -111,6 +111,8 @@ pub struct DevSettings {
 pub struct TunnelSettings {
     /// The name asked for; none for a random one.
     pub subdomain: Option<String>,
+    /// A domain of one's own that is asked for in its place.
+    pub domain: Option<String>,
     /// What the service sees as its name.
     pub host_header: HostHeader,
     /// The deadline of response heads; none for the relay's choice.
@@ -218,7 +220,7 @@ impl Settings {
         let Way { relay, token, relay_ca, relay_addr } = Way::new(typed, files)?;
         let mut tunnel = TunnelSettings::new(args.tunnel, service, files)?;
         if args.random {
-            tunnel.subdomain = None;
+            (tunnel.subdomain, tunnel.domain) = (None, None);
         }
         Ok(Self {
             relay,
@@ -262,7 +264,8 @@ impl TunnelSettings {
     fn new(typed: TunnelArgs, service: ServiceArgs, files: &Files) -> Result<Self, ConfigError> {
         let file = &files.file;
         Ok(Self {
-            subdomain: typed.subdomain.or_else(|| file.subdomain.clone()),
+            domain: typed.domain.clone().or_else(|| file.domain.clone().filter(|_| typed.subdomain.is_none())),
+            subdomain: typed.subdomain.or_else(|| file.subdomain.clone().filter(|_| typed.domain.is_none())),
             host_header: service.host_header.or_else(|| file.host_header.clone()).unwrap_or_default(),
             timeout: typed.timeout.or(file.timeout),
             upstream_protocol: service.upstream_protocol.or(file.upstream_protocol).unwrap_or_default(),
@@ -310,6 +313,8 @@ pub(crate) struct File {
     pub(crate) relay_addr: Option<HostPort>,
     #[serde(default, deserialize_with = "name")]
     pub(crate) subdomain: Option<String>,
+    #[serde(default, deserialize_with = "own_domain")]
+    pub(crate) domain: Option<String>,
     #[serde(default, deserialize_with = "parsed")]
     pub(crate) host_header: Option<HostHeader>,
     #[serde(default, deserialize_with = "time")]
@@ -384,6 +389,8 @@ pub(crate) struct Table {
     pub(crate) upstream: UpstreamAddr,
     #[serde(default, deserialize_with = "name")]
     pub(crate) subdomain: Option<String>,
+    #[serde(default, deserialize_with = "own_domain")]
+    pub(crate) domain: Option<String>,
     #[serde(default, deserialize_with = "parsed")]
     pub(crate) host_header: Option<HostHeader>,
     #[serde(default, deserialize_with = "time")]
@@ -421,6 +428,10 @@ fn parsed<'de, D: Deserializer<'de>, T: FromStr<Err: fmt::Display>>(from: D) -> 
 
 fn name<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
     subdomain(&String::deserialize(from)?).map(Some).map_err(de::Error::custom)
+}
+
+fn own_domain<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    domain(&String::deserialize(from)?).map(Some).map_err(de::Error::custom)
 }
 
 fn inspecting<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Inspect>, D::Error> {
@@ -464,7 +475,13 @@ fn tables<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, Table>,
     }
     let mut taken = BTreeMap::new();
     for (name, table) in &tables {
-        if let Some(other) = table.subdomain.as_ref().and_then(|subdomain| taken.insert(subdomain, name)) {
+        if table.domain.is_some() && table.subdomain.is_some() {
+            let text = format!("[tunnels.{name}] has both subdomain and domain; leave one of them out");
+            return Err(de::Error::custom(text));
+        }
+        if let Some(other) =
+            table.domain.as_ref().or(table.subdomain.as_ref()).and_then(|subdomain| taken.insert(subdomain, name))
+        {
             let text = format!(
                 "[tunnels.{other}] and [tunnels.{name}] have the same subdomain; choose another for one of them"
             );
@@ -629,7 +646,9 @@ impl Files {
             token: upper.token.or(lower.token),
             relay_ca: upper.relay_ca.or(lower.relay_ca),
             relay_addr: upper.relay_addr.or(lower.relay_addr),
-            subdomain: upper.subdomain.or(lower.subdomain),
+            // Whichever of the two the upper one has.
+            domain: upper.domain.clone().or(lower.domain.filter(|_| upper.subdomain.is_none())),
+            subdomain: upper.subdomain.or(lower.subdomain.filter(|_| upper.domain.is_none())),
             host_header: upper.host_header.or(lower.host_header),
             timeout: upper.timeout.or(lower.timeout),
             upstream_protocol: upper.upstream_protocol.or(lower.upstream_protocol),
@@ -775,6 +794,7 @@ impl File {
     ) -> Result<NamedTunnel, ConfigError> {
         let settings = TunnelSettings {
             subdomain: table.subdomain.clone(),
+            domain: table.domain.clone(),
             host_header: table.host_header.clone().or_else(|| self.host_header.clone()).unwrap_or_default(),
             timeout: table.timeout.or(self.timeout),
             upstream_protocol: table.upstream_protocol.or(self.upstream_protocol).unwrap_or_default(),
@@ -999,17 +1019,21 @@ mod tests {
 
     #[test]
     fn flags_beat_the_project_beats_the_user() {
-        let user = "relay = 'a.example'\ntoken = 'user'\nsubdomain = 'user'\ntimeout = '1s'\noutput = 'json'";
+        let user = "relay = 'a.example'\ntoken = 'user'\ndomain = 'user.example'\ntimeout = '1s'\noutput = 'json'";
         let project = "subdomain = 'project'\ntimeout = '2s'";
         let (settings, warnings) = settle(project, user, &["--timeout", "3s"]);
         assert_eq!(settings.relay.to_string(), "https://a.example");
         assert_eq!(settings.token.unwrap().expose(), "user");
-        assert_eq!(settings.tunnel.subdomain.as_deref(), Some("project"));
+        assert_eq!((settings.tunnel.subdomain.as_deref(), settings.tunnel.domain), (Some("project"), None));
         assert_eq!(settings.tunnel.timeout, Some(Duration::from_secs(3)));
         assert_eq!(settings.show.output, Output::Json);
         assert_eq!(warnings, [""; 0]);
         let (settings, _) = settle(project, user, &["--random"]);
-        assert_eq!(settings.tunnel.subdomain, None);
+        assert_eq!((settings.tunnel.subdomain, settings.tunnel.domain), (None, None));
+        let (settings, _) = settle("", user, &[]);
+        assert_eq!(settings.tunnel.domain.as_deref(), Some("user.example"));
+        let (settings, _) = settle(project, user, &["--domain", "Own.example"]);
+        assert_eq!((settings.tunnel.subdomain, settings.tunnel.domain.as_deref()), (None, Some("own.example")));
     }
 
     #[test]
@@ -1192,6 +1216,9 @@ mod tests {
             ("timeout = 10", ":1:11:", "string"),
             ("relay = 'http://relay.example'", ":1:9:", "https://"),
             ("subdomain = 'a.b'", ":1:13:", "no dot"),
+            ("domain = 'hooks'", ":1:10:", "--subdomain NAME"),
+            ("[tunnels]\na = {upstream=1,subdomain='x',domain='x.example'}", ":1:", "leave one of them out"),
+            ("[tunnels]\na = {upstream=1,domain='x.y'}\nb = {upstream=2,domain='X.y'}", ":1:", "[tunnels.b]"),
             ("host_header = 'a b'", ":1:15:", "preserve"),
             ("upstream_protocol = 'h3'", ":1:21:", "h2c"),
             ("output = 'yaml'", ":1:10:", "json"),

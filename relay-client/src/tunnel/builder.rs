@@ -32,6 +32,7 @@ pub struct TunnelBuilder {
     answers: Option<Answers>,
     capture: bool,
     subdomain: Option<String>,
+    domain: Option<String>,
     timeout: Option<Duration>,
     host_header: Option<String>,
     protocol: UpstreamProtocol,
@@ -116,6 +117,13 @@ impl TunnelBuilder {
     /// Asks for this name below the relay's domain; otherwise it is a random one, which nobody can guess.
     pub fn subdomain(mut self, name: impl Into<String>) -> Self {
         self.subdomain = Some(name.into());
+        self
+    }
+
+    /// Asks for this domain of one's own instead of a name below the relay's: see "Domains of your own" in
+    /// `docs/self-hosting.md`.
+    pub fn domain(mut self, domain: impl Into<String>) -> Self {
+        self.domain = Some(domain.into());
         self
     }
 
@@ -205,6 +213,7 @@ impl TunnelBuilder {
         }
         let options = TunnelOptions {
             subdomain: self.subdomain,
+            domain: self.domain,
             timeout: self.timeout,
             host_header,
             protocol: self.protocol,

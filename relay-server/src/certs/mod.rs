@@ -8,6 +8,7 @@ pub(crate) mod acme;
 mod dev_ca;
 mod files;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -22,7 +23,7 @@ use rustls::sign::CertifiedKey;
 use tokio_util::sync::CancellationToken;
 use x509_parser::prelude::{FromDer as _, GeneralName, Validity, X509Certificate};
 
-pub use self::acme::{AcmeConfig, AcmeError};
+pub use self::acme::{AcmeConfig, AcmeError, DomainError};
 pub use self::dev_ca::{DevCa, DevCaError};
 pub use self::files::CertificateError;
 pub(crate) use self::files::read_pair;
@@ -70,6 +71,10 @@ pub struct Certificates {
     files: Option<Mutex<Files>>,
     /// What stands in the way of a certificate, or of the next one.
     trouble: Mutex<Option<String>>,
+    /// Those of custom domains.
+    domains: RwLock<HashMap<String, Arc<CertifiedKey>>>,
+    /// What an authority is shown in proof of one, while it looks (TLS-ALPN-01, RFC 8737).
+    proofs: RwLock<HashMap<String, Arc<CertifiedKey>>>,
 }
 
 /// What a certificate says of itself. Moments are Unix seconds.
@@ -80,6 +85,9 @@ pub(crate) struct Shown {
     pub(crate) not_before: i64,
     pub(crate) not_after: i64,
 }
+
+/// What an authority says that it wants to see a proof (RFC 8737, section 6.2). Nothing else is said on such a connection.
+pub(crate) const PROOF: &[u8] = b"acme-tls/1";
 
 /// What a look at the files led to.
 #[derive(Debug)]
@@ -114,12 +122,32 @@ impl Certificates {
     /// A certificate that somebody [puts](Self::put) another in the place of, or none yet.
     fn of(first: Option<CertifiedKey>) -> Self {
         let current = RwLock::new(first.map(Arc::new));
-        Self { current, unnamed: None, files: None, trouble: Mutex::default() }
+        let (domains, proofs) = (RwLock::default(), RwLock::default());
+        Self { current, unnamed: None, files: None, trouble: Mutex::default(), domains, proofs }
     }
 
     /// From now on handshakes show this one.
     fn put(&self, key: CertifiedKey) {
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(key));
+    }
+
+    /// From now on handshakes for this domain show this one.
+    fn put_for(&self, domain: &str, key: CertifiedKey) {
+        self.domains.write().unwrap_or_else(PoisonError::into_inner).insert(domain.to_owned(), Arc::new(key));
+    }
+
+    /// From now on handshakes for this domain show what those for others do.
+    fn take_from(&self, domain: &str) {
+        self.domains.write().unwrap_or_else(PoisonError::into_inner).remove(domain);
+    }
+
+    /// From now on an authority that looks at this domain sees this, or nothing.
+    fn prove(&self, domain: &str, proof: Option<CertifiedKey>) {
+        let mut proofs = self.proofs.write().unwrap_or_else(PoisonError::into_inner);
+        match proof {
+            Some(proof) => drop(proofs.insert(domain.to_owned(), Arc::new(proof))),
+            None => drop(proofs.remove(domain)),
+        }
     }
 
     /// Notes what stands in the way of a certificate, or that nothing does.
@@ -235,7 +263,15 @@ impl Certificates {
 
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.shown_to(hello.server_name())
+        let of = |known: &RwLock<HashMap<String, Arc<CertifiedKey>>>| {
+            let known = known.read().unwrap_or_else(PoisonError::into_inner);
+            let name = hello.server_name().filter(|_| !known.is_empty())?;
+            known.get(&*name.to_ascii_lowercase()).cloned()
+        };
+        if hello.alpn().is_some_and(|mut protocols| protocols.any(|protocol| protocol == PROOF)) {
+            return of(&self.proofs);
+        }
+        of(&self.domains).or_else(|| self.shown_to(hello.server_name()))
     }
 }
 

@@ -235,9 +235,11 @@ impl Config {
         })
     }
 
-    /// The public URL of the tunnel of a name, without a trailing slash.
+    /// The public URL of the tunnel of a name, or of a custom domain, without a trailing slash.
     pub fn tunnel_url(&self, name: &str, https_port: u16) -> String {
-        if self.path_mode {
+        if name.contains('.') {
+            self.public_url(name, https_port)
+        } else if self.path_mode {
             [&self.public_url(&self.domain, https_port), PATH_START, name].concat()
         } else {
             self.public_url(&format!("{name}.{}", self.domain), https_port)

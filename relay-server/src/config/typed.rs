@@ -276,6 +276,8 @@ pub struct FileLimits {
     pub sessions: Option<usize>,
     /// [`Limits::session_tunnels`].
     pub session_tunnels: Option<usize>,
+    /// [`Limits::domains`].
+    pub domains: Option<usize>,
     /// [`Limits::resume`].
     pub resume: Option<String>,
     /// [`Limits::resume_keys`].
@@ -377,6 +379,7 @@ impl FileLimits {
         limits.sessions = self.sessions.unwrap_or(limits.sessions);
         limits.session_tunnels =
             self.session_tunnels.unwrap_or(limits.session_tunnels).clamp(1, relay_protocol::message::MAX_TUNNELS);
+        limits.domains = self.domains.unwrap_or(limits.domains);
         limits.resume_keys = self.resume_keys.unwrap_or(limits.resume_keys);
         limits.verify_body = self.verify_body.unwrap_or(limits.verify_body);
         limits.verify_bytes = self.verify_bytes.unwrap_or(limits.verify_bytes);

@@ -140,6 +140,11 @@ impl Lookup {
         Err(failure)
     }
 
+    /// What a name has as TXT records; nothing is an answer.
+    pub(crate) async fn texts(&self, name: &Name) -> Result<Vec<String>, LookupError> {
+        Ok(texts_in(&self.resolve(name, RecordType::TXT).await?).collect())
+    }
+
     /// Where a name leads; nowhere is an answer.
     pub(crate) async fn addresses(&self, name: &Name) -> Result<Vec<IpAddr>, LookupError> {
         let (v4, v6) = join(self.resolve(name, RecordType::A), self.resolve(name, RecordType::AAAA)).await;

@@ -46,6 +46,7 @@ use self::proxy_protocol::Header;
 use self::respond::{answer, explain};
 use crate::Shared;
 use crate::cause::Cause;
+use crate::certs::PROOF;
 use crate::config::HttpMode;
 use crate::limits::HTTP2_WINDOW;
 use crate::places::Place;
@@ -123,6 +124,10 @@ async fn connection(shared: &Arc<Shared>, tcp: TcpStream, peer: SocketAddr, mut 
         }
         None => return,
     };
+    // The handshake was all that an authority wants which looks for the proof of a domain.
+    if matches!(&conn, Conn::Tls(tls) if tls.get_ref().1.alpn_protocol() == Some(PROOF)) {
+        return;
+    }
     let http2 = matches!(&conn, Conn::Tls(tls) if tls.get_ref().1.alpn_protocol() == Some(b"h2"));
     let clock = Clock::new(accepted, http2, place);
     let limits = shared.limits();

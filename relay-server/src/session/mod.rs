@@ -30,13 +30,14 @@ use ulid::Ulid;
 use self::resume::{Hash, Keys};
 use crate::Shared;
 use crate::blocks::Blocks;
+use crate::certs::DomainError;
 use crate::clock::{moment, unix_now};
 use crate::inbox::records::OpenInboxError;
 use crate::inbox::{self, Settings};
 use crate::quota::Meter;
 use crate::sentence;
 use crate::status;
-use crate::store::{AuthError, ClaimError, Name, Token, TokenId};
+use crate::store::{AuthError, ClaimError, Name, NameError, Token, TokenId};
 use crate::tunnels::seats::{Counted, Full, Place, Seat, Seats};
 use crate::tunnels::{Asked, Resumed, Tunnel, Untold, send};
 
@@ -388,9 +389,6 @@ impl Session {
     }
 
     async fn try_bind(&mut self, link: &Link, spec: TunnelSpec, mute: &mut Vec<Link>) -> Result<Arc<Tunnel>, Refusal> {
-        if spec.domain.is_some() {
-            return Err(refusal("not-allowed", "This relay does not serve custom domains.", "Use --subdomain NAME."));
-        }
         // Those that another session has taken over, and whose client has been told or will be.
         self.tunnels.retain(|tunnel| !tunnel.announced.load(Relaxed) || !tunnel.counted.has_ended());
         if self.tunnels.iter().any(|tunnel| tunnel.number == spec.tunnel) {
@@ -398,8 +396,8 @@ impl Session {
         }
         let most = self.meter.limits().max_tunnels;
         // A name that is bound is the same token's, and the tunnel that has it goes when this one comes.
-        let replaces =
-            spec.name.as_deref().is_some_and(|name| self.shared.registry.is_bound(&name.to_ascii_lowercase()));
+        let asked = spec.domain.as_deref().or(spec.name.as_deref());
+        let replaces = asked.is_some_and(|name| self.shared.registry.is_bound(&name.to_ascii_lowercase()));
         let is_full = self.tunnels.len() >= self.shared.limits().session_tunnels;
         let counted = self.place.count_tunnel(if replaces { u32::MAX } else { most }).filter(|_| !is_full);
         let Some(counted) = counted else {
@@ -438,7 +436,13 @@ impl Session {
         mute: &mut Vec<Link>,
     ) -> Result<Arc<Tunnel>, Refusal> {
         let asked = Arc::new(asked(&self.shared.providers, &spec)?);
-        let name = self.claim(spec.name.as_deref()).await?;
+        let name = match (&spec.domain, &spec.name) {
+            (Some(domain), None) => self.claim_domain(domain).await?,
+            (None, name) => self.claim(name.as_deref()).await?,
+            (Some(_), Some(_)) => {
+                return Err(refusal("bad-request", "A tunnel has a name or a domain.", "Ask for one of the two."));
+            }
+        };
         if self.shared.blocks.has_name(name.as_str()) {
             let message = format!("The relay's operator has blocked the name {name}.");
             return Err(refusal("not-allowed", &message, "Choose another --subdomain, or ask the operator why."));
@@ -490,36 +494,64 @@ impl Session {
         }
     }
 
-    /// A name that the token may use.
+    /// A name below the relay's own domain that the token may use.
     async fn claim(&self, asked: Option<&str>) -> Result<Name, Refusal> {
         let claimed = match asked {
             None => self.shared.store.claim_random_name(self.token.id, unix_now()).await,
             Some(asked) => {
-                let name = Name::parse(asked).map_err(|error| {
+                let dot = NameError::Character { character: '.' };
+                let name = Name::parse(asked).and_then(|name| if name.is_domain() { Err(dot) } else { Ok(name) });
+                let name = name.map_err(|error| {
                     refusal("name-invalid", &sentence(&error), "Use letters, digits and hyphens, such as my-app.")
                 })?;
-                let claims =
-                    self.shared.store.claim_names(self.token.id, std::slice::from_ref(&name), unix_now()).await;
-                match claims.map(|mut claims| claims.pop()) {
-                    Ok(Some(Ok(()))) => Ok(name),
-                    Ok(Some(Err(error))) => Err(error),
-                    Ok(None) => Err(ClaimError::TokenEnded),
-                    Err(error) => Err(ClaimError::Store(error)),
-                }
+                self.claim_name(name).await
             }
         };
-        claimed.map_err(|error| {
-            let code = match &error {
-                ClaimError::OwnedByOther { .. } | ClaimError::Resting { .. } => "name-taken",
-                ClaimError::TooManyNames { .. } => "too-many-names",
-                ClaimError::TokenEnded => "unauthorized",
-                ClaimError::Store(error) => {
-                    tracing::error!(%error, "the store did not claim a name");
-                    "internal"
-                }
-            };
-            refusal(code, &sentence(&error), "")
-        })
+        claimed.map_err(unclaimed)
+    }
+
+    /// A custom domain that the token may use: the operator has said that it is its own, or the world sees the record that
+    /// only its owner and the token's can have agreed upon.
+    async fn claim_domain(&self, asked: &str) -> Result<Name, Refusal> {
+        let Some(domains) = &self.shared.domains else {
+            let hint = "Use --subdomain NAME, or ask the relay's operator: it takes a relay that gets its certificates by itself.";
+            return Err(refusal("not-allowed", "This relay does not serve custom domains.", hint));
+        };
+        let name = Name::parse(asked).map_err(|error| refusal("name-invalid", &sentence(&error), ""))?;
+        let own = &self.shared.config.domain;
+        let is_own =
+            name.as_str().strip_suffix(own.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+        if !name.is_domain() || is_own {
+            let message = format!("{name} is no domain outside of {own}.");
+            return Err(refusal("name-invalid", &message, "For a name below it, use --subdomain NAME."));
+        }
+        let store = &self.shared.store;
+        let owner = store.owner(&name, unix_now()).await.map_err(|error| unclaimed(error.into()))?;
+        let owner = owner.filter(|owner| owner.token == self.token.id);
+        if !owner.is_some_and(|owner| owner.reserved) {
+            match domains.check_proof_of(&self.shared, &name, self.token.id).await {
+                // It was seen before, and is seen again before a certificate is renewed.
+                Err(DomainError::Unseen { .. }) if owner.is_some() => {}
+                Ok(()) => {}
+                Err(error) => return Err(unproven(&error, &self.token.name)),
+            }
+        }
+        let name = self.claim_name(name).await.map_err(unclaimed)?;
+        if domains.want(&name, self.shared.limits().domains) {
+            return Ok(name);
+        }
+        let message = "The relay has as many custom domains as it may.";
+        Err(refusal("too-many-names", message, "Ask the relay's operator to raise limits.domains."))
+    }
+
+    async fn claim_name(&self, name: Name) -> Result<Name, ClaimError> {
+        let claims = self.shared.store.claim_names(self.token.id, std::slice::from_ref(&name), unix_now()).await;
+        match claims.map(|mut claims| claims.pop()) {
+            Ok(Some(Ok(()))) => Ok(name),
+            Ok(Some(Err(error))) => Err(error),
+            Ok(None) => Err(ClaimError::TokenEnded),
+            Err(error) => Err(ClaimError::Store(error)),
+        }
     }
 
     fn unbind(&mut self, number: u32) {
@@ -664,6 +696,32 @@ fn unjudgeable(providers: &Table, webhooks: &Webhooks) -> Option<String> {
         )),
         _ => None,
     }
+}
+
+/// Why a token does not get a name.
+fn unclaimed(error: ClaimError) -> Refusal {
+    let code = match &error {
+        ClaimError::OwnedByOther { .. } | ClaimError::Resting { .. } => "name-taken",
+        ClaimError::TooManyNames { .. } => "too-many-names",
+        ClaimError::TokenEnded => "unauthorized",
+        ClaimError::Store(error) => {
+            tracing::error!(%error, "the store did not claim a name");
+            "internal"
+        }
+    };
+    refusal(code, &sentence(&error), "")
+}
+
+/// Why a token does not get a custom domain, and what to do.
+fn unproven(error: &DomainError, token: &str) -> Refusal {
+    let hint = match error {
+        DomainError::Unproven { domain, record, value } => format!(
+            "Set this record where the domain's others are, and try again: {record}. TXT \"{value}\". Or have the relay's \
+             operator run: relay-server token reserve {token} {domain}"
+        ),
+        _ => "Try again later, or ask the relay's operator to reserve the domain for the token.".to_owned(),
+    };
+    refusal("domain-unproven", &sentence(error), &hint)
 }
 
 fn refusal(code: &str, message: &str, hint: &str) -> Refusal {

@@ -32,7 +32,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aws_lc_rs::constant_time;
+use aws_lc_rs::{constant_time, hmac};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
@@ -61,6 +63,14 @@ const USE_STEP_SECONDS: i64 = 60;
 
 /// Token names are for people: they appear in lists, logs and messages.
 const MAX_TOKEN_NAME_BYTES: usize = 64;
+
+/// Who has a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Owner {
+    pub(crate) token: TokenId,
+    /// The operator has said so; else it is leased.
+    pub(crate) reserved: bool,
+}
 
 /// A handle on the store; clones share it. Dropping the last one finishes what is queued, closes the
 /// file and joins the thread, which takes as long as a commit does.
@@ -671,6 +681,38 @@ impl Store {
     ) -> Result<Vec<Result<(), ClaimError>>, StoreError> {
         let names = names.to_vec();
         self.write(move |db| claim_names(db, token, &names, now).map(Ok)).await
+    }
+
+    /// Who has a name now: the token, and whether for good.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub(crate) async fn owner(&self, name: &Name, now: i64) -> Result<Option<Owner>, StoreError> {
+        let name = name.clone();
+        self.read(move |db| {
+            let holding = holding(db, &name, now)?.filter(|holding| holding.state != RESTING);
+            Ok(Ok(holding.map(|holding| Owner { token: holding.token, reserved: holding.state == RESERVED })))
+        })
+        .await
+    }
+
+    /// What shows that somebody has this token and a domain: 43 symbols of base64url, which say nothing of the token.
+    ///
+    /// # Errors
+    ///
+    /// [`AuthError`] where there is no such token.
+    pub(crate) async fn domain_proof(&self, token: TokenId, domain: &Name) -> Result<String, AuthError> {
+        let domain = domain.clone();
+        self.read(move |db| {
+            let mut statement = db.prepare_cached("SELECT secret_sha256 FROM tokens WHERE id = ?1")?;
+            let secret = statement.query_row([token.0], |row| row.get::<_, [u8; 32]>(0)).optional()?;
+            let Some(secret) = secret else { return Ok(Err(AuthError::Unknown)) };
+            let key = hmac::Key::new(hmac::HMAC_SHA256, &secret);
+            let tag = hmac::sign(&key, format!("relay-challenge {domain}").as_bytes());
+            Ok(Ok(URL_SAFE_NO_PAD.encode(tag)))
+        })
+        .await
     }
 
     /// A new random name for a token. It is leased as any other, but does not count against the

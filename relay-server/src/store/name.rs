@@ -1,4 +1,4 @@
-//! The name of a tunnel: one DNS label, checked once and then passed around as a [`Name`].
+//! The name of a tunnel: one DNS label, or a domain of somebody's own, checked once and then passed around as a [`Name`].
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,6 +10,9 @@ use super::secret::random_symbols;
 
 /// The longest label that DNS carries, in bytes (RFC 1035, section 2.3.4).
 pub const MAX_NAME_BYTES: usize = 63;
+
+/// The longest domain name without its last dot, in bytes (RFC 1035, section 2.3.4).
+const MAX_DOMAIN_BYTES: usize = 253;
 
 /// Labels that no tunnel may have.
 ///
@@ -67,9 +70,10 @@ const READABLE_LETTERS: usize = 23;
 /// The length of a random name: log2(23) + 12 × log2(31) = 63.97 bits, which nobody guesses.
 const RANDOM_SYMBOLS: usize = 13;
 
-/// A tunnel's name: the label in front of the relay's base domain.
+/// A tunnel's name: the label in front of the relay's base domain, or a custom domain, which has a
+/// dot: see [`Name::is_domain`].
 ///
-/// 1 to [`MAX_NAME_BYTES`] bytes of `a-z`, `0-9` and inner hyphens (the letter-digit-hyphen rule of
+/// A label is 1 to [`MAX_NAME_BYTES`] bytes of `a-z`, `0-9` and inner hyphens (the letter-digit-hyphen rule of
 /// RFC 5890, section 2.3.1), always lower case, never one of the labels that the relay refuses. Two
 /// names are the same tunnel exactly if they are equal.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -83,9 +87,19 @@ impl Name {
     ///
     /// [`NameError`] says what is wrong with it.
     pub fn parse(text: &str) -> Result<Self, NameError> {
-        let label = text.to_ascii_lowercase();
-        check(&label)?;
-        Ok(Self(label))
+        let name = text.to_ascii_lowercase();
+        if name.contains('.') {
+            check_domain(&name)?
+        } else {
+            check(&name)?
+        }
+        Ok(Self(name))
+    }
+
+    /// Whether it is a custom domain, and no label below the relay's own.
+    #[must_use]
+    pub fn is_domain(&self) -> bool {
+        self.0.contains('.')
     }
 
     /// A new name that nobody can guess: 13 readable symbols (almost 64 bits), a letter first.
@@ -109,7 +123,7 @@ impl Name {
         Self(label)
     }
 
-    /// The label, in lower case.
+    /// The label or domain, in lower case.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -143,12 +157,34 @@ pub enum NameError {
     /// `xn--` in front of something that is not Punycode.
     #[error("what follows \"xn--\" in this tunnel name is not valid Punycode (RFC 3492)")]
     Punycode,
+    /// A domain with a label that is none.
+    #[error("{domain:?} is not a domain such as hooks.example.com")]
+    Domain {
+        /// What was given.
+        domain: String,
+    },
     /// One of the names that no tunnel may have.
     #[error("the name {name:?} is kept for the relay itself; choose another one")]
     Refused {
         /// The name.
         name: String,
     },
+}
+
+/// Whether DNS and certificates can have it: the letter-digit-hyphen rule, and a last label that makes it no address.
+fn check_domain(domain: &str) -> Result<(), NameError> {
+    let is_label = |label: &str| {
+        (1..=MAX_NAME_BYTES).contains(&label.len())
+            && label.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let is_number = domain.rsplit('.').next().is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()));
+    if domain.len() <= MAX_DOMAIN_BYTES && domain.split('.').all(is_label) && !is_number {
+        Ok(())
+    } else {
+        Err(NameError::Domain { domain: domain.chars().take(MAX_DOMAIN_BYTES).collect() })
+    }
 }
 
 fn check(label: &str) -> Result<(), NameError> {
@@ -294,7 +330,6 @@ mod tests {
         for (typed, error) in [
             ("", NameError::Empty),
             ("a b", NameError::Character { character: ' ' }),
-            ("a.b", NameError::Character { character: '.' }),
             ("_relay", NameError::Character { character: '_' }),
             ("caf\u{e9}", NameError::Character { character: '\u{e9}' }),
             // Lower-cases to `k` in Unicode, which is not what DNS does.
@@ -308,6 +343,23 @@ mod tests {
             assert_eq!(Name::parse(typed), Err(error), "{typed:?}");
         }
         assert_eq!(Name::parse(&"a".repeat(64)), Err(NameError::TooLong { length: 64 }));
+    }
+
+    #[test]
+    fn domains_are_names_too() {
+        for (typed, kept) in
+            [("Hooks.Example.com", "hooks.example.com"), ("a.b", "a.b"), ("www.xn--p1ai", "www.xn--p1ai")]
+        {
+            let name = Name::parse(typed).unwrap();
+            assert_eq!((name.as_str(), name.is_domain()), (kept, true));
+        }
+        assert!(!Name::parse("hooks").unwrap().is_domain());
+        let long = format!("{}a", "a.".repeat(127));
+        for bad in
+            [".", "a.", ".a", "a..b", "a_b.example", "-a.example", "*.example.com", "203.0.113.7", "a.b:443", &long]
+        {
+            assert!(matches!(Name::parse(bad), Err(NameError::Domain { .. })), "{bad}");
+        }
     }
 
     #[test]
@@ -348,12 +400,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_accepted_is_a_dns_label(text in ".{0,70}") {
-            if let Ok(name) = Name::parse(&text) {
-                let label = name.as_str();
+        fn whatever_is_accepted_is_made_of_dns_labels(text in ".{0,70}") {
+            let Ok(name) = Name::parse(&text) else { return Ok(()) };
+            prop_assert_eq!(Name::parse(name.as_str()), Ok(name.clone()));
+            for label in name.as_str().split('.') {
                 prop_assert!((1..=MAX_NAME_BYTES).contains(&label.len()));
                 prop_assert!(label.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-')));
-                prop_assert_eq!(Name::parse(label), Ok(name.clone()));
             }
         }
 

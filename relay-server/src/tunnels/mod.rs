@@ -33,7 +33,7 @@ pub(crate) const SEEN: Duration = Duration::from_millis(200);
 /// A public name that is bound to a session.
 #[derive(Debug)]
 pub(crate) struct Tunnel {
-    /// The label below the base domain.
+    /// The label below the base domain, or a custom domain.
     pub name: String,
     /// The client's number for it.
     pub number: u32,
@@ -93,7 +93,7 @@ impl Resumed {
     }
 }
 
-/// All names, by their label in lower case.
+/// All names, by their label or custom domain in lower case.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
     slots: DashMap<Box<str>, Arc<Slot>>,
@@ -170,6 +170,11 @@ impl Registry {
         drop(current);
         slot.changed.notify_waiters();
         is_current
+    }
+
+    /// Whether somebody has the name, or has had it.
+    pub(crate) fn knows(&self, name: &str) -> bool {
+        self.slots.contains_key(name)
     }
 
     /// Whether some session, alive or not, has the name.

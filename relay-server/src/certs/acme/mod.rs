@@ -6,14 +6,17 @@
 
 mod authority;
 mod challenge;
+mod domains;
 mod hook;
 mod kept;
 mod order;
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join;
 use instant_acme::CertificateIdentifier;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, Der, PrivateKeyDer};
@@ -25,6 +28,8 @@ use self::authority::{Directory, Way};
 use self::challenge::ChallengeError;
 pub(crate) use self::challenge::{Challenge, Publisher};
 pub use self::challenge::{DnsConfig, OwnDns};
+pub use self::domains::DomainError;
+pub(crate) use self::domains::Domains;
 pub(crate) use self::hook::Hook;
 use self::kept::Kept;
 use self::order::Issued;
@@ -126,6 +131,12 @@ pub enum AcmeError {
     /// The name server that is to take updates, by what is known before it is asked.
     #[error(transparent)]
     Updates(#[from] dns::UpdateError),
+    /// A custom domain.
+    #[error(transparent)]
+    Domain(#[from] DomainError),
+    /// Nothing that we could do.
+    #[error("the authority does not offer a challenge by TLS (TLS-ALPN-01)")]
+    NoChallengeAtOurPort,
     /// Nothing that we could do.
     #[error("the authority does not offer a challenge by DNS")]
     NoChallenge,
@@ -170,6 +181,15 @@ pub enum AcmeError {
     Zone(String),
 }
 
+/// What is known of the world around, for custom domains.
+#[derive(Clone, Debug)]
+pub(crate) struct Around {
+    /// None where nobody is to be asked.
+    pub(crate) lookup: Option<dns::Lookup>,
+    /// Where the world reaches this machine, as far as that is known.
+    pub(crate) public: Vec<IpAddr>,
+}
+
 /// Who keeps the certificate fresh.
 #[derive(Debug)]
 pub(crate) struct Acme {
@@ -179,6 +199,7 @@ pub(crate) struct Acme {
     records: Vec<String>,
     certificates: Arc<Certificates>,
     challenge: Challenge,
+    domains: Arc<Domains>,
     /// Who has to hand the domain over; none where nobody is to be asked.
     parent: Option<Parent>,
     kept: Kept,
@@ -193,6 +214,7 @@ impl Acme {
         records: Vec<String>,
         challenge: Challenge,
         parent: Option<Parent>,
+        around: Around,
     ) -> Result<Self, AcmeError> {
         let way = Way::new(Outgoing::new(config.ca.as_deref())?);
         let kept = Kept::open(&config.dir, &config.directory)?;
@@ -207,7 +229,9 @@ impl Acme {
         };
         let names = [domain.to_owned(), format!("*.{domain}")];
         let certificates = Arc::new(Certificates::of(first));
-        Ok(Self { config: config.clone(), names, records, certificates, challenge, parent, kept, way })
+        let Around { lookup, public } = around;
+        let domains = Arc::new(Domains::open(&config.dir, certificates.clone(), lookup, public)?);
+        Ok(Self { config: config.clone(), names, records, certificates, challenge, domains, parent, kept, way })
     }
 
     /// What it keeps fresh.
@@ -215,9 +239,15 @@ impl Acme {
         &self.certificates
     }
 
-    /// Keeps the certificate fresh for as long as the relay lives, or until another process does.
+    /// The custom domains that it keeps fresh.
+    pub(crate) fn domains(&self) -> &Arc<Domains> {
+        &self.domains
+    }
+
+    /// Keeps the certificates fresh for as long as the relay lives, or until another process does.
     pub(crate) async fn run(self, shared: Arc<Shared>) {
-        shared.while_in_charge(self.keep_fresh(&shared)).await;
+        let both = Box::pin(join(self.keep_fresh(&shared), self.domains.keep_fresh(&self, &shared)));
+        shared.while_in_charge(both).await;
     }
 
     async fn keep_fresh(&self, shared: &Shared) {
@@ -357,6 +387,7 @@ impl Acme {
         self.kept.set_certificate(&self.config.directory, &key, &chain)?;
         self.kept.set_order(None)?;
         self.certificates.set_trouble(None);
+        self.domains.wake();
         let until = self.certificates.validity().map(|validity| validity.not_after.to_string()).unwrap_or_default();
         tracing::info!(domain = self.names[0], until, "a new certificate is in use");
         Ok(())

@@ -12,10 +12,14 @@ use instant_acme::{
     Account, AuthorizationStatus, CertificateIdentifier, ChallengeStatus, ChallengeType, ExternalAccountKey,
     Identifier, NewAccount, NewOrder, Order, OrderStatus, Problem, RetryPolicy,
 };
-use rcgen::{CertificateParams, DistinguishedName, KeyPair};
+use rcgen::{CertificateParams, CustomExtension, DistinguishedName, KeyPair};
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::sign::CertifiedKey;
 
 use super::kept::{KeptAccount, KeptOrder};
 use super::{Acme, AcmeError, ExternalAccount};
+use crate::certs::Certificates;
 
 /// How long an authority may take to look at a challenge, or to issue.
 const PATIENCE: RetryPolicy =
@@ -48,6 +52,57 @@ pub(super) async fn obtain(acme: &Acme, replaces: Option<CertificateIdentifier<'
         acme.kept.set_order(None)?;
     }
     Ok(Issued { key: key.serialize_pem(), chain: chain? })
+}
+
+/// Gets a certificate for one name that leads here, which is proved at the port where it will be shown (TLS-ALPN-01).
+pub(super) async fn obtain_at_our_port(
+    acme: &Acme,
+    domain: &str,
+    certificates: &Certificates,
+) -> Result<Issued, AcmeError> {
+    let account = account(acme).await?;
+    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+    let names = [Identifier::Dns(domain.to_owned())];
+    let order = account.new_order(&NewOrder::new(&names)).await;
+    if matches!(&order, Err(error) if is(error, "accountDoesNotExist")) {
+        acme.kept.set_account(None)?;
+    }
+    let mut order = order?;
+    if order.state().status == OrderStatus::Pending {
+        let mut authorizations = order.authorizations();
+        while let Some(authorization) = authorizations.next().await {
+            let mut authorization = authorization?;
+            if authorization.status != AuthorizationStatus::Valid {
+                let mut challenge =
+                    authorization.challenge(ChallengeType::TlsAlpn01).ok_or(AcmeError::NoChallengeAtOurPort)?;
+                let digest = challenge.key_authorization().digest();
+                certificates.prove(domain, Some(proof(domain, digest.as_ref())?));
+                challenge.set_ready().await?;
+            }
+        }
+        match order.poll_ready(&PATIENCE).await {
+            Ok(OrderStatus::Ready) => {}
+            Ok(_) | Err(instant_acme::Error::Api(_)) => return Err(why_refused(&mut order).await),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let mut params = CertificateParams::new([domain.to_owned()])?;
+    params.distinguished_name = DistinguishedName::new();
+    order.finalize_csr(params.serialize_request(&key)?.der()).await?;
+    Ok(Issued { key: key.serialize_pem(), chain: order.poll_certificate(&PATIENCE).await? })
+}
+
+/// What the authority finds at the port (RFC 8737, section 3).
+fn proof(domain: &str, digest: &[u8]) -> Result<CertifiedKey, AcmeError> {
+    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+    let mut params = CertificateParams::new([domain.to_owned()])?;
+    params.custom_extensions = vec![CustomExtension::new_acme_identifier(digest)];
+    let certificate = params.self_signed(&key)?;
+    let unusable = |error: rustls::Error| AcmeError::Unusable { reason: error.to_string() };
+    let secret = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
+    let secret = aws_lc_rs::default_provider().key_provider.load_private_key(secret).map_err(unusable)?;
+    // Not checked against each other: rustls does not read certificates with that extension.
+    Ok(CertifiedKey::new(vec![certificate.der().clone()], secret))
 }
 
 async fn start(acme: &Acme, replaces: Option<CertificateIdentifier<'_>>) -> Result<(Order, KeyPair), AcmeError> {
