@@ -649,10 +649,13 @@ impl Relay {
                 () = &mut shutdown => break None,
                 Some(candidate) = candidates.recv() => candidate,
             };
-            // To its end, also where this one is told to stop meanwhile: whoever has heard that it may begin does.
-            let installed = candidate.install(&shared.inboxes).await;
-            if installed.is_some() {
-                break installed;
+            let mut installed = pin!(candidate.install(&shared.inboxes));
+            tokio::select! {
+                installed = &mut installed => if installed.is_some() {
+                    break installed;
+                },
+                // Whoever has heard that it may begin does, and says so in no time; nobody waits for one that hangs.
+                () = &mut shutdown => break tokio::time::timeout(LAST_WAIT, installed).await.ok().flatten(),
             }
         };
         // Whoever is ready only now hears that it came too late.

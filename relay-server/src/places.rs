@@ -32,8 +32,8 @@ impl Places {
     }
 
     /// Makes a proxy's place that of the sender whom it speaks for, where he has not too many. Whether it is.
-    pub(crate) fn pass_on(&self, place: &mut Place, sender: IpAddr) -> bool {
-        let Some(address) = self.count(sender, false) else { return false };
+    pub(crate) fn pass_on(&self, place: &mut Place, sender: IpAddr, trusted: bool) -> bool {
+        let Some(address) = self.count(sender, trusted) else { return false };
         leave(&self.addresses, &std::mem::replace(&mut place.address, address));
         true
     }

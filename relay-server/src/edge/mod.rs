@@ -218,12 +218,12 @@ async fn begin(
     let mut sender = Sender { peer, trusted: shared.trusts(peer), encrypted };
     let tcp = if sender.trusted && shared.config.proxy_protocol {
         let (header, tcp) = read_header(tcp).await?;
-        // The proxy passes on what it gets: also what its sender says of others before him, who may be anybody, and in
-        // the proxy's own network, too.
+        // The proxy passes on what it gets: also what its sender says of others before him, who may be anybody.
         sender.trusted = false;
         if let Header::Sender { address, encrypted: before } = header {
-            sender = Sender { peer: address, trusted: false, encrypted: encrypted || before };
-            if is_kept_out(shared, address, false) || !shared.places.pass_on(place, address) {
+            sender = Sender { peer: address, trusted: shared.trusts(address), encrypted: encrypted || before };
+            let is_kept_out = is_kept_out(shared, address, sender.trusted);
+            if is_kept_out || !shared.places.pass_on(place, address, sender.trusted) {
                 return Err(Unbegun::Full);
             }
         }
