@@ -129,6 +129,9 @@ async fn a_domain_that_the_operator_gives_a_token_is_served_with_a_certificate_o
     assert_eq!(shown(&relay, CUSTOM, &scene.roots).await, custom);
     let ended = relay.token_command(&["release", CUSTOM]).await;
     assert_eq!(ended.code(), 0, "{ended:?}");
+    // Nobody is shown it any more, and nobody finds its key.
+    relay.process.error_line("a custom domain is nobody's any more").await;
+    assert!(try_connect_tls(relay.https, CUSTOM, &scene.roots, &[b"http/1.1"]).await.is_err());
     relay.process.terminate().await;
 }
 

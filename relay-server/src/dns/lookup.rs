@@ -206,17 +206,15 @@ impl Lookup {
 }
 
 impl Authority {
-    /// Which of its servers do not show all of these TXT records, of those who answer.
-    pub(crate) async fn lacking(&self, name: &Name, values: &[String]) -> Vec<String> {
+    /// Which of its servers do not show all of these TXT records, of those who answer. None where nobody does.
+    pub(crate) async fn lacking(&self, name: &Name, values: &[String]) -> Option<Vec<String>> {
         let asked = self.servers.iter().map(|(_, ip)| ask((*ip, PORT).into(), name, RecordType::TXT, false));
         let answers = join_all(asked).await;
-        let silent = answers.iter().all(Result::is_err);
-        let lacks = |answer: &Result<Message, _>| match answer {
-            Ok(answer) => !values.iter().all(|value| texts_in(answer).any(|text| text == *value)),
-            Err(_) => silent,
-        };
-        let servers = self.servers.iter().zip(&answers).filter(|(_, answer)| lacks(answer));
-        servers.map(|((server, ip), _)| format!("{server} ({ip})")).collect()
+        let answers: Vec<_> =
+            self.servers.iter().zip(&answers).filter_map(|(at, said)| Some((at, said.as_ref().ok()?))).collect();
+        let shows = |answer: &Message| values.iter().all(|value| texts_in(answer).any(|text| text == *value));
+        let lacking = answers.iter().filter(|(_, answer)| !shows(answer));
+        (!answers.is_empty()).then(|| lacking.map(|((server, ip), _)| format!("{server} ({ip})")).collect())
     }
 }
 

@@ -201,10 +201,8 @@ fn show(made: &Made, why: Option<&str>, output: Output, out: &mut impl Write) ->
     }
     writeln!(out, "{} is written.\n\nSet these records where the domain's others are:\n", made.config.display())?;
     made.records.iter().try_for_each(|record| writeln!(out, "    {}", harmless(record)))?;
-    writeln!(
-        out,
-        "\nOpen ports 53 (UDP and TCP), 443 and 80, then run the relay, and see whether the world reaches it:\n"
-    )?;
+    let ports = if made.records.iter().any(|record| record.contains(" NS ")) { "53 (UDP and TCP), 443" } else { "443" };
+    writeln!(out, "\nOpen ports {ports} and 80, then run the relay, and see whether the world reaches it:\n")?;
     writeln!(out, "    {}\n    {}", made.serve, made.serve.replace(" serve ", " doctor "))?;
     match (&made.token, why) {
         (Some(token), _) => writeln!(out, "\nThe first token, which is shown only this once:\n\n    {token}"),

@@ -519,9 +519,7 @@ impl Session {
         };
         let name = Name::parse(asked).map_err(|error| refusal("name-invalid", &sentence(&error), ""))?;
         let own = &self.shared.config.domain;
-        let is_own =
-            name.as_str().strip_suffix(own.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
-        if !name.is_domain() || is_own {
+        if !name.is_domain() || name.is_of(own) {
             let message = format!("{name} is no domain outside of {own}.");
             return Err(refusal("name-invalid", &message, "For a name below it, use --subdomain NAME."));
         }

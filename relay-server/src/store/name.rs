@@ -96,6 +96,11 @@ impl Name {
         Ok(Self(name))
     }
 
+    /// Whether it is that domain, or below it.
+    pub(crate) fn is_of(&self, domain: &str) -> bool {
+        self.as_str().strip_suffix(domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+    }
+
     /// Whether it is a custom domain, and no label below the relay's own.
     #[must_use]
     pub fn is_domain(&self) -> bool {

@@ -32,7 +32,14 @@ use crate::store::{AuthError, Name, Owner, TokenId};
 
 /// Orders in an hour. Let's Encrypt allows an account 300 in three hours, and some are for the relay itself.
 const ORDERS: usize = 50;
+/// Those of one token, so that nobody's domains keep those of others waiting.
+const ORDERS_EACH: usize = 10;
 const HOUR_S: i64 = 3600;
+/// The longest wait for what fails again and again. Most of it is the domain's owner's to mend, as a CAA record.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+
+/// For one look whether a domain is a client's, who waits for that.
+const PROOF: Duration = Duration::from_secs(5);
 
 /// Domains that are looked up at once because clients name them; others wait.
 const LOOKS: usize = 8;
@@ -47,8 +54,8 @@ pub(crate) struct Domains {
     /// Where the world reaches this machine; empty where that is not known.
     public: Vec<IpAddr>,
     states: Mutex<BTreeMap<Name, State>>,
-    /// When the orders of the last hour were made.
-    orders: Mutex<VecDeque<i64>>,
+    /// When the orders of the last hour were made, and for whom.
+    orders: Mutex<VecDeque<(i64, TokenId)>>,
     /// For those who look up what clients name.
     turns: Semaphore,
     changed: Notify,
@@ -96,7 +103,7 @@ pub enum DomainError {
         here: String,
     },
     /// As much as may be has been asked for.
-    #[error("{ORDERS} certificates were asked for within an hour, as many as may be")]
+    #[error("as many certificates as may be were asked for within an hour: {ORDERS}, or {ORDERS_EACH} for one token")]
     Often,
     /// It is nobody's any more.
     #[error("{domain} belongs to no token any more")]
@@ -160,6 +167,14 @@ impl Domains {
         true
     }
 
+    /// Somebody has given the domain up: it is seen whose it is now.
+    pub(crate) fn look_again(&self, domain: &Name) {
+        if let Some(state) = self.states().get_mut(domain) {
+            state.due = 0;
+        }
+        self.changed.notify_one();
+    }
+
     /// Something has changed: whoever waits looks again.
     pub(super) fn wake(&self) {
         self.changed.notify_one();
@@ -174,9 +189,13 @@ impl Domains {
         let unseen = |reason: String| DomainError::Unseen { domain: domain.clone(), reason };
         let lookup = self.lookup.as_ref().ok_or_else(|| unseen("the relay asks nobody for names".to_owned()))?;
         let name = dns::absolute(&record).map_err(|error| unseen(error.to_string()))?;
-        // It is never closed.
-        let _turn = self.turns.acquire().await.map_err(|error| unseen(error.to_string()))?;
-        let texts = lookup.texts(&name).await.map_err(|error| unseen(error.to_string()))?;
+        let look = async {
+            // It is never closed.
+            let _turn = self.turns.acquire().await.map_err(|error| unseen(error.to_string()))?;
+            lookup.texts(&name).await.map_err(|error| unseen(error.to_string()))
+        };
+        let slow = |_| Err(unseen(format!("the name servers did not answer within {} s", PROOF.as_secs())));
+        let texts = timeout(PROOF, look).await.unwrap_or_else(slow)?;
         let unproven = || DomainError::Unproven { domain: domain.clone(), record, value: value.to_owned() };
         if texts.iter().any(|text| text == value) { Ok(()) } else { Err(unproven()) }
     }
@@ -220,9 +239,9 @@ impl Domains {
             self.certificates.prove(domain.as_str(), None);
             match attempt {
                 Ok(due) if due > unix_now() => self.set(&domain, State { due, ..State::default() }),
-                Ok(_) => self.fail(shared, &domain, &AcmeError::Clock),
+                Ok(_) => self.fail(shared, acme, &domain, &AcmeError::Clock),
                 Err(AcmeError::Domain(DomainError::Nobodys { .. })) => self.forget(&domain),
-                Err(error) => self.fail(shared, &domain, &error),
+                Err(error) => self.fail(shared, acme, &domain, &error),
             }
         }
     }
@@ -247,7 +266,7 @@ impl Domains {
         }
     }
 
-    fn fail(&self, shared: &Shared, domain: &Name, error: &AcmeError) {
+    fn fail(&self, shared: &Shared, acme: &Acme, domain: &Name, error: &AcmeError) {
         shared.metrics.certificate_failures.inc();
         let mut state = self.states().get(domain).copied().unwrap_or_default();
         let wait = if let AcmeError::Domain(_) = error {
@@ -258,8 +277,12 @@ impl Domains {
         } else {
             state.looks = 0;
             state.failures += 1;
-            RETRIES_S.get(state.failures - 1).or(RETRIES_S.last()).copied().map_or(LOOK_AGAIN, Duration::from_secs)
+            let wait =
+                RETRIES_S.get(state.failures - 1).or(RETRIES_S.last()).copied().map_or(LOOK_AGAIN, Duration::from_secs);
+            let beyond = u32::try_from(state.failures.saturating_sub(RETRIES_S.len())).unwrap_or(u32::MAX);
+            wait.saturating_mul(2_u32.saturating_pow(beyond)).min(LONGEST)
         };
+        let wait = wait.max(acme.way.take_pause().unwrap_or_default());
         let retry_s = i64::try_from(wait.mul_f64(1.0 + fastrand::f64() / 10.0).as_secs()).unwrap_or(HOUR_S);
         state.due = unix_now().saturating_add(retry_s);
         self.set(domain, state);
@@ -268,30 +291,36 @@ impl Domains {
 
     /// When the certificate that it gets is to be renewed.
     async fn obtain(&self, acme: &Acme, shared: &Shared, domain: &Name) -> Result<i64, AcmeError> {
-        self.check_owner(shared, domain).await?;
+        let token = self.check_owner(shared, domain).await?;
         self.check_address(domain).await?;
-        self.count_order()?;
+        self.count_order(token)?;
         let names = [domain.as_str().to_owned()];
         let Issued { key, chain } = order::obtain_at_our_port(acme, domain.as_str(), &self.certificates).await?;
         let usable = read(&key, &chain, &names)?;
         let due = usable.cert.first().and_then(|leaf| due_between(leaf, None)).unwrap_or_default();
         self.certificates.put_for(domain.as_str(), usable);
         let path = self.path(domain);
-        replace(&path, &format!("{key}{chain}"), 0o600).map_err(|error| AcmeError::Io { path, error })?;
+        if let Err(error) = replace(&path, &format!("{key}{chain}"), 0o600) {
+            // It is in use all the same. Another one would not be kept either, and the authority counts them.
+            tracing::error!(%error, %domain, "the certificate of a custom domain was not kept: the next start asks for another one");
+        }
         shared.metrics.certificates_obtained.inc();
         tracing::info!(%domain, "a certificate for a custom domain is in use");
         Ok(due)
     }
 
-    /// Whether the domain is somebody's still, by the operator's word or by the record.
-    async fn check_owner(&self, shared: &Shared, domain: &Name) -> Result<(), AcmeError> {
+    /// Whose the domain is still, by the operator's word or by the record.
+    async fn check_owner(&self, shared: &Shared, domain: &Name) -> Result<TokenId, AcmeError> {
         let unseen = |reason: String| DomainError::Unseen { domain: domain.clone(), reason };
         let owner = shared.store.owner(domain, unix_now()).await.map_err(|error| unseen(error.to_string()))?;
         match owner {
             None => Err(DomainError::Nobodys { domain: domain.clone() }.into()),
-            Some(Owner { reserved: true, .. }) => Ok(()),
+            Some(Owner { reserved: true, token }) => Ok(token),
             Some(Owner { token, .. }) => match shared.store.check_token(token, unix_now()).await {
-                Ok(()) => Ok(self.check_proof_of(shared, domain, token).await?),
+                Ok(()) => {
+                    self.check_proof_of(shared, domain, token).await?;
+                    Ok(token)
+                }
                 Err(AuthError::Store(error)) => Err(unseen(error.to_string()).into()),
                 Err(_) => Err(DomainError::Nobodys { domain: domain.clone() }.into()),
             },
@@ -313,14 +342,15 @@ impl Domains {
         self.check_proof(domain, &value).await
     }
 
-    fn count_order(&self) -> Result<(), DomainError> {
+    fn count_order(&self, token: TokenId) -> Result<(), DomainError> {
         let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
         let now = unix_now();
-        orders.retain(|at| now.saturating_sub(*at) < HOUR_S);
-        if orders.len() >= ORDERS {
+        orders.retain(|(at, _)| now.saturating_sub(*at) < HOUR_S);
+        let own = orders.iter().filter(|(_, of)| *of == token).count();
+        if orders.len() >= ORDERS || own >= ORDERS_EACH {
             return Err(DomainError::Often);
         }
-        orders.push_back(now);
+        orders.push_back((now, token));
         Ok(())
     }
 

@@ -63,12 +63,14 @@ pub enum HookError {
         said: String,
     },
     /// It did not end.
-    #[error("the hook {} was ended, because it was not done within {} s ({call})", program.display(), WITHIN.as_secs())]
+    #[error("the hook {} was ended, because it was not done within {} s ({call}): {said}", program.display(), WITHIN.as_secs())]
     Slow {
         /// The program.
         program: PathBuf,
         /// What it was to do.
         call: String,
+        /// The end of what it said.
+        said: String,
     },
 }
 
@@ -115,15 +117,20 @@ impl Hook {
                 () = &mut reading => child.wait().await,
             }
         });
-        let status = done.await.map_err(|_| HookError::Slow { program: program(), call: call() })?.map_err(failed)?;
+        let status = done.await;
         drop(group);
         // What is left of it in the pipe.
         let _ = timeout(Duration::from_secs(1), tail(stderr.as_mut(), &mut said)).await;
         let said = String::from_utf8_lossy(&said);
         let said: Vec<_> = said.lines().map(|line| harmless(line.trim())).filter(|line| !line.is_empty()).collect();
         let said = said.join(" | ");
+        let why = || if said.is_empty() { "it does not say why".to_owned() } else { said.clone() };
+        let Ok(status) = status else {
+            return Err(HookError::Slow { program: program(), call: call(), said: why() });
+        };
+        let status = status.map_err(failed)?;
         if !status.success() {
-            let said = if said.is_empty() { "it does not say why".to_owned() } else { said };
+            let said = why();
             return Err(HookError::Failed { program: program(), call: call(), status, said });
         }
         if !said.is_empty() {

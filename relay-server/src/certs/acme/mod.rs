@@ -253,6 +253,8 @@ impl Acme {
     async fn keep_fresh(&self, shared: &Shared) {
         // How often the authority was asked in vain, and how often the zone above was looked at.
         let (mut failures, mut looks) = (0, 0_u32);
+        // What the process before this one has left behind.
+        Box::pin(self.challenge.withdraw(&self.kept)).await;
         loop {
             if failures == 0 && looks == 0 {
                 self.wait_until_due().await;
