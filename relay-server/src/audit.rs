@@ -3,11 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use relay_protocol::inbox::api::Which;
 use serde::{Deserialize, Serialize};
-
-use crate::control::{InboxRequest, Request};
-use crate::store::{LimitChange, Name};
 
 /// Entries that are kept; of more, the oldest go.
 pub(crate) const KEPT: i64 = 100_000;
@@ -75,97 +71,11 @@ pub struct Entry {
     pub detail: String,
 }
 
-impl Deed {
-    /// What a request would do; none where it only looks.
-    pub(crate) fn of(request: &Request) -> Option<Self> {
-        let deed =
-            |operation, subject: &str, detail: String| Some(Self { operation, subject: subject.to_owned(), detail });
-        let none = String::new;
-        match request {
-            Request::CreateToken(new) => {
-                let reserve = if new.reserve.is_empty() { none() } else { format!("reserve {}", listed(&new.reserve)) };
-                deed("token.create", &new.name, reserve)
-            }
-            // It says what they are.
-            Request::LimitToken { change, .. } if *change == LimitChange::default() => None,
-            Request::LimitToken { token, change } => {
-                deed("token.limit", token, serde_json::to_string(change).unwrap_or_default())
-            }
-            Request::RevokeToken { token } => deed("token.revoke", token, none()),
-            Request::ForgetToken { token } => deed("token.forget", token, none()),
-            Request::Reserve { token, names, provider, inbox } => {
-                let provider = provider.as_ref().map(|provider| format!(", provider {provider}")).unwrap_or_default();
-                let inbox = inbox.as_ref().map(|inbox| format!(", inbox {inbox}")).unwrap_or_default();
-                deed("name.reserve", &listed(names), format!("for {token}{provider}{inbox}"))
-            }
-            Request::Release { names, forget } => {
-                deed("name.release", &listed(names), if *forget { "forget webhooks".to_owned() } else { none() })
-            }
-            Request::Inbox(request) => Self::of_inbox(request),
-            Request::EndSession { session } => deed("session.end", session, none()),
-            Request::Block { target, reason } => deed("block.add", &target.to_string(), reason.clone()),
-            Request::Unblock { id } => deed("block.remove", &id.to_string(), none()),
-            Request::AdminToken { renew: true } => deed("admin-token.renew", "", none()),
-            Request::AdminToken { renew: false } => deed("admin-token.show", "", none()),
-            Request::Reload => deed("relay.reload", "", none()),
-            Request::Upgrade => deed("relay.upgrade", "", none()),
-            Request::Ping
-            | Request::ListTokens
-            | Request::Status
-            | Request::ListSessions
-            | Request::ListTunnels
-            | Request::ListCertificates
-            | Request::ListBlocks
-            | Request::Audit { .. }
-            | Request::TakeOver { .. } => None,
-        }
-    }
-
-    /// To look at a webhook is a deed: it is somebody's.
-    fn of_inbox(request: &InboxRequest) -> Option<Self> {
-        let (operation, subject, detail) = match request {
-            InboxRequest::List | InboxRequest::Page { .. } => return None,
-            InboxRequest::Show { inbox, id } => ("inbox.show", inbox, id.clone()),
-            InboxRequest::Retry { inbox, which } => ("inbox.retry", inbox, told(which)),
-            InboxRequest::Drop { inbox, which } => ("inbox.drop", inbox, told(which)),
-            InboxRequest::Pause { inbox, paused: true } => ("inbox.pause", inbox, String::new()),
-            InboxRequest::Pause { inbox, paused: false } => ("inbox.resume", inbox, String::new()),
-            InboxRequest::Close { inbox } => ("inbox.close", inbox, String::new()),
-        };
-        Some(Self { operation, subject: subject.clone(), detail })
-    }
-}
-
-fn told(which: &Which) -> String {
-    match which {
-        Which::Ids(ids) => ids.join(" "),
-        Which::All(state) => format!("all {state}"),
-    }
-}
-
-fn listed(names: &[Name]) -> String {
-    names.iter().map(Name::as_str).collect::<Vec<_>>().join(" ")
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
     use super::*;
-
-    #[test]
-    fn the_documentation_lists_every_operation() {
-        let source = include_str!("audit.rs").split("#[cfg(test)]").next().unwrap();
-        let page = include_str!("../../docs/admin-api.md");
-        let words = source.split('"').filter(|word| {
-            word.contains('.') && word.bytes().all(|b| b.is_ascii_lowercase() || b == b'.' || b == b'-')
-        });
-        let words: std::collections::BTreeSet<_> = words.collect();
-        assert!(words.len() >= 15, "{words:?}");
-        for word in words {
-            assert!(page.contains(&format!("`{word}`")), "docs/admin-api.md lacks {word}");
-        }
-    }
 
     #[test]
     fn who_it_was_is_told_in_words_and_in_json() {

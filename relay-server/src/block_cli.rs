@@ -6,8 +6,8 @@ use std::path::Path;
 use clap::{Args, Subcommand};
 
 use crate::blocks::Target;
-use crate::config::Network;
 use crate::control::{Reply, Request};
+use crate::network::Network;
 use crate::store::Name;
 use crate::table;
 use crate::token_cli::{CliError, Output, ask};
@@ -17,7 +17,8 @@ use crate::token_cli::{CliError, Output, ask};
 pub enum BlockCommand {
     /// Keep an address, a tunnel name or a token out, at once
     ///
-    /// What is there of it ends: connections and sessions of the address, tunnels of the name, sessions of the token.
+    /// What is there of it ends: sessions of the address, tunnels of the name, sessions of the token. No further request is
+    /// let in; what is under way for a name, or on a connection, goes to its end.
     Add {
         /// What is kept out.
         #[command(flatten)]

@@ -4,11 +4,12 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering::Acquire, Ordering::Release};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::Network;
+use crate::network::Network;
 use crate::store::{Name, Store, StoreError, TokenId};
 
 /// Blocks that there can be: so many do not slow the relay down.
@@ -70,7 +71,13 @@ pub struct Block {
 
 /// What is kept out, as it is looked up.
 #[derive(Debug, Default)]
-pub(crate) struct Blocks(RwLock<Lists>);
+pub(crate) struct Blocks {
+    lists: RwLock<Lists>,
+    /// There is any. Most relays have none, and every request asks.
+    any: AtomicBool,
+    /// Held from the reading to the taking, so that what was read first does not win over what was read last.
+    loading: tokio::sync::Mutex<()>,
+}
 
 #[derive(Debug, Default)]
 struct Lists {
@@ -86,7 +93,9 @@ impl Blocks {
     /// # Errors
     /// [`StoreError`]; all is as it was.
     pub(crate) async fn load(&self, store: &Store) -> Result<(), StoreError> {
+        let _one = self.loading.lock().await;
         let (blocks, ids) = store.blocks().await?;
+        let any = !blocks.is_empty();
         let mut lists = Lists::default();
         for block in blocks {
             match block.target {
@@ -97,17 +106,20 @@ impl Blocks {
                 Target::Token(token) => lists.tokens.extend(ids.get(&token).into_iter().flatten()),
             }
         }
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = lists;
+        *self.lists.write().unwrap_or_else(PoisonError::into_inner) = lists;
+        self.any.store(any, Release);
         Ok(())
     }
 
-    fn lists(&self) -> RwLockReadGuard<'_, Lists> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    /// None where nothing is kept out.
+    fn lists(&self) -> Option<RwLockReadGuard<'_, Lists>> {
+        self.any.load(Acquire).then(|| self.lists.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Whether whoever comes from there is kept out.
     pub(crate) fn has_address(&self, address: IpAddr) -> bool {
-        let (lists, address) = (self.lists(), address.to_canonical());
+        let Some(lists) = self.lists() else { return false };
+        let address = address.to_canonical();
         lists.networks.iter().any(|(length, networks)| {
             Network::of(address, *length).is_some_and(|network| networks.contains(&network.first()))
         })
@@ -115,13 +127,13 @@ impl Blocks {
 
     /// Whether nobody is to have that name.
     pub(crate) fn has_name(&self, name: &str) -> bool {
-        let lists = self.lists();
+        let Some(lists) = self.lists() else { return false };
         !lists.names.is_empty() && Name::parse(name).is_ok_and(|name| lists.names.contains(&name))
     }
 
     /// Whether that token is worth nothing for now.
     pub(crate) fn has_token(&self, token: TokenId) -> bool {
-        self.lists().tokens.contains(&token)
+        self.lists().is_some_and(|lists| lists.tokens.contains(&token))
     }
 }
 

@@ -47,6 +47,7 @@ mod judge;
 mod limits;
 mod line;
 pub mod log;
+mod network;
 #[doc(hidden)]
 pub mod notify;
 #[doc(hidden)]
@@ -247,7 +248,7 @@ impl Shared {
                 self.blocks.load(&self.store).await?;
                 inbox::hand_over(&self).await?;
             }
-            Change::Limited(token, limits) => self.quotas.limit(token, limits).await,
+            Change::Limited(token) => self.quotas.limit(&self.store, token).await?,
             Change::Blocks => {
                 self.blocks.load(&self.store).await?;
                 self.keep_out();
@@ -261,10 +262,13 @@ impl Shared {
                 self.want_certificates(&names);
                 for name in names.iter().map(store::Name::as_str) {
                     self.registry.reserve(name, token, provider.as_deref());
-                    inbox::open_reserved(&self, name, token, inbox.as_ref(), provider.as_deref()).await?;
+                    inbox::open_reserved(&self, name, token, inbox.as_deref(), provider.as_deref()).await?;
                 }
             }
             Change::Released { names } => {
+                if let Some(domains) = &self.domains {
+                    names.iter().filter(|name| name.is_domain()).for_each(|name| domains.look_again(name));
+                }
                 for name in names.iter().map(store::Name::as_str) {
                     self.registry.release(name);
                     inbox::close(&self.inboxes, name, None).await?;
@@ -274,7 +278,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Ends what is there of those who are kept out. Requests that are under way end with it.
+    /// Ends sessions and tunnels of those who are kept out. Of a name alone, requests that are under way go to their ends.
     fn keep_out(&self) {
         self.sessions.keep_out(&self.blocks);
         for tunnel in self.registry.tunnels() {
@@ -331,7 +335,7 @@ pub enum StartError {
     Control(#[from] control::ControlError),
     /// The secret of the admin API cannot be read or made.
     #[error(transparent)]
-    AdminSecret(#[from] admin::secret::AdminSecretError),
+    AdminSecret(#[from] control::secret::AdminSecretError),
     /// The relay that runs is not taken over from.
     #[error(transparent)]
     TakeOver(#[from] succession::TakeOverError),
@@ -471,7 +475,7 @@ impl Relay {
         let (http, admin) = (http.map(Arc::new), admin.map(Arc::new));
         if let Some(directory) = config.data_dir.as_deref().filter(|_| admin.is_some()) {
             // So that it is there before anybody asks for it.
-            admin::secret::of(directory)?;
+            control::secret::of(directory)?;
         }
         sockets.close_rest();
         let alerts = config.alert.as_ref().map(|_| Outgoing::new(None)).transpose()?;

@@ -50,12 +50,17 @@ impl Quotas {
         Ok(meter)
     }
 
-    /// A token has other limits from now on.
-    pub(crate) async fn limit(&self, token: TokenId, limits: TokenLimits) {
+    /// A token has other limits from now on: those that the store has.
+    ///
+    /// # Errors
+    /// [`StoreError`]; they are as they were.
+    pub(crate) async fn limit(&self, store: &Store, token: TokenId) -> Result<(), StoreError> {
+        // Held while they are read, too: what was changed first is not to win over what was changed last.
         let _making = self.making.lock().await;
-        if let Some(meter) = self.meters.get(&token) {
-            meter.lock().limits = limits;
-        }
+        let Some(meter) = self.meters.get(&token).map(|meter| meter.clone()) else { return Ok(()) };
+        let (limits, _) = store.quota(token, Month::of(unix_now())).await?;
+        meter.lock().limits = limits;
+        Ok(())
     }
 
     /// Writes down what was counted since the last time.
@@ -261,6 +266,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
     use super::*;
+    use crate::store::LimitChange;
 
     /// The last second of November 2026.
     const LAST: i64 = 1_796_083_199;
@@ -335,7 +341,9 @@ mod tests {
         let quotas = Quotas::default();
         let meter = quotas.meter(&store, token.id).await.unwrap();
         assert!(matches!(meter.admit(Instant::now(), unix_now()), Err(Over::Bytes(10, _))), "{meter:?}");
-        quotas.limit(token.id, TokenLimits { max_bytes: Some(11), ..TokenLimits::default() }).await;
+        let change = LimitChange { max_bytes: Some(Some(11)), ..LimitChange::default() };
+        store.limit_token("a", change).await.unwrap();
+        quotas.limit(&store, token.id).await.unwrap();
         assert!(meter.admit(Instant::now(), unix_now()).is_ok());
         assert_eq!(store.list_tokens(unix_now()).await.unwrap()[0].month_bytes, 10, "once, however often it is saved");
     }

@@ -9,8 +9,9 @@ use tokio::task::JoinError;
 use crate::Shared;
 use crate::alert::Alert;
 use crate::certs::CertificateError;
-use crate::config::{CertificateSource, Config, ConfigError, Network};
+use crate::config::{CertificateSource, Config, ConfigError};
 use crate::limits::Limits;
+use crate::network::Network;
 use crate::program::Program;
 
 /// What of the configuration changes while the relay runs. Each is read where it is used, or kept for a connection, a session

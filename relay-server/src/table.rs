@@ -1,6 +1,8 @@
-//! Lists as a person reads them.
+//! Lists as a person reads them. What stands in them may be a stranger's.
 
 use std::io::{self, Write};
+
+use crate::log::harmless;
 
 /// Writes rows below titles, each column as wide as it has to be; nothing where there are no rows. What stands in them is
 /// ASCII but for the last column, so that bytes are columns.
@@ -8,8 +10,9 @@ pub(crate) fn write<const N: usize>(out: &mut impl Write, titles: [&str; N], row
     if rows.is_empty() {
         return Ok(());
     }
+    let rows: Vec<_> = rows.iter().map(|row| row.each_ref().map(|cell| harmless(cell))).collect();
     let mut widths = titles.map(str::len);
-    for row in rows {
+    for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = cell.len().max(*width);
         }

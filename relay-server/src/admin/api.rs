@@ -22,14 +22,14 @@ use serde_json::json;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use super::guard;
 use super::problem::Problem;
-use super::{guard, secret};
 use crate::Shared;
 use crate::audit::By;
 use crate::blocks::Target;
 use crate::clock::unix_now;
-use crate::config::NetworkError;
-use crate::control::{Desk, InboxRequest, Reply, Request, Why};
+use crate::control::{Desk, InboxRequest, Reply, Request, Why, secret};
+use crate::network::NetworkError;
 use crate::status::{self, Token};
 use crate::store::{Name, NewToken, TokenLimits, TokenSummary};
 
@@ -196,7 +196,7 @@ impl Api {
     /// Read anew each time, so that one that is renewed holds at once.
     async fn check_secret(&self, head: &Parts) -> Result<(), Problem> {
         let directory = self.directory.clone();
-        let read = tokio::task::spawn_blocking(move || secret::of(&directory)).await;
+        let read = tokio::task::spawn_blocking(move || secret::read(&directory)).await;
         let read = read.map_err(|error| Problem::Internal(error.to_string()))?;
         let secret = read.map_err(|error| {
             tracing::error!(%error, "the admin API lets nobody in");

@@ -17,7 +17,7 @@ use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, ORIGIN, TR
 use http::request::Parts;
 
 use super::problem::Problem;
-use super::secret::is_it;
+use crate::control::secret::is_it;
 use crate::store::Secret;
 
 /// Where browsers say what page a request is made by.

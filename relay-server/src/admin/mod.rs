@@ -4,7 +4,6 @@ pub(crate) mod api;
 mod guard;
 pub(crate) mod metrics;
 mod problem;
-pub mod secret;
 
 use std::convert::Infallible;
 use std::sync::Arc;

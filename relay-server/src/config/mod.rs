@@ -1,12 +1,12 @@
 //! What is true, out of what was typed: nothing after [`Config::resolve`] parses, defaults or reads the environment again.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::ValueEnum;
 use relay_protocol::webhook::TableError;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 mod typed;
 
@@ -18,6 +18,8 @@ use crate::dns::Resolver;
 pub use crate::dns::UpdateConfig;
 pub use crate::limits::{HTTP2_WINDOW, Limits};
 pub use crate::log::LogFormat;
+use crate::network::EXPECTED as EXPECTED_NETWORK;
+pub use crate::network::{Network, NetworkError};
 
 /// Where paths of tunnels begin, in path mode.
 pub(crate) const PATH_START: &str = "/t/";
@@ -197,9 +199,9 @@ impl Config {
         });
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let networks = args.trusted_proxy.iter().chain(&file.trusted_proxies).map(|text| {
-            let invalid = |NetworkError(value)| ConfigError::Invalid {
+            let invalid = |_: NetworkError| ConfigError::Invalid {
                 key: "trusted_proxies",
-                value,
+                value: text.clone(),
                 expected: EXPECTED_NETWORK,
             };
             text.parse().map_err(invalid)
@@ -251,100 +253,6 @@ impl Config {
         match self.public_port.unwrap_or(https_port) {
             443 => format!("https://{host}"),
             port => format!("https://{host}:{port}"),
-        }
-    }
-}
-
-/// An IP network such as `10.0.0.0/8`, or one address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Network {
-    address: IpAddr,
-    prefix: u8,
-}
-
-/// Why a text is no network.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not {EXPECTED_NETWORK}")]
-pub struct NetworkError(String);
-
-const EXPECTED_NETWORK: &str = "an address or a network, such as 10.0.0.0/8";
-
-impl TryFrom<String> for Network {
-    type Error = NetworkError;
-
-    fn try_from(text: String) -> Result<Self, NetworkError> {
-        text.parse()
-    }
-}
-
-impl From<Network> for String {
-    fn from(network: Network) -> Self {
-        network.to_string()
-    }
-}
-
-impl std::fmt::Display for Network {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let whole = if self.address.is_ipv4() { 32 } else { 128 };
-        match self.prefix {
-            prefix if prefix == whole => self.address.fmt(f),
-            prefix => write!(f, "{}/{prefix}", self.first()),
-        }
-    }
-}
-
-impl std::str::FromStr for Network {
-    type Err = NetworkError;
-
-    fn from_str(text: &str) -> Result<Self, NetworkError> {
-        let invalid = || NetworkError(text.to_owned());
-        let (address, prefix) = text.split_once('/').map_or((text, None), |(a, p)| (a, Some(p)));
-        let address: IpAddr = address.parse().map_err(|_| invalid())?;
-        let widest = if address.is_ipv4() { 32 } else { 128 };
-        let prefix = prefix.map_or(Ok(widest), str::parse).map_err(|_| invalid())?;
-        if prefix > widest { Err(invalid()) } else { Ok(Self { address, prefix }) }
-    }
-}
-
-impl Network {
-    /// That of so many bits around an address; none where an address has fewer.
-    pub(crate) fn of(address: IpAddr, prefix: u8) -> Option<Self> {
-        let whole = if address.is_ipv4() { 32 } else { 128 };
-        (prefix <= whole).then_some(Self { address, prefix })
-    }
-
-    /// The bits that all of its addresses have in common.
-    pub(crate) fn length(&self) -> u8 {
-        self.prefix
-    }
-
-    /// Its first address.
-    pub(crate) fn first(&self) -> IpAddr {
-        match self.address {
-            IpAddr::V4(address) => {
-                let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0);
-                Ipv4Addr::from(u32::from(address) & mask).into()
-            }
-            IpAddr::V6(address) => {
-                let mask = u128::MAX.checked_shl(128 - u32::from(self.prefix)).unwrap_or(0);
-                Ipv6Addr::from(u128::from(address) & mask).into()
-            }
-        }
-    }
-
-    /// Whether `address` is in the network. An IPv4 address in IPv6 clothes is the IPv4 address.
-    pub fn contains(&self, address: IpAddr) -> bool {
-        match (self.address, address.to_canonical()) {
-            (IpAddr::V4(net), IpAddr::V4(ip)) => {
-                let shift = 32 - u32::from(self.prefix);
-                (u32::from(net) ^ u32::from(ip)).checked_shr(shift).unwrap_or(0) == 0
-            }
-            (IpAddr::V6(net), IpAddr::V6(ip)) => {
-                let shift = 128 - u32::from(self.prefix);
-                (u128::from(net) ^ u128::from(ip)).checked_shr(shift).unwrap_or(0) == 0
-            }
-            _ => false,
         }
     }
 }
@@ -733,21 +641,5 @@ mod tests {
         let public = ServeArgs { https: Some("0.0.0.0:443".into()), ..args() };
         assert!(matches!(Config::resolve(&public), Err(ConfigError::NoCertificate(_))));
         assert!(matches!(Config::resolve(&args()).unwrap().certificate, CertificateSource::Development { .. }));
-    }
-
-    #[test]
-    fn networks_contain_what_they_say() {
-        let net = |text: &str| text.parse::<Network>().unwrap();
-        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        assert!(net("10.0.0.0/8").contains(ip("10.255.0.1")) && !net("10.0.0.0/8").contains(ip("11.0.0.1")));
-        assert!(net("10.0.0.0/8").contains(ip("::ffff:10.1.2.3")));
-        let shown =
-            ["10.1.2.3/8", "192.0.2.7/32", "2001:db8:1::/32", "::/0", "0.0.0.0/0"].map(|text| net(text).to_string());
-        assert_eq!(shown, ["10.0.0.0/8", "192.0.2.7", "2001:db8::/32", "::/0", "0.0.0.0/0"]);
-        assert!(net("192.0.2.1").contains(ip("192.0.2.1")) && !net("192.0.2.1").contains(ip("192.0.2.2")));
-        assert!(net("0.0.0.0/0").contains(ip("8.8.8.8")) && !net("0.0.0.0/0").contains(ip("::1")));
-        assert!(
-            net("2001:db8::/32").contains(ip("2001:db8:1::1")) && !net("2001:db8::/32").contains(ip("2001:db9::1"))
-        );
     }
 }

@@ -12,14 +12,15 @@ use relay_protocol::inbox::api::{self, Which};
 use ulid::Ulid;
 
 use super::words::{Change, InboxRequest, Reply, Request, Why};
-use crate::admin::secret;
+use super::{deeds, secret};
 use crate::audit::{By, Deed};
 use crate::clock::unix_now;
 use crate::inbox::handle::{self, Action, HandleError};
 use crate::inbox::{self, Inboxes};
 use crate::status::Present;
 use crate::store::{
-    BlockError, CreateTokenError, LimitError, Name, ReleaseError, ReserveError, RevokeError, Store, StoreError,
+    BlockError, CreateTokenError, LimitError, Name, NewToken, ReleaseError, ReserveError, RevokeError, Store,
+    StoreError,
 };
 
 /// Does what a change means beside the store, before the request is answered.
@@ -69,7 +70,7 @@ impl Desk {
 
     /// Does what was asked, and notes who has asked for it.
     pub(crate) async fn ask(&self, by: &By, request: Request) -> Reply {
-        let deed = Deed::of(&request);
+        let deed = deeds::of(&request);
         let reply = self.answer(request).await;
         self.note(by, deed, &reply).await;
         reply
@@ -83,8 +84,21 @@ impl Desk {
         }
     }
 
+    /// That of these names which is the domain of the relay that runs, or below it.
+    fn own<'n>(&self, names: &'n [Name]) -> Option<&'n Name> {
+        let domain = &self.present.as_ref()?.shared.config.domain;
+        names.iter().find(|name| name.is_of(domain))
+    }
+
     async fn answer(&self, request: Request) -> Reply {
         let (store, now) = (&self.store, unix_now());
+        if let Request::CreateToken(NewToken { reserve: names, .. }) | Request::Reserve { names, .. } = &request
+            && let Some(name) = self.own(names)
+        {
+            let message =
+                format!("{name} is the relay's own domain, or below it; of those below it, reserve the label alone");
+            return Reply::Refused { why: Why::Invalid, message };
+        }
         match request {
             Request::Ping => Reply::Pong { version: env!("CARGO_PKG_VERSION").to_owned() },
             Request::CreateToken(new) => match store.create_token(new, now).await {
@@ -101,7 +115,7 @@ impl Desk {
             Request::LimitToken { token, change } => match store.limit_token(&token, change).await {
                 Ok((id, limits)) => {
                     tracing::debug!(%token, ?limits, "what a token may have was said or changed");
-                    let changed = (self.changed)(Change::Limited(id, limits)).await;
+                    let changed = (self.changed)(Change::Limited(id)).await;
                     changed.map_or_else(refused, |()| Reply::Limited { limits })
                 }
                 Err(error) => refused(error),
@@ -127,12 +141,16 @@ impl Desk {
             },
             Request::Reserve { token, names, provider, inbox } => {
                 match store.reserve(&token, names.clone(), provider.as_deref(), now).await {
-                    Ok(token) => match (self.changed)(Change::Reserved { token, names, provider, inbox }).await {
-                        Ok(()) => Reply::Reserved,
-                        Err(error) => Reply::failed(format!(
-                            "the names are reserved, and not all of their inboxes are open: {error}"
-                        )),
-                    },
+                    Ok(token) => {
+                        match (self.changed)(Change::Reserved { token, names, provider, inbox: inbox.map(Box::new) })
+                            .await
+                        {
+                            Ok(()) => Reply::Reserved,
+                            Err(error) => Reply::failed(format!(
+                                "the names are reserved, and not all of their inboxes are open: {error}"
+                            )),
+                        }
+                    }
                     Err(error) => refused(error),
                 }
             }
@@ -291,10 +309,10 @@ pub(crate) fn webhooks(count: u64) -> String {
 /// What a change means where no relay runs: the next one finds it so.
 async fn note(inboxes: Arc<Inboxes>, change: Change) -> Result<(), StoreError> {
     match change {
-        Change::Created(_) | Change::Limited(..) | Change::Blocks | Change::Revoked(_) => {}
+        Change::Created(_) | Change::Limited(_) | Change::Blocks | Change::Revoked(_) => {}
         Change::Reserved { token, names, provider, inbox } => {
             for name in &names {
-                inbox::note_reserved(&inboxes, name.as_str(), token, inbox.as_ref(), provider.as_deref()).await?;
+                inbox::note_reserved(&inboxes, name.as_str(), token, inbox.as_deref(), provider.as_deref()).await?;
             }
         }
         Change::Released { names } => {

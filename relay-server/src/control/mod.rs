@@ -11,7 +11,10 @@
 //!   relay.lock free             ──►  hold it, open relay.db and inbox.db, do it here
 //! ```
 
+mod deeds;
 mod desk;
+#[doc(hidden)]
+pub mod secret;
 mod words;
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
@@ -32,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::desk::{Desk, webhooks};
 pub use self::words::{Change, InboxRequest, Reply, Request, Why};
-use crate::audit::{By, Deed};
+use crate::audit::By;
 use crate::descriptors::{self, Handle, What};
 use crate::inbox::Inboxes;
 use crate::inbox::records::Records;
@@ -280,7 +283,7 @@ async fn converse(
                         Err(error) => Reply::failed(format!("the configuration stays as it was: {error}")),
                     },
                 };
-                desk.note(&by, Deed::of(&request), &reply).await;
+                desk.note(&by, deeds::of(&request), &reply).await;
                 reply
             }
             // What it changed here, those who are connected there would not notice.
@@ -565,7 +568,7 @@ mod tests {
         let (its, whose) = (inbox.clone(), provider.clone());
         let reserve = Request::Reserve { token: alice, names: names.clone(), provider: whose, inbox: its };
         assert!(matches!(request(&directory, reserve).await, Reply::Reserved));
-        let reserved = Change::Reserved { token: token.id, names: names.clone(), provider, inbox };
+        let reserved = Change::Reserved { token: token.id, names: names.clone(), provider, inbox: inbox.map(Box::new) };
         assert_eq!(relay.changes.try_recv(), Ok(Change::Created(token.id)), "before the reply");
         assert_eq!(relay.changes.try_recv(), Ok(reserved), "before the reply");
         let release = Request::Release { names: names.clone(), forget: false };

@@ -182,7 +182,7 @@ pub enum Change {
     /// There is a token, which may have the name of one that has ended.
     Created(TokenId),
     /// The token has other limits.
-    Limited(TokenId, TokenLimits),
+    Limited(TokenId),
     /// Something else is kept out, or no longer.
     Blocks,
     /// The token has ended.
@@ -196,7 +196,7 @@ pub enum Change {
         /// The provider's id.
         provider: Option<String>,
         /// How their inboxes deal with webhooks, where that was said.
-        inbox: Option<Inbox>,
+        inbox: Option<Box<Inbox>>,
     },
     /// Names are not reserved any more, and have no inbox.
     Released {

@@ -37,19 +37,18 @@ impl Store {
             let limit = i64::try_from(limit).unwrap_or(i64::MAX);
             let entries = entries.query_map(params![before.unwrap_or(i64::MAX), limit], |row| {
                 let by: String = row.get("by")?;
-                let by = serde_json::from_str(&by).map_err(|error| {
-                    rusqlite::Error::FromSqlConversionFailure(2, rusqlite::types::Type::Text, error.into())
-                })?;
-                Ok(Entry {
+                // Another version may know more ways.
+                let Ok(by) = serde_json::from_str(&by) else { return Ok(None) };
+                Ok(Some(Entry {
                     id: row.get("id")?,
                     at: moment(row.get("at")?),
                     by,
                     operation: row.get("operation")?,
                     subject: row.get("subject")?,
                     detail: row.get("detail")?,
-                })
+                }))
             })?;
-            Ok(Ok(entries.collect::<rusqlite::Result<_>>()?))
+            Ok(Ok(entries.filter_map(Result::transpose).collect::<rusqlite::Result<_>>()?))
         })
         .await
     }

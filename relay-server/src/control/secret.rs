@@ -38,10 +38,20 @@ pub enum AdminSecretError {
 /// # Errors
 /// [`AdminSecretError`].
 pub(crate) fn of(directory: &Path) -> Result<Secret, AdminSecretError> {
+    match read(directory) {
+        Err(AdminSecretError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => renew(directory),
+        result => result,
+    }
+}
+
+/// The secret of a data directory, for whoever only asks. It blocks.
+///
+/// # Errors
+/// [`AdminSecretError`].
+pub(crate) fn read(directory: &Path) -> Result<Secret, AdminSecretError> {
     let path = directory.join(FILE);
     match std::fs::read_to_string(&path) {
         Ok(text) => Secret::parse(&text).map_err(|reason| AdminSecretError::Other { path, reason }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => renew(directory),
         Err(source) => Err(AdminSecretError::Io { path, source }),
     }
 }
@@ -57,7 +67,7 @@ pub(crate) fn renew(directory: &Path) -> Result<Secret, AdminSecretError> {
 }
 
 /// Whether what was presented is the secret. How long it takes tells nothing of either.
-pub(super) fn is_it(presented: &str, secret: &Secret) -> bool {
+pub(crate) fn is_it(presented: &str, secret: &Secret) -> bool {
     Secret::parse(presented).is_ok_and(|it| verify_slices_are_equal(&it.sha256(), &secret.sha256()).is_ok())
 }
 
