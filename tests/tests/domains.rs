@@ -65,9 +65,9 @@ impl Scene {
         (answer.status.as_u16(), answer.text().to_owned())
     }
 
-    /// How many certificates Pebble has been asked for.
+    /// How many certificates Pebble has been asked for. Requests are more, as it refuses some nonces.
     fn orders(&self) -> usize {
-        self.pebble.process.said().matches("/order-plz").count()
+        self.pebble.process.said().matches("Added order").count()
     }
 }
 

@@ -729,6 +729,8 @@ async fn a_reload_changes_what_can_change_and_names_what_cannot() {
                     in force after `relay-server upgrade`: proxy_protocol, trusted_proxies\n";
     assert_eq!(ended.stdout, expected);
     assert_eq!(post(&service.relay, 1100).await, 200, "no header is expected");
+    // What is waited for below is said of each.
+    service.relay.process.error_line("stay as they were").await;
 
     std::fs::write(&service.config, "[limits]\nbody_bytes = 3000\n").unwrap();
     service.relay.process.signal(Signal::HUP);
