@@ -491,6 +491,7 @@ impl Relay {
         };
         let inboxes = Arc::new(Inboxes::new(records, &config.limits));
         let https_port = https.as_ref().and_then(|(listener, _)| listener.local_addr().ok()).map_or(443, |a| a.port());
+        let metrics = Metrics::new(store.commits(), inboxes.records().commits());
         let limits = &config.limits;
         let shared = Arc::new(Shared {
             places: Places::new(limits.connections, limits.connections_per_address),
@@ -509,7 +510,7 @@ impl Relay {
             janitor: Janitor::default(),
             refusals: Refusals::default(),
             turns: edge::api::Turns::default(),
-            metrics: Metrics::new(),
+            metrics,
             access,
             tasks: TaskTracker::new(),
             handed_over: CancellationToken::new(),

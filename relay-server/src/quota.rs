@@ -63,6 +63,11 @@ impl Quotas {
         Ok(())
     }
 
+    /// How many tokens have used up their bytes of this month.
+    pub(crate) fn exhausted(&self, unix: i64) -> usize {
+        self.meters.iter().filter(|meter| meter.lock().bytes_left(unix) == Some(0)).count()
+    }
+
     /// Writes down what was counted since the last time.
     ///
     /// # Errors
@@ -184,12 +189,8 @@ impl Meter {
     pub(crate) fn admit(self: &Arc<Self>, now: Instant, unix: i64) -> Result<Pass, Over> {
         let mut state = self.lock();
         let limits = state.limits;
-        if let Some(most) = limits.max_bytes {
-            state.turn(unix);
-            let used = state.months.last().map_or(0, |bytes| bytes.saved.saturating_add(bytes.unsaved));
-            if used >= most {
-                return Err(Over::Bytes(most, state.until));
-            }
+        if let Some(most) = limits.max_bytes.filter(|_| state.bytes_left(unix) == Some(0)) {
+            return Err(Over::Bytes(most, state.until));
         }
         if let Some(most) = limits.max_streams.filter(|most| state.streams >= *most) {
             return Err(Over::Streams(most));
@@ -234,6 +235,14 @@ impl Meter {
 }
 
 impl State {
+    /// How many bytes the token may still have in this month, where they are limited.
+    fn bytes_left(&mut self, unix: i64) -> Option<u64> {
+        let most = self.limits.max_bytes?;
+        self.turn(unix);
+        let used = self.months.last().map_or(0, |bytes| bytes.saved.saturating_add(bytes.unsaved));
+        Some(most.saturating_sub(used))
+    }
+
     /// Begins another month where this one is over.
     fn turn(&mut self, unix: i64) {
         if unix >= self.until {
@@ -341,10 +350,12 @@ mod tests {
         let quotas = Quotas::default();
         let meter = quotas.meter(&store, token.id).await.unwrap();
         assert!(matches!(meter.admit(Instant::now(), unix_now()), Err(Over::Bytes(10, _))), "{meter:?}");
+        assert_eq!(quotas.exhausted(unix_now()), 1);
         let change = LimitChange { max_bytes: Some(Some(11)), ..LimitChange::default() };
         store.limit_token("a", change).await.unwrap();
         quotas.limit(&store, token.id).await.unwrap();
         assert!(meter.admit(Instant::now(), unix_now()).is_ok());
+        assert_eq!(quotas.exhausted(unix_now()), 0);
         assert_eq!(store.list_tokens(unix_now()).await.unwrap()[0].month_bytes, 10, "once, however often it is saved");
     }
 }

@@ -84,7 +84,7 @@ async fn a_relay_gets_its_certificate_and_keeps_it_over_a_restart() {
     assert_eq!(relay.get_admin("/readyz").await.text(), "ready\n");
     let metrics = relay.get_admin("/metrics").await.text().to_owned();
     assert!(metrics.contains("relay_certificates_obtained_total 1\n"), "{metrics}");
-    assert!(!metrics.contains("relay_certificate_expires_seconds 0\n"), "{metrics}");
+    assert!(!metrics.contains("relay_certificate_expiry_timestamp_seconds{kind=\"own\"} 0\n"), "{metrics}");
 
     // A tunnel below the domain, which only the wildcard is for.
     let app = App::echo().await;
@@ -144,6 +144,7 @@ async fn a_certificate_is_renewed_in_time_and_stays_where_that_fails() {
     let ready = relay.get_admin("/readyz").await;
     assert!(ready.status == 200 && ready.text().contains("there is no next certificate yet"), "{}", ready.text());
     assert!(relay.get_admin("/metrics").await.text().contains("relay_certificate_failures_total 1\n"));
+    assert!(relay.get_admin("/metrics").await.text().contains("relay_certificate_trouble 1\n"));
 }
 
 #[tokio::test]
@@ -563,6 +564,8 @@ async fn the_name_server_answers_for_its_zone_alone() {
         assert!(said.contains(status), "{asked}: {said}");
         assert!(!said.contains(" ra;") && !said.contains(" ra "), "{asked}: {said}");
     }
+    let metrics = relay.get_admin("/metrics").await;
+    assert!(metrics.text().contains("relay_dns_refused_total 4\n"), "{}", metrics.text());
     // Connections that say nothing are few from one address, and in nobody's way.
     let mut silent = Vec::new();
     for _ in 0..64 {

@@ -48,7 +48,14 @@ async fn an_address_is_kept_out_with_what_it_has() {
     assert_eq!(answer.header("connection"), "close");
     let refused = try_connect_tls(world.https(), &world.host("live"), world.ca_file(), &[b"http/1.1"]).await;
     assert!(refused.is_err(), "it is closed before the handshake");
-    assert!(world.get_admin("/metrics").await.text().contains("relay_connections_refused_total 1"));
+    let metrics = world.get_admin("/metrics").await;
+    for line in [
+        "relay_connections_refused_total 1\n",
+        "relay_blocked_total{what=\"connection\"} 1\n",
+        "relay_blocked_total{what=\"request\"} 1\n",
+    ] {
+        assert!(metrics.text().contains(line), "{line}{}", metrics.text());
+    }
 
     let listed = done(&world, "block list --output json").await.lines().remove(0);
     assert_eq!((&listed["address"], &listed["reason"]), (&"127.0.0.0/8".into(), &"tests".into()));

@@ -80,6 +80,10 @@ async fn a_package_is_installed_served_from_upgraded_and_removed_without_a_trace
           grep "compdef _$program $program" "/usr/share/zsh/vendor-completions/_$program"
         done
 
+        # Examples for those who watch it, as they are.
+        grep 'alert: RelayDown' /usr/share/doc/relay-server/examples/prometheus-alerts.yaml
+        python3 -m json.tool /usr/share/doc/relay-server/examples/grafana-dashboard.json >/dev/null
+
         # Nobody serves before there is a domain.
         no systemctl is-enabled relay-server
         no systemctl is-active relay-server

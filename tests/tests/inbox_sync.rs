@@ -155,6 +155,12 @@ async fn ends_acknowledgements_until_a_restart(length: usize) {
     }
     let ready = place.relay.get_admin("/readyz").await;
     assert!(ready.code() == 503 && ready.text().contains("not ready: the store"), "{ready:?}");
+    let metrics = place.relay.get_admin("/metrics").await;
+    for line in
+        ["relay_ready 0\n", "relay_store_failed{database=\"inbox\"} 1\n", "relay_store_failed{database=\"relay\"} 0\n"]
+    {
+        assert!(metrics.text().contains(line), "{line}{}", metrics.text());
+    }
     assert_eq!(place.relay.get_admin("/healthz").await.code(), 200);
     place.relay.process.error_line("the store has failed").await;
 

@@ -53,6 +53,9 @@ async fn requests_beyond_the_rate_are_refused_until_it_is_changed() {
     assert!(passed.len() >= 2 && others.len() >= 10, "{} of 20 have passed", passed.len());
     let text = refused(others[0], "too-many-requests");
     assert!(text.contains("2 requests per second"), "{text}");
+    let metrics = world.get_admin("/metrics").await;
+    let line = format!("relay_quota_refused_total{{quota=\"rate\"}} {}\n", others.len());
+    assert!(metrics.text().contains(&line), "{line}{}", metrics.text());
     // Another token's tunnel is not concerned.
     let other = world.tunnel(&app).await;
     for _ in 0..5 {
@@ -87,6 +90,10 @@ async fn no_more_requests_are_under_way_than_are_allowed() {
     app.reached(1).await;
     let text = world.get(&world.url("ours", "/")).await;
     assert!(refused(&text, "too-many-requests").contains("1 request under way"), "{text:?}");
+    let told = async |line: &str| world.get_admin("/metrics").await.text().contains(line);
+    assert!(told("relay_quota_refused_total{quota=\"streams\"} 1\n").await);
+    // The refused one ends a moment behind its answer.
+    within("one request under way", async { while !told("relay_exchanges_under_way 1\n").await {} }).await;
     go.notify_one();
     assert_eq!(within("the first answer", slow).await.unwrap().code(), 200);
     assert_eq!(world.get(&world.url("ours", "/")).await.code(), 200);
@@ -102,6 +109,10 @@ async fn the_bytes_of_a_month_outlive_the_relay_and_keep_webhooks_out() {
     assert_eq!(world.post(&world.url("ours", "/"), body).await.code(), 200);
     let answer = world.get(&world.url("ours", "/")).await;
     let text = refused(&answer, "quota-exceeded").to_owned();
+    let metrics = world.get_admin("/metrics").await;
+    for line in ["relay_tokens_over_quota 1\n", "relay_quota_refused_total{quota=\"bytes\"} 1\n"] {
+        assert!(metrics.text().contains(line), "{line}{}", metrics.text());
+    }
     assert!(text.contains("10KiB of this month") && text.contains("-01T00:00:00Z"), "{text}");
     drop(tunnel);
 

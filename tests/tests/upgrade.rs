@@ -550,10 +550,13 @@ async fn a_relay_that_still_has_a_predecessor_does_not_hand_over() {
     let mut old = std::mem::replace(&mut place.relay, next);
     let ended = fails_to_take_over(&place, "127.0.0.1:0", &[]).await;
     assert!(ended.stderr.contains("still ends what it had under way"), "{ended:?}");
+    assert!(place.relay.get_admin("/metrics").await.text().contains("relay_predecessor 1\n"));
     pipe.send("2").await;
     drop(pipe);
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "12");
     assert_eq!(old.process.wait().await.code(), 0);
+    let is_alone = async || place.relay.get_admin("/metrics").await.text().contains("relay_predecessor 0\n");
+    within("word of its end", async { while !is_alone().await {} }).await;
     let next = place.relay.successor(&[]).await;
     assert_eq!(std::mem::replace(&mut place.relay, next).process.wait().await.code(), 0);
     assert_eq!(place.post("live", "/", "again").await.text(), "again");

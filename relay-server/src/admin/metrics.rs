@@ -3,22 +3,30 @@
 use std::time::Duration;
 
 use http::StatusCode;
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::gauges::Gauges;
 use crate::cause::Cause;
+use crate::clock::unix_now;
 use crate::inbox::records::Outcome;
+use crate::quota::Over;
 
-/// The relay's counters. Gauges are read when somebody asks.
+/// The relay's counters. How things stand is [read](Gauges) when somebody asks.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,
+    /// When this process began, in seconds since 1970.
+    pub(crate) started: i64,
     /// By the hundreds of the status: 1xx to 5xx.
     classes: [Counter; 6],
-    causes: Family<CauseLabel, Counter>,
+    causes: Family<Label, Counter>,
+    under_way: Gauge,
+    head: Histogram,
     duration: Histogram,
     sent: Counter,
     received: Counter,
@@ -26,6 +34,10 @@ pub(crate) struct Metrics {
     pub(crate) handshakes_failed: Counter,
     pub(crate) refused: Counter,
     pub(crate) unauthorized: Counter,
+    /// By what has been used up: requests per second, those under way, bytes of a month.
+    over_quota: [Counter; 3],
+    pub(crate) blocked_connections: Counter,
+    pub(crate) blocked_requests: Counter,
     pub(crate) panics: Counter,
     pub(crate) inbox_accepted: Counter,
     pub(crate) inbox_acknowledged: Counter,
@@ -35,55 +47,65 @@ pub(crate) struct Metrics {
     pub(crate) alerts_failed: Counter,
     pub(crate) dns_questions: Counter,
     pub(crate) dns_limited: Counter,
+    pub(crate) dns_refused: Counter,
     pub(crate) certificates_obtained: Counter,
     pub(crate) certificate_failures: Counter,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ClassLabel {
-    class: &'static str,
-}
+/// A name and a value. Neither is anybody's but ours.
+type Label = [(&'static str, &'static str); 1];
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct CauseLabel {
-    error: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OutcomeLabel {
-    outcome: &'static str,
+fn of(cause: &'static str) -> Label {
+    [("error", cause)]
 }
 
 const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
 
 impl Metrics {
-    pub(crate) fn new() -> Self {
+    /// With what is counted of commits where they are made: those of tokens and names, and those of inboxes.
+    pub(crate) fn new(store: Histogram, inboxes: Histogram) -> Self {
         let mut registry = Registry::with_prefix("relay");
-        let classes = Family::<ClassLabel, Counter>::default();
-        registry.register("exchanges", "Exchanges by the class of their status", classes.clone());
-        let causes = Family::<CauseLabel, Counter>::default();
+        registry.register("build", "The version", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+        let classes = family(&mut registry, "exchanges", "Exchanges by the class of their status", "class", CLASSES);
+        let causes = Family::<Label, Counter>::default();
         registry.register("errors", "Exchanges that the relay answered itself, by cause", causes.clone());
         for cause in Cause::ALL {
-            drop(causes.get_or_create(&CauseLabel { error: cause.code() }));
+            drop(causes.get_or_create(&of(cause.code())));
         }
+        let under_way = Gauge::default();
+        registry.register("exchanges_under_way", "Exchanges that have begun and not ended", under_way.clone());
+        let head = Histogram::new([0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]);
+        let help = "From the start of an exchange's deadline to the head of its response";
+        registry.register_with_unit("exchange_head", help, Unit::Seconds, head.clone());
         let duration =
             Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]);
         let help = "From the start of an exchange's deadline to the end of its response";
         registry.register_with_unit("exchange_duration", help, Unit::Seconds, duration.clone());
-        let attempts = Family::<OutcomeLabel, Counter>::default();
-        registry.register("inbox_attempts", "Attempts to deliver webhooks of inboxes, by outcome", attempts.clone());
-        let alerts = Family::<OutcomeLabel, Counter>::default();
-        registry.register("alerts", "Alerts to the operator's own receiver, by outcome", alerts.clone());
-        let [alerts_sent, alerts_failed] =
-            ["sent", "failed"].map(|outcome| alerts.get_or_create(&OutcomeLabel { outcome }).clone());
+        let help = "Attempts to deliver webhooks of inboxes, by outcome";
+        let outcomes = ["delivered", "failed", "unsent"];
+        let attempts = family(&mut registry, "inbox_attempts", help, "outcome", outcomes);
+        let help = "Alerts to the operator's own receiver, by outcome";
+        let [alerts_sent, alerts_failed] = family(&mut registry, "alerts", help, "outcome", ["sent", "failed"]);
+        let help = "Requests beyond what their tunnel's token may have, by what it has used up";
+        let over_quota = family(&mut registry, "quota_refused", help, "quota", ["rate", "streams", "bytes"]);
+        let help = "What was refused because the operator has blocked it";
+        let [blocked_connections, blocked_requests] =
+            family(&mut registry, "blocked", help, "what", ["connection", "request"]);
+        let help = "Commits to the database of tokens and names";
+        registry.register_with_unit("store_commit_duration", help, Unit::Seconds, store);
+        let help = "Commits to the database of inboxes";
+        registry.register_with_unit("inbox_commit_duration", help, Unit::Seconds, inboxes);
         let counter = |registry: &mut Registry, name: &str, help: &str| {
             let counter = Counter::default();
             registry.register(name, help, counter.clone());
             counter
         };
         Self {
-            classes: CLASSES.map(|class| classes.get_or_create(&ClassLabel { class }).clone()),
+            started: unix_now(),
+            classes,
             causes,
+            under_way,
+            head,
             duration,
             sent: counter(&mut registry, "sent_bytes", "Bytes of response bodies"),
             received: counter(&mut registry, "received_bytes", "Bytes of request bodies"),
@@ -95,8 +117,12 @@ impl Metrics {
             ),
             refused: counter(&mut registry, "requests_refused", "Requests that the gate refused"),
             unauthorized: counter(&mut registry, "unauthorized", "Connect attempts without a valid token"),
+            over_quota,
+            blocked_connections,
+            blocked_requests,
             dns_questions: counter(&mut registry, "dns_questions", "Questions about names that were looked at"),
             dns_limited: counter(&mut registry, "dns_limited", "Questions about names beyond a network's rate"),
+            dns_refused: counter(&mut registry, "dns_refused", "Questions that were answered with a refusal"),
             certificates_obtained: counter(&mut registry, "certificates_obtained", "Certificates that were obtained"),
             certificate_failures: counter(
                 &mut registry,
@@ -110,8 +136,7 @@ impl Metrics {
                 "inbox_acknowledged",
                 "Webhooks that were answered by the relay, because the app had not",
             ),
-            attempts: ["delivered", "failed", "unsent"]
-                .map(|outcome| attempts.get_or_create(&OutcomeLabel { outcome }).clone()),
+            attempts,
             dead_letters: counter(&mut registry, "inbox_dead_letters", "Webhooks that were given up"),
             alerts_sent,
             alerts_failed,
@@ -119,25 +144,38 @@ impl Metrics {
         }
     }
 
+    /// Counts an exchange that begins.
+    pub(crate) fn begun(&self) {
+        self.under_way.inc();
+    }
+
     /// Counts an exchange that has ended.
-    pub(crate) fn exchange(
-        &self,
-        status: Option<StatusCode>,
-        error: Option<&'static str>,
-        duration: Duration,
-        sent: u64,
-        received: u64,
-    ) {
-        let class = status.map_or(0, |status| usize::from(status.as_u16() / 100));
+    pub(crate) fn ended(&self, exchange: &Ended) {
+        self.under_way.dec();
+        let class = exchange.answered.map_or(0, |(status, _)| usize::from(status.as_u16() / 100));
         if let Some(counter) = self.classes.get(class) {
             counter.inc();
         }
-        if let Some(error) = error {
-            self.causes.get_or_create(&CauseLabel { error }).inc();
+        if let Some((_, head)) = exchange.answered {
+            self.head.observe(head.as_secs_f64());
         }
-        self.duration.observe(duration.as_secs_f64());
-        self.sent.inc_by(sent);
-        self.received.inc_by(received);
+        if let Some(error) = exchange.error {
+            self.causes.get_or_create(&of(error)).inc();
+        }
+        self.duration.observe(exchange.duration.as_secs_f64());
+        self.sent.inc_by(exchange.sent);
+        self.received.inc_by(exchange.received);
+    }
+
+    /// Counts a request that was one too many.
+    pub(crate) fn over(&self, over: Over) {
+        let [rate, streams, bytes] = &self.over_quota;
+        match over {
+            Over::Rate(_) => rate,
+            Over::Streams(_) => streams,
+            Over::Bytes(..) => bytes,
+        }
+        .inc();
     }
 
     /// Counts an attempt to deliver a webhook: one that was noted, or one that the client has not seen.
@@ -163,17 +201,43 @@ impl Metrics {
     /// Webhooks that no inbox has taken, because it or the disk was full or had failed.
     pub(crate) fn refused_by_inboxes(&self) -> u64 {
         let causes = [Cause::InboxFull, Cause::InboxFailed];
-        causes.iter().map(|cause| self.causes.get_or_create(&CauseLabel { error: cause.code() }).get()).sum()
+        causes.iter().map(|cause| self.causes.get_or_create(&of(cause.code())).get()).sum()
     }
 
     /// The text that a scrape gets, with `gauges` behind it.
-    pub(crate) fn text(&self, gauges: &[(&str, &str, u64)]) -> Result<String, std::fmt::Error> {
+    pub(crate) fn text(&self, gauges: &Gauges) -> Result<String, std::fmt::Error> {
         let mut text = String::new();
         prometheus_client::encoding::text::encode_registry(&mut text, &self.registry)?;
-        for (name, help, value) in gauges {
-            text.push_str(&format!("# HELP relay_{name} {help}.\n# TYPE relay_{name} gauge\nrelay_{name} {value}\n"));
-        }
+        text.push_str(gauges.as_str());
         text.push_str("# EOF\n");
         Ok(text)
     }
+}
+
+/// What is counted of an exchange.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    /// The status of its response, and how long that took to begin.
+    pub(crate) answered: Option<(StatusCode, Duration)>,
+    /// Why it failed.
+    pub(crate) error: Option<&'static str>,
+    /// How long it took.
+    pub(crate) duration: Duration,
+    /// Bytes of the response's body.
+    pub(crate) sent: u64,
+    /// Bytes of the request's.
+    pub(crate) received: u64,
+}
+
+/// Counters that differ in one label, whose values are these.
+fn family<const N: usize>(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+    label: &'static str,
+    values: [&'static str; N],
+) -> [Counter; N] {
+    let family = Family::<Label, Counter>::default();
+    registry.register(name, help, family.clone());
+    values.map(|value| family.get_or_create(&[(label, value)]).clone())
 }

@@ -1,9 +1,11 @@
 //! Health, metrics and the admin API, on an address of their own.
 
 pub(crate) mod api;
+mod gauges;
 mod guard;
 pub(crate) mod metrics;
 mod problem;
+mod process;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -21,8 +23,8 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use self::api::Api;
+use self::gauges::Gauges;
 use crate::Shared;
-use crate::clock::unix_millis;
 use crate::clock::unix_now;
 
 /// Connections at once; a scraper and a health check need two.
@@ -61,7 +63,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, listener: Arc<TcpListener>, api: 
     }
 }
 
-async fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+async fn answer(shared: &Arc<Shared>, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here\n".into());
     }
@@ -95,31 +97,13 @@ pub(crate) fn readiness(shared: &Shared) -> Result<Option<String>, String> {
     shared.config.https.map_or(Ok(None), |_| shared.certificates.health(unix_now()))
 }
 
-async fn metrics(shared: &Shared) -> Result<String, std::fmt::Error> {
-    let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
-    let expires = shared.certificates.validity().map_or(0, |validity| validity.not_after.timestamp());
-    let mut gauges = vec![
-        ("sessions", "Clients that are connected", count(shared.sessions.count())),
-        ("tunnels", "Names that a connected client serves", count(shared.registry.online())),
-        ("connections", "Public connections that are open", count(shared.places.taken())),
-        (
-            "certificate_expires_seconds",
-            "When the certificate expires, in seconds since 1970; 0 where there is none",
-            u64::try_from(expires).unwrap_or(0),
-        ),
-    ];
+async fn metrics(shared: &Arc<Shared>) -> Result<String, std::fmt::Error> {
     // The rest is told also where they cannot be read: readiness says why.
-    if let Ok(totals) = shared.inboxes.records().totals().await {
-        let oldest = totals.oldest_at.map_or(0, |at| u64::try_from(unix_millis() - at).unwrap_or(0) / 1000);
-        gauges.extend([
-            ("inboxes", "Tunnel names that have an inbox", totals.inboxes),
-            ("inbox_waiting", "Webhooks that wait in inboxes", totals.waiting),
-            ("inbox_dead", "Dead letters in inboxes", totals.dead),
-            ("inbox_bytes", "Bytes of what waits and of dead letters", totals.bytes),
-            ("inbox_oldest_seconds", "Age of the webhook that has waited longest", oldest),
-        ]);
-    }
-    shared.metrics.text(&gauges)
+    let totals = shared.inboxes.records().totals().await.ok();
+    let reader = shared.clone();
+    // Disks can hang, and a process can have many descriptors to count.
+    let read = tokio::task::spawn_blocking(move || Gauges::read(&reader, totals.as_ref()));
+    shared.metrics.text(&read.await.map_err(|_| std::fmt::Error)?)
 }
 
 fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {

@@ -174,8 +174,19 @@ impl Certificates {
 
     /// From when until when the certificate in use holds.
     pub(crate) fn validity(&self) -> Option<Validity> {
-        let current = self.current()?;
-        X509Certificate::from_der(current.cert.first()?).ok().map(|(_, leaf)| leaf.validity().clone())
+        validity_of(&*self.current()?)
+    }
+
+    /// As [`Certificates::validity`], of that among those of custom domains which ends first.
+    pub(crate) fn first_of_domains(&self) -> Option<Validity> {
+        // Read outside of the lock, which handshakes wait for.
+        let known: Vec<_> = self.domains.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        known.iter().filter_map(|key| validity_of(key)).min_by_key(|validity| validity.not_after.timestamp())
+    }
+
+    /// Whether something stands in the way of the next certificate.
+    pub(crate) fn has_trouble(&self) -> bool {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     /// What the certificate in use says of itself.
@@ -279,6 +290,10 @@ impl fmt::Debug for Certificates {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Certificates").field("files", &self.files).finish_non_exhaustive()
     }
+}
+
+fn validity_of(key: &CertifiedKey) -> Option<Validity> {
+    X509Certificate::from_der(key.cert.first()?).ok().map(|(_, leaf)| leaf.validity().clone())
 }
 
 /// Joins a chain and a key, which must belong together. Which cryptography is used is said here and

@@ -42,6 +42,8 @@ const CONNECTIONS: (usize, usize) = (256, 16);
 const SILENCE: Duration = Duration::from_secs(10);
 /// Questions of one connection.
 const QUESTIONS: usize = 100;
+/// What is none of ours is answered with this code (RFC 1035, section 4.1.1).
+const REFUSED: u8 = 5;
 /// A random port is tried again where UDP and TCP do not both have it free.
 const TRIES: usize = 20;
 
@@ -124,8 +126,7 @@ async fn answer_datagrams(shared: &Shared, zone: &Zone, rate: &Rate, socket: &Ud
         };
         let question = buffer.get(..length).unwrap_or_default();
         let answer = if rate.allows(peer.ip(), Instant::now()) {
-            shared.metrics.dns_questions.inc();
-            zone.answer(question, Over::Udp)
+            answer(shared, zone, question, Over::Udp)
         } else {
             shared.metrics.dns_limited.inc();
             told = !told;
@@ -164,8 +165,7 @@ async fn answer_connection(shared: &Shared, zone: &Zone, mut tcp: TcpStream) {
             }
             question.resize(length, 0);
             tcp.read_exact(&mut question).await.ok()?;
-            shared.metrics.dns_questions.inc();
-            let answer = zone.answer(&question, Over::Tcp)?;
+            let answer = answer(shared, zone, &question, Over::Tcp)?;
             let framed = [&u16::try_from(answer.len()).ok()?.to_be_bytes(), &answer[..]].concat();
             tcp.write_all(&framed).await.ok()
         };
@@ -173,6 +173,17 @@ async fn answer_connection(shared: &Shared, zone: &Zone, mut tcp: TcpStream) {
             return;
         }
     }
+}
+
+/// Answers one question, and counts it.
+fn answer(shared: &Shared, zone: &Zone, question: &[u8], over: Over) -> Option<Vec<u8>> {
+    shared.metrics.dns_questions.inc();
+    let answer = zone.answer(question, over)?;
+    // The response code is the last four bits of the fourth byte (RFC 1035, section 4.1.1).
+    if answer.get(3).is_some_and(|byte| byte & 0x0f == REFUSED) {
+        shared.metrics.dns_refused.inc();
+    }
+    Some(answer)
 }
 
 /// The name of the server as the parent zone has it, where nobody says another: beside the domain, so that it needs no

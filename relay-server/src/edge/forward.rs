@@ -98,7 +98,7 @@ pub(crate) async fn forward(
             response
         }
         Ok(Delivered { response, switched: Some((stream, on_upgrade)), .. }) => {
-            exchange.status = Some(response.status());
+            exchange.answered(response.status());
             let (idle, closing) = (shared.limits().upgrade_idle, shared.closing.clone());
             shared.spawn(upgrade::run(on_upgrade, stream, exchange, idle, closing));
             return response;
@@ -112,7 +112,7 @@ pub(crate) async fn forward(
             }
         }
     };
-    exchange.status = Some(response.status());
+    exchange.answered(response.status());
     // A sender that was to wait for a 100, and got none, may send another request where the body would be.
     let unasked = expects && upload.as_ref().is_some_and(|upload| !(upload.has_ended() || upload.is_asked_for()));
     if unasked && !response.status().is_success() {
@@ -195,7 +195,7 @@ async fn deliver(
         return Err(Failure { cause: Cause::BodyTooLarge, message }.into());
     }
     if host.tunnel(shared).is_some_and(|name| shared.blocks.has_name(name)) {
-        return Err(Cause::Blocked.into());
+        return Err(blocked(shared).into());
     }
     if let Some(meter) = meter_of(shared, host).await? {
         admit(shared, exchange, &meter)?;
@@ -232,10 +232,11 @@ async fn meter_of(shared: &Shared, host: &PublicHost) -> Result<Option<Arc<Meter
 /// Counts a request for a token, where that was not done yet and the token is not kept out.
 fn admit(shared: &Shared, exchange: &mut Exchange, meter: &Arc<Meter>) -> Result<(), Failure> {
     if shared.blocks.has_token(meter.token()) {
-        return Err(Cause::Blocked.into());
+        return Err(blocked(shared));
     }
     if exchange.pass.is_none() {
         let pass = meter.admit(Instant::now(), unix_now()).map_err(|over| {
+            shared.metrics.over(over);
             let cause = match over {
                 Over::Bytes(..) => Cause::QuotaExceeded,
                 Over::Rate(_) | Over::Streams(_) => Cause::TooManyRequests,
@@ -245,6 +246,12 @@ fn admit(shared: &Shared, exchange: &mut Exchange, meter: &Arc<Meter>) -> Result
         exchange.pass = Some(pass);
     }
     Ok(())
+}
+
+/// The operator keeps out the name, or its token.
+fn blocked(shared: &Shared) -> Failure {
+    shared.metrics.blocked_requests.inc();
+    Cause::Blocked.into()
 }
 
 /// The app's answer, as the sender gets it.

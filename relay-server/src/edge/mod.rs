@@ -240,7 +240,11 @@ async fn begin(
 
 /// Whether connections from there are closed. A trusted proxy speaks for many, of whom each is looked at by itself.
 fn is_kept_out(shared: &Shared, address: IpAddr, trusted: bool) -> bool {
-    !trusted && shared.blocks.has_address(address)
+    let is_kept_out = !trusted && shared.blocks.has_address(address);
+    if is_kept_out {
+        shared.metrics.blocked_connections.inc();
+    }
+    is_kept_out
 }
 
 async fn handle(
@@ -269,6 +273,7 @@ async fn handle(
         }
         // It was not when the connection began, or a trusted proxy speaks for it.
         Ok(_) if shared.blocks.has_address(sender.address(request.headers())) => {
+            shared.metrics.blocked_requests.inc();
             let mut response = answer(&shared, Cause::Blocked, request.headers());
             close(request.version(), &mut response);
             response

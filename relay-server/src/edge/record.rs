@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use http::{StatusCode, Version};
 use relay_protocol::exchange::prefix;
@@ -10,6 +11,7 @@ use tokio::time::Instant;
 
 use super::io::InFlight;
 use crate::Shared;
+use crate::admin::metrics::Ended;
 use crate::cause::Cause;
 use crate::quota::Pass;
 
@@ -21,7 +23,8 @@ pub(crate) struct Exchange {
     /// When the sender began to count.
     pub(crate) started: Instant,
     pub(crate) version: Version,
-    pub(crate) status: Option<StatusCode>,
+    /// What the sender was answered, and after which time.
+    answered: Option<(StatusCode, Duration)>,
     /// Whose webhook it is, where somebody had to know.
     pub(crate) provider: Option<String>,
     shared: Arc<Shared>,
@@ -52,11 +55,12 @@ impl Exchange {
         started: Instant,
         in_flight: InFlight,
     ) -> Self {
+        shared.metrics.begun();
         Self {
             head,
             started,
             version,
-            status: None,
+            answered: None,
             provider: None,
             shared,
             error: OnceLock::new(),
@@ -66,6 +70,11 @@ impl Exchange {
             pass: None,
             in_flight,
         }
+    }
+
+    /// The head of the response goes to the sender now.
+    pub(crate) fn answered(&mut self, status: StatusCode) {
+        self.answered = Some((status, self.started.elapsed()));
     }
 
     /// Counts bytes that went to the sender.
@@ -102,7 +111,8 @@ impl Drop for Exchange {
         if let Some(pass) = &self.pass {
             pass.count(sent.saturating_add(received));
         }
-        self.shared.metrics.exchange(self.status, error, self.started.elapsed(), sent, received);
+        let (answered, duration) = (self.answered, self.started.elapsed());
+        self.shared.metrics.ended(&Ended { answered, error, duration, sent, received });
         self.shared.access.exchange(&crate::log::AccessLine {
             id: &self.head.id,
             remote: &self.head.remote,
@@ -111,10 +121,10 @@ impl Drop for Exchange {
             host: &self.head.authority,
             prefix: prefix(&self.head.headers),
             target: self.head.target.as_str(),
-            status: self.status,
+            status: answered.map(|(status, _)| status),
             received,
             sent,
-            duration: self.started.elapsed(),
+            duration,
             provider: self.provider.as_deref(),
             error,
         });

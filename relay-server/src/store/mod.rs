@@ -35,6 +35,7 @@ use std::sync::Arc;
 use aws_lc_rs::{constant_time, hmac};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use prometheus_client::metrics::histogram::Histogram;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
@@ -743,6 +744,11 @@ impl Store {
     /// [`StoreError::Failed`] with the reason why it does not.
     pub fn health(&self) -> Result<(), StoreError> {
         self.writer.failure().map_or(Ok(()), Err)
+    }
+
+    /// How long its commits have taken, in seconds.
+    pub(crate) fn commits(&self) -> Histogram {
+        self.writer.commits()
     }
 
     /// Finishes what is queued and closes the file, for all handles. Operations that come later get

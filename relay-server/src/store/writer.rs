@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use prometheus_client::metrics::histogram::Histogram;
 use rusqlite::{Connection, ErrorCode, ffi};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, oneshot};
@@ -30,6 +31,9 @@ const DEFERRED: Duration = Duration::from_millis(5);
 /// The write-ahead log goes back into the database at so many pages (4 MB), as SQLite would have it by itself: small enough
 /// that nobody waits long for it.
 const CHECKPOINT: i64 = 1000;
+
+/// What commits are counted by: they take from much less on a disk of its own to seconds on one that is overloaded.
+const COMMITS_S: [f64; 8] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0];
 
 /// Whether an operation changes anything.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -68,6 +72,7 @@ pub(crate) struct Writer {
     queue: Option<mpsc::Sender<Message>>,
     thread: Option<thread::JoinHandle<()>>,
     failure: Failure,
+    commits: Histogram,
 }
 
 enum Message {
@@ -109,11 +114,12 @@ impl Writer {
     fn start_with(connection: Connection, failure: Failure, patience: Duration) -> std::io::Result<Self> {
         let (queue, messages) = mpsc::channel(QUEUE);
         let clock = Builder::new_current_thread().enable_time().build()?;
+        let commits = Histogram::new(COMMITS_S);
         let thread = thread::Builder::new().name("relay-store".to_owned()).spawn({
-            let failure = failure.clone();
-            move || serve(connection, messages, (&clock, patience), &failure)
+            let (failure, commits) = (failure.clone(), commits.clone());
+            move || serve(connection, messages, (&clock, patience), &failure, &commits)
         })?;
-        Ok(Self { queue: Some(queue), thread: Some(thread), failure })
+        Ok(Self { queue: Some(queue), thread: Some(thread), failure, commits })
     }
 
     /// Runs `operation` on the thread and gives its result once that is durable.
@@ -161,6 +167,11 @@ impl Writer {
         self.failure.get()
     }
 
+    /// How long the commits have taken, in seconds.
+    pub(crate) fn commits(&self) -> Histogram {
+        self.commits.clone()
+    }
+
     async fn send(&self, message: Message) -> Result<(), StoreError> {
         let queue = self.queue.as_ref().ok_or(StoreError::Closed)?;
         queue.send(message).await.map_err(|_| StoreError::Closed)
@@ -184,6 +195,7 @@ fn serve(
     mut queue: mpsc::Receiver<Message>,
     (clock, patience): (&Runtime, Duration),
     failure: &Failure,
+    commits: &Histogram,
 ) {
     // SQLite's own checkpoints keep to themselves what fails in them: an fsync that is never to be tried again.
     if let Err(error) = connection.pragma_update(None, "wal_autocheckpoint", 0) {
@@ -204,7 +216,7 @@ fn serve(
         }
         let mut group = group.into_iter();
         while group.len() > 0 {
-            run_group(&connection, &mut group, failure);
+            run_group(&connection, &mut group, failure, commits);
         }
     }
     if let Err((_, error)) = connection.close() {
@@ -230,7 +242,12 @@ async fn receive(queue: &mut mpsc::Receiver<Message>, messages: &mut Vec<Message
 }
 
 /// Runs the operations, or as many of them as there is time for in one transaction.
-fn run_group(connection: &Connection, group: &mut std::vec::IntoIter<Operation>, failure: &Failure) {
+fn run_group(
+    connection: &Connection,
+    group: &mut std::vec::IntoIter<Operation>,
+    failure: &Failure,
+    commits: &Histogram,
+) {
     let failed = failure.get();
     if failed.is_some() || group.as_slice().iter().all(|operation| operation.access == Access::Read) {
         for Operation { access, run } in group {
@@ -242,7 +259,7 @@ fn run_group(connection: &Connection, group: &mut std::vec::IntoIter<Operation>,
     }
 
     let mut answers = Vec::with_capacity(group.len());
-    let result = transact(connection, group, &mut answers);
+    let result = transact(connection, group, &mut answers, commits);
     if let Err(error) = &result {
         if !connection.is_autocommit() {
             // Where even this fails, so does everything after it.
@@ -276,8 +293,10 @@ fn transact(
     connection: &Connection,
     group: &mut impl Iterator<Item = Operation>,
     answers: &mut Vec<Answer>,
+    commits: &Histogram,
 ) -> Result<(), StoreError> {
     connection.execute_batch("BEGIN IMMEDIATE")?;
+    let before = connection.total_changes();
     let began = Instant::now();
     while began.elapsed() < GROUP_TIME
         && let Some(operation) = group.next()
@@ -297,7 +316,13 @@ fn transact(
             }
         }
     }
-    connection.execute_batch("COMMIT").map_err(|error| match StoreError::from(error) {
+    let began = Instant::now();
+    let committed = connection.execute_batch("COMMIT");
+    // Where nothing has changed, nothing was written either.
+    if connection.total_changes() != before {
+        commits.observe(began.elapsed().as_secs_f64());
+    }
+    committed.map_err(|error| match StoreError::from(error) {
         // After a failed fsync nobody knows what is on disk, and asking again may falsely succeed.
         StoreError::Engine { reason } => StoreError::Failed { reason },
         other => other,

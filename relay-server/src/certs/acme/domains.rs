@@ -175,6 +175,13 @@ impl Domains {
         self.changed.notify_one();
     }
 
+    /// How many there are, and how many of them have no certificate, or no next one, at the first try.
+    pub(crate) fn count(&self) -> (usize, usize) {
+        let states = self.states();
+        let failing = states.values().filter(|state| state.failures > 0 || state.looks > 0);
+        (states.len(), failing.count())
+    }
+
     /// Something has changed: whoever waits looks again.
     pub(super) fn wake(&self) {
         self.changed.notify_one();

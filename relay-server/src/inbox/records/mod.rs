@@ -31,6 +31,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
+use prometheus_client::metrics::histogram::Histogram;
 use rusqlite::{Connection, OptionalExtension as _, Row as SqlRow, params};
 use thiserror::Error;
 use ulid::Ulid;
@@ -307,6 +308,11 @@ impl Records {
     pub(crate) fn health(&self) -> Result<(), StoreError> {
         self.writer.failure().map_or(Ok(()), Err)?;
         self.spool.has_room_in_database(0)
+    }
+
+    /// How long its commits have taken, in seconds.
+    pub(crate) fn commits(&self) -> Histogram {
+        self.writer.commits()
     }
 
     /// Finishes what is queued and closes the file, for all handles. Operations that come later get
