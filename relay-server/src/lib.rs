@@ -618,8 +618,7 @@ impl Relay {
         });
         if let Some(listener) = admin {
             let api = desk.as_ref().zip(listener.local_addr().ok()).map(|((directory, desk), address)| {
-                let (directory, desk) = (directory.to_path_buf(), desk.clone());
-                Api { shared: shared.clone(), desk, directory, address }
+                Api::new(shared.clone(), desk.clone(), directory.to_path_buf(), address)
             });
             tasks.spawn(admin::serve(shared.clone(), listener, api));
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::certs::CertificateSource;
+use crate::certs::{CertificateSource, Shown};
 use crate::clock::{moment, unix_now};
 use crate::store::{self, Name, TokenLimits, TokenSummary};
 use crate::{Shared, admin};
@@ -83,6 +83,9 @@ pub struct Tunnel {
 pub struct Certificate {
     /// `files`, `acme` or `development`.
     pub source: String,
+    /// The custom domain that it is for; none for the relay's own.
+    #[serde(default)]
+    pub domain: Option<Name>,
     /// The names that it is for; none where there is no certificate yet.
     pub names: Vec<String>,
     /// Who has issued it.
@@ -210,7 +213,7 @@ impl Present {
         tunnels
     }
 
-    /// What handshakes show.
+    /// What handshakes show: the relay's own first, then those of custom domains in alphabetical order.
     pub(crate) fn certificates(&self) -> Vec<Certificate> {
         let shared = &self.shared;
         if shared.config.https.is_none() {
@@ -221,18 +224,29 @@ impl Present {
             CertificateSource::Acme(_) => "acme",
             CertificateSource::Development { .. } => "development",
         };
-        let shown = shared.certificates.shown();
         let trouble = shared.certificates.health(unix_now()).unwrap_or_else(Some);
+        let own = Certificate::of(source, None, shared.certificates.shown(), trouble);
+        let domains = shared.domains.iter().flat_map(|domains| domains.list()).map(|(domain, trouble)| {
+            let shown = shared.certificates.shown_for(domain.as_str());
+            Certificate::of(source, Some(domain), shown, trouble)
+        });
+        [own].into_iter().chain(domains).collect()
+    }
+}
+
+impl Certificate {
+    fn of(source: &str, domain: Option<Name>, shown: Option<Shown>, trouble: Option<String>) -> Self {
         let (not_before, not_after) = shown.as_ref().map(|shown| (shown.not_before, shown.not_after)).unzip();
         let (names, issuer) = shown.map(|shown| (shown.names, shown.issuer)).unzip();
-        vec![Certificate {
+        Self {
             source: source.to_owned(),
+            domain,
             names: names.unwrap_or_default(),
             issuer,
             not_before: not_before.map(moment),
             not_after: not_after.map(moment),
             trouble,
-        }]
+        }
     }
 }
 

@@ -114,6 +114,13 @@ async fn only_the_token_lets_in_and_no_page_calls() {
     let form = admin.request(Method::POST, "tokens").header("content-type", "text/plain");
     assert_eq!(refused(&admin.send(form, "{\"name\": \"a\"}").await), (415, "unsupported-media-type".to_owned()));
 
+    assert_eq!(refused(&admin.call(Method::PUT, "status", Value::Null).await), (405, "method-not-allowed".to_owned()));
+    let metrics = admin.world.get_admin("/metrics").await.text().to_owned();
+    for (code, count) in [("unauthorized", 5), ("cross-site", 2), ("unknown-host", 1), ("method-not-allowed", 1)] {
+        let line = format!("relay_admin_refused_total{{error=\"{code}\"}} {count}\n");
+        assert!(metrics.contains(&line), "{line}{metrics}");
+    }
+
     let renewed = admin.command("admin-token --renew").await;
     assert_eq!(renewed.code(), 0, "{renewed:?}");
     assert_eq!(admin.call(Method::GET, "status", Value::Null).await.code(), 401, "the one before is worth nothing");

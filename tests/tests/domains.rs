@@ -9,7 +9,9 @@ use http::Request;
 use relay_tests::pebble::Settings;
 use relay_tests::process::{Ended, arguments, run};
 use relay_tests::world::{connect_tls, try_connect_tls};
-use relay_tests::{App, Http, Network, Parent, Pebble, RelayClient, RelayServer, body};
+use relay_tests::{App, Http, Network, Parent, Pebble, RelayClient, RelayServer, body, within};
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
 
 const CUSTOM: &str = "hooks.customer.example.com";
 const IN_USE: &str = "a certificate for a custom domain is in use";
@@ -63,6 +65,18 @@ impl Scene {
         let request = Request::post(format!("{url}/a")).body(body::full(text)).unwrap();
         let answer = Http::one(tls).await.answer(request).await;
         (answer.status.as_u16(), answer.text().to_owned())
+    }
+
+    /// What the admin API tells of the one for the custom domain.
+    async fn certificate(&self) -> Value {
+        let secret = std::fs::read_to_string(self.relay.data_dir().join("admin.token")).unwrap();
+        let uri = format!("http://{}/api/v1/certificates", self.relay.admin.unwrap());
+        let request = Request::get(uri).header("authorization", format!("Bearer {}", secret.trim()));
+        let tcp = TcpStream::connect(self.relay.admin.unwrap()).await.unwrap();
+        let answer = Http::one(tcp).await.answer(request.body(body::full("")).unwrap()).await;
+        let all = answer.json()["certificates"].as_array().unwrap().clone();
+        assert_eq!((all.len(), &all[0]["domain"], &all[1]["domain"]), (2, &json!(null), &json!(CUSTOM)), "{all:?}");
+        all[1].clone()
     }
 
     /// How many certificates Pebble has been asked for. Requests are more, as it refuses some nonces.
@@ -184,9 +198,34 @@ async fn nothing_is_asked_for_before_the_domain_leads_here() {
     let told = format!("does not lead to this machine ({here}) but to");
     assert!(complaint.contains(&told) && complaint.contains(&elsewhere.to_string()), "{complaint}");
     assert_eq!(scene.orders(), before);
+
+    // Whoever looks sees it, and who may see it sees which and why.
+    let tells = async |relay: &RelayServer| {
+        let ready = relay.get_admin("/readyz").await;
+        let metrics = relay.get_admin("/metrics").await.text().to_owned();
+        (ready.code(), ready.text().trim_end().to_owned(), metrics)
+    };
+    let (code, ready, metrics) = tells(&scene.relay).await;
+    assert!(code == 200 && ready.contains("1 of 1 custom domain") && !ready.contains(CUSTOM), "{ready}");
+    assert!(metrics.contains("\nrelay_domains_failing 1\n") && !metrics.contains("kind=\"domains\""), "{metrics}");
+    let certificate = scene.certificate().await;
+    assert_eq!((&certificate["names"], &certificate["not_after"]), (&json!([]), &json!(null)));
+    assert!(certificate["trouble"].as_str().unwrap().contains(&told), "{certificate}");
+
     scene.set(&[leads_to(here)]);
     scene.relay.process.error_line(IN_USE).await;
     assert_eq!(scene.orders(), before + 1);
+    // It is noted right behind the line in the log.
+    within("an end of the trouble", async { while scene.certificate().await["trouble"] != json!(null) {} }).await;
+    let certificate = scene.certificate().await;
+    assert_eq!(certificate["names"], json!([CUSTOM]));
+    let (code, ready, metrics) = tells(&scene.relay).await;
+    assert_eq!((code, &*ready), (200, "ready"));
+    assert!(metrics.contains("\nrelay_domains_failing 0\n"), "{metrics}");
+    let expiry = "relay_certificate_expiry_timestamp_seconds{kind=\"domains\"} ";
+    let (_, expiry) = metrics.split_once(expiry).unwrap();
+    let moment: jiff::Timestamp = certificate["not_after"].as_str().unwrap().parse().unwrap();
+    assert_eq!(expiry.lines().next().unwrap(), moment.as_second().to_string());
 }
 
 #[tokio::test]

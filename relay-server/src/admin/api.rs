@@ -24,6 +24,7 @@ use tokio::time::timeout;
 
 use super::guard;
 use super::problem::Problem;
+use super::refusals::Refusals;
 use crate::Shared;
 use crate::audit::By;
 use crate::blocks::Target;
@@ -71,12 +72,13 @@ const BODY_TIME: Duration = Duration::from_secs(10);
 
 /// The API of a relay that keeps its data in a directory.
 pub(crate) struct Api {
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) desk: Desk,
+    shared: Arc<Shared>,
+    desk: Desk,
     /// Where the secret is.
-    pub(crate) directory: PathBuf,
+    directory: PathBuf,
     /// Where it is served.
-    pub(crate) address: SocketAddr,
+    address: SocketAddr,
+    refusals: Refusals,
 }
 
 /// What is answered: a status, and JSON where there is any.
@@ -161,6 +163,11 @@ pub(super) fn is_below(path: &str) -> bool {
 }
 
 impl Api {
+    /// Of what runs, and keeps its data there; for who calls at that address.
+    pub(crate) fn new(shared: Arc<Shared>, desk: Desk, directory: PathBuf, address: SocketAddr) -> Self {
+        Self { shared, desk, directory, address, refusals: Refusals::default() }
+    }
+
     /// Answers a call.
     pub(super) async fn answer(self: Arc<Self>, peer: IpAddr, request: HttpRequest<Incoming>) -> Response<Full<Bytes>> {
         let call = Call { by: By::Api { address: peer.to_canonical() }, api: self };
@@ -168,6 +175,7 @@ impl Api {
         let (status, json, problem) = match call.serve(&head, body).await {
             Ok((status, json)) => (status, json, None),
             Err(problem) => {
+                call.api.refusals.note(&call.api.shared, peer, &problem);
                 let error = json!({ "code": problem.code(), "message": problem.to_string(), "hint": problem.hint() });
                 let json = json!({ "error": error }).to_string();
                 (problem.status(), Some(json.into()), Some(problem))

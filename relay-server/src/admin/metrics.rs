@@ -38,6 +38,7 @@ pub(crate) struct Metrics {
     over_quota: [Counter; 3],
     pub(crate) blocked_connections: Counter,
     pub(crate) blocked_requests: Counter,
+    admin_refused: [Counter; 4],
     pub(crate) panics: Counter,
     pub(crate) inbox_accepted: Counter,
     pub(crate) inbox_acknowledged: Counter,
@@ -58,6 +59,9 @@ type Label = [(&'static str, &'static str); 1];
 fn of(cause: &'static str) -> Label {
     [("error", cause)]
 }
+
+/// The refusals of the admin API that tell of somebody who may not call it, or does not know how.
+const ADMIN: [&str; 4] = ["unauthorized", "unknown-host", "cross-site", "method-not-allowed"];
 
 const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
 
@@ -91,6 +95,8 @@ impl Metrics {
         let help = "What was refused because the operator has blocked it";
         let [blocked_connections, blocked_requests] =
             family(&mut registry, "blocked", help, "what", ["connection", "request"]);
+        let help = "Calls of the admin API by whoever may not, or does not know how";
+        let admin_refused = family(&mut registry, "admin_refused", help, "error", ADMIN);
         let help = "Commits to the database of tokens and names";
         registry.register_with_unit("store_commit_duration", help, Unit::Seconds, store);
         let help = "Commits to the database of inboxes";
@@ -129,6 +135,7 @@ impl Metrics {
                 "certificate_failures",
                 "Attempts to obtain a certificate that failed",
             ),
+            admin_refused,
             panics: counter(&mut registry, "panics", "Tasks that panicked; each is a bug"),
             inbox_accepted: counter(&mut registry, "inbox_accepted", "Webhooks that inboxes took, or knew as copies"),
             inbox_acknowledged: counter(
@@ -176,6 +183,12 @@ impl Metrics {
             Over::Bytes(..) => bytes,
         }
         .inc();
+    }
+
+    /// Counts a call of the admin API that was refused; false where that is no matter of who has called.
+    pub(crate) fn admin_refused(&self, code: &str) -> bool {
+        let known = ADMIN.iter().zip(&self.admin_refused).find(|(known, _)| **known == code);
+        known.map(|(_, counter)| counter.inc()).is_some()
     }
 
     /// Counts an attempt to deliver a webhook: one that was noted, or one that the client has not seen.

@@ -6,6 +6,7 @@ mod guard;
 pub(crate) mod metrics;
 mod problem;
 mod process;
+mod refusals;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -94,7 +95,19 @@ pub(crate) fn readiness(shared: &Shared) -> Result<Option<String>, String> {
     }
     shared.store.health().and_then(|()| shared.inboxes.records().health()).map_err(|error| error.to_string())?;
     // Behind a proxy nobody sees it.
-    shared.config.https.map_or(Ok(None), |_| shared.certificates.health(unix_now()))
+    let Some(_) = shared.config.https else { return Ok(None) };
+    let trouble = shared.certificates.health(unix_now())?;
+    Ok(trouble.or_else(|| trouble_with_domains(shared)))
+}
+
+/// How many custom domains fail; which ones, and why, is not for whoever asks without a token.
+fn trouble_with_domains(shared: &Shared) -> Option<String> {
+    let (all, failing) = shared.domains.as_ref()?.count();
+    let plural = if all == 1 { "domain" } else { "domains" };
+    let text = format!(
+        "{failing} of {all} custom {plural} cannot have the next certificate: the log, and GET /api/v1/certificates, say why"
+    );
+    (failing > 0).then_some(text)
 }
 
 async fn metrics(shared: &Arc<Shared>) -> Result<String, std::fmt::Error> {

@@ -191,20 +191,13 @@ impl Certificates {
 
     /// What the certificate in use says of itself.
     pub(crate) fn shown(&self) -> Option<Shown> {
-        let current = self.current()?;
-        let (_, leaf) = X509Certificate::from_der(current.cert.first()?).ok()?;
-        let names = leaf.subject_alternative_name().ok().flatten();
-        let names = names.iter().flat_map(|names| &names.value.general_names).filter_map(|name| match name {
-            GeneralName::DNSName(name) => Some((*name).to_owned()),
-            _ => None,
-        });
-        let validity = leaf.validity();
-        Some(Shown {
-            names: names.collect(),
-            issuer: leaf.issuer().to_string(),
-            not_before: validity.not_before.timestamp(),
-            not_after: validity.not_after.timestamp(),
-        })
+        Shown::of(&*self.current()?)
+    }
+
+    /// As [`Certificates::shown`], of the one for a custom domain.
+    pub(crate) fn shown_for(&self, domain: &str) -> Option<Shown> {
+        let key = self.domains.read().unwrap_or_else(PoisonError::into_inner).get(domain).cloned();
+        Shown::of(&*key?)
     }
 
     fn shown_to(&self, name: Option<&str>) -> Option<Arc<CertifiedKey>> {
@@ -269,6 +262,24 @@ impl Certificates {
             }
         };
         shutdown.run_until_cancelled(look_for_ever).await;
+    }
+}
+
+impl Shown {
+    fn of(key: &CertifiedKey) -> Option<Self> {
+        let (_, leaf) = X509Certificate::from_der(key.cert.first()?).ok()?;
+        let names = leaf.subject_alternative_name().ok().flatten();
+        let names = names.iter().flat_map(|names| &names.value.general_names).filter_map(|name| match name {
+            GeneralName::DNSName(name) => Some((*name).to_owned()),
+            _ => None,
+        });
+        let validity = leaf.validity();
+        Some(Self {
+            names: names.collect(),
+            issuer: leaf.issuer().to_string(),
+            not_before: validity.not_before.timestamp(),
+            not_after: validity.not_after.timestamp(),
+        })
     }
 }
 

@@ -61,7 +61,7 @@ pub(crate) struct Domains {
     changed: Notify,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct State {
     /// When it is next looked after, in seconds since 1970.
     due: i64,
@@ -69,6 +69,8 @@ struct State {
     failures: usize,
     /// How often, since then, nothing was to be asked for.
     looks: u32,
+    /// What has stood in the way since the last certificate, or of the first.
+    trouble: Option<String>,
 }
 
 /// Why a domain has no certificate, or no tunnel.
@@ -157,8 +159,8 @@ impl Domains {
             Entry::Vacant(entry) => drop(entry.insert(State::default())),
             // What stood in the way may have been mended. An authority is not asked earlier for that.
             Entry::Occupied(mut entry) if entry.get().looks > 0 => {
-                let failures = entry.get().failures;
-                entry.insert(State { failures, ..State::default() });
+                let state = entry.get_mut();
+                (state.due, state.looks) = (0, 0);
             }
             Entry::Occupied(_) => return true,
         }
@@ -175,11 +177,15 @@ impl Domains {
         self.changed.notify_one();
     }
 
-    /// How many there are, and how many of them have no certificate, or no next one, at the first try.
+    /// How many there are, and in the way of how many certificates something stands.
     pub(crate) fn count(&self) -> (usize, usize) {
         let states = self.states();
-        let failing = states.values().filter(|state| state.failures > 0 || state.looks > 0);
-        (states.len(), failing.count())
+        (states.len(), states.values().filter(|state| state.trouble.is_some()).count())
+    }
+
+    /// All of them, with what stands in the way of the next certificate of each.
+    pub(crate) fn list(&self) -> Vec<(Name, Option<String>)> {
+        self.states().iter().map(|(domain, state)| (domain.clone(), state.trouble.clone())).collect()
     }
 
     /// Something has changed: whoever waits looks again.
@@ -275,7 +281,8 @@ impl Domains {
 
     fn fail(&self, shared: &Shared, acme: &Acme, domain: &Name, error: &AcmeError) {
         shared.metrics.certificate_failures.inc();
-        let mut state = self.states().get(domain).copied().unwrap_or_default();
+        let mut state = self.states().get(domain).cloned().unwrap_or_default();
+        state.trouble = Some(error.to_string());
         let wait = if let AcmeError::Domain(_) = error {
             // Nobody counts how often name servers are asked.
             let [first, longest] = DELEGATION;
