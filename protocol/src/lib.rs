@@ -13,9 +13,10 @@
 //! | [`gather`] | fewer and larger reads below TLS |
 //! | [`splice`] | an exchange as a pipe of bytes, after an upgrade |
 //!
-//! Beside the wire stand [`webhook`], what both ends know of those who send the requests, and [`inbox`], what they agree on
-//! about those that wait.
+//! Beside the wire stand [`webhook`], what both ends know of those who send the requests, [`inbox`], what they agree on
+//! about those that wait, and [`access`], who may send any, by [`network`] among others.
 
+pub mod access;
 pub mod exchange;
 pub mod frame;
 pub mod gather;
@@ -23,6 +24,7 @@ pub mod inbox;
 pub mod link;
 pub mod message;
 pub mod mux;
+pub mod network;
 pub mod splice;
 #[cfg(feature = "testing")]
 pub mod testing;

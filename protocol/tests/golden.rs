@@ -7,6 +7,7 @@ use std::fmt::Debug;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
+use relay_protocol::access::{self, Access, ApiKey, Digest};
 use relay_protocol::frame::{Frame, GoAway, HEADER_LEN, MAX_DATA_ACCEPTED, MAX_HEAD, MAX_MESSAGE, Reset, SessionKind};
 use relay_protocol::frame::{MAX_REASON, StreamId};
 use relay_protocol::message::{
@@ -109,6 +110,15 @@ fn meant() -> BTreeMap<&'static str, Frame> {
     let extra = webhooks.extras().unwrap();
     assert_eq!(Webhooks::of(&extra), Ok(webhooks));
     let webhooks = TunnelSpec { tunnel: 3, extra, ..TunnelSpec::default() };
+    let access = Access {
+        allow: vec!["10.0.0.0/8".parse().unwrap()],
+        keys: vec![ApiKey { header: "x-key".into(), key: Digest::of(b"abc") }],
+        rate: Some(5),
+        ..Access::default()
+    };
+    let extra = vec![access.extra().unwrap().unwrap()];
+    assert_eq!(Access::of(&extra), Ok(Some(access)));
+    let access = TunnelSpec { tunnel: 4, extra, ..TunnelSpec::default() };
     let withheld = Withheld {
         tunnel: 1,
         count: 3,
@@ -137,6 +147,7 @@ fn meant() -> BTreeMap<&'static str, Frame> {
         ("hello", session(SessionKind::Hello, payload(hello))),
         ("welcome", session(SessionKind::Welcome, payload(welcome))),
         ("bind", session(SessionKind::Bind, payload(bind))),
+        ("access", session(SessionKind::Bind, payload(access))),
         ("webhooks", session(SessionKind::Bind, payload(webhooks))),
         ("bound", session(SessionKind::Bound, payload(refused))),
         ("unbind", session(SessionKind::Unbind, payload(300_u32))),
@@ -176,7 +187,7 @@ fn tables_name_every_frame_kind() {
     for (label, example) in examples() {
         let name = DOCUMENT.lines().find_map(|line| line.strip_prefix(&format!("| 0x{:02x} | ", example[0])));
         let name = name.map_or("skipped", |rest| rest.split(' ').next().unwrap()).to_lowercase();
-        let is_another = matches!((name.as_str(), label), ("head", "interim") | ("bind", "webhooks"));
+        let is_another = matches!((name.as_str(), label), ("head", "interim") | ("bind", "webhooks" | "access"));
         assert!(name == label || is_another, "{label} is a {name}");
     }
 }
@@ -211,6 +222,7 @@ fn numbers_in_the_text_are_those_of_the_code() {
         ("| secrets of a tunnel | {} |", MAX_SECRETS),
         ("| settings of a tunnel | {} |", MAX_SETTINGS),
         ("| extras of a tunnel's webhooks | {} bytes", MAX_TOLD),
+        ("| who may call a tunnel | {} bytes", access::MAX_TOLD),
         ("| reason text of a GoAway | {} bytes", MAX_REASON),
         ("| floor | {} bytes", FLOOR as usize),
         ("| most | {} bytes", INITIAL as usize),

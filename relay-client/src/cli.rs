@@ -2,15 +2,17 @@
 //!
 //! These types hold what was typed, no more; [`crate::config`] decides what holds.
 
-use std::{ffi::OsString, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{ffi::OsString, net::SocketAddr, num::NonZeroU32, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::builder::{PathBufValueParser, TypedValueParser as _};
 use clap::error::{ContextKind, ContextValue};
 use clap::{Args, Parser, Subcommand};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use jiff::Timestamp;
+use relay_protocol::network::Network;
 use relay_protocol::webhook::{Credentials, Verdict, Verify};
 
+use crate::access::KeySource;
 use crate::capture::Since;
 use crate::capture::export::Form;
 use crate::capture::filter::{self, HeaderPattern, JsonPattern, PathPattern, StatusPattern};
@@ -22,9 +24,9 @@ use crate::session::dial::RelayUrl;
 use crate::upstream::address::{HostPort, UpstreamAddr};
 use crate::upstream::rewrite::HostHeader;
 use crate::value::{
-    InboxChoice, Inspect, Output, Secret, UpstreamProtocol, VerifyAt, domain, duration, final_status, header, inbox,
-    inspect, listen_address, public_name, replaceable, request_path, setting, size, subdomain, unix_time, web_url,
-    webhook_id,
+    InboxChoice, Inspect, Output, Secret, UpstreamProtocol, VerifyAt, byte_count, domain, duration, final_status,
+    header, inbox, inspect, listen_address, public_name, replaceable, request_path, setting, size, subdomain,
+    unix_time, web_url, webhook_id,
 };
 
 /// A public HTTPS URL for a service on this machine.
@@ -986,10 +988,56 @@ pub struct TunnelArgs {
     #[arg(long, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "on", value_parser = inbox)]
     pub inbox: Option<InboxChoice>,
 
+    /// Who may call it.
+    #[command(flatten)]
+    pub access: AccessArgs,
+
     /// Make happen what goes wrong once in a while, to so many of the requests, as in
     /// drop@5%,500@5%,duplicate@10%,delay=2s@30%,reorder@20%; with seed=7 the same ones each time
     #[arg(long, value_name = "FAULTS")]
     pub fault: Option<Faults>,
+}
+
+/// Who may call a tunnel: the relay refuses all others before they reach this machine.
+#[derive(Args, Debug, Default)]
+#[command(next_help_heading = "Access")]
+pub struct AccessArgs {
+    /// Let in requests from this address or network only, as in 203.0.113.0/24; can be given
+    /// several times
+    #[arg(long, value_name = "CIDR")]
+    pub allow: Vec<Network>,
+
+    /// Let in no requests from this address or network, though --allow has it; can be given several
+    /// times
+    #[arg(long, value_name = "CIDR")]
+    pub deny: Vec<Network>,
+
+    /// Ask for a name and a password; better in a file or a variable, because others on this machine
+    /// can see command lines. Can be given several times. One of these or of --api-key is enough
+    #[arg(long, value_name = "NAME:PASSWORD|@FILE|env:NAME")]
+    pub basic_auth: Vec<SecretSource>,
+
+    /// Ask for a key in a header, as in X-Api-Key=env:KEY; without a header it is asked for as
+    /// "Authorization: Bearer KEY". Can be given several times
+    #[arg(long, value_name = "[HEADER=]KEY|@FILE|env:NAME")]
+    pub api_key: Vec<KeySource>,
+
+    /// Let in requests with this method only; can be given several times
+    #[arg(long, value_name = "METHOD")]
+    pub allow_method: Vec<String>,
+
+    /// Let in requests for this path only, in which * stands for anything, as in '/hooks/*'; can be
+    /// given several times
+    #[arg(long, value_name = "PATH")]
+    pub allow_path: Vec<String>,
+
+    /// Let in this many requests in a second
+    #[arg(long, value_name = "N")]
+    pub rate_limit: Option<NonZeroU32>,
+
+    /// Let in bodies of at most this many bytes, as in 64KiB or 1MiB
+    #[arg(long, value_name = "SIZE", value_parser = byte_count)]
+    pub body_limit: Option<u64>,
 }
 
 /// What is known of a tunnel's webhooks, and what is done with them.
@@ -1211,6 +1259,7 @@ mod tests {
         let pages = [
             include_str!("../../README.md"),
             include_str!("../../docs/commands.md"),
+            include_str!("../../docs/access.md"),
             include_str!("../../docs/inbox.md"),
             include_str!("../../docs/install.md"),
             include_str!("../../docs/json-output.md"),

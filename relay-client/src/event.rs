@@ -137,7 +137,7 @@ pub enum Event<'a> {
         /// Whether `body` is not all of it.
         body_truncated: bool,
     },
-    /// The relay has refused requests, as it was asked to with `--verify-at edge`. What is said of one is of the last.
+    /// The relay has refused requests, as it was asked to with `--verify-at edge`, or by who may call the tunnel. What is said of one is of the last.
     #[serde(rename = "requests.withheld")]
     Withheld {
         /// The tunnel, as in `tunnel.ready`.
@@ -156,7 +156,7 @@ pub enum Event<'a> {
         error: &'a str,
         /// Its provider, as options and files call it, where that is known.
         provider: Option<&'a str>,
-        /// What its signature is worth.
+        /// What its signature is worth; empty where that was not looked at.
         verdict: &'a str,
         /// Why, as a sentence without its full stop.
         reason: &'a str,

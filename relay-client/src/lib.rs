@@ -58,6 +58,7 @@
 //!                                └──▶ whoever observes: a program, a terminal
 //! ```
 
+mod access;
 mod atomic;
 #[doc(hidden)]
 pub mod capture;

@@ -336,6 +336,21 @@ pub fn disk_size(text: &str) -> Result<u64, DiskSizeError> {
     bytes.filter(|bytes| allowed.contains(bytes)).ok_or_else(|| DiskSizeError { input: text.to_owned() })
 }
 
+/// Reads a number of bytes of any size: `4096`, `64KiB`, `16MiB`, `1GiB`.
+///
+/// # Errors
+/// Everything else, with a hint.
+pub fn byte_count(text: &str) -> Result<u64, ByteCountError> {
+    relay_protocol::inbox::size(text).ok_or_else(|| ByteCountError { input: text.to_owned() })
+}
+
+/// A number of bytes that was not understood.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{input:?} is not a number of bytes, alone or with a unit, as in 64KiB, 16MiB or 1GiB")]
+pub struct ByteCountError {
+    input: String,
+}
+
 /// A size that was not understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{input:?} is not a size from 1MiB to 1TiB; write a number and a unit, as in 500MiB or 1GiB")]

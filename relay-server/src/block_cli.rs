@@ -7,10 +7,10 @@ use clap::{Args, Subcommand};
 
 use crate::blocks::Target;
 use crate::control::{Reply, Request};
-use crate::network::Network;
 use crate::store::Name;
 use crate::table;
 use crate::token_cli::{CliError, Output, ask};
+use relay_protocol::network::Network;
 
 /// What can be done with blocks.
 #[derive(Debug, Subcommand)]

@@ -9,8 +9,8 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use serde::{Deserialize, Serialize};
 
-use crate::network::Network;
 use crate::store::{Name, Store, StoreError, TokenId};
+use relay_protocol::network::Network;
 
 /// Blocks that there can be: so many do not slow the relay down.
 pub(crate) const MOST: i64 = 10_000;

@@ -75,8 +75,8 @@ causes! {
         "Wait for the next month, or have the relay's operator allow more (`relay-server token limit`).";
     /// The request's body is too large.
     BodyTooLarge = "body-too-large", PAYLOAD_TOO_LARGE, None,
-        "The request's body is larger than this relay allows.",
-        "Send less, or have the relay's operator raise `limits.body_bytes`.";
+        "The request's body is larger than is allowed here.",
+        "Send less, or have the limit raised: `limits.body_bytes` by the relay's operator, `--body-limit` by the tunnel's owner.";
     /// The request's body stopped coming.
     BodyTimeout = "body-timeout", REQUEST_TIMEOUT, None,
         "The request's body stopped arriving.",
@@ -85,6 +85,22 @@ causes! {
     Blocked = "blocked", FORBIDDEN, None,
         "The operator of this relay has blocked this address.",
         "Ask the relay's operator, where you think that it should not be.";
+    /// The tunnel's owner lets in others only.
+    AddressNotAllowed = "address-not-allowed", FORBIDDEN, None,
+        "This tunnel does not take requests from your address.",
+        "Send from an address that its owner lets in, or ask its owner to let in yours (`relay http --allow`).";
+    /// The tunnel's owner wants a name and a password, or a key.
+    CredentialsRequired = "credentials-required", UNAUTHORIZED, None,
+        "This tunnel wants a name and a password, or a key, that its owner gives out.",
+        "Send what its owner has given you, as WWW-Authenticate names it.";
+    /// The tunnel's owner has not opened that path.
+    PathNotAllowed = "path-not-allowed", FORBIDDEN, None,
+        "This tunnel does not take requests for that path.",
+        "Check the URL for a typing error, or ask the tunnel's owner to open it (`relay http --allow-path`).";
+    /// The tunnel's owner has not opened that method.
+    MethodNotAllowed = "method-not-allowed", METHOD_NOT_ALLOWED, None,
+        "This tunnel does not take requests with that method.",
+        "Use one of those that Allow names, or ask the tunnel's owner to open it (`relay http --allow-method`).";
     /// The token is missing or wrong.
     Unauthorized = "unauthorized", UNAUTHORIZED, None,
         "The token is missing, unknown, expired or revoked.",
@@ -164,6 +180,7 @@ mod tests {
         let (conversions, _) = include_str!("cause.rs").split_once("mod tests").unwrap_or_default();
         let sources = [
             conversions,
+            include_str!("edge/access.rs"),
             include_str!("edge/api.rs"),
             include_str!("edge/body.rs"),
             include_str!("edge/connect.rs"),

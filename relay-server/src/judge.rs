@@ -99,6 +99,12 @@ fn judge_now(providers: &Table, head: &RequestHead, asked: &Asked, body: &[u8], 
 
 /// What the client is told of a request that is refused.
 pub(crate) fn withheld(head: &RequestHead, provider: Option<String>, code: &str, judgement: &Judgement) -> Withheld {
+    let verdict = judgement.verdict.as_str().to_owned();
+    Withheld { provider, verdict, ..refused(head, code, &plain(&judgement.reason)) }
+}
+
+/// What a client is told of a request that is refused for another reason than its signature.
+pub(crate) fn refused(head: &RequestHead, code: &str, reason: &str) -> Withheld {
     let target = head.target.as_str();
     Withheld {
         id: head.id.to_string(),
@@ -106,9 +112,7 @@ pub(crate) fn withheld(head: &RequestHead, provider: Option<String>, code: &str,
         target: target.get(..target.floor_char_boundary(TARGET_MAX)).unwrap_or_default().to_owned(),
         remote: head.remote.to_string(),
         code: code.to_owned(),
-        provider,
-        verdict: judgement.verdict.as_str().to_owned(),
-        reason: plain(&judgement.reason),
+        reason: reason.to_owned(),
         ..Withheld::default()
     }
 }

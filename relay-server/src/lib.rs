@@ -47,11 +47,11 @@ mod judge;
 mod limits;
 mod line;
 pub mod log;
-mod network;
 #[doc(hidden)]
 pub mod notify;
 #[doc(hidden)]
 pub mod outgoing;
+mod pace;
 mod places;
 #[doc(hidden)]
 pub mod program;

@@ -5,6 +5,7 @@
 //! for a disk. Two processes may count at once while one takes the place of the other: each adds what it has seen itself.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -179,7 +180,19 @@ impl Meter {
 
     /// What the token may have, as it is now.
     pub(crate) fn limits(&self) -> TokenLimits {
-        self.lock().limits
+        self.lock().limits.clone()
+    }
+
+    /// Whether requests may come from there. None: that is not known, and so nowhere where it matters.
+    pub(crate) fn admits_address(&self, address: Option<IpAddr>) -> bool {
+        let state = self.lock();
+        let allow = &state.limits.allow;
+        allow.is_empty() || address.is_some_and(|address| allow.iter().any(|network| network.contains(address)))
+    }
+
+    /// The longest body that a request may have, where there is a limit.
+    pub(crate) fn max_body(&self) -> Option<u64> {
+        self.lock().limits.max_body
     }
 
     /// Lets a request in that comes at that moment, by both clocks; it is under way for as long as the pass is there.
@@ -188,14 +201,14 @@ impl Meter {
     /// [`Over`]: the token has used up what it may.
     pub(crate) fn admit(self: &Arc<Self>, now: Instant, unix: i64) -> Result<Pass, Over> {
         let mut state = self.lock();
-        let limits = state.limits;
-        if let Some(most) = limits.max_bytes.filter(|_| state.bytes_left(unix) == Some(0)) {
+        let TokenLimits { max_bytes, max_streams, max_rate, .. } = state.limits;
+        if let Some(most) = max_bytes.filter(|_| state.bytes_left(unix) == Some(0)) {
             return Err(Over::Bytes(most, state.until));
         }
-        if let Some(most) = limits.max_streams.filter(|most| state.streams >= *most) {
+        if let Some(most) = max_streams.filter(|most| state.streams >= *most) {
             return Err(Over::Streams(most));
         }
-        if let Some(most) = limits.max_rate {
+        if let Some(most) = max_rate {
             let each = BURST / most.max(1);
             let from = state.paid.map_or(now, |paid| paid.max(now));
             if from + each > now + BURST {
@@ -258,6 +271,11 @@ impl State {
 pub(crate) struct Pass(Arc<Meter>);
 
 impl Pass {
+    /// What it counts for.
+    pub(crate) fn meter(&self) -> Arc<Meter> {
+        self.0.clone()
+    }
+
     /// Counts the bytes that it has had.
     pub(crate) fn count(&self, bytes: u64) {
         self.0.count(bytes, unix_now());

@@ -11,8 +11,8 @@ use crate::alert::Alert;
 use crate::certs::CertificateError;
 use crate::config::{CertificateSource, Config, ConfigError};
 use crate::limits::Limits;
-use crate::network::Network;
 use crate::program::Program;
+use relay_protocol::network::Network;
 
 /// What of the configuration changes while the relay runs. Each is read where it is used, or kept for a connection, a session
 /// or a look around; so it holds for the next one.

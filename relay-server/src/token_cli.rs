@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use clap::{Args, Subcommand, ValueEnum};
 use relay_protocol::inbox::{Inbox, sized};
+use relay_protocol::network::Network;
 use relay_protocol::webhook::{Table, TableError};
 use thiserror::Error;
 
@@ -112,17 +113,30 @@ pub struct LimitArgs {
     /// Bytes of their bodies and their answers' in a calendar month (UTC), such as 10GiB [off for a new token]
     #[arg(long, value_name = "SIZE|off")]
     max_bytes: Option<Most<Size>>,
+    /// The longest body of a request, such as 10MiB [off for a new token]
+    #[arg(long, value_name = "SIZE|off")]
+    max_body: Option<Most<Size>>,
+    /// Where requests to its tunnels may come from, whoever they let in themselves, such as 203.0.113.0/24; can be given
+    /// several times [off for a new token]
+    #[arg(long, value_name = "CIDR,…|off", value_delimiter = ',')]
+    allow: Vec<Most<Network>>,
 }
 
 impl LimitArgs {
     fn change(self) -> LimitChange {
+        let bytes = |most: Option<Most<Size>>| most.map(|most| most.0.map(|size| size.0));
         LimitChange {
             max_tunnels: self.max_tunnels,
             max_names: self.max_names,
             max_sessions: self.max_sessions,
             max_rate: self.max_rate.map(|most| most.0),
             max_streams: self.max_streams.map(|most| most.0),
-            max_bytes: self.max_bytes.map(|most| most.0.map(|size| size.0)),
+            max_bytes: bytes(self.max_bytes),
+            max_body: bytes(self.max_body),
+            // `off` alone leaves none.
+            allow: Some(self.allow)
+                .filter(|all| !all.is_empty())
+                .map(|all| all.into_iter().filter_map(|one| one.0).collect()),
         }
     }
 }
@@ -329,11 +343,18 @@ fn row(token: &Token) -> [String; 6] {
 
 /// What a token may have, as a sentence has it.
 fn allowed(limits: &TokenLimits) -> String {
-    let TokenLimits { max_tunnels, max_names, max_sessions, max_rate, max_streams, max_bytes } = limits;
+    let TokenLimits { max_tunnels, max_names, max_sessions, max_rate, max_streams, max_bytes, max_body, allow } =
+        limits;
     let most = |most: &Option<u32>| most.map_or("any number of".to_owned(), |most| most.to_string());
     let bytes = max_bytes.map_or("any number of bytes".to_owned(), sized);
+    let body = max_body.map_or("any length".to_owned(), |most| format!("at most {}", sized(most)));
+    let allow = match allow.as_slice() {
+        [] => "anywhere".to_owned(),
+        networks => networks.iter().map(Network::to_string).collect::<Vec<_>>().join(", "),
+    };
     format!(
-        "{max_tunnels} tunnels, {max_names} names and {max_sessions} sessions, {} requests per second, {} requests under way, and {bytes} a month",
+        "{max_tunnels} tunnels, {max_names} names and {max_sessions} sessions, {} requests per second, {} requests under way, \
+         {bytes} a month, and bodies of {body}, from {allow}",
         most(max_rate),
         most(max_streams)
     )
@@ -507,6 +528,7 @@ mod tests {
                 "name": "alice", "state": "valid", "created_at": created, "expires_at": null,
                 "revoked_at": null, "last_used_at": null, "max_tunnels": 3, "max_names": 4,
                 "max_sessions": 5, "max_rate": null, "max_streams": null, "max_bytes": null,
+                "max_body": null, "allow": [],
                 "month_bytes": 0, "reserved": ["api", "forms"], "leased": [],
                 "providers": {"forms": "dropbox"},
             })
@@ -528,6 +550,8 @@ mod tests {
             ("create bob --max-names 0", "0 is not in 1.."),
             ("create bob --max-rate 0", "max_rate is at least 1"),
             ("limit alice --max-bytes 0", "max_bytes is at least 1"),
+            ("limit alice --max-body 0", "max_body is at least 1"),
+            ("limit alice --allow office", "such as 10.0.0.0/8"),
             ("limit alice --max-bytes ten", "such as 10GiB"),
             ("limit bob", "no token named \"bob\""),
             ("reserve bob hooks", "no token named \"bob\""),

@@ -675,6 +675,20 @@ mod a_relay_by_hand {
         Frame::Session(SessionKind::Welcome, welcome.to_bytes().unwrap())
     }
 
+    /// It would let everybody in, and not say so.
+    #[tokio::test]
+    async fn one_that_cannot_refuse_strangers_gets_no_tunnel_that_must() {
+        let (relay, app) = (Relay::start().await, App::recording().await);
+        let mut client = relay.program(&app, &["--basic-auth", "ann:secret", "--allow-path", "/hooks/*"]).await;
+        let (mut socket, hello) = relay.session(1).await;
+        // A stranger is faster than the client's goodbye.
+        socket.send(&[open(1, hello.tunnels[0].tunnel)]).await;
+        let ended = client.wait().await;
+        assert_eq!(ended.code(), 1, "{ended:?}");
+        assert!(ended.stderr.contains("the relay is too old to refuse those who may not call the tunnel"), "{ended:?}");
+        assert_eq!(app.requests(), 0);
+    }
+
     /// A service that answers once it is told to.
     async fn gated() -> (App, watch::Sender<bool>) {
         let (open_gate, gate) = watch::channel(false);

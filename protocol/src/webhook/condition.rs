@@ -131,7 +131,7 @@ impl<'de> Deserialize<'de> for Test {
 }
 
 /// Whether `text` is `pattern`, in which `*` stands for any bytes.
-fn like(pattern: &[u8], text: &[u8]) -> bool {
+pub(crate) fn like(pattern: &[u8], text: &[u8]) -> bool {
     let mut parts = pattern.split(|byte| *byte == b'*');
     let Some(mut rest) = parts.next().and_then(|first| text.strip_prefix(first)) else { return false };
     let Some(last) = parts.next_back() else { return rest.is_empty() };

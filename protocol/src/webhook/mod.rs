@@ -55,6 +55,7 @@ mod token;
 mod told;
 mod verdict;
 
+pub(crate) use self::condition::like;
 pub use self::{
     condition::{Conditions, Filter},
     credentials::{Credentials, Secret, Settings},

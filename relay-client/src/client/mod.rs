@@ -12,6 +12,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use relay_protocol::access::Access;
 use relay_protocol::inbox::Inbox;
 use relay_protocol::message::{PublicName, Resume};
 use tokio::sync::{mpsc, watch};
@@ -65,6 +66,8 @@ pub struct TunnelOptions {
     pub faults: Faults,
     /// How the relay keeps its webhooks until they are delivered; none where it does not.
     pub inbox: Option<Inbox>,
+    /// Who may call it.
+    pub access: Access,
     /// Take the name over from a live session of the same token.
     pub takeover: bool,
     /// Where the tunnel also answers on this machine, for [`Event::Ready`].
@@ -86,6 +89,7 @@ impl TunnelOptions {
             routes: Vec::new(),
             faults: Faults::default(),
             inbox: None,
+            access: Access::default(),
             takeover: false,
             local_url: None,
         }

@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use relay_protocol::access::Access;
 use relay_protocol::frame::SessionKind;
 use relay_protocol::inbox::{Inbox, api};
 use relay_protocol::link::Link;
@@ -57,10 +58,15 @@ pub(super) struct Tunnels {
     relay_judges: bool,
     /// The tunnels that have inboxes already, by their numbers; none where the relay has no inboxes.
     kept: Option<Vec<u32>>,
+    /// Whether the relay can refuse those who may not call.
+    relay_guards: bool,
 }
 
 /// What a relay cannot do that would leave alone what it is told of that.
 const KEEPS_NOT: &str = "the relay is too old to keep webhooks; leave out --inbox, or have its operator update it";
+const GUARDS_NOT: &str = "the relay is too old to refuse those who may not call the tunnel; have its operator update it, or leave \
+                          out --allow, --deny, --basic-auth, --api-key, --allow-method, --allow-path, --rate-limit and \
+                          --body-limit, and let everybody in";
 const JUDGES_NOT: &str = "the relay is too old to judge signatures; leave out --verify-at edge, and the client does it";
 
 /// A tunnel that is wanted.
@@ -128,6 +134,7 @@ impl Asked {
         // What was read from options can be said.
         let mut extra = self.options.webhooks.told().extras().unwrap_or_default();
         extra.extend(self.options.inbox.as_ref().and_then(|inbox| inbox.extra().ok()));
+        extra.extend(self.options.access.extra().ok().flatten());
         let (domain, name) = match self.options.domain {
             Some(_) => (self.name.clone(), None),
             None => (None, self.name.clone()),
@@ -246,8 +253,12 @@ impl Tunnels {
     fn cannot(&self, options: &TunnelOptions) -> Option<String> {
         let judges = options.webhooks.told().verify != Verify::Off && !self.relay_judges;
         let keeps = options.inbox.is_some() && self.kept.is_none();
+        let guards = !options.access.is_open() && !self.relay_guards;
         let unsaid = || Some(options.inbox.as_ref()?.extra().err()?.to_string());
-        judges.then_some(JUDGES_NOT).or(keeps.then_some(KEEPS_NOT)).map(str::to_owned).or_else(unsaid)
+        let unguarded = || Some(options.access.extra().err()?.to_string());
+        let cannot = [(guards, GUARDS_NOT), (judges, JUDGES_NOT), (keeps, KEEPS_NOT)];
+        let cannot = cannot.into_iter().find(|(cannot, _)| *cannot).map(|(_, why)| why.to_owned());
+        cannot.or_else(unsaid).or_else(unguarded)
     }
 
     /// Whether a session may follow this answer to what it was asked for, and what the relay has said of itself.
@@ -256,6 +267,7 @@ impl Tunnels {
     /// What is wrong with it.
     pub(super) fn check(&mut self, asked: &[Asked], bound: &[Bound], said: &[Extra]) -> Result<(), ClientError> {
         (self.relay_judges, self.kept) = (Webhooks::are_known(said), Inbox::all_known(said));
+        self.relay_guards = Access::is_known(said);
         for asked in asked {
             if let Some(why) = self.cannot(&asked.options) {
                 return Err(ClientError::Refused(why));
@@ -656,8 +668,9 @@ impl Given {
     /// Whether the relay need not know of the difference.
     fn is_bound_as(&self, wanted: &TunnelOptions) -> bool {
         let of = |options: &TunnelOptions| {
-            let TunnelOptions { subdomain, domain, timeout, webhooks, inbox, .. } = options;
-            (subdomain.clone(), domain.clone(), timeout.or_else(|| webhooks.timeout()), webhooks.told(), inbox.clone())
+            let TunnelOptions { subdomain, domain, timeout, webhooks, inbox, access, .. } = options;
+            let timeout = timeout.or_else(|| webhooks.timeout());
+            (subdomain.clone(), domain.clone(), timeout, webhooks.told(), inbox.clone(), access.clone())
         };
         of(&self.options) == of(wanted)
     }
@@ -713,6 +726,9 @@ mod tests {
         options.webhooks.verify_at = crate::value::VerifyAt::Edge;
         assert_eq!(check(&options, &[Webhooks::known()]), Ok(()));
         assert_eq!(check(&options, &[]), Err(JUDGES_NOT.to_owned()));
+        options.access.rate = Some(1);
+        assert_eq!(check(&options, &[Webhooks::known()]), Err(GUARDS_NOT.to_owned()));
+        assert_eq!(check(&options, &[Webhooks::known(), Access::known()]), Ok(()));
     }
 
     /// What the relay answers: `None` is yes.

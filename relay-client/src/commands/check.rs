@@ -64,6 +64,8 @@ impl Report {
             Some((name, value)) => Setting { setting: setting.to_owned(), value: Some(value), from: name.to_owned() },
             None => Setting { setting: setting.to_owned(), value, from: place(setting) },
         };
+        let access = file.access.clone().unwrap_or_default().settle();
+        let unsettled = access.as_ref().err().map(ToString::to_string);
         let hidden = |_: &Secret| HIDDEN.to_owned();
         let default = TunnelSettings::default();
         let mut settings = vec![
@@ -102,9 +104,11 @@ impl Report {
             setting("handshake", None, Some(file.handshake.unwrap_or_default().to_string())),
             setting("fault", None, file.fault.as_ref().map(ToString::to_string)),
             setting("inbox", None, file.inbox.as_ref().map(ToString::to_string)),
+            setting("access", None, access.ok().map(|access| access.to_string()).filter(|text| !text.is_empty())),
         ];
         problems.extend(secret.and_then(|secret| secret.read().err()).map(|error| format!("RELAY_SECRET: {error}")));
         problems.extend(file.check_secret().err().map(|error| error.to_string()));
+        problems.extend(unsettled);
         let limits = file.capture.limits();
         settings.extend([
             setting("capture.count", None, Some(limits.count.to_string())),
@@ -137,6 +141,7 @@ impl Report {
                 ("handshake", Some(webhooks.handshake.to_string())),
                 ("fault", Some(of.faults.to_string()).filter(|faults| !faults.is_empty())),
                 ("inbox", of.inbox.0.as_ref().map(ToString::to_string)),
+                ("access", Some(of.access.to_string()).filter(|text| !text.is_empty())),
             ] {
                 let own = format!("tunnels.{label}.{key}");
                 let from = match file.places.get(&own) {

@@ -83,6 +83,7 @@ pub async fn run(
         routes: settings.tunnel.routes,
         faults: settings.tunnel.faults,
         inbox: settings.tunnel.inbox.0,
+        access: settings.tunnel.access,
         takeover: false,
         local_url: Some(format!("https://localhost:{port}")),
     };

@@ -62,6 +62,7 @@ pub(crate) fn options(
         routes: settings.routes,
         faults: settings.faults,
         inbox: settings.inbox.0,
+        access: settings.access,
         takeover,
         local_url: None,
     }

@@ -34,6 +34,7 @@
 //! relay, CA or address, the token of the user's own file stays at home. Nor does such a file tell
 //! a relay any secret, or reach for one that it was not meant to have.
 
+mod access;
 mod webhooks;
 
 use std::{
@@ -47,11 +48,14 @@ use std::{
     time::Duration,
 };
 
+use relay_protocol::access::{Access, AccessError};
 use relay_protocol::message::MAX_TUNNELS;
 use relay_protocol::webhook::{self, Verify};
 use serde::{Deserialize, Deserializer, de};
 
+use self::access::AccessKeys;
 use self::webhooks::{WebhookKeys, secrets};
+use crate::access::CredentialError;
 use crate::capture::store::Limits;
 use crate::cli::{ConnectionArgs, DevArgs, OpenArgs, ServiceArgs, SessionArgs, ShowArgs, TunnelArgs, WayArgs};
 use crate::inspector::{InspectorAddress, InspectorSettings};
@@ -127,6 +131,8 @@ pub struct TunnelSettings {
     pub faults: Faults,
     /// Whether the relay keeps its webhooks, and how.
     pub inbox: InboxChoice,
+    /// Who may call it.
+    pub access: Access,
 }
 
 /// A tunnel of `relay start`.
@@ -273,6 +279,7 @@ impl TunnelSettings {
             routes: routes(&file.routes, &files.table())?,
             faults: typed.fault.or_else(|| file.fault.clone()).unwrap_or_default(),
             inbox: typed.inbox.or_else(|| file.inbox.clone()).unwrap_or_default(),
+            access: AccessKeys::from(typed.access).or(file.access.clone().unwrap_or_default()).settle()?,
         })
     }
 }
@@ -333,6 +340,8 @@ pub(crate) struct File {
     #[serde(default, deserialize_with = "parsed")]
     pub(crate) fault: Option<Faults>,
     pub(crate) inbox: Option<InboxChoice>,
+    /// Who may call tunnels.
+    pub(crate) access: Option<AccessKeys>,
     #[serde(default)]
     pub(crate) capture: Kept,
     /// Which requests go elsewhere.
@@ -406,6 +415,7 @@ pub(crate) struct Table {
     #[serde(default, deserialize_with = "parsed")]
     pub(crate) fault: Option<Faults>,
     pub(crate) inbox: Option<InboxChoice>,
+    pub(crate) access: Option<AccessKeys>,
     pub(crate) routes: Option<Vec<Route>>,
 }
 
@@ -597,7 +607,9 @@ impl Files {
             *ca = directory.join(&*ca);
         }
         file.settle_secrets(path, self.project.as_deref() == Some(path))?;
-        let holds = match (&file.token, file.has_secret_text()) {
+        file.settle_access(path, self.project.as_deref() == Some(path))?;
+        let has_text = file.has_secret_text() || file.has_credential_text();
+        let holds = match (&file.token, has_text) {
             (Some(_), _) => Some("a token"),
             (None, true) => Some("a secret"),
             (None, false) => None,
@@ -658,6 +670,11 @@ impl Files {
             routes: if upper.routes.is_empty() { lower.routes } else { upper.routes },
             fault: upper.fault.or(lower.fault),
             inbox: upper.inbox.or(lower.inbox),
+            // A file that says one thing of it opens nothing that another has closed.
+            access: match (upper.access, lower.access) {
+                (Some(upper), Some(lower)) => Some(upper.or(lower)),
+                (upper, lower) => upper.or(lower),
+            },
             secret: upper.secret.or(lower.secret),
             set: upper.set.or(lower.set),
             verify: upper.verify.or(lower.verify),
@@ -802,6 +819,7 @@ impl File {
             routes: routes(table.routes.as_ref().unwrap_or(&self.routes), &providers)?,
             faults: table.fault.clone().or_else(|| self.fault.clone()).unwrap_or_default(),
             inbox: table.inbox.clone().or_else(|| self.inbox.clone()).unwrap_or_default(),
+            access: table.access.clone().unwrap_or_default().or(self.access.clone().unwrap_or_default()).settle()?,
         };
         Ok(NamedTunnel { label: label.to_owned(), upstream: table.upstream.clone(), settings })
     }
@@ -895,6 +913,17 @@ pub enum ConfigError {
         /// Where it says so.
         place: String,
     },
+    /// A name and a password, or a key, that a tunnel is to ask for is none, or not to be had.
+    #[error("{place}: {source}")]
+    Credential {
+        /// The key of the file, or the flag, that says so.
+        place: &'static str,
+        /// Why.
+        source: CredentialError,
+    },
+    /// It is no rule of who may call a tunnel.
+    #[error("access: {0}")]
+    Access(#[from] AccessError),
     /// The rows that a file adds to the provider table do not fit.
     #[error("{}: [[provider]]: {problem}", file.display())]
     Providers {
@@ -1290,7 +1319,7 @@ mod tests {
     fn the_documented_files_are_understood() {
         let page = include_str!("../../../docs/configuration.md");
         let page = page.split("## Configuration of the relay").next().unwrap();
-        let page = [page, include_str!("../../../docs/inbox.md")].concat();
+        let page = [page, include_str!("../../../docs/inbox.md"), include_str!("../../../docs/access.md")].concat();
         let blocks: Vec<_> = page.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
         assert!(blocks.len() >= 2, "{blocks:?}");
         for block in blocks {

@@ -740,14 +740,17 @@ impl<O: Write, E: Write> Printer<O, E> {
                     0 | 1 => String::new(),
                     _ => format!(", the last of {count}"),
                 };
+                // Where no signature was judged, there is none.
+                let verdict =
+                    if verdict.is_empty() { String::new() } else { format!(", {}", verdict.replace('_', " ")) };
                 writeln!(
                     out,
-                    "{time} {red}the relay has refused{plain} {} {} from {}{others}: {}, {}: {}",
+                    "{time} {red}the relay has refused{plain} {} {} from {}{others}: {}{}: {}",
                     Shown(method),
                     Shown(path),
                     Shown(remote),
                     Shown(error),
-                    Shown(&verdict.replace('_', " ")),
+                    Shown(&verdict),
                     Shown(reason)
                 )
             }

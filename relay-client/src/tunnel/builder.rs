@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use http::{Request, Response};
+use relay_protocol::access::{Access, ApiKey, Digest};
+use relay_protocol::network::Network;
 
 use crate::capture::Capture;
 use crate::client::{Client, ClientError, TunnelOptions};
@@ -39,6 +41,10 @@ pub struct TunnelBuilder {
     max_reconnect_time: Option<Duration>,
     takeover: bool,
     fault: Option<String>,
+    allow: Vec<String>,
+    deny: Vec<String>,
+    /// What of it needs no parsing.
+    access: Access,
 }
 
 #[derive(Clone, Debug)]
@@ -166,6 +172,60 @@ impl TunnelBuilder {
         self
     }
 
+    /// Lets in requests from this address or network only: `203.0.113.0/24`. Can be called several times, as the methods
+    /// below can; the relay refuses all other requests, as `docs/access.md` says.
+    pub fn allow(mut self, network: impl Display) -> Self {
+        self.allow.push(network.to_string());
+        self
+    }
+
+    /// Lets in no requests from this address or network, though [`TunnelBuilder::allow`] has it.
+    pub fn deny(mut self, network: impl Display) -> Self {
+        self.deny.push(network.to_string());
+        self
+    }
+
+    /// Asks for this name and password. One of these, or of the keys, is enough. The relay is told a hash of it.
+    pub fn basic_auth(mut self, name: &str, password: &str) -> Self {
+        self.access.basic.push(Digest::of(format!("{name}:{password}").as_bytes()));
+        self
+    }
+
+    /// Asks for this key as `Authorization: Bearer KEY`.
+    pub fn api_key(self, key: &str) -> Self {
+        self.api_key_in("authorization", key)
+    }
+
+    /// Asks for this key in a header, such as `X-Api-Key`.
+    pub fn api_key_in(mut self, header: &str, key: &str) -> Self {
+        self.access.keys.push(ApiKey { header: header.to_ascii_lowercase(), key: Digest::of(key.as_bytes()) });
+        self
+    }
+
+    /// Lets in requests with this method only.
+    pub fn allow_method(mut self, method: &str) -> Self {
+        self.access.methods.push(method.to_ascii_uppercase());
+        self
+    }
+
+    /// Lets in requests for this path only, in which `*` stands for anything: `/hooks/*`.
+    pub fn allow_path(mut self, path: impl Into<String>) -> Self {
+        self.access.paths.push(path.into());
+        self
+    }
+
+    /// Lets in this many requests in a second.
+    pub fn rate_limit(mut self, requests: u32) -> Self {
+        self.access.rate = Some(requests);
+        self
+    }
+
+    /// Lets in bodies of at most this many bytes.
+    pub fn body_limit(mut self, bytes: u64) -> Self {
+        self.access.body = Some(bytes);
+        self
+    }
+
     /// Opens the tunnel, and returns when the relay takes requests for it. Must be called within a tokio runtime, in
     /// which the tunnel then lives. Dropping the future gives the attempt up.
     ///
@@ -185,6 +245,12 @@ impl TunnelBuilder {
             Some(faults) => faults.parse().map_err(|error| wrong("fault", &error))?,
             None => Faults::default(),
         };
+        let networks = |setting, texts: Vec<String>| -> Result<Vec<Network>, OpenError> {
+            texts.iter().map(|text| text.parse().map_err(|error| wrong(setting, &error))).collect()
+        };
+        let access =
+            Access { allow: networks("allow", self.allow)?, deny: networks("deny", self.deny)?, ..self.access };
+        access.extra().map_err(|error| wrong("access", &error))?;
         let destination: Destination = match (self.answers, self.capture) {
             (Some(Answers::Upstream(address)), _) => {
                 let address: UpstreamAddr = address.parse().map_err(|error| wrong("upstream", &error))?;
@@ -219,6 +285,7 @@ impl TunnelBuilder {
             protocol: self.protocol,
             takeover: self.takeover,
             faults,
+            access,
             ..TunnelOptions::new(destination)
         };
         Ok(Tunnel::open(client, options, self.capture.then(|| Capture::within(BOUNDS))).await?)

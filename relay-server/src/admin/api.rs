@@ -30,9 +30,9 @@ use crate::audit::By;
 use crate::blocks::Target;
 use crate::clock::unix_now;
 use crate::control::{Desk, InboxRequest, Reply, Request, Why, secret};
-use crate::network::NetworkError;
 use crate::status::{self, Token};
 use crate::store::{Name, NewToken, TokenLimits, TokenSummary};
+use relay_protocol::network::{Network, NetworkError};
 
 /// What every path begins with.
 const PREFIX: &str = "/api/v1/";
@@ -98,6 +98,9 @@ struct TokenWish {
     max_rate: Option<u32>,
     max_streams: Option<u32>,
     max_bytes: Option<u64>,
+    max_body: Option<u64>,
+    #[serde(default)]
+    allow: Vec<Network>,
 }
 
 impl TokenWish {
@@ -110,6 +113,8 @@ impl TokenWish {
             max_rate: self.max_rate,
             max_streams: self.max_streams,
             max_bytes: self.max_bytes,
+            max_body: self.max_body,
+            allow: self.allow.clone(),
         }
     }
 }

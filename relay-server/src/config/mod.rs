@@ -18,8 +18,7 @@ use crate::dns::Resolver;
 pub use crate::dns::UpdateConfig;
 pub use crate::limits::{HTTP2_WINDOW, Limits};
 pub use crate::log::LogFormat;
-use crate::network::EXPECTED as EXPECTED_NETWORK;
-pub use crate::network::{Network, NetworkError};
+pub use relay_protocol::network::{Network, NetworkError};
 
 /// Where paths of tunnels begin, in path mode.
 pub(crate) const PATH_START: &str = "/t/";
@@ -202,7 +201,7 @@ impl Config {
             let invalid = |_: NetworkError| ConfigError::Invalid {
                 key: "trusted_proxies",
                 value: text.clone(),
-                expected: EXPECTED_NETWORK,
+                expected: relay_protocol::network::EXPECTED,
             };
             text.parse().map_err(invalid)
         });

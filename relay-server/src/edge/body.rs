@@ -353,6 +353,8 @@ impl UploadError {
 #[derive(Debug)]
 pub(crate) struct Upload {
     body: Incoming,
+    /// The most bytes that it may have.
+    most: u64,
     limits: Arc<Limits>,
     /// Read, and not yet covered by the client's credit.
     held: Bytes,
@@ -453,6 +455,7 @@ impl Upload {
         let ended = body.is_end_stream();
         Self {
             body,
+            most: limits.body_bytes,
             limits,
             held: Bytes::new(),
             kept: Kept::default(),
@@ -465,6 +468,11 @@ impl Upload {
             moved: None,
             room: None,
         }
+    }
+
+    /// Takes no more bytes than these, where the relay allows more.
+    pub(crate) fn allow(&mut self, most: u64) {
+        self.most = self.most.min(most);
     }
 
     /// Reads what is there before there is a stream; ready once there is something or the body has ended.
@@ -677,7 +685,7 @@ impl Upload {
         if let Some(count) = &self.counted {
             count.bytes.store(self.received, Relaxed);
         }
-        if self.received > self.limits.body_bytes {
+        if self.received > self.most {
             return Err(UploadError::TooLarge);
         }
         self.kept.push(&bytes);

@@ -28,6 +28,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
+use super::access;
 use super::body::{EdgeBody, Upload, UploadError, discard};
 use super::close;
 use super::gate::{PublicHost, is_owned};
@@ -43,6 +44,7 @@ use crate::cause::Cause;
 use crate::clock::unix_now;
 use crate::quota::{Meter, Over};
 use crate::session::resumes;
+use crate::store::TokenId;
 use crate::tunnels::{Asked, Found, SEEN, Tunnel};
 
 /// Where a request came from.
@@ -197,8 +199,12 @@ async fn deliver(
     if host.tunnel(shared).is_some_and(|name| shared.blocks.has_name(name)) {
         return Err(blocked(shared).into());
     }
-    if let Some(meter) = meter_of(shared, host).await? {
-        admit(shared, exchange, &meter)?;
+    if let Some(name) = host.tunnel(shared) {
+        let meter = meter_of(shared, name).await?;
+        access::check(shared, exchange, name, meter.as_deref(), upload)?;
+        if let Some(meter) = meter {
+            admit(shared, exchange, &meter)?;
+        }
     }
     if let Some(kept) = inbox::keep(shared, exchange, host, upload).await? {
         return Ok(kept);
@@ -216,17 +222,22 @@ async fn deliver(
 }
 
 /// What counts for the token whose name the request is for, where somebody or something is there to take it.
-async fn meter_of(shared: &Shared, host: &PublicHost) -> Result<Option<Arc<Meter>>, Failure> {
-    let Some(name) = host.tunnel(shared) else { return Ok(None) };
+async fn meter_of(shared: &Shared, name: &str) -> Result<Option<Arc<Meter>>, Failure> {
     if let Found::Tunnel(tunnel) = shared.registry.find(name) {
         return Ok(Some(tunnel.meter.clone()));
     }
-    let Some(inbox) = shared.inboxes.get(name) else { return Ok(None) };
-    let meter = shared.quotas.meter(&shared.store, inbox.token).await.map_err(|error| {
+    match shared.inboxes.get(name) {
+        Some(inbox) => meter(shared, inbox.token).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+/// What counts for that token.
+async fn meter(shared: &Shared, token: TokenId) -> Result<Arc<Meter>, Failure> {
+    shared.quotas.meter(&shared.store, token).await.map_err(|error| {
         tracing::error!(%error, "what a token may have cannot be read");
-        Cause::InboxFailed
-    })?;
-    Ok(Some(meter))
+        Cause::InboxFailed.into()
+    })
 }
 
 /// Counts a request for a token, where that was not done yet and the token is not kept out.
@@ -345,12 +356,14 @@ async fn request(
         first.map_err(UploadError::cause)?;
     }
     let mut tunnel = find(shared, exchange, host, upload).await?;
+    access::check_for(shared, exchange, &tunnel, upload)?;
     // Its client has come back just now.
     admit(shared, exchange, &tunnel.meter)?;
     let mut judged: Option<Arc<Asked>> = None;
     let mut latest = exchange.started;
     loop {
         // While its body was awaited, or its link was lost, the tunnel may have begun to ask for something else.
+        access::check_for(shared, exchange, &tunnel, upload)?;
         if judged.as_ref().is_none_or(|judged| judged.webhooks != tunnel.asked.webhooks) {
             if judged.replace(tunnel.asked.clone()).is_some() {
                 Judgement::untell(&mut exchange.head.headers);
@@ -499,7 +512,7 @@ impl Attempt<'_> {
 /// The tunnel that serves `host`, waiting for its client where that is away and the request is no handshake that can be
 /// answered for it.
 async fn find(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     exchange: &mut Exchange,
     host: &PublicHost,
     upload: &mut Upload,
@@ -514,10 +527,12 @@ async fn find(
         Found::Away(known) => {
             let asked = known.as_ref().map(|(_, asked)| asked.clone()).unwrap_or_default();
             let until = exchange.started + Allowed::of(shared, exchange, &asked, upload.held()).time;
-            if let Some((token, asked)) = &known
-                && let Some(answer) = handshake(shared, exchange, (*token, asked), upload, until).await?
-            {
-                return Err(Instead::Answered(Box::new(answer)));
+            if let Some((token, asked)) = &known {
+                let meter = meter(shared, *token).await?;
+                access::check(shared, exchange, name, Some(&meter), upload)?;
+                if let Some(answer) = handshake(shared, exchange, (*token, asked), upload, until).await? {
+                    return Err(Instead::Answered(Box::new(answer)));
+                }
             }
             let found = wait(shared, name, until).await;
             let stops = shared.stopping.is_cancelled();

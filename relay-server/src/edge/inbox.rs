@@ -20,6 +20,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
+use super::access;
 use super::body::{EdgeBody, MAX_KEPT, Upload};
 use super::forward::{Delivered, Failure, Instead, SLOWEST_UPLOAD, first_part, respond};
 use super::gate::PublicHost;
@@ -35,6 +36,7 @@ use crate::inbox::records::{AcceptError, Accepted, New, Take};
 use crate::inbox::spool::{Body, MAX_INLINE};
 use crate::inbox::{Open, Settings};
 use crate::judge::sender;
+use crate::quota::Pass;
 use crate::store::StoreError;
 use crate::tunnels::Found;
 
@@ -54,6 +56,9 @@ pub(super) async fn keep(
     let Some(inbox) = name.and_then(|name| shared.inboxes.get(name)) else { return Ok(None) };
     let settings = inbox.settings();
     gather(shared, exchange, &inbox, &settings, upload).await?;
+    // Meanwhile its client may have come, and let in others than it did.
+    let meter = exchange.pass.as_ref().map(Pass::meter);
+    access::check(shared, exchange, &inbox.name, meter.as_deref(), upload)?;
     let Some(about) = about(shared, exchange, &settings, upload) else { return Ok(None) };
     let tunnel = match shared.registry.find(&inbox.name) {
         // The name is another token's by now.

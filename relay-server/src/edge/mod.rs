@@ -5,6 +5,7 @@
 //!                                                     └────▶ the relay's own host: connect ─▶ session
 //! ```
 
+mod access;
 pub(crate) mod api;
 pub(crate) mod body;
 pub(crate) mod connect;

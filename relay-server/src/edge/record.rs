@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::{StatusCode, Version};
+use relay_protocol::access::Access;
 use relay_protocol::exchange::prefix;
 use relay_protocol::message::RequestHead;
 use tokio::time::Instant;
@@ -35,6 +36,8 @@ pub(crate) struct Exchange {
     receiving: OnceLock<Arc<Receiving>>,
     /// It counts for the token that it is for.
     pub(crate) pass: Option<Pass>,
+    /// The rules that it was let in by, where its tunnel has some.
+    pub(crate) access: Option<Arc<Access>>,
     pub(crate) in_flight: InFlight,
 }
 
@@ -68,6 +71,7 @@ impl Exchange {
             received: AtomicU64::new(0),
             receiving: OnceLock::new(),
             pass: None,
+            access: None,
             in_flight,
         }
     }

@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use dashmap::DashMap;
 use futures_util::FutureExt as _;
+use relay_protocol::access::Access;
 use relay_protocol::inbox::Inbox;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, Semaphore};
@@ -38,6 +39,7 @@ use self::records::{OpenInboxError, Quota, Quotas, Records, Retention, Seq};
 use crate::Shared;
 use crate::clock::{millis, unix_millis, unix_now};
 use crate::limits::Limits;
+use crate::pace::Pace;
 use crate::store::{Name, Store, StoreError, TokenId};
 use crate::tunnels::Asked;
 
@@ -77,8 +79,8 @@ pub(crate) struct Open {
     settings: Mutex<Arc<Settings>>,
     /// Places for those that are tried as they come.
     live: Semaphore,
-    /// When the next one is taken that is neither late nor early, where there is a limit to their number in a second.
-    paced: Mutex<Instant>,
+    /// Where there is a limit to their number in a second.
+    pace: Pace,
     /// There may be something to deliver that was not there before.
     changed: Notify,
     /// Who is to know of that, too.
@@ -87,7 +89,7 @@ pub(crate) struct Open {
     closed: CancellationToken,
 }
 
-/// What is said of an inbox, as it is kept with it. Nothing of it is secret.
+/// What is said of an inbox, as it is kept with it. Of what is secret there are hashes only.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Settings {
@@ -96,6 +98,9 @@ pub(crate) struct Settings {
     pub(crate) provider: Option<String>,
     /// The deadline that its client asks for.
     pub(crate) timeout_ms: Option<u64>,
+    /// Who may call its tunnel, where not everybody may.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) access: Option<Arc<Access>>,
 }
 
 impl Settings {
@@ -103,15 +108,18 @@ impl Settings {
     pub(crate) fn of(asked: &Asked) -> Option<Self> {
         let timeout_ms = asked.timeout.and_then(|timeout| u64::try_from(timeout.as_millis()).ok());
         let inbox = asked.inbox.clone()?;
-        Some(Self { inbox, provider: asked.webhooks.provider.clone(), timeout_ms })
+        Some(Self { inbox, provider: asked.webhooks.provider.clone(), timeout_ms, access: asked.access.clone() })
     }
 
     /// What is kept of an inbox.
     fn kept(row: &records::Inbox) -> Self {
         // Written by this program: what does not read is of a later version, and its webhooks are kept all the same.
         serde_json::from_str(&row.settings).unwrap_or_else(|error| {
-            tracing::warn!(name = %row.name, %error, "the settings of an inbox cannot be read; it has those of a new one");
-            Self::default()
+            tracing::warn!(
+                name = %row.name, %error,
+                "the settings of an inbox cannot be read; it has those of a new one, and takes nothing until its client is back"
+            );
+            Self { access: Some(Arc::new(Access::nobody())), ..Self::default() }
         })
     }
 
@@ -164,7 +172,7 @@ impl Open {
             token,
             settings: Mutex::new(Arc::new(settings)),
             live: Semaphore::new(limits.inbox_live.min(Semaphore::MAX_PERMITS)),
-            paced: Mutex::new(Instant::now()),
+            pace: Pace::default(),
             changed: Notify::new(),
             news: shared.inboxes.news.clone(),
             closed: CancellationToken::new(),
@@ -179,14 +187,7 @@ impl Open {
     /// second at once.
     pub(crate) fn admits(&self) -> bool {
         let Some(limit) = self.settings().inbox.limit else { return true };
-        let now = Instant::now();
-        let mut paced = self.paced.lock().unwrap_or_else(PoisonError::into_inner);
-        let after = (*paced).max(now) + Duration::from_secs(1) / limit.max(1);
-        let is_admitted = after <= now + Duration::from_secs(1);
-        if is_admitted {
-            *paced = after;
-        }
-        is_admitted
+        self.pace.admits(limit, Instant::now())
     }
 
     /// Says that there may be something to deliver.
@@ -352,6 +353,25 @@ pub(crate) async fn open(
         None => begin(shared, Open::new(shared, name, token, settings)),
     }
     Ok(())
+}
+
+/// Has the inbox that a name of the token has, if it has one, take what this client lets in, also once it is away.
+///
+/// # Errors
+/// [`OpenInboxError`]: it takes what it took.
+pub(crate) async fn guard(
+    shared: &Arc<Shared>,
+    name: &str,
+    token: TokenId,
+    access: Option<Arc<Access>>,
+) -> Result<(), OpenInboxError> {
+    match shared.inboxes.get(name).filter(|open| open.token == token) {
+        Some(there) => {
+            let settings = Settings { access, ..Settings::clone(&there.settings()) };
+            open(shared, name, token, settings, true).await
+        }
+        None => Ok(()),
+    }
 }
 
 /// Opens the inboxes of a name that was reserved, or changes what is said of it. Where nothing is said of an inbox, one that is

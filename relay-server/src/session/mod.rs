@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dashmap::DashMap;
+use relay_protocol::access::Access;
 use relay_protocol::frame::{GoAway, SessionKind};
 use relay_protocol::inbox::Inbox;
 use relay_protocol::link::{Driver, Link, Signal};
@@ -276,7 +277,7 @@ impl Session {
             heartbeat_ms: millis(MuxLimits::default().heartbeat),
             max_streams: self.shared.limits().session_streams,
             tunnels: bound,
-            extra: vec![Webhooks::known(), Inbox::known(&kept)],
+            extra: vec![Webhooks::known(), Inbox::known(&kept), Access::known()],
         };
         send(link, SessionKind::Welcome, &welcome);
         // There is one Welcome.
@@ -490,7 +491,10 @@ impl Session {
     async fn keep_inbox(&self, tunnel: &Tunnel) -> Result<(), OpenInboxError> {
         match Settings::of(&tunnel.asked) {
             Some(settings) => inbox::open(&self.shared, &tunnel.name, tunnel.token, settings, false).await,
-            None => Ok(inbox::leave_to(&self.shared.inboxes, &tunnel.name, tunnel.token).await?),
+            None => {
+                inbox::leave_to(&self.shared.inboxes, &tunnel.name, tunnel.token).await?;
+                inbox::guard(&self.shared, &tunnel.name, tunnel.token, tunnel.asked.access.clone()).await
+            }
         }
     }
 
@@ -673,9 +677,11 @@ fn asked(providers: &Table, spec: &TunnelSpec) -> Result<Asked, Refusal> {
         .map_err(|error| refusal("bad-request", &sentence(&error), "Update whichever of client and relay is older."))?;
     let inbox = Inbox::of(&spec.extra)
         .map_err(|error| refusal("bad-request", &sentence(&error), "Update whichever of client and relay is older."))?;
+    let access = Access::of(&spec.extra)
+        .map_err(|error| refusal("bad-request", &sentence(&error), "Update whichever of client and relay is older."))?;
     match unjudgeable(providers, &webhooks) {
         Some(why) => Err(refusal("not-allowed", &why, "Judge them where the client is: --verify-at client.")),
-        None => Ok(Asked { timeout, webhooks, inbox }),
+        None => Ok(Asked { timeout, webhooks, inbox, access: access.map(Arc::new) }),
     }
 }
 

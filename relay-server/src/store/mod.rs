@@ -36,6 +36,9 @@ use aws_lc_rs::{constant_time, hmac};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use prometheus_client::metrics::histogram::Histogram;
+use relay_protocol::access::MAX_NETWORKS;
+use relay_protocol::network::Network;
+use rusqlite::types::FromSqlError;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
@@ -92,7 +95,7 @@ impl std::fmt::Display for TokenId {
 }
 
 /// What a token's owner may have at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenLimits {
     /// Tunnels open at the same time, over all sessions.
     pub max_tunnels: u32,
@@ -110,20 +113,36 @@ pub struct TokenLimits {
     /// Bytes of their bodies and of those of their answers, in a calendar month in UTC.
     #[serde(default)]
     pub max_bytes: Option<u64>,
+    /// The longest body of a request, in bytes.
+    #[serde(default)]
+    pub max_body: Option<u64>,
+    /// Where requests may come from, whatever its tunnels let in; empty for anywhere. At most [`MAX_NETWORKS`].
+    #[serde(default)]
+    pub allow: Vec<Network>,
 }
 
 impl Default for TokenLimits {
     /// Twenty of each: a developer's every project and its tests. As much of the public as comes.
     fn default() -> Self {
         let (max_tunnels, max_names, max_sessions) = (20, 20, 20);
-        Self { max_tunnels, max_names, max_sessions, max_rate: None, max_streams: None, max_bytes: None }
+        Self {
+            max_tunnels,
+            max_names,
+            max_sessions,
+            max_rate: None,
+            max_streams: None,
+            max_bytes: None,
+            max_body: None,
+            allow: Vec::new(),
+        }
     }
 }
 
 impl TokenLimits {
-    /// None of them is zero, which would be no token.
-    fn check(&self) -> Result<(), ZeroLimit> {
-        let Self { max_tunnels, max_names, max_sessions, max_rate, max_streams, max_bytes } = *self;
+    /// None of them is zero, which would be no token, and each request can be held against them.
+    fn check(&self) -> Result<(), BadLimit> {
+        let Self { max_tunnels, max_names, max_sessions, max_rate, max_streams, max_bytes, max_body, ref allow } =
+            *self;
         let zeroes = [
             ("max_tunnels", max_tunnels == 0),
             ("max_names", max_names == 0),
@@ -131,18 +150,29 @@ impl TokenLimits {
             ("max_rate", max_rate == Some(0)),
             ("max_streams", max_streams == Some(0)),
             ("max_bytes", max_bytes == Some(0)),
+            ("max_body", max_body == Some(0)),
         ];
-        zeroes.into_iter().find(|(_, is_zero)| *is_zero).map_or(Ok(()), |(limit, _)| Err(ZeroLimit(limit)))
+        match zeroes.into_iter().find(|(_, is_zero)| *is_zero) {
+            Some((limit, _)) => Err(BadLimit::Zero(limit)),
+            None if allow.len() > MAX_NETWORKS => Err(BadLimit::Networks),
+            None => Ok(()),
+        }
     }
 }
 
-/// A limit that would leave nothing.
+/// A limit that is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("{0} is at least 1; revoke the token where it is to have nothing")]
-pub struct ZeroLimit(&'static str);
+pub enum BadLimit {
+    /// It would leave nothing.
+    #[error("{0} is at least 1; revoke the token where it is to have nothing")]
+    Zero(&'static str),
+    /// It would take long to look for an address in them.
+    #[error("a token is confined to at most {MAX_NETWORKS} networks")]
+    Networks,
+}
 
-/// What is to be different of a token's limits. What is not said stays; the last three can be said to be no limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// What is to be different of a token's limits. What is not said stays; those of the public can be said to be no limit.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LimitChange {
     /// [`TokenLimits::max_tunnels`].
@@ -163,6 +193,12 @@ pub struct LimitChange {
     /// [`TokenLimits::max_bytes`].
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "said")]
     pub max_bytes: Option<Option<u64>>,
+    /// [`TokenLimits::max_body`].
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "said")]
+    pub max_body: Option<Option<u64>>,
+    /// [`TokenLimits::allow`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow: Option<Vec<Network>>,
 }
 
 impl LimitChange {
@@ -176,6 +212,8 @@ impl LimitChange {
             max_rate: self.max_rate.unwrap_or(limits.max_rate),
             max_streams: self.max_streams.unwrap_or(limits.max_streams),
             max_bytes: self.max_bytes.unwrap_or(limits.max_bytes),
+            max_body: self.max_body.unwrap_or(limits.max_body),
+            allow: self.allow.unwrap_or(limits.allow),
         }
     }
 }
@@ -305,7 +343,7 @@ pub enum CreateTokenError {
     },
     /// One of its limits is none.
     #[error(transparent)]
-    Limit(#[from] ZeroLimit),
+    Limit(#[from] BadLimit),
     /// A tunnel name could not be reserved for it.
     #[error(transparent)]
     Reserve(#[from] ReserveError),
@@ -325,7 +363,7 @@ pub enum LimitError {
     },
     /// One of them is none.
     #[error(transparent)]
-    Limit(#[from] ZeroLimit),
+    Limit(#[from] BadLimit),
     /// The store's own trouble.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -791,8 +829,8 @@ impl std::fmt::Debug for Store {
 /// SQLite's own trouble outside, the operation's refusal inside.
 type Outcome<T, E> = rusqlite::Result<Result<T, E>>;
 
-const TOKEN_COLUMNS: &str = "id, name, max_tunnels, max_names, max_sessions, max_rate, max_streams, max_bytes, \
-                             created_at, expires_at, revoked_at, last_used_at";
+const TOKEN_COLUMNS: &str = "id, name, max_tunnels, max_names, max_sessions, max_rate, max_streams, max_bytes, max_body, \
+                             allow, created_at, expires_at, revoked_at, last_used_at";
 
 fn token_from(row: &Row<'_>) -> rusqlite::Result<Token> {
     Ok(Token {
@@ -805,12 +843,20 @@ fn token_from(row: &Row<'_>) -> rusqlite::Result<Token> {
             max_rate: row.get("max_rate")?,
             max_streams: row.get("max_streams")?,
             max_bytes: row.get("max_bytes")?,
+            max_body: row.get("max_body")?,
+            allow: networks(row)?,
         },
         created_at: row.get("created_at")?,
         expires_at: row.get("expires_at")?,
         revoked_at: row.get("revoked_at")?,
         last_used_at: row.get("last_used_at")?,
     })
+}
+
+/// Where requests to a token's tunnels may come from. What cannot be read is an error, and not anywhere.
+fn networks(row: &Row<'_>) -> rusqlite::Result<Vec<Network>> {
+    let Some(text) = row.get::<_, Option<String>>("allow")? else { return Ok(Vec::new()) };
+    serde_json::from_str(&text).map_err(|error| FromSqlError::other(error).into())
 }
 
 fn is_token_name(name: &str) -> bool {
@@ -852,14 +898,18 @@ fn create_token(db: &Connection, new: NewToken, hash: &[u8; 32], now: i64) -> Ou
 }
 
 fn set_limits(db: &Connection, token: TokenId, limits: &TokenLimits) -> rusqlite::Result<()> {
-    let TokenLimits { max_tunnels, max_names, max_sessions, max_rate, max_streams, max_bytes } = limits;
+    let TokenLimits { max_tunnels, max_names, max_sessions, max_rate, max_streams, max_bytes, max_body, allow } =
+        limits;
     // More than a column holds is more than anybody has.
-    let max_bytes = max_bytes.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX));
+    let [max_bytes, max_body] =
+        [max_bytes, max_body].map(|most| most.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX)));
+    let allow = (!allow.is_empty()).then(|| serde_json::to_string(allow)).transpose();
+    let allow = allow.map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
     db.prepare_cached(
         "UPDATE tokens SET max_tunnels = ?2, max_names = ?3, max_sessions = ?4, max_rate = ?5, max_streams = ?6,
-                           max_bytes = ?7 WHERE id = ?1",
+                           max_bytes = ?7, max_body = ?8, allow = ?9 WHERE id = ?1",
     )?
-    .execute(params![token.0, max_tunnels, max_names, max_sessions, max_rate, max_streams, max_bytes])
+    .execute(params![token.0, max_tunnels, max_names, max_sessions, max_rate, max_streams, max_bytes, max_body, allow])
     .map(drop)
 }
 

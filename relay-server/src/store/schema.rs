@@ -59,4 +59,7 @@ pub(super) const MIGRATIONS: &[&str] = &[
          at INTEGER NOT NULL,
          UNIQUE (kind, target)
      ) STRICT;",
+    // 6: what a token's tunnels may let in at most.
+    "ALTER TABLE tokens ADD COLUMN max_body INTEGER;
+     ALTER TABLE tokens ADD COLUMN allow TEXT; -- networks, as JSON; none for anywhere",
 ];

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use dashmap::DashMap;
+use relay_protocol::access::Access;
 use relay_protocol::frame::{GoAway, SessionKind};
 use relay_protocol::inbox::Inbox;
 use relay_protocol::link::Link;
@@ -23,6 +24,7 @@ use ulid::Ulid;
 
 use self::seats::Counted;
 pub(crate) use self::withheld::Untold;
+use crate::pace::Pace;
 use crate::quota::Meter;
 use crate::store::TokenId;
 
@@ -68,6 +70,8 @@ pub(crate) struct Asked {
     pub webhooks: Webhooks,
     /// Its inbox, where it has one.
     pub inbox: Option<Inbox>,
+    /// Who may call it, where not everybody may.
+    pub access: Option<Arc<Access>>,
 }
 
 /// What a session goes on with.
@@ -110,6 +114,8 @@ struct Slot {
     known: Mutex<Known>,
     changed: Notify,
     waiters: AtomicU64,
+    /// Its requests in a second, where its client has set a limit.
+    pace: Pace,
 }
 
 /// What is known of a name while nobody has it.
@@ -118,6 +124,9 @@ struct Known {
     left: Option<Left>,
     /// What the operator has said who reserved it for a token.
     reserved: Option<(TokenId, Arc<Asked>)>,
+    /// Who may call it, by the last client's word. That holds for as long as the name is its token's, also where the client
+    /// has said goodbye: nobody is let in because somebody has gone.
+    access: Option<Arc<Access>>,
 }
 
 /// What the last client has said of its tunnel, until its session cannot be resumed any more. Secrets may be among it.
@@ -206,7 +215,12 @@ impl Registry {
             let mut current = slot.lock();
             if current.as_ref().is_some_and(|current| current.generation == tunnel.generation) {
                 *current = None;
-                slot.known().left = until.map(|until| Left::by(tunnel, until));
+                let mut known = slot.known();
+                known.left = until.map(|until| Left::by(tunnel, until));
+                // One that nobody could call yet says nothing of who may.
+                if tunnel.announced.load(Acquire) {
+                    known.access.clone_from(&tunnel.asked.access);
+                }
             }
         }
         if self.slots.len() > MAX_SLOTS {
@@ -269,6 +283,17 @@ impl Registry {
                 None => Found::Away(slot.known().asked(Instant::now())),
             },
         }
+    }
+
+    /// Who may call the tunnel of that name, whose client is away, by that one's word.
+    pub(crate) fn left_access(&self, name: &str) -> Option<Arc<Access>> {
+        self.slot(name)?.known().access.clone()
+    }
+
+    /// Whether one more request may come to that name now, which counts then, of so many in a second.
+    pub(crate) fn paces(&self, name: &str, rate: u32, now: Instant) -> bool {
+        let slot = self.slot(name).unwrap_or_else(|| self.slots.entry(name.into()).or_default().clone());
+        slot.pace.admits(rate, now)
     }
 
     /// Waits for the client of `name` to come back, until `deadline`. At most `waiters` requests wait at one name.

@@ -1,6 +1,8 @@
-//! Networks of addresses.
+//! Networks of addresses, as people write them.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -15,10 +17,13 @@ pub struct Network {
 /// Why a text is no network.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not {EXPECTED}")]
-pub struct NetworkError(String);
+pub struct NetworkError(
+    /// The text.
+    pub String,
+);
 
-/// What a network is written like.
-pub(crate) const EXPECTED: &str = "an address or a network, such as 10.0.0.0/8";
+/// What a text was to be that is none.
+pub const EXPECTED: &str = "an address or a network, such as 10.0.0.0/8";
 
 impl TryFrom<String> for Network {
     type Error = NetworkError;
@@ -34,8 +39,8 @@ impl From<Network> for String {
     }
 }
 
-impl std::fmt::Display for Network {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let whole = if self.address.is_ipv4() { 32 } else { 128 };
         match self.prefix {
             prefix if prefix == whole => self.address.fmt(f),
@@ -44,7 +49,7 @@ impl std::fmt::Display for Network {
     }
 }
 
-impl std::str::FromStr for Network {
+impl FromStr for Network {
     type Err = NetworkError;
 
     fn from_str(text: &str) -> Result<Self, NetworkError> {
@@ -66,18 +71,21 @@ impl std::str::FromStr for Network {
 
 impl Network {
     /// That of so many bits around an address; none where an address has fewer.
-    pub(crate) fn of(address: IpAddr, prefix: u8) -> Option<Self> {
+    #[must_use]
+    pub fn of(address: IpAddr, prefix: u8) -> Option<Self> {
         let whole = if address.is_ipv4() { 32 } else { 128 };
         (prefix <= whole).then_some(Self { address, prefix })
     }
 
     /// The bits that all of its addresses have in common.
-    pub(crate) fn length(&self) -> u8 {
+    #[must_use]
+    pub fn length(&self) -> u8 {
         self.prefix
     }
 
     /// Its first address.
-    pub(crate) fn first(&self) -> IpAddr {
+    #[must_use]
+    pub fn first(&self) -> IpAddr {
         match self.address {
             IpAddr::V4(address) => {
                 let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0);
@@ -91,6 +99,7 @@ impl Network {
     }
 
     /// Whether `address` is in the network. An IPv4 address in IPv6 clothes is the IPv4 address.
+    #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         match (self.address, address.to_canonical()) {
             (IpAddr::V4(net), IpAddr::V4(ip)) => {
@@ -127,7 +136,6 @@ mod tests {
             net("2001:db8::/32").contains(ip("2001:db8:1::1")) && !net("2001:db8::/32").contains(ip("2001:db9::1"))
         );
     }
-
     #[test]
     fn one_of_ipv4_in_ipv6_clothes_is_the_one_of_ipv4() {
         let net = |text: &str| text.parse::<Network>().unwrap();

@@ -1,0 +1,493 @@
+//! Who may call a tunnel, with what, and how often: an extra of a [`TunnelSpec`](crate::message::TunnelSpec), as
+//! `PROTOCOL.md` lists it. The relay keeps it with the tunnel's inbox, so that it holds while the client is away.
+//!
+//! Credentials cross the wire as hashes: the relay has to know one when it is shown, and not what it is.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use aws_lc_rs::digest::{SHA256, digest};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::header::AUTHORIZATION;
+use http::{HeaderName, HeaderValue, Method};
+use percent_encoding::percent_decode_str;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::inbox::sized;
+use crate::message::Extra;
+use crate::network::Network;
+use crate::webhook::like;
+
+/// Most bytes of what is said of who may call one tunnel.
+pub const MAX_TOLD: usize = 16 * 1024;
+
+/// Most networks of a tunnel, of those that are let in and of those that are not.
+pub const MAX_NETWORKS: usize = 256;
+
+/// Most credentials of a tunnel, of each kind.
+pub const MAX_CREDENTIALS: usize = 32;
+
+/// Most methods and most paths of a tunnel.
+pub const MAX_PATTERNS: usize = 32;
+
+/// Most bytes of a method or a path: what is looked for in a stranger's request must not take long to look for.
+const MAX_PATTERN: usize = 256;
+
+/// In a tunnel's spec: who may call it, as JSON.
+const ACCESS: u16 = 7;
+
+/// In the Welcome: the relay knows that.
+const KNOWN: u16 = 3;
+
+/// Who may call a tunnel. What is not said does not matter.
+///
+/// As JSON, each field may be left out. One that is not known is refused: a rule that is not understood would let in
+/// whom it was to keep out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Access {
+    /// Where requests may come from; empty for anywhere.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<Network>,
+    /// Where they may not come from, though it be in `allow`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub deny: Vec<Network>,
+    /// `NAME:PASSWORD` of RFC 7617. One of these or of `keys` is enough.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub basic: Vec<Digest>,
+    /// Keys in a header.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<ApiKey>,
+    /// Methods; empty for all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub methods: Vec<String>,
+    /// Paths, in which `*` stands for anything; empty for all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<String>,
+    /// Requests in a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate: Option<u32>,
+    /// Most bytes of a body.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub body: Option<u64>,
+}
+
+/// A key that stands in a header of each request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApiKey {
+    /// The header's name in lower case. In `authorization` the key stands behind `Bearer` (RFC 6750).
+    pub header: String,
+    /// The key.
+    pub key: Digest,
+}
+
+/// The SHA-256 of a credential; in hex as JSON. Debug output does not show it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Digest([u8; 32]);
+
+impl Digest {
+    /// That of a credential.
+    #[must_use]
+    pub fn of(credential: &[u8]) -> Self {
+        let mut bytes = [0; 32];
+        bytes.iter_mut().zip(digest(&SHA256, credential).as_ref()).for_each(|(to, from)| *to = *from);
+        Self(bytes)
+    }
+
+    /// Whether it is that of this credential. How long that takes says nothing of it.
+    fn is_of(&self, credential: &[u8]) -> bool {
+        verify_slices_are_equal(&self.0, &Self::of(credential).0).is_ok()
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Digest")
+    }
+}
+
+impl Serialize for Digest {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{}", Hex(&self.0)))
+    }
+}
+
+struct Hex<'a>(&'a [u8]);
+
+impl fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl<'de> Deserialize<'de> for Digest {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let wrong = || de::Error::custom("a digest is 64 hexadecimal digits");
+        let mut bytes = [0; 32];
+        if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(wrong());
+        }
+        for (at, byte) in bytes.iter_mut().enumerate() {
+            let digits = text.get(2 * at..2 * at + 2).ok_or_else(wrong)?;
+            *byte = u8::from_str_radix(digits, 16).map_err(|_| wrong())?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+/// What cannot be said of who may call a tunnel. Nothing of a credential is shown.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AccessError {
+    /// It cannot be read, or has a rule that is not known here.
+    #[error("what is said of who may call the tunnel cannot be read: {0}")]
+    Malformed(String),
+    /// More than there is room for.
+    #[error(
+        "a tunnel has at most {MAX_NETWORKS} networks, {MAX_CREDENTIALS} names with passwords, {MAX_CREDENTIALS} keys, \
+         {MAX_PATTERNS} methods and {MAX_PATTERNS} paths, of {MAX_TOLD} bytes in all"
+    )]
+    TooMuch,
+    /// It is no method.
+    #[error("{0:?} is no method, such as POST")]
+    Method(String),
+    /// No path is like that.
+    #[error(
+        "{0:?} is no path; it begins with a slash or a *, has no ? and at most {MAX_PATTERN} bytes, as in /hooks/*"
+    )]
+    Path(String),
+    /// No key may stand there.
+    #[error("{0:?} is no header that a key can stand in, such as X-Api-Key")]
+    Header(String),
+    /// It would let nobody in.
+    #[error("a tunnel takes at least one request in a second, and one byte")]
+    Nothing,
+}
+
+/// Headers that are the connection's, or the relay's own.
+const TAKEN: [&str; 11] = [
+    "host",
+    "connection",
+    "content-length",
+    "transfer-encoding",
+    "upgrade",
+    "te",
+    "trailer",
+    "expect",
+    "forwarded",
+    "x-forwarded-for",
+    "x-forwarded-proto",
+];
+
+impl Access {
+    /// Lets nobody in: for rules that are lost.
+    #[must_use]
+    pub fn nobody() -> Self {
+        let everywhere = |address: IpAddr| Network::of(address, 0);
+        let all = [IpAddr::from([0; 4]), IpAddr::from([0_u8; 16])];
+        Self { deny: all.into_iter().filter_map(everywhere).collect(), ..Self::default() }
+    }
+
+    /// Whether everybody may.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The extra that says so; none where everybody may.
+    ///
+    /// # Errors
+    /// [`AccessError`]: the relay would refuse it.
+    pub fn extra(&self) -> Result<Option<Extra>, AccessError> {
+        if self.is_open() {
+            return Ok(None);
+        }
+        let value = serde_json::to_vec(self).map_err(|error| AccessError::Malformed(error.to_string()))?;
+        let extra = Extra { tag: ACCESS, value };
+        // What can be said is what can be read.
+        Self::of(std::slice::from_ref(&extra)).map(|_| Some(extra))
+    }
+
+    /// What a tunnel's extras say; none where everybody may.
+    ///
+    /// # Errors
+    /// [`AccessError`] says what is wrong with it.
+    pub fn of(extras: &[Extra]) -> Result<Option<Self>, AccessError> {
+        let mut all = extras.iter().filter(|extra| extra.tag == ACCESS);
+        let Some(extra) = all.next() else { return Ok(None) };
+        if all.next().is_some() {
+            return Err(AccessError::Malformed("it is said twice".to_owned()));
+        }
+        if extra.value.len() > MAX_TOLD {
+            return Err(AccessError::TooMuch);
+        }
+        // serde reads a struct from a list, too, and an empty one would be no rules.
+        if extra.value.first() != Some(&b'{') {
+            return Err(AccessError::Malformed("it is no object".to_owned()));
+        }
+        let this: Self =
+            serde_json::from_slice(&extra.value).map_err(|error| AccessError::Malformed(error.to_string()))?;
+        this.check().map(|()| Some(this).filter(|this| !this.is_open()))
+    }
+
+    fn check(&self) -> Result<(), AccessError> {
+        let Self { allow, deny, basic, keys, methods, paths, rate, body } = self;
+        let clip = |text: &String| text.chars().take(64).collect::<String>();
+        let is_too_much = allow.len() + deny.len() > MAX_NETWORKS
+            || basic.len().max(keys.len()) > MAX_CREDENTIALS
+            || methods.len().max(paths.len()) > MAX_PATTERNS;
+        if is_too_much {
+            return Err(AccessError::TooMuch);
+        }
+        if *rate == Some(0) || *body == Some(0) {
+            return Err(AccessError::Nothing);
+        }
+        let is_method = |text: &&String| text.len() <= MAX_PATTERN && Method::from_bytes(text.as_bytes()).is_ok();
+        if let Some(wrong) = methods.iter().find(|text| !is_method(text)) {
+            return Err(AccessError::Method(clip(wrong)));
+        }
+        let is_path =
+            |text: &&String| text.starts_with(['/', '*']) && text.len() <= MAX_PATTERN && !text.contains(['?', '#']);
+        if let Some(wrong) = paths.iter().find(|text| !is_path(text)) {
+            return Err(AccessError::Path(clip(wrong)));
+        }
+        let is_header = |name: &str| {
+            HeaderName::from_lowercase(name.as_bytes()).is_ok() && !name.starts_with("relay-") && !TAKEN.contains(&name)
+        };
+        match keys.iter().find(|key| !is_header(&key.header)) {
+            Some(wrong) => Err(AccessError::Header(clip(&wrong.header))),
+            None => Ok(()),
+        }
+    }
+
+    /// What a relay says in its Welcome that knows this.
+    #[must_use]
+    pub const fn known() -> Extra {
+        Extra { tag: KNOWN, value: Vec::new() }
+    }
+
+    /// Whether the relay knows this, by the extras of its Welcome. One that does not lets everybody in, and does not say so.
+    #[must_use]
+    pub fn is_known(welcome: &[Extra]) -> bool {
+        welcome.iter().any(|extra| extra.tag == KNOWN)
+    }
+
+    /// Whether requests may come from there. None: that is not known, and so nowhere where it matters.
+    #[must_use]
+    pub fn admits_address(&self, address: Option<IpAddr>) -> bool {
+        if self.allow.is_empty() && self.deny.is_empty() {
+            return true;
+        }
+        let is_in = |networks: &[Network]| {
+            address.is_some_and(|address| networks.iter().any(|network| network.contains(address)))
+        };
+        address.is_some() && !is_in(&self.deny) && (self.allow.is_empty() || is_in(&self.allow))
+    }
+
+    /// Whether a credential is asked for.
+    #[must_use]
+    pub fn asks_for_credentials(&self) -> bool {
+        !self.basic.is_empty() || !self.keys.is_empty()
+    }
+
+    /// Whether a header line is one of the credentials.
+    #[must_use]
+    pub fn is_credential(&self, name: &HeaderName, value: &HeaderValue) -> bool {
+        let value = value.as_bytes().trim_ascii();
+        let behind = |scheme: &str| {
+            let (first, rest) = value.split_at_checked(scheme.len())?;
+            let rest = rest.strip_prefix(b" ")?;
+            first.eq_ignore_ascii_case(scheme.as_bytes()).then(|| rest.trim_ascii())
+        };
+        let is_authorization = *name == AUTHORIZATION;
+        let basic = behind("basic").filter(|_| is_authorization && !self.basic.is_empty());
+        let basic = basic.and_then(|text| STANDARD.decode(text).ok());
+        let key = if is_authorization { behind("bearer") } else { Some(value) };
+        let is_key = |key: &[u8]| self.keys.iter().any(|one| one.header == name.as_str() && one.key.is_of(key));
+        basic.is_some_and(|pair| self.basic.iter().any(|one| one.is_of(&pair))) || key.is_some_and(is_key)
+    }
+
+    /// Whether a method is admitted.
+    #[must_use]
+    pub fn admits_method(&self, method: &Method) -> bool {
+        self.methods.is_empty() || self.methods.iter().any(|one| one == method.as_str())
+    }
+
+    /// Whether a path, as it stands in the request and without its query, is admitted. One that leads elsewhere than it
+    /// says, for whoever resolves it, is not.
+    #[must_use]
+    pub fn admits_path(&self, path: &str) -> bool {
+        self.paths.is_empty() || (!has_dots(path) && self.paths.iter().any(|one| like(one.as_bytes(), path.as_bytes())))
+    }
+}
+
+/// Whether a segment of the path is `.` or `..` for some server: also written with `%2e`, between slashes written as
+/// `%2f`, `\` or `%5c`, or before a parameter, as in `..;a=1`.
+fn has_dots(path: &str) -> bool {
+    let decoded: Vec<u8> = percent_decode_str(path).collect();
+    decoded.split(|byte| matches!(byte, b'/' | b'\\')).any(|segment| {
+        let name = segment.split(|byte| *byte == b';').next().unwrap_or_default();
+        name == b"." || name == b".."
+    })
+}
+
+/// For a person: nothing of credentials but how many there are.
+impl fmt::Display for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { allow, deny, basic, keys, methods, paths, rate, body } = self;
+        let networks = |all: &[Network]| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        let list = |name: &str, text: String| (!text.is_empty()).then(|| format!("{name}={text}"));
+        let count = |name: &str, count: usize| (count > 0).then(|| format!("{name}={count}"));
+        let words = [
+            list("allow", networks(allow)),
+            list("deny", networks(deny)),
+            count("basic-auth", basic.len()),
+            count("api-key", keys.len()),
+            list("methods", methods.join(",")),
+            list("paths", paths.join(",")),
+            rate.map(|rate| format!("rate-limit={rate}")),
+            body.map(|body| format!("body-limit={}", sized(body))),
+        ];
+        f.write_str(&words.into_iter().flatten().collect::<Vec<_>>().join(" "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+    use super::*;
+
+    fn read(json: &str) -> Result<Option<Access>, AccessError> {
+        Access::of(&[Extra { tag: ACCESS, value: json.into() }])
+    }
+
+    fn all() -> Access {
+        Access {
+            allow: vec!["10.0.0.0/8".parse().unwrap(), "2001:db8::/32".parse().unwrap()],
+            deny: vec!["10.9.0.0/16".parse().unwrap()],
+            basic: vec![Digest::of(b"ann:secret")],
+            keys: vec![
+                ApiKey { header: "x-api-key".into(), key: Digest::of(b"k1") },
+                ApiKey { header: "authorization".into(), key: Digest::of(b"k2") },
+            ],
+            methods: vec!["POST".into()],
+            paths: vec!["/hooks/*".into(), "/health".into()],
+            rate: Some(5),
+            body: Some(1024),
+        }
+    }
+
+    #[test]
+    fn what_is_said_is_what_is_read() {
+        assert_eq!(Access::of(&[all().extra().unwrap().unwrap()]), Ok(Some(all())));
+        assert_eq!(Access::default().extra(), Ok(None), "a tunnel for everybody says nothing");
+        assert_eq!(Access::of(&[Access::known()]), Ok(None), "another tag");
+        assert_eq!(read("{}"), Ok(None));
+        assert!(Access::is_known(&[Access::known()]) && !Access::is_known(&[Extra { tag: 1, value: vec![] }]));
+    }
+
+    #[test]
+    fn a_rule_that_is_not_understood_is_refused() {
+        for (json, said) in [
+            ("{\"allow\":[\"10.0.0.0/8\"],\"country\":[\"is\"]}", "country"),
+            ("{\"keys\":[{\"more\":1}]}", "more"),
+            ("{\"keys\":[{\"header\":\"x-k\",\"key\":\"00\"}]}", "64 hexadecimal"),
+            ("{\"allow\":[\"10.0.0.0/33\"]}", "10.0.0.0/33"),
+            ("{\"methods\":[\"PO ST\"]}", "no method"),
+            ("{\"paths\":[\"hooks\"]}", "slash"),
+            ("{\"paths\":[\"/hooks?a=1\"]}", "slash"),
+            ("{\"rate\":0}", "at least one"),
+            ("{\"body\":0}", "at least one"),
+            ("{", "cannot be read"),
+            ("[]", "no object"),
+        ] {
+            let error = read(json).expect_err(json).to_string();
+            assert!(error.contains(said), "{json}: {error}");
+        }
+        for header in ["X-Upper", "host", "relay-token", "content-length", "a b", ""] {
+            let keys = vec![ApiKey { header: header.into(), key: Digest::of(b"k") }];
+            assert_eq!(Access { keys, ..Access::default() }.extra(), Err(AccessError::Header(header.into())));
+        }
+        let extra = all().extra().unwrap().unwrap();
+        assert!(Access::of(&[extra.clone(), extra]).is_err(), "twice");
+        let deny = vec!["10.0.0.1".parse().unwrap(); MAX_NETWORKS + 1];
+        assert_eq!(Access { deny, ..Access::default() }.extra(), Err(AccessError::TooMuch));
+    }
+
+    #[test]
+    fn deny_comes_before_allow_and_what_is_not_known_does_not_come_in() {
+        let ip = |text: &str| Some(text.parse().unwrap());
+        for (address, is_admitted) in [
+            (ip("10.1.2.3"), true),
+            (ip("::ffff:10.1.2.3"), true),
+            (ip("10.9.1.1"), false),
+            (ip("11.0.0.1"), false),
+            (ip("2001:db8::1"), true),
+            (ip("2001:db9::1"), false),
+            (None, false),
+        ] {
+            assert_eq!(all().admits_address(address), is_admitted, "{address:?}");
+        }
+        let deny = Access { allow: vec![], ..all() };
+        assert!(deny.admits_address(ip("192.0.2.1")) && !deny.admits_address(ip("10.9.0.0")));
+        assert!(!deny.admits_address(None));
+        assert!(Access::default().admits_address(None));
+        assert!(!Access::nobody().admits_address(ip("192.0.2.1")) && !Access::nobody().admits_address(ip("::1")));
+    }
+
+    #[test]
+    fn credentials_are_known_where_they_belong() {
+        let is = |name: &'static str, value: &str| {
+            all().is_credential(&HeaderName::from_static(name), &HeaderValue::from_str(value).unwrap())
+        };
+        let basic = |pair: &str| format!("Basic {}", STANDARD.encode(pair));
+        assert!(is("authorization", &basic("ann:secret")));
+        assert!(is("authorization", &basic("ann:secret").replace("Basic", "bAsIc")), "a scheme has no case");
+        assert!(!is("authorization", &basic("ann:secre")) && !is("x-api-key", &basic("ann:secret")));
+        assert!(!is("authorization", "Basic ***"));
+        assert!(is("authorization", "bearer k2") && is("authorization", "Bearer  k2"));
+        assert!(!is("authorization", "k2") && !is("authorization", "Bearer k1") && !is("authorization", "Bearerk2"));
+        assert!(is("x-api-key", "k1") && !is("x-api-key", "k2") && !is("x-api-key", "") && !is("x-other", "k1"));
+    }
+
+    #[test]
+    fn paths_that_lead_elsewhere_are_not_admitted() {
+        for (path, is_admitted) in [
+            ("/hooks/a", true),
+            ("/hooks/", true),
+            ("/hooks", false),
+            ("/health", true),
+            ("/health/a", false),
+            ("/HEALTH", false),
+            ("/hooks/../admin", false),
+            ("/hooks/%2e%2E/admin", false),
+            ("/hooks/..%2fadmin", false),
+            ("/hooks/..\\admin", false),
+            ("/hooks/..%5cadmin", false),
+            ("/hooks/..;a=1/admin", false),
+            ("/hooks/.", false),
+            ("/hooks/...", true),
+            ("/hooks/a..b", true),
+            ("/%68ooks/a", false),
+        ] {
+            assert_eq!(all().admits_path(path), is_admitted, "{path}");
+        }
+        assert!(Access::default().admits_path("/a/../b"), "without a rule nothing is looked at");
+    }
+
+    #[test]
+    fn nothing_shows_a_credential() {
+        let shown = format!("{all} {all:?}", all = all());
+        let hex = Hex(&Digest::of(b"k1").0).to_string();
+        assert!(!shown.contains(&hex) && !shown.contains("secret"), "{shown}");
+        assert_eq!(
+            all().to_string(),
+            "allow=10.0.0.0/8,2001:db8::/32 deny=10.9.0.0/16 basic-auth=1 api-key=2 methods=POST paths=/hooks/*,/health \
+             rate-limit=5 body-limit=1KiB"
+        );
+    }
+}

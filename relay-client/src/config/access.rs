@@ -1,0 +1,190 @@
+//! What the command line and the files say of who may call a tunnel.
+
+use std::num::NonZeroU32;
+use std::path::Path;
+
+use relay_protocol::access::Access;
+use relay_protocol::network::Network;
+use serde::{Deserialize, Deserializer, de};
+
+use super::{ConfigError, File};
+use crate::access::{CredentialError, KeySource, basic, key};
+use crate::cli::AccessArgs;
+use crate::secret::SecretSource;
+use crate::value::byte_count;
+
+/// What one place says: the table `[access]` as it was written, or the flags.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct AccessKeys {
+    #[serde(deserialize_with = "several")]
+    allow: Option<Vec<Network>>,
+    #[serde(deserialize_with = "several")]
+    deny: Option<Vec<Network>>,
+    #[serde(deserialize_with = "several")]
+    basic_auth: Option<Vec<SecretSource>>,
+    #[serde(deserialize_with = "several")]
+    api_key: Option<Vec<KeySource>>,
+    #[serde(deserialize_with = "several")]
+    allow_method: Option<Vec<String>>,
+    #[serde(deserialize_with = "several")]
+    allow_path: Option<Vec<String>>,
+    rate_limit: Option<NonZeroU32>,
+    #[serde(deserialize_with = "bytes")]
+    body_limit: Option<u64>,
+}
+
+impl From<AccessArgs> for AccessKeys {
+    fn from(typed: AccessArgs) -> Self {
+        fn given<T>(all: Vec<T>) -> Option<Vec<T>> {
+            Some(all).filter(|all| !all.is_empty())
+        }
+        Self {
+            allow: given(typed.allow),
+            deny: given(typed.deny),
+            basic_auth: given(typed.basic_auth),
+            api_key: given(typed.api_key),
+            allow_method: given(typed.allow_method),
+            allow_path: given(typed.allow_path),
+            rate_limit: typed.rate_limit,
+            body_limit: typed.body_limit,
+        }
+    }
+}
+
+impl AccessKeys {
+    /// This, and where it says nothing, what a lower place says.
+    pub(super) fn or(self, lower: Self) -> Self {
+        Self {
+            allow: self.allow.or(lower.allow),
+            deny: self.deny.or(lower.deny),
+            basic_auth: self.basic_auth.or(lower.basic_auth),
+            api_key: self.api_key.or(lower.api_key),
+            allow_method: self.allow_method.or(lower.allow_method),
+            allow_path: self.allow_path.or(lower.allow_path),
+            rate_limit: self.rate_limit.or(lower.rate_limit),
+            body_limit: self.body_limit.or(lower.body_limit),
+        }
+    }
+
+    /// What holds. Fetches the credentials.
+    ///
+    /// # Errors
+    /// Where one is not to be had, or a rule is none.
+    pub(crate) fn settle(self) -> Result<Access, ConfigError> {
+        let wrong = |place| move |source: CredentialError| ConfigError::Credential { place, source };
+        let basics = self.basic_auth.iter().flatten().map(basic).collect::<Result<_, _>>();
+        let keys = self.api_key.iter().flatten().map(key).collect::<Result<_, _>>();
+        let methods = self.allow_method.into_iter().flatten().map(|method| method.to_ascii_uppercase());
+        let access = Access {
+            allow: self.allow.unwrap_or_default(),
+            deny: self.deny.unwrap_or_default(),
+            basic: basics.map_err(wrong("basic_auth"))?,
+            keys: keys.map_err(wrong("api_key"))?,
+            methods: methods.collect(),
+            paths: self.allow_path.unwrap_or_default(),
+            rate: self.rate_limit.map(NonZeroU32::get),
+            body: self.body_limit,
+        };
+        access.extra()?;
+        Ok(access)
+    }
+
+    /// Those that it names.
+    fn sources(&mut self) -> impl Iterator<Item = (&'static str, &mut SecretSource)> {
+        let pairs = self.basic_auth.iter_mut().flatten().map(|source| ("basic_auth", source));
+        pairs.chain(self.api_key.iter_mut().flatten().map(|key| ("api_key", &mut key.source)))
+    }
+}
+
+impl File {
+    /// Takes the places of credentials as seen from the file. One that is `strangers` has bounds.
+    ///
+    /// # Errors
+    /// Where it goes beyond them.
+    pub(super) fn settle_access(&mut self, file: &Path, strangers: bool) -> Result<(), ConfigError> {
+        let directory = file.parent().unwrap_or(Path::new(""));
+        let tables = self.tunnels.values_mut().map(|table| &mut table.access).chain([&mut self.access]);
+        for (place, source) in tables.flatten().flat_map(AccessKeys::sources) {
+            let seen = source.seen_from(directory, strangers);
+            seen.map_err(|error| ConfigError::Credential { place, source: error.into() })?;
+        }
+        Ok(())
+    }
+
+    /// Whether a credential itself stands in it.
+    pub(super) fn has_credential_text(&mut self) -> bool {
+        let tables = self.tunnels.values_mut().map(|table| &mut table.access).chain([&mut self.access]);
+        tables.flatten().flat_map(AccessKeys::sources).any(|(_, source)| source.is_text())
+    }
+}
+
+/// One, or a list of them.
+fn several<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<Vec<T>>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "one value or a list of them, as docs/access.md has them")]
+    enum Several<T> {
+        One(T),
+        All(Vec<T>),
+    }
+    Ok(Some(match Several::deserialize(from)? {
+        Several::One(one) => vec![one],
+        Several::All(all) => all,
+    }))
+}
+
+/// A number of bytes, with or without a unit.
+fn bytes<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a number of bytes, or a size such as \"1MiB\"")]
+    enum Size {
+        Number(u64),
+        Text(String),
+    }
+    match Size::deserialize(from)? {
+        Size::Number(bytes) => Ok(Some(bytes)),
+        Size::Text(text) => byte_count(&text).map(Some).map_err(de::Error::custom),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+    use super::*;
+
+    fn keys(text: &str) -> AccessKeys {
+        toml::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn a_place_above_changes_what_it_names_and_opens_nothing_else() {
+        let lower =
+            keys("allow = '10.0.0.0/8'\nbasic_auth = 'ann:secret'\nallow_method = ['post', 'PUT']\nrate_limit = 5");
+        let upper = keys("allow = ['192.0.2.1', '2001:db8::/32']\nbody_limit = '1MiB'\nallow_path = '/hooks/*'");
+        let access = upper.or(lower).settle().unwrap();
+        assert_eq!(
+            access.to_string(),
+            "allow=192.0.2.1,2001:db8::/32 basic-auth=1 methods=POST,PUT paths=/hooks/* rate-limit=5 body-limit=1MiB"
+        );
+        assert!(AccessKeys::default().settle().unwrap().is_open());
+    }
+
+    #[test]
+    fn what_is_no_rule_is_refused() {
+        for text in ["allow = 'office'", "alow = '10.0.0.1'", "rate_limit = 0", "body_limit = 'much'", "basic_auth = 3"]
+        {
+            assert!(toml::from_str::<AccessKeys>(text).is_err(), "{text}");
+        }
+        for (text, said) in [
+            ("basic_auth = 'secret'", "basic_auth: VALUE: it is a name and a password, written NAME:PASSWORD"),
+            ("allow_path = 'hooks'", "\"hooks\" is no path"),
+            ("allow_method = 'a b'", "\"A B\" is no method"),
+            ("api_key = 'Host=x'", "\"host\" is no header"),
+            ("body_limit = 0", "at least one"),
+        ] {
+            let error = keys(text).settle().unwrap_err().to_string();
+            assert!(error.contains(said), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! Who may call a tunnel: the first thing that is looked at, so that nothing of a request that may not come is counted,
+//! kept, judged or answered by anybody else.
+//!
+//! What a client has said holds while it is away, too: with its inbox on the disk, and without one for as long as the relay
+//! runs.
+
+use std::sync::Arc;
+
+use http::header::{ALLOW, WWW_AUTHENTICATE};
+use http::{HeaderMap, HeaderName, HeaderValue, Response};
+use relay_protocol::access::Access;
+use relay_protocol::exchange::{append_all, content_length, prefix};
+use relay_protocol::inbox::sized;
+use tokio::time::Instant;
+
+use super::body::{EdgeBody, Upload};
+use super::forward::Instead;
+use super::record::Exchange;
+use super::respond::explain;
+use crate::Shared;
+use crate::cause::Cause;
+use crate::judge::refused;
+use crate::quota::Meter;
+use crate::tunnels::{Found, Tunnel};
+
+/// Why a request may not come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refusal {
+    /// The operator does not let it in, whatever the tunnel's owner does.
+    Confined,
+    Address,
+    Credentials,
+    Path,
+    Method,
+    /// So many bytes may.
+    Body(u64),
+    /// So many in a second may.
+    Rate(u32),
+}
+
+/// Lets a request in that may call the tunnel of that name, and takes the credential out of it that it was let in by: it is
+/// the edge's, and nobody behind it has to keep it secret. `meter` is what counts for the name's token, where it is known.
+pub(super) fn check(
+    shared: &Arc<Shared>,
+    exchange: &mut Exchange,
+    name: &str,
+    meter: Option<&Meter>,
+    upload: &mut Upload,
+) -> Result<(), Instead> {
+    match shared.registry.find(name) {
+        Found::Tunnel(tunnel) => check_for(shared, exchange, &tunnel, upload),
+        Found::Away(_) | Found::Nothing => {
+            let kept = shared.inboxes.get(name).map(|inbox| inbox.settings().access.clone());
+            let access = kept.unwrap_or_else(|| shared.registry.left_access(name));
+            judge(shared, exchange, access, (name, None), meter, upload)
+        }
+    }
+}
+
+/// As [`check`], for a tunnel that is there.
+pub(super) fn check_for(
+    shared: &Arc<Shared>,
+    exchange: &mut Exchange,
+    tunnel: &Arc<Tunnel>,
+    upload: &mut Upload,
+) -> Result<(), Instead> {
+    let (access, meter) = (tunnel.asked.access.clone(), &tunnel.meter);
+    judge(shared, exchange, access, (&tunnel.name, Some(tunnel)), Some(meter), upload)
+}
+
+fn judge(
+    shared: &Arc<Shared>,
+    exchange: &mut Exchange,
+    access: Option<Arc<Access>>,
+    (name, tunnel): (&str, Option<&Arc<Tunnel>>),
+    meter: Option<&Meter>,
+    upload: &mut Upload,
+) -> Result<(), Instead> {
+    let confined = meter.map_or(Ok(()), |meter| confine(exchange, meter, upload));
+    // It may have been let in by the same rules before.
+    let access = access.filter(|access| exchange.access.as_ref() != Some(access));
+    let decided = confined.and_then(|()| match &access {
+        Some(access) => decide(shared, exchange, access, name, upload),
+        None => Ok(()),
+    });
+    let Err(refusal) = decided else {
+        exchange.access = access.or(exchange.access.take());
+        return Ok(());
+    };
+    let access = access.unwrap_or_default();
+    let cause = refusal.cause();
+    exchange.failed(cause);
+    if let Some(tunnel) = tunnel {
+        tunnel.withhold(shared, refused(&exchange.head, cause.code(), refusal.reason()));
+    }
+    Err(Instead::Answered(Box::new(answer(shared, exchange, &access, refusal))))
+}
+
+/// Keeps to what the operator lets the tunnel's token let in.
+fn confine(exchange: &Exchange, meter: &Meter, upload: &mut Upload) -> Result<(), Refusal> {
+    if !meter.admits_address(exchange.head.remote.parse().ok()) {
+        return Err(Refusal::Confined);
+    }
+    meter.max_body().map_or(Ok(()), |most| shorten(exchange, most, upload))
+}
+
+/// Takes no longer body than that.
+fn shorten(exchange: &Exchange, most: u64, upload: &mut Upload) -> Result<(), Refusal> {
+    upload.allow(most);
+    match content_length(&exchange.head) {
+        Some(declared) if declared > most => Err(Refusal::Body(most)),
+        _ => Ok(()),
+    }
+}
+
+/// Whoever may not come at all is told nothing of what others may ask for.
+fn decide(
+    shared: &Shared,
+    exchange: &mut Exchange,
+    access: &Access,
+    name: &str,
+    upload: &mut Upload,
+) -> Result<(), Refusal> {
+    let head = &mut exchange.head;
+    if !access.admits_address(head.remote.parse().ok()) {
+        return Err(Refusal::Address);
+    }
+    if access.asks_for_credentials() {
+        let before = head.headers.len();
+        head.headers.retain(|(name, value)| !access.is_credential(name, value));
+        if head.headers.len() == before {
+            return Err(Refusal::Credentials);
+        }
+    }
+    if !access.admits_path(head.target.path()) {
+        return Err(Refusal::Path);
+    }
+    if !access.admits_method(&head.method) {
+        return Err(Refusal::Method);
+    }
+    if let Some(most) = access.body {
+        shorten(exchange, most, upload)?;
+    }
+    match access.rate {
+        Some(rate) if !shared.registry.paces(name, rate, Instant::now()) => Err(Refusal::Rate(rate)),
+        _ => Ok(()),
+    }
+}
+
+impl Refusal {
+    fn cause(self) -> Cause {
+        match self {
+            Self::Confined | Self::Address => Cause::AddressNotAllowed,
+            Self::Credentials => Cause::CredentialsRequired,
+            Self::Path => Cause::PathNotAllowed,
+            Self::Method => Cause::MethodNotAllowed,
+            Self::Body(_) => Cause::BodyTooLarge,
+            Self::Rate(_) => Cause::TooManyRequests,
+        }
+    }
+
+    /// For the tunnel's owner.
+    const fn reason(self) -> &'static str {
+        match self {
+            Self::Confined => "the relay's operator does not let its address in",
+            Self::Address => "its address is not let in",
+            Self::Credentials => "it has no credential of this tunnel",
+            Self::Path => "its path is not let in",
+            Self::Method => "its method is not let in",
+            Self::Body(_) => "its body is longer than the tunnel takes",
+            Self::Rate(_) => "more came in a second than the tunnel takes",
+        }
+    }
+
+    /// For whoever has sent the request.
+    fn message(self) -> String {
+        match self {
+            Self::Body(most) => {
+                format!("The request's body has more than {}, which is what this tunnel takes.", sized(most))
+            }
+            Self::Rate(1) => "This tunnel takes one request in a second; try again in a second.".to_owned(),
+            Self::Rate(most) => format!("This tunnel takes {most} requests in a second; try again in a second."),
+            Self::Confined | Self::Address | Self::Credentials | Self::Path | Self::Method => {
+                self.cause().message().to_owned()
+            }
+        }
+    }
+
+    /// What HTTP has the answer say beside its status.
+    fn headers(self, access: &Access, realm: &str) -> Vec<(HeaderName, HeaderValue)> {
+        let line = |name: HeaderName, text: &str| Some((name, HeaderValue::from_str(text).ok()?));
+        match self {
+            Self::Credentials => {
+                challenges(access, realm).iter().filter_map(|text| line(WWW_AUTHENTICATE, text)).collect()
+            }
+            Self::Method => line(ALLOW, &access.methods.join(", ")).into_iter().collect(),
+            Self::Confined | Self::Address | Self::Path | Self::Body(_) | Self::Rate(_) => Vec::new(),
+        }
+    }
+}
+
+/// What may be shown, for programs that ask their users for it (RFC 9110, section 11.6.1).
+fn challenges(access: &Access, realm: &str) -> Vec<String> {
+    let realm: String = realm.chars().filter(|c| !matches!(c, '"' | '\\')).collect();
+    let basic = (!access.basic.is_empty()).then(|| format!("Basic realm=\"{realm}\", charset=\"UTF-8\""));
+    let mut all: Vec<String> = basic.into_iter().collect();
+    for key in &access.keys {
+        let challenge = match key.header.as_str() {
+            "authorization" => format!("Bearer realm=\"{realm}\""),
+            header => format!("ApiKey realm=\"{realm}\", header=\"{header}\""),
+        };
+        if !all.contains(&challenge) {
+            all.push(challenge);
+        }
+    }
+    all
+}
+
+fn answer(shared: &Shared, exchange: &Exchange, access: &Access, refusal: Refusal) -> Response<EdgeBody> {
+    let mut asked = HeaderMap::new();
+    append_all(&mut asked, exchange.head.headers.clone());
+    let mut response = explain(shared, refusal.cause(), &asked, &refusal.message());
+    // Tunnels that share an origin are realms of their own: what opens one is not to be sent to another.
+    let realm = format!("{}{}", exchange.head.authority, prefix(&exchange.head.headers));
+    append_all(response.headers_mut(), refusal.headers(access, &realm));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+    use relay_protocol::access::{ApiKey, Digest};
+
+    use super::*;
+
+    #[test]
+    fn a_challenge_names_each_way_once_and_stays_one_header() {
+        let key = |header: &str| ApiKey { header: header.to_owned(), key: Digest::of(b"k") };
+        let access = Access {
+            basic: vec![Digest::of(b"a:b")],
+            keys: vec![key("x-api-key"), key("authorization"), key("x-api-key")],
+            ..Access::default()
+        };
+        let all = [
+            "Basic realm=\"a.example:8443\", charset=\"UTF-8\"",
+            "ApiKey realm=\"a.example:8443\", header=\"x-api-key\"",
+            "Bearer realm=\"a.example:8443\"",
+        ];
+        assert_eq!(challenges(&access, "a.example:\"8443"), all);
+    }
+
+    #[test]
+    fn every_refusal_says_what_http_wants_of_it() {
+        let access = Access { methods: vec!["POST".to_owned(), "PUT".to_owned()], ..Access::default() };
+        let headers = Refusal::Method.headers(&access, "a.example");
+        assert_eq!(headers, [(ALLOW, HeaderValue::from_static("POST, PUT"))]);
+        assert_eq!(Refusal::Rate(1).cause().retry_after(), Some(1));
+        assert_eq!(Refusal::Credentials.cause().status().as_u16(), 401);
+    }
+}
