@@ -11,10 +11,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::{StreamExt as _, stream};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use relay_client::{Status, Tunnel};
 use relay_protocol::frame::SessionKind;
 use relay_protocol::link::{Driver, Link, Signal, websocket_config};
 use relay_protocol::message::{Hello, Payload as _, TunnelSpec, Welcome};
@@ -480,6 +481,39 @@ impl IdleSessions {
 }
 
 impl Drop for IdleSessions {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Clients as they are, which come back when the relay was away: the library, in this process, with a tunnel each.
+pub(crate) struct Herd {
+    tunnels: Vec<Tunnel>,
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+impl Herd {
+    /// Opens the tunnels.
+    pub(crate) fn start(world: &World, relay: &Relay, count: usize) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let (url, ca) = (relay.url(), world.dir.path().join("ca.pem"));
+        let open = |i: usize| {
+            let tunnel = Tunnel::builder().relay(&url).relay_addr(relay.addr).token(&relay.token).ca_file(&ca);
+            tunnel.upstream(world.origin).subdomain(format!("herd-{i}")).open()
+        };
+        let tunnels = runtime.block_on(stream::iter((0..count).map(open)).buffer_unordered(32).try_collect())?;
+        Ok(Self { tunnels, runtime: Some(runtime) })
+    }
+
+    /// How many have a session, as they see it.
+    pub(crate) fn up(&self) -> usize {
+        self.tunnels.iter().filter(|tunnel| matches!(*tunnel.status().borrow(), Status::Up)).count()
+    }
+}
+
+impl Drop for Herd {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();

@@ -85,7 +85,7 @@ fn run(args: &Args) -> Result<bool> {
 impl Args {
     /// `None` where there is nothing to run.
     fn parse(given: impl Iterator<Item = String>) -> std::result::Result<Option<Self>, String> {
-        let mut args = Self { names: Vec::new(), rounds: 1, sessions: 5_000, waiting: 100_000 };
+        let mut args = Self { names: Vec::new(), rounds: 1, sessions: 10_000, waiting: 100_000 };
         let (mut given, mut bench) = (given, false);
         while let Some(arg) = given.next() {
             let mut number = || given.next().and_then(|n| n.parse().ok()).filter(|n| *n > 0);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::Result;
 use crate::inbox::inbox;
 use crate::load::{
-    Background, Conn, DelayedWire, IdleSessions, OpenStreams, Storm, cpu_of, percentile, sequence, storm,
+    Background, Conn, DelayedWire, Herd, IdleSessions, OpenStreams, Storm, cpu_of, percentile, sequence, storm,
 };
 use crate::table::{Table, median};
 use crate::world::{Front, Process, World};
@@ -28,6 +28,11 @@ pub(crate) const MEASURES: &[Measure] = &[
     Measure { name: "beside", about: "webhooks beside a fast and beside a slow download: p99", run: beside },
     Measure { name: "far", about: "a tunnel leg of 50 ms: round trips, speed", run: far },
     Measure { name: "idle", about: "thousands of idle sessions: memory, descriptors, CPU", run: idle },
+    Measure {
+        name: "herd",
+        about: "thousands of clients that come back after a crash of the relay: seconds",
+        run: herd,
+    },
     Measure { name: "inbox", about: "webhooks on disk before they are acknowledged, and a backlog", run: inbox },
     Measure { name: "start", about: "from the client's start to the first answer", run: start },
 ];
@@ -191,8 +196,8 @@ fn idle(world: &World, table: &mut Table) -> Result<()> {
     // The first session brings what all share.
     let _first = IdleSessions::start(world, &relay, 0..1)?;
     let (memory, descriptors, cpu) = (process.resident(), process.descriptors(), process.cpu());
-    let n = world.sessions as f64;
-    let _sessions = IdleSessions::start(world, &relay, 1..world.sessions + 1)?;
+    let n = (world.sessions - 1).max(1) as f64;
+    let _sessions = IdleSessions::start(world, &relay, 1..world.sessions)?;
     table.alone("idle.open", (process.cpu() - cpu) * 1e3 / n);
     std::thread::sleep(Duration::from_secs(2));
     table.alone("idle", (process.resident() - memory) / n / 1024.0);
@@ -204,6 +209,34 @@ fn idle(world: &World, table: &mut Table) -> Result<()> {
         Ok(())
     })?;
     table.alone("idle.cpu", used.iter().sum::<f64>() * 100.0 / heartbeat.as_secs_f64());
+    Ok(())
+}
+
+fn herd(world: &World, table: &mut Table) -> Result<()> {
+    // They come from one address here, and from one each elsewhere.
+    let n = world.sessions;
+    let relay = world.relay_with(&format!("[limits]\nconnections_per_address = {}\n", 2 * n))?;
+    let before = relay.process.cpu();
+    let herd = Herd::start(world, &relay, n)?;
+    table.alone("herd.open", (relay.process.cpu() - before) * 1e3 / n as f64);
+
+    let begun = Instant::now();
+    let relay = relay.crash(world)?;
+    let (mut times, mut back) = (Vec::new(), 0);
+    while back < n || herd.up() < n {
+        if begun.elapsed() > Duration::from_secs(120) {
+            return Err(format!("{back} of {n} are back after two minutes").into());
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        let now = relay.sessions()?;
+        times.extend(std::iter::repeat_n(begun.elapsed().as_secs_f64(), now.saturating_sub(back)));
+        back = back.max(now);
+    }
+    table.alone("herd", begun.elapsed().as_secs_f64());
+    table.alone("herd.p50", percentile(&times, 0.5));
+    // What was begun and came to nothing is in it.
+    table.alone("herd.cpu", relay.process.cpu() * 1e3 / n as f64);
+    table.alone("herd.memory", mib(relay.process.peak()));
     Ok(())
 }
 
