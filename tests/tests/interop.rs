@@ -3,6 +3,7 @@
 
 use std::future::poll_fn;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -748,6 +749,48 @@ mod applications {
             assert!(said.contains("status codes: 20000 2xx, 0 3xx, 0 4xx, 0 5xx"), "{said}");
             assert!(said.contains("ALPN: h2") || said.contains("Application protocol: h2"), "{said}");
         }
+    }
+}
+
+/// Somebody who looks for what is wrong with a server's TLS.
+mod testssl {
+    use super::*;
+
+    /// What no certificate of a private authority has, and what of testssl's own openssl is missing.
+    const OF_NO_CONCERN: [&str; 2] = ["cert_revocation", "engine_problem"];
+
+    #[tokio::test]
+    async fn finds_nothing_above_low() {
+        let relay = RelayServer::spawn([""; 0]).await;
+        let home = tempfile::tempdir().unwrap();
+        let file = home.path().join("found.json");
+        let mut testssl = Command::new(tools::program("testssl"));
+        testssl.args(["--quiet", "--warnings=off", "--color=0", "--ip=127.0.0.1"]);
+        // All but what a browser of ten years ago would choose.
+        testssl.args(["--protocols", "--std", "--fs", "--server-preference", "--server-defaults", "--headers"]);
+        testssl.arg("--vulnerable").arg("--add-ca").arg(relay.ca_file()).arg("--jsonfile").arg(&file);
+        // Seconds for an answer that does not come, which is what most of it hopes for.
+        testssl.envs([("MAX_WAITSOCK", "2"), ("CCS_MAX_WAITSOCK", "2"), ("HEARTBLEED_MAX_WAITSOCK", "2")]);
+        testssl.current_dir(&home).stdin(Stdio::null()).kill_on_drop(true);
+        testssl.arg(format!("https://{}:{}", RelayServer::DOMAIN, relay.https.port()));
+        let done = timeout(Duration::from_secs(300), testssl.output()).await.expect("it ends").unwrap();
+        let said = String::from_utf8_lossy(&done.stdout);
+
+        let found: Vec<serde_json::Value> =
+            serde_json::from_slice(&std::fs::read(&file).expect(&said)).unwrap_or_else(|error| panic!("{error}: {said}"));
+        let text = |line: &serde_json::Value, key: &str| line[key].as_str().unwrap().to_owned();
+        let found: Vec<_> = found.iter().map(|line| ["id", "severity", "finding"].map(|key| text(line, key))).collect();
+        // It has looked, and with trust in the authority.
+        for (id, severity) in [("TLS1_3", "OK"), ("cert_chain_of_trust", "OK"), ("heartbleed", "OK"), ("RC4", "OK")] {
+            assert!(found.iter().any(|[its, how, _]| its == id && how == severity), "{id}: {said}");
+        }
+        let wrong: Vec<_> = found
+            .iter()
+            .filter(|[id, severity, _]| {
+                !["OK", "INFO", "LOW"].contains(&severity.as_str()) && !OF_NO_CONCERN.contains(&id.as_str())
+            })
+            .collect();
+        assert!(wrong.is_empty(), "{wrong:#?}");
     }
 }
 
