@@ -14,7 +14,8 @@
 //! | [`splice`] | an exchange as a pipe of bytes, after an upgrade |
 //!
 //! Beside the wire stand [`webhook`], what both ends know of those who send the requests, [`inbox`], what they agree on
-//! about those that wait, and [`access`], who may send any, by [`network`] among others.
+//! about those that wait, [`access`], who may send any, by [`network`] among others, and [`trace`], how a request is
+//! followed through both.
 
 pub mod access;
 pub mod exchange;
@@ -28,6 +29,7 @@ pub mod network;
 pub mod splice;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod trace;
 pub mod webhook;
 
 /// The WebSocket subprotocol that this version speaks, and the name of the wire in `PROTOCOL.md`.

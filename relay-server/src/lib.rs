@@ -73,6 +73,7 @@ pub mod succession;
 mod table;
 #[doc(hidden)]
 pub mod token_cli;
+mod traces;
 mod tunnels;
 
 pub use self::running::RunningRelay;
@@ -121,6 +122,7 @@ use self::session::Sessions;
 use self::status::Present;
 use self::store::{Store, StoreError, TokenSummary};
 use self::succession::{Candidate, Office, Predecessor};
+use self::traces::{Exporter, Tracer};
 use self::tunnels::Registry;
 
 /// How long tasks that were told to end have to do so.
@@ -157,6 +159,8 @@ pub(crate) struct Shared {
     turns: edge::api::Turns,
     metrics: Metrics,
     access: AccessLog,
+    /// Where exchanges are traced.
+    tracer: Option<Tracer>,
     /// Every task of the relay, so that none outlives it.
     tasks: TaskTracker,
     /// Another process serves from now on. No new work is taken then, but for the connections that lead here.
@@ -345,6 +349,9 @@ pub enum StartError {
     /// Alerts could not be sent.
     #[error("alerts cannot be sent: {0}")]
     Alerts(#[from] outgoing::OutgoingError),
+    /// Traces could not be sent.
+    #[error("traces cannot be sent: {0}")]
+    Traces(outgoing::OutgoingError),
     /// TLS cannot be set up.
     #[error("TLS cannot be set up: {0}")]
     Tls(#[from] rustls::Error),
@@ -375,6 +382,7 @@ pub struct Relay {
     http: Option<Arc<TcpListener>>,
     admin: Option<Arc<TcpListener>>,
     alerts: Option<Outgoing>,
+    exporter: Option<Exporter>,
     office: Office,
     candidates: mpsc::Receiver<Candidate>,
     /// The process that this one has taken over from.
@@ -479,6 +487,10 @@ impl Relay {
         }
         sockets.close_rest();
         let alerts = config.alert.as_ref().map(|_| Outgoing::new(None)).transpose()?;
+        let collector = match &config.traces {
+            Some(traces) => Some((traces, Outgoing::new(None).map_err(StartError::Traces)?)),
+            None => None,
+        };
         // Behind all that can fail, because they may be migrated.
         let store = match &config.data_dir {
             Some(dir) => Store::open(dir).await?,
@@ -492,6 +504,10 @@ impl Relay {
         let inboxes = Arc::new(Inboxes::new(records, &config.limits));
         let https_port = https.as_ref().and_then(|(listener, _)| listener.local_addr().ok()).map_or(443, |a| a.port());
         let metrics = Metrics::new(store.commits(), inboxes.records().commits());
+        let traced = collector.map(|(traces, outgoing)| {
+            Tracer::new(traces, outgoing, metrics.traces_sent.clone(), metrics.traces_dropped.clone())
+        });
+        let (tracer, exporter) = traced.unzip();
         let limits = &config.limits;
         let shared = Arc::new(Shared {
             places: Places::new(limits.connections, limits.connections_per_address),
@@ -511,6 +527,7 @@ impl Relay {
             refusals: Refusals::default(),
             turns: edge::api::Turns::default(),
             metrics,
+            tracer,
             access,
             tasks: TaskTracker::new(),
             handed_over: CancellationToken::new(),
@@ -543,6 +560,7 @@ impl Relay {
             http,
             admin,
             alerts,
+            exporter,
             office,
             candidates,
             predecessor,
@@ -598,7 +616,7 @@ impl Relay {
         let (https, http, admin, dns) = (self.https_addr(), self.http_addr(), self.admin_addr(), self.dns_addrs());
         let present = Present { shared: self.shared.clone(), https, http, admin, dns };
         let reloader = self.reloader();
-        let Self { shared, acme, control, waiting, https, http, admin, alerts, office, .. } = self;
+        let Self { shared, acme, control, waiting, https, http, admin, alerts, exporter, office, .. } = self;
         let (mut candidates, predecessor, alone) = (self.candidates, self.predecessor, self.alone);
         let tasks = shared.tasks.clone();
         let (ended, stop) = (shared.closing.clone(), CancellationToken::new());
@@ -646,6 +664,7 @@ impl Relay {
         }
         let (access, last) = (shared.access.clone(), stop.clone());
         let logging = tokio::spawn(async move { access.run(last).await });
+        let tracing = exporter.map(|exporter| tokio::spawn(exporter.run(stop.clone())));
 
         let mut shutdown = pin!(shutdown);
         let mut successor = loop {
@@ -706,8 +725,11 @@ impl Relay {
         // What is left of its webhooks is the other's from here on.
         drop(successor);
         stop.cancel();
-        // It only flushes; a panic there has been reported already.
+        // They only flush; a panic there has been reported already.
         let _ = logging.await;
+        if let Some(tracing) = tracing {
+            let _ = tracing.await;
+        }
     }
 }
 
@@ -854,6 +876,8 @@ fn tls(certificates: Arc<Certificates>) -> Result<Arc<ServerConfig>, rustls::Err
         .with_no_client_auth()
         .with_cert_resolver(certificates);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec(), certs::PROOF.to_vec()];
+    // Whoever calls from a server puts AES-256 first, and has the instructions for both.
+    config.ignore_client_order = true;
     config.ticketer = aws_lc_rs::Ticketer::new()?;
     config.send_tls13_tickets = 1;
     Ok(Arc::new(config))

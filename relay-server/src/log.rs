@@ -79,6 +79,8 @@ pub(crate) struct AccessLine<'a> {
     /// An id of the provider table, or of a client's own.
     pub(crate) provider: Option<&'a str>,
     pub(crate) error: Option<&'static str>,
+    /// The trace that it is part of, where that is written.
+    pub(crate) trace: Option<u128>,
 }
 
 impl AccessLog {
@@ -231,9 +233,14 @@ impl AccessLine<'_> {
             None => put(out, ["null"]),
         }
         match self.error {
-            Some(error) => writeln!(out, ",\"error\":\"{error}\"}}"),
-            None => out.write_all(b",\"error\":null}\n"),
+            Some(error) => write!(out, ",\"error\":\"{error}\"")?,
+            None => put(out, [",\"error\":null"]),
         }
+        if let Some(trace) = self.trace {
+            write!(out, ",\"trace_id\":\"{trace:032x}\"")?;
+        }
+        put(out, ["}\n"]);
+        Ok(())
     }
 }
 
@@ -295,7 +302,8 @@ impl fmt::Display for Quoted<'_> {
     }
 }
 
-fn cut(text: &str) -> &str {
+/// The beginning of a stranger's text.
+pub(crate) fn cut(text: &str) -> &str {
     text.get(..text.floor_char_boundary(MAX_TARGET)).unwrap_or(text)
 }
 
@@ -320,6 +328,7 @@ mod tests {
             duration: Duration::from_micros(1500),
             provider: None,
             error: None,
+            trace: None,
         }
     }
 

@@ -134,6 +134,7 @@ impl Shared {
             path_mode,
             localhost_tunnel: _,
             alert,
+            traces,
             report_url,
             threads,
             limits,
@@ -161,6 +162,7 @@ impl Shared {
             ("path_mode", old.path_mode != path_mode),
             ("public_ip", old.public_ips != public_ips),
             ("resolver", old.resolver != resolver),
+            ("traces", old.traces != traces),
             ("threads", old.threads != threads),
         ] {
             reloaded.note(key, differs, false);

@@ -776,8 +776,8 @@ mod testssl {
         let done = timeout(Duration::from_secs(300), testssl.output()).await.expect("it ends").unwrap();
         let said = String::from_utf8_lossy(&done.stdout);
 
-        let found: Vec<serde_json::Value> =
-            serde_json::from_slice(&std::fs::read(&file).expect(&said)).unwrap_or_else(|error| panic!("{error}: {said}"));
+        let found: Vec<serde_json::Value> = serde_json::from_slice(&std::fs::read(&file).expect(&said))
+            .unwrap_or_else(|error| panic!("{error}: {said}"));
         let text = |line: &serde_json::Value, key: &str| line[key].as_str().unwrap().to_owned();
         let found: Vec<_> = found.iter().map(|line| ["id", "severity", "finding"].map(|key| text(line, key))).collect();
         // It has looked, and with trust in the authority.

@@ -37,9 +37,10 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use relay_protocol::exchange::{X_FORWARDED_PROTO, append_framed, end_to_end, end_to_end_trailers};
 use relay_protocol::frame::Reset;
 use relay_protocol::link::Stream;
-use relay_protocol::message::{Payload, RequestHead, ResponseHead};
+use relay_protocol::message::{MessageError, Payload, RequestHead, ResponseHead};
 use relay_protocol::mux::StreamError;
 use relay_protocol::splice::splice;
+use relay_protocol::trace::{self, TraceContext};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -131,6 +132,8 @@ struct Call<'a> {
     stream: &'a Stream,
     head: &'a RequestHead,
     rewriter: &'a Rewriter,
+    /// When its head came, where somebody writes its trace.
+    traced: Option<Instant>,
 }
 
 /// What an exchange has said of its answer.
@@ -229,8 +232,9 @@ impl Upstream {
         // That is how a deadline ends it. The relay's clock alone decides, and may give a slow upload more time than
         // `head.deadline_ms` said; its reset comes when a clock of ours would strike, at the time that the head came
         // plus what it left. Where the link is dead, the session ends within 15 s and every exchange with it.
+        let traced = TraceContext::of(&head.headers).filter(|context| context.sampled).map(|_| Instant::now());
         let result = {
-            let mut exchange = pin!(self.exchange(Call { stream, head, rewriter }, body, &mut sent));
+            let mut exchange = pin!(self.exchange(Call { stream, head, rewriter, traced }, body, &mut sent));
             poll_fn(|cx| match exchange.as_mut().poll(cx) {
                 Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
                 // What looks like the service's failure may be ours, made of a request that ended before its time.
@@ -455,7 +459,7 @@ impl Drop for Upstream {
 impl Call<'_> {
     /// The request as the service gets it.
     fn request(self, body: RequestBody, version: Version, attempt: u32) -> Result<Request<RequestBody>, Failure> {
-        let Self { stream, head, rewriter } = self;
+        let Self { stream, head, rewriter, .. } = self;
         let mut request = Request::new(body);
         *request.method_mut() = head.method.clone();
         *request.version_mut() = version;
@@ -507,16 +511,26 @@ impl Call<'_> {
         self.rewriter.response(&mut headers);
         headers.extend(upgrade.map(|protocol| (header::UPGRADE, protocol)));
         let status = response.status();
-        let head = ResponseHead { status, headers }.to_bytes().map_err(|error| Failure {
-            reset: Reset::UpstreamInvalid,
-            detail: Some(format!("the response's head cannot be passed on: {error}")),
-        })?;
         let length = response.body().size_hint().exact();
-        sent.recording.response(&head, length.unwrap_or_default());
-        self.stream.send_head(head, false)?;
+        let mut head = ResponseHead { status, headers };
+        let written = head.to_bytes().map_err(unpassable)?;
+        sent.recording.response(&written, length.unwrap_or_default());
+        let written = match self.traced {
+            // Not the service's word, and so not in its record.
+            Some(begun) => {
+                head.headers.push(trace::took(begun.elapsed()));
+                head.to_bytes().map_err(unpassable)?
+            }
+            None => written,
+        };
+        self.stream.send_head(written, false)?;
         sent.head(status);
         Ok(())
     }
+}
+
+fn unpassable(error: MessageError) -> Failure {
+    Failure { reset: Reset::UpstreamInvalid, detail: Some(format!("the response's head cannot be passed on: {error}")) }
 }
 
 /// What an attempt on one connection came to.

@@ -46,6 +46,8 @@ pub(crate) struct Metrics {
     dead_letters: Counter,
     pub(crate) alerts_sent: Counter,
     pub(crate) alerts_failed: Counter,
+    pub(crate) traces_sent: Counter,
+    pub(crate) traces_dropped: Counter,
     pub(crate) dns_questions: Counter,
     pub(crate) dns_limited: Counter,
     pub(crate) dns_refused: Counter,
@@ -101,6 +103,8 @@ impl Metrics {
         registry.register_with_unit("store_commit_duration", help, Unit::Seconds, store);
         let help = "Commits to the database of inboxes";
         registry.register_with_unit("inbox_commit_duration", help, Unit::Seconds, inboxes);
+        let help = "Traces of exchanges for the operator's collector, by outcome";
+        let [traces_sent, traces_dropped] = family(&mut registry, "traces", help, "outcome", ["sent", "dropped"]);
         let counter = |registry: &mut Registry, name: &str, help: &str| {
             let counter = Counter::default();
             registry.register(name, help, counter.clone());
@@ -147,6 +151,8 @@ impl Metrics {
             dead_letters: counter(&mut registry, "inbox_dead_letters", "Webhooks that were given up"),
             alerts_sent,
             alerts_failed,
+            traces_sent,
+            traces_dropped,
             registry,
         }
     }

@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 mod typed;
 
-pub use self::typed::{FileAlert, FileConfig, FileLimits, ServeArgs};
+pub use self::typed::{FileAlert, FileConfig, FileLimits, FileTraces, ServeArgs};
 pub use crate::alert::Alert;
 pub use crate::certs::CertificateSource;
 pub use crate::certs::acme::{AcmeConfig, DnsConfig, ExternalAccount, OwnDns};
@@ -18,6 +18,7 @@ use crate::dns::Resolver;
 pub use crate::dns::UpdateConfig;
 pub use crate::limits::{HTTP2_WINDOW, Limits};
 pub use crate::log::LogFormat;
+pub use crate::traces::Traces;
 pub use relay_protocol::network::{Network, NetworkError};
 
 /// Where paths of tunnels begin, in path mode.
@@ -57,6 +58,8 @@ pub struct Config {
     pub localhost_tunnel: Option<String>,
     /// Whom the relay tells of backlogs and dead letters.
     pub alert: Option<Alert>,
+    /// Where exchanges are traced.
+    pub traces: Option<Traces>,
     /// Where strangers can report what they find at a tunnel: an `https`, `http` or `mailto` URL that error pages lead to.
     pub report_url: Option<String>,
     /// Threads that serve requests, where the relay is a program of its own.
@@ -93,6 +96,7 @@ impl Config {
             path_mode: false,
             localhost_tunnel: None,
             alert: None,
+            traces: None,
             report_url: None,
             threads: 1,
             limits: Limits::default(),
@@ -230,6 +234,7 @@ impl Config {
             path_mode: args.path_mode || file.path_mode,
             localhost_tunnel: None,
             alert: file.alert.map(FileAlert::resolve).transpose()?,
+            traces: file.traces.map(FileTraces::resolve).transpose()?,
             report_url: args.report_url.clone().or(file.report_url).map(report_url).transpose()?,
             threads: args.threads.or(file.threads).unwrap_or(cores / 2).max(1),
             limits,
@@ -629,6 +634,35 @@ mod tests {
             ("url = 'https://host/'\nsecret = 'whsec_sesame!'", "alert.secret"),
             ("url = 'https://host/'\nwaiting = 0", "alert.waiting"),
             ("url = 'https://host/'\noldest = '15'", "alert.oldest"),
+        ] {
+            let error = read(bad).unwrap_err().to_string();
+            assert!(error.starts_with(key) && !error.contains("sesame"), "{error}");
+        }
+    }
+
+    #[test]
+    fn traces_are_as_the_pages_show_them_and_mistakes_show_no_secret() {
+        let read = |traces: &str| {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("relay-server.toml");
+            std::fs::write(&path, format!("[traces]\n{traces}")).unwrap();
+            Config::resolve(&ServeArgs { config: Some(path), ..args() })
+        };
+        for page in [include_str!("../../../docs/configuration.md"), include_str!("../../../docs/tracing.md")] {
+            let (_, rest) = page.split_once("[traces]\n").unwrap();
+            let (example, _) = rest.split_once("```").unwrap();
+            // What stands for a key is none.
+            let traces = read(&example.replace('…', "sesame")).unwrap().traces.unwrap();
+            assert_eq!((traces.url.path(), traces.headers.len()), ("/v1/traces", 1));
+            assert!(!format!("{traces:?}").contains("sesame"), "{traces:?}");
+        }
+        assert_eq!(read("url = 'http://localhost:4318/v1/traces'").unwrap().traces.unwrap().sample, 1.0);
+        for (bad, key) in [
+            ("url = 'sesame'", "traces.url"),
+            ("url = 'http://host/'\nheaders = { 'sesame key' = '1' }", "traces.headers"),
+            ("url = 'http://host/'\nheaders = { x-key = \"sesame\\n\" }", "traces.headers"),
+            ("url = 'http://host/'\nsample = 1.5", "traces.sample"),
+            ("url = 'http://host/'\nsample = nan", "traces.sample"),
         ] {
             let error = read(bad).unwrap_err().to_string();
             assert!(error.starts_with(key) && !error.contains("sesame"), "{error}");

@@ -1,9 +1,11 @@
 //! What was typed: flags, environment, and `relay-server.toml`.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use http::{HeaderName, HeaderValue, Uri};
 use relay_protocol::webhook::Secret;
 use relay_protocol::webhook::mask::MASK;
 use serde::Deserialize;
@@ -12,6 +14,7 @@ use super::{ConfigError, HttpMode, duration};
 use crate::alert::Alert;
 use crate::limits::Limits;
 use crate::log::LogFormat;
+use crate::traces::Traces;
 
 /// The flags of `relay-server serve`.
 #[derive(Args, Clone, Debug, Default)]
@@ -183,6 +186,8 @@ pub struct FileConfig {
     pub threads: Option<usize>,
     /// Whom to tell of backlogs and dead letters.
     pub alert: Option<FileAlert>,
+    /// Where exchanges are traced.
+    pub traces: Option<FileTraces>,
     /// Limits that differ from the defaults.
     #[serde(default)]
     pub limits: FileLimits,
@@ -209,9 +214,7 @@ impl FileAlert {
         // Neither is shown: many a URL lets in whoever knows it.
         let invalid = |key, expected| ConfigError::Invalid { key, value: MASK.to_owned(), expected };
         let mut alert = Alert::to(self.url.expose());
-        let uri = http::Uri::try_from(alert.url.expose()).ok();
-        let uri = uri.filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some());
-        uri.ok_or_else(|| invalid("alert.url", "a URL such as https://example.com/alerts"))?;
+        web_url(&alert.url).ok_or_else(|| invalid("alert.url", "a URL such as https://example.com/alerts"))?;
         if let Some(secret) = self.secret {
             let is_one = Alert::can_sign(&secret)?;
             is_one.then_some(()).ok_or_else(|| {
@@ -232,6 +235,48 @@ impl FileAlert {
         }
         Ok(alert)
     }
+}
+
+/// What a configuration file says of traces.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileTraces {
+    /// [`Traces::url`].
+    pub url: Secret,
+    /// [`Traces::headers`].
+    #[serde(default)]
+    pub headers: BTreeMap<String, Secret>,
+    /// [`Traces::sample`]; all of them where nothing is said.
+    pub sample: Option<f64>,
+}
+
+impl FileTraces {
+    pub(super) fn resolve(self) -> Result<Traces, ConfigError> {
+        let invalid = |key, expected| ConfigError::Invalid { key, value: MASK.to_owned(), expected };
+        let url = web_url(&self.url)
+            .ok_or_else(|| invalid("traces.url", "a collector's URL such as http://127.0.0.1:4318/v1/traces"))?;
+        let headers = self.headers.into_iter().map(|(name, value)| {
+            let value = HeaderValue::try_from(value.expose()).ok().map(|mut value| {
+                value.set_sensitive(true);
+                value
+            });
+            HeaderName::try_from(name).ok().zip(value)
+        });
+        let headers = headers.collect::<Option<_>>();
+        let headers = headers.ok_or_else(|| invalid("traces.headers", "headers such as { x-api-key = \"…\" }"))?;
+        let sample = self.sample.unwrap_or(1.0);
+        if !(0.0..=1.0).contains(&sample) {
+            let expected = "a share of all requests from 0.0 to 1.0";
+            return Err(ConfigError::Invalid { key: "traces.sample", value: sample.to_string(), expected });
+        }
+        Ok(Traces { url, headers, sample })
+    }
+}
+
+/// What can be asked over HTTP.
+fn web_url(text: &Secret) -> Option<Uri> {
+    let uri = Uri::try_from(text.expose()).ok()?;
+    (matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some()).then_some(uri)
 }
 
 /// The limits that a configuration file can change. Durations are texts such as `30s`.

@@ -215,6 +215,7 @@ async fn deliver(
         tracing::warn!(%error, "a client sent a response head that does not decode");
         Cause::UpstreamInvalid
     })?;
+    exchange.arrives(&head);
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         return Ok(switch(exchange, head, stream, on_upgrade)?);
     }
@@ -373,6 +374,7 @@ async fn request(
         let allowed = Allowed::of(shared, exchange, &tunnel.asked, upload.held());
         let deadline = latest.max(exchange.started + allowed.time);
         let now = Instant::now();
+        exchange.leaves();
         exchange.head.tunnel = tunnel.number;
         exchange.head.elapsed_ms = millis(now - exchange.started);
         exchange.head.deadline_ms = millis(deadline.saturating_duration_since(now));

@@ -7,14 +7,16 @@ use std::time::Duration;
 use http::{StatusCode, Version};
 use relay_protocol::access::Access;
 use relay_protocol::exchange::prefix;
-use relay_protocol::message::RequestHead;
+use relay_protocol::message::{RequestHead, ResponseHead};
 use tokio::time::Instant;
 
 use super::io::InFlight;
 use crate::Shared;
 use crate::admin::metrics::Ended;
 use crate::cause::Cause;
+use crate::log::AccessLine;
 use crate::quota::Pass;
+use crate::traces::Trace;
 
 /// The record of an exchange. It is written when it is dropped, with the response's body or with what the exchange was
 /// upgraded to.
@@ -38,6 +40,8 @@ pub(crate) struct Exchange {
     pub(crate) pass: Option<Pass>,
     /// The rules that it was let in by, where its tunnel has some.
     pub(crate) access: Option<Arc<Access>>,
+    /// Where it is written.
+    trace: Option<Box<Trace>>,
     pub(crate) in_flight: InFlight,
 }
 
@@ -53,12 +57,13 @@ pub(crate) struct Receiving {
 impl Exchange {
     pub(crate) fn new(
         shared: Arc<Shared>,
-        head: RequestHead,
+        mut head: RequestHead,
         version: Version,
         started: Instant,
         in_flight: InFlight,
     ) -> Self {
         shared.metrics.begun();
+        let trace = shared.tracer.as_ref().and_then(|tracer| tracer.begin(&mut head.headers));
         Self {
             head,
             started,
@@ -72,6 +77,7 @@ impl Exchange {
             receiving: OnceLock::new(),
             pass: None,
             access: None,
+            trace,
             in_flight,
         }
     }
@@ -97,6 +103,20 @@ impl Exchange {
         let _ = self.receiving.set(body);
     }
 
+    /// The request is about to be sent into a tunnel.
+    pub(crate) fn leaves(&mut self) {
+        if let Some(trace) = &mut self.trace {
+            trace.leaves(&mut self.head.headers);
+        }
+    }
+
+    /// The head of its answer has come back.
+    pub(crate) fn arrives(&mut self, head: &ResponseHead) {
+        if let Some(trace) = &mut self.trace {
+            trace.arrives(&head.headers);
+        }
+    }
+
     /// Notes why the exchange failed; the first cause is the one.
     pub(crate) fn failed(&self, cause: Cause) {
         // A later failure is a consequence of the first.
@@ -117,7 +137,7 @@ impl Drop for Exchange {
         }
         let (answered, duration) = (self.answered, self.started.elapsed());
         self.shared.metrics.ended(&Ended { answered, error, duration, sent, received });
-        self.shared.access.exchange(&crate::log::AccessLine {
+        let line = AccessLine {
             id: &self.head.id,
             remote: &self.head.remote,
             version: self.version,
@@ -131,6 +151,11 @@ impl Drop for Exchange {
             duration,
             provider: self.provider.as_deref(),
             error,
-        });
+            trace: self.trace.as_ref().map(|trace| trace.id()),
+        };
+        self.shared.access.exchange(&line);
+        if let (Some(tracer), Some(trace)) = (&self.shared.tracer, &self.trace) {
+            tracer.end(trace, &line, self.started);
+        }
     }
 }

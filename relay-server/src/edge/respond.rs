@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
+use relay_protocol::trace::RELAY_TOOK;
 
 use super::body::EdgeBody;
 use crate::Shared;
@@ -17,9 +18,10 @@ pub(crate) const RELAY_HANDSHAKE: HeaderName = HeaderName::from_static("relay-ha
 /// On an acknowledgement: that nobody has seen the webhook yet, or which one it is a copy of.
 pub(crate) const RELAY_INBOX: HeaderName = HeaderName::from_static("relay-inbox");
 
-/// Whether a header of an answer is the edge's own word, so that nobody behind a tunnel can say it.
+/// Whether a header of an answer is the edge's own word, so that nobody behind a tunnel can say it, or the client's to the
+/// edge.
 pub(crate) fn is_edges(name: &HeaderName) -> bool {
-    *name == RELAY_ERROR || *name == RELAY_HANDSHAKE || *name == RELAY_INBOX
+    *name == RELAY_ERROR || *name == RELAY_HANDSHAKE || *name == RELAY_INBOX || *name == RELAY_TOOK
 }
 
 /// The answer to a request with `headers`: JSON, unless it asks for HTML.
