@@ -13,6 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 use http::header::AUTHORIZATION;
 use http::{HeaderName, HeaderValue, Method};
 use percent_encoding::percent_decode_str;
+use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::inbox::sized;
@@ -31,6 +32,9 @@ pub const MAX_CREDENTIALS: usize = 32;
 
 /// Most methods and most paths of a tunnel.
 pub const MAX_PATTERNS: usize = 32;
+
+/// Most certificates of authorities of a tunnel.
+pub const MAX_AUTHORITIES: usize = 8;
 
 /// Most bytes of a method or a path: what is looked for in a stranger's request must not take long to look for.
 const MAX_PATTERN: usize = 256;
@@ -66,6 +70,10 @@ pub struct Access {
     /// Paths, in which `*` stands for anything; empty for all.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub paths: Vec<String>,
+    /// Authorities, one of which has issued the certificate that the sender shows in the TLS handshake; empty where none is
+    /// asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub client_ca: Vec<Authority>,
     /// Requests in a second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate: Option<u32>,
@@ -82,6 +90,47 @@ pub struct ApiKey {
     pub header: String,
     /// The key.
     pub key: Digest,
+}
+
+/// The certificate of an authority, in DER; in Base64 as JSON.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Authority(Vec<u8>);
+
+impl Authority {
+    /// This certificate.
+    ///
+    /// # Errors
+    /// [`AccessError::Authority`]: nothing can be checked with it.
+    pub fn new(der: Vec<u8>) -> Result<Self, AccessError> {
+        webpki::anchor_from_trusted_cert(&CertificateDer::from(der.as_slice())).map_err(|_| AccessError::Authority)?;
+        Ok(Self(der))
+    }
+
+    /// In DER.
+    #[must_use]
+    pub fn der(&self) -> CertificateDer<'_> {
+        CertificateDer::from(self.0.as_slice())
+    }
+}
+
+impl fmt::Debug for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Authority")
+    }
+}
+
+impl Serialize for Authority {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&STANDARD.encode(&self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Authority {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let der = STANDARD.decode(text).map_err(|_| de::Error::custom("an authority is a certificate in Base64"))?;
+        Self::new(der).map_err(de::Error::custom)
+    }
 }
 
 /// The SHA-256 of a credential; in hex as JSON. Debug output does not show it.
@@ -148,7 +197,8 @@ pub enum AccessError {
     /// More than there is room for.
     #[error(
         "a tunnel has at most {MAX_NETWORKS} networks, {MAX_CREDENTIALS} names with passwords, {MAX_CREDENTIALS} keys, \
-         {MAX_PATTERNS} methods and {MAX_PATTERNS} paths, of {MAX_TOLD} bytes in all"
+         {MAX_AUTHORITIES} certificates of authorities, {MAX_PATTERNS} methods and {MAX_PATTERNS} paths, of {MAX_TOLD} \
+         bytes in all"
     )]
     TooMuch,
     /// It is no method.
@@ -162,6 +212,9 @@ pub enum AccessError {
     /// No key may stand there.
     #[error("{0:?} is no header that a key can stand in, such as X-Api-Key")]
     Header(String),
+    /// It is no authority's.
+    #[error("it is no certificate of an authority that others can be checked with")]
+    Authority,
     /// It would let nobody in.
     #[error("a tunnel takes at least one request in a second, and one byte")]
     Nothing,
@@ -234,10 +287,11 @@ impl Access {
     }
 
     fn check(&self) -> Result<(), AccessError> {
-        let Self { allow, deny, basic, keys, methods, paths, rate, body } = self;
+        let Self { allow, deny, basic, keys, methods, paths, client_ca, rate, body } = self;
         let clip = |text: &String| text.chars().take(64).collect::<String>();
         let is_too_much = allow.len() + deny.len() > MAX_NETWORKS
             || basic.len().max(keys.len()) > MAX_CREDENTIALS
+            || client_ca.len() > MAX_AUTHORITIES
             || methods.len().max(paths.len()) > MAX_PATTERNS;
         if is_too_much {
             return Err(AccessError::TooMuch);
@@ -337,7 +391,7 @@ fn has_dots(path: &str) -> bool {
 /// For a person: nothing of credentials but how many there are.
 impl fmt::Display for Access {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { allow, deny, basic, keys, methods, paths, rate, body } = self;
+        let Self { allow, deny, basic, keys, methods, paths, client_ca, rate, body } = self;
         let networks = |all: &[Network]| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let list = |name: &str, text: String| (!text.is_empty()).then(|| format!("{name}={text}"));
         let count = |name: &str, count: usize| (count > 0).then(|| format!("{name}={count}"));
@@ -346,6 +400,7 @@ impl fmt::Display for Access {
             list("deny", networks(deny)),
             count("basic-auth", basic.len()),
             count("api-key", keys.len()),
+            count("client-ca", client_ca.len()),
             list("methods", methods.join(",")),
             list("paths", paths.join(",")),
             rate.map(|rate| format!("rate-limit={rate}")),
@@ -365,6 +420,18 @@ mod tests {
         Access::of(&[Extra { tag: ACCESS, value: json.into() }])
     }
 
+    /// Of an authority that is called `Callers`, in Base64.
+    const CA: &str = "MIIBezCCASGgAwIBAgIUeji2JRPMjaF3iRjih8Jtm46REJowCgYIKoZIzj0EAwIwEjEQMA4GA1UEAwwHQ2FsbGVyczAgFw0yNjEx\
+        MjIxMTQ2MzNaGA8yMTI2MTAyOTExNDYzM1owEjEQMA4GA1UEAwwHQ2FsbGVyczBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABM/t\
+        W0rqYyNvMfsItaKFSdrmQa270jU2+aC+w4RDkHhcdr1PuGYyR+5RWGxbQHC9nbKD6SZe1lwuAHQOf30YOLGjUzBRMB0GA1UdDgQW\
+        BBRcQtLsQ2FR6FsFuK2CM7UeiG8WXzAfBgNVHSMEGDAWgBRcQtLsQ2FR6FsFuK2CM7UeiG8WXzAPBgNVHRMBAf8EBTADAQH/MAoG\
+        CCqGSM49BAMCA0gAMEUCIEZ+lxJmhktBqbOb8GhJT75OILH9xwlEVY6z1xcMTnwnAiEA6tDM5hbY0AKUXUYrRZeOocGYggKDQRF+\
+        pB8zA5A/6/s=";
+
+    fn callers() -> Authority {
+        Authority::new(STANDARD.decode(CA).unwrap()).unwrap()
+    }
+
     fn all() -> Access {
         Access {
             allow: vec!["10.0.0.0/8".parse().unwrap(), "2001:db8::/32".parse().unwrap()],
@@ -376,6 +443,7 @@ mod tests {
             ],
             methods: vec!["POST".into()],
             paths: vec!["/hooks/*".into(), "/health".into()],
+            client_ca: vec![callers()],
             rate: Some(5),
             body: Some(1024),
         }
@@ -400,6 +468,8 @@ mod tests {
             ("{\"methods\":[\"PO ST\"]}", "no method"),
             ("{\"paths\":[\"hooks\"]}", "slash"),
             ("{\"paths\":[\"/hooks?a=1\"]}", "slash"),
+            ("{\"client_ca\":[\"AAAA\"]}", "no certificate of an authority"),
+            ("{\"client_ca\":[\"*\"]}", "Base64"),
             ("{\"rate\":0}", "at least one"),
             ("{\"body\":0}", "at least one"),
             ("{", "cannot be read"),
@@ -414,6 +484,8 @@ mod tests {
         }
         let extra = all().extra().unwrap().unwrap();
         assert!(Access::of(&[extra.clone(), extra]).is_err(), "twice");
+        let client_ca = vec![callers(); MAX_AUTHORITIES + 1];
+        assert_eq!(Access { client_ca, ..Access::default() }.extra(), Err(AccessError::TooMuch));
         let deny = vec!["10.0.0.1".parse().unwrap(); MAX_NETWORKS + 1];
         assert_eq!(Access { deny, ..Access::default() }.extra(), Err(AccessError::TooMuch));
     }
@@ -486,8 +558,8 @@ mod tests {
         assert!(!shown.contains(&hex) && !shown.contains("secret"), "{shown}");
         assert_eq!(
             all().to_string(),
-            "allow=10.0.0.0/8,2001:db8::/32 deny=10.9.0.0/16 basic-auth=1 api-key=2 methods=POST paths=/hooks/*,/health \
-             rate-limit=5 body-limit=1KiB"
+            "allow=10.0.0.0/8,2001:db8::/32 deny=10.9.0.0/16 basic-auth=1 api-key=2 client-ca=1 methods=POST \
+             paths=/hooks/*,/health rate-limit=5 body-limit=1KiB"
         );
     }
 }

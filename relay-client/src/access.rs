@@ -1,9 +1,12 @@
 //! What a tunnel's user says of who may call it, and the hashes that the relay is told of that.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use http::HeaderName;
-use relay_protocol::access::{ApiKey, Digest};
+use relay_protocol::access::{ApiKey, Authority, Digest};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use serde::Deserialize;
 
 use crate::secret::{SecretError, SecretSource};
@@ -35,6 +38,23 @@ impl From<String> for KeySource {
     }
 }
 
+/// A file with certificates of authorities.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(from = "String")]
+pub struct CaFile(pub(crate) SecretSource);
+
+impl From<String> for CaFile {
+    fn from(path: String) -> Self {
+        PathBuf::from(path).into()
+    }
+}
+
+impl From<PathBuf> for CaFile {
+    fn from(path: PathBuf) -> Self {
+        Self(path.into())
+    }
+}
+
 /// As it was written, but for a key.
 impl fmt::Display for KeySource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -54,6 +74,9 @@ pub enum CredentialError {
     /// There is no name, or no password.
     #[error("{0}: it is a name and a password, written NAME:PASSWORD")]
     Pair(SecretSource),
+    /// There is none in the file.
+    #[error("{0}: it has no certificate of an authority in PEM")]
+    Authority(SecretSource),
     /// No header can carry it.
     #[error("{0}: a key has visible ASCII characters only, and no spaces")]
     Key(KeySource),
@@ -69,6 +92,19 @@ pub(crate) fn basic(source: &SecretSource) -> Result<Digest, CredentialError> {
         Some((name, password)) if !name.is_empty() && !password.is_empty() => Ok(Digest::of(pair.expose().as_bytes())),
         _ => Err(CredentialError::Pair(source.clone())),
     }
+}
+
+/// The authorities whose certificates are in a file.
+///
+/// # Errors
+/// [`CredentialError`].
+pub(crate) fn authorities(file: &CaFile) -> Result<Vec<Authority>, CredentialError> {
+    let wrong = || CredentialError::Authority(file.0.clone());
+    let text = file.0.read()?;
+    let certificates = CertificateDer::pem_slice_iter(text.expose().as_bytes());
+    let all = certificates.map(|one| Authority::new(one.map_err(|_| wrong())?.to_vec()).map_err(|_| wrong()));
+    let all: Vec<Authority> = all.collect::<Result<_, _>>()?;
+    if all.is_empty() { Err(wrong()) } else { Ok(all) }
 }
 
 /// What the relay is told of a key.

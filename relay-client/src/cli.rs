@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use relay_protocol::network::Network;
 use relay_protocol::webhook::{Credentials, Verdict, Verify};
 
-use crate::access::KeySource;
+use crate::access::{CaFile, KeySource};
 use crate::capture::Since;
 use crate::capture::export::Form;
 use crate::capture::filter::{self, HeaderPattern, JsonPattern, PathPattern, StatusPattern};
@@ -1021,6 +1021,11 @@ pub struct AccessArgs {
     /// "Authorization: Bearer KEY". Can be given several times
     #[arg(long, value_name = "[HEADER=]KEY|@FILE|env:NAME")]
     pub api_key: Vec<KeySource>,
+
+    /// Let in only those who show a client certificate that an authority in this file (PEM) has
+    /// issued; can be given several times
+    #[arg(long, value_name = "FILE")]
+    pub client_ca: Vec<CaFile>,
 
     /// Let in requests with this method only; can be given several times
     #[arg(long, value_name = "METHOD")]

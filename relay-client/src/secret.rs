@@ -37,6 +37,12 @@ impl From<String> for SecretSource {
     }
 }
 
+impl From<PathBuf> for SecretSource {
+    fn from(file: PathBuf) -> Self {
+        Self(Place::File(file))
+    }
+}
+
 /// As it was written, but for a secret.
 impl fmt::Display for SecretSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -89,6 +89,14 @@ causes! {
     AddressNotAllowed = "address-not-allowed", FORBIDDEN, None,
         "This tunnel does not take requests from your address.",
         "Send from an address that its owner lets in, or ask its owner to let in yours (`relay http --allow`).";
+    /// The tunnel's owner wants a client certificate.
+    CertificateRequired = "certificate-required", FORBIDDEN, None,
+        "This tunnel takes requests only from those who show a client certificate that its owner gives out.",
+        "Send with that certificate and its key, as in `curl --cert FILE --key FILE`.";
+    /// The connection was made for another host, or before a certificate was asked for.
+    Misdirected = "misdirected", MISDIRECTED_REQUEST, None,
+        "This tunnel asks for a client certificate, and this connection was made for another host or before that.",
+        "Send the request again, on a connection of its own.";
     /// The tunnel's owner wants a name and a password, or a key.
     CredentialsRequired = "credentials-required", UNAUTHORIZED, None,
         "This tunnel wants a name and a password, or a key, that its owner gives out.",

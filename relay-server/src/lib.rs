@@ -88,13 +88,9 @@ use std::sync::Arc;
 use futures_util::FutureExt as _;
 use relay_protocol::frame::SessionKind;
 use relay_protocol::webhook::{Table, TableError};
-use rustls::ServerConfig;
-use rustls::crypto::CryptoProvider;
-use rustls::crypto::aws_lc_rs::{self, cipher_suite};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
@@ -106,10 +102,10 @@ use self::certs::acme::{Acme, Around, Challenge, Domains, Hook, Publisher};
 use self::config::{AcmeConfig, CertificateSource, Config, DnsConfig, Limits, OwnDns};
 use self::control::{Change, Desk};
 use self::descriptors::{Sockets, What};
-use self::edge::Purpose;
 use self::edge::connect::Refusals;
 use self::edge::janitor::Janitor;
 use self::edge::room::Room;
+use self::edge::{Purpose, Tls};
 use self::inbox::Inboxes;
 use self::inbox::records::Records;
 use self::log::AccessLog;
@@ -378,7 +374,7 @@ pub struct Relay {
     control: Option<control::Listener>,
     /// The inboxes that there were when the relay stopped.
     waiting: Vec<inbox::records::Inbox>,
-    https: Option<(Arc<TcpListener>, TlsAcceptor)>,
+    https: Option<(Arc<TcpListener>, Tls)>,
     http: Option<Arc<TcpListener>>,
     admin: Option<Arc<TcpListener>>,
     alerts: Option<Outgoing>,
@@ -474,7 +470,7 @@ impl Relay {
         let https = match config.https {
             Some(address) => {
                 let listener = listen("--https", What::Https, address, &mut sockets)?;
-                Some((Arc::new(listener), TlsAcceptor::from(tls(certificates.clone())?)))
+                Some((Arc::new(listener), Tls::new(certificates.clone())?))
             }
             None => None,
         };
@@ -623,8 +619,8 @@ impl Relay {
         // The tasks are nobody's children: whoever drops this future, as `select!` does, ends them too.
         let _end = [&shared.leaving, &shared.stopping, &ended, &stop].map(|token| token.clone().drop_guard());
         inbox::start(&shared, waiting);
-        if let Some((listener, acceptor)) = https {
-            tasks.spawn(edge::serve(shared.clone(), listener, Purpose::Https(acceptor)));
+        if let Some((listener, tls)) = https {
+            tasks.spawn(edge::serve(shared.clone(), listener, Purpose::Https(tls)));
         }
         if let Some(listener) = http {
             tasks.spawn(edge::serve(shared.clone(), listener, Purpose::Http(shared.config.http_mode)));
@@ -857,30 +853,6 @@ fn listen(
         socket.listen(BACKLOG)
     };
     open().map_err(|error| StartError::Listen { what: flag, address, error })
-}
-
-/// TLS for the public side: HTTP/2 and HTTP/1.1, and AES-128 first, which is as safe here and cheaper with every
-/// handshake.
-fn tls(certificates: Arc<Certificates>) -> Result<Arc<ServerConfig>, rustls::Error> {
-    let mut provider: CryptoProvider = aws_lc_rs::default_provider();
-    provider.cipher_suites.sort_by_key(|suite| {
-        let preferred = [
-            cipher_suite::TLS13_AES_128_GCM_SHA256.suite(),
-            cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256.suite(),
-            cipher_suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256.suite(),
-        ];
-        !preferred.contains(&suite.suite())
-    });
-    let mut config = ServerConfig::builder_with_provider(Arc::new(provider))
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_cert_resolver(certificates);
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec(), certs::PROOF.to_vec()];
-    // Whoever calls from a server puts AES-256 first, and has the instructions for both.
-    config.ignore_client_order = true;
-    config.ticketer = aws_lc_rs::Ticketer::new()?;
-    config.send_tls13_tickets = 1;
-    Ok(Arc::new(config))
 }
 
 #[cfg(test)]

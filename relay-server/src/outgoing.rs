@@ -197,7 +197,13 @@ mod tests {
         match ca {
             None => serve(tcp, &answer).await,
             Some(ca) => {
-                let acceptor = tokio_rustls::TlsAcceptor::from(crate::tls(Arc::new(ca.certificates())).unwrap());
+                let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+                let config = rustls::ServerConfig::builder_with_provider(provider)
+                    .with_safe_default_protocol_versions()
+                    .unwrap()
+                    .with_no_client_auth()
+                    .with_cert_resolver(Arc::new(ca.certificates()));
+                let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
                 serve(acceptor.accept(tcp).await.unwrap(), &answer).await
             }
         }

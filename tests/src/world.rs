@@ -18,8 +18,9 @@ use relay_server::Relay;
 use relay_server::config::{Config, HttpMode};
 use relay_server::log::AccessLog;
 use relay_server::store::{NewToken, Store, TokenLimits, unix_now};
+use rustls::ClientConfig;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
@@ -241,7 +242,15 @@ impl World {
     pub async fn tls(&self, host: &str, protocols: &[&[u8]]) -> TlsStream<TcpStream> {
         connect_tls(self.https(), host, &self.ca, protocols).await
     }
+
+    /// As [`World::tls`], by this [caller](caller()).
+    pub async fn tls_by(&self, caller: &Arc<ClientConfig>, host: &str) -> TlsStream<TcpStream> {
+        connect_by(caller, self.https(), host).await
+    }
 }
+
+/// A certificate with those that lead to its authority, and its key.
+pub type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
 impl Running {
     async fn start(config: Config) -> (Self, Option<PathBuf>) {
@@ -271,6 +280,19 @@ impl Running {
     }
 }
 
+/// What somebody makes connections with who trusts the CA in a file, and shows this certificate where one is asked for. It
+/// remembers its sessions, to resume them.
+pub fn caller(ca: &Path, protocols: &[&[u8]], identity: Option<Identity>) -> Arc<ClientConfig> {
+    Arc::new(client_config(ca, protocols, identity))
+}
+
+/// A TLS connection to `addr` by this [caller](caller()).
+pub async fn connect_by(caller: &Arc<ClientConfig>, addr: SocketAddr, host: &str) -> TlsStream<TcpStream> {
+    let tcp = TcpStream::connect(addr).await.expect("the relay listens");
+    let connected = TlsConnector::from(caller.clone()).connect(server_name(host), tcp);
+    within("a TLS handshake", connected).await.expect("the relay speaks TLS")
+}
+
 /// A TLS connection to `addr` that trusts the CA in a file and no other.
 pub async fn connect_tls(addr: SocketAddr, host: &str, ca: &Path, protocols: &[&[u8]]) -> TlsStream<TcpStream> {
     let connected = try_connect_tls(addr, host, ca, protocols);
@@ -297,20 +319,31 @@ pub async fn try_connect_tls(
 /// # Errors
 /// The handshake is broken off.
 pub async fn over(tcp: TcpStream, host: &str, ca: &Path, protocols: &[&[u8]]) -> std::io::Result<TlsStream<TcpStream>> {
+    let config = client_config(ca, protocols, None);
+    TlsConnector::from(Arc::new(config)).connect(server_name(host), tcp).await
+}
+
+fn client_config(ca: &Path, protocols: &[&[u8]], identity: Option<Identity>) -> ClientConfig {
     let mut roots = rustls::RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(ca).expect("the CA file is there") {
         roots.add(certificate.expect("a certificate")).expect("a CA");
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+    let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("TLS 1.2 and 1.3")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+        .with_root_certificates(roots);
+    let mut config = match identity {
+        Some((chain, key)) => builder.with_client_auth_cert(chain, key).expect("a certificate and its key"),
+        None => builder.with_no_client_auth(),
+    };
     config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+    config
+}
+
+fn server_name(host: &str) -> ServerName<'static> {
     let name = host.rsplit_once(':').map_or(host, |(name, _)| name).to_owned();
-    let name = ServerName::try_from(name).expect("a host");
-    TlsConnector::from(Arc::new(config)).connect(name, tcp).await
+    ServerName::try_from(name).expect("a host")
 }
 
 /// A public client's connection.

@@ -65,8 +65,8 @@ pub(super) struct Tunnels {
 /// What a relay cannot do that would leave alone what it is told of that.
 const KEEPS_NOT: &str = "the relay is too old to keep webhooks; leave out --inbox, or have its operator update it";
 const GUARDS_NOT: &str = "the relay is too old to refuse those who may not call the tunnel; have its operator update it, or leave \
-                          out --allow, --deny, --basic-auth, --api-key, --allow-method, --allow-path, --rate-limit and \
-                          --body-limit, and let everybody in";
+                          out --allow, --deny, --client-ca, --basic-auth, --api-key, --allow-method, --allow-path, \
+                          --rate-limit and --body-limit, and let everybody in";
 const JUDGES_NOT: &str = "the relay is too old to judge signatures; leave out --verify-at edge, and the client does it";
 
 /// A tunnel that is wanted.

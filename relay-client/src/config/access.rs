@@ -8,7 +8,7 @@ use relay_protocol::network::Network;
 use serde::{Deserialize, Deserializer, de};
 
 use super::{ConfigError, File};
-use crate::access::{CredentialError, KeySource, basic, key};
+use crate::access::{CaFile, CredentialError, KeySource, authorities, basic, key};
 use crate::cli::AccessArgs;
 use crate::secret::SecretSource;
 use crate::value::byte_count;
@@ -29,6 +29,8 @@ pub(crate) struct AccessKeys {
     allow_method: Option<Vec<String>>,
     #[serde(deserialize_with = "several")]
     allow_path: Option<Vec<String>>,
+    #[serde(deserialize_with = "several")]
+    client_ca: Option<Vec<CaFile>>,
     rate_limit: Option<NonZeroU32>,
     #[serde(deserialize_with = "bytes")]
     body_limit: Option<u64>,
@@ -46,6 +48,7 @@ impl From<AccessArgs> for AccessKeys {
             api_key: given(typed.api_key),
             allow_method: given(typed.allow_method),
             allow_path: given(typed.allow_path),
+            client_ca: given(typed.client_ca),
             rate_limit: typed.rate_limit,
             body_limit: typed.body_limit,
         }
@@ -62,6 +65,7 @@ impl AccessKeys {
             api_key: self.api_key.or(lower.api_key),
             allow_method: self.allow_method.or(lower.allow_method),
             allow_path: self.allow_path.or(lower.allow_path),
+            client_ca: self.client_ca.or(lower.client_ca),
             rate_limit: self.rate_limit.or(lower.rate_limit),
             body_limit: self.body_limit.or(lower.body_limit),
         }
@@ -75,6 +79,7 @@ impl AccessKeys {
         let wrong = |place| move |source: CredentialError| ConfigError::Credential { place, source };
         let basics = self.basic_auth.iter().flatten().map(basic).collect::<Result<_, _>>();
         let keys = self.api_key.iter().flatten().map(key).collect::<Result<_, _>>();
+        let authorities = self.client_ca.iter().flatten().map(authorities).collect::<Result<Vec<_>, _>>();
         let methods = self.allow_method.into_iter().flatten().map(|method| method.to_ascii_uppercase());
         let access = Access {
             allow: self.allow.unwrap_or_default(),
@@ -83,6 +88,7 @@ impl AccessKeys {
             keys: keys.map_err(wrong("api_key"))?,
             methods: methods.collect(),
             paths: self.allow_path.unwrap_or_default(),
+            client_ca: authorities.map_err(wrong("client_ca"))?.concat(),
             rate: self.rate_limit.map(NonZeroU32::get),
             body: self.body_limit,
         };
@@ -93,7 +99,9 @@ impl AccessKeys {
     /// Those that it names.
     fn sources(&mut self) -> impl Iterator<Item = (&'static str, &mut SecretSource)> {
         let pairs = self.basic_auth.iter_mut().flatten().map(|source| ("basic_auth", source));
-        pairs.chain(self.api_key.iter_mut().flatten().map(|key| ("api_key", &mut key.source)))
+        let keys = self.api_key.iter_mut().flatten().map(|key| ("api_key", &mut key.source));
+        let files = self.client_ca.iter_mut().flatten().map(|file| ("client_ca", &mut file.0));
+        pairs.chain(keys).chain(files)
     }
 }
 

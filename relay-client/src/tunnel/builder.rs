@@ -8,6 +8,7 @@ use http::{Request, Response};
 use relay_protocol::access::{Access, ApiKey, Digest};
 use relay_protocol::network::Network;
 
+use crate::access::authorities;
 use crate::capture::Capture;
 use crate::client::{Client, ClientError, TunnelOptions};
 use crate::intake::faults::Faults;
@@ -43,6 +44,7 @@ pub struct TunnelBuilder {
     fault: Option<String>,
     allow: Vec<String>,
     deny: Vec<String>,
+    client_ca: Vec<PathBuf>,
     /// What of it needs no parsing.
     access: Access,
 }
@@ -185,6 +187,12 @@ impl TunnelBuilder {
         self
     }
 
+    /// Lets in only those who show a client certificate that an authority in this file (PEM) has issued.
+    pub fn client_ca(mut self, file: impl Into<PathBuf>) -> Self {
+        self.client_ca.push(file.into());
+        self
+    }
+
     /// Asks for this name and password. One of these, or of the keys, is enough. The relay is told a hash of it.
     pub fn basic_auth(mut self, name: &str, password: &str) -> Self {
         self.access.basic.push(Digest::of(format!("{name}:{password}").as_bytes()));
@@ -248,8 +256,14 @@ impl TunnelBuilder {
         let networks = |setting, texts: Vec<String>| -> Result<Vec<Network>, OpenError> {
             texts.iter().map(|text| text.parse().map_err(|error| wrong(setting, &error))).collect()
         };
-        let access =
-            Access { allow: networks("allow", self.allow)?, deny: networks("deny", self.deny)?, ..self.access };
+        let authorities = self.client_ca.into_iter().map(|file| authorities(&file.into()));
+        let authorities: Vec<_> = authorities.collect::<Result<_, _>>().map_err(|error| wrong("client_ca", &error))?;
+        let access = Access {
+            allow: networks("allow", self.allow)?,
+            deny: networks("deny", self.deny)?,
+            client_ca: authorities.concat(),
+            ..self.access
+        };
         access.extra().map_err(|error| wrong("access", &error))?;
         let destination: Destination = match (self.answers, self.capture) {
             (Some(Answers::Upstream(address)), _) => {

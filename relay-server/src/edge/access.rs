@@ -14,6 +14,8 @@ use relay_protocol::inbox::sized;
 use tokio::time::Instant;
 
 use super::body::{EdgeBody, Upload};
+use super::caller::{CLIENT_CERT, Unknown};
+use super::close;
 use super::forward::Instead;
 use super::record::Exchange;
 use super::respond::explain;
@@ -29,6 +31,8 @@ enum Refusal {
     /// The operator does not let it in, whatever the tunnel's owner does.
     Confined,
     Address,
+    /// By its certificate.
+    Unknown(Unknown),
     Credentials,
     Path,
     Method,
@@ -49,12 +53,22 @@ pub(super) fn check(
 ) -> Result<(), Instead> {
     match shared.registry.find(name) {
         Found::Tunnel(tunnel) => check_for(shared, exchange, &tunnel, upload),
-        Found::Away(_) | Found::Nothing => {
-            let kept = shared.inboxes.get(name).map(|inbox| inbox.settings().access.clone());
-            let access = kept.unwrap_or_else(|| shared.registry.left_access(name));
-            judge(shared, exchange, access, (name, None), meter, upload)
-        }
+        Found::Away(_) | Found::Nothing => judge(shared, exchange, left(shared, name), (name, None), meter, upload),
     }
+}
+
+/// Who may call the tunnel of that name.
+pub(super) fn of(shared: &Shared, name: &str) -> Option<Arc<Access>> {
+    match shared.registry.find(name) {
+        Found::Tunnel(tunnel) => tunnel.asked.access.clone(),
+        Found::Away(_) | Found::Nothing => left(shared, name),
+    }
+}
+
+/// Who may call the tunnel of that name, whose client is away.
+fn left(shared: &Shared, name: &str) -> Option<Arc<Access>> {
+    let kept = shared.inboxes.get(name).map(|inbox| inbox.settings().access.clone());
+    kept.unwrap_or_else(|| shared.registry.left_access(name))
 }
 
 /// As [`check`], for a tunnel that is there.
@@ -117,13 +131,18 @@ fn shorten(exchange: &Exchange, most: u64, upload: &mut Upload) -> Result<(), Re
 fn decide(
     shared: &Shared,
     exchange: &mut Exchange,
-    access: &Access,
+    access: &Arc<Access>,
     name: &str,
     upload: &mut Upload,
 ) -> Result<(), Refusal> {
     let head = &mut exchange.head;
+    head.headers.retain(|(name, _)| *name != CLIENT_CERT);
     if !access.admits_address(head.remote.parse().ok()) {
         return Err(Refusal::Address);
+    }
+    if !access.client_ca.is_empty() {
+        exchange.caller.judge(&head.authority, access).map_err(Refusal::Unknown)?;
+        head.headers.extend(exchange.caller.header());
     }
     if access.asks_for_credentials() {
         let before = head.headers.len();
@@ -151,6 +170,8 @@ impl Refusal {
     fn cause(self) -> Cause {
         match self {
             Self::Confined | Self::Address => Cause::AddressNotAllowed,
+            Self::Unknown(Unknown::Misdirected) => Cause::Misdirected,
+            Self::Unknown(_) => Cause::CertificateRequired,
             Self::Credentials => Cause::CredentialsRequired,
             Self::Path => Cause::PathNotAllowed,
             Self::Method => Cause::MethodNotAllowed,
@@ -164,6 +185,7 @@ impl Refusal {
         match self {
             Self::Confined => "the relay's operator does not let its address in",
             Self::Address => "its address is not let in",
+            Self::Unknown(unknown) => unknown.reason(),
             Self::Credentials => "it has no credential of this tunnel",
             Self::Path => "its path is not let in",
             Self::Method => "its method is not let in",
@@ -180,6 +202,12 @@ impl Refusal {
             }
             Self::Rate(1) => "This tunnel takes one request in a second; try again in a second.".to_owned(),
             Self::Rate(most) => format!("This tunnel takes {most} requests in a second; try again in a second."),
+            Self::Unknown(Unknown::Misdirected) => self.cause().message().to_owned(),
+            Self::Unknown(unknown) => format!(
+                "This tunnel takes requests only from those who show a client certificate that its owner gives out; this one was \
+                 refused, as {}.",
+                unknown.reason()
+            ),
             Self::Confined | Self::Address | Self::Credentials | Self::Path | Self::Method => {
                 self.cause().message().to_owned()
             }
@@ -194,7 +222,9 @@ impl Refusal {
                 challenges(access, realm).iter().filter_map(|text| line(WWW_AUTHENTICATE, text)).collect()
             }
             Self::Method => line(ALLOW, &access.methods.join(", ")).into_iter().collect(),
-            Self::Confined | Self::Address | Self::Path | Self::Body(_) | Self::Rate(_) => Vec::new(),
+            Self::Confined | Self::Address | Self::Unknown(_) | Self::Path | Self::Body(_) | Self::Rate(_) => {
+                Vec::new()
+            }
         }
     }
 }
@@ -223,6 +253,10 @@ fn answer(shared: &Shared, exchange: &Exchange, access: &Access, refusal: Refusa
     // Tunnels that share an origin are realms of their own: what opens one is not to be sent to another.
     let realm = format!("{}{}", exchange.head.authority, prefix(&exchange.head.headers));
     append_all(response.headers_mut(), refusal.headers(access, &realm));
+    if matches!(refusal, Refusal::Unknown(_)) {
+        // What is shown is shown once, when a connection begins.
+        close(exchange.version, &mut response);
+    }
     response
 }
 

@@ -30,6 +30,7 @@ use ulid::Ulid;
 
 use super::access;
 use super::body::{EdgeBody, Upload, UploadError, discard};
+use super::caller::Caller;
 use super::close;
 use super::gate::{PublicHost, is_owned};
 use super::inbox;
@@ -48,7 +49,7 @@ use crate::store::TokenId;
 use crate::tunnels::{Asked, Found, SEEN, Tunnel};
 
 /// Where a request came from.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Sender {
     /// The peer of the connection, or of the proxy that passes its bytes on.
     pub(crate) peer: IpAddr,
@@ -56,6 +57,8 @@ pub(crate) struct Sender {
     pub(crate) trusted: bool,
     /// The connection is encrypted.
     pub(crate) encrypted: bool,
+    /// Who the connection says that it is.
+    pub(crate) caller: Caller,
 }
 
 impl Sender {
@@ -83,8 +86,9 @@ pub(crate) async fn forward(
 ) -> Response<EdgeBody> {
     let (mut parts, body) = request.into_parts();
     let on_upgrade = parts.extensions.remove::<OnUpgrade>();
-    let head = request_head(&parts, sender, &host);
+    let head = request_head(&parts, &sender, &host);
     let mut exchange = Box::new(Exchange::new(shared.clone(), head, parts.version, started, in_flight));
+    exchange.caller = sender.caller;
     let mut upload = Some(Upload::new(body, shared.limits()));
     if upload.as_mut().is_some_and(|upload| !upload.is_done()) {
         // Where a body ends and another protocol begins is read differently by different servers. RFC 9110, section
@@ -570,7 +574,7 @@ async fn come_back(shared: &Shared, lost: &Tunnel, id: StreamId, deadline: Insta
 }
 
 /// The head as it crosses the wire. The tunnel's number and the times are filled in when it is sent.
-fn request_head(parts: &request::Parts, sender: Sender, host: &PublicHost) -> RequestHead {
+fn request_head(parts: &request::Parts, sender: &Sender, host: &PublicHost) -> RequestHead {
     let mut headers = end_to_end(&parts.headers);
     headers.retain(|(name, _)| !is_owned(name));
     if let Some(below) = &host.below {

@@ -42,6 +42,8 @@ pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwar
 
 /// Headers whose truth the relay or its client states; nobody else may.
 const OWNED: &[&str] = &[
+    "client-cert",
+    "client-cert-chain",
     "forwarded",
     "x-forwarded-for",
     "x-forwarded-host",
@@ -150,11 +152,20 @@ fn public_host(parts: &request::Parts) -> Result<PublicHost, Refusal> {
     {
         return Err("the port is not a number");
     }
-    let host = parsed.host().trim_end_matches('.').to_ascii_lowercase();
+    let host = host_of(&parsed).to_ascii_lowercase();
     if host.is_empty() || host.len() > 253 || parsed.host().ends_with("..") {
         return Err("the Host header is not a host");
     }
     Ok(PublicHost { authority: authority.into(), host, below: None })
+}
+
+fn host_of(authority: &Authority) -> &str {
+    authority.host().trim_end_matches('.')
+}
+
+/// Whether an authority that has passed is of this host, which is in lower case.
+pub(crate) fn is_of(authority: &str, host: &str) -> bool {
+    authority.parse().is_ok_and(|authority| host_of(&authority).eq_ignore_ascii_case(host))
 }
 
 #[cfg(test)]
@@ -178,6 +189,7 @@ mod tests {
         for host in ["a.example", "A.EXAMPLE", "a.example.", "a.example:443", "a.example.:443", "a.example:"] {
             let found = request("/", &[("host", host)]).unwrap();
             assert_eq!((found.host.as_str(), &*found.authority), ("a.example", host));
+            assert!(is_of(host, "a.example") && !is_of(host, "b.example"));
         }
         assert_eq!(request("http://a.example/", &[("host", "A.example")]).unwrap().host, "a.example");
     }

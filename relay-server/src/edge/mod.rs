@@ -8,6 +8,7 @@
 mod access;
 pub(crate) mod api;
 pub(crate) mod body;
+pub(crate) mod caller;
 pub(crate) mod connect;
 mod forward;
 mod gate;
@@ -19,6 +20,7 @@ mod proxy_protocol;
 mod record;
 mod respond;
 pub(crate) mod room;
+mod tls;
 mod upgrade;
 mod webhook;
 
@@ -35,16 +37,17 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout};
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use self::body::{EdgeBody, discard};
+use self::caller::Caller;
 use self::forward::Sender;
 use self::gate::PublicHost;
 use self::io::{Clock, Conn, InFlight, NoHeader, Watched, read_header};
 use self::paths::Below;
 use self::proxy_protocol::Header;
 use self::respond::{answer, explain};
+pub(crate) use self::tls::Tls;
 use crate::Shared;
 use crate::cause::Cause;
 use crate::certs::PROOF;
@@ -62,7 +65,7 @@ const MAX_WINDOW: u32 = (1 << 31) - 1;
 /// What a listener does with its connections.
 #[derive(Clone)]
 pub(crate) enum Purpose {
-    Https(TlsAcceptor),
+    Https(Tls),
     Http(HttpMode),
 }
 
@@ -136,10 +139,10 @@ async fn connection(shared: &Arc<Shared>, tcp: TcpStream, peer: SocketAddr, mut 
     let times = clock.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         let (started, in_flight) = times.begin(sender.trusted);
-        let (shared, purpose) = (shared.clone(), purpose.clone());
+        let (shared, purpose, from) = (shared.clone(), purpose.clone(), sender.clone());
         async move {
             let version = request.version();
-            let mut response = handle(shared.clone(), sender, &purpose, started, in_flight, request).await;
+            let mut response = handle(shared.clone(), from, &purpose, started, in_flight, request).await;
             // The next one is another process's, or nobody's.
             if shared.is_stopping() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                 close(version, &mut response);
@@ -216,13 +219,14 @@ async fn begin(
     purpose: &Purpose,
 ) -> Result<(Conn, Sender), Unbegun> {
     let encrypted = matches!(purpose, Purpose::Https(_));
-    let mut sender = Sender { peer, trusted: shared.trusts(peer), encrypted };
+    let mut sender = Sender { peer, trusted: shared.trusts(peer), encrypted, caller: Caller::Elsewhere };
     let tcp = if sender.trusted && shared.config.proxy_protocol {
         let (header, tcp) = read_header(tcp).await?;
         // The proxy passes on what it gets: also what its sender says of others before him, who may be anybody.
         sender.trusted = false;
         if let Header::Sender { address, encrypted: before } = header {
-            sender = Sender { peer: address, trusted: shared.trusts(address), encrypted: encrypted || before };
+            let encrypted = encrypted || before;
+            sender = Sender { peer: address, trusted: shared.trusts(address), encrypted, ..sender };
             let is_kept_out = is_kept_out(shared, address, sender.trusted);
             if is_kept_out || !shared.places.pass_on(place, address, sender.trusted) {
                 return Err(Unbegun::Full);
@@ -234,7 +238,11 @@ async fn begin(
     };
     let conn = match purpose {
         Purpose::Http(_) => Conn::Plain(tcp),
-        Purpose::Https(acceptor) => Conn::Tls(Box::new(acceptor.accept(tcp).await.map_err(Unbegun::Tls)?)),
+        Purpose::Https(tls) => {
+            let (tls, caller) = tls.accept(shared, tcp).await.map_err(Unbegun::Tls)?;
+            sender.caller = caller;
+            Conn::Tls(Box::new(tls))
+        }
     };
     Ok((conn, sender))
 }

@@ -10,6 +10,8 @@ use relay_protocol::exchange::prefix;
 use relay_protocol::message::{RequestHead, ResponseHead};
 use tokio::time::Instant;
 
+use super::caller::Caller;
+
 use super::io::InFlight;
 use crate::Shared;
 use crate::admin::metrics::Ended;
@@ -38,6 +40,8 @@ pub(crate) struct Exchange {
     receiving: OnceLock<Arc<Receiving>>,
     /// It counts for the token that it is for.
     pub(crate) pass: Option<Pass>,
+    /// Who the connection says that its sender is.
+    pub(crate) caller: Caller,
     /// The rules that it was let in by, where its tunnel has some.
     pub(crate) access: Option<Arc<Access>>,
     /// Where it is written.
@@ -76,6 +80,7 @@ impl Exchange {
             received: AtomicU64::new(0),
             receiving: OnceLock::new(),
             pass: None,
+            caller: Caller::Elsewhere,
             access: None,
             trace,
             in_flight,

@@ -33,6 +33,7 @@ use crate::Shared;
 use crate::blocks::Blocks;
 use crate::certs::DomainError;
 use crate::clock::{moment, unix_now};
+use crate::config::Config;
 use crate::inbox::records::OpenInboxError;
 use crate::inbox::{self, Settings};
 use crate::quota::Meter;
@@ -436,7 +437,7 @@ impl Session {
         counted: Counted,
         mute: &mut Vec<Link>,
     ) -> Result<Arc<Tunnel>, Refusal> {
-        let asked = Arc::new(asked(&self.shared.providers, &spec)?);
+        let asked = Arc::new(asked(&self.shared, &spec)?);
         let name = match (&spec.domain, &spec.name) {
             (Some(domain), None) => self.claim_domain(domain).await?,
             (None, name) => self.claim(name.as_deref()).await?,
@@ -670,8 +671,22 @@ async fn hello(link: &Link) -> Result<Hello, String> {
     }
 }
 
+/// Whether handshakes for hosts of tunnels are the relay's, so that they can ask for client certificates.
+fn can_ask(config: &Config) -> Result<(), Refusal> {
+    let refused = |why| Err(refusal("not-allowed", why, "Ask for a key instead, as with --api-key."));
+    match config {
+        Config { path_mode: true, .. } => {
+            refused("This relay cannot ask for client certificates: its tunnels share one host.")
+        }
+        Config { https: None, .. } => {
+            refused("This relay cannot ask for client certificates: a proxy in front of it has the handshakes.")
+        }
+        _ => Ok(()),
+    }
+}
+
 /// What a client has said of a tunnel beside its name.
-fn asked(providers: &Table, spec: &TunnelSpec) -> Result<Asked, Refusal> {
+fn asked(shared: &Shared, spec: &TunnelSpec) -> Result<Asked, Refusal> {
     let timeout = spec.timeout_ms.map(|ms| Duration::from_millis(ms.into()).clamp(TIMEOUTS.0, TIMEOUTS.1));
     let webhooks = Webhooks::of(&spec.extra)
         .map_err(|error| refusal("bad-request", &sentence(&error), "Update whichever of client and relay is older."))?;
@@ -679,7 +694,10 @@ fn asked(providers: &Table, spec: &TunnelSpec) -> Result<Asked, Refusal> {
         .map_err(|error| refusal("bad-request", &sentence(&error), "Update whichever of client and relay is older."))?;
     let access = Access::of(&spec.extra)
         .map_err(|error| refusal("bad-request", &sentence(&error), "Update whichever of client and relay is older."))?;
-    match unjudgeable(providers, &webhooks) {
+    if access.as_ref().is_some_and(|access| !access.client_ca.is_empty()) {
+        can_ask(&shared.config)?;
+    }
+    match unjudgeable(&shared.providers, &webhooks) {
         Some(why) => Err(refusal("not-allowed", &why, "Judge them where the client is: --verify-at client.")),
         None => Ok(Asked { timeout, webhooks, inbox, access: access.map(Arc::new) }),
     }
