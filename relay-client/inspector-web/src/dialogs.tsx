@@ -1,7 +1,6 @@
 // What is asked before something is done, and the help.
 
-import type { ComponentChildren } from "preact";
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useState } from "preact/hooks";
 
 import { ApiError, type Changes, type Detail, type Header, exported } from "./api";
 import { asField, read, withLineEnds } from "./body";
@@ -9,7 +8,7 @@ import { bytes } from "./format";
 import type { Dropping } from "./inbox_model";
 import * as json from "./json";
 import type { Model } from "./model";
-import { copy } from "./widgets";
+import { copy, Frame } from "./widgets";
 
 export function Dialogs({ model }: { model: Model }) {
   if (model.inbox.dropping) return <Drop model={model} dropping={model.inbox.dropping} />;
@@ -26,34 +25,6 @@ export function Dialogs({ model }: { model: Model }) {
     case null:
       return null;
   }
-}
-
-interface FrameProps {
-  model: Model;
-  title: string;
-  close?(): void;
-  onKey?(event: KeyboardEvent): void;
-  children: ComponentChildren;
-}
-
-function Frame({ model, title, close = () => model.open(null), onKey, children }: FrameProps) {
-  const dialog = useRef<HTMLDialogElement>(null);
-  useEffect(() => {
-    const before = document.activeElement;
-    dialog.current!.showModal();
-    return () => before instanceof HTMLElement && before.focus();
-  }, []);
-  return (
-    <dialog ref={dialog} aria-labelledby="dialog-title" onClose={close} onKeyDown={onKey}>
-      <div class="heading">
-        <h2 id="dialog-title">{title}</h2>
-        <button type="button" onClick={close} aria-label="Close" title="Close (Esc)">
-          ✕
-        </button>
-      </div>
-      {children}
-    </dialog>
-  );
 }
 
 const KEYS = [
@@ -84,7 +55,7 @@ const WORDS = [
 
 function Help({ model }: { model: Model }) {
   return (
-    <Frame model={model} title="Keys and search words">
+    <Frame close={() => model.open(null)} title="Keys and search words">
       <div class="help">
         <Table rows={KEYS} />
         <Table rows={WORDS} />
@@ -116,7 +87,7 @@ function Clear({ model }: { model: Model }) {
     void model.clear();
   };
   return (
-    <Frame model={model} title="Forget all requests?">
+    <Frame close={() => model.open(null)} title="Forget all requests?">
       <p>All that the client has recorded is deleted, for every tunnel. This cannot be undone.</p>
       <div class="choices">
         <button type="button" autofocus onClick={() => model.open(null)}>
@@ -133,7 +104,7 @@ function Clear({ model }: { model: Model }) {
 function Drop({ model, dropping }: { model: Model; dropping: Dropping }) {
   const { inbox } = model;
   return (
-    <Frame model={model} title="Forget webhooks?" close={() => inbox.keep()}>
+    <Frame title="Forget webhooks?" close={() => inbox.keep()}>
       <p>The relay deletes {dropping.words}. What was not delivered never will be. This cannot be undone.</p>
       <div class="choices">
         <button type="button" autofocus onClick={() => inbox.keep()}>
@@ -186,7 +157,7 @@ function Export({ model, id }: { model: Model; id: string }) {
   );
   const keyed = (event: KeyboardEvent) => void choices[Number(event.key) - 1]?.act();
   return (
-    <Frame model={model} title="Export" onKey={keyed}>
+    <Frame close={() => model.open(null)} title="Export" onKey={keyed}>
       <h3>Copy as</h3>
       <div class="choices">{choices.map((choice, at) => !choice.saves && button(choice, at + 1))}</div>
       <h3>Save as</h3>
@@ -254,7 +225,7 @@ function Edit({ model, detail }: { model: Model; detail: Detail }) {
   };
   return (
     <Frame
-      model={model}
+      close={() => model.open(null)}
       title="Edit and replay"
       onKey={(event) => {
         if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) void send();

@@ -1,13 +1,17 @@
 // Small parts that stand in several places.
 
 import type { ComponentChildren } from "preact";
-import { useState } from "preact/hooks";
+import { useLayoutEffect, useRef, useState } from "preact/hooks";
 
 import { number } from "./format";
-import type { Model } from "./model";
+
+/** Who tells a person what has come of something. */
+export interface Teller {
+  say(text: string, kind: "good" | "bad"): void;
+}
 
 /** Puts a text on the clipboard. */
-export async function copy(model: Model, text: string, what: string): Promise<void> {
+export async function copy(model: Teller, text: string, what: string): Promise<void> {
   try {
     await navigator.clipboard.writeText(text);
     model.say(`Copied ${what}`, "good");
@@ -17,7 +21,7 @@ export async function copy(model: Model, text: string, what: string): Promise<vo
 }
 
 interface CopyProps {
-  model: Model;
+  model: Teller;
   text: string;
   what: string;
   class?: string;
@@ -61,5 +65,34 @@ export function More({ onClick, children }: { onClick(): void; children: Compone
     <button type="button" class="more" onClick={onClick}>
       {children}
     </button>
+  );
+}
+
+interface FrameProps {
+  title: string;
+  close(): void;
+  onKey?(event: KeyboardEvent): void;
+  children: ComponentChildren;
+}
+
+/** What stands above the page until it is closed. The focus goes back to where it was. */
+export function Frame({ title, close, onKey, children }: FrameProps) {
+  const dialog = useRef<HTMLDialogElement>(null);
+  // At once: the next key is for it.
+  useLayoutEffect(() => {
+    const before = document.activeElement;
+    dialog.current!.showModal();
+    return () => before instanceof HTMLElement && before.focus();
+  }, []);
+  return (
+    <dialog ref={dialog} aria-labelledby="dialog-title" onClose={close} onKeyDown={onKey}>
+      <div class="heading">
+        <h2 id="dialog-title">{title}</h2>
+        <button type="button" onClick={close} aria-label="Close" title="Close (Esc)">
+          ✕
+        </button>
+      </div>
+      {children}
+    </dialog>
   );
 }
