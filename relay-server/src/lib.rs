@@ -38,6 +38,7 @@ pub mod dns;
 pub mod doctor;
 #[doc(hidden)]
 pub mod edge;
+mod histogram;
 mod inbox;
 #[doc(hidden)]
 pub mod inbox_cli;

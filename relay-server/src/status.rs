@@ -4,13 +4,18 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 
 use crate::certs::{CertificateSource, Shown};
 use crate::clock::{moment, unix_now};
 use crate::store::{self, Name, TokenLimits, TokenSummary};
 use crate::{Shared, admin};
+
+/// What the disk may take to tell what is in inboxes. How the relay is has to be known also where the disk hangs.
+const TOTALS_TIME: Duration = Duration::from_secs(1);
 
 /// What a relay that runs says of itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -42,6 +47,58 @@ pub struct Status {
     /// Public connections that are open.
     #[serde(default)]
     pub connections: usize,
+    /// What was counted since this process began.
+    #[serde(default)]
+    pub traffic: Traffic,
+    /// What waits; none where the disk does not tell.
+    #[serde(default)]
+    pub inboxes: Option<Depth>,
+}
+
+/// What was counted of requests to tunnels since the process began. All but `under_way` only grows.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Traffic {
+    /// For how long it has been counted: two looks and what lies between them make a rate.
+    pub uptime_ms: u64,
+    /// Those that have begun and not ended.
+    pub under_way: u64,
+    /// Those that have ended, by the class of their status, as `2xx`; `none`: the sender went before there was one.
+    pub requests: BTreeMap<String, u64>,
+    /// Those that the relay has answered itself, by the code of the error.
+    pub errors: BTreeMap<String, u64>,
+    /// Bytes of the bodies of requests.
+    pub received_bytes: u64,
+    /// Bytes of the bodies of answers.
+    pub sent_bytes: u64,
+    /// How long senders have waited for the heads of answers.
+    pub head: Waits,
+}
+
+/// How often something took how long.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Waits {
+    /// In seconds, ascending.
+    pub bounds_s: Vec<f64>,
+    /// Those up to each bound and beyond the one before, and at last those beyond all.
+    pub counts: Vec<u64>,
+}
+
+/// What is in all inboxes together.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Depth {
+    /// Names that have one.
+    pub inboxes: u64,
+    /// Webhooks that wait.
+    pub waiting: u64,
+    /// Dead letters.
+    pub dead: u64,
+    /// Bytes of both.
+    pub bytes: u64,
+    /// When the oldest came of those that wait.
+    pub oldest_at: Option<String>,
 }
 
 /// A client that is connected.
@@ -162,8 +219,9 @@ pub(crate) struct Present {
 }
 
 impl Present {
-    pub(crate) fn status(&self) -> Status {
+    pub(crate) async fn status(&self) -> Status {
         let (shared, readiness) = (&self.shared, admin::readiness(&self.shared));
+        let totals = timeout(TOTALS_TIME, shared.inboxes.records().totals()).await.ok().and_then(Result::ok);
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             process: std::process::id(),
@@ -177,6 +235,14 @@ impl Present {
             sessions: shared.sessions.count(),
             tunnels: shared.registry.online(),
             connections: shared.places.taken(),
+            traffic: shared.metrics.traffic(),
+            inboxes: totals.map(|totals| Depth {
+                inboxes: totals.inboxes,
+                waiting: totals.waiting,
+                dead: totals.dead,
+                bytes: totals.bytes,
+                oldest_at: totals.oldest_at.map(|at| moment(at / 1000)),
+            }),
         }
     }
 

@@ -1,4 +1,5 @@
-//! The inspector's page: that it is built from its sources, and that it does in a real browser what it is for.
+//! The inspector's page: that it is built from its sources, as is the dashboard, and that it does in a real browser what it is
+//! for.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::collections::BTreeMap;
@@ -12,15 +13,21 @@ use relay_tests::{App, Browser, Place, RelayClient};
 use serde_json::json;
 use tokio::process::Command;
 
-/// A file or directory of the client's sources.
+/// The pages: where each is built, and where it is embedded.
+const PAGES: [[&str; 2]; 2] = [
+    ["relay-client/inspector-web", "relay-client/src/inspector/dist"],
+    ["relay-server/admin-web", "relay-server/src/admin/dist"],
+];
+
+/// A file or directory of the repository.
 fn source(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../relay-client").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name)
 }
 
-/// The script that builds the page.
-fn build() -> Command {
+/// The script that builds a page.
+fn build(page: &str) -> Command {
     let mut build = Command::new(tools::program("node"));
-    build.arg(source("inspector-web/build"));
+    build.arg(source(page).join("build"));
     build
 }
 
@@ -31,23 +38,25 @@ fn files(directory: &Path) -> BTreeMap<String, Vec<u8>> {
 
 #[tokio::test]
 async fn what_is_embedded_is_built_from_the_sources() {
-    let built = tempfile::tempdir().unwrap();
-    output(build().arg("--out").arg(built.path())).await;
-    let (embedded, built) = (files(&source("src/inspector/dist")), files(built.path()));
-    let names = built.keys().collect::<Vec<_>>();
-    assert_eq!(names, ["app.css", "app.js", "index.html"]);
-    assert_eq!(names, embedded.keys().collect::<Vec<_>>());
-    let changed: Vec<_> = names.into_iter().filter(|name| built[*name] != embedded[*name]).collect();
-    assert!(changed.is_empty(), "{changed:?} in src/inspector/dist differ: run relay-client/inspector-web/build");
+    for [page, dist] in PAGES {
+        let built = tempfile::tempdir().unwrap();
+        output(build(page).arg("--out").arg(built.path())).await;
+        let (embedded, built) = (files(&source(dist)), files(built.path()));
+        let names = built.keys().collect::<Vec<_>>();
+        assert_eq!(names, ["app.css", "app.js", "index.html"]);
+        assert_eq!(names, embedded.keys().collect::<Vec<_>>());
+        let changed: Vec<_> = names.into_iter().filter(|name| built[*name] != embedded[*name]).collect();
+        assert!(changed.is_empty(), "{changed:?} in {dist} differ: run {page}/build");
+    }
 }
 
 #[tokio::test]
 async fn its_parts_do_what_they_say() {
-    let said = output(build().arg("--test")).await;
-    assert!(
-        said.contains("\n# fail 0\n") && said.contains("\n# skipped 0\n") && !said.contains("\n# pass 0\n"),
-        "{said}"
-    );
+    for [page, _] in PAGES {
+        let said = output(build(page).arg("--test")).await;
+        let all = said.contains("\n# fail 0\n") && said.contains("\n# skipped 0\n") && !said.contains("\n# pass 0\n");
+        assert!(all, "{said}");
+    }
 }
 
 /// A client between a relay and a service that records what it is asked, and its inspector.

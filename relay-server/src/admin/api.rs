@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS};
 use http::request::Parts;
-use http::{HeaderValue, Method, Request as HttpRequest, Response, StatusCode, Uri};
+use http::{HeaderValue, Method, Response, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use jiff::Timestamp;
@@ -22,9 +22,9 @@ use serde_json::json;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::guard;
 use super::problem::Problem;
 use super::refusals::Refusals;
+use super::{guard, page};
 use crate::Shared;
 use crate::audit::By;
 use crate::blocks::Target;
@@ -174,9 +174,8 @@ impl Api {
     }
 
     /// Answers a call.
-    pub(super) async fn answer(self: Arc<Self>, peer: IpAddr, request: HttpRequest<Incoming>) -> Response<Full<Bytes>> {
+    pub(super) async fn answer(self: Arc<Self>, peer: IpAddr, head: Parts, body: Incoming) -> Response<Full<Bytes>> {
         let call = Call { by: By::Api { address: peer.to_canonical() }, api: self };
-        let (head, body) = request.into_parts();
         let (status, json, problem) = match call.serve(&head, body).await {
             Ok((status, json)) => (status, json, None),
             Err(problem) => {
@@ -204,6 +203,14 @@ impl Api {
             _ => {}
         }
         response
+    }
+
+    /// The file of the dashboard at a path, if there is one, for whoever does not come by a stranger's name. A link may lead
+    /// there: it holds nothing that is not in every relay.
+    pub(super) fn page(&self, head: &Parts) -> Option<Response<Full<Bytes>>> {
+        let is_get = matches!(head.method, Method::GET | Method::HEAD);
+        guard::check_host(head, self.address).ok().filter(|_| is_get)?;
+        page::at(head.uri.path(), &head.headers)
     }
 
     /// Read anew each time, so that one that is renewed holds at once.

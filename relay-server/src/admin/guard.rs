@@ -1,4 +1,4 @@
-//! Who may call the admin API: programs that have the secret, and no page that a browser shows.
+//! Who may call the admin API: programs that have the secret, and of the pages that a browser shows only the dashboard.
 //!
 //! ```text
 //!   Host ── on a loopback address, another name: a site that points its name here (DNS rebinding) ──▶ refused
@@ -23,8 +23,8 @@ use crate::store::Secret;
 /// Where browsers say what page a request is made by.
 const FETCH_SITE: &str = "sec-fetch-site";
 
-/// Whether no page has made the request, for an API that is served at that address.
-pub(super) fn check_origin(head: &Parts, address: SocketAddr) -> Result<(), Problem> {
+/// The one name that the caller has for this machine, which is served at that address.
+pub(super) fn check_host(head: &Parts, address: SocketAddr) -> Result<&str, Problem> {
     let mut hosts = head.headers.get_all(HOST).iter();
     let (Some(host), None, None) = (hosts.next(), hosts.next(), head.uri.authority()) else {
         return Err(Problem::Host);
@@ -34,6 +34,12 @@ pub(super) fn check_origin(head: &Parts, address: SocketAddr) -> Result<(), Prob
     if address.ip().is_loopback() && !is_loopback(host) {
         return Err(Problem::Host);
     }
+    Ok(host)
+}
+
+/// Whether no page has made the request but our own.
+pub(super) fn check_origin(head: &Parts, address: SocketAddr) -> Result<(), Problem> {
+    let host = check_host(head, address)?;
     let site = head.headers.get(FETCH_SITE).map(|value| value.as_bytes());
     let is_ours = |origin: &[u8]| {
         let origin = std::str::from_utf8(origin).unwrap_or_default();

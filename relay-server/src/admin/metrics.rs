@@ -1,20 +1,21 @@
 //! What Prometheus is told. Labels come from closed sets only: a stranger cannot make series.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::gauges::Gauges;
 use crate::cause::Cause;
 use crate::clock::unix_now;
+use crate::histogram::Histogram;
 use crate::inbox::records::Outcome;
 use crate::quota::Over;
+use crate::status::{Traffic, Waits};
 
 /// The relay's counters. How things stand is [read](Gauges) when somebody asks.
 #[derive(Debug)]
@@ -22,6 +23,7 @@ pub(crate) struct Metrics {
     registry: Registry,
     /// When this process began, in seconds since 1970.
     pub(crate) started: i64,
+    begun: Instant,
     /// By the hundreds of the status: 1xx to 5xx.
     classes: [Counter; 6],
     causes: Family<Label, Counter>,
@@ -65,6 +67,9 @@ fn of(cause: &'static str) -> Label {
 /// The refusals of the admin API that tell of somebody who may not call it, or does not know how.
 const ADMIN: [&str; 4] = ["unauthorized", "unknown-host", "cross-site", "method-not-allowed"];
 
+/// What times are told apart by: from a service beside the relay to one that the longest deadline ends.
+const LATENCIES_S: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
 const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
 
 impl Metrics {
@@ -80,11 +85,9 @@ impl Metrics {
         }
         let under_way = Gauge::default();
         registry.register("exchanges_under_way", "Exchanges that have begun and not ended", under_way.clone());
-        let head = Histogram::new([0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]);
+        let [head, duration] = [LATENCIES_S; 2].map(Histogram::new);
         let help = "From the start of an exchange's deadline to the head of its response";
         registry.register_with_unit("exchange_head", help, Unit::Seconds, head.clone());
-        let duration =
-            Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]);
         let help = "From the start of an exchange's deadline to the end of its response";
         registry.register_with_unit("exchange_duration", help, Unit::Seconds, duration.clone());
         let help = "Attempts to deliver webhooks of inboxes, by outcome";
@@ -112,6 +115,7 @@ impl Metrics {
         };
         Self {
             started: unix_now(),
+            begun: Instant::now(),
             classes,
             causes,
             under_way,
@@ -170,12 +174,12 @@ impl Metrics {
             counter.inc();
         }
         if let Some((_, head)) = exchange.answered {
-            self.head.observe(head.as_secs_f64());
+            self.head.observe(head);
         }
         if let Some(error) = exchange.error {
             self.causes.get_or_create(&of(error)).inc();
         }
-        self.duration.observe(exchange.duration.as_secs_f64());
+        self.duration.observe(exchange.duration);
         self.sent.inc_by(exchange.sent);
         self.received.inc_by(exchange.received);
     }
@@ -221,6 +225,22 @@ impl Metrics {
     pub(crate) fn refused_by_inboxes(&self) -> u64 {
         let causes = [Cause::InboxFull, Cause::InboxFailed];
         causes.iter().map(|cause| self.causes.get_or_create(&of(cause.code())).get()).sum()
+    }
+
+    /// What was counted of exchanges.
+    pub(crate) fn traffic(&self) -> Traffic {
+        let requests = CLASSES.iter().zip(&self.classes).map(|(class, count)| ((*class).to_owned(), count.get()));
+        let errors = Cause::ALL.iter().map(|cause| cause.code());
+        let errors = errors.map(|code| (code.to_owned(), self.causes.get_or_create(&of(code)).get()));
+        Traffic {
+            uptime_ms: u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+            under_way: u64::try_from(self.under_way.get()).unwrap_or_default(),
+            requests: requests.collect(),
+            errors: errors.filter(|(_, count)| *count > 0).collect(),
+            received_bytes: self.received.get(),
+            sent_bytes: self.sent.get(),
+            head: Waits { bounds_s: self.head.bounds().to_vec(), counts: self.head.counts() },
+        }
     }
 
     /// The text that a scrape gets, with `gauges` behind it.

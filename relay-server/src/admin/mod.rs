@@ -1,9 +1,10 @@
-//! Health, metrics and the admin API, on an address of their own.
+//! Health, metrics, the admin API and the dashboard, on an address of their own.
 
 pub(crate) mod api;
 mod gauges;
 mod guard;
 pub(crate) mod metrics;
+mod page;
 mod problem;
 mod process;
 mod refusals;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
+use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -48,9 +50,13 @@ pub(crate) async fn serve(shared: Arc<Shared>, listener: Arc<TcpListener>, api: 
             let service = service_fn(move |request: Request<Incoming>| {
                 let (shared, api) = (shared.clone(), api.clone());
                 async move {
-                    Ok::<_, Infallible>(match api.filter(|_| api::is_below(request.uri().path())) {
-                        Some(api) => api.answer(peer.ip(), request).await,
-                        None => answer(&shared, &request).await,
+                    let (head, body) = request.into_parts();
+                    Ok::<_, Infallible>(match api {
+                        Some(api) if api::is_below(head.uri.path()) => api.answer(peer.ip(), head, body).await,
+                        api => match api.and_then(|api| api.page(&head)) {
+                            Some(file) => file,
+                            None => answer(&shared, &head).await,
+                        },
                     })
                 }
             });
@@ -64,11 +70,11 @@ pub(crate) async fn serve(shared: Arc<Shared>, listener: Arc<TcpListener>, api: 
     }
 }
 
-async fn answer(shared: &Arc<Shared>, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+async fn answer(shared: &Arc<Shared>, head: &Parts) -> Response<Full<Bytes>> {
+    if !matches!(head.method, Method::GET | Method::HEAD) {
         return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here\n".into());
     }
-    match request.uri().path() {
+    match head.uri.path() {
         "/healthz" => text(StatusCode::OK, "ok\n".into()),
         "/readyz" => match readiness(shared) {
             Ok(None) => text(StatusCode::OK, "ready\n".into()),
@@ -84,7 +90,7 @@ async fn answer(shared: &Arc<Shared>, request: &Request<Incoming>) -> Response<F
             }
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         },
-        _ => text(StatusCode::NOT_FOUND, "there is /healthz, /readyz, /metrics and /api/v1\n".into()),
+        _ => text(StatusCode::NOT_FOUND, "there is /, /healthz, /readyz, /metrics and /api/v1\n".into()),
     }
 }
 

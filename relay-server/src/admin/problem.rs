@@ -100,7 +100,7 @@ impl Problem {
     pub(super) const fn hint(&self) -> &'static str {
         match self {
             Self::Host => "Call it by localhost or by its address.",
-            Self::CrossSite => "It is for programs: call it without Origin and Sec-Fetch-Site.",
+            Self::CrossSite => "Use the dashboard at this address, or call it without Origin and Sec-Fetch-Site.",
             Self::Unauthorized => "`relay-server admin-token` prints it; send it as Authorization: Bearer TOKEN.",
             Self::MediaType => "Send Content-Type: application/json.",
             Self::NoPath | Self::Method(_) => "/api/v1/openapi.json lists the paths and what they take.",

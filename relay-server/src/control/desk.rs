@@ -193,7 +193,7 @@ impl Desk {
             }
             Request::Status | Request::ListSessions | Request::ListTunnels | Request::ListCertificates => {
                 match &self.present {
-                    Some(present) => tell(present, &request),
+                    Some(present) => tell(present, &request).await,
                     None => Reply::failed("no relay runs"),
                 }
             }
@@ -276,12 +276,12 @@ impl Desk {
 }
 
 /// What a relay that runs says of itself.
-fn tell(present: &Present, request: &Request) -> Reply {
+async fn tell(present: &Present, request: &Request) -> Reply {
     match request {
         Request::ListSessions => Reply::Sessions { sessions: present.sessions() },
         Request::ListTunnels => Reply::Tunnels { tunnels: present.tunnels() },
         Request::ListCertificates => Reply::Certificates { certificates: present.certificates() },
-        _ => Reply::Status(Box::new(present.status())),
+        _ => Reply::Status(Box::new(present.status().await)),
     }
 }
 

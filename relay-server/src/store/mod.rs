@@ -35,7 +35,6 @@ use std::sync::Arc;
 use aws_lc_rs::{constant_time, hmac};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use prometheus_client::metrics::histogram::Histogram;
 use relay_protocol::access::MAX_NETWORKS;
 use relay_protocol::network::Network;
 use rusqlite::types::FromSqlError;
@@ -45,6 +44,7 @@ use thiserror::Error;
 
 pub use crate::clock::unix_now;
 use crate::clock::{Month, moment};
+use crate::histogram::Histogram;
 
 pub use self::blocks::BlockError;
 pub use self::name::{MAX_NAME_BYTES, Name, NameError};

@@ -11,13 +11,13 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use prometheus_client::metrics::histogram::Histogram;
 use rusqlite::{Connection, ErrorCode, ffi};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout_at;
 
 use super::StoreError;
+use crate::histogram::Histogram;
 
 /// Callers beyond this wait for room in the queue.
 const QUEUE: usize = 1024;
@@ -33,7 +33,7 @@ const DEFERRED: Duration = Duration::from_millis(5);
 const CHECKPOINT: i64 = 1000;
 
 /// What commits are counted by: they take from much less on a disk of its own to seconds on one that is overloaded.
-const COMMITS_S: [f64; 8] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0];
+const COMMITS_S: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0];
 
 /// Whether an operation changes anything.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -320,7 +320,7 @@ fn transact(
     let committed = connection.execute_batch("COMMIT");
     // Where nothing has changed, nothing was written either.
     if connection.total_changes() != before {
-        commits.observe(began.elapsed().as_secs_f64());
+        commits.observe(began.elapsed());
     }
     committed.map_err(|error| match StoreError::from(error) {
         // After a failed fsync nobody knows what is on disk, and asking again may falsely succeed.

@@ -31,7 +31,6 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use prometheus_client::metrics::histogram::Histogram;
 use rusqlite::{Connection, OptionalExtension as _, Row as SqlRow, params};
 use thiserror::Error;
 use ulid::Ulid;
@@ -43,6 +42,7 @@ use self::reserve::Reserve;
 use self::webhook::Id;
 pub(crate) use self::webhook::{Accepted, Attempt, Due, New, Outcome, Row, Seq, State, Stored, StoredBody, Take};
 use super::spool::{self, Spool};
+use crate::histogram::Histogram;
 use crate::store::writer::{Access, Failure, Writer};
 use crate::store::{OpenError, StoreError, TokenId, database};
 
