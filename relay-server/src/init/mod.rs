@@ -284,13 +284,15 @@ mod tests {
                 "acme_eab_kid" | "acme_eab_key_file" => &["acme_eab_kid", "acme_eab_key_file"],
                 "proxy_protocol" => &["trusted_proxies"],
                 "dns_update" | "dns_update_key_file" => &["dns_update", "dns_update_key_file"],
-                _ if section == "[alert]" => &["url"],
+                _ if ["[alert]", "[traces]"].contains(&section) => &["url"],
                 _ => &[],
             };
+            let mut theirs = "";
             for (other, line) in lines.iter().enumerate() {
                 let Some(set) = option(line) else { continue };
+                theirs = if set.starts_with('[') { set } else { theirs };
                 let its = set.split(" = ").next().unwrap();
-                if other == at || set == section || together.contains(&its) {
+                if other == at || set == section || (theirs == section && together.contains(&its)) {
                     used[other] = set;
                 }
             }
