@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use http::{Request, Response, StatusCode};
+use http::{Request, StatusCode};
 use relay_server::config::Traces;
 use relay_tests::app::{Seen, ok};
 use relay_tests::body::{empty, full};
@@ -174,7 +174,7 @@ async fn a_collector_that_is_away_costs_traces_and_nothing_else() {
         async move {
             let mut response = ok("");
             *response.status_mut() = status;
-            Response::from(response)
+            response
         }
     })
     .await;
