@@ -100,7 +100,7 @@ use self::admin::metrics::Metrics;
 use self::blocks::Blocks;
 use self::certs::Certificates;
 use self::certs::acme::{Acme, Around, Challenge, Domains, Hook, Publisher};
-use self::config::{AcmeConfig, CertificateSource, Config, DnsConfig, Limits, OwnDns};
+use self::config::{AcmeConfig, AdminAddr, CertificateSource, Config, DnsConfig, Limits, OwnDns};
 use self::control::{Change, Desk};
 use self::descriptors::{Sockets, What};
 use self::edge::connect::Refusals;
@@ -316,6 +316,18 @@ pub enum StartError {
         /// What the system said.
         error: io::Error,
     },
+    /// A Unix socket cannot be listened on.
+    #[error("cannot listen on unix:{} (--admin): {error}{}", path.display(), match error.kind() {
+        io::ErrorKind::AddrInUse => "; another program listens there: stop it, or choose another path",
+        io::ErrorKind::AlreadyExists => "; what is there is no socket: choose another path",
+        _ => "",
+    })]
+    Socket {
+        /// The path.
+        path: std::path::PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
     /// Tokens and names cannot be read.
     #[error(transparent)]
     Store(#[from] store::OpenError),
@@ -377,7 +389,7 @@ pub struct Relay {
     waiting: Vec<inbox::records::Inbox>,
     https: Option<(Arc<TcpListener>, Tls)>,
     http: Option<Arc<TcpListener>>,
-    admin: Option<Arc<TcpListener>>,
+    admin: Option<admin::listener::Listener>,
     alerts: Option<Outgoing>,
     exporter: Option<Exporter>,
     office: Office,
@@ -476,8 +488,8 @@ impl Relay {
             None => None,
         };
         let http = config.http.map(|address| listen("--http", What::Http, address, &mut sockets)).transpose()?;
-        let admin = config.admin.map(|address| listen("--admin", What::Admin, address, &mut sockets)).transpose()?;
-        let (http, admin) = (http.map(Arc::new), admin.map(Arc::new));
+        let http = http.map(Arc::new);
+        let admin = config.admin.as_ref().map(|address| listen_for_admin(address, &mut sockets)).transpose()?;
         if let Some(directory) = config.data_dir.as_deref().filter(|_| admin.is_some()) {
             // So that it is there before anybody asks for it.
             control::secret::of(directory)?;
@@ -538,7 +550,7 @@ impl Relay {
         let listeners = [
             https.as_ref().map(|(listener, _)| (What::Https, descriptors::handle(listener))),
             http.as_ref().map(|listener| (What::Http, descriptors::handle(listener))),
-            admin.as_ref().map(|listener| (What::Admin, descriptors::handle(listener))),
+            admin.as_ref().map(|listener| (What::Admin, listener.offer())),
         ];
         let dns = acme.iter().flat_map(|(_, server)| server).flat_map(dns::Server::offer);
         let own = control.iter().flat_map(control::Listener::offer);
@@ -582,8 +594,15 @@ impl Relay {
     }
 
     /// Where health and metrics are served.
+    pub fn admin(&self) -> Option<AdminAddr> {
+        // A port of 0 is another one by now.
+        let bound = self.admin.as_ref()?.address().map(AdminAddr::from);
+        bound.or_else(|| self.shared.config.admin.clone())
+    }
+
+    /// As [`Relay::admin`], where it is no socket.
     pub fn admin_addr(&self) -> Option<SocketAddr> {
-        self.admin.as_ref().and_then(|listener| listener.local_addr().ok())
+        self.admin.as_ref()?.address()
     }
 
     /// Where DNS is answered.
@@ -610,7 +629,7 @@ impl Relay {
     /// is under way may finish within [`Limits::drain`], and the rest is given up. Dropping the future gives everything up at
     /// once.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let (https, http, admin, dns) = (self.https_addr(), self.http_addr(), self.admin_addr(), self.dns_addrs());
+        let (https, http, admin, dns) = (self.https_addr(), self.http_addr(), self.admin(), self.dns_addrs());
         let present = Present { shared: self.shared.clone(), https, http, admin, dns };
         let reloader = self.reloader();
         let Self { shared, acme, control, waiting, https, http, admin, alerts, exporter, office, .. } = self;
@@ -632,8 +651,8 @@ impl Relay {
             (directory, Desk::new(directory, store, inboxes, Some(present), Arc::new(changed)))
         });
         if let Some(listener) = admin {
-            let api = desk.as_ref().zip(listener.local_addr().ok()).map(|((directory, desk), address)| {
-                Api::new(shared.clone(), desk.clone(), directory.to_path_buf(), address)
+            let api = desk.as_ref().map(|(directory, desk)| {
+                Api::new(shared.clone(), desk.clone(), directory.to_path_buf(), listener.address())
             });
             tasks.spawn(admin::serve(shared.clone(), listener, api));
         }
@@ -856,6 +875,16 @@ fn listen(
     open().map_err(|error| StartError::Listen { what: flag, address, error })
 }
 
+fn listen_for_admin(address: &AdminAddr, sockets: &mut Sockets) -> Result<admin::listener::Listener, StartError> {
+    use admin::listener::Listener;
+    match address {
+        AdminAddr::Tcp(address) => Ok(Listener::Tcp(Arc::new(listen("--admin", What::Admin, *address, sockets)?))),
+        AdminAddr::Unix(path) => {
+            Listener::at(path, sockets).map_err(|error| StartError::Socket { path: path.clone(), error })
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
@@ -871,7 +900,7 @@ mod tests {
     /// A relay on free ports of loopback, whose data is gone with it.
     pub(crate) async fn relay(ca: &std::path::Path) -> Relay {
         let free = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
-        let config = Config { admin: free, ..Config::on_loopback("relay.test", ca) };
+        let config = Config { admin: free.map(Into::into), ..Config::on_loopback("relay.test", ca) };
         Relay::bind(config, AccessLog::off()).await.unwrap()
     }
 

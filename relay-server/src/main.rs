@@ -235,7 +235,8 @@ fn own_path() -> std::io::Result<PathBuf> {
 
 fn announce(relay: &Relay) {
     let show = |address: Option<std::net::SocketAddr>| address.map_or("off".into(), |address| address.to_string());
-    let (https, http, admin) = (show(relay.https_addr()), show(relay.http_addr()), show(relay.admin_addr()));
+    let (https, http) = (show(relay.https_addr()), show(relay.http_addr()));
+    let admin = relay.admin().map_or("off".into(), |address| address.to_string());
     tracing::info!(url = %relay.url(), %https, %http, %admin, "the relay is ready");
     for dns in relay.dns_addrs() {
         tracing::info!(%dns, "answering DNS for the domain");

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 
 use crate::certs::{CertificateSource, Shown};
 use crate::clock::{moment, unix_now};
+use crate::config::AdminAddr;
 use crate::store::{self, Name, TokenLimits, TokenSummary};
 use crate::{Shared, admin};
 
@@ -31,7 +32,7 @@ pub struct Status {
     /// Where plain HTTP is served.
     pub http: Option<SocketAddr>,
     /// Where health and metrics are served.
-    pub admin: Option<SocketAddr>,
+    pub admin: Option<AdminAddr>,
     /// Where DNS is answered.
     pub dns: Vec<SocketAddr>,
     /// Whether it takes requests, as `/readyz` says.
@@ -214,7 +215,7 @@ pub(crate) struct Present {
     pub(crate) shared: Arc<Shared>,
     pub(crate) https: Option<SocketAddr>,
     pub(crate) http: Option<SocketAddr>,
-    pub(crate) admin: Option<SocketAddr>,
+    pub(crate) admin: Option<AdminAddr>,
     pub(crate) dns: Vec<SocketAddr>,
 }
 
@@ -228,7 +229,7 @@ impl Present {
             url: shared.public_url(&shared.config.domain),
             https: self.https,
             http: self.http,
-            admin: self.admin,
+            admin: self.admin.clone(),
             dns: self.dns.clone(),
             ready: readiness.is_ok(),
             trouble: readiness.unwrap_or_else(Some),

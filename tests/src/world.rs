@@ -63,7 +63,7 @@ impl World {
     /// A relay whose configuration the test has changed.
     pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let free = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+        let free = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into());
         let mut config = Config {
             http_mode: HttpMode::Redirect,
             admin: free,
@@ -96,7 +96,7 @@ impl World {
         let mut config = self.config.clone();
         config.https = Some(self.running.https);
         config.http = Some(self.running.http);
-        config.admin = Some(self.running.admin);
+        config.admin = Some(self.running.admin.into());
         let (running, _) = Running::start(config).await;
         self.running = running;
     }

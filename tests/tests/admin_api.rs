@@ -9,7 +9,7 @@ use relay_tests::body::full;
 use relay_tests::process::{Ended, binary, run};
 use relay_tests::tools::{keeps_to_openapi_with, output, program};
 use relay_tests::world::Http;
-use relay_tests::{Answer, App, World, within};
+use relay_tests::{Answer, App, RelayServer, World, within};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::process::Command;
@@ -305,6 +305,65 @@ async fn the_document_is_kept_to() {
     // It was let in, and has tried what changes something, too.
     assert!(admin.get("tokens").await["tokens"].as_array().unwrap().len() > 1);
     drop(tunnel);
+}
+
+/// The page's own example, word for word but for the path.
+#[tokio::test]
+async fn a_unix_socket_is_for_the_owner_alone_and_is_handed_over() {
+    let home = std::sync::Arc::new(tempfile::tempdir().unwrap());
+    let socket = home.path().join("run/relay/admin.sock");
+    let admin = format!("unix:{}", socket.display());
+    let mut relay = RelayServer::spawn_in(home.clone(), ["--admin", &admin]).await;
+    let mode = |path: &std::path::Path| path.metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&socket), mode(socket.parent().unwrap())), (0o600, 0o700));
+
+    let page = include_str!("../../docs/admin-api.md");
+    let script = page.lines().find(|line| line.contains("--unix-socket")).unwrap();
+    let script = script.replace("/var/lib/relay/admin.sock", socket.to_str().unwrap());
+    let script = script.replace("curl ", &format!("{} --silent --show-error --fail ", program("curl").display()));
+    let token = std::fs::read_to_string(relay.data_dir().join("admin.token")).unwrap();
+    let status = async || -> Value {
+        let mut shell = Command::new("bash");
+        serde_json::from_str(&output(shell.args(["-c", &script]).env("ADMIN", token.trim())).await).unwrap()
+    };
+    let before = status().await;
+    assert_eq!((&before["admin"], &before["ready"]), (&json!(admin), &json!(true)));
+
+    // Who has called is known without an address.
+    let call = async |words: &[&str], token: &str| {
+        let mut curl = Command::new(program("curl"));
+        curl.args(["--silent", "--unix-socket", socket.to_str().unwrap(), "-H"]);
+        output(curl.arg(format!("Authorization: Bearer {token}")).args(words)).await
+    };
+    let refused = call(&["http://localhost/api/v1/status"], "wrong").await;
+    assert!(refused.contains("\"unauthorized\""), "{refused}");
+    let user = rustix::process::geteuid().as_raw();
+    let line = relay.process.error_line("a call of the admin API was refused").await;
+    assert!(line.contains(&format!("user {user}, process ")), "{line}");
+    let made = ["http://localhost/api/v1/tokens", "--json", "{\"name\":\"ci\"}"];
+    assert!(call(&made, token.trim()).await.contains("rly_"));
+    let audit: Value = serde_json::from_str(&call(&["http://localhost/api/v1/audit"], token.trim()).await).unwrap();
+    assert_eq!(
+        (&audit["entries"][0]["by"]["via"], &audit["entries"][0]["by"]["user"]),
+        (&json!("command"), &json!(user))
+    );
+    assert!(call(&["http://localhost/readyz"], "").await.starts_with("ready"));
+    let second = run(
+        "relay-server",
+        ["serve", "--domain", "b.test", "--https", "127.0.0.1:0", "--http", "off", "--admin", &admin],
+    );
+    let second = second.await;
+    assert!(second.code() != 0 && second.stderr.contains("another program listens there"), "{second:?}");
+
+    // Another process listens there, and the one before leaves the file to it.
+    let data = relay.data_dir().display().to_string();
+    let mut next = relay.successor(&["--admin", &admin]).await;
+    assert_eq!(relay.process.wait().await.code(), 0);
+    assert_ne!(status().await["process"], before["process"]);
+    let health = run("relay-server", ["health", "--data-dir", &data]).await;
+    assert_eq!(health.code(), 0, "{health:?}");
+    assert_eq!(next.process.terminate().await.code(), 0);
+    assert!(!socket.exists());
 }
 
 /// The page's own example, word for word but for the address.

@@ -2,7 +2,7 @@
 //! [`Desk`], and its reply JSON; nothing is done here that could not be done there.
 
 use std::borrow::Cow;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +22,7 @@ use serde_json::json;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use super::listener::Caller;
 use super::problem::Problem;
 use super::refusals::Refusals;
 use super::{guard, page};
@@ -76,8 +77,8 @@ pub(crate) struct Api {
     desk: Desk,
     /// Where the secret is.
     directory: PathBuf,
-    /// Where it is served.
-    address: SocketAddr,
+    /// Where it is served; none where that is no address.
+    address: Option<SocketAddr>,
     refusals: Refusals,
 }
 
@@ -168,18 +169,18 @@ pub(super) fn is_below(path: &str) -> bool {
 }
 
 impl Api {
-    /// Of what runs, and keeps its data there; for who calls at that address.
-    pub(crate) fn new(shared: Arc<Shared>, desk: Desk, directory: PathBuf, address: SocketAddr) -> Self {
+    /// Of what runs, and keeps its data there; for who calls at that address, or else at a socket.
+    pub(crate) fn new(shared: Arc<Shared>, desk: Desk, directory: PathBuf, address: Option<SocketAddr>) -> Self {
         Self { shared, desk, directory, address, refusals: Refusals::default() }
     }
 
     /// Answers a call.
-    pub(super) async fn answer(self: Arc<Self>, peer: IpAddr, head: Parts, body: Incoming) -> Response<Full<Bytes>> {
-        let call = Call { by: By::Api { address: peer.to_canonical() }, api: self };
+    pub(super) async fn answer(self: Arc<Self>, caller: Caller, head: Parts, body: Incoming) -> Response<Full<Bytes>> {
+        let call = Call { by: caller.into(), api: self };
         let (status, json, problem) = match call.serve(&head, body).await {
             Ok((status, json)) => (status, json, None),
             Err(problem) => {
-                call.api.refusals.note(&call.api.shared, peer, &problem);
+                call.api.refusals.note(&call.api.shared, &call.by, &problem);
                 let error = json!({ "code": problem.code(), "message": problem.to_string(), "hint": problem.hint() });
                 let json = json!({ "error": error }).to_string();
                 (problem.status(), Some(json.into()), Some(problem))

@@ -1,7 +1,7 @@
 //! Who may call the admin API: programs that have the secret, and of the pages that a browser shows only the dashboard.
 //!
 //! ```text
-//!   Host ── on a loopback address, another name: a site that points its name here (DNS rebinding) ──▶ refused
+//!   Host ── on a loopback address or a socket, another name: a site that points its name here (DNS rebinding) ──▶ refused
 //!   Sec-Fetch-Site, Origin ── a page of another site, or of another port of this machine ──▶ refused
 //!   Authorization ── not the secret ──▶ refused
 //!   Content-Type ── a form that needs no permission (CORS) ──▶ refused
@@ -23,22 +23,23 @@ use crate::store::Secret;
 /// Where browsers say what page a request is made by.
 const FETCH_SITE: &str = "sec-fetch-site";
 
-/// The one name that the caller has for this machine, which is served at that address.
-pub(super) fn check_host(head: &Parts, address: SocketAddr) -> Result<&str, Problem> {
+/// The one name that the caller has for this machine, which is served at that address; or at a socket, to which SSH can lead from a loopback address of
+/// another machine.
+pub(super) fn check_host(head: &Parts, address: Option<SocketAddr>) -> Result<&str, Problem> {
     let mut hosts = head.headers.get_all(HOST).iter();
     let (Some(host), None, None) = (hosts.next(), hosts.next(), head.uri.authority()) else {
         return Err(Problem::Host);
     };
     let host = host.to_str().map_err(|_| Problem::Host)?;
     // Any port: an SSH tunnel has one of its own.
-    if address.ip().is_loopback() && !is_loopback(host) {
+    if address.is_none_or(|address| address.ip().is_loopback()) && !is_loopback(host) {
         return Err(Problem::Host);
     }
     Ok(host)
 }
 
 /// Whether no page has made the request but our own.
-pub(super) fn check_origin(head: &Parts, address: SocketAddr) -> Result<(), Problem> {
+pub(super) fn check_origin(head: &Parts, address: Option<SocketAddr>) -> Result<(), Problem> {
     let host = check_host(head, address)?;
     let site = head.headers.get(FETCH_SITE).map(|value| value.as_bytes());
     let is_ours = |origin: &[u8]| {
@@ -101,7 +102,7 @@ mod tests {
     }
 
     fn origin(address: &str, headers: &[(&str, &str)]) -> &'static str {
-        match check_origin(&head("GET /api/v1/status", headers), address.parse().unwrap()) {
+        match check_origin(&head("GET /api/v1/status", headers), address.parse().ok()) {
             Ok(()) => "in",
             Err(Problem::Host) => "host",
             Err(Problem::CrossSite) => "site",
@@ -126,10 +127,13 @@ mod tests {
             assert_eq!(origin("127.0.0.1:9180", &[("host", host)]), result, "{host}");
         }
         assert_eq!(origin("10.0.0.1:9180", &[("host", "relay.lan:9180")]), "in", "there the secret stands for it");
+        for (host, result) in [("localhost", "in"), ("127.0.0.1:2222", "in"), ("evil.example:2222", "host")] {
+            assert_eq!(origin("a socket", &[("host", host)]), result, "{host}");
+        }
         assert_eq!(origin("127.0.0.1:9180", &[]), "host");
         assert_eq!(origin("127.0.0.1:9180", &[("host", "localhost"), ("host", "localhost")]), "host");
         let proxied = head("GET http://localhost/api/v1/status", &[("host", "localhost")]);
-        assert!(matches!(check_origin(&proxied, "127.0.0.1:1".parse().unwrap()), Err(Problem::Host)));
+        assert!(matches!(check_origin(&proxied, "127.0.0.1:1".parse().ok()), Err(Problem::Host)));
     }
 
     #[test]

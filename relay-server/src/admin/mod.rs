@@ -3,6 +3,7 @@
 pub(crate) mod api;
 mod gauges;
 mod guard;
+pub(crate) mod listener;
 pub(crate) mod metrics;
 mod page;
 mod problem;
@@ -22,11 +23,11 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use self::api::Api;
 use self::gauges::Gauges;
+use self::listener::Listener;
 use crate::Shared;
 use crate::clock::unix_now;
 
@@ -34,15 +35,16 @@ use crate::clock::unix_now;
 const CONNECTIONS: usize = 64;
 
 /// Serves until the relay has closed, so that a drain can be watched, or until another process does.
-pub(crate) async fn serve(shared: Arc<Shared>, listener: Arc<TcpListener>, api: Option<Api>) {
+pub(crate) async fn serve(shared: Arc<Shared>, listener: Listener, api: Option<Api>) {
     let api = api.map(Arc::new);
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     while let Some(accepted) = shared.while_in_charge(listener.accept()).await {
-        let Ok((tcp, peer)) = accepted else {
+        let Ok(accepted) = accepted else {
             // Out of descriptors, most likely. Waiting lets connections end; spinning would not.
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
+        let Some((stream, caller)) = accepted else { continue };
         let Ok(place) = places.clone().try_acquire_owned() else { continue };
         let (owner, api) = (shared.clone(), api.clone());
         shared.spawn(async move {
@@ -52,7 +54,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, listener: Arc<TcpListener>, api: 
                 async move {
                     let (head, body) = request.into_parts();
                     Ok::<_, Infallible>(match api {
-                        Some(api) if api::is_below(head.uri.path()) => api.answer(peer.ip(), head, body).await,
+                        Some(api) if api::is_below(head.uri.path()) => api.answer(caller, head, body).await,
                         api => match api.and_then(|api| api.page(&head)) {
                             Some(file) => file,
                             None => answer(&shared, &head).await,
@@ -62,11 +64,14 @@ pub(crate) async fn serve(shared: Arc<Shared>, listener: Arc<TcpListener>, api: 
             });
             let mut builder = http1::Builder::new();
             builder.timer(TokioTimer::new()).header_read_timeout(owner.limits().head).max_buf_size(16 * 1024);
-            let connection = builder.serve_connection(TokioIo::new(tcp), service);
+            let connection = builder.serve_connection(TokioIo::new(stream), service);
             // A scraper that goes away is no event.
             let _ = owner.closing.run_until_cancelled(connection).await;
             drop(place);
         });
+    }
+    if !shared.handed_over.is_cancelled() {
+        listener.remove();
     }
 }
 

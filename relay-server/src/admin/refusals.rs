@@ -1,7 +1,6 @@
 //! Calls of the admin API that were made by somebody who may not, or does not know how: counted, and told in the log, but no
 //! faster than anybody reads it.
 
-use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use tokio::time::Instant;
 
 use super::problem::Problem;
 use crate::Shared;
+use crate::audit::By;
 
 /// Between two lines in the log.
 const PAUSE: Duration = Duration::from_secs(10);
@@ -19,13 +19,13 @@ pub(super) struct Refusals(Mutex<(Option<Instant>, u64)>);
 
 impl Refusals {
     /// Counts a refusal, and tells of it where its turn has come.
-    pub(super) fn note(&self, shared: &Shared, address: IpAddr, problem: &Problem) {
+    pub(super) fn note(&self, shared: &Shared, by: &By, problem: &Problem) {
         let code = problem.code();
         if !shared.metrics.admin_refused(code) {
             return;
         }
         if let Some(untold) = self.turn(Instant::now()) {
-            tracing::warn!(%address, error = code, untold, "a call of the admin API was refused");
+            tracing::warn!(%by, error = code, untold, "a call of the admin API was refused");
         }
     }
 

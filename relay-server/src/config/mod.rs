@@ -1,12 +1,13 @@
 //! What is true, out of what was typed: nothing after [`Config::resolve`] parses, defaults or reads the environment again.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::ValueEnum;
 use relay_protocol::webhook::TableError;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 mod typed;
 
@@ -24,6 +25,59 @@ pub use relay_protocol::network::{Network, NetworkError};
 /// Where paths of tunnels begin, in path mode.
 pub(crate) const PATH_START: &str = "/t/";
 
+/// Where health, metrics, the admin API and the dashboard are served; written as `127.0.0.1:9180`, or `unix:/var/lib/relay/admin.sock`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum AdminAddr {
+    /// For whoever reaches that address.
+    Tcp(SocketAddr),
+    /// For the relay's own user and root, at that file.
+    Unix(PathBuf),
+}
+
+impl AdminAddr {
+    /// The address, where it is no file.
+    #[must_use]
+    pub fn tcp(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(address) => Some(*address),
+            Self::Unix(_) => None,
+        }
+    }
+}
+
+impl From<SocketAddr> for AdminAddr {
+    fn from(address: SocketAddr) -> Self {
+        Self::Tcp(address)
+    }
+}
+
+impl TryFrom<String> for AdminAddr {
+    type Error = std::net::AddrParseError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        match text.strip_prefix("unix:") {
+            Some(path) => Ok(Self::Unix(path.into())),
+            None => text.parse().map(Self::Tcp),
+        }
+    }
+}
+
+impl From<AdminAddr> for String {
+    fn from(address: AdminAddr) -> Self {
+        address.to_string()
+    }
+}
+
+impl fmt::Display for AdminAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
 /// Everything that the relay needs to know to run.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -36,7 +90,7 @@ pub struct Config {
     /// What plain HTTP is for.
     pub http_mode: HttpMode,
     /// Where health and metrics are served; loopback, or a network that is trusted.
-    pub admin: Option<SocketAddr>,
+    pub admin: Option<AdminAddr>,
     /// The port in public URLs where it is neither 443 nor the one that HTTPS is bound to.
     pub public_port: Option<u16>,
     /// Where tokens, names and the control socket live; `None` keeps them in memory for as long as the process lives.
@@ -180,7 +234,7 @@ impl Config {
         let acme = acme(args, &file, &domain, &data_dir)?;
         let https = listener("https", args.https.clone().or(file.https), Some(([0, 0, 0, 0], 443).into()))?;
         let http = listener("http", args.http.clone().or(file.http), Some(([0, 0, 0, 0], 80).into()))?;
-        let admin = listener("admin", args.admin.clone().or(file.admin), Some(([127, 0, 0, 1], 9180).into()))?;
+        let admin = admin(args.admin.clone().or(file.admin))?;
         let certificate = match (acme, args.cert.clone().or(file.cert), args.key.clone().or(file.key)) {
             (Some(acme), ..) => CertificateSource::Acme(Box::new(acme)),
             (None, Some(cert), Some(key)) => CertificateSource::Files { cert, key },
@@ -413,6 +467,19 @@ fn listener(
     }
 }
 
+/// An address, or a Unix socket; off leads to none.
+fn admin(text: Option<String>) -> Result<Option<AdminAddr>, ConfigError> {
+    let Some(path) = text.as_deref().and_then(|text| text.strip_prefix("unix:")) else {
+        let usual = SocketAddr::from(([127, 0, 0, 1], 9180));
+        return listener("admin", text, Some(usual)).map(|address| address.map(AdminAddr::Tcp));
+    };
+    if Path::new(path).is_absolute() {
+        return Ok(Some(AdminAddr::Unix(path.into())));
+    }
+    let expected = "an absolute path, as in unix:/var/lib/relay/admin.sock";
+    Err(ConfigError::Invalid { key: "admin", value: format!("unix:{path}"), expected })
+}
+
 /// Where a relay keeps its data when nobody says: the system's place for a service, the user's for a trial.
 pub fn default_data_dir() -> PathBuf {
     let home = std::env::var_os("HOME").map(PathBuf::from);
@@ -445,7 +512,12 @@ mod tests {
         let config = Config::resolve(&ServeArgs { config: Some(path), ..args() }).unwrap();
         assert_eq!(config.domain, "relay.example.com");
         assert_eq!((config.http, config.limits.head), (None, Duration::from_secs(3)));
-        assert_eq!(config.admin, Some(([127, 0, 0, 1], 9180).into()));
+        assert_eq!(config.admin, Some(SocketAddr::from(([127, 0, 0, 1], 9180)).into()));
+        assert_eq!(admin(Some("off".into())).unwrap(), None);
+        let socket = admin(Some("unix:/var/lib/relay/admin.sock".into())).unwrap();
+        assert_eq!(socket, Some(AdminAddr::Unix("/var/lib/relay/admin.sock".into())));
+        assert_eq!(socket.clone().unwrap().to_string().try_into(), Ok(socket.unwrap()));
+        assert!(admin(Some("unix:admin.sock".into())).is_err(), "from where would that be?");
     }
 
     #[test]

@@ -34,8 +34,8 @@ pub struct ServeArgs {
     /// What plain HTTP is for: sending everybody to HTTPS, or serving a proxy in front
     #[arg(long, value_name = "MODE")]
     pub http_mode: Option<HttpMode>,
-    /// Where to serve health and metrics [default: 127.0.0.1:9180]
-    #[arg(long, value_name = "ADDR|off")]
+    /// Where to serve health, metrics, the admin API and the dashboard [default: 127.0.0.1:9180]
+    #[arg(long, value_name = "ADDR|unix:PATH|off")]
     pub admin: Option<String>,
     /// The port in public URLs, where a proxy or NAT changes it
     #[arg(long, value_name = "PORT")]

@@ -3,9 +3,12 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 
 use listenfd::ListenFd;
-use rustix::net::{SocketType, sockopt::socket_type};
+use rustix::net::sockopt::{socket_domain, socket_type};
+use rustix::net::{AddressFamily, SocketType};
 use serde::{Deserialize, Serialize};
 
 /// What a descriptor is for.
@@ -34,6 +37,7 @@ pub enum What {
 pub struct Sockets {
     tcp: Vec<(Option<What>, TcpListener)>,
     udp: Vec<(Option<What>, UdpSocket)>,
+    unix: Vec<(Option<What>, UnixListener)>,
 }
 
 impl Sockets {
@@ -48,14 +52,18 @@ impl Sockets {
             match passed.take_tcp_listener(index) {
                 Ok(listener) => sockets.tcp.extend(listener.map(|listener| (None, listener))),
                 // Of another kind, which leaves it there.
-                Err(_) => {
-                    let socket = passed.take_udp_socket(index).map_err(|error| {
-                        let text =
-                            format!("the service manager has passed a socket that is neither TCP nor UDP: {error}");
-                        io::Error::new(error.kind(), text)
-                    })?;
-                    sockets.udp.extend(socket.map(|socket| (None, socket)));
-                }
+                Err(_) => match passed.take_unix_listener(index) {
+                    Ok(listener) => sockets.unix.extend(listener.map(|listener| (None, listener))),
+                    Err(_) => {
+                        let socket = passed.take_udp_socket(index).map_err(|error| {
+                            let text = format!(
+                                "the service manager has passed a socket that is none of TCP, UDP and a Unix listener: {error}"
+                            );
+                            io::Error::new(error.kind(), text)
+                        })?;
+                        sockets.udp.extend(socket.map(|socket| (None, socket)));
+                    }
+                },
             }
         }
         Ok(sockets)
@@ -63,8 +71,9 @@ impl Sockets {
 
     /// Adds one of another process's.
     pub(crate) fn add(&mut self, what: What, descriptor: OwnedFd) -> io::Result<()> {
-        match socket_type(&descriptor)? {
-            SocketType::DGRAM => self.udp.push((Some(what), descriptor.into())),
+        match (socket_type(&descriptor)?, socket_domain(&descriptor)?) {
+            (_, AddressFamily::UNIX) => self.unix.push((Some(what), descriptor.into())),
+            (SocketType::DGRAM, _) => self.udp.push((Some(what), descriptor.into())),
             _ => self.tcp.push((Some(what), descriptor.into())),
         }
         Ok(())
@@ -82,10 +91,24 @@ impl Sockets {
         Some(socket.set_nonblocking(true).and_then(|()| tokio::net::UdpSocket::from_std(socket)))
     }
 
+    /// The Unix socket for that, at that path, if there is one.
+    pub(crate) fn take_unix(&mut self, what: What, path: &Path) -> Option<io::Result<tokio::net::UnixListener>> {
+        let fits = |(its, listener): &(Option<What>, UnixListener)| {
+            let there = listener.local_addr();
+            its.is_none_or(|its| its == what) && there.is_ok_and(|there| there.as_pathname() == Some(path))
+        };
+        let found = self.unix.iter().position(fits)?;
+        let (_, listener) = self.unix.swap_remove(found);
+        Some(listener.set_nonblocking(true).and_then(|()| tokio::net::UnixListener::from_std(listener)))
+    }
+
     /// Closes what nobody has taken, and says so: whoever connects there is refused.
     pub(crate) fn close_rest(self) {
         let tcp = self.tcp.iter().map(|(_, listener)| listener.local_addr());
-        for address in tcp.chain(self.udp.iter().map(|(_, socket)| socket.local_addr())).flatten() {
+        let ip = tcp.chain(self.udp.iter().map(|(_, socket)| socket.local_addr())).flatten();
+        let unix = self.unix.iter().flat_map(|(_, listener)| listener.local_addr());
+        let unix = unix.filter_map(|address| Some(format!("unix:{}", address.as_pathname()?.display())));
+        for address in ip.map(|address| address.to_string()).chain(unix) {
             tracing::warn!(%address, "a listener was handed to the relay that is for none of its addresses, and is closed");
         }
     }

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use super::finding::Finding;
 use super::holder::{Kind, holder};
 use super::patient::{Patient, is_own, reachable};
+use crate::config::AdminAddr;
 use crate::dns;
 use crate::status::Status;
 
@@ -56,8 +57,9 @@ pub(super) async fn check(patient: &Patient) -> Vec<Finding> {
             ports.push(Port { udp: true, ..port });
         }
     }
-    if let Some(address) = config.admin {
-        ports.push(port("port.admin", "--admin", address, bound(|status| status.admin), None));
+    if let Some(AdminAddr::Tcp(address)) = config.admin {
+        let bound = bound(|status| status.admin.as_ref().and_then(AdminAddr::tcp));
+        ports.push(port("port.admin", "--admin", address, bound, None));
     }
     let mut findings = Vec::with_capacity(ports.len());
     for port in ports {
