@@ -17,7 +17,7 @@ const ASKING: &str = "b7ad6b7169203331";
 
 fn traces(collector: &App) -> Traces {
     let url = format!("http://{}/v1/traces", collector.addr()).parse().unwrap();
-    Traces { url, headers: vec![("x-key".parse().unwrap(), "sesame".parse().unwrap())], sample: 1.0 }
+    Traces { url, headers: vec![("x-key".parse().unwrap(), "sesame".parse().unwrap())], sample: 1.0, follow: false }
 }
 
 async fn world(traces: Traces) -> World {
@@ -72,6 +72,7 @@ async fn a_request_is_followed_from_the_edge_to_the_service() {
         .header("authorization", "Bearer sesame")
         .body(full("sesame"))
         .unwrap();
+    let (tunnel_name, port) = (tunnel.name().to_owned(), world.https().port().to_string());
     let answer = world.send(request).await;
     assert_eq!(answer.code(), 200);
     assert!(!answer.headers.contains_key("relay-took"), "{answer:?}");
@@ -99,6 +100,9 @@ async fn a_request_is_followed_from_the_edge_to_the_service() {
         ("url.path", "/hooks/a"),
         ("client.address", "127.0.0.1"),
         ("http.request.body.size", "6"),
+        ("url.scheme", "https"),
+        ("server.address", &format!("{}.relay.test", tunnel_name)),
+        ("server.port", &port),
         ("relay.request.id", service.header("relay-request-id")),
     ] {
         assert_eq!(attribute(edge, key), value, "{key}");
@@ -145,6 +149,37 @@ async fn what_is_part_of_no_trace_begins_one_and_what_nobody_writes_is_left_as_i
 }
 
 #[tokio::test]
+async fn strangers_do_not_decide_what_is_written_unless_they_are_let() {
+    let (collector, app) = (App::recording().await, App::recording().await);
+    let asking = format!("00-{TRACE}-{ASKING}-01");
+    for follow in [false, true] {
+        let world = world(Traces { sample: 0.0, follow, ..traces(&collector) }).await;
+        let tunnel = world.tunnel(&app).await;
+        let request = Request::get(world.url(tunnel.name(), "/")).header("traceparent", &asking);
+        assert_eq!(world.send(request.body(empty()).unwrap()).await.code(), 200);
+        drop(tunnel);
+        world.shutdown().await;
+        assert_eq!(collector.requests(), usize::from(follow));
+        assert_eq!(app.last().header("traceparent") == asking, !follow);
+    }
+}
+
+#[tokio::test]
+async fn all_that_was_traced_is_sent_at_the_end() {
+    let collector = App::recording().await;
+    let world = world(traces(&collector)).await;
+    let mut http = world.http1(&world.host("nobody")).await;
+    // More than go into one batch.
+    for _ in 0..700 {
+        let request = Request::get(world.url("nobody", "/")).body(empty()).unwrap();
+        assert_eq!(http.answer(request).await.code(), 404);
+    }
+    drop(http);
+    world.shutdown().await;
+    assert_eq!(spans(&collector).len(), 700);
+}
+
+#[tokio::test]
 async fn failures_say_what_they_were() {
     let collector = App::recording().await;
     let world = world(traces(&collector)).await;
@@ -160,19 +195,26 @@ async fn failures_say_what_they_were() {
     assert!(unknown.get("status").is_none(), "that is the sender's mistake");
     let failed = named(&spans, "POST");
     assert_eq!((attribute(failed, "error.type"), &failed["status"]["code"]), (&"upstream-invalid".into(), &2.into()));
-    assert_eq!(named(&spans, "tunnel")["status"]["code"], 2);
+    let (way, upstream) = (named(&spans, "tunnel"), named(&spans, "upstream"));
+    assert_eq!((&way["status"]["code"], &upstream["status"]["code"]), (&2.into(), &2.into()));
+    // The service may have seen it as its parent.
+    assert_eq!(upstream["parentSpanId"], way["spanId"]);
 }
 
 #[tokio::test]
 async fn a_collector_that_is_away_costs_traces_and_nothing_else() {
     let asked = Arc::new(AtomicUsize::new(0));
     let counted = asked.clone();
-    // Busy, then taking them, then refusing for good.
+    // Busy, then taking them, then refusing for good, in either way.
     let collector = App::serve(move |_| {
-        let status = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::OK, StatusCode::BAD_REQUEST]
-            [counted.fetch_add(1, Relaxed).min(2)];
+        let (status, text) = [
+            (StatusCode::SERVICE_UNAVAILABLE, ""),
+            (StatusCode::OK, "{}"),
+            (StatusCode::BAD_REQUEST, ""),
+            (StatusCode::OK, "{\"partialSuccess\":{\"rejectedSpans\":\"3\",\"errorMessage\":\"no\"}}"),
+        ][counted.fetch_add(1, Relaxed).min(3)];
         async move {
-            let mut response = ok("");
+            let mut response = ok(text);
             *response.status_mut() = status;
             response
         }
@@ -181,13 +223,13 @@ async fn a_collector_that_is_away_costs_traces_and_nothing_else() {
     let world = world(traces(&collector)).await;
     let app = App::echo().await;
     let tunnel = world.tunnel(&app).await;
-    for outcome in ["sent", "dropped"] {
+    for (outcome, count) in [("sent", 1), ("dropped", 1), ("dropped", 2)] {
         assert_eq!(world.post(&world.url(tunnel.name(), "/"), "a").await.text(), "a");
-        let line = format!("relay_traces_total{{outcome=\"{outcome}\"}} 1\n");
+        let line = format!("relay_traces_total{{outcome=\"{outcome}\"}} {count}\n");
         let counted = async { while !world.get_admin("/metrics").await.text().contains(&line) {} };
         within("the outcome", counted).await;
     }
-    assert_eq!(asked.load(Relaxed), 3);
+    assert_eq!(asked.load(Relaxed), 4);
     drop(tunnel);
     world.shutdown().await;
 }

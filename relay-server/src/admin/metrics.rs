@@ -169,7 +169,8 @@ impl Metrics {
     /// Counts an exchange that has ended.
     pub(crate) fn ended(&self, exchange: &Ended) {
         self.under_way.dec();
-        let class = exchange.answered.map_or(0, |(status, _)| usize::from(status.as_u16() / 100));
+        let class =
+            exchange.answered.map_or(0, |(status, _)| usize::from(status.as_u16() / 100).min(CLASSES.len() - 1));
         if let Some(counter) = self.classes.get(class) {
             counter.inc();
         }

@@ -248,6 +248,9 @@ pub struct FileTraces {
     pub headers: BTreeMap<String, Secret>,
     /// [`Traces::sample`]; all of them where nothing is said.
     pub sample: Option<f64>,
+    /// [`Traces::follow`].
+    #[serde(default)]
+    pub follow: bool,
 }
 
 impl FileTraces {
@@ -269,7 +272,7 @@ impl FileTraces {
             let expected = "a share of all requests from 0.0 to 1.0";
             return Err(ConfigError::Invalid { key: "traces.sample", value: sample.to_string(), expected });
         }
-        Ok(Traces { url, headers, sample })
+        Ok(Traces { url, headers, sample, follow: self.follow })
     }
 }
 

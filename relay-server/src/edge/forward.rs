@@ -219,7 +219,7 @@ async fn deliver(
         tracing::warn!(%error, "a client sent a response head that does not decode");
         Cause::UpstreamInvalid
     })?;
-    exchange.arrives(&head);
+    exchange.arrives(Some(&head));
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         return Ok(switch(exchange, head, stream, on_upgrade)?);
     }
@@ -382,11 +382,21 @@ async fn request(
         exchange.head.tunnel = tunnel.number;
         exchange.head.elapsed_ms = millis(now - exchange.started);
         exchange.head.deadline_ms = millis(deadline.saturating_duration_since(now));
-        let head = exchange.head.to_bytes().map_err(head_failure)?;
+        let head = match exchange.head.to_bytes() {
+            Ok(head) => head,
+            Err(error) => {
+                exchange.stays();
+                return Err(head_failure(error).into());
+            }
+        };
         let (held, ended) = upload.first();
         // With an upgrade, what the sender says after the 101 is still to come.
         let last = ended && exchange.head.upgrade.is_none();
-        let stream = match tunnel.link.open(head, held, last) {
+        let opened = tunnel.link.open(head, held, last);
+        if opened.is_err() {
+            exchange.stays();
+        }
+        let stream = match opened {
             Ok(stream) => stream,
             Err(OpenError::TooMany(_)) => return Err(Cause::TooManyRequests.into()),
             // It ended just now, and its client knows nothing of the request.
@@ -403,7 +413,11 @@ async fn request(
             deadline,
             allowed,
         };
-        match poll_fn(|cx| attempt.poll(exchange, upload, cx)).await {
+        let answered = poll_fn(|cx| attempt.poll(exchange, upload, cx)).await;
+        if answered.is_err() {
+            exchange.arrives(None);
+        }
+        match answered {
             Ok(head) => return Ok((attempt.stream, head, attempt.uploading)),
             Err(Stopped::Failed(failure)) => return Err(failure.into()),
             Err(Stopped::Lost) => {

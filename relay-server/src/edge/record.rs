@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use http::{StatusCode, Version};
 use relay_protocol::access::Access;
-use relay_protocol::exchange::prefix;
-use relay_protocol::message::{RequestHead, ResponseHead};
+use relay_protocol::exchange::{X_FORWARDED_PROTO, prefix};
+use relay_protocol::message::{HeaderList, RequestHead, ResponseHead};
 use tokio::time::Instant;
 
 use super::caller::Caller;
@@ -115,10 +115,17 @@ impl Exchange {
         }
     }
 
-    /// The head of its answer has come back.
-    pub(crate) fn arrives(&mut self, head: &ResponseHead) {
+    /// It was not sent after all.
+    pub(crate) fn stays(&mut self) {
         if let Some(trace) = &mut self.trace {
-            trace.arrives(&head.headers);
+            trace.stays();
+        }
+    }
+
+    /// The head of its answer has come back, or none will come on this way.
+    pub(crate) fn arrives(&mut self, head: Option<&ResponseHead>) {
+        if let Some(trace) = &mut self.trace {
+            trace.arrives(head);
         }
     }
 
@@ -160,7 +167,13 @@ impl Drop for Exchange {
         };
         self.shared.access.exchange(&line);
         if let (Some(tracer), Some(trace)) = (&self.shared.tracer, &self.trace) {
-            tracer.end(trace, &line, self.started);
+            tracer.end(trace, &line, (scheme(&self.head.headers), self.started));
         }
     }
+}
+
+/// How the sender has called: the edge notes what is not HTTPS, and a trusted proxy what it was.
+fn scheme(headers: &HeaderList) -> &'static str {
+    let line = headers.iter().find(|(name, _)| *name == X_FORWARDED_PROTO);
+    if line.is_some_and(|(_, value)| value.as_bytes().eq_ignore_ascii_case(b"http")) { "http" } else { "https" }
 }
