@@ -78,16 +78,34 @@ async fn there_are_no_paths_unless_they_are_asked_for() {
 }
 
 /// What a service would say of the whole host.
-const OF_THE_HOST: [&str; 9] = [
-    "set-cookie",
-    "service-worker-allowed",
-    "clear-site-data",
-    "strict-transport-security",
+const OF_THE_HOST: [&str; 27] = [
+    "accept-ch",
+    "accept-ch-lifetime",
+    "critical-ch",
     "alt-svc",
+    "attribution-reporting-register-os-source",
+    "attribution-reporting-register-os-trigger",
+    "attribution-reporting-register-source",
+    "attribution-reporting-register-trigger",
+    "clear-site-data",
+    "expect-ct",
+    "public-key-pins",
+    "public-key-pins-report-only",
+    "strict-transport-security",
     "nel",
     "report-to",
-    "accept-ch",
-    "public-key-pins",
+    "observe-browsing-topics",
+    "origin-agent-cluster",
+    "sec-session-challenge",
+    "sec-session-registration",
+    "secure-session-challenge",
+    "secure-session-registration",
+    "service-worker-allowed",
+    "set-cookie",
+    "set-cookie2",
+    "set-login",
+    "shared-storage-write",
+    "use-as-dictionary",
 ];
 
 #[tokio::test]

@@ -19,19 +19,50 @@ const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 const SEC_FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
 const SERVICE_WORKER: HeaderName = HeaderName::from_static("service-worker");
 
-/// What answers would say of a whole host, and so of all tunnels: what it keeps in a browser, which service worker has it,
-/// how it is reached, and who is told of errors.
+/// What answers would say of a whole host, and so of all tunnels. What holds for one document or one answer alone stays, such as
+/// `Reporting-Endpoints`, `Permissions-Policy`, `Speculation-Rules` and `Supports-Loading-Mode`: nothing here is a document.
 const OF_THE_HOST: &[&str] = &[
+    // Which hints a browser sends with every request from then on (RFC 8942), and with the same one once more.
     "accept-ch",
+    "accept-ch-lifetime",
+    "critical-ch",
+    // Where else the host is (RFC 7838).
     "alt-svc",
+    // Whose visitors have seen or done what: kept for the site that says so (Attribution Reporting).
+    "attribution-reporting-register-os-source",
+    "attribution-reporting-register-os-trigger",
+    "attribution-reporting-register-source",
+    "attribution-reporting-register-trigger",
+    // What a browser has of the host is forgotten.
     "clear-site-data",
-    "nel",
+    // How connections to the host have to be, for as long as it says, and who hears of others (RFC 6797, RFC 7469, RFC 9163).
+    "expect-ct",
     "public-key-pins",
+    "public-key-pins-report-only",
+    "strict-transport-security",
+    // Who hears of errors with the whole host (Network Error Logging, and the first version of the Reporting API).
+    "nel",
     "report-to",
+    // What the visitor is interested in is noted for the site (Topics).
+    "observe-browsing-topics",
+    // Whether documents of one host can share memory: the first that says so decides.
+    "origin-agent-cluster",
+    // Sessions that are bound to a device, which stand for the host's cookies (Device Bound Session Credentials, in both spellings).
+    "sec-session-challenge",
+    "sec-session-registration",
+    "secure-session-challenge",
+    "secure-session-registration",
+    // How much of the host a service worker may have.
     "service-worker-allowed",
+    // Cookies (RFC 6265; RFC 2965).
     "set-cookie",
     "set-cookie2",
-    "strict-transport-security",
+    // Whether the visitor has logged in to the host (Login Status).
+    "set-login",
+    // What is kept for the host, and read from elsewhere (Shared Storage).
+    "shared-storage-write",
+    // By what other answers of the host are compressed, whichever paths it names (RFC 9842).
+    "use-as-dictionary",
 ];
 
 /// A tunnel by its path.
