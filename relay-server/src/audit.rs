@@ -1,4 +1,4 @@
-//! Who did what with the relay: each thing that was done for whoever operates it, and none that was refused.
+//! Who did what with the relay: each thing that was done for whoever operates it, also in part, and none that was refused.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -24,6 +24,8 @@ pub enum By {
         /// Where it called from.
         address: IpAddr,
     },
+    /// Whoever has sent the relay a signal, which the system does not say.
+    Signal,
 }
 
 impl By {
@@ -39,6 +41,7 @@ impl fmt::Display for By {
             Self::Command { user, process: Some(process) } => write!(f, "user {user}, process {process}"),
             Self::Command { user, process: None } => write!(f, "user {user}"),
             Self::Api { address } => write!(f, "API, {address}"),
+            Self::Signal => f.write_str("a signal"),
         }
     }
 }
@@ -85,5 +88,6 @@ mod tests {
             ("API, ::1".into(), r#"{"via":"api","address":"::1"}"#.into())
         );
         assert_eq!(By::Command { user: 0, process: Some(7) }.to_string(), "user 0, process 7");
+        assert_eq!(serde_json::to_string(&By::Signal).unwrap(), r#"{"via":"signal"}"#);
     }
 }

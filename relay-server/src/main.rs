@@ -212,7 +212,7 @@ fn serve_on(args: ServeArgs) -> anyhow::Result<()> {
                         _ = interrupt.recv() => break,
                         _ = hangup.recv(), if reading.len() < RELOADS => {
                             let reloader = reloader.clone();
-                            reading.spawn(async move { reloader.reload().await });
+                            reading.spawn(async move { reloader.reload_by_signal().await });
                         }
                         Some(_) = reading.join_next() => {}
                     }

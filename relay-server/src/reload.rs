@@ -8,8 +8,11 @@ use tokio::task::JoinError;
 
 use crate::Shared;
 use crate::alert::Alert;
+use crate::audit::By;
 use crate::certs::CertificateError;
+use crate::clock::unix_now;
 use crate::config::{CertificateSource, Config, ConfigError};
+use crate::control::{Request, deeds};
 use crate::limits::Limits;
 use crate::program::Program;
 use relay_protocol::network::Network;
@@ -105,6 +108,19 @@ impl Reloader {
             Err(error) => tracing::error!(%error, "the configuration stays as it was"),
         }
         result
+    }
+
+    /// As [`Reloader::reload`], for whoever has sent a signal: nobody is told but the log, and the audit log of what was changed.
+    pub async fn reload_by_signal(&self) {
+        if self.reload().await.is_err() {
+            return;
+        }
+        let deed = deeds::of(&Request::Reload);
+        if let Some(deed) = deed
+            && let Err(error) = self.shared.store.note(&By::Signal, deed, unix_now()).await
+        {
+            tracing::error!(%error, "a reload by a signal is not in the audit log");
+        }
     }
 
     fn read_and_apply(&self) -> Result<Reloaded, ReloadError> {

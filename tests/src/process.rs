@@ -404,8 +404,13 @@ impl RelayServer {
 
     /// `relay-server token …` on its data directory.
     pub async fn token_command(&self, arguments: &[&str]) -> Ended {
+        self.command("token", arguments).await
+    }
+
+    /// `relay-server COMMAND …` on its data directory.
+    pub async fn command(&self, command: &str, arguments: &[&str]) -> Ended {
         let data = self.data.display().to_string();
-        let all = ["token", "--data-dir", &data].into_iter().chain(arguments.iter().copied());
+        let all = [command, "--data-dir", &data].into_iter().chain(arguments.iter().copied());
         run("relay-server", all).await
     }
 

@@ -741,6 +741,11 @@ async fn a_reload_changes_what_can_change_and_names_what_cannot() {
     assert_eq!((post(&service.relay, 2100).await, post(&service.relay, 3100).await), (200, 413));
     let ended = service.command("reload").await;
     assert_eq!(ended.stdout, "nothing has changed that a running relay can change\n");
+    // Commands and signals are told apart in the audit log; what was refused is not there.
+    let audit = service.relay.command("audit", &["--output", "json"]).await.lines();
+    let reloads = audit.iter().filter(|entry| entry["operation"] == "relay.reload");
+    let via: Vec<_> = reloads.map(|entry| entry["by"]["via"].as_str().unwrap()).collect();
+    assert_eq!(via, ["command", "command", "signal", "command"]);
     drop(client);
 }
 

@@ -4,22 +4,25 @@ use relay_protocol::inbox::api::Which;
 
 use super::words::{InboxRequest, Request};
 use crate::audit::Deed;
-use crate::store::{LimitChange, Name};
+use crate::clock::moment;
+use crate::store::{LimitChange, Name, TokenLimits};
 
 /// What a request would do; none where it only looks.
-pub(super) fn of(request: &Request) -> Option<Deed> {
+pub(crate) fn of(request: &Request) -> Option<Deed> {
     let deed = |operation, subject: &str, detail: String| Some(Deed { operation, subject: subject.to_owned(), detail });
     let none = String::new;
     match request {
         Request::CreateToken(new) => {
-            let reserve = if new.reserve.is_empty() { none() } else { format!("reserve {}", listed(&new.reserve)) };
-            deed("token.create", &new.name, reserve)
+            let reserve = (!new.reserve.is_empty()).then(|| format!("reserve {}", listed(&new.reserve)));
+            let expires = new.expires_at.map(|at| format!("expires {}", moment(at)));
+            let limits = LimitChange::between(TokenLimits::default(), new.limits.clone());
+            let limits = (limits != LimitChange::default()).then(|| in_json(&limits));
+            let all: Vec<_> = [reserve, expires, limits].into_iter().flatten().collect();
+            deed("token.create", &new.name, all.join(", "))
         }
         // It says what they are.
         Request::LimitToken { change, .. } if *change == LimitChange::default() => None,
-        Request::LimitToken { token, change } => {
-            deed("token.limit", token, serde_json::to_string(change).unwrap_or_default())
-        }
+        Request::LimitToken { token, change } => deed("token.limit", token, in_json(change)),
         Request::RevokeToken { token } => deed("token.revoke", token, none()),
         Request::ForgetToken { token } => deed("token.forget", token, none()),
         Request::Reserve { token, names, provider, inbox } => {
@@ -48,6 +51,10 @@ pub(super) fn of(request: &Request) -> Option<Deed> {
         | Request::Audit { .. }
         | Request::TakeOver { .. } => None,
     }
+}
+
+fn in_json(change: &LimitChange) -> String {
+    serde_json::to_string(change).unwrap_or_default()
 }
 
 /// To look at a webhook is a deed: it is somebody's.

@@ -70,15 +70,29 @@ impl Desk {
 
     /// Does what was asked, and notes who has asked for it.
     pub(crate) async fn ask(&self, by: &By, request: Request) -> Reply {
-        let deed = deeds::of(&request);
-        let reply = self.answer(request).await;
-        self.note(by, deed, &reply).await;
+        let mut deed = deeds::of(&request);
+        let mut begun = false;
+        let reply = self.answer(request, &mut begun).await;
+        match (&reply, &mut deed) {
+            // It is in the store, and something that follows from it has failed.
+            (Reply::Refused { message, .. }, Some(deed)) if begun => {
+                let separator = if deed.detail.is_empty() { "" } else { ", " };
+                deed.detail = format!("{}{separator}done in part: {message}", deed.detail);
+                self.write(by, deed.clone()).await;
+            }
+            _ => self.note(by, deed, &reply).await,
+        }
         reply
     }
 
     /// Notes who has done what, unless it was refused.
     pub(super) async fn note(&self, by: &By, deed: Option<Deed>, reply: &Reply) {
-        let Some(deed) = deed.filter(|_| !matches!(reply, Reply::Refused { .. })) else { return };
+        if let Some(deed) = deed.filter(|_| !matches!(reply, Reply::Refused { .. })) {
+            self.write(by, deed).await;
+        }
+    }
+
+    async fn write(&self, by: &By, deed: Deed) {
         if let Err(error) = self.store.note(by, deed.clone(), unix_now()).await {
             tracing::error!(%error, %by, ?deed, "what was done is not in the audit log");
         }
@@ -90,7 +104,8 @@ impl Desk {
         names.iter().find(|name| name.is_of(domain))
     }
 
-    async fn answer(&self, request: Request) -> Reply {
+    /// `begun` is whether the store has changed by now.
+    async fn answer(&self, request: Request, begun: &mut bool) -> Reply {
         let (store, now) = (&self.store, unix_now());
         if let Request::CreateToken(NewToken { reserve: names, .. }) | Request::Reserve { names, .. } = &request
             && let Some(name) = self.own(names)
@@ -114,6 +129,7 @@ impl Desk {
             },
             Request::LimitToken { token, change } => match store.limit_token(&token, change).await {
                 Ok((id, limits)) => {
+                    *begun = true;
                     tracing::debug!(%token, ?limits, "what a token may have was said or changed");
                     let changed = (self.changed)(Change::Limited(id)).await;
                     changed.map_or_else(refused, |()| Reply::Limited { limits })
@@ -126,6 +142,7 @@ impl Desk {
             },
             Request::RevokeToken { token } => match store.revoke_token(&token, now).await {
                 Ok(id) => {
+                    *begun = true;
                     tracing::info!(%token, "a token was revoked");
                     (self.changed)(Change::Revoked(id)).await.map_or_else(refused, |()| Reply::Revoked)
                 }
@@ -133,6 +150,7 @@ impl Desk {
             },
             Request::ForgetToken { token } => match store.revoke_token(&token, now).await {
                 Ok(id) => {
+                    *begun = true;
                     let ended = (self.changed)(Change::Revoked(id)).await;
                     let forgotten = store.forget_token(id).await;
                     ended.and(forgotten).map_or_else(refused, |()| Reply::Revoked)
@@ -142,6 +160,7 @@ impl Desk {
             Request::Reserve { token, names, provider, inbox } => {
                 match store.reserve(&token, names.clone(), provider.as_deref(), now).await {
                     Ok(token) => {
+                        *begun = true;
                         match (self.changed)(Change::Reserved { token, names, provider, inbox: inbox.map(Box::new) })
                             .await
                         {
@@ -154,10 +173,11 @@ impl Desk {
                     Err(error) => refused(error),
                 }
             }
-            Request::Release { names, forget } => self.release(names, forget, now).await,
+            Request::Release { names, forget } => self.release(names, forget, now, begun).await,
             Request::Inbox(request) => self.inbox(request).await.unwrap_or_else(refused),
             Request::Block { target, reason } => match store.block(target, reason, now).await {
                 Ok(block) => {
+                    *begun = true;
                     tracing::info!(block = %block.target, "something is kept out");
                     (self.changed)(Change::Blocks).await.map_or_else(refused, |()| Reply::Blocked { block })
                 }
@@ -165,6 +185,7 @@ impl Desk {
             },
             Request::Unblock { id } => match store.unblock(id).await {
                 Ok(Some(block)) => {
+                    *begun = true;
                     tracing::info!(block = %block.target, "something is not kept out any more");
                     (self.changed)(Change::Blocks).await.map_or_else(refused, |()| Reply::Unblocked { block })
                 }
@@ -206,7 +227,7 @@ impl Desk {
     }
 
     /// Gives names up, unless that would lose webhooks and nobody has said that it may.
-    async fn release(&self, names: Vec<Name>, forget: bool, now: i64) -> Reply {
+    async fn release(&self, names: Vec<Name>, forget: bool, now: i64, begun: &mut bool) -> Reply {
         let (mut closed, mut forgotten) = (0, 0);
         for name in &names {
             match self.inboxes.records().inbox(name.as_str()).await {
@@ -225,12 +246,15 @@ impl Desk {
         }
         match self.store.release(names.clone(), now).await {
             Err(error) => refused(error),
-            Ok(()) => match (self.changed)(Change::Released { names }).await {
-                Ok(()) => Reply::Released { closed, forgotten },
-                Err(error) => {
-                    Reply::failed(format!("the names are released, and not all of their inboxes are closed: {error}"))
+            Ok(()) => {
+                *begun = true;
+                match (self.changed)(Change::Released { names }).await {
+                    Ok(()) => Reply::Released { closed, forgotten },
+                    Err(error) => Reply::failed(format!(
+                        "the names are released, and not all of their inboxes are closed: {error}"
+                    )),
                 }
-            },
+            }
         }
     }
 
@@ -405,5 +429,53 @@ impl Refusal for HandleError {
             Self::Id(_) | Self::State(_) | Self::Page(_) | Self::TooMany => Why::Invalid,
             Self::Body(_) | Self::Store(_) => Why::Failed,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+    use super::*;
+    use crate::blocks::Target;
+    use crate::inbox::records::Records;
+    use crate::limits::Limits;
+    use crate::store::TokenLimits;
+
+    /// Nothing that follows from a change can be done here.
+    fn desk(place: &Path) -> Desk {
+        let inboxes = Arc::new(Inboxes::new(Records::temporary().unwrap(), &Limits::default()));
+        let failing = |_| async { Err(StoreError::Full) }.boxed();
+        Desk::new(place, Store::in_memory().unwrap(), inboxes, None, Arc::new(failing))
+    }
+
+    #[tokio::test]
+    async fn what_was_done_in_part_is_in_the_audit_log_and_what_was_refused_is_not() {
+        let place = tempfile::tempdir().unwrap();
+        let desk = desk(place.path());
+        let limits = TokenLimits { max_bytes: Some(7), ..TokenLimits::default() };
+        let new = NewToken { name: "ci".into(), reserve: vec![], expires_at: Some(1_796_083_200), limits };
+        let ask = async |request| desk.ask(&By::this(), request).await;
+        assert!(matches!(ask(Request::CreateToken(new.clone())).await, Reply::Created { .. }));
+        assert!(matches!(ask(Request::CreateToken(new)).await, Reply::Refused { why: Why::Conflict, .. }));
+        let names = vec![Name::parse("hooks").unwrap()];
+        for (request, operation) in [
+            (Request::Block { target: Target::Token("ci".into()), reason: "spam".into() }, "block.add"),
+            (
+                Request::Reserve { token: "ci".into(), names: names.clone(), provider: None, inbox: None },
+                "name.reserve",
+            ),
+            (Request::Release { names: names.clone(), forget: false }, "name.release"),
+            (Request::RevokeToken { token: "ci".into() }, "token.revoke"),
+        ] {
+            assert!(matches!(ask(request).await, Reply::Refused { .. }));
+            let entry = desk.store.audit(None, 1).await.unwrap().remove(0);
+            assert_eq!(entry.operation, operation);
+            assert!(entry.detail.contains("done in part: ") && entry.detail.contains("is full"), "{entry:?}");
+        }
+        assert!(matches!(ask(Request::Release { names, forget: false }).await, Reply::Refused { .. }));
+        let entries = desk.store.audit(None, 10).await.unwrap();
+        assert_eq!(entries.len(), 5, "{entries:?}");
+        assert_eq!(entries[4].detail, r#"expires 2026-12-01T00:00:00Z, {"max_bytes":7}"#);
     }
 }

@@ -11,7 +11,7 @@
 //!   relay.lock free             ──►  hold it, open relay.db and inbox.db, do it here
 //! ```
 
-mod deeds;
+pub(crate) mod deeds;
 mod desk;
 #[doc(hidden)]
 pub mod secret;

@@ -202,6 +202,23 @@ pub struct LimitChange {
 }
 
 impl LimitChange {
+    /// What leads from one to the other.
+    pub(crate) fn between(from: TokenLimits, to: TokenLimits) -> Self {
+        fn other<T: PartialEq>(from: T, to: T) -> Option<T> {
+            (from != to).then_some(to)
+        }
+        Self {
+            max_tunnels: other(from.max_tunnels, to.max_tunnels),
+            max_names: other(from.max_names, to.max_names),
+            max_sessions: other(from.max_sessions, to.max_sessions),
+            max_rate: other(from.max_rate, to.max_rate),
+            max_streams: other(from.max_streams, to.max_streams),
+            max_bytes: other(from.max_bytes, to.max_bytes),
+            max_body: other(from.max_body, to.max_body),
+            allow: other(from.allow, to.allow),
+        }
+    }
+
     /// These limits, changed.
     #[must_use]
     pub fn apply(self, limits: TokenLimits) -> TokenLimits {
