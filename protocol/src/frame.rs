@@ -195,6 +195,8 @@ pub enum SessionKind {
     /// The relay asks the client to come again, to the process that serves on in its place. It has no payload, and whoever
     /// does not know the kind skips it.
     Move = 0x16,
+    /// The relay says why the client has lost a tunnel, in front of the `Unbind`. Whoever does not know the kind skips it.
+    Lost = 0x17,
 }
 
 impl SessionKind {
@@ -207,6 +209,7 @@ impl SessionKind {
             0x14 => Self::Unbind,
             0x15 => Self::Withheld,
             0x16 => Self::Move,
+            0x17 => Self::Lost,
             _ => return None,
         })
     }
@@ -215,7 +218,7 @@ impl SessionKind {
     const fn flags(self) -> u8 {
         match self {
             Self::Hello | Self::Welcome | Self::Bind | Self::Bound | Self::Unbind => 0,
-            Self::Withheld | Self::Move => IGNORABLE,
+            Self::Withheld | Self::Move | Self::Lost => IGNORABLE,
         }
     }
 }
@@ -581,6 +584,7 @@ mod tests {
             }),
             bytes(300).prop_map(|b| Frame::Session(SessionKind::Hello, b)),
             bytes(300).prop_map(|b| Frame::Session(SessionKind::Withheld, b)),
+            bytes(300).prop_map(|b| Frame::Session(SessionKind::Lost, b)),
             Just(Frame::Session(SessionKind::Move, Bytes::new())),
         ]
     }

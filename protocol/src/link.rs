@@ -84,9 +84,18 @@ impl Link {
     /// # Errors
     /// [`OpenError`]: the session ends, or is full.
     pub fn open(&self, head: Bytes, body: &mut Bytes, last: bool) -> Result<Stream, OpenError> {
+        self.open_for(0, head, body, last)
+    }
+
+    /// As [`Link::open`], for what can be [cut](Link::cut) by this number.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_for(&self, of: u32, head: Bytes, body: &mut Bytes, last: bool) -> Result<Stream, OpenError> {
         let now = Instant::now().into_std();
         self.with(|mux| {
             let id = mux.open(head, now)?;
+            mux.label(id, of);
             // A stream just opened takes what its credit covers; nobody needs to be woken for the rest yet.
             let sent = mux.poll_send(id, body, &Context::from_waker(Waker::noop()));
             if last && sent.is_ready() {
@@ -95,6 +104,11 @@ impl Link {
             }
             Ok(Stream(Arc::new(Guard { link: self.clone(), id })))
         })
+    }
+
+    /// Resets the streams that were [opened for](Link::open_for) this, all at once.
+    pub fn cut(&self, of: u32, reset: Reset) {
+        self.with(|mux| mux.cut(of, reset));
     }
 
     /// The next thing that concerns the session. Ends with [`Signal::Ended`], again and again.

@@ -181,6 +181,17 @@ pub struct Withheld {
     pub extra: Vec<Extra>,
 }
 
+/// Why a client has lost a tunnel that it had, in front of the `Unbind` that says that it has.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct Lost {
+    /// The client's number for the tunnel.
+    pub tunnel: u32,
+    /// As where a tunnel is refused; the code may be one such as `taken-over`.
+    pub why: Refusal,
+    /// Additions of later versions; unknown tags are ignored.
+    pub extra: Vec<Extra>,
+}
+
 /// The head of a request as it crosses the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestHead {
@@ -310,7 +321,7 @@ macro_rules! plain_payload {
         }
     )* };
 }
-plain_payload!(Welcome, TunnelSpec, Bound, Withheld);
+plain_payload!(Welcome, TunnelSpec, Bound, Withheld, Lost);
 
 /// The payload of an `Unbind` frame.
 impl Payload for u32 {

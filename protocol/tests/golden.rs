@@ -11,7 +11,7 @@ use relay_protocol::access::{self, Access, ApiKey, Digest};
 use relay_protocol::frame::{Frame, GoAway, HEADER_LEN, MAX_DATA_ACCEPTED, MAX_HEAD, MAX_MESSAGE, Reset, SessionKind};
 use relay_protocol::frame::{MAX_REASON, StreamId};
 use relay_protocol::message::{
-    Bound, Extra, HeaderList, Hello, MAX_HEADERS, MAX_TUNNELS, MOVES, Payload, PublicName, Refusal, RequestHead,
+    Bound, Extra, HeaderList, Hello, Lost, MAX_HEADERS, MAX_TUNNELS, MOVES, Payload, PublicName, Refusal, RequestHead,
     ResponseHead, TunnelSpec, Welcome, Withheld,
 };
 use relay_protocol::mux::{FLOOR, INITIAL, MAX_INTERIM};
@@ -132,6 +132,8 @@ fn meant() -> BTreeMap<&'static str, Frame> {
         reason: "too old".into(),
         extra: vec![],
     };
+    let why = Refusal { code: "blocked".into(), message: "Blocked.".into(), hint: ":(".into() };
+    let lost = Lost { tunnel: 1, why, extra: vec![] };
     let session = Frame::Session;
     BTreeMap::from([
         ("open", Frame::Open { stream, request_credit: INITIAL, response_credit: INITIAL, last: false, head: request }),
@@ -153,6 +155,7 @@ fn meant() -> BTreeMap<&'static str, Frame> {
         ("unbind", session(SessionKind::Unbind, payload(300_u32))),
         ("withheld", session(SessionKind::Withheld, payload(withheld))),
         ("move", session(SessionKind::Move, Bytes::new())),
+        ("lost", session(SessionKind::Lost, payload(lost))),
         ("skipped", Frame::Skipped),
     ])
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Acquire, Ordering::Release};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use crate::store::{Name, Store, StoreError, TokenId};
 use relay_protocol::network::Network;
@@ -75,6 +76,8 @@ pub(crate) struct Blocks {
     lists: RwLock<Lists>,
     /// There is any. Most relays have none, and every request asks.
     any: AtomicBool,
+    /// Says that the lists are others, to those that go on for long.
+    changed: watch::Sender<()>,
     /// Held from the reading to the taking, so that what was read first does not win over what was read last.
     loading: tokio::sync::Mutex<()>,
 }
@@ -108,6 +111,7 @@ impl Blocks {
         }
         *self.lists.write().unwrap_or_else(PoisonError::into_inner) = lists;
         self.any.store(any, Release);
+        self.changed.send_replace(());
         Ok(())
     }
 
@@ -123,6 +127,22 @@ impl Blocks {
         lists.networks.iter().any(|(length, networks)| {
             Network::of(address, *length).is_some_and(|network| networks.contains(&network.first()))
         })
+    }
+
+    /// The names that nobody is to have.
+    pub(crate) fn names(&self) -> Vec<Name> {
+        self.lists().map(|lists| lists.names.iter().cloned().collect()).unwrap_or_default()
+    }
+
+    /// Waits until whoever comes from there is kept out.
+    pub(crate) async fn until_address(&self, address: IpAddr) {
+        let mut changed = self.changed.subscribe();
+        while !self.has_address(address) {
+            // Its sender is as old as this.
+            if changed.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
     }
 
     /// Whether nobody is to have that name.

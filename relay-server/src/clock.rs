@@ -1,5 +1,6 @@
 //! The time by the system's clock, as records and people want it.
 
+use std::ops::Range;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jiff::civil::Date;
@@ -37,6 +38,11 @@ impl Month {
     pub(crate) fn of(unix: i64) -> Self {
         let date = Timestamp::from_second(unix).unwrap_or_default().to_zoned(TimeZone::UTC).date();
         Self(i32::from(date.year()) * 12 + i32::from(date.month()) - 1)
+    }
+
+    /// Its seconds, in Unix time.
+    pub(crate) fn span(self) -> Range<i64> {
+        Self(self.0.saturating_sub(1)).end()..self.end()
     }
 
     /// When it is over, in Unix seconds.

@@ -87,7 +87,6 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::FutureExt as _;
-use relay_protocol::frame::SessionKind;
 use relay_protocol::webhook::{Table, TableError};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{mpsc, watch};
@@ -120,7 +119,7 @@ use self::status::Present;
 use self::store::{Store, StoreError, TokenSummary};
 use self::succession::{Candidate, Office, Predecessor};
 use self::traces::{Exporter, Tracer};
-use self::tunnels::Registry;
+use self::tunnels::{Loss, Registry};
 
 /// How long tasks that were told to end have to do so.
 const LAST_WAIT: std::time::Duration = std::time::Duration::from_secs(5);
@@ -253,11 +252,17 @@ impl Shared {
             Change::Blocks => {
                 self.blocks.load(&self.store).await?;
                 self.keep_out();
+                if let Some(domains) = &self.domains {
+                    domains.look_at_blocked();
+                }
             }
             Change::Revoked(token) => {
                 self.sessions.end(token, relay_protocol::frame::GoAway::Revoked, "The token was revoked.");
                 self.registry.revoke(token);
                 inbox::revoke(&self, token);
+                if let Some(domains) = &self.domains {
+                    self.store.domains_of(token).await?.iter().for_each(|domain| domains.look_again(domain));
+                }
             }
             Change::Reserved { token, names, provider, inbox } => {
                 self.want_certificates(&names);
@@ -270,24 +275,26 @@ impl Shared {
                 if let Some(domains) = &self.domains {
                     names.iter().filter(|name| name.is_domain()).for_each(|name| domains.look_again(name));
                 }
-                for name in names.iter().map(store::Name::as_str) {
-                    self.registry.release(name);
-                    inbox::close(&self.inboxes, name, None).await?;
+                for name in &names {
+                    self.registry.release(name.as_str());
+                    if name.is_domain() {
+                        // It is nobody's at once; other names are for nobody but its client still.
+                        self.registry.evict(name.as_str(), Loss::Released, |_| true);
+                        self.registry.forget(name.as_str(), None);
+                    }
+                    inbox::close(&self.inboxes, name.as_str(), None).await?;
                 }
             }
         }
         Ok(())
     }
 
-    /// Ends sessions and tunnels of those who are kept out. Of a name alone, requests that are under way go to their ends.
+    /// Ends sessions and tunnels of those who are kept out, with what is under way. Their connections end by themselves.
     fn keep_out(&self) {
         self.sessions.keep_out(&self.blocks);
-        for tunnel in self.registry.tunnels() {
-            if self.blocks.has_name(&tunnel.name) {
-                tunnel.counted.end();
-                self.registry.unbind(&tunnel, None);
-                tunnels::send(&tunnel.link, SessionKind::Unbind, &tunnel.number);
-            }
+        self.janitor.keep_out(&self.blocks);
+        for name in self.blocks.names() {
+            self.registry.evict(name.as_str(), Loss::Blocked, |_| true);
         }
     }
 
@@ -764,7 +771,8 @@ async fn drain(shared: &Shared) {
     }
 }
 
-/// Ends sessions whose tokens have been revoked by another process, for as long as there is one.
+/// Does what another process has changed for those who are still here, for as long as there is one: ends sessions whose tokens it
+/// has revoked, keeps out whom it keeps out, and lets nobody have more than it does.
 async fn end_with_their_tokens(shared: &Shared) {
     loop {
         tokio::time::sleep(std::time::Duration::from_secs(1)).await;
@@ -772,6 +780,7 @@ async fn end_with_their_tokens(shared: &Shared) {
             shared.sessions.end(token, relay_protocol::frame::GoAway::Revoked, "The token is not in force any more.");
         }
         // What cannot be read now is read in a second.
+        let _ = shared.quotas.limit_all(&shared.store).await;
         if shared.blocks.load(&shared.store).await.is_ok() {
             shared.keep_out();
         }

@@ -1,11 +1,12 @@
 //! How much of a token's tunnels the public may use, and how much it has.
 //!
 //! Requests per second are counted by the generic cell rate algorithm, which needs one instant; those under way are counted
-//! as they come and go; the bytes of a month are counted here, and written down every few seconds, so that no request waits
-//! for a disk. Two processes may count at once while one takes the place of the other: each adds what it has seen itself.
+//! as they come and go; the bytes of a month are counted here, at the end of an exchange or whenever there were [many](EACH), and
+//! written down every few seconds, so that no request waits for a disk. Two processes may count at once while one takes the place of the other: each adds what it has seen itself.
 
 use std::fmt;
 use std::net::IpAddr;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,6 +22,16 @@ const SAVE: Duration = Duration::from_secs(10);
 
 /// Of the requests of one second, so many at once.
 const BURST: Duration = Duration::from_secs(1);
+
+/// Bytes of an exchange that goes on are counted when there are so many more of them.
+pub(crate) const EACH: u64 = 1 << 20;
+
+/// What is under way when a month is used up may go on for this share of it, or for [`EACH`] where that is more: most would not have
+/// been much longer. What goes beyond is ended.
+const BEYOND: u64 = 10;
+
+/// Months that are remembered beside the present one.
+const MONTHS: i32 = 13;
 
 /// What is counted, by token. There are no more of them than tokens that were used since the start.
 #[derive(Debug, Default)]
@@ -69,6 +80,18 @@ impl Quotas {
         self.meters.iter().filter(|meter| meter.lock().bytes_left(unix) == Some(0)).count()
     }
 
+    /// As [`Quotas::limit`], for all tokens: another process may have changed them.
+    ///
+    /// # Errors
+    /// [`StoreError`]; some are as they were.
+    pub(crate) async fn limit_all(&self, store: &Store) -> Result<(), StoreError> {
+        let tokens: Vec<TokenId> = self.meters.iter().map(|meter| *meter.key()).collect();
+        for token in tokens {
+            self.limit(store, token).await?;
+        }
+        Ok(())
+    }
+
     /// Writes down what was counted since the last time.
     ///
     /// # Errors
@@ -90,7 +113,15 @@ impl Quotas {
 
 /// Writes down what is counted, until the relay closes. What is left then is the caller's to save.
 pub(crate) async fn run(shared: Arc<Shared>) {
+    let mut pruned = None;
     while shared.closing.run_until_cancelled(sleep(SAVE)).await.is_some() {
+        let month = Month::of(unix_now());
+        if pruned != Some(month) {
+            match shared.store.forget_months(Month(month.0 - MONTHS)).await {
+                Ok(()) => pruned = Some(month),
+                Err(error) => tracing::error!(%error, "the bytes of months long ago were not forgotten"),
+            }
+        }
         if let Err(error) = shared.quotas.save(&shared.store).await {
             tracing::error!(%error, "the bytes that tokens have used were not written down, which is tried again");
         }
@@ -111,10 +142,11 @@ struct State {
     paid: Option<Instant>,
     /// Requests under way.
     streams: u32,
-    /// The bytes of this month, and of months before that are not written down yet.
-    months: Vec<Bytes>,
-    /// When this month is over, in Unix seconds.
-    until: i64,
+    /// The bytes of this month, by the clock that may have been set since, and its seconds.
+    month: Bytes,
+    span: Range<i64>,
+    /// Those of others that are not written down yet.
+    others: Vec<Bytes>,
 }
 
 /// The bytes of a month.
@@ -125,6 +157,8 @@ struct Bytes {
     saved: u64,
     /// Those that it does not.
     unsaved: u64,
+    /// What the store knows is known here.
+    is_known: bool,
 }
 
 /// Why a request is one too many.
@@ -164,8 +198,9 @@ impl fmt::Display for Over {
 
 impl Meter {
     fn new(token: TokenId, limits: TokenLimits, month: Month, saved: u64) -> Self {
-        let months = vec![Bytes { month, saved, unsaved: 0 }];
-        let state = State { limits, paid: None, streams: 0, months, until: month.end() };
+        let (span, others) = (month.span(), Vec::new());
+        let month = Bytes { month, saved, unsaved: 0, is_known: true };
+        let state = State { limits, paid: None, streams: 0, month, span, others };
         Self { token, state: Mutex::new(state) }
     }
 
@@ -203,7 +238,7 @@ impl Meter {
         let mut state = self.lock();
         let TokenLimits { max_bytes, max_streams, max_rate, .. } = state.limits;
         if let Some(most) = max_bytes.filter(|_| state.bytes_left(unix) == Some(0)) {
-            return Err(Over::Bytes(most, state.until));
+            return Err(Over::Bytes(most, state.span.end));
         }
         if let Some(most) = max_streams.filter(|most| state.streams >= *most) {
             return Err(Over::Streams(most));
@@ -220,30 +255,40 @@ impl Meter {
         Ok(Pass(self.clone()))
     }
 
-    fn count(&self, bytes: u64, unix: i64) {
+    /// Counts bytes of a request.
+    ///
+    /// # Errors
+    /// [`Over`]: that is so much more than the token may have that the request is to end.
+    pub(crate) fn count(&self, bytes: u64, unix: i64) -> Result<(), Over> {
         let mut state = self.lock();
-        state.turn(unix);
-        if let Some(month) = state.months.last_mut() {
-            month.unsaved = month.unsaved.saturating_add(bytes);
+        let month = state.turn(unix);
+        month.unsaved = month.unsaved.saturating_add(bytes);
+        let used = month.saved.saturating_add(month.unsaved);
+        match state.limits.max_bytes {
+            Some(most) if used >= most.saturating_add((most / BEYOND).max(EACH)) => {
+                Err(Over::Bytes(most, state.span.end))
+            }
+            _ => Ok(()),
         }
     }
 
     /// What the store does not know of.
     fn counted(&self) -> Vec<(TokenId, Month, u64)> {
         let state = self.lock();
-        let unsaved = state.months.iter().filter(|bytes| bytes.unsaved > 0);
+        let all = state.others.iter().chain([&state.month]);
+        let unsaved = all.filter(|bytes| bytes.unsaved > 0 || !bytes.is_known);
         unsaved.map(|bytes| (self.token, bytes.month, bytes.unsaved)).collect()
     }
 
     /// The store knows of so many more of a month, of which there are so many in all.
     fn saved(&self, month: Month, bytes: u64, total: u64) {
         let mut state = self.lock();
-        if let Some(of) = state.months.iter_mut().find(|of| of.month == month) {
+        let State { month: now, others, .. } = &mut *state;
+        if let Some(of) = others.iter_mut().chain([now]).find(|of| of.month == month) {
             of.unsaved = of.unsaved.saturating_sub(bytes);
-            of.saved = total;
+            (of.saved, of.is_known) = (total, true);
         }
-        let last = state.months.last().map(|bytes| bytes.month);
-        state.months.retain(|bytes| Some(bytes.month) == last || bytes.unsaved > 0);
+        others.retain(|bytes| bytes.unsaved > 0);
     }
 }
 
@@ -251,18 +296,22 @@ impl State {
     /// How many bytes the token may still have in this month, where they are limited.
     fn bytes_left(&mut self, unix: i64) -> Option<u64> {
         let most = self.limits.max_bytes?;
-        self.turn(unix);
-        let used = self.months.last().map_or(0, |bytes| bytes.saved.saturating_add(bytes.unsaved));
-        Some(most.saturating_sub(used))
+        let month = self.turn(unix);
+        Some(most.saturating_sub(month.saved.saturating_add(month.unsaved)))
     }
 
-    /// Begins another month where this one is over.
-    fn turn(&mut self, unix: i64) {
-        if unix >= self.until {
+    /// The month of that moment, which is this one from now on: months begin, and clocks are set, both ways.
+    fn turn(&mut self, unix: i64) -> &mut Bytes {
+        if !self.span.contains(&unix) {
             let month = Month::of(unix);
-            self.until = month.end();
-            self.months.push(Bytes { month, saved: 0, unsaved: 0 });
+            self.span = month.span();
+            let known = self.others.iter().position(|bytes| bytes.month == month).map(|at| self.others.swap_remove(at));
+            // What the store knows of it is learned when it is next written to.
+            let next = known.unwrap_or(Bytes { month, saved: 0, unsaved: 0, is_known: false });
+            let before = std::mem::replace(&mut self.month, next);
+            self.others.extend(Some(before).filter(|before| before.unsaved > 0));
         }
+        &mut self.month
     }
 }
 
@@ -272,13 +321,8 @@ pub(crate) struct Pass(Arc<Meter>);
 
 impl Pass {
     /// What it counts for.
-    pub(crate) fn meter(&self) -> Arc<Meter> {
-        self.0.clone()
-    }
-
-    /// Counts the bytes that it has had.
-    pub(crate) fn count(&self, bytes: u64) {
-        self.0.count(bytes, unix_now());
+    pub(crate) fn meter(&self) -> &Arc<Meter> {
+        &self.0
     }
 }
 
@@ -291,6 +335,8 @@ impl Drop for Pass {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+    use std::collections::BTreeMap;
 
     use super::*;
     use crate::store::LimitChange;
@@ -335,12 +381,12 @@ mod tests {
         let meter = meter(TokenLimits { max_bytes: Some(1000), ..TokenLimits::default() }, 900);
         let admit = |unix| meter.admit(Instant::now(), unix);
         let pass = admit(LAST).unwrap();
-        pass.0.count(100, LAST);
+        pass.0.count(100, LAST).unwrap();
         let over = admit(LAST).unwrap_err();
         assert_eq!(over, Over::Bytes(1000, LAST + 1));
         assert!(over.to_string().contains("1000 of this month") && over.to_string().contains("2026-12-01T00:00:00Z"));
         let next = admit(LAST + 1).expect("another month");
-        next.0.count(7, LAST + 1);
+        next.0.count(7, LAST + 1).unwrap();
         let (month, following) = (Month::of(LAST), Month::of(LAST + 1));
         assert_eq!(meter.counted(), [(TokenId(1), month, 100), (TokenId(1), following, 7)]);
         meter.saved(month, 100, 1000);
@@ -361,7 +407,7 @@ mod tests {
         let (_, token) = store.create_token(new, unix_now()).await.unwrap();
         let quotas = Quotas::default();
         let meter = quotas.meter(&store, token.id).await.unwrap();
-        meter.admit(Instant::now(), unix_now()).unwrap().count(10);
+        meter.admit(Instant::now(), unix_now()).unwrap().meter().count(10, unix_now()).unwrap();
         assert!(meter.admit(Instant::now(), unix_now()).is_err());
         quotas.save(&store).await.unwrap();
         quotas.save(&store).await.unwrap();
@@ -375,5 +421,43 @@ mod tests {
         assert!(meter.admit(Instant::now(), unix_now()).is_ok());
         assert_eq!(quotas.exhausted(unix_now()), 0);
         assert_eq!(store.list_tokens(unix_now()).await.unwrap()[0].month_bytes, 10, "once, however often it is saved");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_is_set_forth_and_back_neither_gives_nor_takes_a_month() {
+        let meter = meter(TokenLimits { max_bytes: Some(1000), ..TokenLimits::default() }, 0);
+        let (month, year) = (Month::of(LAST), 365 * 24 * 3600);
+        meter.count(600, LAST).unwrap();
+        meter.count(900, LAST + year).unwrap();
+        meter.count(300, LAST).unwrap();
+        let counted = |meter: &Meter| {
+            meter.counted().into_iter().map(|(_, month, bytes)| (month, bytes)).collect::<BTreeMap<_, _>>()
+        };
+        assert_eq!(counted(&meter), BTreeMap::from([(month, 900), (Month::of(LAST + year), 900)]));
+        meter.saved(month, 900, 900);
+        meter.saved(Month::of(LAST + year), 900, 900);
+        meter.admit(Instant::now(), LAST).unwrap();
+        meter.count(100, LAST).unwrap();
+        assert_eq!(meter.admit(Instant::now(), LAST).unwrap_err(), Over::Bytes(1000, LAST + 1));
+
+        // A month that is come back to is asked for, though nothing is added to it.
+        meter.saved(month, 100, 1000);
+        meter.admit(Instant::now(), LAST + year).unwrap();
+        meter.saved(month, 0, 1000);
+        meter.admit(Instant::now(), LAST).unwrap();
+        assert_eq!(counted(&meter), BTreeMap::from([(month, 0)]));
+        meter.saved(month, 0, 1000);
+        assert!(meter.admit(Instant::now(), LAST).is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_under_way_may_go_on_for_a_tenth_or_for_a_mebibyte() {
+        let meter = meter(TokenLimits { max_bytes: Some(100 * EACH), ..TokenLimits::default() }, 99 * EACH);
+        meter.count(EACH, LAST).unwrap();
+        meter.count(10 * EACH - 1, LAST).unwrap();
+        assert_eq!(meter.count(1, LAST).unwrap_err(), Over::Bytes(100 * EACH, LAST + 1));
+        let meter = self::meter(TokenLimits { max_bytes: Some(10), ..TokenLimits::default() }, 9);
+        meter.count(EACH, LAST).unwrap();
+        assert!(meter.count(1, LAST).is_err());
     }
 }

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, Version};
@@ -12,6 +13,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use relay_client::upstream::address::UpstreamAddr;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -119,6 +121,42 @@ impl App {
                 connections.spawn(http1(stream, counts.clone(), answer.clone()));
             }
         })
+    }
+
+    /// Whose answers never end: `/wait` has not begun, `/socket` has switched protocols, and all others say `piece` again and again, as
+    /// does what it has switched to.
+    pub async fn endless(piece: Bytes) -> Self {
+        Self::serve(move |mut request: Request<Incoming>| {
+            let piece = piece.clone();
+            async move {
+                match request.uri().path() {
+                    "/wait" => std::future::pending().await,
+                    "/socket" => {
+                        let upgraded = hyper::upgrade::on(&mut request);
+                        tokio::spawn(async move {
+                            let mut io = TokioIo::new(upgraded.await?);
+                            while io.write_all(&piece).await.is_ok() {
+                                tokio::time::sleep(Duration::from_millis(1)).await;
+                            }
+                            Ok::<_, hyper::Error>(())
+                        });
+                        let response = Response::builder().status(101);
+                        let response = response.header("connection", "upgrade").header("upgrade", "own");
+                        response.body(body::empty()).expect("a response")
+                    }
+                    _ => {
+                        let (pipe, body) = body::pipe();
+                        tokio::spawn(async move {
+                            while pipe.send(piece.clone()).await {
+                                tokio::time::sleep(Duration::from_millis(1)).await;
+                            }
+                        });
+                        Response::new(body)
+                    }
+                }
+            }
+        })
+        .await
     }
 
     /// Sends every body back as it arrives, with the request's `Content-Type`.

@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub struct Parent {
     address: Ipv4Addr,
     zone: Arc<Zone>,
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
 }
 
 #[derive(Debug)]
@@ -63,7 +63,7 @@ impl Parent {
                 }
             }
         });
-        let parent = Self { address, zone, _tasks: tasks };
+        let parent = Self { address, zone, tasks };
         parent.set::<&str>(&[]);
         parent
     }
@@ -71,6 +71,11 @@ impl Parent {
     /// Where it is asked.
     pub fn address(&self) -> SocketAddr {
         (self.address, 53).into()
+    }
+
+    /// From now on nobody answers there.
+    pub async fn stop(&mut self) {
+        self.tasks.shutdown().await;
     }
 
     /// From now on the zone has these records beside its own: a name, `A`, `NS`, `TXT` or `CAA`, and what it says.

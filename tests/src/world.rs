@@ -402,6 +402,16 @@ impl Http {
         answer
     }
 
+    /// As [`Http::request`], with what the connection is switched to: a protocol of the test's own, over HTTP/1.1.
+    pub async fn switch(&mut self, mut request: Request<Body>) -> TokioIo<hyper::upgrade::Upgraded> {
+        self.ready().await;
+        request.headers_mut().insert("connection", HeaderValue::from_static("upgrade"));
+        request.headers_mut().insert("upgrade", HeaderValue::from_static("own"));
+        let mut response = within("an answer", self.request(request)).await.expect("an answer");
+        assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS, "{response:?}");
+        TokioIo::new(within("the upgrade", hyper::upgrade::on(&mut response)).await.expect("an upgrade"))
+    }
+
     /// As [`Http::request`], with the answer read to its end. Panics where it breaks.
     pub async fn answer(&mut self, request: Request<Body>) -> Answer {
         self.ready().await;

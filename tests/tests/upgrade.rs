@@ -675,6 +675,54 @@ async fn requests_wait_for_a_client_that_is_on_its_way_to_the_new_process() {
     assert_eq!(answers, [200; 8]);
 }
 
+/// What is changed meanwhile holds for those who are still with the old process.
+#[tokio::test]
+async fn a_limit_that_the_new_process_is_told_of_holds_in_the_old_one() {
+    let service = Service::start("").await;
+    let token = service.relay.token("me").await;
+    let (go, told) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (wait, tell) = (go.clone(), told.clone());
+    let app = App::serve(move |request| {
+        let (wait, tell) = (wait.clone(), tell.clone());
+        async move {
+            if request.uri().path() == "/slow" {
+                tell.notify_one();
+                wait.notified().await;
+            }
+            Response::new(full("done"))
+        }
+    })
+    .await;
+    let client = service.relay.client(&token, &app.upstream().to_string(), &["--subdomain", "live"]).await;
+    let way = Way { https: service.relay.https, url: String::new(), ca: service.relay.ca_file(), token };
+    let post = |path: &str| Request::post(way.target("live", path)).body(full("")).unwrap();
+    let mut connections = Vec::new();
+    for _ in 0..16 {
+        let mut connection = way.connect("live", b"http/1.1").await.unwrap();
+        assert_eq!(connection.answer(post("/")).await.code(), 200);
+        connections.push(connection);
+    }
+    let (mut slow, request) = (way.connect("live", b"http/1.1").await.unwrap(), post("/slow"));
+    let slow = tokio::spawn(async move { slow.answer(request).await.code() });
+    told.notified().await;
+    let (_, _new) = service.upgrade().await;
+    let limited = service.relay.token_command(&["limit", "me", "--max-streams", "1"]).await;
+    assert_eq!(limited.code(), 0, "{limited:?}");
+    // Each of them leads to the old one, and takes one more request.
+    let mut codes = Vec::new();
+    for mut connection in connections {
+        codes.push(connection.answer(post("/")).await.code());
+        if codes.last() == Some(&429) {
+            break;
+        }
+        sleep(Duration::from_millis(250)).await;
+    }
+    assert_eq!(codes.last(), Some(&429), "{codes:?}");
+    go.notify_one();
+    assert_eq!(slow.await.unwrap(), 200);
+    drop(client);
+}
+
 #[tokio::test]
 async fn a_new_program_that_does_not_start_is_told_of_and_the_old_one_serves_on() {
     let service = Service::start("timeout = '20s'\n").await;

@@ -240,6 +240,8 @@ struct Stream {
     grant: u32,
     phase: Phase,
     released: bool,
+    /// What it is for, where its opener wants to [cut](Mux::cut) all that are.
+    of: u32,
     /// Who waits for nothing but the stream's end before its time.
     watcher: Option<Waker>,
 }
@@ -457,6 +459,7 @@ impl Mux {
             grant: 0,
             phase: Phase::Open,
             released: false,
+            of: 0,
             watcher: None,
         };
         if refused {
@@ -924,6 +927,7 @@ impl Mux {
             grant: 0,
             phase: Phase::Open,
             released: false,
+            of: 0,
             watcher: None,
         };
         stream.send.push_head(head, false);
@@ -1079,6 +1083,20 @@ impl Mux {
         stream.recv.window.clear(&mut self.budget);
         stream.phase = Phase::Resetting { written };
         self.control.resets.push_back((id, reset));
+    }
+
+    /// Says what a stream is for.
+    pub fn label(&mut self, id: StreamId, of: u32) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.of = of;
+        }
+    }
+
+    /// Resets all streams that are [for](Self::label) this.
+    pub fn cut(&mut self, of: u32, reset: Reset) {
+        let open = self.streams.iter().filter(|(_, stream)| stream.of == of && stream.phase == Phase::Open);
+        let open: Vec<StreamId> = open.map(|(id, _)| *id).collect();
+        open.into_iter().for_each(|id| self.reset(id, reset));
     }
 
     /// The application lets go of a stream. What has not ended is reset as cancelled, but a response that is complete

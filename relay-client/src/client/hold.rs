@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use relay_protocol::frame::GoAway;
 use relay_protocol::inbox::api::Inbox;
+use relay_protocol::message::Refusal;
 use relay_protocol::mux::Ended;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval, sleep, timeout};
@@ -32,7 +33,7 @@ const PROBE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 /// How long a client that ends waits for what is under way without a word.
 const QUIETLY: Duration = Duration::from_millis(500);
 
-/// The relay does not say which of the two it was.
+/// Of a relay that does not say which of the two it was.
 const TAKEN_OVER: &str =
     "Another client with the same token has taken the name over, or the relay's operator has blocked it.";
 
@@ -229,7 +230,10 @@ impl<'a> Hold<'a> {
                 Step::News(News::Unwatched) => return Ok(()),
                 Step::News(News::Ended(ended)) => self.ended(&ended, observer)?,
                 Step::News(News::Drains(reason)) => self.drains(reason),
-                Step::News(News::Unbound(tunnel)) => self.lose(tunnel, TAKEN_OVER, observer)?,
+                Step::News(News::Unbound(tunnel, why)) => {
+                    let told = why.map(|Refusal { message, hint, .. }| format!("{message} {hint}"));
+                    self.lose(tunnel, told.as_deref().map_or(TAKEN_OVER, str::trim_end), observer)?;
+                }
                 Step::News(News::Bound(bound)) => {
                     self.tunnels.bound(bound, false, self.client, self.serve.link(), observer)?;
                     self.settle(observer)?;

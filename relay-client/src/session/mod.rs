@@ -33,7 +33,7 @@ use relay_protocol::frame::{GoAway, Reset, SessionKind};
 use relay_protocol::inbox::Delivery;
 use relay_protocol::link::{Driver, Link, Signal, Stream};
 use relay_protocol::message::{
-    Bound, Hello, MOVES, Payload, Refusal, RequestHead, Resume, TunnelSpec, Welcome, Withheld,
+    Bound, Hello, Lost, MOVES, Payload, Refusal, RequestHead, Resume, TunnelSpec, Welcome, Withheld,
 };
 use relay_protocol::mux::{Ended, Item, Limits, Side};
 use relay_protocol::{CONNECT_PATH, SUBPROTOCOL};
@@ -271,8 +271,8 @@ pub(crate) enum News {
     Drains(String),
     /// It has ended. What has to be said is still being said.
     Ended(Ended),
-    /// The relay gave this tunnel's name to another session.
-    Unbound(u32),
+    /// The relay gave this tunnel's name to somebody else, or to nobody, and why, if it says so.
+    Unbound(u32, Option<Refusal>),
     /// What became of a tunnel that was asked for.
     Bound(Bound),
     /// The observer has seen enough.
@@ -495,9 +495,14 @@ impl Serve {
                     Poll::Ready(Signal::Opened(stream)) => self.start(at, stream),
                     Poll::Ready(Signal::Message(SessionKind::Unbind, payload)) => {
                         if let Ok(tunnel) = u32::from_bytes(&payload) {
-                            self.tell(at, News::Unbound(tunnel));
+                            self.tell(at, News::Unbound(tunnel, None));
                         }
                     }
+                    // The Unbind behind it is then for a tunnel that nobody has.
+                    Poll::Ready(Signal::Message(SessionKind::Lost, payload)) => match Lost::from_bytes(&payload) {
+                        Ok(Lost { tunnel, why, .. }) => self.tell(at, News::Unbound(tunnel, Some(why))),
+                        Err(error) => link.go_away(GoAway::Protocol, false, &error.to_string()),
+                    },
                     Poll::Ready(Signal::Message(SessionKind::Bound, payload)) => match Bound::from_bytes(&payload) {
                         Ok(bound) => self.tell(at, News::Bound(bound)),
                         Err(error) => link.go_away(GoAway::Protocol, false, &error.to_string()),

@@ -141,6 +141,11 @@ impl Certificates {
         self.domains.write().unwrap_or_else(PoisonError::into_inner).remove(domain);
     }
 
+    /// What handshakes for this domain show, where it has one of its own.
+    fn of_domain(&self, domain: &str) -> Option<Arc<CertifiedKey>> {
+        self.domains.read().unwrap_or_else(PoisonError::into_inner).get(domain).cloned()
+    }
+
     /// From now on an authority that looks at this domain sees this, or nothing.
     fn prove(&self, domain: &str, proof: Option<CertifiedKey>) {
         let mut proofs = self.proofs.write().unwrap_or_else(PoisonError::into_inner);

@@ -222,7 +222,14 @@ impl Body for EdgeBody {
                 let frame = ready!(download.poll_frame(cx));
                 if let Some(exchange) = &this.exchange {
                     match &frame {
-                        Some(Ok(frame)) => exchange.sent(frame.data_ref().map_or(0, |bytes| bytes.len() as u64)),
+                        Some(Ok(frame)) => {
+                            exchange.sent(frame.data_ref().map_or(0, |bytes| bytes.len() as u64));
+                            if exchange.settle().is_err() {
+                                exchange.failed(Cause::QuotaExceeded);
+                                download.end(Reset::Cancelled);
+                                return Poll::Ready(Some(Err(StreamError::Reset(Reset::Cancelled))));
+                            }
+                        }
                         Some(Err(error)) => exchange.failed(Cause::from(*error)),
                         None => {}
                     }
@@ -249,6 +256,12 @@ impl Body for EdgeBody {
 }
 
 impl Download {
+    /// Nothing more comes.
+    fn end(&mut self, reset: Reset) {
+        self.ended = true;
+        self.stream.reset(reset);
+    }
+
     fn poll_frame(&mut self, cx: &Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
         if self.ended {
             return Poll::Ready(None);
@@ -314,6 +327,8 @@ pub(crate) enum UploadError {
     Malformed,
     /// The sender went away.
     Gone,
+    /// The token has used up what it may, and much more.
+    Quota,
     /// The tunnel wants no more of it. The response says why, or the stream does.
     Unwanted,
 }
@@ -333,6 +348,7 @@ impl UploadError {
         match self {
             Self::TooLarge => Cause::BodyTooLarge,
             Self::Silent => Cause::BodyTimeout,
+            Self::Quota => Cause::QuotaExceeded,
             Self::Malformed | Self::Gone => Cause::BadRequest,
             Self::Unwanted => Cause::UpstreamInvalid,
         }
@@ -344,7 +360,7 @@ impl UploadError {
             Self::TooLarge => Reset::TooLarge,
             Self::Silent => Reset::Idle,
             Self::Malformed => Reset::Malformed,
-            Self::Gone | Self::Unwanted => Reset::Cancelled,
+            Self::Gone | Self::Unwanted | Self::Quota => Reset::Cancelled,
         }
     }
 }
@@ -628,8 +644,7 @@ impl Upload {
 
     /// What says, while the body goes on, how far it has come.
     pub(crate) fn follow(&mut self) -> Arc<Receiving> {
-        let receiving = Receiving { bytes: AtomicU64::new(self.received), ..Receiving::default() };
-        self.counted.insert(Arc::new(receiving)).clone()
+        self.counted.insert(Arc::new(Receiving::new(self.received))).clone()
     }
 
     /// Moves the body into the stream until its end.

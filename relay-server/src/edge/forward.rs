@@ -46,7 +46,7 @@ use crate::clock::unix_now;
 use crate::quota::{Meter, Over};
 use crate::session::resumes;
 use crate::store::TokenId;
-use crate::tunnels::{Asked, Found, SEEN, Tunnel};
+use crate::tunnels::{Asked, Found, Loss, SEEN, Tunnel};
 
 /// Where a request came from.
 #[derive(Clone, Debug)]
@@ -85,6 +85,9 @@ pub(crate) async fn forward(
     request: Request<Incoming>,
 ) -> Response<EdgeBody> {
     let (mut parts, body) = request.into_parts();
+    // One that comes by itself is closed where it is kept out; a proxy's is not.
+    let address = sender.address(&parts.headers);
+    let proxied = sender.trusted.then_some(address);
     let on_upgrade = parts.extensions.remove::<OnUpgrade>();
     let head = request_head(&parts, &sender, &host);
     let mut exchange = Box::new(Exchange::new(shared.clone(), head, parts.version, started, in_flight));
@@ -105,8 +108,7 @@ pub(crate) async fn forward(
         }
         Ok(Delivered { response, switched: Some((stream, on_upgrade)), .. }) => {
             exchange.answered(response.status());
-            let (idle, closing) = (shared.limits().upgrade_idle, shared.closing.clone());
-            shared.spawn(upgrade::run(on_upgrade, stream, exchange, idle, closing));
+            shared.spawn(upgrade::run(shared.clone(), address, on_upgrade, stream, exchange));
             return response;
         }
         Err(Instead::Answered(response)) => *response,
@@ -133,7 +135,11 @@ pub(crate) async fn forward(
     }
     response.body_mut().record(exchange);
     if let Some((progress, stream)) = response.body().watch() {
-        shared.janitor.watch(progress, &stream);
+        shared.janitor.watch(progress, &stream, proxied);
+        if proxied.is_some_and(|address| shared.blocks.has_address(address)) {
+            // Since it was let in.
+            stream.reset(Reset::Cancelled);
+        }
     }
     response
 }
@@ -211,6 +217,7 @@ async fn deliver(
         }
     }
     if let Some(kept) = inbox::keep(shared, exchange, host, upload).await? {
+        exchange.taken = true;
         return Ok(kept);
     }
     let (stream, head, uploading) = request(shared, exchange, host, upload, expects).await?;
@@ -251,17 +258,18 @@ fn admit(shared: &Shared, exchange: &mut Exchange, meter: &Arc<Meter>) -> Result
         return Err(blocked(shared));
     }
     if exchange.pass.is_none() {
-        let pass = meter.admit(Instant::now(), unix_now()).map_err(|over| {
-            shared.metrics.over(over);
-            let cause = match over {
-                Over::Bytes(..) => Cause::QuotaExceeded,
-                Over::Rate(_) | Over::Streams(_) => Cause::TooManyRequests,
-            };
-            Failure { cause, message: Some(over.to_string()) }
-        })?;
-        exchange.pass = Some(pass);
+        exchange.pass = Some(meter.admit(Instant::now(), unix_now()).map_err(|over| over_quota(shared, over))?);
     }
     Ok(())
+}
+
+fn over_quota(shared: &Shared, over: Over) -> Failure {
+    shared.metrics.over(over);
+    let cause = match over {
+        Over::Bytes(..) => Cause::QuotaExceeded,
+        Over::Rate(_) | Over::Streams(_) => Cause::TooManyRequests,
+    };
+    Failure { cause, message: Some(over.to_string()) }
 }
 
 /// The operator keeps out the name, or its token.
@@ -321,7 +329,11 @@ fn rest(
     let clock = exchange.in_flight.clock().clone();
     async move {
         if let Some(stream) = to {
-            match answered.run_until_cancelled(poll_fn(|cx| upload.poll(&stream, cx))).await {
+            let sent = poll_fn(|cx| {
+                let polled = upload.poll(&stream, cx);
+                if receiving.settle().is_err() { Poll::Ready(Err(UploadError::Quota)) } else { polled }
+            });
+            match answered.run_until_cancelled(sent).await {
                 // The response goes on: its stream says what became of the exchange.
                 Some(Ok(()) | Err(UploadError::Silent)) => return,
                 Some(Err(UploadError::Unwanted)) | None => {}
@@ -392,7 +404,7 @@ async fn request(
         let (held, ended) = upload.first();
         // With an upgrade, what the sender says after the 101 is still to come.
         let last = ended && exchange.head.upgrade.is_none();
-        let opened = tunnel.link.open(head, held, last);
+        let opened = tunnel.link.open_for(tunnel.number, head, held, last);
         if opened.is_err() {
             exchange.stays();
         }
@@ -405,6 +417,12 @@ async fn request(
                 continue;
             }
         };
+        // From here on its bytes are the token's.
+        exchange.taken = true;
+        if tunnel.lost.get() == Some(&Loss::Blocked) {
+            // It was cut before this one was there.
+            stream.reset(Reset::Cancelled);
+        }
         let mut attempt = Attempt {
             stream,
             uploading: !upload.is_done(),
@@ -419,6 +437,7 @@ async fn request(
         }
         match answered {
             Ok(head) => return Ok((attempt.stream, head, attempt.uploading)),
+            Err(Stopped::Failed(_)) if tunnel.lost.get() == Some(&Loss::Blocked) => return Err(Cause::Blocked.into()),
             Err(Stopped::Failed(failure)) => return Err(failure.into()),
             Err(Stopped::Lost) => {
                 latest = attempt.deadline;
@@ -490,6 +509,10 @@ impl Attempt<'_> {
         let polled = upload.poll(&self.stream, cx);
         // At once, because a sender that goes away takes this future with it.
         exchange.received(upload.received());
+        if let Err(over) = exchange.settle() {
+            self.stream.reset(Reset::Cancelled);
+            return Err(over_quota(exchange.shared(), over));
+        }
         match polled {
             // The stream itself says why it wants no more.
             Poll::Ready(Ok(()) | Err(UploadError::Unwanted)) => self.uploading = false,
@@ -548,6 +571,9 @@ async fn find(
             let asked = known.as_ref().map(|(_, asked)| asked.clone()).unwrap_or_default();
             let until = exchange.started + Allowed::of(shared, exchange, &asked, upload.held()).time;
             if let Some((token, asked)) = &known {
+                if shared.blocks.has_token(*token) {
+                    return Err(blocked(shared).into());
+                }
                 let meter = meter(shared, *token).await?;
                 access::check(shared, exchange, name, Some(&meter), upload)?;
                 if let Some(answer) = handshake(shared, exchange, (*token, asked), upload, until).await? {

@@ -36,7 +36,6 @@ use crate::inbox::records::{AcceptError, Accepted, New, Take};
 use crate::inbox::spool::{Body, MAX_INLINE};
 use crate::inbox::{Open, Settings};
 use crate::judge::sender;
-use crate::quota::Pass;
 use crate::store::StoreError;
 use crate::tunnels::Found;
 
@@ -57,7 +56,7 @@ pub(super) async fn keep(
     let settings = inbox.settings();
     gather(shared, exchange, &inbox, &settings, upload).await?;
     // Meanwhile its client may have come, and let in others than it did.
-    let meter = exchange.pass.as_ref().map(Pass::meter);
+    let meter = exchange.pass.as_ref().map(|pass| pass.meter().clone());
     access::check(shared, exchange, &inbox.name, meter.as_deref(), upload)?;
     let Some(about) = about(shared, exchange, &settings, upload) else { return Ok(None) };
     let tunnel = match shared.registry.find(&inbox.name) {

@@ -137,9 +137,10 @@ async fn connection(shared: &Arc<Shared>, tcp: TcpStream, peer: SocketAddr, mut 
     let limits = shared.limits();
     let io = TokioIo::new(Watched::new(conn, clock.clone(), limits.clone()));
     let times = clock.clone();
+    let (owner, own) = (shared.clone(), (!sender.trusted).then_some(sender.peer));
     let service = service_fn(move |request: Request<Incoming>| {
         let (started, in_flight) = times.begin(sender.trusted);
-        let (shared, purpose, from) = (shared.clone(), purpose.clone(), sender.clone());
+        let (shared, purpose, from) = (owner.clone(), purpose.clone(), sender.clone());
         async move {
             let version = request.version();
             let mut response = handle(shared.clone(), from, &purpose, started, in_flight, request).await;
@@ -150,6 +151,14 @@ async fn connection(shared: &Arc<Shared>, tcp: TcpStream, peer: SocketAddr, mut 
             Ok::<_, Infallible>(response)
         }
     });
+    // A trusted proxy speaks for many, of whom each request is looked at by itself.
+    let kept_out = async {
+        match own {
+            Some(address) => shared.blocks.until_address(address).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(kept_out);
     let result = if http2 {
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder
@@ -164,9 +173,14 @@ async fn connection(shared: &Arc<Shared>, tcp: TcpStream, peer: SocketAddr, mut 
         tokio::pin!(connection);
         tokio::select! {
             result = connection.as_mut() => result,
+            () = &mut kept_out => Ok(()),
             () = shared.stopping.cancelled() => {
                 connection.as_mut().graceful_shutdown();
-                tokio::select! { result = connection => result, () = shared.closing.cancelled() => Ok(()) }
+                tokio::select! {
+                    result = connection => result,
+                    () = kept_out => Ok(()),
+                    () = shared.closing.cancelled() => Ok(()),
+                }
             }
         }
     } else {
@@ -188,9 +202,14 @@ async fn connection(shared: &Arc<Shared>, tcp: TcpStream, peer: SocketAddr, mut 
         };
         tokio::select! {
             result = connection.as_mut() => result,
+            () = &mut kept_out => Ok(()),
             () = stopped => {
                 connection.as_mut().graceful_shutdown();
-                tokio::select! { result = connection => result, () = shared.closing.cancelled() => Ok(()) }
+                tokio::select! {
+                    result = connection => result,
+                    () = kept_out => Ok(()),
+                    () = shared.closing.cancelled() => Ok(()),
+                }
             }
         }
     };

@@ -16,8 +16,9 @@ use super::io::InFlight;
 use crate::Shared;
 use crate::admin::metrics::Ended;
 use crate::cause::Cause;
+use crate::clock::unix_now;
 use crate::log::AccessLine;
-use crate::quota::Pass;
+use crate::quota::{EACH, Meter, Over, Pass};
 use crate::traces::Trace;
 
 /// The record of an exchange. It is written when it is dropped, with the response's body or with what the exchange was
@@ -46,6 +47,10 @@ pub(crate) struct Exchange {
     pub(crate) access: Option<Arc<Access>>,
     /// Where it is written.
     trace: Option<Box<Trace>>,
+    /// The token's client or its inbox has it, or has had some of it: what the relay alone refuses costs the token nothing.
+    pub(crate) taken: bool,
+    /// Of the bytes both ways, but for a body that goes on, so many were counted for the token.
+    counted: AtomicU64,
     pub(crate) in_flight: InFlight,
 }
 
@@ -56,6 +61,34 @@ pub(crate) struct Receiving {
     pub(crate) bytes: AtomicU64,
     /// Why there came no more of them.
     pub(crate) stopped: OnceLock<Cause>,
+    /// So many of them were counted for the token, by this.
+    counted: AtomicU64,
+    meter: OnceLock<Arc<Meter>>,
+}
+
+impl Receiving {
+    /// A body of which so much has come.
+    pub(crate) fn new(bytes: u64) -> Self {
+        Self { bytes: AtomicU64::new(bytes), ..Self::default() }
+    }
+
+    /// As [`Exchange::settle`].
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn settle(&self) -> Result<(), Over> {
+        self.meter.get().map_or(Ok(()), |meter| settle(meter, &self.counted, self.bytes.load(Relaxed)))
+    }
+}
+
+/// Counts what was not counted yet, where that is much: so a piece of a body costs no lock.
+fn settle(meter: &Meter, counted: &AtomicU64, total: u64) -> Result<(), Over> {
+    let more = total.saturating_sub(counted.load(Relaxed));
+    if more < EACH {
+        return Ok(());
+    }
+    counted.fetch_add(more, Relaxed);
+    meter.count(more, unix_now())
 }
 
 impl Exchange {
@@ -83,6 +116,8 @@ impl Exchange {
             caller: Caller::Elsewhere,
             access: None,
             trace,
+            taken: false,
+            counted: AtomicU64::new(0),
             in_flight,
         }
     }
@@ -92,9 +127,20 @@ impl Exchange {
         self.answered = Some((status, self.started.elapsed()));
     }
 
+    /// The relay that it is at.
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
     /// Counts bytes that went to the sender.
     pub(crate) fn sent(&self, bytes: u64) {
         self.sent.fetch_add(bytes, Relaxed);
+    }
+
+    /// Says how much has gone to the sender and come from it.
+    pub(crate) fn carried(&self, sent: u64, received: u64) {
+        self.sent.store(sent, Relaxed);
+        self.received(received);
     }
 
     /// Says how much has come from the sender.
@@ -102,9 +148,25 @@ impl Exchange {
         self.received.store(bytes, Relaxed);
     }
 
+    /// Counts for the token what has come and gone since the last time, where that is much by now.
+    ///
+    /// # Errors
+    /// [`Over`]: it has used up so much more than it may that the exchange is to end.
+    pub(crate) fn settle(&self) -> Result<(), Over> {
+        let Some(pass) = self.pass.as_ref().filter(|_| self.taken) else { return Ok(()) };
+        // What goes on beside is settled by whoever reads it.
+        let received = if self.receiving.get().is_some() { 0 } else { self.received.load(Relaxed) };
+        let total = self.sent.load(Relaxed).saturating_add(received);
+        settle(pass.meter(), &self.counted, total)
+    }
+
     /// Follows a body that goes on.
     pub(crate) fn receiving(&self, body: Arc<Receiving>) {
-        // A body goes on once.
+        body.counted.store(self.counted.swap(0, Relaxed), Relaxed);
+        if let Some(pass) = self.pass.as_ref().filter(|_| self.taken) {
+            // A body goes on once.
+            let _ = body.meter.set(pass.meter().clone());
+        }
         let _ = self.receiving.set(body);
     }
 
@@ -144,8 +206,10 @@ impl Drop for Exchange {
         let error = stopped.or(self.error.get()).map(|cause| cause.code());
         let received = receiving.map_or(&self.received, |body| &body.bytes);
         let (sent, received) = (self.sent.load(Relaxed), received.load(Relaxed));
-        if let Some(pass) = &self.pass {
-            pass.count(sent.saturating_add(received));
+        if let Some(pass) = self.pass.as_ref().filter(|_| self.taken) {
+            let counted = self.counted.load(Relaxed) + receiving.map_or(0, |body| body.counted.load(Relaxed));
+            // It is over, whatever it has cost.
+            let _ = pass.meter().count(sent.saturating_add(received).saturating_sub(counted), unix_now());
         }
         let (answered, duration) = (self.answered, self.started.elapsed());
         self.shared.metrics.ended(&Ended { answered, error, duration, sent, received });

@@ -32,6 +32,7 @@ use self::resume::{Hash, Keys};
 use crate::Shared;
 use crate::blocks::Blocks;
 use crate::certs::DomainError;
+use crate::certs::acme::record_of;
 use crate::clock::{moment, unix_now};
 use crate::config::Config;
 use crate::inbox::records::OpenInboxError;
@@ -39,9 +40,9 @@ use crate::inbox::{self, Settings};
 use crate::quota::Meter;
 use crate::sentence;
 use crate::status;
-use crate::store::{AuthError, ClaimError, Name, NameError, Token, TokenId};
+use crate::store::{AuthError, ClaimError, Held, Name, NameError, StoreError, Token, TokenId};
 use crate::tunnels::seats::{Counted, Full, Place, Seat, Seats};
-use crate::tunnels::{Asked, Resumed, Tunnel, Untold, send};
+use crate::tunnels::{Asked, Loss, Resumed, Tunnel, Untold, send};
 
 /// tungstenite zero-fills this much at each read; more would be the greater part of an idle session's memory.
 const READ_BUFFER: usize = 4 * 1024;
@@ -283,7 +284,7 @@ impl Session {
         send(link, SessionKind::Welcome, &welcome);
         // There is one Welcome.
         let _ = self.welcomed.set(link.ping());
-        self.announce(link);
+        self.announce();
         let expiry = self.expiry();
         let mut expired = pin!(async move {
             match expiry {
@@ -350,7 +351,7 @@ impl Session {
                 Ok(spec) => {
                     let bound = Box::pin(self.bind(link, spec, &mut Vec::new())).await;
                     send(link, SessionKind::Bound, &bound);
-                    self.announce(link);
+                    self.announce();
                 }
                 Err(error) => link.go_away(GoAway::Protocol, false, &error.to_string()),
             },
@@ -362,17 +363,18 @@ impl Session {
             | SessionKind::Welcome
             | SessionKind::Bound
             | SessionKind::Withheld
-            | SessionKind::Move => {
+            | SessionKind::Move
+            | SessionKind::Lost => {
                 link.go_away(GoAway::Protocol, false, "a session message out of turn");
             }
         }
     }
 
     /// Lets requests come, now that the client has been told of its tunnels.
-    fn announce(&self, link: &Link) {
+    fn announce(&self) {
         for tunnel in self.tunnels.iter().filter(|tunnel| !tunnel.announced.load(Relaxed)) {
             if !self.shared.registry.announce(tunnel) {
-                send(link, SessionKind::Unbind, &tunnel.number);
+                tunnel.tell_lost(tunnel.lost.get().copied().unwrap_or(Loss::TakenOver));
             }
             if let Some(inbox) = self.shared.inboxes.get(&tunnel.name) {
                 inbox.wake();
@@ -445,10 +447,6 @@ impl Session {
                 return Err(refusal("bad-request", "A tunnel has a name or a domain.", "Ask for one of the two."));
             }
         };
-        if self.shared.blocks.has_name(name.as_str()) {
-            let message = format!("The relay's operator has blocked the name {name}.");
-            return Err(refusal("not-allowed", &message, "Choose another --subdomain, or ask the operator why."));
-        }
         let tunnel = Arc::new(Tunnel {
             name: name.as_str().to_owned(),
             number: spec.tunnel,
@@ -459,11 +457,15 @@ impl Session {
             resumed: self.resumed.clone(),
             generation: self.shared.registry.next_generation(),
             announced: AtomicBool::new(false),
+            lost: OnceLock::new(),
             untold: Untold::default(),
             meter: self.meter.clone(),
             counted,
         });
         while let Err(other) = self.shared.registry.bind_if_free(tunnel.clone()) {
+            if other.token != self.token.id {
+                self.check_still_ours(&name).await?;
+            }
             // Whoever resumes the session that has the name is the client that has it.
             let ours = self.resumed.as_ref().is_some_and(|resumed| resumed.goes_on_with(other.session));
             if !ours && !spec.takeover && is_alive(&other.link, mute).await {
@@ -480,10 +482,21 @@ impl Session {
                 }
                 // Whose client does not know of it yet tells it once it does.
                 if told && !ours {
-                    send(&other.link, SessionKind::Unbind, &other.number);
+                    other.tell_lost(Loss::TakenOver);
                 }
                 break;
             }
+        }
+        if name.is_domain()
+            && let Err(refusal) = self.check_still_ours(&name).await
+        {
+            self.shared.registry.unbind(&tunnel, None);
+            return Err(refusal);
+        }
+        // Blocked since it was looked at, before it was bound: nobody else would notice.
+        if let Err(refusal) = self.check_block(&name) {
+            self.shared.registry.unbind(&tunnel, None);
+            return Err(refusal);
         }
         Ok(tunnel)
     }
@@ -509,6 +522,7 @@ impl Session {
                 let name = name.map_err(|error| {
                     refusal("name-invalid", &sentence(&error), "Use letters, digits and hyphens, such as my-app.")
                 })?;
+                self.check_block(&name)?;
                 self.claim_name(name).await
             }
         };
@@ -528,23 +542,88 @@ impl Session {
             let message = format!("{name} is no domain outside of {own}.");
             return Err(refusal("name-invalid", &message, "For a name below it, use --subdomain NAME."));
         }
-        let store = &self.shared.store;
-        let owner = store.owner(&name, unix_now()).await.map_err(|error| unclaimed(error.into()))?;
-        let owner = owner.filter(|owner| owner.token == self.token.id);
-        if !owner.is_some_and(|owner| owner.reserved) {
+        self.check_block(&name)?;
+        let owner = self.shared.store.owner(&name, unix_now()).await.map_err(|error| unclaimed(error.into()))?;
+        let held = owner.filter(|owner| owner.token == self.token.id).map(|owner| owner.held);
+        if held == Some(Held::Reserved) {
+            self.claim_name(name.clone()).await.map_err(unclaimed)?;
+        } else {
             match domains.check_proof_of(&self.shared, &name, self.token.id).await {
+                Ok(texts) => self.claim_proven(&name, &texts).await?,
                 // It was seen before, and is seen again before a certificate is renewed.
-                Err(DomainError::Unseen { .. }) if owner.is_some() => {}
-                Ok(()) => {}
+                Err(DomainError::Unseen { .. }) if held == Some(Held::Leased) => {
+                    self.claim_name(name.clone()).await.map_err(unclaimed)?;
+                }
                 Err(error) => return Err(unproven(&error, &self.token.name)),
             }
         }
-        let name = self.claim_name(name).await.map_err(unclaimed)?;
         if domains.want(&name, self.shared.limits().domains) {
             return Ok(name);
         }
         let message = "The relay has as many custom domains as it may.";
         Err(refusal("too-many-names", message, "Ask the relay's operator to raise limits.domains."))
+    }
+
+    /// Claims a domain that the world sees to be this token's, among `texts`. Whoever had it by such a record, which is not there any
+    /// more, loses it: the domain may be another owner's by now. What the operator has said stands above that.
+    async fn claim_proven(&self, name: &Name, texts: &[String]) -> Result<(), Refusal> {
+        match self.claim_name(name.clone()).await {
+            Err(ClaimError::OwnedByOther { .. } | ClaimError::Resting { .. }) => {}
+            claimed => return claimed.map(drop).map_err(unclaimed),
+        }
+        let (store, now) = (&self.shared.store, unix_now());
+        let reserved = || {
+            let message = format!("The relay's operator has reserved {name} for another token.");
+            refusal("name-taken", &message, "Ask the operator to release it.")
+        };
+        let failed = |error: StoreError| unclaimed(error.into());
+        let former = store.owner(name, now).await.map_err(failed)?;
+        let Some(former) = former.filter(|former| former.held != Held::Reserved) else { return Err(reserved()) };
+        let is_in_force = match store.check_token(former.token, now).await {
+            Ok(()) => true,
+            Err(AuthError::Store(error)) => return Err(failed(error)),
+            Err(_) => false,
+        };
+        let theirs = match store.domain_proof(former.token, name).await {
+            Ok(value) => Some(value),
+            Err(AuthError::Store(error)) => return Err(failed(error)),
+            Err(_) => None,
+        };
+        if is_in_force && theirs.is_some_and(|theirs| texts.contains(&theirs)) {
+            let message = format!("{name} is another token's, whose TXT record is there beside yours.");
+            let hint = format!("Remove the other values at {}, and try again.", record_of(name));
+            return Err(refusal("name-taken", &message, &hint));
+        }
+        store.take_domain(self.token.id, former.token, name, now).await.map_err(|error| match error {
+            ClaimError::OwnedByOther { .. } => reserved(),
+            error => unclaimed(error),
+        })?;
+        tracing::warn!(domain = %name, token = %self.token.name, former = %former.token, "a custom domain is another token's now, by its record");
+        if let Err(error) = inbox::leave_to(&self.shared.inboxes, name.as_str(), self.token.id).await {
+            // It is tried again when the tunnel is there.
+            tracing::error!(%error, domain = %name, "the inbox of who had a domain was not closed");
+        }
+        self.shared.registry.evict(name.as_str(), Loss::Proven, |tunnel| tunnel.token != self.token.id);
+        Ok(())
+    }
+
+    /// Whether nobody is to have the name, before it is claimed or a certificate is asked for.
+    fn check_block(&self, name: &Name) -> Result<(), Refusal> {
+        if !self.shared.blocks.has_name(name.as_str()) {
+            return Ok(());
+        }
+        let message = format!("The relay's operator has blocked the name {name}.");
+        Err(refusal("not-allowed", &message, "Choose another --subdomain, or ask the operator why."))
+    }
+
+    /// Whether a domain is this token's still. What is asked for before it is bound may have changed meanwhile, and whoever takes
+    /// it looks at what is bound behind that.
+    async fn check_still_ours(&self, name: &Name) -> Result<(), Refusal> {
+        let owner = self.shared.store.owner(name, unix_now()).await.map_err(|error| unclaimed(error.into()))?;
+        if owner.is_some_and(|owner| owner.token == self.token.id && owner.held != Held::Resting) {
+            return Ok(());
+        }
+        Err(unclaimed(ClaimError::OwnedByOther { name: name.clone() }))
     }
 
     async fn claim_name(&self, name: Name) -> Result<Name, ClaimError> {

@@ -18,6 +18,10 @@
 //! While a name is leased or resting, only its own token gets it: a webhook that still arrives for
 //! it must never reach a stranger. Leases stay when their token expires or is revoked, and a new
 //! token that bears a revoked one's name takes over its names, so that a leaked token can be replaced.
+//!
+//! Custom domains are no strangers' to have: whose they are, the operator says, or a record in DNS. So one that is leased rests
+//! once its token is revoked, and neither a lease nor a rest holds against the operator, or against a token that the record
+//! [shows](Store::take_domain).
 
 mod audit;
 mod blocks;
@@ -72,8 +76,18 @@ const MAX_TOKEN_NAME_BYTES: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Owner {
     pub(crate) token: TokenId,
-    /// The operator has said so; else it is leased.
-    pub(crate) reserved: bool,
+    pub(crate) held: Held,
+}
+
+/// How somebody has a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Held {
+    /// The operator has said so.
+    Reserved,
+    /// It has claimed it.
+    Leased,
+    /// It had it, and may have it back.
+    Resting,
 }
 
 /// A handle on the store; clones share it. Dropping the last one finishes what is queued, closes the
@@ -604,6 +618,15 @@ impl Store {
         .await
     }
 
+    /// Forgets what tokens have used of months before this one.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub(crate) async fn forget_months(&self, before: Month) -> Result<(), StoreError> {
+        self.write(move |db| Ok(Ok(db.execute("DELETE FROM months WHERE month < ?1", [before.0]).map(drop)?))).await
+    }
+
     /// All tokens, revoked ones too, in the order they were made.
     ///
     /// # Errors
@@ -713,8 +736,8 @@ impl Store {
         .await
     }
 
-    /// Gives up reservations; all of them or none. The names rest for 30 days, during which only the
-    /// token that had them may have them back.
+    /// Gives up reservations, and whatever a token has of a custom domain; all of them or none. The names rest for 30 days, during
+    /// which only the token that had them may have them back; domains are free.
     ///
     /// # Errors
     ///
@@ -739,7 +762,47 @@ impl Store {
         self.write(move |db| claim_names(db, token, &names, now).map(Ok)).await
     }
 
-    /// Who has a name now: the token, and whether for good.
+    /// Takes a custom domain for a token that has shown that it is its own, in the place of `former`, which has not, or of nobody.
+    ///
+    /// # Errors
+    ///
+    /// [`ClaimError::OwnedByOther`] where the operator has given it to somebody, or a third token was faster; and as of
+    /// [`Store::claim_names`].
+    pub(crate) async fn take_domain(
+        &self,
+        token: TokenId,
+        former: TokenId,
+        domain: &Name,
+        now: i64,
+    ) -> Result<(), ClaimError> {
+        let domain = domain.clone();
+        self.write(move |db| {
+            let Some(limit) = name_limit(db, token, now)? else { return Ok(Err(ClaimError::TokenEnded)) };
+            match holding(db, &domain, now)? {
+                Some(holding) if holding.token == former && holding.state != RESERVED => {
+                    lease(db, token, limit, &domain, now)
+                }
+                _ => claim(db, token, limit, &domain, now),
+            }
+        })
+        .await
+    }
+
+    /// The custom domains that a token has, or had.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub(crate) async fn domains_of(&self, token: TokenId) -> Result<Vec<Name>, StoreError> {
+        self.read(move |db| {
+            let mut names = db.prepare_cached("SELECT name FROM names WHERE token_id = ?1 AND instr(name, '.') > 0")?;
+            let names = names.query_map([token.0], |row| row.get(0).map(Name::stored))?;
+            Ok(Ok(names.collect::<rusqlite::Result<_>>()?))
+        })
+        .await
+    }
+
+    /// Who has a name now, or had it and may have it back.
     ///
     /// # Errors
     ///
@@ -747,8 +810,15 @@ impl Store {
     pub(crate) async fn owner(&self, name: &Name, now: i64) -> Result<Option<Owner>, StoreError> {
         let name = name.clone();
         self.read(move |db| {
-            let holding = holding(db, &name, now)?.filter(|holding| holding.state != RESTING);
-            Ok(Ok(holding.map(|holding| Owner { token: holding.token, reserved: holding.state == RESERVED })))
+            let holding = holding(db, &name, now)?;
+            Ok(Ok(holding.map(|Holding { token, state, .. }| {
+                let held = match &*state {
+                    RESERVED => Held::Reserved,
+                    LEASED => Held::Leased,
+                    _ => Held::Resting,
+                };
+                Owner { token, held }
+            })))
         })
         .await
     }
@@ -984,9 +1054,11 @@ fn revoke_token(db: &Connection, name: String, now: i64) -> Outcome<TokenId, Rev
         return Ok(Err(RevokeError::NoSuchToken { token: name }));
     };
     db.execute("UPDATE tokens SET revoked_at = ?2 WHERE id = ?1 AND revoked_at IS NULL", params![id.0, now])?;
+    // A domain that is leased is its own only as long as it can show that.
     db.execute(
-        "UPDATE names SET state = 'resting', free_at = ?2, provider = NULL WHERE token_id = ?1 AND state = 'reserved'",
-        params![id.0, rested(now)],
+        "UPDATE names SET state = 'resting', free_at = ?2, provider = NULL
+         WHERE token_id = ?1 AND (state = 'reserved' OR (state = 'leased' AND free_at > ?3 AND instr(name, '.') > 0))",
+        params![id.0, rested(now), now],
     )?;
     Ok(Ok(id))
 }
@@ -1078,6 +1150,7 @@ fn reserve(
 ) -> Outcome<(), ReserveError> {
     for name in names {
         match holding(db, name, now)? {
+            Some(Holding { state, .. }) if state == RESTING && name.is_domain() => {}
             Some(Holding { token: holder, owner, state, free_at }) if holder != token => {
                 let name = name.clone();
                 return Ok(Err(match free_at.filter(|_| state == RESTING) {
@@ -1085,12 +1158,11 @@ fn reserve(
                     None => ReserveError::OwnedByOther { name, owner },
                 }));
             }
-            _ => {
-                give(db, name, token, RESERVED, false, None)?;
-                db.prepare_cached("UPDATE names SET provider = ?2 WHERE name = ?1")?
-                    .execute(params![name.as_str(), provider])?;
-            }
+            _ => {}
         }
+        give(db, name, token, RESERVED, false, None)?;
+        db.prepare_cached("UPDATE names SET provider = ?2 WHERE name = ?1")?
+            .execute(params![name.as_str(), provider])?;
     }
     Ok(Ok(()))
 }
@@ -1099,8 +1171,14 @@ fn release(db: &Connection, names: Vec<Name>, now: i64) -> Outcome<(), ReleaseEr
     let mut statement = db.prepare_cached(
         "UPDATE names SET state = 'resting', free_at = ?2, provider = NULL WHERE name = ?1 AND state = 'reserved'",
     )?;
+    let mut free = db.prepare_cached("DELETE FROM names WHERE name = ?1 AND (free_at IS NULL OR free_at > ?2)")?;
     for name in names {
-        if statement.execute(params![name.as_str(), rested(now)])? == 0 {
+        let released = if name.is_domain() {
+            free.execute(params![name.as_str(), now])?
+        } else {
+            statement.execute(params![name.as_str(), rested(now)])?
+        };
+        if released == 0 {
             return Ok(Err(ReleaseError::NotReserved { name }));
         }
     }
@@ -1132,6 +1210,11 @@ fn claim(db: &Connection, token: TokenId, limit: u32, name: &Name, now: i64) -> 
             (false, false) => return Ok(Err(ClaimError::OwnedByOther { name })),
         }
     }
+    lease(db, token, limit, name, now)
+}
+
+/// Takes a name for a token, unless it has as many as it may, whoever had it: the caller has checked that it may.
+fn lease(db: &Connection, token: TokenId, limit: u32, name: &Name, now: i64) -> Outcome<(), ClaimError> {
     let held: u32 = db
         .prepare_cached(
             "SELECT count(*) FROM names WHERE token_id = ?1 AND NOT generated
@@ -1300,6 +1383,16 @@ mod tests {
         assert_eq!((listed.len(), &listed[0].reserved), (1, &names(&["hooks"])));
         let (_, next) = token(&store, "trial", &[]).await;
         assert!(next.id > trial.id, "sessions remember it");
+    }
+
+    #[tokio::test]
+    async fn months_long_ago_are_forgotten() {
+        let store = Store::in_memory().unwrap();
+        let (_, one) = token(&store, "one", &[]).await;
+        store.count_bytes((1..=3).map(|month| (one.id, Month(month), 7)).collect()).await.unwrap();
+        store.forget_months(Month(3)).await.unwrap();
+        let used = async |month| store.quota(one.id, Month(month)).await.unwrap().1;
+        assert_eq!((used(1).await, used(2).await, used(3).await), (0, 0, 7));
     }
 
     #[tokio::test]

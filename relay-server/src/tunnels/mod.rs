@@ -4,16 +4,17 @@
 //! Every binding has a generation, and only the binding that is there can be removed: a session that ends late never
 //! removes the one that took its place.
 
+mod loss;
 pub(crate) mod seats;
 mod withheld;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use dashmap::DashMap;
 use relay_protocol::access::Access;
-use relay_protocol::frame::{GoAway, SessionKind};
+use relay_protocol::frame::{GoAway, Reset, SessionKind};
 use relay_protocol::inbox::Inbox;
 use relay_protocol::link::Link;
 use relay_protocol::message::Payload;
@@ -22,6 +23,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 use ulid::Ulid;
 
+pub(crate) use self::loss::Loss;
 use self::seats::Counted;
 pub(crate) use self::withheld::Untold;
 use crate::pace::Pace;
@@ -53,6 +55,8 @@ pub(crate) struct Tunnel {
     pub generation: u64,
     /// The client has been told that it has the tunnel, so that requests may follow.
     pub announced: AtomicBool,
+    /// Why it has lost its name, where it has.
+    pub(crate) lost: OnceLock<Loss>,
     /// Requests that were refused, of which it has still to be told.
     pub untold: Untold,
     /// What its token may have.
@@ -165,6 +169,8 @@ impl Registry {
         }
         *current = Some(tunnel);
         slot.known().left = None;
+        // Nobody else has taken it out of its place.
+        let _ = old.lost.set(Loss::TakenOver);
         Some(old.announced.load(Acquire))
     }
 
@@ -227,6 +233,28 @@ impl Registry {
             // One that is bound and not yet announced stays, too.
             self.slots.retain(|_, slot| slot.lock().is_some());
         }
+    }
+
+    /// Takes the name from whoever has it now, if `is_it`, and tells its client why, if that knows of it by now; else whoever
+    /// [announces](Self::announce) it does. The tunnel that had it.
+    pub(crate) fn evict(&self, name: &str, loss: Loss, is_it: impl FnOnce(&Tunnel) -> bool) -> Option<Arc<Tunnel>> {
+        let slot = self.slot(name)?;
+        let mut current = slot.lock();
+        let tunnel = current.take_if(|tunnel| is_it(tunnel))?;
+        slot.known().left = None;
+        // Nobody else has taken it out of its place.
+        let _ = tunnel.lost.set(loss);
+        let is_told = tunnel.announced.load(Acquire);
+        drop(current);
+        tunnel.counted.end();
+        if is_told {
+            tunnel.tell_lost(loss);
+        }
+        if loss == Loss::Blocked {
+            // Whoever has lost a name otherwise may end what is under way.
+            tunnel.link.cut(tunnel.number, Reset::Cancelled);
+        }
+        Some(tunnel)
     }
 
     /// Forgets a name altogether, if this very binding still has it, or nobody has.

@@ -29,7 +29,7 @@ use self::challenge::ChallengeError;
 pub(crate) use self::challenge::{Challenge, Publisher};
 pub use self::challenge::{DnsConfig, OwnDns};
 pub use self::domains::DomainError;
-pub(crate) use self::domains::Domains;
+pub(crate) use self::domains::{Domains, record_of};
 pub(crate) use self::hook::Hook;
 use self::kept::Kept;
 use self::order::Issued;
@@ -203,6 +203,8 @@ pub(crate) struct Acme {
     /// Who has to hand the domain over; none where nobody is to be asked.
     parent: Option<Parent>,
     kept: Kept,
+    /// Held while there may be no account yet, so that not each of several orders makes one.
+    joining: tokio::sync::Mutex<()>,
     way: Way,
 }
 
@@ -230,8 +232,9 @@ impl Acme {
         let names = [domain.to_owned(), format!("*.{domain}")];
         let certificates = Arc::new(Certificates::of(first));
         let Around { lookup, public } = around;
-        let domains = Arc::new(Domains::open(&config.dir, certificates.clone(), lookup, public)?);
-        Ok(Self { config: config.clone(), names, records, certificates, challenge, domains, parent, kept, way })
+        let domains = Arc::new(Domains::open(&config.dir, &kept, certificates.clone(), lookup, public)?);
+        let (config, joining) = (config.clone(), tokio::sync::Mutex::default());
+        Ok(Self { config, names, records, certificates, challenge, domains, parent, kept, joining, way })
     }
 
     /// What it keeps fresh.
@@ -381,13 +384,13 @@ impl Acme {
         let usable = read(&key, &chain, &self.names);
         if usable.is_err() {
             // Its order would only give it again.
-            self.kept.set_order(None)?;
+            self.kept.order().set(None)?;
         }
         let usable = usable?;
         // In use first: a full disk is no reason to show an old one. Its order leads to it once more.
         self.certificates.put(usable);
         self.kept.set_certificate(&self.config.directory, &key, &chain)?;
-        self.kept.set_order(None)?;
+        self.kept.order().set(None)?;
         self.certificates.set_trouble(None);
         self.domains.wake();
         let until = self.certificates.validity().map(|validity| validity.not_after.to_string()).unwrap_or_default();

@@ -1,7 +1,7 @@
 //! One order, from the account that places it to the certificate (RFC 8555, section 7.1).
 //!
 //! ```text
-//!   account ──▶ order ──▶ challenges answered by DNS ──▶ finalised ──▶ certificate
+//!   account ──▶ order ──▶ challenges answered ──▶ finalised ──▶ certificate
 //!                 │
 //!                 └─ kept with its key: after a restart it goes on where it was
 //! ```
@@ -17,9 +17,10 @@ use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::sign::CertifiedKey;
 
-use super::kept::{KeptAccount, KeptOrder};
+use super::kept::{KeptAccount, KeptOrder, OrderFile};
 use super::{Acme, AcmeError, ExternalAccount};
 use crate::certs::Certificates;
+use crate::store::Name;
 
 /// How long an authority may take to look at a challenge, or to issue.
 const PATIENCE: RetryPolicy =
@@ -31,65 +32,82 @@ pub(super) struct Issued {
     pub(super) chain: String,
 }
 
+/// What a certificate is asked for.
+struct Wanted<'a> {
+    names: &'a [String],
+    /// Instead of which other.
+    replaces: Option<CertificateIdentifier<'a>>,
+    /// Where its order is kept.
+    kept: &'a OrderFile,
+    /// Whether an order may be placed, where none is under way.
+    may: &'a (dyn Fn() -> Result<(), AcmeError> + Sync),
+}
+
 /// Gets a certificate for the names of `acme`, instead of the one that `replaces` names.
 pub(super) async fn obtain(acme: &Acme, replaces: Option<CertificateIdentifier<'_>>) -> Result<Issued, AcmeError> {
-    let started = match start(acme, replaces.clone()).await {
-        // It has forgotten us, or we have come back with an old backup.
-        Err(AcmeError::Acme(error)) if is(&error, "accountDoesNotExist") => {
-            acme.kept.set_account(None)?;
-            acme.kept.set_order(None)?;
-            start(acme, replaces).await
-        }
-        started => started,
+    let wanted = Wanted { names: &acme.names, replaces, kept: acme.kept.order(), may: &|| Ok(()) };
+    let (mut order, key) = start(acme, &wanted).await?;
+    let answered = answer_challenges(acme, &mut order).await;
+    finish(&wanted, order, key, answered).await
+}
+
+/// Gets a certificate for one name that leads here, which is proved at the port where it will be shown (TLS-ALPN-01). Where no
+/// order for it is under way, `may` says whether one may be placed.
+pub(super) async fn obtain_at_our_port(
+    acme: &Acme,
+    domain: &Name,
+    replaces: Option<CertificateIdentifier<'_>>,
+    may: &(dyn Fn() -> Result<(), AcmeError> + Sync),
+) -> Result<Issued, AcmeError> {
+    let (names, kept) = ([domain.as_str().to_owned()], acme.kept.order_of(domain));
+    let wanted = Wanted { names: &names, replaces, kept: &kept, may };
+    let (mut order, key) = start(acme, &wanted).await?;
+    let answered = answer_at_our_port(domain.as_str(), &acme.certificates, &mut order).await;
+    finish(&wanted, order, key, answered).await
+}
+
+/// From the challenges that were answered to the certificate.
+async fn finish(
+    wanted: &Wanted<'_>,
+    mut order: Order,
+    key: KeyPair,
+    answered: Result<(), AcmeError>,
+) -> Result<Issued, AcmeError> {
+    let chain = match answered {
+        Ok(()) => issue(wanted, &mut order, &key).await,
+        Err(error) => Err(error),
     };
-    let (mut order, key) = started?;
-    let chain = finish(acme, &mut order, &key).await;
     // A refusal is final for an order; what was only silence is not.
     if matches!(
         &chain,
-        Err(AcmeError::Refused { .. } | AcmeError::NoChallenge | AcmeError::Acme(instant_acme::Error::Api(_)))
+        Err(AcmeError::Refused { .. }
+            | AcmeError::NoChallenge
+            | AcmeError::NoChallengeAtOurPort
+            | AcmeError::Acme(instant_acme::Error::Api(_)))
     ) {
-        acme.kept.set_order(None)?;
+        wanted.kept.set(None)?;
     }
     Ok(Issued { key: key.serialize_pem(), chain: chain? })
 }
 
-/// Gets a certificate for one name that leads here, which is proved at the port where it will be shown (TLS-ALPN-01).
-pub(super) async fn obtain_at_our_port(
-    acme: &Acme,
-    domain: &str,
-    certificates: &Certificates,
-) -> Result<Issued, AcmeError> {
-    let account = account(acme).await?;
-    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
-    let names = [Identifier::Dns(domain.to_owned())];
-    let order = account.new_order(&NewOrder::new(&names)).await;
-    if matches!(&order, Err(error) if is(error, "accountDoesNotExist")) {
-        acme.kept.set_account(None)?;
+async fn answer_at_our_port(domain: &str, certificates: &Certificates, order: &mut Order) -> Result<(), AcmeError> {
+    if order.state().status != OrderStatus::Pending {
+        return Ok(());
     }
-    let mut order = order?;
-    if order.state().status == OrderStatus::Pending {
-        let mut authorizations = order.authorizations();
-        while let Some(authorization) = authorizations.next().await {
-            let mut authorization = authorization?;
-            if authorization.status != AuthorizationStatus::Valid {
-                let mut challenge =
-                    authorization.challenge(ChallengeType::TlsAlpn01).ok_or(AcmeError::NoChallengeAtOurPort)?;
-                let digest = challenge.key_authorization().digest();
-                certificates.prove(domain, Some(proof(domain, digest.as_ref())?));
+    let mut authorizations = order.authorizations();
+    while let Some(authorization) = authorizations.next().await {
+        let mut authorization = authorization?;
+        if authorization.status != AuthorizationStatus::Valid {
+            let mut challenge =
+                authorization.challenge(ChallengeType::TlsAlpn01).ok_or(AcmeError::NoChallengeAtOurPort)?;
+            let digest = challenge.key_authorization().digest();
+            certificates.prove(domain, Some(proof(domain, digest.as_ref())?));
+            if challenge.status == ChallengeStatus::Pending {
                 challenge.set_ready().await?;
             }
         }
-        match order.poll_ready(&PATIENCE).await {
-            Ok(OrderStatus::Ready) => {}
-            Ok(_) | Err(instant_acme::Error::Api(_)) => return Err(why_refused(&mut order).await),
-            Err(error) => return Err(error.into()),
-        }
     }
-    let mut params = CertificateParams::new([domain.to_owned()])?;
-    params.distinguished_name = DistinguishedName::new();
-    order.finalize_csr(params.serialize_request(&key)?.der()).await?;
-    Ok(Issued { key: key.serialize_pem(), chain: order.poll_certificate(&PATIENCE).await? })
+    Ok(())
 }
 
 /// What the authority finds at the port (RFC 8737, section 3).
@@ -105,11 +123,20 @@ fn proof(domain: &str, digest: &[u8]) -> Result<CertifiedKey, AcmeError> {
     Ok(CertifiedKey::new(vec![certificate.der().clone()], secret))
 }
 
-async fn start(acme: &Acme, replaces: Option<CertificateIdentifier<'_>>) -> Result<(Order, KeyPair), AcmeError> {
-    place(acme, &account(acme).await?, replaces).await
+async fn start(acme: &Acme, wanted: &Wanted<'_>) -> Result<(Order, KeyPair), AcmeError> {
+    match place(&account(acme).await?, wanted).await {
+        // It has forgotten us, or we have come back with an old backup.
+        Err(AcmeError::Acme(error)) if is(&error, "accountDoesNotExist") => {
+            acme.kept.set_account(None)?;
+            wanted.kept.set(None)?;
+            place(&account(acme).await?, wanted).await
+        }
+        started => started,
+    }
 }
 
 async fn account(acme: &Acme) -> Result<Account, AcmeError> {
+    let _joining = acme.joining.lock().await;
     let contact = format!("mailto:{}", acme.config.email);
     let builder = Account::builder_with_http(Box::new(acme.way.clone()));
     if let Some(KeptAccount { email, credentials }) = acme.kept.account() {
@@ -142,13 +169,9 @@ fn external_key(account: &ExternalAccount) -> Result<ExternalAccountKey, AcmeErr
 }
 
 /// The order under way, or a new one.
-async fn place(
-    acme: &Acme,
-    account: &Account,
-    replaces: Option<CertificateIdentifier<'_>>,
-) -> Result<(Order, KeyPair), AcmeError> {
+async fn place(account: &Account, wanted: &Wanted<'_>) -> Result<(Order, KeyPair), AcmeError> {
     if let Some((kept, key)) =
-        acme.kept.order().and_then(|kept| KeyPair::from_pem(&kept.key).ok().map(|key| (kept, key)))
+        wanted.kept.get().and_then(|kept| KeyPair::from_pem(&kept.key).ok().map(|key| (kept, key)))
     {
         match account.order(kept.url).await {
             Ok(mut order) => {
@@ -161,11 +184,12 @@ async fn place(
             Err(instant_acme::Error::Api(_)) => {}
             Err(error) => return Err(error.into()),
         }
-        acme.kept.set_order(None)?;
+        wanted.kept.set(None)?;
     }
+    (wanted.may)()?;
     let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
-    let names = acme.names.clone().map(Identifier::Dns);
-    let mut order = match replaces {
+    let names: Vec<_> = wanted.names.iter().cloned().map(Identifier::Dns).collect();
+    let mut order = match wanted.replaces.clone() {
         Some(old) => account.new_order(&NewOrder::new(&names).replaces(old)).await,
         None => account.new_order(&NewOrder::new(&names)).await,
     };
@@ -173,13 +197,12 @@ async fn place(
         order = account.new_order(&NewOrder::new(&names)).await;
     }
     let order = order?;
-    acme.kept.set_order(Some(&KeptOrder { url: order.url().to_owned(), key: key.serialize_pem() }))?;
+    wanted.kept.set(Some(&KeptOrder { url: order.url().to_owned(), key: key.serialize_pem() }))?;
     Ok((order, key))
 }
 
-async fn finish(acme: &Acme, order: &mut Order, key: &KeyPair) -> Result<String, AcmeError> {
+async fn issue(wanted: &Wanted<'_>, order: &mut Order, key: &KeyPair) -> Result<String, AcmeError> {
     if order.state().status == OrderStatus::Pending {
-        answer_challenges(acme, order).await?;
         match order.poll_ready(&PATIENCE).await {
             Ok(OrderStatus::Ready) => {}
             Ok(_) | Err(instant_acme::Error::Api(_)) => return Err(why_refused(order).await),
@@ -187,7 +210,7 @@ async fn finish(acme: &Acme, order: &mut Order, key: &KeyPair) -> Result<String,
         }
     }
     if order.state().status == OrderStatus::Ready {
-        let mut params = CertificateParams::new(acme.names.to_vec())?;
+        let mut params = CertificateParams::new(wanted.names.to_vec())?;
         params.distinguished_name = DistinguishedName::new();
         order.finalize_csr(params.serialize_request(key)?.der()).await?;
     }
@@ -196,6 +219,9 @@ async fn finish(acme: &Acme, order: &mut Order, key: &KeyPair) -> Result<String,
 
 /// All values are there before the first challenge is called ready, because base and wildcard share a name.
 async fn answer_challenges(acme: &Acme, order: &mut Order) -> Result<(), AcmeError> {
+    if order.state().status != OrderStatus::Pending {
+        return Ok(());
+    }
     let mut values = Vec::new();
     let mut authorizations = order.authorizations();
     while let Some(authorization) = authorizations.next().await {
