@@ -468,6 +468,41 @@ async fn the_authority_is_asked_once_the_record_is_to_be_seen() {
     assert!(pebble.process.said().contains("/chalZ/"), "{}", pebble.process.said());
 }
 
+/// With paths in the place of names: one record, and nothing that could prove a wildcard.
+#[tokio::test]
+async fn without_a_wildcard_one_address_record_is_enough() {
+    let network = Network::new();
+    let parent = Parent::start(&network).await;
+    let dns = Some(parent.address());
+    let validity = Duration::from_secs(27);
+    let pebble = Pebble::start(&network, Settings { dns, validity, ..Settings::default() }).await;
+    let roots = pebble.root_file().await;
+    let (here, elsewhere) = (network.here(), network.another_here(54));
+    let flags = [flags_below(&parent, &network, &pebble), vec!["--path-mode".to_owned()]].concat();
+    parent.set(&[format!("{DOMAIN}. A {elsewhere}")]);
+    let mut relay = RelayServer::spawn(&flags).await;
+    let complaint = relay.process.error_line("does not lead to this machine").await;
+    assert!(complaint.contains(&format!("{DOMAIN}. A {here}")), "{complaint}");
+    assert!(!pebble.process.said().contains("Added order"), "{}", pebble.process.said());
+
+    parent.set(&[format!("{DOMAIN}. A {here}")]);
+    relay.process.error_line(NEW).await;
+    let first = shown(&relay, DOMAIN, &roots).await;
+    let app = App::echo().await;
+    let token = relay.token("me").await;
+    let upstream = app.upstream().to_string();
+    let words = ["http", &upstream, "--subdomain", "hooks", "--output", "json"];
+    let client = RelayClient::spawn(arguments(&relay.url, relay.https, &roots, &token, &words)).await;
+    assert_eq!(client.url(), format!("https://{DOMAIN}/t/hooks"));
+    let tls = connect_tls(relay.https, DOMAIN, &roots, &[b"http/1.1"]).await;
+    let request = Request::post(format!("{}/a", client.url())).body(body::full("hello")).unwrap();
+    assert_eq!(Http::one(tls).await.answer(request).await.text(), "hello");
+    // The next one is proved in the same way, beside the one in use.
+    relay.process.error_line(NEW).await;
+    assert_ne!(shown(&relay, DOMAIN, &roots).await, first);
+    assert!(relay.process.ports().iter().all(|port| *port != 53), "it is no name server");
+}
+
 /// From a machine with nothing on it to a webhook that arrives: two DNS records, one command.
 #[tokio::test]
 async fn from_an_empty_machine_to_a_working_url() {

@@ -409,6 +409,8 @@ fn dns(args: &ServeArgs, file: &FileConfig, domain: &str) -> Result<DnsConfig, C
         (None, None) if key_file.is_some() && !said => {
             Err(ConfigError::Missing { key: "dns_update", flag: "--dns-update ns1.example.com" })
         }
+        // Who has paths in the place of names needs no wildcard, and often has nothing to say in DNS.
+        (None, None) if (args.path_mode || file.path_mode) && !said && !own_in_file => Ok(DnsConfig::AtOurPort),
         (None, None) => own_dns(args, file, domain).map(DnsConfig::Own),
     }
 }

@@ -12,13 +12,14 @@ use crate::dns::{self, UpdateError, Updates};
 
 const CHECK: &str = "dns.challenge";
 
-/// None where the relay answers for the challenge itself: that is seen with [its names](super::names).
+/// None where the relay answers for the challenge itself: that is seen with [its names](super::names), or at its port.
 pub(super) async fn check(patient: &Patient) -> Option<Finding> {
     let CertificateSource::Acme(acme) = &patient.config.certificate else { return None };
     match &acme.dns {
         DnsConfig::Own(_) => None,
         DnsConfig::Updates(settings) => Some(updates(patient, settings).await),
         DnsConfig::Hook { program } => Some(hook(program)),
+        DnsConfig::AtOurPort => None,
     }
 }
 

@@ -36,6 +36,18 @@ pub struct InitArgs {
     /// Its key (PEM)
     #[arg(long, value_name = "FILE", requires = "cert")]
     pub key: Option<PathBuf>,
+    /// With --acme, have this name server take the record that proves the domain, by DNS updates (RFC 2136)
+    #[arg(long, value_name = "SERVER", requires = "acme", conflicts_with = "dns_hook")]
+    pub dns_update: Option<String>,
+    /// The key for that (TSIG), as tsig-keygen writes it
+    #[arg(long, value_name = "FILE", requires = "dns_update")]
+    pub dns_update_key_file: Option<PathBuf>,
+    /// With --acme, have this program set the record that proves the domain
+    #[arg(long, value_name = "PROGRAM", requires = "acme")]
+    pub dns_hook: Option<PathBuf>,
+    /// Have tunnels at https://DOMAIN/t/NAME, for webhooks alone: with --acme, one address record is then enough
+    #[arg(long)]
+    pub path_mode: bool,
     /// The address under which the world reaches this machine, where it does not know it by itself; may be repeated
     #[arg(long, value_name = "IP")]
     pub public_ip: Vec<IpAddr>,
@@ -136,6 +148,10 @@ fn resolve(args: &InitArgs) -> Result<Config, ConfigError> {
         acme: args.acme.clone(),
         cert: args.cert.clone(),
         key: args.key.clone(),
+        dns_update: args.dns_update.clone(),
+        dns_update_key_file: args.dns_update_key_file.clone(),
+        dns_hook: args.dns_hook.clone(),
+        path_mode: args.path_mode,
         public_ip: args.public_ip.iter().map(IpAddr::to_string).collect(),
         data_dir: args.data_dir.clone(),
         ..ServeArgs::default()
@@ -151,6 +167,10 @@ fn text(args: &InitArgs) -> String {
         ("acme", args.acme.clone().map(toml::Value::from)),
         ("cert", path(&args.cert)),
         ("key", path(&args.key)),
+        ("dns_update", args.dns_update.clone().map(toml::Value::from)),
+        ("dns_update_key_file", path(&args.dns_update_key_file)),
+        ("dns_hook", path(&args.dns_hook)),
+        ("path_mode", args.path_mode.then_some(toml::Value::Boolean(true))),
         ("public_ip", Some(list).filter(|list| !list.is_empty()).map(toml::Value::from)),
         ("data_dir", path(&args.data_dir)),
     ];
@@ -166,7 +186,7 @@ fn text(args: &InitArgs) -> String {
     text.replace("ns-relay.example.com", &dns::default_name(&args.domain))
 }
 
-/// The records: two that hand the domain over, or with a certificate of one's own those of the names themselves.
+/// The records: two that hand the domain over, or where others serve it those of the names themselves.
 fn records(config: &Config, public: &[IpAddr]) -> Vec<String> {
     let own = match &config.certificate {
         CertificateSource::Acme(acme) => acme.dns.own(),
@@ -174,6 +194,7 @@ fn records(config: &Config, public: &[IpAddr]) -> Vec<String> {
     };
     match own {
         Some(own) => dns::records(&config.domain, &own.name, public),
+        None if config.path_mode => dns::address_records(&config.domain, public).collect(),
         None => dns::own_records(&config.domain, public),
     }
 }
@@ -215,7 +236,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
     use super::*;
-    use crate::config::FileConfig;
+    use crate::config::{DnsConfig, FileConfig};
     use crate::limits::Limits;
 
     fn args(domain: &str) -> InitArgs {
@@ -225,6 +246,10 @@ mod tests {
             acme: Some("me@example.org".to_owned()),
             cert: None,
             key: None,
+            dns_update: None,
+            dns_update_key_file: None,
+            dns_hook: None,
+            path_mode: false,
             public_ip: vec!["198.51.100.4".parse().unwrap()],
             data_dir: Some("/d".into()),
             token: "first".to_owned(),
@@ -262,6 +287,19 @@ mod tests {
         let config = read(&text(&files)).unwrap();
         assert!(matches!(&config.certificate, CertificateSource::Files { cert, .. } if cert == Path::new("a\"b.pem")));
         assert_eq!(records(&config, &config.public_ips), ["a.example. A 198.51.100.4", "*.a.example. A 198.51.100.4"]);
+        let paths = read(&text(&InitArgs { path_mode: true, ..args("a.example") })).unwrap();
+        assert!(matches!(&paths.certificate, CertificateSource::Acme(acme) if acme.dns == DnsConfig::AtOurPort));
+        assert_eq!(records(&paths, &paths.public_ips), ["a.example. A 198.51.100.4"]);
+        let key_file = Some("tsig.key".into());
+        let updates =
+            InitArgs { dns_update: Some("192.0.2.1".into()), dns_update_key_file: key_file, ..args("a.example") };
+        let updates = read(&text(&updates)).unwrap();
+        assert!(matches!(&updates.certificate, CertificateSource::Acme(acme)
+            if matches!(&acme.dns, DnsConfig::Updates(update) if update.key_file.is_some())));
+        let hook = read(&text(&InitArgs { dns_hook: Some("/h".into()), ..args("a.example") })).unwrap();
+        assert!(
+            matches!(&hook.certificate, CertificateSource::Acme(acme) if matches!(acme.dns, DnsConfig::Hook { .. }))
+        );
     }
 
     #[test]

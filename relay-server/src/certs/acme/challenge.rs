@@ -6,6 +6,8 @@
 //!   another one, by updates ─┐
 //!   a program ───────────────┴─▶ all servers of the zone show them ─▶ the authority looks
 //! ```
+//!
+//! Where one name is all that a certificate is for, no record is needed: it is proved [at our port](Publisher::Nobody).
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -38,6 +40,8 @@ pub(crate) enum Publisher {
     Updates(Box<Updates>),
     /// A program.
     Hook(Hook),
+    /// There are none: what proves the domain is shown where it is served (TLS-ALPN-01, RFC 8737).
+    Nobody,
 }
 
 /// The records of one domain. All values are at one name.
@@ -84,6 +88,11 @@ impl Challenge {
         matches!(self.publisher, Publisher::Own(_))
     }
 
+    /// Whether there are records at all.
+    pub(super) fn is_at_our_port(&self) -> bool {
+        matches!(self.publisher, Publisher::Nobody)
+    }
+
     /// Has our name server say who may issue; what others say is theirs.
     pub(super) fn set_issuers(&self, issuers: &[String]) {
         if let Publisher::Own(zone) = &self.publisher {
@@ -114,7 +123,7 @@ impl Challenge {
 
     async fn publish(&self, name: &Name, values: &[String]) -> Result<(), ChallengeError> {
         match &self.publisher {
-            Publisher::Own(_) => {}
+            Publisher::Own(_) | Publisher::Nobody => {}
             Publisher::Updates(updates) => drop(updates.change(Change::Add, name, values).await?),
             Publisher::Hook(hook) => {
                 for value in values {
@@ -150,7 +159,7 @@ impl Challenge {
 
     async fn remove(&self, Shown { name, value }: &Shown) -> Result<(), ChallengeError> {
         match &self.publisher {
-            Publisher::Own(_) => {}
+            Publisher::Own(_) | Publisher::Nobody => {}
             Publisher::Updates(updates) => {
                 let name = dns::absolute(name).unwrap_or_else(|_| self.name.clone());
                 updates.change(Change::Remove, &name, std::slice::from_ref(value)).await?;
@@ -210,6 +219,9 @@ pub enum DnsConfig {
         /// The program.
         program: PathBuf,
     },
+    /// It does not see any: the certificate is for the domain alone, without a wildcard, and it is proved at the port where it is
+    /// served.
+    AtOurPort,
 }
 
 /// The relay's own name server.
@@ -226,7 +238,7 @@ impl DnsConfig {
     pub fn own(&self) -> Option<&OwnDns> {
         match self {
             Self::Own(own) => Some(own),
-            Self::Updates(_) | Self::Hook { .. } => None,
+            Self::Updates(_) | Self::Hook { .. } | Self::AtOurPort => None,
         }
     }
 }

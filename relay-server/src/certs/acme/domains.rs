@@ -272,7 +272,7 @@ impl Domains {
     }
 
     /// Whether whoever looks the domain up comes to this machine. Where that cannot be told, it is for the authority to say.
-    async fn check_address(&self, domain: &Name) -> Result<(), DomainError> {
+    pub(super) async fn check_address(&self, domain: &Name) -> Result<(), DomainError> {
         let Some(lookup) = self.lookup.as_ref().filter(|_| !self.public.is_empty()) else { return Ok(()) };
         let Ok(name) = dns::absolute(domain.as_str()) else { return Ok(()) };
         let found = match lookup.addresses(&name).await {

@@ -2,7 +2,8 @@
 //!
 //! One task asks for the first certificate, and for each next one in time. The one in use stays until another works. That
 //! the domain is ours is proved by a [record in DNS](challenge) (DNS-01, section 8.4), which alone is accepted for a
-//! wildcard: in [our own](crate::dns), unless the operator has another place for it.
+//! wildcard: in [our own](crate::dns), unless the operator has another place for it. Without a wildcard it is proved at the
+//! port where the domain is served.
 
 mod authority;
 mod challenge;
@@ -38,6 +39,7 @@ use crate::Shared;
 use crate::clock::unix_now;
 use crate::dns::{self, Delegation, Parent};
 use crate::outgoing::{Outgoing, OutgoingError};
+use crate::store::Name;
 
 /// The waits after one failure, two, and so on; the last one holds for all further ones. Authorities count failures by
 /// the hour: Let's Encrypt allows five of a name.
@@ -194,7 +196,8 @@ pub(crate) struct Around {
 #[derive(Debug)]
 pub(crate) struct Acme {
     config: AcmeConfig,
-    names: [String; 2],
+    /// The domain first.
+    names: Vec<String>,
     /// What is to be in DNS for the relay to be reached, for whoever has to be told.
     records: Vec<String>,
     certificates: Arc<Certificates>,
@@ -229,12 +232,19 @@ impl Acme {
             }
             None => None,
         };
-        let names = [domain.to_owned(), format!("*.{domain}")];
+        let mut names = vec![domain.to_owned()];
+        if !challenge.is_at_our_port() {
+            names.push(format!("*.{domain}"));
+        }
         let certificates = Arc::new(Certificates::of(first));
         let Around { lookup, public } = around;
         let domains = Arc::new(Domains::open(&config.dir, &kept, certificates.clone(), lookup, public)?);
         let (config, joining) = (config.clone(), tokio::sync::Mutex::default());
         Ok(Self { config, names, records, certificates, challenge, domains, parent, kept, joining, way })
+    }
+
+    fn domain(&self) -> &str {
+        self.names.first().map_or("", String::as_str)
     }
 
     /// What it keeps fresh.
@@ -266,6 +276,7 @@ impl Acme {
             let attempt = attempt.await.unwrap_or(Err(AcmeError::Slow));
             // However it has ended.
             Box::pin(self.challenge.withdraw(&self.kept)).await;
+            self.certificates.prove(self.domain(), None);
             let error = match attempt {
                 Err(error) => error,
                 Ok(()) => {
@@ -279,7 +290,7 @@ impl Acme {
                 }
             };
             shared.metrics.certificate_failures.inc();
-            let planned = if let AcmeError::Undelegated { .. } = error {
+            let planned = if let AcmeError::Undelegated { .. } | AcmeError::Domain(_) = error {
                 looks += 1;
                 let [first, longest] = DELEGATION;
                 first.saturating_mul(2_u32.saturating_pow(looks - 1)).min(longest)
@@ -300,6 +311,11 @@ impl Acme {
         if let (AcmeError::Refused { .. }, true) = (error, self.challenge.is_own()) {
             let records = self.records.join(" | ");
             tracing::error!(%error, retry_s, records, "no certificate: are these records in the parent zone, and does port 53 reach this machine?");
+        } else if let (AcmeError::Refused { .. } | AcmeError::Domain(_), true) =
+            (error, self.challenge.is_at_our_port())
+        {
+            let records = self.records.join(" | ");
+            tracing::error!(%error, retry_s, records, "no certificate: are these records there, and does port 443 reach this relay?");
         } else {
             tracing::error!(%error, retry_s, "no certificate");
         }
@@ -394,20 +410,25 @@ impl Acme {
         self.certificates.set_trouble(None);
         self.domains.wake();
         let until = self.certificates.validity().map(|validity| validity.not_after.to_string()).unwrap_or_default();
-        tracing::info!(domain = self.names[0], until, "a new certificate is in use");
+        tracing::info!(domain = self.domain(), until, "a new certificate is in use");
         Ok(())
     }
 
-    /// Whether the zone above leads here. Where that cannot be told, it is for the authority to say.
+    /// Whether the authority will be led here. Where that cannot be told, it is for the authority to say.
     async fn check_delegation(&self) -> Result<(), AcmeError> {
+        if self.challenge.is_at_our_port()
+            && let Ok(domain) = Name::parse(self.domain())
+        {
+            self.domains.check_address(&domain).await?;
+        }
         let (Some(parent), Some(own)) = (&self.parent, self.config.dns.own()) else { return Ok(()) };
         match parent.look().await {
             Ok(Delegation { handed: Some(_), .. }) => Ok(()),
             Ok(missing) => Err(AcmeError::Undelegated {
-                domain: self.names[0].clone(),
+                domain: self.domain().to_owned(),
                 found: missing.to_string(),
                 records: self.records.join(" | "),
-                challenge: dns::challenge_record(&self.names[0], &own.name),
+                challenge: dns::challenge_record(self.domain(), &own.name),
             }),
             Err(error) => {
                 tracing::warn!(%error, "cannot see whether the zone above leads here; asking the authority all the same");

@@ -47,7 +47,10 @@ struct Wanted<'a> {
 pub(super) async fn obtain(acme: &Acme, replaces: Option<CertificateIdentifier<'_>>) -> Result<Issued, AcmeError> {
     let wanted = Wanted { names: &acme.names, replaces, kept: acme.kept.order(), may: &|| Ok(()) };
     let (mut order, key) = start(acme, &wanted).await?;
-    let answered = answer_challenges(acme, &mut order).await;
+    let answered = match acme.challenge.is_at_our_port() {
+        true => answer_at_our_port(acme.domain(), &acme.certificates, &mut order).await,
+        false => answer_challenges(acme, &mut order).await,
+    };
     finish(&wanted, order, key, answered).await
 }
 
