@@ -20,8 +20,7 @@
 //! token that bears a revoked one's name takes over its names, so that a leaked token can be replaced.
 //!
 //! Custom domains are no strangers' to have: whose they are, the operator says, or a record in DNS. So one that is leased rests
-//! once its token is revoked, and neither a lease nor a rest holds against the operator, or against a token that the record
-//! [shows](Store::take_domain).
+//! once its token is revoked, and neither a lease nor a rest holds against the operator, or against a token that the record shows.
 
 mod audit;
 mod blocks;
