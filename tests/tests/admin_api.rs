@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::time::Duration;
 
 use http::{Method, Request};
 use relay_client::{Client, Tunnel, TunnelOptions};
@@ -11,7 +12,8 @@ use relay_tests::tools::{keeps_to_openapi_with, output, program};
 use relay_tests::world::Http;
 use relay_tests::{Answer, App, RelayServer, World, within};
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::process::Command;
 
 /// A relay, and what its operator knows.
@@ -308,6 +310,33 @@ async fn the_document_is_kept_to() {
 }
 
 /// The page's own example, word for word but for the path.
+#[tokio::test]
+async fn who_reads_nothing_keeps_nobody_out() {
+    // Until that is over, every place can be seen to be taken.
+    let world = World::with(|config| config.limits.write_idle = Duration::from_secs(2)).await;
+    let request = format!("GET /api/v1/openapi.json HTTP/1.1\r\nhost: {}\r\n\r\n", world.admin());
+    let mut greedy = Vec::new();
+    for _ in 0..64 {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut tcp = socket.connect(world.admin()).await.unwrap();
+        tcp.write_all(request.repeat(200).as_bytes()).await.unwrap();
+        greedy.push(tcp);
+    }
+    let is_alive = async || {
+        let mut tcp = TcpStream::connect(world.admin()).await.unwrap();
+        let request = format!("GET /healthz HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n", world.admin());
+        let mut answer = String::new();
+        // One for which there is no place is reset, before or after it has asked.
+        let asked = tcp.write_all(request.as_bytes()).await.is_ok();
+        asked && tcp.read_to_string(&mut answer).await.is_ok() && answer.starts_with("HTTP/1.1 200")
+    };
+    assert!(!is_alive().await, "there is a place left");
+    within("a place", async { while !is_alive().await {} }).await;
+    drop(greedy);
+    world.shutdown().await;
+}
+
 #[tokio::test]
 async fn a_unix_socket_is_for_the_owner_alone_and_is_handed_over() {
     let home = std::sync::Arc::new(tempfile::tempdir().unwrap());

@@ -11,6 +11,7 @@ mod process;
 mod refusals;
 
 use std::convert::Infallible;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,21 +24,25 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::Semaphore;
+use tokio_io_timeout::TimeoutStream;
 
 use self::api::Api;
 use self::gauges::Gauges;
-use self::listener::Listener;
+use self::listener::{Caller, Listener};
 use crate::Shared;
 use crate::clock::unix_now;
+use crate::places::{Place, Places};
 
-/// Connections at once; a scraper and a health check need two.
+/// Connections at once; a scraper and a health check need two, and a browser six.
 const CONNECTIONS: usize = 64;
+
+/// Of these, those from one other machine, which so leaves the rest to others.
+const CONNECTIONS_EACH: usize = 32;
 
 /// Serves until the relay has closed, so that a drain can be watched, or until another process does.
 pub(crate) async fn serve(shared: Arc<Shared>, listener: Listener, api: Option<Api>) {
     let api = api.map(Arc::new);
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let places = Places::new(CONNECTIONS, CONNECTIONS_EACH);
     while let Some(accepted) = shared.while_in_charge(listener.accept()).await {
         let Ok(accepted) = accepted else {
             // Out of descriptors, most likely. Waiting lets connections end; spinning would not.
@@ -45,7 +50,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, listener: Listener, api: Option<A
             continue;
         };
         let Some((stream, caller)) = accepted else { continue };
-        let Ok(place) = places.clone().try_acquire_owned() else { continue };
+        let Some(place) = enter(&places, caller) else { continue };
         let (owner, api) = (shared.clone(), api.clone());
         shared.spawn(async move {
             let shared = owner.clone();
@@ -62,9 +67,13 @@ pub(crate) async fn serve(shared: Arc<Shared>, listener: Listener, api: Option<A
                     })
                 }
             });
+            let limits = owner.limits();
             let mut builder = http1::Builder::new();
-            builder.timer(TokioTimer::new()).header_read_timeout(owner.limits().head).max_buf_size(16 * 1024);
-            let connection = builder.serve_connection(TokioIo::new(stream), service);
+            builder.timer(TokioTimer::new()).header_read_timeout(limits.head).max_buf_size(16 * 1024);
+            // Who asks and reads nothing would have its place for ever.
+            let mut stream = TimeoutStream::new(stream);
+            stream.set_write_timeout(Some(limits.write_idle));
+            let connection = builder.serve_connection(TokioIo::new(Box::pin(stream)), service);
             // A scraper that goes away is no event.
             let _ = owner.closing.run_until_cancelled(connection).await;
             drop(place);
@@ -73,6 +82,15 @@ pub(crate) async fn serve(shared: Arc<Shared>, listener: Listener, api: Option<A
     if !shared.handed_over.is_cancelled() {
         listener.remove();
     }
+}
+
+/// A place for a connection, if there is one. Through this machine anybody comes: by SSH, a proxy, or a socket.
+fn enter(places: &Places, caller: Caller) -> Option<Place> {
+    let address = match caller {
+        Caller::At(address) => address.to_canonical(),
+        Caller::Local { .. } => Ipv4Addr::LOCALHOST.into(),
+    };
+    places.enter(address, address.is_loopback())
 }
 
 async fn answer(shared: &Arc<Shared>, head: &Parts) -> Response<Full<Bytes>> {
@@ -135,4 +153,22 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_other_machine_leaves_room() {
+        let places = Places::new(CONNECTIONS, CONNECTIONS_EACH);
+        let at = |address: [u8; 4]| enter(&places, Caller::At(address.into()));
+        let taken: Vec<_> = (0..CONNECTIONS).filter_map(|_| at([192, 0, 2, 7])).collect();
+        assert_eq!(taken.len(), CONNECTIONS_EACH);
+        let local = |_| enter(&places, Caller::Local { user: 0, process: None });
+        let others: Vec<_> = (0..CONNECTIONS - CONNECTIONS_EACH - 1).filter_map(local).collect();
+        assert!(at([192, 0, 2, 8]).is_some());
+        drop((taken, others));
+        assert_eq!((0..2 * CONNECTIONS).map_while(|_| at([127, 0, 0, 1])).collect::<Vec<_>>().len(), CONNECTIONS);
+    }
 }
