@@ -42,7 +42,7 @@ async function main() {
       const [[name, argument]] = Object.entries(JSON.parse(line));
       const answer = await COMMANDS[name](page, argument, problems).then(
         (value) => ({ value: value ?? null }),
-        (error) => ({ error: String(error) }),
+        (error) => ({ error: String(error).toWellFormed() }),
       );
       console.log(JSON.stringify(answer));
     }

@@ -4,6 +4,7 @@
 use http::{Method, Request};
 use relay_tests::body::empty;
 use relay_tests::{Answer, App, Browser, Http, Place, World, within};
+use rustix::process::Signal;
 use serde_json::json;
 use tokio::net::TcpStream;
 
@@ -60,6 +61,12 @@ async fn clients_are_seen_and_sent_away() {
     // The client comes back, as another session.
     browser.wait(&format!("(document.querySelector('tbody tr')?.dataset.id ?? {first}) !== {first}")).await;
 
+    // What is leased ends by itself.
+    turn(&mut browser, "names").await;
+    browser.shows("[data-id=hooks]", "while it is used").await;
+    let deeds = "[...document.querySelectorAll('[data-id=hooks] button')].map((button) => button.innerText)";
+    assert_eq!(browser.eval(deeds).await, json!(["Reserve…"]));
+
     turn(&mut browser, "tunnels").await;
     browser.click("button:text-is('Block…')").await;
     browser.fill("dialog input[name=reason]", "too many").await;
@@ -114,6 +121,7 @@ async fn tokens_and_names_are_made_and_taken_back() {
     assert_eq!(place.post("hooks", "/", "kept").await.code(), 202);
     // What would lose a webhook is refused until that is said, too.
     browser.click("[data-id=hooks] button:text-is('Release')").await;
+    browser.shows("dialog", "For 30 days me alone gets it back").await;
     browser.click("dialog .primary").await;
     browser.shows("dialog .problem", "1 webhook that was not delivered would be forgotten").await;
     browser.click("dialog input[name=forget]").await;
@@ -139,7 +147,8 @@ async fn webhooks_that_wait_are_looked_after() {
         assert_eq!(place.post("hooks", path, path).await.code(), 202);
     }
     let mut browser = page(&place).await;
-    browser.wait("[...document.querySelectorAll('.tile')].some((e) => /inboxes\\n+3\\n/.test(e.innerText))").await;
+    browser.wait("[...document.querySelectorAll('.tile')].some((e) => /inboxes\\n+3\\n+no dead letters, waiting for/.test(e.innerText))")
+        .await;
     browser.press(&["4"]).await;
     browser.click("td a").await;
     browser.wait(&rows(3)).await;
@@ -256,10 +265,30 @@ const HOSTILE: &str = r#"
     certificates: { certificates: each((domain) => ({ domain, source: evil, names: [evil], issuer: evil, not_after: evil,
       trouble: evil })) },
     blocks: { blocks: each((name) => ({ id: name, address: null, name, token: null, reason: evil, at: evil })) },
-    audit: { entries: each((id) => ({ id, at: evil, by: { via: evil, address: evil }, operation: evil, subject: evil,
-      detail: evil })).slice(0, 100), next: 1 },
   };
-  window.fetch = async (url) => new Response(JSON.stringify(answers[String(url).split(/[/?]/)[3]]));
+  // Of these there are 500, and a page has 150 at most.
+  const page = (url, make) => {
+    const asked = new URL(url, location).searchParams;
+    const first = Number(asked.get("before") ?? 0);
+    const next = first + Math.min(Number(asked.get("limit")), 150);
+    const rows = Array.from({ length: next - first }, (_, at) => make(`${first + at} ${evil}`));
+    return [rows, next < 500 ? next : null];
+  };
+  const audit = (url) => {
+    const [entries, next] = page(url, (id) => ({ id, at: evil, by: { via: evil, address: evil }, operation: evil,
+      subject: evil, detail: id }));
+    return { entries, next };
+  };
+  const inbox = (url) => {
+    const [webhooks, next] = page(url, (id) => ({ id, state: evil, method: evil, path: `/${id}`, first_at: evil, due_at: evil,
+      under_way: false, attempts: 1, status: 500, reason: evil, provider: evil, event_type: evil }));
+    return { inbox: answers.inboxes.inboxes[0], webhooks, next };
+  };
+  window.fetch = async (url) => {
+    const [kind, name] = String(url).split("?")[0].split("/").slice(3);
+    const answer = kind === "audit" ? audit(url) : name ? inbox(url) : answers[kind];
+    return new Response(JSON.stringify(answer));
+  };
 "#;
 
 #[tokio::test]
@@ -272,7 +301,11 @@ async fn a_thousand_of_each_are_shown_in_part_and_all_as_text() {
     browser.press(&["Enter"]).await;
     browser.shows(".lost", "onerror").await;
     browser.shows("main td", "onerror").await;
-    for tab in ["sessions", "tunnels", "inboxes", "tokens", "names", "blocks", "certificates", "audit"] {
+    // Where the disk does not tell, nobody is told that there is nothing.
+    browser
+        .wait("[...document.querySelectorAll('.tile')].some((e) => /inboxes\\n+–\\n+not known/.test(e.innerText))")
+        .await;
+    for tab in ["sessions", "tunnels", "inboxes", "inboxes/0", "tokens", "names", "blocks", "certificates", "audit"] {
         turn(&mut browser, tab).await;
         browser.wait(&format!("{} && document.body.innerText.includes('onerror')", rows(100))).await;
         let links = "[...document.links].map((link) => link.protocol).filter((known) => known !== 'http:')";
@@ -286,6 +319,23 @@ async fn a_thousand_of_each_are_shown_in_part_and_all_as_text() {
     browser.fill("#search", "997").await;
     browser.wait(&rows(1)).await;
     browser.shows("main .words", "1 of 1,000").await;
+
+    // Of those that are not told all at once, it is said which ones are searched, and the others can be had.
+    for tab in ["audit", "inboxes/0"] {
+        turn(&mut browser, tab).await;
+        browser.wait(&rows(100)).await;
+        browser.fill("#search", "307").await;
+        browser.shows("main", "None of the latest 100 fits this search.").await;
+        browser.shows("main .words", "0 of the latest 100").await;
+        browser.fill("#search", "").await;
+        for shown in 2..=4 {
+            browser.click("button:text-is('More')").await;
+            browser.wait(&rows(shown * 100)).await;
+        }
+        browser.shows("main .words", "the latest 400").await;
+        browser.fill("#search", "307").await;
+        browser.wait(&rows(1)).await;
+    }
 
     let refused = browser.eval("{ try { document.body.innerHTML = 'x' } catch (error) { error.name } }").await;
     assert_eq!(refused, "TypeError", "the policy stands behind the sources");
@@ -327,6 +377,38 @@ async fn it_says_when_the_relay_is_gone_and_asks_nothing_while_nobody_looks() {
     browser.wait("!document.querySelector('.lost')").await;
     assert_eq!(browser.problems().await, json!([]));
     world.shutdown().await;
+}
+
+#[tokio::test]
+async fn it_says_when_the_relay_hangs_and_shows_what_it_was_told_before() {
+    let place = Place::new().await;
+    let mut browser = Browser::start().await;
+    let hang = "const ask = window.fetch; window.hangs = false; \
+                window.fetch = (url, init) => hangs && init.method === 'GET' ? new Promise((_, fail) => \
+                  init.signal.addEventListener('abort', () => fail(init.signal.reason))) : ask(url, init);";
+    browser.before(hang).await;
+    browser.goto(&format!("http://{}/#tokens", place.relay.admin.unwrap())).await;
+    let token = std::fs::read_to_string(place.relay.data_dir().join("admin.token")).unwrap();
+    browser.fill("input[type=password]", &token).await;
+    browser.press(&["Enter"]).await;
+    browser.wait(&rows(1)).await;
+    // What is told only once is shown whether more is told or not.
+    browser.click("button:text-is('Make a token…')").await;
+    browser.fill("dialog input[name=name]", "ci").await;
+    browser.eval("hangs = true").await;
+    browser.press(&["Enter"]).await;
+    browser.shows("dialog .secret", "rly_").await;
+    browser.click("dialog button:text-is('Done')").await;
+    browser.shows(".lost", "The relay has not answered since").await;
+    assert_eq!(browser.eval("document.querySelectorAll('main tbody tr').length").await, 1);
+    browser.eval("hangs = false").await;
+    browser.wait(&rows(2)).await;
+
+    place.relay.process.signal(Signal::STOP);
+    browser.shows(".lost", "The relay has not answered since").await;
+    place.relay.process.signal(Signal::CONT);
+    browser.shows(".status", "ready").await;
+    assert_eq!(browser.problems().await, json!([]));
 }
 
 #[tokio::test]

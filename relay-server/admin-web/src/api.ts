@@ -4,6 +4,7 @@ import { part } from "./words";
 
 export interface Status {
   version: string;
+  process: number;
   url: string;
   ready: boolean;
   trouble: string | null;
@@ -144,9 +145,23 @@ export interface Entry {
   detail: string;
 }
 
+export interface AuditPage {
+  entries: Entry[];
+  next: number | null;
+}
+
 export type WebhookState = "waiting" | "delivered" | "dead";
 
 export type Which = { ids: string[] } | { all: WebhookState };
+
+/** How long the relay may take to tell something. */
+const LOOK_LIMIT_MS = 10_000;
+
+/** How long it may take to do something: a hundred thousand webhooks are not forgotten at once. */
+const DEED_LIMIT_MS = 60_000;
+
+/** As many rows as one page of a list has at most. */
+const MOST_ROWS = 1000;
 
 /** Why something was not done. */
 export class ApiError extends Error {
@@ -176,12 +191,17 @@ export class Api {
   certificates = async () => (await this.#get<{ certificates: Certificate[] }>("certificates")).certificates;
   blocks = async () => (await this.#get<{ blocks: Block[] }>("blocks")).blocks;
 
-  audit(limit: number): Promise<{ entries: Entry[]; next: number | null }> {
-    return this.#get(`audit?limit=${limit}`);
+  /** The latest entries, so many of them. */
+  async audit(wanted: number): Promise<AuditPage> {
+    const { rows, next } = await this.#latest<AuditPage, Entry>("audit?", wanted, ({ entries }) => entries);
+    return { entries: rows, next };
   }
 
-  webhooks(inbox: string, state: WebhookState, limit: number): Promise<WebhookPage> {
-    return this.#get(path`inboxes/${inbox}` + `?state=${state}&limit=${limit}`);
+  /** The latest webhooks of an inbox, so many of them. */
+  async webhooks(inbox: string, state: WebhookState, wanted: number): Promise<WebhookPage> {
+    const list = path`inboxes/${inbox}` + `?state=${state}&`;
+    const { rows, next, page } = await this.#latest<WebhookPage, Webhook>(list, wanted, ({ webhooks }) => webhooks);
+    return { inbox: page.inbox, webhooks: rows, next };
   }
 
   endSession = (id: string) => this.#send("DELETE", path`sessions/${id}`);
@@ -196,34 +216,61 @@ export class Api {
 
   /** What its owner presents, which is never told again. */
   async create(wish: Record<string, unknown>): Promise<string> {
-    return (await (await this.#send("POST", "tokens", wish)).json()).secret;
+    return (await this.#send<{ secret: string }>("POST", "tokens", wish)).secret;
   }
 
   /** With how many it was done. */
   async act(inbox: string, action: "retry" | "drop", which: Which): Promise<number> {
-    return (await (await this.#send("POST", path`inboxes/${inbox}/` + action, which)).json()).count;
+    return (await this.#send<{ count: number }>("POST", path`inboxes/${inbox}/` + action, which)).count;
   }
 
-  async #get<T>(path: string): Promise<T> {
-    return (await this.#send("GET", path)).json();
+  #get<T>(path: string): Promise<T> {
+    return this.#send("GET", path);
   }
 
-  async #send(method: string, path: string, body?: unknown): Promise<Response> {
+  /** The latest rows of a list, a page after the other; where the rows that are older begin; and the last page. */
+  async #latest<P extends { next: string | number | null }, R>(list: string, wanted: number, rowsOf: (page: P) => R[]) {
+    const rows: R[] = [];
+    for (let before = ""; ; ) {
+      const page = await this.#get<P>(`${list}limit=${Math.min(wanted - rows.length, MOST_ROWS)}${before}`);
+      const more = rowsOf(page);
+      rows.push(...more);
+      const { next }: { next: P["next"] } = page;
+      if (next === null || more.length === 0 || rows.length >= wanted) return { rows, next, page };
+      before = `&before=${part(String(next))}`;
+    }
+  }
+
+  async #send<T>(method: string, path: string, body?: unknown): Promise<T> {
     const headers: Record<string, string> = { authorization: `Bearer ${this.token}` };
-    const init: RequestInit = { method, headers, cache: "no-store", credentials: "omit", redirect: "error" };
+    const looks = method === "GET";
+    const signal = AbortSignal.timeout(looks ? LOOK_LIMIT_MS : DEED_LIMIT_MS);
+    const init: RequestInit = { method, headers, signal, cache: "no-store", credentials: "omit", redirect: "error" };
     if (body !== undefined) {
       headers["content-type"] = "application/json";
       init.body = JSON.stringify(body);
     }
-    let response: Response;
+    let response: Response, text: string;
     try {
       response = await fetch(`/api/v1/${path}`, init);
+      text = await response.text();
     } catch {
-      throw new ApiError("The relay does not answer.", null);
+      const doubt = looks ? "" : " Whether it was done is not known: look before you do it again.";
+      throw new ApiError(`The relay does not answer.${doubt}`, null);
     }
-    if (response.ok) return response;
-    const { code, message } = (await response.json().catch(() => null))?.error ?? {};
+    const told = parsed(text);
+    if (response.ok) return told;
+    const { code, message } = told?.error ?? {};
     throw new ApiError(message ?? `The relay answered ${response.status}.`, code ?? String(response.status));
+  }
+}
+
+/** What is told as JSON; null where it is none, as with what is only done. */
+function parsed(text: string) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null;
   }
 }
 

@@ -168,13 +168,21 @@ function Whose({ tokens, chosen }: { tokens: Token[]; chosen: string | undefined
   );
 }
 
+/** A domain of a customer's own, and not a name below the relay's. */
+export function isDomain({ name }: Name): boolean {
+  return name.includes(".");
+}
+
 export function Release({ model, held }: { model: Model; held: Name }) {
   const send = ({ forget }: Record<string, string>) =>
     model.act((api) => api.release(held.name, forget === "yes"), `${held.name} is released`);
   return (
     <Form model={model} title={`Release ${held.name}?`} verb="Release" send={send}>
       <p>
-        {held.token} has no right to {held.name} any more: whoever asks first gets it. Its inbox is closed.
+        {isDomain(held)
+          ? `${held.token} loses ${held.name}, and so does its client. Whoever shows by a DNS record that it is theirs has it next.`
+          : `${held.name} is not reserved any more. For 30 days ${held.token} alone gets it back, so that a late webhook reaches no stranger; after that, whoever asks first.`}{" "}
+        Its inbox is closed.
       </p>
       <label class="check">
         <input type="checkbox" name="forget" value="yes" />

@@ -141,7 +141,7 @@ function Webhooks({ model, name }: { model: Model; name: string }) {
         id={({ id }) => id}
         text={({ id, method, path, provider, event_type, reason }) => [id, method, path, provider, event_type, reason].join(" ")}
         none="None."
-        hasMore={!!page?.next && model.rows < 1000}
+        hasMore={!!page?.next}
       />
     </>
   );

@@ -3,7 +3,7 @@
 import { bytes, moment, number } from "../../../relay-client/inspector-web/src/format";
 import { Link } from "../../../relay-client/inspector-web/src/widgets";
 import type { Block as Kept, Certificate, Entry, Name, Session, Token, Tunnel } from "./api";
-import { Block, Create, Release, Reserve, Sure } from "./dialogs";
+import { Block, Create, isDomain, Release, Reserve, Sure } from "./dialogs";
 import { type Model, placeOf } from "./model";
 import { type Column, Table } from "./table";
 import { plural, since, until } from "./words";
@@ -171,13 +171,15 @@ export function Names({ model }: { model: Model }) {
           <button type="button" class="minor" onClick={() => void reserve(held)} aria-label={`Reserve ${held.name}`}>
             Reserve…
           </button>
-          <button
-            type="button"
-            onClick={() => model.open(() => <Release model={model} held={held} />)}
-            aria-label={`Release ${held.name}`}
-          >
-            Release
-          </button>
+          {(held.state === "reserved" || isDomain(held)) && (
+            <button
+              type="button"
+              onClick={() => model.open(() => <Release model={model} held={held} />)}
+              aria-label={`Release ${held.name}`}
+            >
+              Release
+            </button>
+          )}
         </>
       ),
     },
@@ -262,8 +264,11 @@ export function Certificates({ model }: { model: Model }) {
 }
 
 export function Audit({ model }: { model: Model }) {
-  const who = ({ by }: Entry) =>
-    by.via === "api" ? `API, ${by.address ?? ""}` : `user ${by.user ?? ""}${by.process ? `, process ${by.process}` : ""}`;
+  const who = ({ by }: Entry) => {
+    if (by.via === "api") return `API, ${by.address ?? ""}`;
+    if (by.via === "signal") return "a signal";
+    return `user ${by.user ?? ""}${by.process ? `, process ${by.process}` : ""}`;
+  };
   const columns: Column<Entry>[] = [
     { title: "When", cell: ({ at }) => <span class="time">{moment(at).slice(0, 19)}</span> },
     { title: "What", cell: ({ operation }) => <span class="id">{operation}</span> },
@@ -281,7 +286,7 @@ export function Audit({ model }: { model: Model }) {
       id={({ id }) => String(id)}
       text={(entry) => [entry.operation, entry.subject, entry.detail, who(entry)].join(" ")}
       none="Nothing was done yet."
-      hasMore={entries !== null && entries.length === model.rows && model.rows < 1000}
+      hasMore={model.hasOlder}
     />
   );
 }

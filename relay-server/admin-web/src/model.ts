@@ -42,6 +42,8 @@ export class Model {
   inbox: string | null = null;
   state: WebhookState = "waiting";
   webhooks: WebhookPage | null = null;
+  /** There are older entries in the audit log than those that were told. */
+  hasOlder = false;
   history = new History();
   #listeners = new Set<() => void>();
   #noticeTimer = 0;
@@ -96,20 +98,27 @@ export class Model {
     const [tab = "", name] = location.hash.slice(1).split("/");
     this.tab = TABS.find((known) => known === tab) ?? "overview";
     this.inbox = this.tab === "inboxes" && name ? decoded(name) : null;
-    [this.query, this.rows, this.webhooks, this.state] = ["", PAGE_ROWS, null, "waiting"];
+    [this.query, this.rows, this.webhooks, this.hasOlder, this.state] = ["", PAGE_ROWS, null, false, "waiting"];
     this.changed();
     void this.look();
   }
 
   search(query: string): void {
-    [this.query, this.rows] = [query, PAGE_ROWS];
+    this.query = query;
+    // What was asked for page by page is searched, and so stays.
+    if (!this.isPaged) this.rows = PAGE_ROWS;
     this.changed();
+  }
+
+  /** The relay tells what is looked at page by page; of other lists it tells all. */
+  get isPaged(): boolean {
+    return this.tab === "audit" || this.inbox !== null;
   }
 
   more(): void {
     this.rows += PAGE_ROWS;
     this.changed();
-    if (this.tab === "audit" || this.inbox) void this.look();
+    if (this.isPaged) void this.look();
   }
 
   choose(state: WebhookState): void {
@@ -133,6 +142,7 @@ export class Model {
       return;
     }
     this.#asking = true;
+    const begun = Date.now();
     try {
       await this.#ask(api);
       this.lostAt = null;
@@ -141,7 +151,7 @@ export class Model {
       if (error instanceof ApiError && error.code === "unauthorized") {
         this.leave("The admin token is not valid any more.");
       } else if (error instanceof ApiError && error.code === null) {
-        this.lostAt ??= Date.now();
+        this.lostAt ??= begun;
       } else {
         this.say(ApiError.describe(error), "bad");
       }
@@ -160,7 +170,7 @@ export class Model {
     const of = <T>(told: T, take: (told: T) => void) => api === this.api && take(told);
     of(await api.status(), (status) => this.#take(status));
     if (tab === "inboxes" && inbox !== null) {
-      const page = await api.webhooks(inbox, state, Math.min(rows, 1000)).catch((error: unknown) => {
+      const page = await api.webhooks(inbox, state, rows).catch((error: unknown) => {
         if (error instanceof ApiError && error.code === "not-found") return null;
         throw error;
       });
@@ -169,8 +179,8 @@ export class Model {
         if (page === null) location.hash = "inboxes";
       });
     } else if (tab === "audit") {
-      const { entries } = await api.audit(Math.min(rows, 1000));
-      of(entries, () => (this.lists.audit = entries));
+      const { entries, next } = await api.audit(rows);
+      of(entries, () => ([this.lists.audit, this.hasOlder] = [entries, next !== null]));
     } else {
       const asked = tab === "overview" ? "certificates" : tab;
       const list: unknown[] = await api[asked]();
@@ -180,7 +190,7 @@ export class Model {
 
   #take(status: Status): void {
     this.status = status;
-    this.history.add(status.traffic);
+    this.history.add(status.traffic, status.process, Date.now());
   }
 
   /** A list that another tab has, for a form. */
@@ -206,7 +216,8 @@ export class Model {
       this.say(ApiError.describe(error), "bad");
       return false;
     } finally {
-      await this.look();
+      // What comes of it is known; that a look takes its time must not keep it from being shown.
+      void this.look();
     }
   }
 

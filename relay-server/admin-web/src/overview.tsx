@@ -4,7 +4,7 @@ import type { ComponentChildren } from "preact";
 
 import { bytes, duration, moment, number } from "../../../relay-client/inspector-web/src/format";
 import type { Certificate, Status } from "./api";
-import { LOOK_MS, type Model } from "./model";
+import type { Model } from "./model";
 import type { Rates } from "./traffic";
 import { plural, rate, since, span, until } from "./words";
 
@@ -13,6 +13,7 @@ export function Overview({ model }: { model: Model }) {
   if (!status) return <p class="none">Loading…</p>;
   const { traffic, inboxes } = status;
   const { latest, rates } = history;
+  const times = rates.map(({ at }) => at);
   const wait = (at: 0 | 1 | 2) => (latest.waits ? duration(latest.waits[at] * 1000) : "–");
   return (
     <div class="overview">
@@ -32,9 +33,9 @@ export function Overview({ model }: { model: Model }) {
         <Tile name="Bytes each second" value={bytes(Math.round(latest.received + latest.sent))}>
           {bytes(Math.round(latest.received))} received, {bytes(Math.round(latest.sent))} sent
         </Tile>
-        <Tile name="Waiting in inboxes" value={number(inboxes?.waiting ?? 0)} bad={!!inboxes?.dead} to="#inboxes">
-          {inboxes?.dead ? `${plural(inboxes.dead, "dead letter")}` : "no dead letters"}
-          {inboxes?.oldest_at ? `, the oldest for ${since(inboxes.oldest_at)}` : ""}
+        <Tile name="Waiting in inboxes" value={inboxes ? number(inboxes.waiting) : "–"} bad={!!inboxes?.dead} to="#inboxes">
+          {inboxes ? (inboxes.dead ? plural(inboxes.dead, "dead letter") : "no dead letters") : "not known: the disk does not answer"}
+          {inboxes?.oldest_at ? `, waiting for ${since(inboxes.oldest_at)}` : ""}
         </Tile>
         <CertificateTile certificates={model.list<Certificate>("certificates")} />
         <Tile name="Up for" value={span(traffic.uptime_ms)}>
@@ -44,6 +45,7 @@ export function Overview({ model }: { model: Model }) {
       <div class="charts">
         <Chart
           title="Requests each second"
+          times={times}
           lines={[
             { name: "all", style: "all", points: rates.map(({ requests }) => requests) },
             { name: "failed", style: "failed", points: rates.map(({ failed }) => failed) },
@@ -52,6 +54,7 @@ export function Overview({ model }: { model: Model }) {
         />
         <Chart
           title="Wait for an answer"
+          times={times}
           lines={[
             { name: "half of them", style: "all", points: rates.map((rates) => waited(rates, 0)) },
             { name: "95 of 100", style: "failed", points: rates.map((rates) => waited(rates, 1)) },
@@ -112,12 +115,20 @@ interface Line {
 
 const [WIDTH, HEIGHT] = [600, 120];
 
-/** Fewer points than that do not take all of the width: a minute's. */
-const FEWEST = 20;
+/** Less than a minute does not take all of the width. */
+const LEAST_MS = 60_000;
 
-function Chart({ title, lines, unit }: { title: string; lines: Line[]; unit(value: number): string }) {
+interface ChartProps {
+  title: string;
+  /** When the points were. */
+  times: number[];
+  lines: Line[];
+  unit(value: number): string;
+}
+
+function Chart({ title, times, lines, unit }: ChartProps) {
   const most = Math.max(...lines.flatMap(({ points }) => points.map((point) => point ?? 0)), 0);
-  const count = Math.max(...lines.map(({ points }) => points.length));
+  const past = (times.at(-1) ?? 0) - (times[0] ?? 0);
   const latest = lines.map(({ name, points }) => `${name} ${points.at(-1) == null ? "–" : unit(points.at(-1)!)}`);
   return (
     <figure class="chart">
@@ -133,11 +144,11 @@ function Chart({ title, lines, unit }: { title: string; lines: Line[]; unit(valu
       </figcaption>
       <svg viewBox={`0 0 ${WIDTH} ${HEIGHT}`} preserveAspectRatio="none" role="img" aria-label={`${title}: ${latest.join(", ")}`}>
         {lines.map(({ name, style, points }) => (
-          <path key={name} class={style} d={pathOf(points, most)} vector-effect="non-scaling-stroke" />
+          <path key={name} class={style} d={pathOf(times, points, most)} vector-effect="non-scaling-stroke" />
         ))}
       </svg>
       <p class="scale">
-        <span>{count > 1 ? `the last ${span(count * LOOK_MS)}` : "drawn from now on"}</span>
+        <span>{past > 0 ? `the last ${span(past)}` : "drawn from now on"}</span>
         <span>{most > 0 ? `up to ${unit(most)}` : ""}</span>
       </p>
     </figure>
@@ -145,16 +156,16 @@ function Chart({ title, lines, unit }: { title: string; lines: Line[]; unit(valu
 }
 
 /** The newest point is on the right; where there is none the line has a gap. */
-function pathOf(points: (number | null)[], most: number): string {
-  const places = Math.max(points.length, FEWEST);
-  const start = places - points.length;
+function pathOf(times: number[], points: (number | null)[], most: number): string {
+  const end = times.at(-1) ?? 0;
+  const width = Math.max(end - (times[0] ?? 0), LEAST_MS);
   let joined = false;
   const steps = points.map((point, at) => {
     if (point === null) {
       joined = false;
       return "";
     }
-    const x = ((start + at) / (places - 1)) * WIDTH;
+    const x = (1 - (end - (times[at] ?? end)) / width) * WIDTH;
     const y = HEIGHT - 2 - (most > 0 ? point / most : 0) * (HEIGHT - 6);
     const step = `${joined ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`;
     // A point without neighbours is seen, too.

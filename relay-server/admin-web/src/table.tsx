@@ -27,7 +27,7 @@ interface Props<T> {
   none: ComponentChildren;
   /** What can be done beside the rows. */
   children?: ComponentChildren;
-  /** The relay has more than it has told. */
+  /** The relay has older ones, which it has not told. */
   hasMore?: boolean;
 }
 
@@ -38,6 +38,7 @@ export function Table<T>({ model, name, rows, columns, id, text, none, children,
     return words.every((word) => said.includes(word));
   });
   const shown = fitting?.slice(0, model.rows);
+  const all = hasMore ? `the latest ${number(rows?.length ?? 0)}` : number(rows?.length ?? 0);
   const rest = (fitting?.length ?? 0) - (shown?.length ?? 0);
   return (
     <section class="list-of" aria-label={name}>
@@ -53,7 +54,7 @@ export function Table<T>({ model, name, rows, columns, id, text, none, children,
           onInput={(event) => model.search(event.currentTarget.value)}
         />
         <span class="words" role="status">
-          {rows && fitting && (rows.length === fitting.length ? number(rows.length) : `${number(fitting.length)} of ${number(rows.length)}`)}
+          {rows && fitting && (words.length === 0 ? all : `${number(fitting.length)} of ${all}`)}
         </span>
         {children}
       </div>
@@ -83,7 +84,9 @@ export function Table<T>({ model, name, rows, columns, id, text, none, children,
       )}
       {!rows && <p class="none">Loading…</p>}
       {rows?.length === 0 && <p class="none">{none}</p>}
-      {rows && rows.length > 0 && fitting?.length === 0 && <p class="none">None fits this search.</p>}
+      {rows && rows.length > 0 && fitting?.length === 0 && (
+        <p class="none">{hasMore ? `None of ${all} fits this search.` : "None fits this search."}</p>
+      )}
       {(rest > 0 || hasMore) && (
         <p class="rest">
           <More onClick={() => model.more()}>{rest > 0 ? `${number(Math.min(rest, PAGE_ROWS))} of ${number(rest)} more` : "More"}</More>
