@@ -23,14 +23,14 @@ pub struct KeySource {
     pub(crate) source: SecretSource,
 }
 
-/// What stands before the first `=` is a header where it is written as one: keys in base64 end with `=`, too.
+/// What stands before the first `=` is a header where it is written as one.
 impl From<String> for KeySource {
     fn from(text: String) -> Self {
         let is_name = |name: &str| {
             name.starts_with(|first: char| first.is_ascii_alphabetic())
                 && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
         };
-        let parts = text.split_once('=').filter(|(name, rest)| is_name(name) && !rest.trim_matches('=').is_empty());
+        let parts = text.split_once('=').filter(|(name, _)| is_name(name));
         match parts {
             Some((name, key)) => Self { header: Some(name.to_ascii_lowercase()), source: key.to_owned().into() },
             None => Self { header: None, source: text.into() },
@@ -77,6 +77,12 @@ pub enum CredentialError {
     /// There is none in the file.
     #[error("{0}: it has no certificate of an authority in PEM")]
     Authority(SecretSource),
+    /// There is no key behind the `=`, or all of it is one: keys in base64 end with `=`, too. What was meant, nobody can know,
+    /// and a header's name would be a key that everybody knows.
+    #[error(
+        "VALUE: there is no key behind its =. Where all of it is the key, write its header, as in Authorization=KEY"
+    )]
+    Half,
     /// No header can carry it.
     #[error("{0}: a key has visible ASCII characters only, and no spaces")]
     Key(KeySource),
@@ -89,7 +95,9 @@ pub enum CredentialError {
 pub(crate) fn basic(source: &SecretSource) -> Result<Digest, CredentialError> {
     let pair = source.read()?;
     match pair.expose().split_once(':') {
-        Some((name, password)) if !name.is_empty() && !password.is_empty() => Ok(Digest::of(pair.expose().as_bytes())),
+        Some((name, password)) if !name.trim().is_empty() && !password.trim().is_empty() => {
+            Ok(Digest::of(pair.expose().as_bytes()))
+        }
         _ => Err(CredentialError::Pair(source.clone())),
     }
 }
@@ -112,6 +120,9 @@ pub(crate) fn authorities(file: &CaFile) -> Result<Vec<Authority>, CredentialErr
 /// # Errors
 /// [`CredentialError`].
 pub(crate) fn key(source: &KeySource) -> Result<ApiKey, CredentialError> {
+    if source.header.is_some() && source.source.is_text_like(|text| text.trim_matches('=').trim().is_empty()) {
+        return Err(CredentialError::Half);
+    }
     let key = source.source.read()?;
     let header = source.header.clone().unwrap_or_else(|| USUAL.to_owned());
     let is_sent = key.expose().bytes().all(|byte| byte.is_ascii_graphic());
@@ -133,9 +144,10 @@ mod tests {
         let is = |header: &str, key: &str| ApiKey { header: header.to_owned(), key: Digest::of(key.as_bytes()) };
         assert_eq!(read("X-Api-Key=abc"), is("x-api-key", "abc"));
         assert_eq!(read("Authorization=a=b"), is("authorization", "a=b"));
-        for text in ["abc", "YWJj==", "YWJj=", "a/b=c", "=x"] {
+        for text in ["abc", "a/b=c", "+YWJj=", "=x"] {
             assert_eq!(read(text), is("authorization", text));
         }
+        assert_eq!(read("Authorization=YWJj="), is("authorization", "YWJj="));
     }
 
     #[test]
@@ -144,7 +156,15 @@ mod tests {
         let errors = keys.map(|text| key(&text.to_owned().into()).unwrap_err().to_string());
         assert_eq!(errors[0], "x-key=VALUE: a key has visible ASCII characters only, and no spaces");
         assert!(!errors[1].contains("kéy") && errors[2].contains("not set"), "{errors:?}");
-        for pair in ["secret", ":secret", "secret:"] {
+        // As from X-Api-Key=$KEY where KEY is empty, or as from a key in base64.
+        for text in ["X-Api-Key=", "X-Api-Key= ", "Token=", "c2VjcmU=", "c2VjcmV0LQ=="] {
+            let error = key(&text.to_owned().into()).unwrap_err().to_string();
+            assert!(error.contains("no key behind its =") && !error.to_lowercase().contains(&text[..4].to_lowercase()));
+        }
+        for text in ["", " "] {
+            assert!(key(&text.to_owned().into()).unwrap_err().to_string().contains("it is empty"));
+        }
+        for pair in ["secret", ":secret", "secret:", "secret: "] {
             let error = basic(&pair.to_owned().into()).unwrap_err().to_string();
             assert!(error.contains("NAME:PASSWORD") && !error.contains("secret"), "{error}");
         }

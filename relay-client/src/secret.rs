@@ -114,6 +114,11 @@ impl SecretSource {
         matches!(self.0, Place::Text(_))
     }
 
+    /// Whether it is such a text itself.
+    pub(crate) fn is_text_like(&self, is_such: impl FnOnce(&str) -> bool) -> bool {
+        matches!(&self.0, Place::Text(text) if is_such(text.expose()))
+    }
+
     /// Takes it as seen from a configuration file in this directory. Of one that is `strangers`, it must not lead to
     /// anything that is the user's and was not meant for it.
     ///

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use relay_protocol::access::Access;
-use relay_protocol::frame::SessionKind;
+use relay_protocol::frame::{MAX_HEAD, SessionKind};
 use relay_protocol::inbox::{Inbox, api};
 use relay_protocol::link::Link;
 use relay_protocol::message::{Bound, Extra, Payload, PublicName, Refusal, TunnelSpec};
@@ -37,6 +37,9 @@ const LINGER: Duration = Duration::from_secs(10);
 /// The bounds of the pauses before the relay is asked again for a tunnel that it has refused. It may be refused for good,
 /// and the others go on, so that less is lost than with a session.
 const RESTS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// Most bytes that the first message of a session has beside what it says of tunnels.
+const BESIDE_TUNNELS: usize = 1024;
 
 /// How long the relay may believe in a session of ours that is gone, and so in our having a name that we ask for: 15 s
 /// without a sign of life, and some more for a relay that is busy.
@@ -204,12 +207,13 @@ impl Tunnels {
     }
 
     /// What the first message of a session asks for: all that there was in the last one, and in the first one all that is
-    /// wanted.
+    /// wanted; of either what fits into one message.
     pub(super) fn hello(&mut self, client: &Client, first: bool) -> Vec<Asked> {
         for held in &mut self.held {
             held.asked = None;
             held.rests = held.rests.take().filter(Rests::are_for_good);
         }
+        let mut room = MAX_HEAD - BESIDE_TUNNELS;
         for at in 0..self.held.len() {
             let Some(held) = self.held.get(at) else { break };
             let asked = match &held.given {
@@ -224,6 +228,12 @@ impl Tunnels {
                 None if first => self.ask(held, client),
                 None => continue,
             };
+            // What does not fit is asked for by itself once there is a session, as whatever is not given then.
+            let bytes = asked.spec().to_bytes().map_or(MAX_HEAD, |spec| spec.len());
+            if room < bytes {
+                continue;
+            }
+            room -= bytes;
             self.next = self.next.max(asked.number.saturating_add(1));
             if let Some(held) = self.held.get_mut(at) {
                 held.asked = Some(asked);
@@ -343,6 +353,10 @@ impl Tunnels {
         for held in &mut self.held {
             held.asked =
                 held.asked.take().and_then(|old| asked.iter().find(|asked| asked.number == old.number).cloned());
+            // There was no room for it in that message.
+            if let (Some(given), None) = (&mut held.given, &held.asked) {
+                given.away = true;
+            }
         }
         bound.into_iter().try_for_each(|bound| self.bound(bound, resumed, client, link, observer))
     }

@@ -120,6 +120,20 @@ impl File {
         Ok(())
     }
 
+    /// Takes from the user's `own` file what that says of who may call: a file that may be a stranger's adds rules, and
+    /// changes none. True where it would have.
+    pub(super) fn yield_access(&mut self, own: &Self) -> bool {
+        let Some(own) = &own.access else { return false };
+        let mut would_change = false;
+        let tables = self.tunnels.values_mut().map(|table| &mut table.access).chain([&mut self.access]);
+        for keys in tables.flatten() {
+            let both = own.clone().or(keys.clone());
+            would_change |= both != keys.clone().or(own.clone());
+            *keys = both;
+        }
+        would_change
+    }
+
     /// Whether a credential itself stands in it.
     pub(super) fn has_credential_text(&mut self) -> bool {
         let tables = self.tunnels.values_mut().map(|table| &mut table.access).chain([&mut self.access]);
@@ -135,10 +149,14 @@ fn several<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Op
         One(T),
         All(Vec<T>),
     }
-    Ok(Some(match Several::deserialize(from)? {
-        Several::One(one) => vec![one],
-        Several::All(all) => all,
-    }))
+    match Several::deserialize(from)? {
+        Several::One(one) => Ok(Some(vec![one])),
+        // It would take the place of what stands below it, and so let in everybody.
+        Several::All(all) if all.is_empty() => {
+            Err(de::Error::custom("an empty list says nothing of who may call; leave the key out"))
+        }
+        Several::All(all) => Ok(Some(all)),
+    }
 }
 
 /// A number of bytes, with or without a unit.
@@ -183,6 +201,10 @@ mod tests {
         for text in ["allow = 'office'", "alow = '10.0.0.1'", "rate_limit = 0", "body_limit = 'much'", "basic_auth = 3"]
         {
             assert!(toml::from_str::<AccessKeys>(text).is_err(), "{text}");
+        }
+        for key in ["allow", "deny", "basic_auth", "api_key", "allow_method", "allow_path", "client_ca"] {
+            let error = toml::from_str::<AccessKeys>(&format!("{key} = []")).unwrap_err().to_string();
+            assert!(error.contains("leave the key out"), "{error}");
         }
         for (text, said) in [
             ("basic_auth = 'secret'", "basic_auth: VALUE: it is a name and a password, written NAME:PASSWORD"),

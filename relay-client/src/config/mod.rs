@@ -577,6 +577,12 @@ impl Files {
                     path.display()
                 ));
             }
+            if Some(path) == places.project.as_ref() && upper.yield_access(&files.file) {
+                files.warnings.push(format!(
+                    "{}: what your own file says of who may call tunnels holds over what this one says of it",
+                    path.display()
+                ));
+            }
             files.put_over(upper);
         }
         (files, errors)
@@ -1152,6 +1158,30 @@ mod tests {
             let mut files = Files::load(&places).unwrap();
             assert_eq!(decide(&[], &mut files).unwrap().tunnel.webhooks.verify_at, at, "{project}");
             assert_eq!(files.tunnels(&[]).unwrap()[0].settings.webhooks.verify_at, at, "{project}");
+        }
+    }
+
+    #[test]
+    fn a_strangers_file_opens_nothing_that_the_user_has_closed() {
+        let user = "relay = 'a.example'\n[access]\nallow = '192.0.2.1'\nrate_limit = 5";
+        for (project, access, warnings) in [
+            ("", "allow=192.0.2.1 rate-limit=5", 0),
+            ("access = { allow = '0.0.0.0/0', allow_path = '/a' }", "allow=192.0.2.1 paths=/a rate-limit=5", 1),
+            ("access = { allow = '192.0.2.1', allow_path = '/a' }", "allow=192.0.2.1 paths=/a rate-limit=5", 0),
+            ("[tunnels.web]\nupstream = 1\naccess.rate_limit = 900", "allow=192.0.2.1 rate-limit=5", 1),
+        ] {
+            let (_directory, mut places) = places(project, user);
+            let mut files = Files::load(&places).unwrap();
+            assert_eq!(decide(&[], &mut files).unwrap().tunnel.access.to_string(), access, "{project}");
+            if let Ok(tunnels) = files.tunnels(&[]) {
+                assert_eq!(tunnels[0].settings.access.to_string(), access, "{project}");
+            }
+            assert_eq!(files.warnings.len(), warnings, "{project}: {:?}", files.warnings);
+            // A flag is the user's own.
+            let typed = decide(&["--allow", "::1"], &mut files).unwrap().tunnel.access.to_string();
+            assert!(typed.starts_with("allow=::1 "), "{project}: {typed}");
+            (places.only, places.project) = (places.project.take(), None);
+            assert!(Files::load(&places).unwrap().warnings.is_empty(), "{project}");
         }
     }
 
