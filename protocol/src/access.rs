@@ -10,12 +10,13 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use http::header::AUTHORIZATION;
+use http::header::{self, AUTHORIZATION};
 use http::{HeaderName, HeaderValue, Method};
 use percent_encoding::percent_decode_str;
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use crate::exchange::{is_framing, is_hop_by_hop, is_look_alike, is_owned};
 use crate::inbox::sized;
 use crate::message::Extra;
 use crate::network::Network;
@@ -38,6 +39,9 @@ pub const MAX_AUTHORITIES: usize = 8;
 
 /// Most bytes of a method or a path: what is looked for in a stranger's request must not take long to look for.
 const MAX_PATTERN: usize = 256;
+
+/// Most bytes of the path of a request at a tunnel that names paths. It is compared with all of them, which nobody pays for.
+const LONGEST_PATH: usize = 4096;
 
 /// In a tunnel's spec: who may call it, as JSON.
 const ACCESS: u16 = 7;
@@ -146,9 +150,9 @@ impl Digest {
         Self(bytes)
     }
 
-    /// Whether it is that of this credential. How long that takes says nothing of it.
-    fn is_of(&self, credential: &[u8]) -> bool {
-        verify_slices_are_equal(&self.0, &Self::of(credential).0).is_ok()
+    /// Whether it is the same. How long that takes says nothing of it.
+    fn is(&self, other: &Self) -> bool {
+        verify_slices_are_equal(&self.0, &other.0).is_ok()
     }
 }
 
@@ -220,20 +224,19 @@ pub enum AccessError {
     Nothing,
 }
 
-/// Headers that are the connection's, or the relay's own.
-const TAKEN: [&str; 11] = [
-    "host",
-    "connection",
-    "content-length",
-    "transfer-encoding",
-    "upgrade",
-    "te",
-    "trailer",
-    "expect",
-    "forwarded",
-    "x-forwarded-for",
-    "x-forwarded-proto",
-];
+/// Whether a key can stand there: in none of the connection's headers, of the relay's own, and of those that are dropped
+/// from some requests, which all would have it refuse everybody.
+fn can_have_key(name: &str) -> bool {
+    let is_dropped = |header: &HeaderName| {
+        is_owned(header)
+            || is_hop_by_hop(header)
+            || matches!(*header, header::COOKIE | header::TRAILER)
+            || header.as_str() == "cookie2"
+    };
+    !is_framing(name)
+        && !is_look_alike(name)
+        && HeaderName::from_lowercase(name.as_bytes()).is_ok_and(|header| !is_dropped(&header))
+}
 
 impl Access {
     /// Lets nobody in: for rules that are lost.
@@ -308,10 +311,7 @@ impl Access {
         if let Some(wrong) = paths.iter().find(|text| !is_path(text)) {
             return Err(AccessError::Path(clip(wrong)));
         }
-        let is_header = |name: &str| {
-            HeaderName::from_lowercase(name.as_bytes()).is_ok() && !name.starts_with("relay-") && !TAKEN.contains(&name)
-        };
-        match keys.iter().find(|key| !is_header(&key.header)) {
+        match keys.iter().find(|key| !can_have_key(&key.header)) {
             Some(wrong) => Err(AccessError::Header(clip(&wrong.header))),
             None => Ok(()),
         }
@@ -358,10 +358,13 @@ impl Access {
         };
         let is_authorization = *name == AUTHORIZATION;
         let basic = behind("basic").filter(|_| is_authorization && !self.basic.is_empty());
-        let basic = basic.and_then(|text| STANDARD.decode(text).ok());
+        let basic = basic.and_then(|text| STANDARD.decode(text).ok()).map(|pair| Digest::of(&pair));
+        // Strangers write long lines: each is hashed once, and where a key may be only.
+        let mut keys = self.keys.iter().filter(|one| one.header == name.as_str()).peekable();
         let key = if is_authorization { behind("bearer") } else { Some(value) };
-        let is_key = |key: &[u8]| self.keys.iter().any(|one| one.header == name.as_str() && one.key.is_of(key));
-        basic.is_some_and(|pair| self.basic.iter().any(|one| one.is_of(&pair))) || key.is_some_and(is_key)
+        let key = key.filter(|_| keys.peek().is_some()).map(Digest::of);
+        basic.is_some_and(|pair| self.basic.iter().any(|one| one.is(&pair)))
+            || key.is_some_and(|key| keys.any(|one| one.key.is(&key)))
     }
 
     /// Whether a method is admitted.
@@ -371,10 +374,11 @@ impl Access {
     }
 
     /// Whether a path, as it stands in the request and without its query, is admitted. One that leads elsewhere than it
-    /// says, for whoever resolves it, is not.
+    /// says, for whoever resolves it, is not, nor one of more than 4 KiB.
     #[must_use]
     pub fn admits_path(&self, path: &str) -> bool {
-        self.paths.is_empty() || (!has_dots(path) && self.paths.iter().any(|one| like(one.as_bytes(), path.as_bytes())))
+        let is_like = |pattern: &String| like(pattern.as_bytes(), path.as_bytes());
+        self.paths.is_empty() || (path.len() <= LONGEST_PATH && !has_dots(path) && self.paths.iter().any(is_like))
     }
 }
 
@@ -478,7 +482,23 @@ mod tests {
             let error = read(json).expect_err(json).to_string();
             assert!(error.contains(said), "{json}: {error}");
         }
-        for header in ["X-Upper", "host", "relay-token", "content-length", "a b", ""] {
+        let no_places = [
+            "X-Upper",
+            "host",
+            "relay-token",
+            "content-length",
+            "client-cert",
+            "x-real-ip",
+            "x-real_ip",
+            "x-forwarded-host",
+            "keep-alive",
+            "proxy-authorization",
+            "trailer",
+            "cookie",
+            "a b",
+            "",
+        ];
+        for header in no_places {
             let keys = vec![ApiKey { header: header.into(), key: Digest::of(b"k") }];
             assert_eq!(Access { keys, ..Access::default() }.extra(), Err(AccessError::Header(header.into())));
         }
@@ -549,6 +569,8 @@ mod tests {
             assert_eq!(all().admits_path(path), is_admitted, "{path}");
         }
         assert!(Access::default().admits_path("/a/../b"), "without a rule nothing is looked at");
+        let long = |bytes: usize| format!("/hooks/{}", "a".repeat(bytes - "/hooks/".len()));
+        assert!(all().admits_path(&long(4096)) && !all().admits_path(&long(4097)), "comparing takes time");
     }
 
     #[test]

@@ -112,6 +112,48 @@ pub fn is_hop_by_hop(name: &HeaderName) -> bool {
         || *name == HTTP2_SETTINGS
 }
 
+/// Headers whose truth the relay or its client states; nobody else may.
+const OWNED: &[&str] = &[
+    "client-cert",
+    "client-cert-chain",
+    "forwarded",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-prefix",
+    "x-forwarded-proto",
+    "x-forwarded-scheme",
+    "x-forwarded-server",
+    "x-forwarded-ssl",
+    "x-real-ip",
+];
+
+/// Headers that frame or route: an alias of one would be read differently by a server that folds `_` into `-`.
+const FRAMING: &[&str] = &["host", "content-length", "transfer-encoding", "connection", "upgrade", "te", "expect"];
+
+/// Whether the relay states this header's truth, so that a public request's own line is dropped.
+pub fn is_owned(name: &HeaderName) -> bool {
+    is_owned_name(name.as_str())
+}
+
+fn is_owned_name(name: &str) -> bool {
+    name.starts_with("relay-") || OWNED.contains(&name)
+}
+
+/// Whether a name frames or routes the message that it stands in.
+pub(crate) fn is_framing(name: &str) -> bool {
+    FRAMING.contains(&name)
+}
+
+/// Whether a server that folds `_` and `.` into `-` would take this name for one that the relay owns, or that frames.
+pub fn is_look_alike(name: &str) -> bool {
+    if !name.bytes().any(|b| matches!(b, b'_' | b'.')) {
+        return false;
+    }
+    let folded = name.replace(['_', '.'], "-");
+    is_owned_name(&folded) || is_framing(&folded)
+}
+
 /// Whether a name must not stand in trailers, because it frames, routes, authenticates or describes the body that has
 /// already been read.
 pub fn is_forbidden_trailer(name: &HeaderName) -> bool {

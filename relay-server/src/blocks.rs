@@ -145,6 +145,15 @@ impl Blocks {
         }
     }
 
+    /// As [`has_address`](Self::has_address). One whose address is not known may be anybody, and so is kept out where any
+    /// address is.
+    pub(crate) fn has_sender(&self, address: Option<IpAddr>) -> bool {
+        match address {
+            Some(address) => self.has_address(address),
+            None => self.lists().is_some_and(|lists| !lists.networks.is_empty()),
+        }
+    }
+
     /// Whether nobody is to have that name.
     pub(crate) fn has_name(&self, name: &str) -> bool {
         let Some(lists) = self.lists() else { return false };
@@ -182,6 +191,8 @@ mod tests {
         let has = |text: &str| blocks.has_address(text.parse().unwrap());
         assert!(has("192.0.2.129") && has("::ffff:192.0.2.255") && has("203.0.113.7") && has("2001:db8:1::1"));
         assert!(!has("192.0.2.127") && !has("203.0.113.8") && !has("2001:db9::1") && !has("::1"));
+        assert!(blocks.has_sender(None) && !blocks.has_sender(Some("192.0.2.127".parse().unwrap())));
+        assert!(!Blocks::default().has_sender(None), "nobody is to be found");
         let all = self::blocks(&store, &[Target::Address("0.0.0.0/0".parse().unwrap())]).await;
         assert!(all.has_address("198.51.100.1".parse().unwrap()) && !all.has_address("::1".parse().unwrap()));
     }

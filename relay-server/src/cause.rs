@@ -76,7 +76,7 @@ causes! {
     /// The request's body is too large.
     BodyTooLarge = "body-too-large", PAYLOAD_TOO_LARGE, None,
         "The request's body is larger than is allowed here.",
-        "Send less, or have the limit raised: `limits.body_bytes` by the relay's operator, `--body-limit` by the tunnel's owner.";
+        "Send less, or have the limit raised: `--body-limit` by the tunnel's owner, `limits.body_bytes` or that of the token (`relay-server token limit --max-body`) by the relay's operator.";
     /// The request's body stopped coming.
     BodyTimeout = "body-timeout", REQUEST_TIMEOUT, None,
         "The request's body stopped arriving.",
@@ -88,11 +88,11 @@ causes! {
     /// The tunnel's owner lets in others only.
     AddressNotAllowed = "address-not-allowed", FORBIDDEN, None,
         "This tunnel does not take requests from your address.",
-        "Send from an address that its owner lets in, or ask its owner to let in yours (`relay http --allow`).";
+        "Send from an address that is let in, or ask for yours to be: the tunnel's owner (`relay http --allow`), or the relay's operator where that confines the owner (`relay-server token limit --allow`).";
     /// The tunnel's owner wants a client certificate.
     CertificateRequired = "certificate-required", FORBIDDEN, None,
         "This tunnel takes requests only from those who show a client certificate that its owner gives out.",
-        "Send with that certificate and its key, as in `curl --cert FILE --key FILE`.";
+        "Send with that certificate and its key to the tunnel's own https:// URL, as in `curl --cert FILE --key FILE https://NAME.DOMAIN/`.";
     /// The connection was made for another host, or before a certificate was asked for.
     Misdirected = "misdirected", MISDIRECTED_REQUEST, None,
         "This tunnel asks for a client certificate, and this connection was made for another host or before that.",

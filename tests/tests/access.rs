@@ -2,10 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use http::request::Builder;
-use http::{Request, Version};
+use http::{HeaderValue, Request, Version};
 use hyper::ext::Protocol;
 use relay_protocol::message::TunnelSpec;
 use relay_server::config::Config;
@@ -94,12 +95,16 @@ async fn addresses_are_those_of_senders_and_deny_comes_first() {
     let flags = ["--allow", "203.0.113.0/24", "--allow", "2001:db8::/32", "--deny", "203.0.113.9"];
     let mut scene = Scene::with(behind_a_proxy, &flags).await;
     let from = |address: &'static str| scene.get("/").header("x-forwarded-for", address);
-    for address in ["203.0.113.7", "2001:db8::7", "10.0.0.1, 203.0.113.8"] {
+    for address in ["203.0.113.7", "2001:db8::7", "10.0.0.1, 203.0.113.8", "203.0.113.7:50123", "[2001:db8::7]:50123"] {
         scene.passes(|| from(address)).await;
     }
     for address in ["203.0.113.9", "198.51.100.1", "203.0.113.7, 198.51.100.1", "2001:db9::1", "unknown"] {
         scene.refuses(403, "address-not-allowed", || from(address)).await;
     }
+    // What a sender writes before the proxy's word hides nobody, whatever it is.
+    let junk = |address: &str| HeaderValue::from_bytes(&[b"\xff, ", address.as_bytes()].concat()).unwrap();
+    scene.passes(|| scene.get("/").header("x-forwarded-for", junk("203.0.113.7"))).await;
+    scene.refuses(403, "address-not-allowed", || scene.get("/").header("x-forwarded-for", junk("203.0.113.9"))).await;
     // Nobody stands before it: the peer is the sender.
     scene.refuses(403, "address-not-allowed", || scene.get("/")).await;
     let html = scene.refuses(403, "address-not-allowed", || scene.get("/").header("accept", "text/html")).await;
@@ -218,19 +223,34 @@ async fn a_body_that_is_too_long_is_refused_however_it_comes() {
 
 #[tokio::test]
 async fn what_comes_too_fast_is_refused_also_after_the_client_was_away() {
-    let mut scene = Scene::start(&["--rate-limit", "2"]).await;
+    let mut scene = Scene::start(&["--rate-limit", "2", "--inbox"]).await;
     let mut http = scene.http(Version::HTTP_2).await;
     let mut answers = Vec::new();
+    // Two at once, two more in each second, and one in the second that has begun.
+    let is_kept_to = |passed: usize, begun: Instant| {
+        let most = 2.0 + 2.0 * begun.elapsed().as_secs_f64() + 1.0;
+        assert!(passed >= 1 && passed as f64 <= most, "{passed} have passed, and {most} may have");
+    };
+    let begun = Instant::now();
     for _ in 0..20 {
         answers.push(http.answer(scene.get("/").body(empty()).unwrap()).await);
     }
     let (passed, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.code() == 200);
-    assert!(passed.len() >= 2 && refused.len() >= 10, "{} of 20 have passed", passed.len());
+    is_kept_to(passed.len(), begun);
     assert_eq!((refused[0].code(), refused[0].error()), (429, Some("too-many-requests")), "{:?}", refused[0]);
     assert_eq!(refused[0].header("retry-after"), "1");
     assert!(refused[0].text().contains("2 requests in a second"), "{:?}", refused[0]);
     let told = scene.client.process.event("requests.withheld").await;
     assert_eq!(told["error"], "too-many-requests", "{told}");
+    // The inbox keeps no more than that either, and the seconds go on where they were.
+    scene.client.process.terminate().await;
+    let mut kept = 0;
+    while kept < 3 {
+        let answer = http.answer(scene.post("/").body(full("x")).unwrap()).await;
+        assert!(matches!(answer.code(), 202 | 429), "{answer:?}");
+        kept += usize::from(answer.code() == 202);
+    }
+    is_kept_to(passed.len() + kept, begun);
     scene.world.shutdown().await;
 }
 
@@ -318,6 +338,43 @@ async fn an_inbox_that_the_client_has_not_asked_for_takes_what_the_client_lets_i
     world.shutdown().await;
 }
 
+/// A proxy of the network that may call does not let in whom it cannot name.
+#[tokio::test]
+async fn somebody_unknown_is_never_taken_for_the_proxy() {
+    let scene = Scene::with(behind_a_proxy, &["--allow", "127.0.0.0/8"]).await;
+    scene.passes(|| scene.get("/")).await;
+    for line in [&b"\xff"[..], b"unknown", b"", b"127.0.0.1:"] {
+        let line = HeaderValue::from_bytes(line).unwrap();
+        scene.refuses(403, "address-not-allowed", || scene.get("/").header("x-forwarded-for", &line)).await;
+    }
+    scene.world.shutdown().await;
+}
+
+/// What has let a request in counts as shown by it also where its client comes back with other rules, and it counts once.
+#[tokio::test]
+async fn a_request_that_waits_for_its_client_is_judged_anew_as_it_came() {
+    let rules = ["--basic-auth", "ann:secret", "--rate-limit", "1"];
+    let mut scene = Scene::start(&rules).await;
+    scene.client.process.kill().await;
+    sessions(&scene.world, 0).await;
+    let mut http = scene.http(Version::HTTP_11).await;
+    let request = scene.get("/").header("authorization", basic("ann:secret"));
+    let answer = http.begin(request.body(empty()).unwrap());
+    within("a request under way", async {
+        while !scene.world.get_admin("/metrics").await.text().contains("relay_exchanges_under_way 1\n") {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    let other = [&rules[..], &["--allow-path", "/*"]].concat();
+    let back = client(&scene.world, &scene.token, &scene.app, &other).await;
+    let answer = within("an answer", answer).await.unwrap();
+    assert_eq!((answer.code(), answer.error()), (200, None), "{answer:?}");
+    assert!(!scene.app.last().headers.contains_key("authorization"));
+    drop(back);
+    scene.world.shutdown().await;
+}
+
 #[tokio::test]
 async fn a_handshake_is_answered_for_those_who_may_call() {
     let mut scene = Scene::start(&["--provider", "slack", "--handshake", "--api-key", "X-Key=k3y"]).await;
@@ -383,6 +440,37 @@ async fn a_file_says_it_for_each_tunnel_and_a_change_holds_at_once() {
     let access = check.lines().into_iter().find(|line| line["setting"] == "tunnels.web.access");
     let value = access.as_ref().map_or(&Value::Null, |line| &line["value"]);
     assert_eq!(value, "basic-auth=1 paths=/b", "{check:?}");
+    world.shutdown().await;
+}
+
+/// All of it is more than a session's first message can have.
+#[tokio::test]
+async fn long_rules_of_many_tunnels_hold_and_their_client_comes_back_with_them() {
+    let mut world = World::start().await;
+    let (token, app) = (world.token().await, App::recording().await);
+    let directory = Arc::new(tempfile::tempdir().unwrap());
+    let networks: Vec<String> = (0..250).map(|number| format!("'2001:db8:{number:04x}:ffff::/64'")).collect();
+    let tunnel = |number| format!("[tunnels.n{number}]\nupstream = '{}'\nsubdomain = 'n{number}'\n", app.addr());
+    let tunnels: String = (0..20).map(tunnel).collect();
+    let text = format!("[access]\nallow = '127.0.0.1'\ndeny = [{}]\n{tunnels}", networks.join(", "));
+    std::fs::write(directory.path().join("relay.toml"), text).unwrap();
+    let words = world.arguments(&token, &["start", "--output", "json"]);
+    let mut client = RelayClient::of(Process::spawn_in(directory, "relay", words, &[]).await).await;
+    for again in [false, true] {
+        if again {
+            world.stop().await;
+            world.start_again().await;
+        }
+        for number in [0, 10, 19] {
+            within(format!("tunnel {number} again: {again}"), async {
+                while world.get(&world.url(&format!("n{number}"), "/")).await.code() != 200 {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            })
+            .await;
+        }
+    }
+    client.process.terminate().await;
     world.shutdown().await;
 }
 

@@ -1,7 +1,7 @@
 //! What those notice who are kept out, and everybody else.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
-use http::Request;
+use http::{HeaderValue, Request};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::upgrade::Upgraded;
@@ -81,6 +81,19 @@ async fn behind_a_proxy_it_is_the_address_that_the_proxy_names() {
     blocked(&world.send(from("192.0.2.9")).await);
     assert!(world.get_admin("/metrics").await.text().contains("relay_blocked_total{what=\"request\"} 1\n"));
     assert_eq!(world.send(from("192.0.3.9")).await.code(), 200);
+    // Whatever a sender says itself stands before what the proxy adds, and need not be text.
+    let raw = |line: &[u8]| {
+        let line = HeaderValue::from_bytes(line).unwrap();
+        Request::get(world.url(tunnel.name(), "/")).header("x-forwarded-for", line).body(empty()).unwrap()
+    };
+    for line in [&b"\xff, 192.0.2.9"[..], b"192.0.2.9:50123", b"[::ffff:192.0.2.9]:50123"] {
+        blocked(&world.send(raw(line)).await);
+    }
+    let passed = world.send(raw(b"\xff, [2001:db8::9]:50123")).await;
+    assert_eq!(passed.code(), 200, "{passed:?}");
+    // Whom nobody knows may be the one.
+    blocked(&world.send(raw(b"192.0.3.9, \xff")).await);
+    blocked(&world.send(from("unknown")).await);
     // Whoever is not believed is held against its own address.
     assert_eq!(world.send(from("192.0.2.9, 192.0.3.9")).await.code(), 200);
     drop(tunnel);

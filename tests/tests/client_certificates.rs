@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use http::{Request, Version};
@@ -15,9 +16,14 @@ use relay_tests::body::{empty, full};
 use relay_tests::peer::{connect_on, spec};
 use relay_tests::process::run;
 use relay_tests::world::{Identity, caller, connect_by};
-use relay_tests::{Answer, App, Http, Place, Process, RelayClient, RelayServer, World};
+use relay_tests::{Answer, App, Http, Place, Process, RelayClient, RelayServer, World, within};
 use rustix::process::Signal;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, HandshakeKind};
+use tokio::net::TcpStream;
+use tokio::process::Command;
+use tokio_rustls::TlsConnector;
 
 /// Somebody who gives out certificates.
 struct Authority(&'static str, CertifiedIssuer<'static, KeyPair>);
@@ -112,6 +118,16 @@ async fn client(world: &World, token: &str, app: &App, name: &str, flags: &[&str
     RelayClient::spawn(world.arguments(token, &words)).await
 }
 
+/// The relay lets the requests under way end, and takes no more on it.
+async fn is_over(http: &Http) {
+    within("the end of a connection", async {
+        while !http.is_closed() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+}
+
 fn is_refused(answer: &Answer, status: u16, code: &str) {
     assert_eq!((answer.code(), answer.error()), (status, Some(code)), "{answer:?}");
 }
@@ -158,8 +174,11 @@ async fn who_shows_a_certificate_of_the_authority_comes_in_and_the_service_is_to
     ] {
         for version in [Version::HTTP_11, Version::HTTP_2] {
             let identity = identity.as_ref().map(|(chain, key)| (chain.clone(), key.clone_key()));
-            let answer = scene.ask(version, identity).await;
+            let mut http = scene.http("hooks", version, identity).await;
+            let answer = http.answer(scene.post("hooks")).await;
             is_refused(&answer, 403, "certificate-required");
+            // Nothing else can be shown on it, so that whoever has something to show comes back on another.
+            is_over(&http).await;
             assert!(answer.text().contains(why), "{why}: {answer:?}");
         }
     }
@@ -182,6 +201,9 @@ async fn a_certificate_is_for_the_host_that_it_was_shown_for() {
         assert_eq!(http.answer(scene.post("open")).await.code(), 200);
         let misdirected = http.answer(scene.post("hooks")).await;
         is_refused(&misdirected, 421, "misdirected");
+        if version == Version::HTTP_2 {
+            assert_eq!(http.answer(scene.post("open")).await.code(), 200, "it is as good as ever for its own host");
+        }
         // The other way round nothing is asked for, and nothing told.
         let mut http = scene.http("hooks", version, Some(scene.authority.gives(|_| {}))).await;
         assert_eq!(http.answer(scene.post("hooks")).await.code(), 200);
@@ -275,6 +297,62 @@ async fn an_inbox_asks_for_certificates_while_its_client_is_away() {
         let own = scene.authority.gives(|_| {});
         assert_eq!(scene.ask(Version::HTTP_2, Some(own)).await.code(), 202, "restarted {restarted}");
     }
+    scene.world.shutdown().await;
+}
+
+/// They are kept for as long as the connection is there.
+#[tokio::test]
+async fn nobody_can_show_more_than_a_few_certificates() {
+    let scene = Scene::start(&[]).await;
+    let long = |params: &mut CertificateParams| {
+        params.distinguished_name.push(DnType::OrganizationName, "a".repeat(20_000));
+    };
+    let with = |count: usize| {
+        let (mut chain, key) = scene.authority.gives(|_| {});
+        chain.resize(count, scene.authority.1.der().clone());
+        (chain, key)
+    };
+    for (identity, passes) in [(with(8), true), (with(9), false), (scene.authority.gives(long), false)] {
+        let by = scene.caller(Version::HTTP_2, Some(identity));
+        let tcp = TcpStream::connect(scene.world.https()).await.unwrap();
+        let name = scene.world.host("hooks");
+        let name = name.split(':').next().unwrap().to_owned().try_into().unwrap();
+        // With TLS 1.3 a client hears of it once its own side is done.
+        let answer = match TlsConnector::from(by).connect(name, tcp).await {
+            Ok(tls) => Http::two(tls).await.try_answer(scene.post("hooks")).await,
+            Err(_) => None,
+        };
+        assert_eq!(answer.map(|answer| answer.code()), passes.then_some(200));
+    }
+    scene.world.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_handshake_that_names_no_host_is_told_so() {
+    let scene = Scene::start(&[]).await;
+    let mut by = (*scene.caller(Version::HTTP_2, Some(scene.authority.gives(|_| {})))).clone();
+    by.enable_sni = false;
+    let mut http = scene.http_by("hooks", &Arc::new(by)).await;
+    let answer = http.answer(scene.post("hooks")).await;
+    is_refused(&answer, 403, "certificate-required");
+    assert!(answer.text().contains("has not named the host (SNI)"), "{answer:?}");
+    scene.world.shutdown().await;
+}
+
+/// With the commands that the page has. Without their extensions it would be one of version 1, which nothing here reads.
+#[tokio::test]
+async fn a_certificate_that_openssl_has_made_comes_in() {
+    let scene = Scene::start(&[]).await;
+    let directory = scene.directory.path();
+    std::fs::write(directory.join("callers.pem"), scene.authority.1.pem()).unwrap();
+    std::fs::write(directory.join("callers.key"), scene.authority.1.key().serialize_pem()).unwrap();
+    let page = include_str!("../../docs/access.md");
+    let commands = page.split("```\n").find(|block| block.starts_with("openssl req")).unwrap();
+    let made = Command::new("sh").args(["-ec", commands]).current_dir(directory).output().await.unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let chain = CertificateDer::pem_file_iter(directory.join("caller.pem")).unwrap().map(Result::unwrap).collect();
+    let key = PrivateKeyDer::from_pem_file(directory.join("caller.key")).unwrap();
+    assert_eq!(scene.ask(Version::HTTP_2, Some((chain, key))).await.code(), 200);
     scene.world.shutdown().await;
 }
 

@@ -11,14 +11,15 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use relay_protocol::access::Access;
 use relay_protocol::exchange::{append_all, content_length, prefix};
 use relay_protocol::inbox::sized;
+use relay_protocol::message::{HeaderList, RequestHead};
 use tokio::time::Instant;
 
 use super::body::{EdgeBody, Upload};
 use super::caller::{CLIENT_CERT, Unknown};
-use super::close;
 use super::forward::Instead;
 use super::record::Exchange;
 use super::respond::explain;
+use super::{Last, close};
 use crate::Shared;
 use crate::cause::Cause;
 use crate::judge::refused;
@@ -30,6 +31,8 @@ use crate::tunnels::{Found, Tunnel};
 enum Refusal {
     /// The operator does not let it in, whatever the tunnel's owner does.
     Confined,
+    /// The operator lets so many bytes in, whatever the tunnel's owner does.
+    ConfinedBody(u64),
     Address,
     /// By its certificate.
     Unknown(Unknown),
@@ -40,6 +43,17 @@ enum Refusal {
     Body(u64),
     /// So many in a second may.
     Rate(u32),
+}
+
+/// By what a request was let in. The rules may have changed by the time that it goes on, and it is judged by them as it came.
+#[derive(Debug, Default)]
+pub(crate) struct Admitted {
+    /// The rules.
+    access: Option<Arc<Access>>,
+    /// The lines of its head that were taken out of it.
+    shown: HeaderList,
+    /// It counts among the requests of its second.
+    is_paced: bool,
 }
 
 /// Lets a request in that may call the tunnel of that name, and takes the credential out of it that it was let in by: it is
@@ -92,13 +106,13 @@ fn judge(
 ) -> Result<(), Instead> {
     let confined = meter.map_or(Ok(()), |meter| confine(exchange, meter, upload));
     // It may have been let in by the same rules before.
-    let access = access.filter(|access| exchange.access.as_ref() != Some(access));
+    let access = access.filter(|access| exchange.admitted.access.as_ref() != Some(access));
     let decided = confined.and_then(|()| match &access {
         Some(access) => decide(shared, exchange, access, name, upload),
         None => Ok(()),
     });
     let Err(refusal) = decided else {
-        exchange.access = access.or(exchange.access.take());
+        exchange.admitted.access = access.or(exchange.admitted.access.take());
         return Ok(());
     };
     let access = access.unwrap_or_default();
@@ -115,14 +129,15 @@ fn confine(exchange: &Exchange, meter: &Meter, upload: &mut Upload) -> Result<()
     if !meter.admits_address(exchange.head.remote.parse().ok()) {
         return Err(Refusal::Confined);
     }
-    meter.max_body().map_or(Ok(()), |most| shorten(exchange, most, upload))
+    let most = meter.max_body();
+    most.map_or(Ok(()), |most| shorten(&exchange.head, most, upload).map_err(|()| Refusal::ConfinedBody(most)))
 }
 
 /// Takes no longer body than that.
-fn shorten(exchange: &Exchange, most: u64, upload: &mut Upload) -> Result<(), Refusal> {
+fn shorten(head: &RequestHead, most: u64, upload: &mut Upload) -> Result<(), ()> {
     upload.allow(most);
-    match content_length(&exchange.head) {
-        Some(declared) if declared > most => Err(Refusal::Body(most)),
+    match content_length(head) {
+        Some(declared) if declared > most => Err(()),
         _ => Ok(()),
     }
 }
@@ -135,19 +150,19 @@ fn decide(
     name: &str,
     upload: &mut Upload,
 ) -> Result<(), Refusal> {
-    let head = &mut exchange.head;
+    let Exchange { head, admitted, caller, .. } = exchange;
+    head.headers.append(&mut admitted.shown);
     head.headers.retain(|(name, _)| *name != CLIENT_CERT);
     if !access.admits_address(head.remote.parse().ok()) {
         return Err(Refusal::Address);
     }
     if !access.client_ca.is_empty() {
-        exchange.caller.judge(&head.authority, access).map_err(Refusal::Unknown)?;
-        head.headers.extend(exchange.caller.header());
+        caller.judge(&head.authority, access).map_err(Refusal::Unknown)?;
+        head.headers.extend(caller.header());
     }
     if access.asks_for_credentials() {
-        let before = head.headers.len();
-        head.headers.retain(|(name, value)| !access.is_credential(name, value));
-        if head.headers.len() == before {
+        admitted.shown = head.headers.extract_if(.., |(name, value)| access.is_credential(name, value)).collect();
+        if admitted.shown.is_empty() {
             return Err(Refusal::Credentials);
         }
     }
@@ -158,11 +173,17 @@ fn decide(
         return Err(Refusal::Method);
     }
     if let Some(most) = access.body {
-        shorten(exchange, most, upload)?;
+        shorten(head, most, upload).map_err(|()| Refusal::Body(most))?;
     }
     match access.rate {
-        Some(rate) if !shared.registry.paces(name, rate, Instant::now()) => Err(Refusal::Rate(rate)),
-        _ => Ok(()),
+        Some(rate) if !admitted.is_paced && !shared.registry.paces(name, rate, Instant::now()) => {
+            Err(Refusal::Rate(rate))
+        }
+        Some(_) => {
+            admitted.is_paced = true;
+            Ok(())
+        }
+        None => Ok(()),
     }
 }
 
@@ -175,7 +196,7 @@ impl Refusal {
             Self::Credentials => Cause::CredentialsRequired,
             Self::Path => Cause::PathNotAllowed,
             Self::Method => Cause::MethodNotAllowed,
-            Self::Body(_) => Cause::BodyTooLarge,
+            Self::ConfinedBody(_) | Self::Body(_) => Cause::BodyTooLarge,
             Self::Rate(_) => Cause::TooManyRequests,
         }
     }
@@ -184,6 +205,7 @@ impl Refusal {
     const fn reason(self) -> &'static str {
         match self {
             Self::Confined => "the relay's operator does not let its address in",
+            Self::ConfinedBody(_) => "its body is longer than the relay's operator lets the tunnel take",
             Self::Address => "its address is not let in",
             Self::Unknown(unknown) => unknown.reason(),
             Self::Credentials => "it has no credential of this tunnel",
@@ -197,6 +219,13 @@ impl Refusal {
     /// For whoever has sent the request.
     fn message(self) -> String {
         match self {
+            Self::Confined => {
+                "The operator of this relay does not let this tunnel take requests from your address.".to_owned()
+            }
+            Self::ConfinedBody(most) => format!(
+                "The request's body has more than {}, which is what the operator of this relay lets this tunnel take.",
+                sized(most)
+            ),
             Self::Body(most) => {
                 format!("The request's body has more than {}, which is what this tunnel takes.", sized(most))
             }
@@ -208,9 +237,7 @@ impl Refusal {
                  refused, as {}.",
                 unknown.reason()
             ),
-            Self::Confined | Self::Address | Self::Credentials | Self::Path | Self::Method => {
-                self.cause().message().to_owned()
-            }
+            Self::Address | Self::Credentials | Self::Path | Self::Method => self.cause().message().to_owned(),
         }
     }
 
@@ -222,9 +249,13 @@ impl Refusal {
                 challenges(access, realm).iter().filter_map(|text| line(WWW_AUTHENTICATE, text)).collect()
             }
             Self::Method => line(ALLOW, &access.methods.join(", ")).into_iter().collect(),
-            Self::Confined | Self::Address | Self::Unknown(_) | Self::Path | Self::Body(_) | Self::Rate(_) => {
-                Vec::new()
-            }
+            Self::Confined
+            | Self::ConfinedBody(_)
+            | Self::Address
+            | Self::Unknown(_)
+            | Self::Path
+            | Self::Body(_)
+            | Self::Rate(_) => Vec::new(),
         }
     }
 }
@@ -253,9 +284,13 @@ fn answer(shared: &Shared, exchange: &Exchange, access: &Access, refusal: Refusa
     // Tunnels that share an origin are realms of their own: what opens one is not to be sent to another.
     let realm = format!("{}{}", exchange.head.authority, prefix(&exchange.head.headers));
     append_all(response.headers_mut(), refusal.headers(access, &realm));
-    if matches!(refusal, Refusal::Unknown(_)) {
+    if let Refusal::Unknown(unknown) = refusal {
         // What is shown is shown once, when a connection begins.
         close(exchange.version, &mut response);
+        // One that was made for another host goes on for that one.
+        if unknown != Unknown::Misdirected || exchange.caller.is_for(&exchange.head.authority) {
+            response.extensions_mut().insert(Last);
+        }
     }
     response
 }

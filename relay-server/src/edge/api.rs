@@ -17,8 +17,8 @@ use tokio::time::timeout;
 
 use super::body::EdgeBody;
 use super::connect::authenticate;
-use super::forward::Sender;
 use super::respond::explain;
+use super::sender::Sender;
 use crate::cause::Cause;
 use crate::inbox::handle::{self, Action, HandleError, Source};
 use crate::inbox::spool::MAX_INLINE;
@@ -87,7 +87,7 @@ pub(super) async fn answer(
 type Served = Result<Response<EdgeBody>, Refusal>;
 
 async fn serve(shared: &Arc<Shared>, sender: Sender, request: &mut Request<Incoming>) -> Served {
-    let token = authenticate(shared, sender.address(request.headers()), request.headers()).await?;
+    let token = authenticate(shared, sender.address_or_peer(request.headers()), request.headers()).await?;
     let (whose, method) = (Some(token.id), request.method().clone());
     let path = below(request.uri().path()).unwrap_or_default().trim_start_matches('/').to_owned();
     let mut parts = path.split('/').filter(|part| !part.is_empty());

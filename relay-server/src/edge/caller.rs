@@ -32,8 +32,10 @@ const HOLDS: Duration = Duration::from_secs(60);
 pub(crate) enum Caller {
     /// Nothing: its TLS ends elsewhere, if it has any.
     Elsewhere,
-    /// It was not asked for a certificate.
-    Unasked,
+    /// Nothing: its handshake has named no host, and so it could not be asked.
+    Unnamed,
+    /// It was not asked for a certificate in its handshake, which was for this host, in lower case.
+    Unasked(Arc<str>),
     /// It was.
     Asked(Arc<Shown>),
 }
@@ -58,6 +60,8 @@ pub(super) enum Unknown {
     Misdirected,
     /// No certificate can be shown on it.
     Elsewhere,
+    /// Its handshake has named no host, and so nobody knew whose certificates to ask for.
+    Unnamed,
     /// None was shown.
     Missing,
     /// It holds no more.
@@ -75,9 +79,20 @@ impl Caller {
     pub(super) fn judge(&self, authority: &str, access: &Arc<Access>) -> Verdict {
         match self {
             Self::Elsewhere => Err(Unknown::Elsewhere),
-            Self::Unasked => Err(Unknown::Misdirected),
+            Self::Unnamed => Err(Unknown::Unnamed),
+            Self::Unasked(_) => Err(Unknown::Misdirected),
             Self::Asked(shown) if !is_of(authority, &shown.host) => Err(Unknown::Misdirected),
             Self::Asked(shown) => shown.judge(access),
+        }
+    }
+
+    /// Whether the connection was made for the host of this authority. Then nothing that comes on it for that host later is
+    /// let in either, once this was not.
+    pub(super) fn is_for(&self, authority: &str) -> bool {
+        match self {
+            Self::Elsewhere | Self::Unnamed => false,
+            Self::Unasked(host) => is_of(authority, host),
+            Self::Asked(shown) => is_of(authority, &shown.host),
         }
     }
 
@@ -131,7 +146,12 @@ impl Unknown {
     pub(super) const fn reason(self) -> &'static str {
         match self {
             Self::Misdirected => "its connection was made for another host, or before certificates were asked for",
-            Self::Elsewhere => "no client certificate can be shown on its connection",
+            Self::Elsewhere => {
+                "its connection is not encrypted by the relay, so that no client certificate can be shown on it"
+            }
+            Self::Unnamed => {
+                "its TLS handshake has not named the host (SNI), so that no client certificate was asked for"
+            }
             Self::Missing => "it has shown no client certificate",
             Self::Expired => "its client certificate has expired",
             Self::Early => "its client certificate is not valid yet",

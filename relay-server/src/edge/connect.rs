@@ -23,9 +23,9 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::api;
 use super::body::EdgeBody;
-use super::forward::Sender;
 use super::io::Watched;
 use super::respond::{answer, explain};
+use super::sender::Sender;
 use crate::cause::Cause;
 use crate::clock::unix_now;
 use crate::places::block_of;
@@ -65,7 +65,7 @@ pub(super) async fn own_host(
     sender: Sender,
     request: &mut Request<Incoming>,
 ) -> Response<EdgeBody> {
-    let peer = sender.address(request.headers());
+    let peer = sender.address_or_peer(request.headers());
     if api::below(request.uri().path()).is_some() {
         return api::answer(shared, sender, request).await;
     }

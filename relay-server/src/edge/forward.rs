@@ -2,7 +2,6 @@
 
 use std::fmt::Write as _;
 use std::future::{Future, poll_fn};
-use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -17,7 +16,7 @@ use hyper::body::Incoming;
 use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
 use relay_protocol::exchange::{
-    X_FORWARDED_PREFIX, X_FORWARDED_PROTO, append_all, append_framed, content_length, end_to_end, upgrade_of,
+    X_FORWARDED_PREFIX, X_FORWARDED_PROTO, append_all, append_framed, content_length, end_to_end, is_owned, upgrade_of,
 };
 use relay_protocol::frame::{Reset, StreamId};
 use relay_protocol::link::Stream;
@@ -30,14 +29,14 @@ use ulid::Ulid;
 
 use super::access;
 use super::body::{EdgeBody, Upload, UploadError, discard};
-use super::caller::Caller;
 use super::close;
-use super::gate::{PublicHost, is_owned};
+use super::gate::PublicHost;
 use super::inbox;
 use super::io::InFlight;
 use super::paths::{self, Below};
 use super::record::Exchange;
 use super::respond::{answer, explain, is_edges};
+use super::sender::{Sender, X_FORWARDED_FOR};
 use super::upgrade;
 use super::webhook::{Allowed, handshake, verify};
 use crate::Shared;
@@ -47,29 +46,6 @@ use crate::quota::{Meter, Over};
 use crate::session::resumes;
 use crate::store::TokenId;
 use crate::tunnels::{Asked, Found, Loss, SEEN, Tunnel};
-
-/// Where a request came from.
-#[derive(Clone, Debug)]
-pub(crate) struct Sender {
-    /// The peer of the connection, or of the proxy that passes its bytes on.
-    pub(crate) peer: IpAddr,
-    /// The peer is a proxy whose forwarded headers are believed.
-    pub(crate) trusted: bool,
-    /// The connection is encrypted.
-    pub(crate) encrypted: bool,
-    /// Who the connection says that it is.
-    pub(crate) caller: Caller,
-}
-
-impl Sender {
-    /// Whom a request is from: the peer, or whom the trusted proxy in front of us names.
-    pub(crate) fn address(&self, headers: &http::HeaderMap) -> IpAddr {
-        let lines = headers.get_all(super::gate::X_FORWARDED_FOR);
-        let last =
-            lines.iter().next_back().and_then(|line| line.to_str().ok()?.rsplit(',').next()?.trim().parse().ok());
-        last.filter(|_| self.trusted).unwrap_or(self.peer)
-    }
-}
 
 /// A body that is still arriving after a second is an upload and not a webhook. Where nobody but the relay has set the
 /// deadline, the service's time to answer then counts from the last byte, as long as there come this many in each second.
@@ -86,7 +62,7 @@ pub(crate) async fn forward(
 ) -> Response<EdgeBody> {
     let (mut parts, body) = request.into_parts();
     // One that comes by itself is closed where it is kept out; a proxy's is not.
-    let address = sender.address(&parts.headers);
+    let address = sender.address_or_peer(&parts.headers);
     let proxied = sender.trusted.then_some(address);
     let on_upgrade = parts.extensions.remove::<OnUpgrade>();
     let head = request_head(&parts, &sender, &host);
@@ -570,7 +546,8 @@ async fn find(
         Found::Away(known) => {
             let asked = known.as_ref().map(|(_, asked)| asked.clone()).unwrap_or_default();
             let until = exchange.started + Allowed::of(shared, exchange, &asked, upload.held()).time;
-            if let Some((token, asked)) = &known {
+            // Who may call, only the process knows that its client moves here from, and so the client says it first.
+            if let Some((token, asked)) = known.as_ref().filter(|_| !shared.has_predecessor()) {
                 if shared.blocks.has_token(*token) {
                     return Err(blocked(shared).into());
                 }
@@ -623,16 +600,13 @@ fn request_head(parts: &request::Parts, sender: &Sender, host: &PublicHost) -> R
     }
     // With room for the longest, because it grows piece by piece otherwise.
     let mut remote = String::with_capacity(39);
-    let _ = write!(remote, "{}", sender.peer.to_canonical());
+    let _ = match sender.address(&parts.headers) {
+        Some(address) => write!(remote, "{address}"),
+        None => write!(remote, "unknown"),
+    };
     if sender.trusted {
-        let known = forwarded_for(parts);
-        let chain = if known.is_empty() { remote.clone() } else { format!("{known}, {remote}") };
-        // The address that the first trusted proxy saw is the sender's.
-        if let Some(first) = known.rsplit(',').map(str::trim).find(|address| !address.is_empty()) {
-            first.clone_into(&mut remote);
-        }
-        if let Ok(value) = HeaderValue::from_str(&chain) {
-            headers.push((super::gate::X_FORWARDED_FOR, value));
+        if let Some(chain) = sender.chain(&parts.headers) {
+            headers.push((X_FORWARDED_FOR, chain));
         }
         if let Some(proto) = parts.headers.get(X_FORWARDED_PROTO) {
             headers.push((X_FORWARDED_PROTO, proto.clone()));
@@ -675,13 +649,6 @@ fn target(parts: &request::Parts, below: Option<&Below>) -> PathAndQuery {
     }
     let slash = if rest.starts_with('/') { "" } else { "/" };
     PathAndQuery::try_from(format!("{slash}{rest}")).unwrap_or(PathAndQuery::from_static("/"))
-}
-
-/// What a trusted proxy says of those before it, on one line.
-fn forwarded_for(parts: &request::Parts) -> String {
-    let lines = parts.headers.get_all(super::gate::X_FORWARDED_FOR);
-    let lines: Vec<&str> = lines.iter().filter_map(|value| value.to_str().ok()).collect();
-    lines.join(", ")
 }
 
 pub(super) fn expects_continue(version: Version, headers: &HeaderMap) -> bool {

@@ -20,6 +20,7 @@ mod proxy_protocol;
 mod record;
 mod respond;
 pub(crate) mod room;
+mod sender;
 mod tls;
 mod upgrade;
 mod webhook;
@@ -41,12 +42,12 @@ use tokio_util::sync::CancellationToken;
 
 use self::body::{EdgeBody, discard};
 use self::caller::Caller;
-use self::forward::Sender;
 use self::gate::PublicHost;
 use self::io::{Clock, Conn, InFlight, NoHeader, Watched, read_header};
 use self::paths::Below;
 use self::proxy_protocol::Header;
 use self::respond::{answer, explain};
+use self::sender::Sender;
 pub(crate) use self::tls::Tls;
 use crate::Shared;
 use crate::cause::Cause;
@@ -55,6 +56,10 @@ use crate::config::HttpMode;
 use crate::limits::HTTP2_WINDOW;
 use crate::places::Place;
 use relay_protocol::gather::Gathered;
+
+/// Of a response: the last one of its connection, also where that speaks HTTP/2 and other requests are under way on it.
+#[derive(Clone, Copy, Debug)]
+struct Last;
 
 /// How long connections stay open for another request, once another process serves.
 const LINGER: Duration = Duration::from_secs(5);
@@ -117,6 +122,10 @@ async fn connection(shared: &Arc<Shared>, tcp: TcpStream, peer: SocketAddr, mut 
                     %peer, %error,
                     "a trusted proxy does not begin with a PROXY header: have it send one, or serve without proxy_protocol"
                 ),
+                // Whoever gives out certificates looks here for why one of theirs does not do.
+                Unbegun::Tls(error) if shows_a_bad_certificate(&error) => {
+                    tracing::info!(%peer, %error, "a client certificate cannot be read; it has to be of version 3");
+                }
                 error => tracing::debug!(%peer, %error, "a connection did not begin"),
             }
             shared.metrics.handshakes_failed.inc();
@@ -138,15 +147,20 @@ async fn connection(shared: &Arc<Shared>, tcp: TcpStream, peer: SocketAddr, mut 
     let io = TokioIo::new(Watched::new(conn, clock.clone(), limits.clone()));
     let times = clock.clone();
     let (owner, own) = (shared.clone(), (!sender.trusted).then_some(sender.peer));
+    let over = CancellationToken::new();
+    let ends = over.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         let (started, in_flight) = times.begin(sender.trusted);
-        let (shared, purpose, from) = (owner.clone(), purpose.clone(), sender.clone());
+        let (shared, purpose, from, ends) = (owner.clone(), purpose.clone(), sender.clone(), ends.clone());
         async move {
             let version = request.version();
             let mut response = handle(shared.clone(), from, &purpose, started, in_flight, request).await;
             // The next one is another process's, or nobody's.
             if shared.is_stopping() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                 close(version, &mut response);
+            }
+            if response.extensions().get::<Last>().is_some() {
+                ends.cancel();
             }
             Ok::<_, Infallible>(response)
         }
@@ -171,10 +185,13 @@ async fn connection(shared: &Arc<Shared>, tcp: TcpStream, peer: SocketAddr, mut 
             .max_send_buf_size(64 * 1024);
         let connection = builder.serve_connection(io, service);
         tokio::pin!(connection);
+        let ends = async {
+            tokio::select! { () = shared.stopping.cancelled() => {}, () = over.cancelled() => {} }
+        };
         tokio::select! {
             result = connection.as_mut() => result,
             () = &mut kept_out => Ok(()),
-            () = shared.stopping.cancelled() => {
+            () = ends => {
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {
                     result = connection => result,
@@ -266,6 +283,12 @@ async fn begin(
     Ok((conn, sender))
 }
 
+/// Whether a handshake has failed because nobody can read what the client has shown.
+fn shows_a_bad_certificate(error: &std::io::Error) -> bool {
+    let error = error.get_ref().and_then(|error| error.downcast_ref());
+    matches!(error, Some(rustls::Error::InvalidCertificate(_)))
+}
+
 /// Whether connections from there are closed. A trusted proxy speaks for many, of whom each is looked at by itself.
 fn is_kept_out(shared: &Shared, address: IpAddr, trusted: bool) -> bool {
     let is_kept_out = !trusted && shared.blocks.has_address(address);
@@ -300,7 +323,7 @@ async fn handle(
             response
         }
         // It was not when the connection began, or a trusted proxy speaks for it.
-        Ok(_) if shared.blocks.has_address(sender.address(request.headers())) => {
+        Ok(_) if shared.blocks.has_sender(sender.address(request.headers())) => {
             shared.metrics.blocked_requests.inc();
             let mut response = answer(&shared, Cause::Blocked, request.headers());
             close(request.version(), &mut response);

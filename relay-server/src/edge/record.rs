@@ -5,13 +5,12 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::{StatusCode, Version};
-use relay_protocol::access::Access;
 use relay_protocol::exchange::{X_FORWARDED_PROTO, prefix};
 use relay_protocol::message::{HeaderList, RequestHead, ResponseHead};
 use tokio::time::Instant;
 
+use super::access::Admitted;
 use super::caller::Caller;
-
 use super::io::InFlight;
 use crate::Shared;
 use crate::admin::metrics::Ended;
@@ -43,8 +42,8 @@ pub(crate) struct Exchange {
     pub(crate) pass: Option<Pass>,
     /// Who the connection says that its sender is.
     pub(crate) caller: Caller,
-    /// The rules that it was let in by, where its tunnel has some.
-    pub(crate) access: Option<Arc<Access>>,
+    /// By what it was let in, where its tunnel has rules.
+    pub(crate) admitted: Admitted,
     /// Where it is written.
     trace: Option<Box<Trace>>,
     /// The token's client or its inbox has it, or has had some of it: what the relay alone refuses costs the token nothing.
@@ -114,7 +113,7 @@ impl Exchange {
             receiving: OnceLock::new(),
             pass: None,
             caller: Caller::Elsewhere,
-            access: None,
+            admitted: Admitted::default(),
             trace,
             taken: false,
             counted: AtomicU64::new(0),

@@ -26,6 +26,11 @@ use crate::Shared;
 use crate::certs::{Certificates, PROOF};
 use crate::tunnels::Found;
 
+/// Most certificates that a client may show, of which it takes two or three, and most bytes of all of them: they are kept
+/// for as long as its connection, and whoever asks may make them up.
+const MOST_SHOWN: usize = 8;
+const MOST_SHOWN_BYTES: usize = 16 * 1024;
+
 /// What handshakes are made with.
 #[derive(Clone, Debug)]
 pub(crate) struct Tls {
@@ -73,12 +78,17 @@ impl Tls {
         connection: T,
     ) -> io::Result<(TlsStream<T>, Caller)> {
         let start = LazyConfigAcceptor::new(Acceptor::default(), connection).await?;
-        let asking = match host(&start.client_hello()) {
-            Some(host) => authorities(shared, &host).await.map(|authorities| (host, authorities)),
+        let host = host(&start.client_hello());
+        let authorities = match &host {
+            Some(host) => authorities(shared, host).await,
             None => None,
         };
-        let Some((host, authorities)) = asking else {
-            return Ok((start.into_stream(self.usual.clone()).await?, Caller::Unasked));
+        let (host, authorities) = match (host, authorities) {
+            (Some(host), Some(authorities)) => (host, authorities),
+            (host, _) => {
+                let caller = host.map_or(Caller::Unnamed, |host| Caller::Unasked(host.into()));
+                return Ok((start.into_stream(self.usual.clone()).await?, caller));
+            }
         };
         let config = self.asking(&authorities).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         let tls = start.into_stream(Arc::new(config)).await?;
@@ -130,15 +140,22 @@ impl ClientCertVerifier for Asking {
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.0.root_hint_subjects()
+        // Whose certificates are let in is nothing for strangers.
+        &[]
     }
 
     fn verify_client_cert(
         &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
+        own: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
         _: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
+        let bytes: usize = others.iter().map(|one| one.len()).sum();
+        if others.len() >= MOST_SHOWN || own.len() + bytes > MOST_SHOWN_BYTES {
+            let text =
+                format!("a client shows more than {MOST_SHOWN} certificates, or {MOST_SHOWN_BYTES} bytes of them");
+            return Err(rustls::Error::General(text));
+        }
         Ok(ClientCertVerified::assertion())
     }
 

@@ -968,4 +968,48 @@ mod tests {
         assert!(!left(&shared, "hooks").webhooks.handshake);
         shared.sessions.keys.end(token.id, hash, &shared.limits(), Instant::now(), |is_known| assert!(!is_known));
     }
+
+    /// Also where the relay has not noticed yet that the session before that one is gone.
+    #[tokio::test]
+    async fn who_may_call_is_known_also_after_a_session_that_was_lost_before_anybody_could() {
+        let ca = tempfile::tempdir().unwrap();
+        let relay = crate::tests::relay(ca.path()).await;
+        let shared = relay.shared.clone();
+        let new =
+            NewToken { name: "mine".to_owned(), reserve: Vec::new(), expires_at: None, limits: TokenLimits::default() };
+        let (_, token) = shared.store.create_token(new, unix_now()).await.unwrap();
+        let access = Access { methods: vec!["POST".to_owned()], ..Access::default() };
+        for (name, is_noticed) in [("noticed", true), ("unnoticed", false)] {
+            let bound = async || {
+                let (ours, theirs) = tokio::io::duplex(64 * 1024);
+                let place = Session::place(&shared, &token).unwrap();
+                let meter = shared.quotas.meter(&shared.store, token.id).await.unwrap();
+                let peer = IpAddr::from([127, 0, 0, 1]);
+                let mut session = Session::new(shared.clone(), peer, token.clone(), meter, place);
+                let socket = Driver::websocket(ours, Bytes::new(), Side::Relay, READ_BUFFER).await;
+                let (link, driver) = Driver::new(Side::Relay, MuxLimits::default(), socket);
+                let extra = access.extra().unwrap().into_iter().collect();
+                let spec = TunnelSpec {
+                    tunnel: 1,
+                    name: Some(name.to_owned()),
+                    takeover: true,
+                    extra,
+                    ..TunnelSpec::default()
+                };
+                assert!(session.bind(&link, spec, &mut Vec::new()).await.result.is_ok());
+                (session, link, driver, theirs)
+            };
+            let (first, gone, driver, theirs) = bound().await;
+            first.announce();
+            let mut driver = Some(driver);
+            if is_noticed {
+                drop(theirs);
+                drop(driver.take().unwrap().await);
+            }
+            let (second, link, ..) = bound().await;
+            second.leave(&link).await;
+            assert_eq!(shared.registry.left_access(name).as_deref(), Some(&access), "{name}");
+            first.leave(&gone).await;
+        }
+    }
 }

@@ -167,8 +167,7 @@ impl Registry {
         if current.as_ref().is_none_or(|current| current.generation != old.generation) {
             return None;
         }
-        *current = Some(tunnel);
-        slot.known().left = None;
+        slot.take(&mut current, tunnel);
         // Nobody else has taken it out of its place.
         let _ = old.lost.set(Loss::TakenOver);
         Some(old.announced.load(Acquire))
@@ -207,9 +206,8 @@ impl Registry {
             let mut current = slot.lock();
             match &*current {
                 Some(other) if other.link.is_accepting() => return Err(other.clone()),
-                _ => *current = Some(tunnel),
+                _ => slot.take(&mut current, tunnel),
             }
-            slot.known().left = None;
         }
         Ok(())
     }
@@ -223,10 +221,7 @@ impl Registry {
                 *current = None;
                 let mut known = slot.known();
                 known.left = until.map(|until| Left::by(tunnel, until));
-                // One that nobody could call yet says nothing of who may.
-                if tunnel.announced.load(Acquire) {
-                    known.access.clone_from(&tunnel.asked.access);
-                }
+                known.remember(tunnel);
             }
         }
         if self.slots.len() > MAX_SLOTS {
@@ -364,6 +359,16 @@ impl Slot {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Gives the name, whose lock that is, to this tunnel. Who may call by the word of the one before, if there is one, holds
+    /// until this one has been announced: its session may be lost before.
+    fn take(&self, current: &mut Option<Arc<Tunnel>>, tunnel: Arc<Tunnel>) {
+        let mut known = self.known();
+        known.left = None;
+        if let Some(old) = current.replace(tunnel) {
+            known.remember(&old);
+        }
+    }
+
     /// The tunnel, unless its session takes no more requests.
     fn online(&self) -> Option<Arc<Tunnel>> {
         self.lock().clone().filter(|tunnel| tunnel.announced.load(Acquire) && tunnel.link.is_accepting())
@@ -382,6 +387,13 @@ impl Left {
 }
 
 impl Known {
+    /// Who may call while nobody has the name. A tunnel that nobody could call yet says nothing of that.
+    fn remember(&mut self, gone: &Tunnel) {
+        if gone.announced.load(Acquire) {
+            self.access.clone_from(&gone.asked.access);
+        }
+    }
+
     /// What the client has said, which knows best; but whom its handshakes are from, the operator may know alone.
     fn asked(&self, now: Instant) -> Option<(TokenId, Arc<Asked>)> {
         let left = self.left.as_ref().filter(|left| left.until > now);
