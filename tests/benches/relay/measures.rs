@@ -208,7 +208,8 @@ fn idle(world: &World, table: &mut Table) -> Result<()> {
         std::thread::sleep(heartbeat);
         Ok(())
     })?;
-    table.alone("idle.cpu", used.iter().sum::<f64>() * 100.0 / heartbeat.as_secs_f64());
+    let used = used.iter().sum::<f64>() * 100.0 / heartbeat.as_secs_f64();
+    table.alone("idle.cpu", used * 1e3 / n);
     Ok(())
 }
 

@@ -66,7 +66,7 @@ const ROWS: &[Row] = &[
     row("far.up256", "that leg, 256 MiB upload", "MB/s", 0, None, None),
     row("idle", "memory of the relay per idle tunnel", "KiB", 1, Some(AtMost(24.0)), Some(AtMost(15.0))),
     row("idle.fds", "descriptors per idle tunnel", "", 2, Some(AtMost(1.0)), None),
-    row("idle.cpu", "CPU of all idle tunnels", "% of a core", 1, Some(AtMost(3.0)), None),
+    row("idle.cpu", "CPU of 1,000 idle tunnels", "% of a core", 2, Some(AtMost(0.6)), None),
     row("idle.open", "CPU of the relay to open one", "ms", 2, None, None),
     row("herd.open", "clients that come one after another: CPU of the relay each", "ms", 2, None, None),
     row("herd", "… and all at once, after a crash: until the last is back", "s", 1, Some(AtMost(30.0)), None),
