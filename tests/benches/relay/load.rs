@@ -488,6 +488,9 @@ impl Drop for IdleSessions {
     }
 }
 
+/// How long clients have to come back.
+const RETURN: Duration = Duration::from_secs(120);
+
 /// Clients as they are, which come back when the relay was away: the library, in this process, with a tunnel each.
 pub(crate) struct Herd {
     tunnels: Vec<Tunnel>,
@@ -507,9 +510,31 @@ impl Herd {
         Ok(Self { tunnels, runtime: Some(runtime) })
     }
 
-    /// How many have a session, as they see it.
-    pub(crate) fn up(&self) -> usize {
-        self.tunnels.iter().filter(|tunnel| matches!(*tunnel.status().borrow(), Status::Up)).count()
+    /// Has the relay crash. When each client is back, in seconds since just before, the first of them first.
+    pub(crate) fn outlive<T>(&self, crash: impl FnOnce() -> Result<T>) -> Result<(T, Vec<f64>)> {
+        let runtime = self.runtime.as_ref().ok_or("the clients have ended")?;
+        let (mut returning, begun) = (JoinSet::new(), Instant::now());
+        for tunnel in &self.tunnels {
+            let mut status = tunnel.status();
+            status.mark_unchanged();
+            returning.spawn_on(
+                async move {
+                    while status.changed().await.is_ok() {
+                        if matches!(*status.borrow_and_update(), Status::Up) {
+                            return Some(begun.elapsed().as_secs_f64());
+                        }
+                    }
+                    None
+                },
+                runtime.handle(),
+            );
+        }
+        let crashed = crash()?;
+        let times = runtime.block_on(async { tokio::time::timeout(RETURN, returning.join_all()).await });
+        let times = times.map_err(|_| format!("not all are back after {} s", RETURN.as_secs()))?;
+        let mut times: Vec<f64> = times.into_iter().collect::<Option<_>>().ok_or("a client has ended")?;
+        times.sort_by(f64::total_cmp);
+        Ok((crashed, times))
     }
 }
 

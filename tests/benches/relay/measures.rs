@@ -221,19 +221,8 @@ fn herd(world: &World, table: &mut Table) -> Result<()> {
     let herd = Herd::start(world, &relay, n)?;
     table.alone("herd.open", (relay.process.cpu() - before) * 1e3 / n as f64);
 
-    let begun = Instant::now();
-    let relay = relay.crash(world)?;
-    let (mut times, mut back) = (Vec::new(), 0);
-    while back < n || herd.up() < n {
-        if begun.elapsed() > Duration::from_secs(120) {
-            return Err(format!("{back} of {n} are back after two minutes").into());
-        }
-        std::thread::sleep(Duration::from_millis(100));
-        let now = relay.sessions()?;
-        times.extend(std::iter::repeat_n(begun.elapsed().as_secs_f64(), now.saturating_sub(back)));
-        back = back.max(now);
-    }
-    table.alone("herd", begun.elapsed().as_secs_f64());
+    let (relay, times) = herd.outlive(|| relay.crash(world))?;
+    table.alone("herd", percentile(&times, 1.0));
     table.alone("herd.p50", percentile(&times, 0.5));
     // What was begun and came to nothing is in it.
     table.alone("herd.cpu", relay.process.cpu() * 1e3 / n as f64);

@@ -1,7 +1,7 @@
 //! What is measured: an origin, nginx before it, a relay and a client before it, and the readings of their processes.
 
 use std::fs::{self, File};
-use std::io::{Read as _, Write as _};
+use std::io::Read as _;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -63,8 +63,6 @@ pub(crate) struct Relay {
     pub(crate) addr: SocketAddr,
     pub(crate) token: String,
     pub(crate) process: Process,
-    /// Where it tells its metrics.
-    admin: SocketAddr,
     /// Tokens are kept here, and inboxes.
     data: TempDir,
 }
@@ -140,15 +138,14 @@ impl World {
         }
         let token = String::from_utf8(made.stdout)?.trim().to_owned();
         fs::write(data.path().join("relay-server.toml"), config)?;
-        let admin = free_addr()?;
-        Ok(Relay { addr, token, process: self.serve(addr, admin, data.path())?, admin, data })
+        Ok(Relay { addr, token, process: self.serve(addr, data.path())?, data })
     }
 
-    fn serve(&self, addr: SocketAddr, admin: SocketAddr, data: &Path) -> Result<Process> {
+    fn serve(&self, addr: SocketAddr, data: &Path) -> Result<Process> {
         let dir = self.dir.path();
         let mut serve = Command::new(self.binaries.join("relay-server"));
         serve.args(["serve", "--domain", DOMAIN, "--https", &addr.to_string()]);
-        serve.args(["--http", &free_addr()?.to_string(), "--admin", &admin.to_string()]);
+        serve.args(["--http", &free_addr()?.to_string(), "--admin", &free_addr()?.to_string()]);
         serve.arg("--config").arg(data.join("relay-server.toml"));
         serve.arg("--data-dir").arg(data).arg("--cert").arg(dir.join("chain.pem"));
         let process = Process::start(serve.arg("--key").arg(dir.join("key.pem")), dir, "relay")?;
@@ -207,20 +204,10 @@ impl Relay {
 
     /// Kills it, and starts it again with what it has left.
     pub(crate) fn crash(self, world: &World) -> Result<Self> {
-        let Self { addr, token, mut process, admin, data } = self;
+        let Self { addr, token, mut process, data } = self;
         process.child.kill()?;
         process.child.wait()?;
-        Ok(Self { process: world.serve(addr, admin, data.path())?, addr, token, admin, data })
-    }
-
-    /// How many clients are connected, as it says itself.
-    pub(crate) fn sessions(&self) -> Result<usize> {
-        let mut stream = std::net::TcpStream::connect(self.admin)?;
-        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        let sessions = text.lines().find_map(|line| line.strip_prefix("relay_sessions ")?.parse().ok());
-        sessions.ok_or_else(|| format!("no sessions are told of in {text:?}").into())
+        Ok(Self { process: world.serve(addr, data.path())?, addr, token, data })
     }
 }
 
