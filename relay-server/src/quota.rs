@@ -218,16 +218,12 @@ impl Meter {
         self.lock().limits.clone()
     }
 
-    /// Whether requests may come from there. None: that is not known, and so nowhere where it matters.
-    pub(crate) fn admits_address(&self, address: Option<IpAddr>) -> bool {
-        let state = self.lock();
-        let allow = &state.limits.allow;
-        allow.is_empty() || address.is_some_and(|address| allow.iter().any(|network| network.contains(address)))
-    }
-
-    /// The longest body that a request may have, where there is a limit.
-    pub(crate) fn max_body(&self) -> Option<u64> {
-        self.lock().limits.max_body
+    /// Whether requests may come from an address, which is asked for only where it matters, and the longest body that they may
+    /// have, where there is a limit. No address: that is not known, and so is nowhere.
+    pub(crate) fn confines(&self, address: impl FnOnce() -> Option<IpAddr>) -> (bool, Option<u64>) {
+        let limits = &self.lock().limits;
+        let is_in = |address| limits.allow.iter().any(|network| network.contains(address));
+        (limits.allow.is_empty() || address().is_some_and(is_in), limits.max_body)
     }
 
     /// Lets a request in that comes at that moment, by both clocks; it is under way for as long as the pass is there.

@@ -126,10 +126,10 @@ fn judge(
 
 /// Keeps to what the operator lets the tunnel's token let in.
 fn confine(exchange: &Exchange, meter: &Meter, upload: &mut Upload) -> Result<(), Refusal> {
-    if !meter.admits_address(exchange.head.remote.parse().ok()) {
+    let (is_in, most) = meter.confines(|| exchange.head.remote.parse().ok());
+    if !is_in {
         return Err(Refusal::Confined);
     }
-    let most = meter.max_body();
     most.map_or(Ok(()), |most| shorten(&exchange.head, most, upload).map_err(|()| Refusal::ConfinedBody(most)))
 }
 
