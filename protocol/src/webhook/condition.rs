@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-use super::request::{Place, Request};
+use super::request::{Part, Place, Request};
 use super::table::Event;
 
 /// Which webhooks are meant: those of which all holds that is said here. Without a word, all are.
@@ -63,12 +63,23 @@ impl Conditions {
         there.filter_map(|(place, _)| place.name_in_json())
     }
 
-    /// A header without which they do not hold.
-    pub(super) fn header(&self) -> Option<&str> {
-        self.0.iter().find_map(|(place, test)| match (place, test) {
-            (Place::Header(name), Test::There | Test::Like(_)) => Some(name.as_str()),
+    /// A header without which they do not hold, and how its value begins: one that tells by being there, if there is one,
+    /// because fewer requests have it.
+    pub(super) fn header(&self) -> Option<(&str, &str)> {
+        let headers = self.0.iter().filter_map(|(place, test)| match (place, test) {
+            (Place::Header(name), Test::There) => Some((name.as_str(), "")),
+            (Place::Header(name), Test::Like(text)) => {
+                Some((name.as_str(), text.split('*').next().unwrap_or_default()))
+            }
             _ => None,
-        })
+        });
+        headers.min_by_key(|(_, begin)| !begin.is_empty())
+    }
+
+    /// A part of a request without which they do not hold.
+    pub(super) fn part(&self) -> Part {
+        let there = self.0.iter().filter(|(_, test)| **test != Test::NotThere);
+        there.map(|(place, _)| place.part()).max().unwrap_or_default()
     }
 
     /// Whether those hold that do not ask for the body.

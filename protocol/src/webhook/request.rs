@@ -27,6 +27,23 @@ pub struct Request<'a> {
     query: OnceLock<Vec<Field<'a>>>,
 }
 
+#[derive(Clone, Copy, Debug)]
+enum FormType<'a> {
+    UrlEncoded,
+    /// With the parameters of the media type.
+    Multipart(&'a str),
+}
+
+/// A part that not every request has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Part {
+    /// Which they all have.
+    #[default]
+    Head,
+    Query,
+    Form,
+}
+
 /// A decoded pair of a form or a query.
 pub(super) type Field<'a> = (Cow<'a, [u8]>, Cow<'a, [u8]>);
 
@@ -48,15 +65,31 @@ impl<'a> Request<'a> {
 
     /// The fields of the body, decoded: of a form of either media type, none of anything else.
     pub(super) fn form(&self) -> &[Field<'a>] {
-        self.form.get_or_init(|| {
-            let content_type = self.header("content-type").next().and_then(|value| value.to_str().ok()).unwrap_or("");
-            let (kind, parameters) = content_type.split_once(';').unwrap_or((content_type, ""));
-            match kind.trim() {
-                kind if kind.eq_ignore_ascii_case("application/x-www-form-urlencoded") => url_encoded(self.body),
-                kind if kind.eq_ignore_ascii_case("multipart/form-data") => multipart(self.body, parameters),
-                _ => Vec::new(),
-            }
+        let Some(form) = self.form_type() else { return &[] };
+        self.form.get_or_init(|| match form {
+            FormType::UrlEncoded => url_encoded(self.body),
+            FormType::Multipart(parameters) => multipart(self.body, parameters),
         })
+    }
+
+    /// What kind of a form the body is said to be, if one.
+    fn form_type(&self) -> Option<FormType<'a>> {
+        let content_type = self.header("content-type").next()?.to_str().ok()?;
+        let (kind, parameters) = content_type.split_once(';').unwrap_or((content_type, ""));
+        match kind.trim() {
+            kind if kind.eq_ignore_ascii_case("application/x-www-form-urlencoded") => Some(FormType::UrlEncoded),
+            kind if kind.eq_ignore_ascii_case("multipart/form-data") => Some(FormType::Multipart(parameters)),
+            _ => None,
+        }
+    }
+
+    /// Whether it has such a part, be it an empty one.
+    pub(super) fn has(&self, part: Part) -> bool {
+        match part {
+            Part::Head => true,
+            Part::Query => self.url.contains('?'),
+            Part::Form => self.form_type().is_some(),
+        }
     }
 
     fn query(&self) -> &[Field<'a>] {
@@ -357,6 +390,15 @@ impl Place {
         match self {
             Self::Json(_) | Self::Form(_, Some(_)) => self.values(request).into_iter().any(json::is_something),
             _ => self.any(request, |_| true),
+        }
+    }
+
+    /// The part of a request in which it is.
+    pub(super) fn part(&self) -> Part {
+        match self {
+            Self::Query(_) => Part::Query,
+            Self::Form(..) => Part::Form,
+            _ => Part::Head,
         }
     }
 

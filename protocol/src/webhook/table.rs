@@ -16,7 +16,7 @@ use super::{
     credentials::Settings,
     handshake::Handshake,
     json,
-    request::{Place, Request},
+    request::{Part, Place, Request},
     signature::Rule,
     template::{Scope, Template},
 };
@@ -39,10 +39,12 @@ pub struct Table {
 /// Which rows may be meant by a request, so that not every request asks every row.
 #[derive(Clone, Debug, Default)]
 struct Index {
-    /// By a header that the request must have.
-    by_header: HashMap<String, Vec<Mark>>,
-    /// Those that are told by something else, and which of the `names` a JSON body must have for them.
-    others: Vec<(Mark, Vec<usize>)>,
+    /// By a header that the request must have, with how its value begins.
+    by_header: HashMap<String, Vec<(String, Mark)>>,
+    /// By which of the `names` a JSON body must have.
+    named: Vec<(Vec<usize>, Mark)>,
+    /// Those that are told by something else, and the part of a request that they ask for.
+    nameless: Vec<(Part, Mark)>,
     /// Looks for the longest name of each of those: many bytes at a time, and most bodies have none.
     longest: Option<AhoCorasick>,
     /// Looks for all names with one pass over a body: with one for each, they were most of what a request costs.
@@ -140,9 +142,13 @@ impl Table {
     /// Who sent a request: the first provider whose marks it has. With the head alone, those that mark the head.
     #[must_use]
     pub fn recognise(&self, request: &Request<'_>) -> Option<&Arc<Provider>> {
-        let mut candidates = self.index.without_header(request.body);
-        for (name, _) in request.headers {
-            candidates.extend(self.index.by_header.get(name.as_str()).into_iter().flatten());
+        let mut candidates = self.index.by_name(request.body);
+        let nameless = self.index.nameless.iter().filter(|(part, _)| request.has(*part));
+        candidates.extend(nameless.map(|(_, mark)| *mark));
+        for (name, value) in request.headers {
+            let marks = self.index.by_header.get(name.as_str()).into_iter().flatten();
+            let may_hold = marks.filter(|(begin, _)| value.as_bytes().starts_with(begin.as_bytes()));
+            candidates.extend(may_hold.map(|(_, mark)| *mark));
         }
         candidates.sort_unstable();
         let mut candidates = candidates.into_iter().filter_map(|(row, mark)| Some((self.providers.get(row)?, mark)));
@@ -189,15 +195,24 @@ impl Index {
         for (row, provider) in providers.iter().enumerate() {
             for (mark, conditions) in provider.marks.iter().enumerate() {
                 match conditions.header() {
-                    Some(name) => index.by_header.entry(name.to_owned()).or_default().push((row, mark)),
-                    None => index.others.push(((row, mark), conditions.names().map(&mut number).collect())),
+                    Some((name, begin)) => {
+                        index.by_header.entry(name.to_owned()).or_default().push((begin.to_owned(), (row, mark)));
+                    }
+                    None => {
+                        let wanted: Vec<usize> = conditions.names().map(&mut number).collect();
+                        if wanted.is_empty() {
+                            index.nameless.push((conditions.part(), (row, mark)));
+                        } else {
+                            index.named.push((wanted, (row, mark)));
+                        }
+                    }
                 }
             }
         }
         let longest = index
-            .others
+            .named
             .iter()
-            .filter_map(|(_, wanted)| wanted.iter().filter_map(|name| names.get(*name)).max_by_key(|name| name.len()));
+            .filter_map(|(wanted, _)| wanted.iter().filter_map(|name| names.get(*name)).max_by_key(|name| name.len()));
         // Names of a user's rows can be too much for these; then bodies are read.
         index.longest = AhoCorasick::builder().match_kind(MatchKind::LeftmostFirst).build(longest).ok();
         index.names = AhoCorasick::builder().kind(Some(AhoCorasickKind::DFA)).build(names).ok();
@@ -205,17 +220,18 @@ impl Index {
     }
 
     /// The marks that need no header, and whose names this body has.
-    fn without_header(&self, body: &[u8]) -> Vec<Mark> {
-        let Some(names) = &self.names else { return self.others.iter().map(|(mark, _)| *mark).collect() };
+    fn by_name(&self, body: &[u8]) -> Vec<Mark> {
+        let Some(names) = &self.names else { return self.named.iter().map(|(_, mark)| *mark).collect() };
+        if !json::has_members(body) || self.longest.as_ref().is_some_and(|longest| !longest.is_match(body)) {
+            return Vec::new();
+        }
         let mut are_there = vec![false; names.patterns_len()];
-        if json::has_members(body) && self.longest.as_ref().is_none_or(|longest| longest.is_match(body)) {
-            for found in names.try_find_overlapping_iter(body).into_iter().flatten() {
-                are_there.get_mut(found.pattern().as_usize()).into_iter().for_each(|is_there| *is_there = true);
-            }
+        for found in names.try_find_overlapping_iter(body).into_iter().flatten() {
+            are_there.get_mut(found.pattern().as_usize()).into_iter().for_each(|is_there| *is_there = true);
         }
         let is_there = |name: &usize| are_there.get(*name).is_some_and(|is_there| *is_there);
-        let candidates = self.others.iter().filter(|(_, names)| names.iter().all(is_there));
-        candidates.map(|(mark, _)| *mark).collect()
+        let candidates = self.named.iter().filter(|(names, _)| names.iter().all(is_there));
+        candidates.map(|(_, mark)| *mark).collect()
     }
 }
 

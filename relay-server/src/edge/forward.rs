@@ -1,6 +1,5 @@
 //! One exchange, from the request's head to the end of its response.
 
-use std::fmt::Write as _;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -598,12 +597,6 @@ fn request_head(parts: &request::Parts, sender: &Sender, host: &PublicHost) -> R
         paths::drop_cookies(&mut headers);
         headers.push((X_FORWARDED_PREFIX, below.prefix.clone()));
     }
-    // With room for the longest, because it grows piece by piece otherwise.
-    let mut remote = String::with_capacity(39);
-    let _ = match sender.address(&parts.headers) {
-        Some(address) => write!(remote, "{address}"),
-        None => write!(remote, "unknown"),
-    };
     if sender.trusted {
         if let Some(chain) = sender.chain(&parts.headers) {
             headers.push((X_FORWARDED_FOR, chain));
@@ -633,7 +626,7 @@ fn request_head(parts: &request::Parts, sender: &Sender, host: &PublicHost) -> R
         method,
         target: target(parts, host.below.as_ref()),
         authority: host.authority.clone(),
-        remote: remote.into(),
+        remote: sender.written(&parts.headers),
         upgrade,
         headers,
     }

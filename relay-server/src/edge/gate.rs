@@ -111,13 +111,14 @@ fn public_host(parts: &request::Parts) -> Result<PublicHost, Refusal> {
         return Err("the Host header is not a host");
     }
     // The authority is passed on as it was written: a port that is none could name a second host there.
-    let port = authority.strip_prefix(parsed.host()).map(|rest| rest.strip_prefix(':').unwrap_or(rest));
+    let name = parsed.host();
+    let port = authority.strip_prefix(name).map(|rest| rest.strip_prefix(':').unwrap_or(rest));
     if !port.is_some_and(|port| port.is_empty() || port.bytes().all(|b| b.is_ascii_digit()) && parsed.port().is_some())
     {
         return Err("the port is not a number");
     }
-    let host = host_of(&parsed).to_ascii_lowercase();
-    if host.is_empty() || host.len() > 253 || parsed.host().ends_with("..") {
+    let host = name.trim_end_matches('.').to_ascii_lowercase();
+    if host.is_empty() || host.len() > 253 || name.ends_with("..") {
         return Err("the Host header is not a host");
     }
     Ok(PublicHost { authority: authority.into(), host, below: None })

@@ -41,7 +41,6 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use self::body::{EdgeBody, discard};
-use self::caller::Caller;
 use self::gate::PublicHost;
 use self::io::{Clock, Conn, InFlight, NoHeader, Watched, read_header};
 use self::paths::Below;
@@ -60,6 +59,10 @@ use relay_protocol::gather::Gathered;
 /// Of a response: the last one of its connection, also where that speaks HTTP/2 and other requests are under way on it.
 #[derive(Clone, Copy, Debug)]
 struct Last;
+
+/// As many headers as hyper allows where it is told nothing. It makes room for them on the stack then, and else clears some
+/// kibibytes of the heap for every request.
+const HYPERS_HEADERS: usize = 100;
 
 /// How long connections stay open for another request, once another process serves.
 const LINGER: Duration = Duration::from_secs(5);
@@ -202,7 +205,10 @@ async fn connection(shared: &Arc<Shared>, tcp: TcpStream, peer: SocketAddr, mut 
         }
     } else {
         let mut builder = http1::Builder::new();
-        builder.max_headers(limits.headers).max_header_size(limits.head_bytes).max_buf_size(128 * 1024);
+        builder.max_header_size(limits.head_bytes).max_buf_size(128 * 1024);
+        if limits.headers != HYPERS_HEADERS {
+            builder.max_headers(limits.headers);
+        }
         let connection = builder.serve_connection(io, service).with_upgrades();
         tokio::pin!(connection);
         // hyper closes at once what has not been used yet, and the first request may be on its way: HTTP/1.1 has no word
@@ -255,14 +261,14 @@ async fn begin(
     purpose: &Purpose,
 ) -> Result<(Conn, Sender), Unbegun> {
     let encrypted = matches!(purpose, Purpose::Https(_));
-    let mut sender = Sender { peer, trusted: shared.trusts(peer), encrypted, caller: Caller::Elsewhere };
+    let mut sender = Sender::new(peer, shared.trusts(peer), encrypted);
     let tcp = if sender.trusted && shared.config.proxy_protocol {
         let (header, tcp) = read_header(tcp).await?;
         // The proxy passes on what it gets: also what its sender says of others before him, who may be anybody.
         sender.trusted = false;
         if let Header::Sender { address, encrypted: before } = header {
             let encrypted = encrypted || before;
-            sender = Sender { peer: address, trusted: shared.trusts(address), encrypted, ..sender };
+            sender = Sender::new(address, shared.trusts(address), encrypted);
             let is_kept_out = is_kept_out(shared, address, sender.trusted);
             if is_kept_out || !shared.places.pass_on(place, address, sender.trusted) {
                 return Err(Unbegun::Full);

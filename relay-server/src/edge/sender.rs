@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::str;
 
+use bytestring::ByteString;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::caller::Caller;
@@ -14,6 +15,8 @@ pub(super) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwar
 pub(crate) struct Sender {
     /// The peer of the connection, or of the proxy that passes its bytes on.
     pub(crate) peer: IpAddr,
+    /// It as text: written once for all requests of a connection.
+    written: ByteString,
     /// The peer is a proxy whose forwarded headers are believed.
     pub(crate) trusted: bool,
     /// The connection is encrypted.
@@ -23,6 +26,12 @@ pub(crate) struct Sender {
 }
 
 impl Sender {
+    /// Whoever is at the other end of a connection, and says nothing of itself.
+    pub(super) fn new(peer: IpAddr, trusted: bool, encrypted: bool) -> Self {
+        let written = peer.to_canonical().to_string().into();
+        Self { peer, written, trusted, encrypted, caller: Caller::Elsewhere }
+    }
+
     /// Whom a request with these headers is from: the peer, or whom the trusted proxy in front of us names. None where it
     /// names nobody by an address: then it is somebody whom we do not know, and never the proxy itself.
     pub(crate) fn address(&self, headers: &HeaderMap) -> Option<IpAddr> {
@@ -39,6 +48,15 @@ impl Sender {
         self.address(headers).unwrap_or(self.peer)
     }
 
+    /// The same, as it is told.
+    pub(super) fn written(&self, headers: &HeaderMap) -> ByteString {
+        match self.address(headers) {
+            Some(address) if address == self.peer.to_canonical() => self.written.clone(),
+            Some(address) => address.to_string().into(),
+            None => ByteString::from_static("unknown"),
+        }
+    }
+
     /// Through whom a request with these headers has come, on one line: what the trusted proxy has said as it was, and the
     /// proxy.
     pub(super) fn chain(&self, headers: &HeaderMap) -> Option<HeaderValue> {
@@ -47,7 +65,7 @@ impl Sender {
             chain.extend_from_slice(line.as_bytes());
             chain.extend_from_slice(b", ");
         }
-        chain.extend_from_slice(self.peer.to_canonical().to_string().as_bytes());
+        chain.extend_from_slice(self.written.as_bytes());
         HeaderValue::from_bytes(&chain).ok()
     }
 }
@@ -69,7 +87,7 @@ mod tests {
     use super::*;
 
     fn sender(trusted: bool) -> Sender {
-        Sender { peer: "::ffff:10.0.0.1".parse().unwrap(), trusted, encrypted: true, caller: Caller::Elsewhere }
+        Sender::new("::ffff:10.0.0.1".parse().unwrap(), trusted, true)
     }
 
     fn headers(lines: &[&[u8]]) -> HeaderMap {
