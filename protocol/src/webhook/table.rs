@@ -655,3 +655,70 @@ impl Provider {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+    use std::sync::LazyLock;
+
+    use http::{HeaderName, HeaderValue, Method};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    static TABLE: LazyLock<Table> = LazyLock::new(|| Table::built_in().unwrap());
+
+    const HEADERS: [(&str, &str); 12] = [
+        ("user-agent", "WooCommerce/9 Hookshot"),
+        ("user-agent", "DropboxWebhooks/1.0"),
+        ("user-agent", "curl/8"),
+        ("authorization", "JWT abc"),
+        ("authorization", "Bearer abc"),
+        ("stripe-signature", "t=1,v1=00"),
+        ("x-event-key", "repo:push"),
+        ("x-hook-uuid", "1"),
+        ("content-type", "application/json"),
+        ("content-type", "application/x-www-form-urlencoded; charset=utf-8"),
+        ("content-type", "text/plain"),
+        ("x-github-event", "push"),
+    ];
+    const URLS: [&str; 5] = [
+        "https://a.example/hook",
+        "https://a.example/hook?crc_token=1",
+        "https://a.example/hook?hub.mode=subscribe&hub.verify_token=1&hub.topic=t&hub.challenge=c",
+        "https://a.example/hook?validationToken=v",
+        "https://a.example/hook?",
+    ];
+    const BODIES: [&str; 8] = [
+        "",
+        "{}",
+        r#"{"update_id":1}"#,
+        r#"{"version":"4","groupKey":"k"}"#,
+        r#"{"alerts":[],"orgId":1,"event":{"pulseId":2}}"#,
+        "bt_signature=s&bt_payload=p",
+        "webhook_id=7",
+        "json=%7B%22event%22%3A%7B%22event_hash%22%3A%22h%22%7D%7D",
+    ];
+
+    proptest! {
+        /// The index is an index: it finds whom a look at every row finds.
+        #[test]
+        fn whom_the_index_finds_is_the_first_of_all_rows_that_is_meant(
+            picked in prop::collection::vec(0..HEADERS.len(), 0..5),
+            url in prop::sample::select(&URLS[..]),
+            body in prop::sample::select(&BODIES[..]),
+            post in any::<bool>(),
+        ) {
+            let header = |index: &usize| {
+                let (name, value) = HEADERS[*index];
+                (HeaderName::from_static(name), HeaderValue::from_static(value))
+            };
+            let headers: Vec<_> = picked.iter().map(header).collect();
+            let method = if post { Method::POST } else { Method::GET };
+            let request = Request::new(&method, url, &headers, body.as_bytes());
+            let all = TABLE.iter().find(|row| row.marks.iter().any(|mark| mark.hold(&request)));
+            prop_assert_eq!(TABLE.recognise(&request).map(|row| &row.id), all.map(|row| &row.id));
+        }
+    }
+}
