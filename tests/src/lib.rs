@@ -61,6 +61,10 @@ use std::time::Duration;
 /// How long anything may take before a test gives it up: a cold start beside a running build.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Less than the time-outs for which a test shows that nobody waits, the shortest of which are 10 s, and more than what waits
+/// for none of them takes where only a tenth of the machine is left.
+pub const AT_ONCE: Duration = Duration::from_secs(9);
+
 /// Waits for something that should come soon; panics where it does not.
 #[track_caller]
 pub fn within<F: Future>(what: impl std::fmt::Display, future: F) -> impl Future<Output = F::Output> {

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use http::Request;
 use rustix::process::{Pid, Signal, kill_process};
@@ -16,6 +17,7 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::sync::{OnceCell, mpsc};
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 
 use crate::disk::Disk;
 use crate::world::{Answer, Http, connect_tls};
@@ -173,12 +175,53 @@ impl Process {
 
     /// Resident memory in bytes.
     pub fn resident(&self) -> u64 {
-        resident(self.pid, "VmRSS:")
+        memory(self.pid, "VmRSS:")
     }
 
-    /// The most resident memory so far, in bytes.
+    /// What of it is its own, in bytes: without the program itself, which is large as built for debugging, and of which
+    /// the system maps as much as it likes.
+    pub fn anonymous(&self) -> u64 {
+        memory(self.pid, "RssAnon:")
+    }
+
+    /// The most memory of its own so far, in bytes. Of the program, as much is taken off as there is now.
     pub fn peak(&self) -> u64 {
-        resident(self.pid, "VmHWM:")
+        memory(self.pid, "VmHWM:").saturating_sub(memory(self.pid, "RssFile:"))
+    }
+
+    /// The processor time that it has taken. Linux counts it in hundredths of a second.
+    pub fn cpu(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).expect("it runs");
+        // proc(5): utime and stime are the 14th and the 15th field, the 2nd is the name in parentheses.
+        let fields = stat.rsplit_once(')').expect("a name").1.split_whitespace().skip(11).take(2);
+        Duration::from_millis(fields.map(|field| field.parse::<u64>().expect("a number") * 10).sum())
+    }
+
+    /// How often its threads have gone to sleep by themselves, and with that, have been woken.
+    pub fn naps(&self) -> u64 {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid)).expect("it runs").flatten();
+        // One that has just ended says nothing.
+        let said = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("status")).ok());
+        let naps = said.filter_map(|said| {
+            let line = said.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+            line.trim().parse::<u64>().ok()
+        });
+        naps.sum()
+    }
+
+    /// Waits until it rests: a second in which it takes less than a tenth of a processor. Who still has something to do comes
+    /// to that, and who spins never does.
+    pub async fn rests(&self) {
+        let looks = async {
+            loop {
+                let (before, since) = (self.cpu(), Instant::now());
+                sleep(Duration::from_secs(1)).await;
+                if (self.cpu() - before) * 10 < since.elapsed() {
+                    return;
+                }
+            }
+        };
+        within(format!("process {} comes to rest", self.pid), looks).await;
     }
 
     /// The last lines of both outputs.
@@ -231,10 +274,10 @@ pub async fn has_own_process() -> bool {
 
 /// Resident memory of this process in bytes. It is one's own only in a test that [has its own](has_own_process).
 pub fn own_resident() -> u64 {
-    resident(std::process::id(), "VmRSS:")
+    memory(std::process::id(), "VmRSS:")
 }
 
-fn resident(pid: u32, field: &str) -> u64 {
+fn memory(pid: u32, field: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
     let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("Linux says");
     line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024

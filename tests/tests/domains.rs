@@ -3,7 +3,7 @@
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -391,7 +391,7 @@ async fn a_relay_that_starts_anew_does_not_ask_again_for_what_was_refused() {
 async fn the_certificate_of_a_domain_is_renewed_when_the_authority_says_so() {
     let network = Network::new();
     let parent = Parent::start(&network).await;
-    let settings = Settings { dns: Some(parent.address()), validity: Duration::from_secs(90), ..Settings::default() };
+    let settings = Settings { dns: Some(parent.address()), validity: Duration::from_secs(60), ..Settings::default() };
     let pebble = Pebble::start(&network, settings).await;
     let front = Front::start(&network, &pebble, ["2020-01-01T00:00:00Z", "2020-01-02T00:00:00Z"]).await;
     set(&parent, network.here(), &[leads_to(network.here())]);
@@ -405,10 +405,9 @@ async fn the_certificate_of_a_domain_is_renewed_when_the_authority_says_so() {
     relay.token_command(&["reserve", "me", CUSTOM]).await;
     relay.process.error_line(IN_USE).await;
     let first = shown(&relay, CUSTOM, &roots).await;
-    let began = Instant::now();
+    // As soon as that does not go on for ever, which is behind a third of its life, 20 s. By itself it is behind two, and that is
+    // longer than is waited for here.
     relay.process.error_line(IN_USE).await;
-    // As soon as that does not go on for ever, which is behind a third of its life; by itself it is behind two.
-    assert!(began.elapsed() < Duration::from_secs(58), "{:?}", began.elapsed());
     let (_, first) = X509Certificate::from_der(&first).unwrap();
     // The serial number stands behind the dot (RFC 9773, section 4.1).
     let serial = format!(".{}", URL_SAFE_NO_PAD.encode(first.tbs_certificate.raw_serial()));

@@ -1832,11 +1832,11 @@ mod deadlines {
         let app = App::raw(|mut wire: Wire, _| async move {
             wire.message().await;
             wire.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nha").await;
-            tokio::time::sleep(Duration::from_millis(400)).await;
+            tokio::time::sleep(Duration::from_millis(2500)).await;
             wire.send("lf").await;
         })
         .await;
-        let timeout = Some(Duration::from_millis(200));
+        let timeout = Some(Duration::from_secs(2));
         let tunnel = world.tunnel_with(TunnelOptions { timeout, ..TunnelOptions::new(app.upstream()) }).await;
         assert_eq!(world.get(&format!("{}/", tunnel.url())).await.text(), "half");
     }

@@ -11,21 +11,24 @@ use relay_client::Tunnel;
 use relay_tests::body::{empty, full, pipe};
 use relay_tests::process::{has_own_process, own_resident};
 use relay_tests::wire::Message;
-use relay_tests::{App, Wire, World, within};
+use relay_tests::{AT_ONCE, App, Wire, World, within};
 
-/// Limits so short that every connection which an attack leaves open ends within the test.
+/// Limits so short that every connection which an attack leaves open ends within the test, and long enough for a hundred
+/// honest ones at once.
 async fn hasty() -> World {
     World::with(|config| {
         let limits = &mut config.limits;
-        limits.handshake = Duration::from_millis(400);
-        limits.head = Duration::from_millis(400);
-        limits.keep_alive = Duration::from_millis(400);
-        limits.body_idle = Duration::from_millis(400);
-        limits.write_idle = Duration::from_millis(400);
-        limits.deadline = Duration::from_secs(5);
+        limits.handshake = HASTE;
+        limits.head = HASTE;
+        limits.keep_alive = HASTE;
+        limits.body_idle = HASTE;
+        limits.write_idle = HASTE;
+        limits.deadline = 5 * HASTE;
     })
     .await
 }
+
+const HASTE: Duration = Duration::from_secs(2);
 
 /// No task of the relay has panicked. Every test ends with it.
 async fn no_panics(world: &World) {
@@ -970,7 +973,7 @@ mod answers {
         for _ in 0..3 {
             wire.send("ping").await;
             assert_eq!(wire.exactly(4).await, b"ping");
-            tokio::time::sleep(Duration::from_millis(700)).await;
+            tokio::time::sleep(HASTE + HASTE / 10).await;
         }
         no_panics(&world).await;
     }
@@ -1026,6 +1029,7 @@ mod answers {
 }
 
 mod slow {
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
     use std::time::Instant;
 
     use tokio::io::AsyncWriteExt as _;
@@ -1033,13 +1037,11 @@ mod slow {
 
     use super::*;
 
-    /// Longer than any limit of [`hasty`] with its watchdog's slack, shorter than the real ones.
-    const SOON: Duration = Duration::from_secs(4);
-
     async fn ends_soon(what: &str, wire: &mut Wire) -> String {
         let since = Instant::now();
         let rest = wire.rest().await.unwrap_or_else(|(read, _)| read);
-        assert!(since.elapsed() < SOON, "{what}: given up after {:?}", since.elapsed());
+        // Longer than any limit of a hasty world, and shorter than the real ones.
+        assert!(since.elapsed() < AT_ONCE, "{what}: given up after {:?}", since.elapsed());
         String::from_utf8_lossy(&rest).into_owned()
     }
 
@@ -1099,7 +1101,7 @@ mod slow {
             let since = Instant::now();
             let mut sent = String::new();
             while wire.try_send("X").await.is_ok() {
-                assert!(since.elapsed() < SOON, "still open after {:?}", since.elapsed());
+                assert!(since.elapsed() < AT_ONCE, "still open after {:?}", since.elapsed());
                 sent.push('X');
                 if tokio::time::timeout(Duration::from_millis(50), wire.some()).await.is_ok() {
                     return;
@@ -1118,7 +1120,7 @@ mod slow {
     #[tokio::test]
     async fn bodies_get_408_and_trickling_ones_the_tunnels_deadline() {
         let world = World::with(|config| {
-            config.limits.body_idle = Duration::from_millis(300);
+            config.limits.body_idle = Duration::from_secs(1);
         })
         .await;
         let app = App::recording().await;
@@ -1142,7 +1144,7 @@ mod slow {
         assert_eq!(answer.await.unwrap().code(), 408);
 
         // A byte every 100 ms is not silence; a tunnel's own deadline is for the whole.
-        let timeout = Some(Duration::from_millis(1500));
+        let timeout = Some(Duration::from_millis(2500));
         let options = relay_client::TunnelOptions { timeout, ..relay_client::TunnelOptions::new(app.upstream()) };
         let tunnel = world.tunnel_with(options).await;
         let host = world.host(tunnel.name());
@@ -1159,17 +1161,14 @@ mod slow {
         no_panics(&world).await;
     }
 
-    /// Readers that do not read stall themselves, are given up, and cost nobody else anything.
-    #[tokio::test]
-    async fn readers_are_reset_and_delay_nobody() {
-        if !has_own_process().await {
-            return;
-        }
-        let world = World::with(|config| config.limits.write_idle = Duration::from_millis(500)).await;
-        let gone = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-        let count = gone.clone();
+    /// A world in which readers that take nothing are given up after so long, and so many of them, each of whose answers goes on
+    /// for ever. How many of those the service has seen the end of comes with them.
+    async fn stalled(count: usize, write_idle: Duration) -> (World, Tunnel, App, Arc<AtomicUsize>, Vec<Wire>) {
+        let world = World::with(|config| config.limits.write_idle = write_idle).await;
+        let gone: Arc<AtomicUsize> = Arc::default();
+        let ended = gone.clone();
         let app = App::serve(move |request| {
-            let count = count.clone();
+            let ended = ended.clone();
             async move {
                 if request.uri().path() != "/large" {
                     return relay_tests::app::ok("small");
@@ -1178,7 +1177,7 @@ mod slow {
                 tokio::spawn(async move {
                     let piece = relay_tests::body::noise(64 * 1024);
                     while feed.send(piece.clone()).await {}
-                    count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    ended.fetch_add(1, Relaxed);
                 });
                 http::Response::new(body)
             }
@@ -1186,24 +1185,39 @@ mod slow {
         .await;
         let tunnel = world.tunnel(&app).await;
         let host = world.host(tunnel.name());
-        let before = own_resident();
         let mut readers = Vec::new();
-        for _ in 0..60 {
+        for _ in 0..count {
             let mut wire = world.raw(&host).await;
             wire.send(format!("GET /large HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
             readers.push(wire);
         }
-        app.reached(60).await;
-        let since = Instant::now();
+        app.reached(count).await;
+        (world, tunnel, app, gone, readers)
+    }
+
+    /// Readers that do not read stall themselves, and cost nobody else anything.
+    #[tokio::test]
+    async fn readers_delay_nobody() {
+        if !has_own_process().await {
+            return;
+        }
+        let before = own_resident();
+        let (world, tunnel, _app, gone, _readers) = stalled(30, Duration::from_secs(300)).await;
         for _ in 0..20 {
             assert_eq!(world.get(&format!("{}/small", tunnel.url())).await.text(), "small");
         }
-        assert!(since.elapsed() < Duration::from_secs(5), "others waited {:?}", since.elapsed());
+        assert_eq!(gone.load(Relaxed), 0, "none of them had to end for that");
         let grown = own_resident().saturating_sub(before);
         // Without a bound it would be gigabytes within the second.
         assert!(grown < 256 << 20, "{} MiB for readers that do not read", grown >> 20);
+        no_panics(&world).await;
+    }
+
+    #[tokio::test]
+    async fn readers_are_reset() {
+        let (world, _tunnel, _app, gone, readers) = stalled(10, Duration::from_millis(500)).await;
         within("every stalled exchange ends at the service", async {
-            while gone.load(std::sync::atomic::Ordering::Relaxed) < 60 {
+            while gone.load(Relaxed) < 10 {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         })
@@ -1274,27 +1288,10 @@ mod slow {
             tcp.shutdown().await.unwrap();
             held.push(Box::new(tcp));
         }
-        // What still has something to do comes to rest; what spins never does.
-        let busy = |spent: Duration| spent > Duration::from_millis(50);
-        for look in 1.. {
-            let before = (cpu(server.process.pid()), cpu(client.process.pid()));
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            let spent = (cpu(server.process.pid()) - before.0, cpu(client.process.pid()) - before.1);
-            if !(busy(spent.0) || busy(spent.1)) {
-                break;
-            }
-            assert!(look < 5, "relay and client are busy with nothing: {spent:?} of a second");
-        }
+        server.process.rests().await;
+        client.process.rests().await;
         drop(held);
     }
-}
-
-/// The CPU time of a process, user and system. Linux counts it in hundredths of a second.
-fn cpu(pid: u32) -> Duration {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
-    Duration::from_millis(ticks * 10)
 }
 
 mod http2 {
@@ -1427,7 +1424,7 @@ mod http2 {
     async fn others_are_served(world: &World, tunnel: &Tunnel) {
         let since = std::time::Instant::now();
         assert_eq!(world.get(&format!("{}/other", tunnel.url())).await.text(), "other");
-        assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
+        assert!(since.elapsed() < AT_ONCE, "{:?}", since.elapsed());
     }
 
     #[tokio::test]
@@ -1761,7 +1758,7 @@ mod http2 {
     /// Frames that belong to no request are no half head: the connection may stay for its idle time.
     #[tokio::test]
     async fn idle_connections_outlive_a_ping() {
-        let world = World::with(|config| config.limits.head = Duration::from_millis(300)).await;
+        let world = World::with(|config| config.limits.head = Duration::from_secs(1)).await;
         let (app, _) = patient().await;
         let tunnel = world.tunnel(&app).await;
         let mut attacker = Attacker::connect(&world, &tunnel, &[]).await;
@@ -1771,7 +1768,7 @@ mod http2 {
             app.reached(i as usize + 1).await;
             tokio::time::sleep(Duration::from_millis(100)).await;
             assert!(attacker.send(&frame(PING, 0, 0, &[1; 8])).await);
-            tokio::time::sleep(Duration::from_millis(900)).await;
+            tokio::time::sleep(Duration::from_secs(2)).await;
             assert!(!attacker.read.is_finished(), "closed as if a head were late");
         }
         no_panics(&world).await;
@@ -1995,9 +1992,7 @@ mod silent_clients {
         let data = world.data_dir().display().to_string();
         let revoked = relay_tests::process::run("relay-server", ["token", "--data-dir", &data, "revoke", &name]).await;
         assert!(revoked.status.success(), "{revoked:?}");
-        let since = std::time::Instant::now();
         let said = wire.rest().await.unwrap_or_else(|(said, _)| said);
-        assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
         assert!(said.windows(7).any(|text| text == b"revoked"), "{}", said.escape_ascii());
         no_panics(&world).await;
     }
@@ -2025,14 +2020,12 @@ mod silent_clients {
 
     #[tokio::test]
     async fn are_told_when_the_relay_shuts_down() {
-        let mut world = World::start().await;
+        let mut world = World::with(|config| config.limits.drain = Duration::from_secs(300)).await;
         let mut wire = connect(&world, &world.token().await).await;
         assert!(wire.head().await.unwrap().starts_with("HTTP/1.1 101"));
-        let since = std::time::Instant::now();
         world.begin_shutdown();
         let said = wire.rest().await.unwrap_or_else(|(said, _)| said);
         assert!(said.windows(5).any(|text| text == b"shuts"), "{}", said.escape_ascii());
         world.shutdown().await;
-        assert!(since.elapsed() < Duration::from_secs(4), "{:?}", since.elapsed());
     }
 }

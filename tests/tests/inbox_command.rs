@@ -147,7 +147,8 @@ async fn draining_resumes_and_tells_of_what_died() {
     let late = inbox(&world, &token, &["drain", "hooks", "--within", "100ms"]).await;
     assert!(late.code() == 1 && late.stderr.contains("2 webhooks of hooks wait still"), "{}", late.stderr);
     assert_eq!(inbox(&world, &token, &["pause", "hooks"]).await.code(), 0);
-    let _up = tunnel(&world, &token, &app(StatusCode::BAD_GATEWAY).await, "attempts=1").await;
+    let bad = app(StatusCode::BAD_GATEWAY).await;
+    let _up = tunnel(&world, &token, &bad, "attempts=1").await;
     let died = inbox(&world, &token, &["drain", "hooks", "--within", "20s"]).await;
     assert!(died.code() == 1 && died.stderr.contains("2 became dead letters"), "{}", died.stderr);
     world.shutdown().await;
@@ -224,10 +225,11 @@ async fn what_the_file_says_of_an_inbox_holds() {
 async fn the_documented_commands_do_what_they_say() {
     let (world, token) = world().await;
     let ids = waiting(&world, &token, "attempts=1", &["/1", "/2"]).await;
-    let up = tunnel(&world, &token, &app(StatusCode::BAD_GATEWAY).await, "attempts=1").await;
+    let (bad, good) = (app(StatusCode::BAD_GATEWAY).await, app(StatusCode::OK).await);
+    let up = tunnel(&world, &token, &bad, "attempts=1").await;
     until_dead(&world, &token, 2).await;
     up.close().await.unwrap();
-    let _up = tunnel(&world, &token, &app(StatusCode::OK).await, "attempts=1").await;
+    let _up = tunnel(&world, &token, &good, "attempts=1").await;
     let page = include_str!("../../docs/inbox.md");
     let lines = page.split("```").skip(1).step_by(2).flat_map(str::lines);
     let lines: Vec<_> = lines.filter_map(|line| line.strip_prefix("relay inbox")).collect();
@@ -241,5 +243,6 @@ async fn the_documented_commands_do_what_they_say() {
     }
     let all = inbox(&world, &token, &["--output", "json"]).await;
     assert_eq!(all.stdout, "", "it is closed");
+    assert_eq!((bad.requests(), good.requests()), (2, 1), "one of the two was dropped");
     world.shutdown().await;
 }

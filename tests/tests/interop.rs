@@ -13,7 +13,7 @@ use relay_client::upstream::address::UpstreamAddr;
 use relay_tests::body::{self, empty, full};
 use relay_tests::tools::{self, Tls, output};
 use relay_tests::world::connect_tls;
-use relay_tests::{Answer, App, Http, Process, RelayClient, RelayServer, World, within};
+use relay_tests::{AT_ONCE, Answer, App, Http, Process, RelayClient, RelayServer, World, within};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
@@ -560,9 +560,6 @@ mod websocket {
 mod events {
     use super::*;
 
-    /// Generous: what batches or buffers holds an event back until the next, and the next never comes.
-    const SOON: Duration = Duration::from_secs(5);
-
     /// An application with a stream of events that the test sends.
     async fn stream() -> (App, mpsc::Receiver<body::Pipe>) {
         let (opened, streams) = mpsc::channel(4);
@@ -617,7 +614,7 @@ mod events {
             for number in 0..2000 {
                 let event = format!("id: {number}\ndata: {}\n\n", "x".repeat(number % 300));
                 assert!(pipe.send(event.clone()).await);
-                let read = timeout(SOON, reader.event()).await;
+                let read = timeout(AT_ONCE, reader.event()).await;
                 assert_eq!(read.unwrap_or_else(|_| panic!("event {number} was held back")), event);
             }
         }
@@ -648,7 +645,7 @@ mod events {
             for (pipe, reader) in &mut open {
                 let sent = Instant::now();
                 assert!(pipe.send(format!("data: {second}\n\n")).await);
-                let read = timeout(SOON, reader.event()).await;
+                let read = timeout(AT_ONCE, reader.event()).await;
                 assert_eq!(read.expect("the event was held back"), format!("data: {second}\n\n"));
                 worst = worst.max(sent.elapsed());
             }

