@@ -64,6 +64,9 @@ fn own_address() -> SocketAddr {
     (Ipv4Addr::new(127, 64 + high % 128, low, COUNT.fetch_add(1, Relaxed)), PORT).into()
 }
 
+/// nginx in the foreground, and in one process: workers would go on when the one that has started them is killed.
+const ALONE: &str = "daemon off; master_process off;";
+
 impl Behind {
     /// Starts a relay and, before it, a proxy with this example, of which `own` makes what fits here: the front's address,
     /// the files of the certificate and of its key, and the home.
@@ -125,7 +128,7 @@ impl Behind {
             let kinds = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
             let places: String = kinds.map(|kind| format!("{kind}_temp_path {home}/{kind};\n")).concat();
             format!(
-                "daemon off; pid {home}/pid; error_log stderr;\nevents {{}}\nhttp {{\naccess_log off;\n{places}{text}}}\n"
+                "{ALONE} pid {home}/pid; error_log stderr;\nevents {{}}\nhttp {{\naccess_log off;\n{places}{text}}}\n"
             )
         };
         let words = ["-e", "stderr", "-p", "HOME", "-c", "HOMEnginx.conf"];
@@ -137,7 +140,7 @@ impl Behind {
             let text = text.replace("listen 443", &format!("listen {front}"));
             let text = text.replace("listen 80", &format!("listen {}:{PLAIN_PORT}", front.ip()));
             let module = "/usr/lib/nginx/modules/ngx_stream_module.so";
-            format!("load_module {module};\ndaemon off; pid {home}/pid; error_log stderr;\nevents {{}}\n{text}\n")
+            format!("load_module {module};\n{ALONE} pid {home}/pid; error_log stderr;\nevents {{}}\n{text}\n")
         };
         let words = ["-e", "stderr", "-p", "HOME", "-c", "HOMEnginx-passthrough.conf"];
         Self::start(Kind::Bytes, "nginx-passthrough.conf", "nginx", &words, around).await
