@@ -843,6 +843,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
     use relay_protocol::webhook::Credentials;
+    use tokio::io::DuplexStream;
 
     use super::*;
     use crate::control::Change;
@@ -863,9 +864,7 @@ mod tests {
         shared.sessions.end(token.id, GoAway::Revoked, "This reaches nobody: there is no session yet.");
 
         let (ours, theirs) = tokio::io::duplex(64 * 1024);
-        let peer = IpAddr::from([127, 0, 0, 1]);
-        let meter = shared.quotas.meter(&shared.store, token.id).await.unwrap();
-        let session = tokio::spawn(Session::new(shared.clone(), peer, token, meter, place).run(ours, Bytes::new()));
+        let session = tokio::spawn(in_place(&shared, &token, place).await.run(ours, Bytes::new()));
         let socket = Driver::websocket(theirs, Bytes::new(), Side::Client, READ_BUFFER).await;
         let (link, driver) = Driver::new(Side::Client, MuxLimits::default(), socket);
         let _driver = AbortOnDropHandle::new(tokio::spawn(driver));
@@ -875,6 +874,31 @@ mod tests {
         assert_eq!((shared.sessions.count(), shared.sessions.live.len()), (0, 0));
     }
 
+    /// A token of a relay's that has just started, which is called `mine`.
+    async fn token(shared: &Shared) -> Token {
+        let (name, limits) = ("mine".to_owned(), TokenLimits::default());
+        let new = NewToken { name, reserve: Vec::new(), expires_at: None, limits };
+        shared.store.create_token(new, unix_now()).await.unwrap().1
+    }
+
+    async fn in_place(shared: &Arc<Shared>, token: &Token, place: Place) -> Session {
+        let meter = shared.quotas.meter(&shared.store, token.id).await.unwrap();
+        Session::new(shared.clone(), IpAddr::from([127, 0, 0, 1]), token.clone(), meter, place)
+    }
+
+    /// A session of which a test does each step by itself, the relay's end of its link, and what drives that; and the client's
+    /// end of the connection.
+    async fn by_hand(
+        shared: &Arc<Shared>,
+        token: &Token,
+    ) -> (Session, Link, impl Future<Output = Ended>, DuplexStream) {
+        let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        let session = in_place(shared, token, Session::place(shared, token).unwrap()).await;
+        let socket = Driver::websocket(ours, Bytes::new(), Side::Relay, READ_BUFFER).await;
+        let (link, driver) = Driver::new(Side::Relay, MuxLimits::default(), socket);
+        (session, link, driver, theirs)
+    }
+
     /// The client's end of a session with tunnels of these names, each of which asks for handshakes or does not.
     async fn session(
         shared: &Arc<Shared>,
@@ -882,9 +906,7 @@ mod tests {
         names: &[(&str, bool)],
     ) -> (Link, Vec<AbortOnDropHandle<()>>) {
         let (ours, theirs) = tokio::io::duplex(64 * 1024);
-        let place = Session::place(shared, token).unwrap();
-        let meter = shared.quotas.meter(&shared.store, token.id).await.unwrap();
-        let session = Session::new(shared.clone(), IpAddr::from([127, 0, 0, 1]), token.clone(), meter, place);
+        let session = in_place(shared, token, Session::place(shared, token).unwrap()).await;
         let session = tokio::spawn(session.run(ours, Bytes::new()));
         let socket = Driver::websocket(theirs, Bytes::new(), Side::Client, READ_BUFFER).await;
         let (link, driver) = Driver::new(Side::Client, MuxLimits::default(), socket);
@@ -916,9 +938,7 @@ mod tests {
         let ca = tempfile::tempdir().unwrap();
         let relay = crate::tests::relay(ca.path()).await;
         let shared = relay.shared.clone();
-        let limits = TokenLimits::default();
-        let new = NewToken { name: "mine".to_owned(), reserve: Vec::new(), expires_at: None, limits };
-        let (_, token) = shared.store.create_token(new, unix_now()).await.unwrap();
+        let token = token(&shared).await;
         let secrets = |name: &str| left(&shared, name).webhooks.credentials.secrets.len();
 
         let (_link, mut tasks) = session(&shared, &token, &[("asks", true), ("plain", false)]).await;
@@ -929,25 +949,19 @@ mod tests {
         shared.clone().follow(Change::Revoked(token.id)).await.unwrap();
         assert_eq!(secrets("asks"), 0);
     }
+
     /// The connection may be lost again before the client has its Welcome, and then comes back with the key that it had.
     #[tokio::test]
     async fn a_session_that_is_lost_before_its_welcome_leaves_as_much_behind_as_the_one_before() {
         let ca = tempfile::tempdir().unwrap();
         let relay = crate::tests::relay(ca.path()).await;
         let shared = relay.shared.clone();
-        let new =
-            NewToken { name: "mine".to_owned(), reserve: Vec::new(), expires_at: None, limits: TokenLimits::default() };
-        let (_, token) = shared.store.create_token(new, unix_now()).await.unwrap();
+        let token = token(&shared).await;
         let (key, hash) = shared.sessions.keys.issue(token.id, Ulid::generate(), Instant::now());
         let resume = Resume { key, last_stream: 0 };
 
         for times in 1..=3 {
-            let (ours, theirs) = tokio::io::duplex(64 * 1024);
-            let place = Session::place(&shared, &token).unwrap();
-            let meter = shared.quotas.meter(&shared.store, token.id).await.unwrap();
-            let mut session = Session::new(shared.clone(), IpAddr::from([127, 0, 0, 1]), token.clone(), meter, place);
-            let socket = Driver::websocket(ours, Bytes::new(), Side::Relay, READ_BUFFER).await;
-            let (link, driver) = Driver::new(Side::Relay, MuxLimits::default(), socket);
+            let (mut session, link, driver, theirs) = by_hand(&shared, &token).await;
             session.resume(&resume);
             let webhooks = Webhooks { provider: Some("slack".to_owned()), handshake: true, ..Webhooks::default() };
             let spec = TunnelSpec {
@@ -975,19 +989,11 @@ mod tests {
         let ca = tempfile::tempdir().unwrap();
         let relay = crate::tests::relay(ca.path()).await;
         let shared = relay.shared.clone();
-        let new =
-            NewToken { name: "mine".to_owned(), reserve: Vec::new(), expires_at: None, limits: TokenLimits::default() };
-        let (_, token) = shared.store.create_token(new, unix_now()).await.unwrap();
+        let token = token(&shared).await;
         let access = Access { methods: vec!["POST".to_owned()], ..Access::default() };
         for (name, is_noticed) in [("noticed", true), ("unnoticed", false)] {
             let bound = async || {
-                let (ours, theirs) = tokio::io::duplex(64 * 1024);
-                let place = Session::place(&shared, &token).unwrap();
-                let meter = shared.quotas.meter(&shared.store, token.id).await.unwrap();
-                let peer = IpAddr::from([127, 0, 0, 1]);
-                let mut session = Session::new(shared.clone(), peer, token.clone(), meter, place);
-                let socket = Driver::websocket(ours, Bytes::new(), Side::Relay, READ_BUFFER).await;
-                let (link, driver) = Driver::new(Side::Relay, MuxLimits::default(), socket);
+                let (mut session, link, driver, theirs) = by_hand(&shared, &token).await;
                 let extra = access.extra().unwrap().into_iter().collect();
                 let spec = TunnelSpec {
                     tunnel: 1,
