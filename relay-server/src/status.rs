@@ -331,7 +331,7 @@ pub(crate) struct HeldName {
 }
 
 /// The names that tokens hold, in alphabetical order.
-pub(crate) fn names(tokens: Vec<store::TokenSummary>) -> Vec<HeldName> {
+pub(crate) fn names(tokens: impl IntoIterator<Item = store::TokenSummary>) -> Vec<HeldName> {
     let mut names: Vec<_> = tokens.into_iter().flat_map(names_of).collect();
     names.sort_by(|one, other| one.name.cmp(&other.name));
     names

@@ -364,11 +364,16 @@ impl Call {
     }
 
     async fn token(&self, name: &str) -> Answer {
-        // Others that had the name before were revoked.
-        let mut tokens = self.list_tokens().await?.into_iter().rev();
-        let token = tokens.find(|summary| summary.token.name == name);
+        let token = self.find_token(name).await?;
         let token = token.ok_or_else(|| unknown(format!("There is no token named {name:?}.")))?;
         ok(&Token::at(token, unix_now()))
+    }
+
+    async fn find_token(&self, name: &str) -> Result<Option<TokenSummary>, Problem> {
+        match self.ask(Request::FindToken { token: name.to_owned() }).await? {
+            Reply::Tokens { tokens } => Ok(tokens.into_iter().next()),
+            _ => Err(unexpected()),
+        }
     }
 
     async fn list_tokens(&self) -> Result<Vec<TokenSummary>, Problem> {
@@ -390,8 +395,7 @@ impl Call {
             return Err(unexpected());
         };
         // It may have taken over the names of one that it replaces.
-        let id = token.id;
-        let found = self.list_tokens().await?.into_iter().find(|summary| summary.token.id == id);
+        let found = self.find_token(&token.name).await?;
         let token = Token::at(found.ok_or_else(unexpected)?, now);
         json_as(StatusCode::CREATED, &MadeToken { secret: secret.expose(), token })
     }
@@ -406,8 +410,9 @@ impl Call {
                 }
                 let inbox = inbox.map(|text| text.parse()).transpose();
                 let inbox = inbox.map_err(|error| Problem::Invalid(format!("inbox is wrong: {error}.")))?;
-                self.ask(Request::Reserve { token, names: vec![name.clone()], provider, inbox }).await?;
-                let mut names = status::names(self.list_tokens().await?).into_iter();
+                let reserve = Request::Reserve { token: token.clone(), names: vec![name.clone()], provider, inbox };
+                self.ask(reserve).await?;
+                let mut names = status::names(self.find_token(&token).await?).into_iter();
                 ok(&names.find(|held| held.name == name).ok_or_else(unexpected)?)
             }
             _ => Err(Problem::NoPath),

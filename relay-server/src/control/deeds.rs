@@ -43,6 +43,7 @@ pub(crate) fn of(request: &Request) -> Option<Deed> {
         Request::Upgrade => deed("relay.upgrade", "", none()),
         Request::Ping
         | Request::ListTokens
+        | Request::FindToken { .. }
         | Request::Status
         | Request::ListSessions
         | Request::ListTunnels

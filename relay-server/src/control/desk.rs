@@ -140,6 +140,10 @@ impl Desk {
                 Ok(tokens) => Reply::Tokens { tokens },
                 Err(error) => refused(error),
             },
+            Request::FindToken { token } => match store.find_token(&token, now).await {
+                Ok(token) => Reply::Tokens { tokens: token.into_iter().collect() },
+                Err(error) => refused(error),
+            },
             Request::RevokeToken { token } => match store.revoke_token(&token, now).await {
                 Ok(id) => {
                     *begun = true;

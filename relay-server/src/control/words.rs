@@ -30,6 +30,11 @@ pub enum Request {
     },
     /// Tell all tokens.
     ListTokens,
+    /// Tell one token: none of that name, or the last one that has had it.
+    FindToken {
+        /// The token's name.
+        token: String,
+    },
     /// End a token and its sessions.
     RevokeToken {
         /// The token's name.

@@ -635,6 +635,16 @@ impl Store {
         self.read(move |db| list_tokens(db, now).map(Ok)).await
     }
 
+    /// The token of this name; of several, all but the last of which were revoked, that one.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub async fn find_token(&self, name: &str, now: i64) -> Result<Option<TokenSummary>, StoreError> {
+        let name = name.to_owned();
+        self.read(move |db| find_token(db, &name, now).map(Ok)).await
+    }
+
     /// Ends a token. Its sessions are the caller's to end; its reserved names now rest. Revoking it
     /// again changes nothing.
     ///
@@ -1022,28 +1032,36 @@ fn used_bytes(db: &Connection, token: TokenId, month: Month) -> rusqlite::Result
 
 fn list_tokens(db: &Connection, now: i64) -> rusqlite::Result<Vec<TokenSummary>> {
     let mut tokens = db.prepare(&format!("SELECT {TOKEN_COLUMNS} FROM tokens ORDER BY id"))?;
-    let mut names = db.prepare(
+    tokens.query_map([], token_from)?.map(|token| summary(db, token?, now)).collect()
+}
+
+fn find_token(db: &Connection, name: &str, now: i64) -> rusqlite::Result<Option<TokenSummary>> {
+    let sql = format!("SELECT {TOKEN_COLUMNS} FROM tokens WHERE name = ?1 ORDER BY id DESC LIMIT 1");
+    let found = db.prepare_cached(&sql)?.query_row([name], token_from).optional()?;
+    found.map(|token| summary(db, token, now)).transpose()
+}
+
+/// A token, with what it has.
+fn summary(db: &Connection, token: Token, now: i64) -> rusqlite::Result<TokenSummary> {
+    let mut names = db.prepare_cached(
         "SELECT name, state, provider FROM names
          WHERE token_id = ?1 AND (state = 'reserved' OR (state = 'leased' AND free_at > ?2))
          ORDER BY name",
     )?;
-    let mut summary = |token: Token| {
-        let (mut reserved, mut leased, mut providers) = (Vec::new(), Vec::new(), BTreeMap::new());
-        let mut rows = names.query(params![token.id.0, now])?;
-        while let Some(row) = rows.next()? {
-            let name = Name::stored(row.get("name")?);
-            if let Some(provider) = row.get("provider")? {
-                providers.insert(name.clone(), provider);
-            }
-            match row.get_ref("state")?.as_str()? {
-                RESERVED => reserved.push(name),
-                _ => leased.push(name),
-            }
+    let (mut reserved, mut leased, mut providers) = (Vec::new(), Vec::new(), BTreeMap::new());
+    let mut rows = names.query(params![token.id.0, now])?;
+    while let Some(row) = rows.next()? {
+        let name = Name::stored(row.get("name")?);
+        if let Some(provider) = row.get("provider")? {
+            providers.insert(name.clone(), provider);
         }
-        let month_bytes = used_bytes(db, token.id, Month::of(now))?;
-        Ok(TokenSummary { token, reserved, leased, providers, month_bytes })
-    };
-    tokens.query_map([], token_from)?.map(|token| summary(token?)).collect()
+        match row.get_ref("state")?.as_str()? {
+            RESERVED => reserved.push(name),
+            _ => leased.push(name),
+        }
+    }
+    let month_bytes = used_bytes(db, token.id, Month::of(now))?;
+    Ok(TokenSummary { token, reserved, leased, providers, month_bytes })
 }
 
 fn revoke_token(db: &Connection, name: String, now: i64) -> Outcome<TokenId, RevokeError> {
