@@ -74,7 +74,21 @@ pub(crate) async fn forward(
         exchange.head.upgrade = None;
     }
     let expects = expects_continue(parts.version, &parts.headers);
-    let result = deliver(&shared, &mut exchange, &host, &mut upload, expects, on_upgrade).await;
+    let kept_out = async {
+        match proxied {
+            Some(address) => shared.blocks.until_address(address).await,
+            None => std::future::pending().await,
+        }
+    };
+    let result = tokio::select! {
+        biased;
+        result = deliver(&shared, &mut exchange, &host, &mut upload, expects, on_upgrade) => result,
+        // Since it was let in. What the service was asked is taken back with the stream that has asked it.
+        () = kept_out => {
+            exchange.arrives(None);
+            Err(blocked(&shared).into())
+        }
+    };
     let mut uploads_to = None;
     let mut response = match result {
         Ok(Delivered { response, switched: None, uploads_to: stream }) => {
@@ -247,7 +261,7 @@ fn over_quota(shared: &Shared, over: Over) -> Failure {
     Failure { cause, message: Some(over.to_string()) }
 }
 
-/// The operator keeps out the name, or its token.
+/// The operator keeps out the name, its token, or the sender.
 fn blocked(shared: &Shared) -> Failure {
     shared.metrics.blocked_requests.inc();
     Cause::Blocked.into()
