@@ -45,12 +45,11 @@ pub async fn upgrade(data_dir: &Path) -> Result<(), CliError> {
 /// [`CliError`] says why it does not, or that there is none.
 pub async fn health(data_dir: &Path) -> Result<(), CliError> {
     let Reply::Status(status) = ask(data_dir, Request::Status).await? else { return Err(CliError::Unexpected) };
-    let trouble = status.trouble.unwrap_or_default();
     let mut out = std::io::stdout();
-    match (status.ready, trouble.is_empty()) {
-        (true, true) => Ok(writeln!(out, "ready")?),
-        (true, false) => Ok(writeln!(out, "ready, but {trouble}")?),
-        (false, _) => Err(CliError::Refused { message: format!("not ready: {trouble}") }),
+    match (status.ready, status.trouble.or(status.note)) {
+        (true, None) => Ok(writeln!(out, "ready")?),
+        (true, Some(caveat)) => Ok(writeln!(out, "ready, but {caveat}")?),
+        (false, reason) => Err(CliError::Refused { message: format!("not ready: {}", reason.unwrap_or_default()) }),
     }
 }
 

@@ -9,11 +9,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
+use crate::Shared;
 use crate::certs::{CertificateSource, Shown};
 use crate::clock::{moment, unix_now};
 use crate::config::AdminAddr;
 use crate::store::{self, Name, TokenLimits, TokenSummary};
-use crate::{Shared, admin};
 
 /// What the disk may take to tell what is in inboxes. How the relay is has to be known also where the disk hangs.
 const TOTALS_TIME: Duration = Duration::from_secs(1);
@@ -39,6 +39,9 @@ pub struct Status {
     pub ready: bool,
     /// What stands in the way of that, or will.
     pub trouble: Option<String>,
+    /// What somebody else has to mend, while the relay itself is well: domains of customers, say.
+    #[serde(default)]
+    pub note: Option<String>,
     /// Clients that are connected.
     #[serde(default)]
     pub sessions: usize,
@@ -209,6 +212,46 @@ impl Token {
     }
 }
 
+/// What else there is to know of a relay that takes requests.
+#[derive(Debug, Default)]
+pub(crate) struct Readiness {
+    /// What will stand in the way of that.
+    trouble: Option<String>,
+    /// What somebody else has to mend.
+    note: Option<String>,
+}
+
+impl Readiness {
+    /// The more urgent of both.
+    pub(crate) fn caveat(self) -> Option<String> {
+        self.trouble.or(self.note)
+    }
+}
+
+/// Whether the relay takes requests.
+///
+/// # Errors
+/// Why it does not.
+pub(crate) fn readiness(shared: &Shared) -> Result<Readiness, String> {
+    if shared.stopping.is_cancelled() {
+        return Err("the relay shuts down".to_owned());
+    }
+    shared.store.health().and_then(|()| shared.inboxes.records().health()).map_err(|error| error.to_string())?;
+    // Behind a proxy nobody sees it.
+    let Some(_) = shared.config.https else { return Ok(Readiness::default()) };
+    Ok(Readiness { trouble: shared.certificates.health(unix_now())?, note: failing_domains(shared) })
+}
+
+/// How many custom domains fail; which ones, and why, is not for whoever asks without a token.
+fn failing_domains(shared: &Shared) -> Option<String> {
+    let (all, failing) = shared.domains.as_ref()?.count();
+    let plural = if all == 1 { "domain" } else { "domains" };
+    let text = format!(
+        "{failing} of {all} custom {plural} cannot have the next certificate: the log, and GET /api/v1/certificates, say why"
+    );
+    (failing > 0).then_some(text)
+}
+
 /// A relay that runs, and where it listens.
 #[derive(Clone, Debug)]
 pub(crate) struct Present {
@@ -221,7 +264,11 @@ pub(crate) struct Present {
 
 impl Present {
     pub(crate) async fn status(&self) -> Status {
-        let (shared, readiness) = (&self.shared, admin::readiness(&self.shared));
+        let shared = &self.shared;
+        let (ready, Readiness { trouble, note }) = match readiness(shared) {
+            Ok(readiness) => (true, readiness),
+            Err(reason) => (false, Readiness { trouble: Some(reason), note: None }),
+        };
         let totals = timeout(TOTALS_TIME, shared.inboxes.records().totals()).await.ok().and_then(Result::ok);
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -231,8 +278,9 @@ impl Present {
             http: self.http,
             admin: self.admin.clone(),
             dns: self.dns.clone(),
-            ready: readiness.is_ok(),
-            trouble: readiness.unwrap_or_else(Some),
+            ready,
+            trouble,
+            note,
             sessions: shared.sessions.count(),
             tunnels: shared.registry.online(),
             connections: shared.places.taken(),

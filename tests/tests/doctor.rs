@@ -3,6 +3,7 @@
 
 use std::net::Ipv4Addr;
 use std::path::Path;
+use std::sync::Arc;
 
 use rcgen::{CertificateParams, KeyPair};
 use relay_tests::pebble::{Front, Settings};
@@ -55,6 +56,7 @@ struct Machine {
     network: Network,
     parent: Parent,
     pebble: Pebble,
+    admin: String,
 }
 
 impl Machine {
@@ -63,7 +65,7 @@ impl Machine {
         let parent = Parent::start(&network).await;
         let dns = Some(parent.address());
         let pebble = Pebble::start(&network, Settings { dns, ..Settings::default() }).await;
-        Self { network, parent, pebble }
+        Self { network, parent, pebble, admin: "127.0.0.1:0".to_owned() }
     }
 
     /// The flags of a relay on the near end of the cable, which gets its certificate by itself.
@@ -79,7 +81,7 @@ impl Machine {
             ["--domain", DOMAIN],
             ["--https", &https],
             ["--http", &http],
-            ["--admin", "127.0.0.1:0"],
+            ["--admin", &self.admin],
             ["--acme", "you@example.com"],
             ["--acme-directory", directory],
             ["--acme-ca", &ca],
@@ -154,6 +156,39 @@ async fn where_all_is_well_every_line_says_so() {
     assert!(findings.mends("certificate.served").concat().contains("--relay-ca"), "{findings:?}");
     findings.is("connect", "wrong");
     findings.is("tunnel", "unknown");
+}
+
+/// The relay is well, and so is its admin socket; whoever has the domain has to do something.
+#[tokio::test]
+async fn a_domain_that_fails_is_told_of_and_nothing_is_wrong_with_the_relay() {
+    let mut machine = Machine::new().await;
+    let (here, elsewhere) = (machine.network.here(), machine.network.another_here(54));
+    let records = [&delegated(here)[..], &[format!("hooks.customer.example.com. A {elsewhere}")]].concat();
+    machine.parent.set(&records);
+    let home = Arc::new(tempfile::tempdir().unwrap());
+    let socket = home.path().join("admin.sock");
+    machine.admin = format!("unix:{}", socket.display());
+    let mut relay = RelayServer::spawn_in(home, machine.flags()).await;
+    relay.process.error_line("a new certificate is in use").await;
+    relay.token("me").await;
+    relay.token_command(&["reserve", "me", "hooks.customer.example.com"]).await;
+    relay.process.error_line("no certificate for a custom domain").await;
+    let roots = machine.pebble.root_file().await.display().to_string();
+    let more = ["--relay-ca", &roots];
+    let ended = machine.doctor(relay.data_dir(), &more).await;
+    let findings = Findings::of(&ended);
+    assert_eq!(ended.code(), 0, "{findings:?}\n{}", ended.stderr);
+    assert!(findings.is("relay", "note").contains("1 of 1 custom domain cannot have"), "{findings:?}");
+    assert!(findings.is("port.admin", "ok").ends_with(&machine.admin), "{findings:?}");
+
+    // Who has taken the file away has taken the way to it.
+    let data = relay.data_dir().to_owned();
+    std::fs::remove_file(&socket).unwrap();
+    let findings = Findings::of(&machine.doctor(&data, &more).await);
+    assert!(findings.is("port.admin", "wrong").contains("does not answer there"), "{findings:?}");
+    relay.process.terminate().await;
+    let findings = Findings::of(&machine.doctor(&data, &more).await);
+    assert!(findings.is("port.admin", "ok").contains("is free"), "{findings:?}");
 }
 
 #[tokio::test]

@@ -7,10 +7,10 @@ use std::fmt::{Display, Write as _};
 use x509_parser::prelude::Validity;
 
 use super::process::Process;
-use super::readiness;
 use crate::Shared;
 use crate::clock::{unix_millis, unix_now};
 use crate::inbox::records::Totals;
+use crate::status::readiness;
 use crate::store::StoreError;
 
 /// The text of gauges, as OpenMetrics has it.

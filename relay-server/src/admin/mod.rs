@@ -30,8 +30,8 @@ use self::api::Api;
 use self::gauges::Gauges;
 use self::listener::{Caller, Listener};
 use crate::Shared;
-use crate::clock::unix_now;
 use crate::places::{Place, Places};
+use crate::status::{Readiness, readiness};
 
 /// Connections at once; a scraper and a health check need two, and a browser six.
 const CONNECTIONS: usize = 64;
@@ -99,9 +99,9 @@ async fn answer(shared: &Arc<Shared>, head: &Parts) -> Response<Full<Bytes>> {
     }
     match head.uri.path() {
         "/healthz" => text(StatusCode::OK, "ok\n".into()),
-        "/readyz" => match readiness(shared) {
+        "/readyz" => match readiness(shared).map(Readiness::caveat) {
             Ok(None) => text(StatusCode::OK, "ready\n".into()),
-            Ok(Some(trouble)) => text(StatusCode::OK, format!("ready, but {trouble}\n")),
+            Ok(Some(caveat)) => text(StatusCode::OK, format!("ready, but {caveat}\n")),
             Err(reason) => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")),
         },
         "/metrics" => match metrics(shared).await {
@@ -115,28 +115,6 @@ async fn answer(shared: &Arc<Shared>, head: &Parts) -> Response<Full<Bytes>> {
         },
         _ => text(StatusCode::NOT_FOUND, "there is /, /healthz, /readyz, /metrics and /api/v1\n".into()),
     }
-}
-
-/// What else whoever asks should know.
-pub(crate) fn readiness(shared: &Shared) -> Result<Option<String>, String> {
-    if shared.stopping.is_cancelled() {
-        return Err("the relay shuts down".to_owned());
-    }
-    shared.store.health().and_then(|()| shared.inboxes.records().health()).map_err(|error| error.to_string())?;
-    // Behind a proxy nobody sees it.
-    let Some(_) = shared.config.https else { return Ok(None) };
-    let trouble = shared.certificates.health(unix_now())?;
-    Ok(trouble.or_else(|| trouble_with_domains(shared)))
-}
-
-/// How many custom domains fail; which ones, and why, is not for whoever asks without a token.
-fn trouble_with_domains(shared: &Shared) -> Option<String> {
-    let (all, failing) = shared.domains.as_ref()?.count();
-    let plural = if all == 1 { "domain" } else { "domains" };
-    let text = format!(
-        "{failing} of {all} custom {plural} cannot have the next certificate: the log, and GET /api/v1/certificates, say why"
-    );
-    (failing > 0).then_some(text)
 }
 
 async fn metrics(shared: &Arc<Shared>) -> Result<String, std::fmt::Error> {

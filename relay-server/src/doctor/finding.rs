@@ -13,6 +13,8 @@ use crate::token_cli::Output;
 pub(super) enum Verdict {
     /// It is as it should be.
     Ok,
+    /// It is, and something that is not the relay's own is to be known.
+    Note,
     /// It is not.
     Wrong,
     /// From here it cannot be told.
@@ -34,6 +36,10 @@ pub(super) struct Finding {
 impl Finding {
     pub(super) fn ok(check: &'static str, found: impl Into<String>) -> Self {
         Self { check, verdict: Verdict::Ok, found: found.into(), mend: Vec::new() }
+    }
+
+    pub(super) fn note(check: &'static str, found: impl Into<String>) -> Self {
+        Self { check, verdict: Verdict::Note, found: found.into(), mend: Vec::new() }
     }
 
     pub(super) fn wrong(check: &'static str, found: impl Into<String>) -> Self {
@@ -58,6 +64,7 @@ impl Finding {
         let Self { check, verdict, found, mend } = self;
         let verdict = match verdict {
             Verdict::Ok => "ok",
+            Verdict::Note => "note",
             Verdict::Wrong => "wrong",
             Verdict::Unknown => "cannot be told",
         };

@@ -97,7 +97,7 @@ impl Told {
         let mut out = io::stdout().lock();
         for finding in findings {
             match finding.verdict {
-                Verdict::Ok => {}
+                Verdict::Ok | Verdict::Note => {}
                 Verdict::Wrong => self.wrong += 1,
                 Verdict::Unknown => self.unknown += 1,
             }

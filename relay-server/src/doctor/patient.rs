@@ -127,8 +127,12 @@ impl Patient {
             }
             Ok(None) => Finding::unknown(CHECK, format!("no relay runs on {dir}, so that less can be told"))
                 .mend(["relay-server serve ..., or --data-dir of the one that runs"]),
-            Ok(Some(Status { version, process, url, ready: true, trouble: None, .. })) => {
-                Finding::ok(CHECK, format!("version {version} runs on {dir} (process {process}) as {url}"))
+            Ok(Some(Status { version, process, url, ready: true, trouble: None, note, .. })) => {
+                let found = format!("version {version} runs on {dir} (process {process}) as {url}");
+                match note {
+                    None => Finding::ok(CHECK, found),
+                    Some(note) => Finding::note(CHECK, format!("{found}; {note}")),
+                }
             }
             Ok(Some(Status { ready, trouble, .. })) => {
                 let trouble = trouble.as_deref().unwrap_or("it does not say why");

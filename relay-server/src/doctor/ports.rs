@@ -1,22 +1,29 @@
-//! Whether the ports are the relay's, or whose they are, and whether they answer under the public addresses.
+//! Whether the ports, and the socket in the place of one, are the relay's, or whose they are, and whether they answer under the public addresses.
 
-use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::Path;
 use std::time::Duration;
+use std::{fs, io};
 
+use bytes::Bytes;
 use hickory_proto::rr::RecordType;
-use tokio::net::TcpStream;
+use http::uri::Authority;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use super::finding::Finding;
 use super::holder::{Kind, holder};
 use super::patient::{Patient, is_own, reachable};
 use crate::config::AdminAddr;
-use crate::dns;
 use crate::status::Status;
+use crate::{dns, outgoing};
 
 /// For a connection to this machine itself, through a router at most.
 const WITHIN: Duration = Duration::from_secs(3);
+
+/// What of the admin address is looked at, which may be a Unix socket.
+const ADMIN: &str = "port.admin";
 
 /// A port as it is configured.
 struct Port {
@@ -59,11 +66,14 @@ pub(super) async fn check(patient: &Patient) -> Vec<Finding> {
     }
     if let Some(AdminAddr::Tcp(address)) = config.admin {
         let bound = bound(|status| status.admin.as_ref().and_then(AdminAddr::tcp));
-        ports.push(port("port.admin", "--admin", address, bound, None));
+        ports.push(port(ADMIN, "--admin", address, bound, None));
     }
     let mut findings = Vec::with_capacity(ports.len());
     for port in ports {
         findings.push(port.look(patient).await);
+    }
+    if let Some(AdminAddr::Unix(path)) = &config.admin {
+        findings.push(socket(path, patient).await);
     }
     findings
 }
@@ -162,6 +172,51 @@ async fn knock(to: SocketAddr, udp: bool, patient: &Patient) -> Result<(), Strin
         dns::ask(to, &domain, RecordType::SOA, false).await.map_err(|error| error.to_string())?;
     }
     Ok(())
+}
+
+/// Whether the relay answers on its Unix socket; without a relay, whether nobody else does.
+async fn socket(path: &Path, patient: &Patient) -> Finding {
+    let at = format!("unix:{}", path.display());
+    let asked = ask(path).await;
+    match (patient.status(), asked) {
+        (Some(status), _) if status.admin != Some(AdminAddr::Unix(path.to_owned())) => {
+            Finding::wrong(ADMIN, format!("the relay that runs does not listen on {at} (--admin)"))
+                .mend(["restart it, so that it does as it is configured"])
+        }
+        (Some(_), Ok(())) => Finding::ok(ADMIN, format!("the relay listens on {at}")),
+        (Some(_), Err(error)) => {
+            Finding::wrong(ADMIN, format!("the relay listens on {at} (--admin), and does not answer there: {error}"))
+                .mend(["restart it: whoever has removed or replaced the file has taken the way to it"])
+        }
+        (None, Ok(())) if patient.running.is_err() => {
+            Finding::unknown(ADMIN, format!("a program, which may be the relay, listens on {at} (--admin)"))
+        }
+        (None, Ok(())) => Finding::wrong(ADMIN, format!("another relay listens on {at} (--admin)"))
+            .mend(["give the --data-dir of that relay, or choose another --admin"]),
+        // What a relay has left there that was killed gives way to the next one.
+        (None, Err(_)) => match fs::symlink_metadata(path) {
+            Ok(there) if !there.file_type().is_socket() => {
+                Finding::wrong(ADMIN, format!("{} is there, and is no socket (--admin)", path.display()))
+                    .mend(["remove it, or choose another --admin"])
+            }
+            _ => Finding::ok(ADMIN, format!("{at} is free, for the relay to listen on (--admin)")),
+        },
+    }
+}
+
+/// Whether a relay answers there.
+async fn ask(path: &Path) -> Result<(), String> {
+    let asked = async {
+        let connection = UnixStream::connect(path).await.map_err(|error| error.to_string())?;
+        let request = http::Request::get("/healthz").body(Bytes::new()).map_err(|error| error.to_string())?;
+        let to = path.display().to_string();
+        let answer = outgoing::exchange(connection, &to, &Authority::from_static("localhost"), request).await;
+        match answer.map_err(|error| error.to_string())?.status() {
+            http::StatusCode::OK => Ok(()),
+            status => Err(format!("it says {status} to GET /healthz")),
+        }
+    };
+    timeout(WITHIN, asked).await.unwrap_or_else(|_| Err(format!("no answer within {} s", WITHIN.as_secs())))
 }
 
 /// Takes it and lets it go.
