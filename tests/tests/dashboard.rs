@@ -110,6 +110,32 @@ async fn tokens_and_names_are_made_and_taken_back() {
     let client = relay_tests::RelayClient::of(place.spawn(words).await).await;
     assert_eq!(client.ready["name"], "builds");
 
+    // What is left empty is no limit, and what is not touched stays as it was.
+    browser.click("[data-id^='ci '] button:text-is('Limits…')").await;
+    browser.fill("dialog input[name=max_rate]", "50").await;
+    browser.fill("dialog input[name=max_body]", "0.5").await;
+    browser.fill("dialog input[name=allow]", "10.0.0.0/8, 2001:db8::/32").await;
+    browser.click("dialog .primary").await;
+    browser.shows(".notice", "The limits of ci are changed").await;
+    let listed = async || place.relay.token_command(&["list", "--output", "json"]).await.lines().remove(1);
+    let said = |token: &serde_json::Value| {
+        ["name", "max_tunnels", "max_rate", "max_streams", "max_body", "allow"].map(|field| token[field].clone())
+    };
+    let allow = ["10.0.0.0/8", "2001:db8::/32"];
+    let limits = [json!("ci"), json!(20), json!(50), json!(null), json!(512 << 10), json!(allow)];
+    assert_eq!(said(&listed().await), limits);
+    browser.click("[data-id^='ci '] button:text-is('Limits…')").await;
+    assert_eq!(browser.eval("document.querySelector('[name=max_body]').value").await, "0.5");
+    browser.fill("dialog input[name=max_rate]", "").await;
+    browser.fill("dialog input[name=allow]", "nowhere").await;
+    browser.press(&["Enter"]).await;
+    browser.shows("dialog .problem", "nowhere").await;
+    browser.fill("dialog input[name=allow]", "").await;
+    browser.press(&["Enter"]).await;
+    browser.wait("!document.querySelector('dialog')").await;
+    let limits = [json!("ci"), json!(20), json!(null), json!(null), json!(512 << 10), json!([])];
+    assert_eq!(said(&listed().await), limits);
+
     turn(&mut browser, "names").await;
     browser.wait(&rows(2)).await;
     browser.click("button:text-is('Reserve a name…')").await;
@@ -230,7 +256,9 @@ async fn it_keeps_nobody_out() {
             assert!(wide <= u64::from(width), "{tab} is {wide} wide, and there are {width}");
         }
         turn(&mut browser, "tokens").await;
-        for button in ["Make a token…", "Revoke"] {
+        // On a narrow screen there is room for what cannot be put off.
+        let buttons = ["Make a token…", "Revoke", "Limits…"];
+        for button in &buttons[..if width < 600 { 2 } else { 3 }] {
             browser.click(&format!("button:text-is('{button}')")).await;
             browser.wait("document.querySelector('dialog')").await;
             assert_eq!(browser.barriers().await, json!([]), "{button}, {width} wide, dark: {dark}");

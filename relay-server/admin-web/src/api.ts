@@ -8,6 +8,7 @@ export interface Status {
   url: string;
   ready: boolean;
   trouble: string | null;
+  note: string | null;
   sessions: number;
   tunnels: number;
   connections: number;
@@ -61,18 +62,25 @@ export interface Tunnel {
   inbox: boolean;
 }
 
-export interface Token {
-  name: string;
-  state: "valid" | "expired" | "revoked";
-  created_at: string;
-  expires_at: string | null;
-  last_used_at: string | null;
+/** What its owner may have, and what the public may have of its tunnels; null is no limit. */
+export interface TokenLimits {
   max_tunnels: number;
   max_names: number;
   max_sessions: number;
   max_rate: number | null;
   max_streams: number | null;
   max_bytes: number | null;
+  max_body: number | null;
+  /** Addresses and networks; none of them: anywhere. */
+  allow: string[];
+}
+
+export interface Token extends TokenLimits {
+  name: string;
+  state: "valid" | "expired" | "revoked";
+  created_at: string;
+  expires_at: string | null;
+  last_used_at: string | null;
   month_bytes: number;
   reserved: string[];
   leased: string[];
@@ -206,6 +214,7 @@ export class Api {
 
   endSession = (id: string) => this.#send("DELETE", path`sessions/${id}`);
   revoke = (token: string) => this.#send("DELETE", path`tokens/${token}`);
+  limit = (token: string, change: Partial<TokenLimits>) => this.#send("PATCH", path`tokens/${token}`, change);
   unblock = (id: number) => this.#send("DELETE", `blocks/${id}`);
   block = (block: Record<string, string>) => this.#send("POST", "blocks", block);
   release = (name: string, forget: boolean) =>

@@ -85,6 +85,7 @@ function State({ model }: { model: Model }) {
                 {status.trouble}
               </p>
             )}
+            {status.note && <p class="near">{status.note}.</p>}
           </>
         )
       )}

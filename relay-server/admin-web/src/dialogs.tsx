@@ -4,7 +4,7 @@ import type { ComponentChildren } from "preact";
 import { useState } from "preact/hooks";
 
 import { Copy, Frame } from "../../../relay-client/inspector-web/src/widgets";
-import type { Api, Name, Token } from "./api";
+import type { Api, Name, Token, TokenLimits } from "./api";
 import type { Model } from "./model";
 
 interface SureProps {
@@ -222,6 +222,62 @@ export function Create({ model }: { model: Model }) {
           <input name="expires" type="date" />
         </label>
       </div>
+    </Form>
+  );
+}
+
+/** In which sizes are said. */
+const MIB = 1 << 20;
+
+export function Limits({ model, token }: { model: Model; token: Token }) {
+  const send = async (fields: Record<string, string>) => {
+    const count = (name: string) => (fields[name] ? Number(fields[name]) : null);
+    const size = (name: string) => (fields[name] ? Math.round(Number(fields[name]) * MIB) : null);
+    const wish: TokenLimits = {
+      max_tunnels: Number(fields["max_tunnels"]),
+      max_names: Number(fields["max_names"]),
+      max_sessions: Number(fields["max_sessions"]),
+      max_rate: count("max_rate"),
+      max_streams: count("max_streams"),
+      max_bytes: size("max_bytes"),
+      max_body: size("max_body"),
+      allow: fields["allow"]?.split(/[\s,]+/) ?? [],
+    };
+    // What stays as it is shown here is not said: somebody else may have changed it meanwhile.
+    const isOther = (name: string) => String(wish[name as keyof TokenLimits]) !== String(token[name as keyof TokenLimits]);
+    const change: Partial<TokenLimits> = Object.fromEntries(Object.entries(wish).filter(([name]) => isOther(name)));
+    if (Object.keys(change).length === 0) return true;
+    return model.act((api) => api.limit(token.name, change), `The limits of ${token.name} are changed`);
+  };
+  const field = (name: keyof TokenLimits, label: string, more: object = {}) => (
+    <label class="long">
+      {label}
+      <input name={name} type="number" min="1" defaultValue={String(token[name] ?? "")} {...more} />
+    </label>
+  );
+  const inMib = (name: "max_bytes" | "max_body", label: string) =>
+    field(name, label, { min: 1 / MIB, step: "any", defaultValue: token[name] === null ? "" : String(token[name] / MIB) });
+  return (
+    <Form model={model} title={`Limits of ${token.name}`} verb="Change" send={send}>
+      <p>They hold at once, for clients that are connected, too: one that would have more is refused.</p>
+      <div class="line">
+        {field("max_tunnels", "Tunnels", { required: true, autofocus: true })}
+        {field("max_names", "Names", { required: true })}
+        {field("max_sessions", "Clients", { required: true })}
+      </div>
+      <p>What the public may have of its tunnels. A field that is left empty is no limit.</p>
+      <div class="line">
+        {field("max_rate", "Requests each second")}
+        {field("max_streams", "Requests at once")}
+      </div>
+      <div class="line">
+        {inMib("max_bytes", "MiB in a month")}
+        {inMib("max_body", "MiB in a request")}
+      </div>
+      <label>
+        Addresses and networks that requests may come from
+        <input name="allow" defaultValue={token.allow.join(" ")} placeholder="anywhere" spellcheck={false} />
+      </label>
     </Form>
   );
 }

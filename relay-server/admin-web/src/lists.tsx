@@ -3,7 +3,7 @@
 import { bytes, moment, number } from "../../../relay-client/inspector-web/src/format";
 import { Link } from "../../../relay-client/inspector-web/src/widgets";
 import type { Block as Kept, Certificate, Entry, Name, Session, Token, Tunnel } from "./api";
-import { Block, Create, isDomain, Release, Reserve, Sure } from "./dialogs";
+import { Block, Create, isDomain, Limits, Release, Reserve, Sure } from "./dialogs";
 import { type Model, placeOf } from "./model";
 import { type Column, Table } from "./table";
 import { plural, since, until } from "./words";
@@ -127,6 +127,14 @@ export function Tokens({ model }: { model: Model }) {
               aria-label={`Block ${token.name}`}
             >
               Block…
+            </button>
+            <button
+              type="button"
+              class="minor"
+              onClick={() => model.open(() => <Limits model={model} token={token} />)}
+              aria-label={`Limits of ${token.name}`}
+            >
+              Limits…
             </button>
             <button type="button" onClick={() => revoke(token)} aria-label={`Revoke ${token.name}`}>
               Revoke
