@@ -193,6 +193,11 @@ impl Shared {
     fn want_certificates<'a>(&self, names: impl IntoIterator<Item = &'a store::Name>) {
         let Some(domains) = &self.domains else { return };
         for name in names.into_iter().filter(|name| name.is_domain()) {
+            if name.is_of(&self.config.domain) {
+                // It was taken while no relay was there to say no.
+                tracing::error!(domain = %name, "a name of the relay's own domain is no custom domain; release it");
+                continue;
+            }
             if !domains.want(name, self.limits().domains) {
                 tracing::error!(domain = %name, "no certificate: there are as many custom domains as limits.domains allows");
             }
@@ -483,7 +488,8 @@ impl Relay {
             }
             CertificateSource::Development { dir } => {
                 let ca = certs::DevCa::load_or_create(dir, &config.domain)?;
-                ca_file = Some(ca.ca_file());
+                // Behind a proxy clients see that one's certificate.
+                ca_file = config.https.map(|_| ca.ca_file());
                 Arc::new(ca.certificates())
             }
         };

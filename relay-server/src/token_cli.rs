@@ -246,7 +246,11 @@ pub async fn run(command: TokenCommand, data_dir: &Path) -> Result<(), CliError>
 
 /// Has the relay whose data directory this is do one thing.
 pub(crate) async fn ask(data_dir: &Path, request: Request) -> Result<Reply, CliError> {
-    match Control::open(data_dir).await?.request(request).await? {
+    answered(Control::open(data_dir).await?.request(request).await?)
+}
+
+fn answered(reply: Reply) -> Result<Reply, CliError> {
+    match reply {
         Reply::Refused { message, .. } => Err(CliError::Refused { message }),
         reply => Ok(reply),
     }
@@ -265,9 +269,15 @@ async fn run_to(
             let limits = limits.change().apply(TokenLimits::default());
             let expires_at = expires.map(|lifetime| now.saturating_add(lifetime.seconds()));
             let new = NewToken { name, reserve, expires_at, limits };
-            let Reply::Created { secret, token } = ask(Request::CreateToken(new)).await? else {
+            let control = Control::open(data_dir).await?;
+            let is_running = control.is_running();
+            let Reply::Created { secret, token } = answered(control.request(Request::CreateToken(new)).await?)? else {
                 return Err(CliError::Unexpected);
             };
+            if !is_running {
+                // Whoever has mistaken the directory, or the user, would look for it at the client.
+                writeln!(talk, "No relay runs on {}: the token is for one that is started there.", data_dir.display())?;
+            }
             let until = token.expires_at.map_or("it is revoked".to_owned(), moment);
             writeln!(talk, "Token {:?}, valid until {until}. It is shown only this once:", token.name)?;
             writeln!(out, "{}", secret.expose())?;
@@ -313,6 +323,8 @@ async fn run_to(
         }
         TokenCommand::Release { names, forget_webhooks: forget } => {
             let labels = listed(&names);
+            // A domain is whosever DNS says that it is.
+            let rest = if names.iter().all(Name::is_domain) { "" } else { ", to rest for 30 days" };
             let Reply::Released { closed, forgotten } = ask(Request::Release { names, forget }).await? else {
                 return Err(CliError::Unexpected);
             };
@@ -321,7 +333,7 @@ async fn run_to(
                 (_, 0) => " Inboxes are closed; nothing in them had still to be delivered.".to_owned(),
                 _ => format!(" Inboxes are closed, and forgotten are {}.", webhooks(forgotten)),
             };
-            writeln!(talk, "Released, to rest for 30 days: {labels}.{inboxes}")?;
+            writeln!(talk, "Released{rest}: {labels}.{inboxes}")?;
         }
     }
     out.flush()?;

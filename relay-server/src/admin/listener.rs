@@ -19,8 +19,8 @@ use crate::descriptors::{self, Handle, Sockets, What};
 pub(crate) enum Listener {
     /// Whoever reaches the address.
     Tcp(Arc<TcpListener>),
-    /// Whoever may open the file.
-    Unix(Arc<UnixListener>, PathBuf),
+    /// Whoever may open the file, which is this process's own to remove where it has made it.
+    Unix(Arc<UnixListener>, Option<PathBuf>),
 }
 
 /// A connection.
@@ -56,22 +56,27 @@ impl Listener {
     /// was killed gives way; one on which somebody listens does not.
     pub(crate) fn at(path: &Path, sockets: &mut Sockets) -> io::Result<Self> {
         if let Some(there) = sockets.take_unix(What::Admin, path) {
-            return Ok(Self::Unix(Arc::new(there?), path.to_owned()));
+            // A service manager hands over its own at every start, and another relay's is told by its being dead.
+            return Ok(Self::Unix(Arc::new(there?), None));
         }
         if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
             DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
         }
         match fs::symlink_metadata(path) {
             Ok(there) if !there.file_type().is_socket() => return Err(io::ErrorKind::AlreadyExists.into()),
-            Ok(_) if std_unix::UnixStream::connect(path).is_ok() => return Err(io::ErrorKind::AddrInUse.into()),
-            Ok(_) => fs::remove_file(path)?,
+            Ok(_) => match std_unix::UnixStream::connect(path) {
+                Ok(_) => return Err(io::ErrorKind::AddrInUse.into()),
+                // Anything else says nothing of whether somebody listens.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)?,
+                Err(error) => return Err(error),
+            },
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
         let listener = UnixListener::bind(path)?;
         // Until then, who calls is looked at all the same.
         fs::set_permissions(path, Permissions::from_mode(0o600))?;
-        Ok(Self::Unix(Arc::new(listener), path.to_owned()))
+        Ok(Self::Unix(Arc::new(listener), Some(path.to_owned())))
     }
 
     /// The address, where it is one.
@@ -112,7 +117,7 @@ impl Listener {
 
     /// Takes the file away, where no other process listens there.
     pub(super) fn remove(&self) {
-        if let Self::Unix(_, path) = self {
+        if let Self::Unix(_, Some(path)) = self {
             // One that stays is removed by the next relay.
             let _ = fs::remove_file(path);
         }
@@ -142,6 +147,13 @@ mod tests {
         let user = rustix::process::geteuid().as_raw();
         assert_eq!(caller, Caller::Local { user, process: Some(std::process::id()) });
         second.remove();
+        assert!(!path.exists());
+        let given = std_unix::UnixListener::bind(&path).unwrap();
+        let mut sockets = Sockets::default();
+        sockets.add(What::Admin, given.into()).unwrap();
+        Listener::at(&path, &mut sockets).unwrap().remove();
+        assert!(path.exists(), "it is whoever's who has handed it over");
+        fs::remove_file(&path).unwrap();
         fs::write(&path, "mine").unwrap();
         assert_eq!(open().unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(fs::read_to_string(&path).unwrap(), "mine");

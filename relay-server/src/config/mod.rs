@@ -212,6 +212,13 @@ pub enum ConfigError {
          every listener is on loopback, and {0} is not"
     )]
     NoCertificate(SocketAddr),
+    /// The authority would look for the proof where the relay is not.
+    #[error(
+        "with --acme in path mode the relay shows that the domain is its own at port 443, and {0}: give --public-port 443 \
+         where something passes the bytes of that port on, or another proof by --dns-name, --dns-update or --dns-hook, or \
+         leave --acme out where a proxy has the certificate"
+    )]
+    NotAtOurPort(String),
     /// What is known of providers cannot be read.
     #[error(transparent)]
     Providers(#[from] TableError),
@@ -268,6 +275,22 @@ impl Config {
         if proxy_protocol && trusted_proxies.is_empty() {
             return Err(ConfigError::Missing { key: "trusted_proxies", flag: "--trusted-proxy 10.0.0.0/8" });
         }
+        let public_port = args.public_port.or(file.public_port);
+        if let CertificateSource::Acme(acme) = &certificate
+            && acme.dns == DnsConfig::AtOurPort
+        {
+            // Port 0 is a free one, of which nobody in the world knows.
+            match (https, public_port) {
+                (None, _) => return Err(ConfigError::NotAtOurPort("HTTPS is off".to_owned())),
+                (Some(https), None) if ![0, 443].contains(&https.port()) => {
+                    return Err(ConfigError::NotAtOurPort(format!("HTTPS is at port {}", https.port())));
+                }
+                (_, Some(port)) if port != 443 => {
+                    return Err(ConfigError::NotAtOurPort(format!("the world comes to port {port}")));
+                }
+                _ => {}
+            }
+        }
         let mut limits = file.limits.apply(Limits::default())?;
         if let Some(timeout) = args.timeout.as_deref().or(file.timeout.as_deref()) {
             limits.deadline = duration("timeout", timeout)?;
@@ -278,7 +301,7 @@ impl Config {
             http,
             http_mode: args.http_mode.or(file.http_mode).unwrap_or_default(),
             admin,
-            public_port: args.public_port.or(file.public_port),
+            public_port,
             data_dir: Some(data_dir),
             certificate,
             public_ips: public_ips.collect::<Result<_, _>>()?,
@@ -482,12 +505,16 @@ fn admin(text: Option<String>) -> Result<Option<AdminAddr>, ConfigError> {
     Err(ConfigError::Invalid { key: "admin", value: format!("unix:{path}"), expected })
 }
 
+/// Where a service keeps its data.
+const SERVICE_DIR: &str = "/var/lib/relay";
+
 /// Where a relay keeps its data when nobody says: the system's place for a service, the user's for a trial.
 pub fn default_data_dir() -> PathBuf {
     let home = std::env::var_os("HOME").map(PathBuf::from);
     match home {
-        Some(home) if home != Path::new("/root") => home.join(".local/share/relay"),
-        _ => PathBuf::from("/var/lib/relay"),
+        // The home of the user that the packages make for the service is that place.
+        Some(home) if home != Path::new("/root") && home != Path::new(SERVICE_DIR) => home.join(".local/share/relay"),
+        _ => PathBuf::from(SERVICE_DIR),
     }
 }
 
@@ -740,6 +767,27 @@ mod tests {
         ] {
             let error = read(bad).unwrap_err().to_string();
             assert!(error.starts_with(key) && !error.contains("sesame"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_domain_is_proved_at_port_443_alone() {
+        let at = |https: &str, public_port| {
+            let acme = Some("you@example.com".into());
+            let args = ServeArgs { https: Some(https.into()), acme, path_mode: true, public_port, ..args() };
+            Config::resolve(&args).err().map(|error| error.to_string())
+        };
+        for (https, public_port, why) in [
+            ("0.0.0.0:443", None, None),
+            ("127.0.0.1:8443", Some(443), None),
+            ("127.0.0.1:8443", None, Some("port 8443")),
+            ("0.0.0.0:443", Some(8443), Some("port 8443")),
+            ("off", None, Some("HTTPS is off")),
+            ("off", Some(443), Some("HTTPS is off")),
+        ] {
+            let said = at(https, public_port);
+            assert_eq!(said.is_some(), why.is_some(), "{https} {public_port:?}: {said:?}");
+            assert!(said.is_none_or(|said| why.is_some_and(|why| said.contains(why))), "{https} {public_port:?}");
         }
     }
 

@@ -49,8 +49,8 @@ pub struct ServeArgs {
     /// The certificate's key (PEM)
     #[arg(long, value_name = "FILE", requires = "cert")]
     pub key: Option<PathBuf>,
-    /// Get and renew a certificate for DOMAIN and *.DOMAIN by itself, from Let's Encrypt; EMAIL is told of trouble with it.
-    /// By this you agree to the authority's terms
+    /// Get and renew a certificate for DOMAIN and *.DOMAIN by itself, or with --path-mode for DOMAIN alone, from Let's
+    /// Encrypt; EMAIL is told of trouble with it. By this you agree to the authority's terms
     #[arg(long, value_name = "EMAIL", conflicts_with = "cert")]
     pub acme: Option<String>,
     /// The ACME directory of another authority
@@ -68,7 +68,8 @@ pub struct ServeArgs {
     /// The file with that account's key, in base64
     #[arg(long, value_name = "FILE", requires = "acme_eab_kid")]
     pub acme_eab_key_file: Option<PathBuf>,
-    /// Where to answer DNS for DOMAIN, with --acme; may be repeated [default: port 53 of the public addresses]
+    /// Where to answer DNS for DOMAIN, with --acme; may be repeated [default: port 53 of the public addresses, or nowhere
+    /// with --path-mode]
     #[arg(long, value_name = "ADDR")]
     pub dns: Vec<String>,
     /// The name server's name in the parent zone [default: ns-DOMAIN]

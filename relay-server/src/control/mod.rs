@@ -83,7 +83,7 @@ pub enum ControlError {
     /// No relay runs, and the files are somebody else's: what we would write, that user could not.
     #[error(
         "no relay runs on {}, and only the directory's owner (user id {owner}) may change it then: \
-         run this as that user, for example with `sudo -u '#{owner}'`",
+         run this as that user, for example with `sudo -u '#{owner}'` and --data-dir {0}",
         directory.display()
     )]
     NotOwner {

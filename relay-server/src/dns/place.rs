@@ -31,12 +31,13 @@ fn shown(own: &[IpAddr]) -> String {
 }
 
 /// The addresses that names of the zone lead to: those that were `given`, else the one that HTTPS is served on, else those
-/// that this machine sends from, if they are public and HTTPS is served there.
+/// that this machine sends from, if they are public and HTTPS is served there. On loopback it is served through something else
+/// on this machine.
 pub(crate) fn seen_as(given: &[IpAddr], https: Option<SocketAddr>) -> Result<Vec<IpAddr>, PlaceError> {
     if !given.is_empty() {
         return Ok(given.to_vec());
     }
-    if let Some(https) = https.filter(|https| !https.ip().is_unspecified()) {
+    if let Some(https) = https.filter(|https| !https.ip().is_unspecified() && !https.ip().is_loopback()) {
         return Ok(vec![https.ip()]);
     }
     let mut own = own_addresses();
@@ -95,6 +96,9 @@ mod tests {
         let (given, https) = ("203.0.113.7".parse().unwrap(), "198.51.100.1:443".parse().ok());
         assert_eq!(seen_as(&[given], https).unwrap(), [given]);
         assert_eq!(seen_as(&[], https).unwrap(), ["198.51.100.1".parse::<IpAddr>().unwrap()]);
+        // The world comes to what stands before it.
+        let behind = seen_as(&[], "127.0.0.1:8443".parse().ok());
+        assert!(behind.is_err() || behind.is_ok_and(|found| found.iter().all(|ip| is_public(*ip))));
         // Of the addresses that the world knows, this machine has one; behind a translation it has none of them.
         let loopback = IpAddr::from([127, 0, 0, 1]);
         assert_eq!(listen_at(&[given, loopback]), [SocketAddr::from((loopback, 53))]);

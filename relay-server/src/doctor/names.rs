@@ -8,7 +8,7 @@ use hickory_proto::rr::{Name, RData, RecordType};
 use super::finding::Finding;
 use super::patient::Patient;
 use crate::certs::acme;
-use crate::config::{AcmeConfig, CertificateSource, OwnDns};
+use crate::config::{AcmeConfig, CertificateSource, DnsConfig, OwnDns};
 use crate::dns::{self, Delegation, Handed, Lookup, LookupError, Parent};
 
 /// What all of these need.
@@ -186,7 +186,8 @@ impl World<'_> {
             };
             let rules = rules(&answer);
             if !rules.is_empty() {
-                return match forbidden(&rules, &issuers) {
+                let forbidden = forbidden(&rules, &issuers);
+                return match forbidden.filter(|what| *what != WILDCARD || acme.dns != DnsConfig::AtOurPort) {
                     None => Finding::ok(CHECK, format!("the CAA records of {name} allow {}", issuers.join(", "))),
                     Some(what) => {
                         let found = format!("the CAA records of {name} do not let {} issue {what}", issuers.join(", "));
@@ -204,6 +205,18 @@ impl World<'_> {
 
     /// What it means that a resolver gives no answer.
     fn silence(&self, check: &'static str, error: &LookupError) -> Finding {
+        let config = &self.patient.config;
+        if let (LookupError::Failed { .. }, CertificateSource::Acme(acme)) = (error, &config.certificate)
+            && acme.dns == DnsConfig::AtOurPort
+        {
+            // As where it was handed over to this relay before that was in path mode.
+            let domain = &config.domain;
+            let found =
+                format!("{error}: whom the zone above names for it does not answer, and this relay answers no DNS");
+            let set = dns::address_records(domain, self.public).map(|record| format!("set: {record}"));
+            let or = format!("or have the relay answer for it, by --dns-name {}", dns::default_name(domain));
+            return Finding::wrong(check, found).mend([format!("remove: {domain}. NS ...")]).mend(set).mend([or]);
+        }
         match (error, self.handed, self.patient.status()) {
             // Somebody has been asked by the resolver in vain, and that is the relay.
             (LookupError::Failed { .. }, Some(_), Some(_)) => {

@@ -65,7 +65,8 @@ impl Patient {
 
     /// Whether the relay is for more than this machine.
     pub(super) fn is_public(&self) -> bool {
-        !matches!(self.config.certificate, CertificateSource::Development { .. })
+        // Without HTTPS a proxy has the certificate.
+        self.config.https.is_none() || !matches!(self.config.certificate, CertificateSource::Development { .. })
     }
 
     /// Whether this connection leads to the relay itself, from an address of which it wants a PROXY header.

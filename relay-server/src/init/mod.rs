@@ -161,7 +161,11 @@ fn resolve(args: &InitArgs) -> Result<Config, ConfigError> {
 /// The file: the template, with what was said in the place of its examples.
 fn text(args: &InitArgs) -> String {
     let list = args.public_ip.iter().map(IpAddr::to_string).collect::<Vec<_>>();
-    let path = |path: &Option<PathBuf>| path.as_ref().map(|path| toml::Value::from(path.display().to_string()));
+    // Whoever runs the relay may be somewhere else then.
+    let path = |path: &Option<PathBuf>| {
+        let path = path.as_ref().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()));
+        path.map(|path| toml::Value::from(path.display().to_string()))
+    };
     let said = [
         ("domain", Some(toml::Value::from(args.domain.clone()))),
         ("acme", args.acme.clone().map(toml::Value::from)),
@@ -285,7 +289,9 @@ mod tests {
         let files =
             InitArgs { acme: None, cert: Some("a\"b.pem".into()), key: Some("k.pem".into()), ..args("a.example") };
         let config = read(&text(&files)).unwrap();
-        assert!(matches!(&config.certificate, CertificateSource::Files { cert, .. } if cert == Path::new("a\"b.pem")));
+        // As it is from wherever the relay is started.
+        let there = std::env::current_dir().unwrap().join("a\"b.pem");
+        assert!(matches!(&config.certificate, CertificateSource::Files { cert, .. } if *cert == there));
         assert_eq!(records(&config, &config.public_ips), ["a.example. A 198.51.100.4", "*.a.example. A 198.51.100.4"]);
         let paths = read(&text(&InitArgs { path_mode: true, ..args("a.example") })).unwrap();
         assert!(matches!(&paths.certificate, CertificateSource::Acme(acme) if acme.dns == DnsConfig::AtOurPort));

@@ -133,7 +133,10 @@ pub enum DomainError {
         reason: String,
     },
     /// Senders do not come to this machine.
-    #[error("{domain} does not lead to this machine ({here}) but {found}")]
+    #[error(
+        "{domain} does not lead to this machine ({here}) but {found}; where that is this machine all the same, its operator \
+         says so by --public-ip"
+    )]
     Astray {
         /// The domain.
         domain: Name,
