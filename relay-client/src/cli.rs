@@ -750,6 +750,11 @@ pub struct TriggerArgs {
     #[arg(long, conflicts_with = "event")]
     pub list: bool,
 
+    /// Print the secret for tests of that provider, or its public key, and send nothing: for the app's
+    /// environment
+    #[arg(long, conflicts_with_all = ["event", "list"])]
+    pub print_secret: bool,
+
     /// Put this value into the body before it is signed, where something stands already: at a JSON
     /// pointer (RFC 6901) as in /data/object/amount=500, or in a form's field as in /From=+15550100;
     /// can be given several times

@@ -224,9 +224,20 @@ async fn a_secret_for_tests_is_the_same_each_time_and_nobody_elses() {
     for (seen, secret) in app.seen().iter().zip(secrets) {
         assert_eq!(judge("github", seen, &url, secret).verdict, Verdict::Valid);
     }
+    // For the app's environment, also before anything was sent.
+    let printed = async |home: &Home, sender| home.run(&["trigger", sender, "--print-secret"]).await;
+    assert_eq!(printed(&home, "github").await.stdout, format!("{}\n", told(&first)));
+    assert_eq!(
+        printed(&Home::new(), "stripe").await.stdout.trim_end().split_once('_').map(|(begin, _)| begin),
+        Some("whsec")
+    );
+    let theirs = printed(&home, "paypal").await;
+    assert!(theirs.code() == 1 && theirs.stdout.is_empty() && theirs.stderr.contains("nobody else"), "{theirs:?}");
     // Of a key pair the app gets the half that cannot sign.
+    let public = printed(&home, "discord").await.stdout.trim_end().to_owned();
     let ended = home.run(&["trigger", "discord", "--to", &url]).await;
-    let public = told(&ended).to_owned();
+    assert_eq!(told(&ended), public);
+    assert_eq!(app.seen().len(), 4);
     assert_eq!(judge("discord", &app.seen()[3], &url, &public).verdict, Verdict::Valid);
     let ended = home.run(&["trigger", "discord", "--to", &url, "--secret", &public]).await;
     assert!(ended.code() == 2 && ended.stderr.contains("private key"), "{ended:?}");

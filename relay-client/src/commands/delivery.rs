@@ -55,6 +55,9 @@ pub enum DeliveryError {
     /// No provider has that name.
     #[error(transparent)]
     Provider(#[from] UnknownProvider),
+    /// Samples of that provider have no signature.
+    #[error("there is no secret for tests of {0}: nobody else can sign what it sends")]
+    Theirs(String),
     /// Nobody is named, and nobody is recognised.
     #[error("say whose webhook it is, as in --provider stripe")]
     NoProvider,

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::cli::TriggerArgs;
 use crate::commands::delivery::{DeliveryError, Destination, Parcel, Signer, deliver};
+use crate::commands::test_secret;
 use crate::config::Files;
 use crate::samples::{self, Sample};
 use crate::terminal::{json_line, print};
@@ -27,6 +28,11 @@ pub async fn run(args: TriggerArgs, files: &Files) -> Result<(), DeliveryError> 
     };
     let sample = find(sender, args.event.as_deref())?;
     let provider = named(&table, sample.provider)?;
+    if args.print_secret {
+        let new = provider.new_secret().ok_or_else(|| DeliveryError::Theirs(provider.name.clone()))?;
+        print(format!("{}\n", test_secret::of(provider, new)?.public).as_bytes())?;
+        return Ok(());
+    }
     let to = Destination::find(&args.delivery).await?;
     let mut signer = Signer::new(provider, &args.delivery, files, &to);
     let settings: Vec<_> = sample.settings().map(|name| (name, signer.setting(name).to_owned())).collect();
