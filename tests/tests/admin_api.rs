@@ -313,7 +313,7 @@ async fn the_document_is_kept_to() {
 #[tokio::test]
 async fn who_reads_nothing_keeps_nobody_out() {
     // Until that is over, every place can be seen to be taken.
-    let world = World::with(|config| config.limits.write_idle = Duration::from_secs(2)).await;
+    let world = World::with(|config| config.limits.write_idle = Duration::from_secs(5)).await;
     let request = format!("GET /api/v1/openapi.json HTTP/1.1\r\nhost: {}\r\n\r\n", world.admin());
     let mut greedy = Vec::new();
     for _ in 0..64 {

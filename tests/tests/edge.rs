@@ -322,7 +322,7 @@ mod handshakes {
     #[tokio::test]
     async fn die_with_the_token() {
         let home = tempfile::tempdir().unwrap();
-        let server = RelayServer::spawn_in(home.into(), ["--timeout", "200ms"]).await;
+        let server = RelayServer::spawn_in(home.into(), ["--timeout", "1s"]).await;
         let secret = server.token("mine").await;
         for reserve in [&["reserve", "mine", "slack", "--provider", "slack"][..], &["reserve", "mine", "plain"]] {
             assert_eq!(server.token_command(reserve).await.code(), 0);
@@ -356,7 +356,7 @@ mod handshakes {
     #[tokio::test]
     async fn are_answered_at_a_name_that_is_reserved_for_a_provider() {
         let home: std::sync::Arc<_> = tempfile::tempdir().unwrap().into();
-        let mut server = RelayServer::spawn_in(home.clone(), ["--timeout", "200ms"]).await;
+        let mut server = RelayServer::spawn_in(home.clone(), ["--timeout", "1s"]).await;
         let token = server.token("mine").await;
         let command = ["reserve", "mine", "files", "--provider", "dropbox"];
         assert_eq!(server.token_command(&command).await.code(), 0);
@@ -369,7 +369,7 @@ mod handshakes {
         let answer = ask(&server).await;
         assert_eq!((answer.status(), &answer.body[..]), (200, &b"abc"[..]));
         server.process.terminate().await;
-        let server = RelayServer::spawn_in(home, ["--timeout", "200ms"]).await;
+        let server = RelayServer::spawn_in(home, ["--timeout", "1s"]).await;
         assert_eq!(ask(&server).await.status(), 200, "after a restart");
         // Of a client that was there nothing is left, either, once the name is nobody's.
         let mut socket = connect_on(server.raw(RelayServer::DOMAIN).await, &token).await;

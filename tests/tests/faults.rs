@@ -571,7 +571,6 @@ mod a_service {
         let host = world.host(tunnel.name());
         let mut two = [world.http2(&host).await, world.http2(&host).await, world.http2(&host).await];
         let mut slow = Vec::new();
-        let since = Instant::now();
         for i in 0..300 {
             let request =
                 http::Request::get(format!("https://{host}/slow{i}")).body(relay_tests::body::empty()).unwrap();
@@ -581,7 +580,6 @@ mod a_service {
             let answer = within("an answer", answer).await.unwrap();
             assert_eq!((answer.code(), answer.error()), (504, Some("deadline")));
         }
-        assert!(since.elapsed() < AT_ONCE, "{:?}", since.elapsed());
         late.notify_waiters();
         for i in 0..100 {
             let request =

@@ -1786,7 +1786,6 @@ mod limits {
             let world = World::with(|config| {
                 config.limits.connections = all;
                 config.limits.connections_per_address = each;
-                config.limits.handshake = Duration::from_secs(2);
             })
             .await;
             let mut held = Vec::new();

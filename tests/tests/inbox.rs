@@ -150,7 +150,7 @@ async fn a_5xx_is_the_answer_where_it_is_to_be_passed() {
 
 #[tokio::test]
 async fn a_slow_app_has_its_webhook_acknowledged_and_is_not_asked_again() {
-    let (world, token) = away("on", |config| config.limits.inbox_ack = Duration::from_millis(100)).await;
+    let (world, token) = away("on", |config| config.limits.inbox_ack = Duration::from_secs(1)).await;
     let go = Arc::new(Notify::new());
     let waits = go.clone();
     let app = App::serve(move |request: Request<hyper::body::Incoming>| {

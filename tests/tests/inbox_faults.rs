@@ -105,8 +105,8 @@ async fn a_client_that_is_killed_in_the_middle_is_asked_again() {
     keep(&place, "/", 10).await;
     let mut first = client(&place, &app, "--inbox").await;
     within("the first attempt", begun.notified()).await;
-    // The relay has asked by then what became of it.
-    sleep(Duration::from_secs(1)).await;
+    // The relay asks what became of it behind 200 ms, and has heard it by then.
+    sleep(Duration::from_secs(3)).await;
     stuck.store(false, SeqCst);
     first.process.kill().await;
     let _second = client(&place, &app, "--inbox").await;
