@@ -12,6 +12,9 @@ use super::patient::Patient;
 /// Longer than this, and whoever sends a webhook waits for the disk.
 const SLOW: Duration = Duration::from_millis(100);
 
+/// How often it is tried to be faster than that.
+const TRIES: usize = 5;
+
 pub(super) async fn check(patient: &Patient) -> Vec<Finding> {
     let Some(directory) = patient.config.data_dir.clone() else { return Vec::new() };
     let floor = patient.config.limits.inbox_free;
@@ -38,7 +41,7 @@ fn look(directory: &Path, floor: u64) -> Vec<Finding> {
         Ok(disk) => room(&shown.to_string(), disk.f_bavail.saturating_mul(disk.f_frsize), floor),
         Err(error) => Finding::unknown("disk.room", format!("cannot tell how much is free under {shown}: {error}")),
     };
-    let written = match write(directory) {
+    let written = match write_at_best(directory) {
         Ok(took) if took > SLOW => Finding::wrong(
             "disk.write",
             format!("{shown} takes {} ms to write 4 KiB and to confirm them: webhooks wait for that", took.as_millis()),
@@ -70,6 +73,18 @@ fn room(shown: &str, free: u64, floor: u64) -> Finding {
 }
 
 /// How long it takes until something new is on the disk. It is removed again.
+/// The shortest of a few times, or the first that is not long: where others write much at this moment, that is over soon.
+fn write_at_best(directory: &Path) -> io::Result<Duration> {
+    let mut best = write(directory)?;
+    for _ in 1..TRIES {
+        if best <= SLOW {
+            break;
+        }
+        best = best.min(write(directory)?);
+    }
+    Ok(best)
+}
+
 fn write(directory: &Path) -> io::Result<Duration> {
     let path = directory.join(format!("doctor-{:016x}", fastrand::u64(..)));
     let begin = Instant::now();
