@@ -74,6 +74,8 @@ pub(super) struct KeptAccount {
 #[derive(Serialize, Deserialize)]
 pub(super) struct KeptOrder {
     pub(super) url: String,
+    /// For which names: a relay that goes into path mode wants fewer.
+    pub(super) names: Vec<String>,
     /// Of the certificate, in PEM: without it, a certificate that was issued while we were gone is lost.
     pub(super) key: String,
 }
@@ -220,7 +222,8 @@ mod tests {
         let directory = place.path().join("acme");
         let one = Kept::open(&directory, "https://ca.example/dir?x=../..").unwrap();
         let two = Kept::open(&directory, "https://ca.example:14000/dir").unwrap();
-        let order = KeptOrder { url: "https://ca.example/order/1".to_owned(), key: "secret".to_owned() };
+        let (url, names) = ("https://ca.example/order/1".to_owned(), vec!["relay.example".to_owned()]);
+        let order = KeptOrder { url, names, key: "secret".to_owned() };
         one.order().set(Some(&order)).unwrap();
         assert_eq!((one.order().get().unwrap().url, two.order().get().is_some()), (order.url, false));
         assert!(one.issued_by().is_none());

@@ -173,9 +173,8 @@ fn external_key(account: &ExternalAccount) -> Result<ExternalAccountKey, AcmeErr
 
 /// The order under way, or a new one.
 async fn place(account: &Account, wanted: &Wanted<'_>) -> Result<(Order, KeyPair), AcmeError> {
-    if let Some((kept, key)) =
-        wanted.kept.get().and_then(|kept| KeyPair::from_pem(&kept.key).ok().map(|key| (kept, key)))
-    {
+    let kept = wanted.kept.get().filter(|kept| kept.names == wanted.names);
+    if let Some((kept, key)) = kept.and_then(|kept| KeyPair::from_pem(&kept.key).ok().map(|key| (kept, key))) {
         match account.order(kept.url).await {
             Ok(mut order) => {
                 if order.state().status != OrderStatus::Invalid {
@@ -200,7 +199,8 @@ async fn place(account: &Account, wanted: &Wanted<'_>) -> Result<(Order, KeyPair
         order = account.new_order(&NewOrder::new(&names)).await;
     }
     let order = order?;
-    wanted.kept.set(Some(&KeptOrder { url: order.url().to_owned(), key: key.serialize_pem() }))?;
+    let (url, names) = (order.url().to_owned(), wanted.names.to_vec());
+    wanted.kept.set(Some(&KeptOrder { url, names, key: key.serialize_pem() }))?;
     Ok((order, key))
 }
 
