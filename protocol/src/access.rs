@@ -20,6 +20,7 @@ use crate::exchange::{is_framing, is_hop_by_hop, is_look_alike, is_owned};
 use crate::inbox::sized;
 use crate::message::Extra;
 use crate::network::Network;
+use crate::oidc::{MAX_PEOPLE, Oidc};
 use crate::webhook::like;
 
 /// Most bytes of what is said of who may call one tunnel.
@@ -78,6 +79,9 @@ pub struct Access {
     /// asked for.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub client_ca: Vec<Authority>,
+    /// The login in a browser that is asked for, if any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oidc: Option<Box<Oidc>>,
     /// Requests in a second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate: Option<u32>,
@@ -201,8 +205,8 @@ pub enum AccessError {
     /// More than there is room for.
     #[error(
         "a tunnel has at most {MAX_NETWORKS} networks, {MAX_CREDENTIALS} names with passwords, {MAX_CREDENTIALS} keys, \
-         {MAX_AUTHORITIES} certificates of authorities, {MAX_PATTERNS} methods and {MAX_PATTERNS} paths, of {MAX_TOLD} \
-         bytes in all"
+         {MAX_AUTHORITIES} certificates of authorities, {MAX_PEOPLE} people or domains of people, {MAX_PATTERNS} methods, \
+         {MAX_PATTERNS} paths and as many that need no login, of {MAX_TOLD} bytes in all"
     )]
     TooMuch,
     /// It is no method.
@@ -219,6 +223,18 @@ pub enum AccessError {
     /// It is no authority's.
     #[error("it is no certificate of an authority that others can be checked with")]
     Authority,
+    /// Nobody can be asked there.
+    #[error("{0:?} is no issuer of logins, such as https://accounts.example.com: an https URL without ? and #")]
+    Issuer(String),
+    /// No issuer gives out such a one.
+    #[error("{0:?} is no client id: it has 1 to 1024 visible ASCII characters, and no spaces")]
+    ClientId(String),
+    /// It is missing, or no issuer gives out such a one.
+    #[error("a login takes one client secret, of 1 to 1024 visible ASCII characters without spaces")]
+    ClientSecret,
+    /// Nobody has such an address.
+    #[error("{0:?} is neither an address such as alice@example.com nor a domain such as @example.com")]
+    Person(String),
     /// It would let nobody in.
     #[error("a tunnel takes at least one request in a second, and one byte")]
     Nothing,
@@ -253,18 +269,26 @@ impl Access {
         *self == Self::default()
     }
 
-    /// The extra that says so; none where everybody may.
+    /// The extras that say so; none where everybody may.
     ///
     /// # Errors
     /// [`AccessError`]: the relay would refuse it.
-    pub fn extra(&self) -> Result<Option<Extra>, AccessError> {
+    pub fn extras(&self) -> Result<Vec<Extra>, AccessError> {
         if self.is_open() {
-            return Ok(None);
+            return Ok(Vec::new());
         }
         let value = serde_json::to_vec(self).map_err(|error| AccessError::Malformed(error.to_string()))?;
-        let extra = Extra { tag: ACCESS, value };
+        let secret = self.oidc.as_deref().and_then(Oidc::secret_extra);
+        let extras = [Extra { tag: ACCESS, value }].into_iter().chain(secret).collect::<Vec<_>>();
         // What can be said is what can be read.
-        Self::of(std::slice::from_ref(&extra)).map(|_| Some(extra))
+        Self::of(&extras).map(|_| extras)
+    }
+
+    /// This, for when the client is away: nobody needs its secret then.
+    #[must_use]
+    pub fn without_secret(&self) -> Self {
+        let oidc = self.oidc.clone().map(|oidc| Box::new(Oidc { secret: None, ..*oidc }));
+        Self { oidc, ..self.clone() }
     }
 
     /// What a tunnel's extras say; none where everybody may.
@@ -284,13 +308,16 @@ impl Access {
         if extra.value.first() != Some(&b'{') {
             return Err(AccessError::Malformed("it is no object".to_owned()));
         }
-        let this: Self =
+        let mut this: Self =
             serde_json::from_slice(&extra.value).map_err(|error| AccessError::Malformed(error.to_string()))?;
+        if let Some(oidc) = &mut this.oidc {
+            oidc.take_secret(extras)?;
+        }
         this.check().map(|()| Some(this).filter(|this| !this.is_open()))
     }
 
     fn check(&self) -> Result<(), AccessError> {
-        let Self { allow, deny, basic, keys, methods, paths, client_ca, rate, body } = self;
+        let Self { allow, deny, basic, keys, methods, paths, client_ca, oidc, rate, body } = self;
         let clip = |text: &String| text.chars().take(64).collect::<String>();
         let is_too_much = allow.len() + deny.len() > MAX_NETWORKS
             || basic.len().max(keys.len()) > MAX_CREDENTIALS
@@ -306,10 +333,11 @@ impl Access {
         if let Some(wrong) = methods.iter().find(|text| !is_method(text)) {
             return Err(AccessError::Method(clip(wrong)));
         }
-        let is_path =
-            |text: &&String| text.starts_with(['/', '*']) && text.len() <= MAX_PATTERN && !text.contains(['?', '#']);
-        if let Some(wrong) = paths.iter().find(|text| !is_path(text)) {
+        if let Some(wrong) = paths.iter().find(|text| !is_pattern(text)) {
             return Err(AccessError::Path(clip(wrong)));
+        }
+        if let Some(oidc) = oidc {
+            oidc.check()?;
         }
         match keys.iter().find(|key| !can_have_key(&key.header)) {
             Some(wrong) => Err(AccessError::Header(clip(&wrong.header))),
@@ -377,9 +405,19 @@ impl Access {
     /// says, for whoever resolves it, is not, nor one of more than 4 KiB.
     #[must_use]
     pub fn admits_path(&self, path: &str) -> bool {
-        let is_like = |pattern: &String| like(pattern.as_bytes(), path.as_bytes());
-        self.paths.is_empty() || (path.len() <= LONGEST_PATH && !has_dots(path) && self.paths.iter().any(is_like))
+        self.paths.is_empty() || is_among(&self.paths, path)
     }
+}
+
+/// Whether paths can be like that.
+pub(crate) fn is_pattern(text: &str) -> bool {
+    text.starts_with(['/', '*']) && text.len() <= MAX_PATTERN && !text.contains(['?', '#'])
+}
+
+/// Whether a path is like one of these. One that leads elsewhere than it says is like none, nor is one of more than 4 KiB.
+pub(crate) fn is_among(patterns: &[String], path: &str) -> bool {
+    let is_like = |pattern: &String| like(pattern.as_bytes(), path.as_bytes());
+    !patterns.is_empty() && path.len() <= LONGEST_PATH && !has_dots(path) && patterns.iter().any(is_like)
 }
 
 /// Whether a segment of the path is `.` or `..` for some server: also written with `%2e`, between slashes written as
@@ -395,7 +433,7 @@ fn has_dots(path: &str) -> bool {
 /// For a person: nothing of credentials but how many there are.
 impl fmt::Display for Access {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { allow, deny, basic, keys, methods, paths, client_ca, rate, body } = self;
+        let Self { allow, deny, basic, keys, methods, paths, client_ca, oidc, rate, body } = self;
         let networks = |all: &[Network]| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let list = |name: &str, text: String| (!text.is_empty()).then(|| format!("{name}={text}"));
         let count = |name: &str, count: usize| (count > 0).then(|| format!("{name}={count}"));
@@ -405,6 +443,9 @@ impl fmt::Display for Access {
             count("basic-auth", basic.len()),
             count("api-key", keys.len()),
             count("client-ca", client_ca.len()),
+            oidc.as_ref().map(|oidc| format!("oidc={}", oidc.issuer)),
+            oidc.as_ref().and_then(|oidc| list("oidc-allow", oidc.allow.join(","))),
+            oidc.as_ref().and_then(|oidc| list("oidc-skip", oidc.skip.join(","))),
             list("methods", methods.join(",")),
             list("paths", paths.join(",")),
             rate.map(|rate| format!("rate-limit={rate}")),
@@ -448,6 +489,7 @@ mod tests {
             methods: vec!["POST".into()],
             paths: vec!["/hooks/*".into(), "/health".into()],
             client_ca: vec![callers()],
+            oidc: None,
             rate: Some(5),
             body: Some(1024),
         }
@@ -455,8 +497,8 @@ mod tests {
 
     #[test]
     fn what_is_said_is_what_is_read() {
-        assert_eq!(Access::of(&[all().extra().unwrap().unwrap()]), Ok(Some(all())));
-        assert_eq!(Access::default().extra(), Ok(None), "a tunnel for everybody says nothing");
+        assert_eq!(Access::of(&all().extras().unwrap()), Ok(Some(all())));
+        assert_eq!(Access::default().extras(), Ok(vec![]), "a tunnel for everybody says nothing");
         assert_eq!(Access::of(&[Access::known()]), Ok(None), "another tag");
         assert_eq!(read("{}"), Ok(None));
         assert!(Access::is_known(&[Access::known()]) && !Access::is_known(&[Extra { tag: 1, value: vec![] }]));
@@ -500,14 +542,14 @@ mod tests {
         ];
         for header in no_places {
             let keys = vec![ApiKey { header: header.into(), key: Digest::of(b"k") }];
-            assert_eq!(Access { keys, ..Access::default() }.extra(), Err(AccessError::Header(header.into())));
+            assert_eq!(Access { keys, ..Access::default() }.extras(), Err(AccessError::Header(header.into())));
         }
-        let extra = all().extra().unwrap().unwrap();
+        let extra = all().extras().unwrap().remove(0);
         assert!(Access::of(&[extra.clone(), extra]).is_err(), "twice");
         let client_ca = vec![callers(); MAX_AUTHORITIES + 1];
-        assert_eq!(Access { client_ca, ..Access::default() }.extra(), Err(AccessError::TooMuch));
+        assert_eq!(Access { client_ca, ..Access::default() }.extras(), Err(AccessError::TooMuch));
         let deny = vec!["10.0.0.1".parse().unwrap(); MAX_NETWORKS + 1];
-        assert_eq!(Access { deny, ..Access::default() }.extra(), Err(AccessError::TooMuch));
+        assert_eq!(Access { deny, ..Access::default() }.extras(), Err(AccessError::TooMuch));
     }
 
     #[test]

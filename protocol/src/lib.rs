@@ -14,8 +14,8 @@
 //! | [`splice`] | an exchange as a pipe of bytes, after an upgrade |
 //!
 //! Beside the wire stand [`webhook`], what both ends know of those who send the requests, [`inbox`], what they agree on
-//! about those that wait, [`access`], who may send any, by [`network`] among others, and [`trace`], how a request is
-//! followed through both.
+//! about those that wait, [`access`], who may send any, by [`network`] and by a login ([`oidc`]) among others, and [`trace`],
+//! how a request is followed through both.
 
 pub mod access;
 pub mod exchange;
@@ -26,6 +26,7 @@ pub mod link;
 pub mod message;
 pub mod mux;
 pub mod network;
+pub mod oidc;
 pub mod splice;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -15,6 +15,7 @@ use relay_protocol::message::{
     ResponseHead, TunnelSpec, Welcome, Withheld,
 };
 use relay_protocol::mux::{FLOOR, INITIAL, MAX_INTERIM};
+use relay_protocol::oidc::Oidc;
 use relay_protocol::webhook::{Credentials, MAX_SECRETS, MAX_SETTINGS, MAX_TOLD, Verify, Webhooks};
 use relay_protocol::{CONNECT_PATH, SUBPROTOCOL};
 
@@ -116,9 +117,20 @@ fn meant() -> BTreeMap<&'static str, Frame> {
         rate: Some(5),
         ..Access::default()
     };
-    let extra = vec![access.extra().unwrap().unwrap()];
+    let extra = access.extras().unwrap();
     assert_eq!(Access::of(&extra), Ok(Some(access)));
     let access = TunnelSpec { tunnel: 4, extra, ..TunnelSpec::default() };
+    let login = Oidc {
+        issuer: "https://a.example".into(),
+        client_id: "i".into(),
+        allow: vec!["@b.example".into()],
+        skip: vec![],
+        secret: Some("s".into()),
+    };
+    let login = Access { oidc: Some(login.into()), ..Access::default() };
+    let extra = login.extras().unwrap();
+    assert_eq!(Access::of(&extra), Ok(Some(login)));
+    let oidc = TunnelSpec { tunnel: 5, extra, ..TunnelSpec::default() };
     let withheld = Withheld {
         tunnel: 1,
         count: 3,
@@ -150,6 +162,7 @@ fn meant() -> BTreeMap<&'static str, Frame> {
         ("welcome", session(SessionKind::Welcome, payload(welcome))),
         ("bind", session(SessionKind::Bind, payload(bind))),
         ("access", session(SessionKind::Bind, payload(access))),
+        ("oidc", session(SessionKind::Bind, payload(oidc))),
         ("webhooks", session(SessionKind::Bind, payload(webhooks))),
         ("bound", session(SessionKind::Bound, payload(refused))),
         ("unbind", session(SessionKind::Unbind, payload(300_u32))),
@@ -190,7 +203,8 @@ fn tables_name_every_frame_kind() {
     for (label, example) in examples() {
         let name = DOCUMENT.lines().find_map(|line| line.strip_prefix(&format!("| 0x{:02x} | ", example[0])));
         let name = name.map_or("skipped", |rest| rest.split(' ').next().unwrap()).to_lowercase();
-        let is_another = matches!((name.as_str(), label), ("head", "interim") | ("bind", "webhooks" | "access"));
+        let is_another =
+            matches!((name.as_str(), label), ("head", "interim") | ("bind", "webhooks" | "access" | "oidc"));
         assert!(name == label || is_another, "{label} is a {name}");
     }
 }

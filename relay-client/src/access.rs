@@ -83,6 +83,12 @@ pub enum CredentialError {
         "VALUE: there is no key behind its =. Where all of it is the key, write its header, as in Authorization=KEY"
     )]
     Half,
+    /// There is none, or none for the relay that another place names.
+    #[error(
+        "there is no client_secret; one in a file is told only to the relay that the same file names, or one below it: say both in \
+         one place, or give --oidc and its like"
+    )]
+    NoClientSecret,
     /// No header can carry it.
     #[error("{0}: a key has visible ASCII characters only, and no spaces")]
     Key(KeySource),

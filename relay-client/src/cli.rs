@@ -1032,6 +1032,30 @@ pub struct AccessArgs {
     #[arg(long, value_name = "FILE")]
     pub client_ca: Vec<CaFile>,
 
+    /// Have people log in, in their browsers, where this issuer of OpenID Connect knows them, as in
+    /// https://accounts.google.com; the relay's operator has to allow it
+    #[arg(long, value_name = "ISSUER", requires_all = ["oidc_client_id", "oidc_client_secret"])]
+    pub oidc: Option<String>,
+
+    /// What the tunnel is called there
+    #[arg(long, value_name = "ID", requires = "oidc")]
+    pub oidc_client_id: Option<String>,
+
+    /// The secret that the issuer has given out for it; better in a file or a variable, because
+    /// others on this machine can see command lines
+    #[arg(long, value_name = "SECRET|@FILE|env:NAME", requires = "oidc")]
+    pub oidc_client_secret: Option<SecretSource>,
+
+    /// Let in only who has this verified address, as in alice@example.com, or one of this domain, as
+    /// in @example.com; without, everybody whom the issuer knows. Can be given several times
+    #[arg(long, value_name = "EMAIL|@DOMAIN", requires = "oidc")]
+    pub oidc_allow: Vec<String>,
+
+    /// Ask for no login at this path, in which * stands for anything, as in '/hooks/*'; can be given
+    /// several times
+    #[arg(long, value_name = "PATH", requires = "oidc")]
+    pub oidc_skip: Vec<String>,
+
     /// Let in requests with this method only; can be given several times
     #[arg(long, value_name = "METHOD")]
     pub allow_method: Vec<String>,
@@ -1367,6 +1391,8 @@ mod tests {
             ("relay inbox show hooks ../..", "26 letters"),
             ("relay inbox drop hooks", "ID"),
             ("relay http 3000 --inbox=orderly", "ordered"),
+            ("relay http 3000 --oidc https://a.example --oidc-client-id a", "--oidc-client-secret"),
+            ("relay http 3000 --oidc-allow @example.com", "--oidc"),
         ] {
             let error = parse(line).expect_err(line);
             assert_eq!(error.exit_code(), i32::from(Exit::Usage as u8), "{line}");

@@ -101,6 +101,22 @@ causes! {
     CredentialsRequired = "credentials-required", UNAUTHORIZED, None,
         "This tunnel wants a name and a password, or a key, that its owner gives out.",
         "Send what its owner has given you, as WWW-Authenticate names it.";
+    /// The tunnel's owner wants people to log in.
+    LoginRequired = "login-required", UNAUTHORIZED, None,
+        "This tunnel wants you to log in, in a browser, and this request has no login.",
+        "Open the URL itself in a browser. Programs need a path that the tunnel's owner has opened for them (`relay http --oidc-skip`).";
+    /// A login was not finished where and when it was begun.
+    LoginLost = "login-lost", BAD_REQUEST, None,
+        "This login has taken too long, or was begun in another browser.",
+        "Begin again. The browser has to take cookies from this address.";
+    /// The issuer, or the tunnel's owner, does not let somebody in.
+    LoginDenied = "login-denied", FORBIDDEN, None,
+        "You are not let in.",
+        "Ask the tunnel's owner to let you in (`relay http --oidc-allow`), or log in as somebody else.";
+    /// Nobody says who somebody is.
+    LoginFailed = "login-failed", BAD_GATEWAY, None,
+        "The relay cannot find out who you are.",
+        "Try again. If it stays so, tell the tunnel's owner, who is told of it as well.";
     /// The tunnel's owner has not opened that path.
     PathNotAllowed = "path-not-allowed", FORBIDDEN, None,
         "This tunnel does not take requests for that path.",
@@ -194,6 +210,7 @@ mod tests {
             include_str!("edge/connect.rs"),
             include_str!("edge/forward.rs"),
             include_str!("edge/inbox.rs"),
+            include_str!("edge/login/mod.rs"),
             include_str!("edge/mod.rs"),
             include_str!("edge/paths.rs"),
             include_str!("edge/webhook.rs"),

@@ -50,6 +50,7 @@ mod line;
 pub mod log;
 #[doc(hidden)]
 pub mod notify;
+mod oidc;
 #[doc(hidden)]
 pub mod outgoing;
 mod pace;
@@ -109,6 +110,7 @@ use self::edge::{Purpose, Tls};
 use self::inbox::Inboxes;
 use self::inbox::records::Records;
 use self::log::AccessLog;
+use self::oidc::{Issuers, OidcError};
 use self::outgoing::Outgoing;
 use self::places::Places;
 use self::program::Program;
@@ -152,6 +154,8 @@ pub(crate) struct Shared {
     places: Places,
     janitor: Janitor,
     refusals: Refusals,
+    /// Logins that came to nothing, by address.
+    failed_logins: Refusals,
     turns: edge::api::Turns,
     metrics: Metrics,
     access: AccessLog,
@@ -373,6 +377,9 @@ pub enum StartError {
     /// Traces could not be sent.
     #[error("traces cannot be sent: {0}")]
     Traces(outgoing::OutgoingError),
+    /// Nobody could log in.
+    #[error("oidc: {0}")]
+    Oidc(#[from] OidcError),
     /// TLS cannot be set up.
     #[error("TLS cannot be set up: {0}")]
     Tls(#[from] rustls::Error),
@@ -513,6 +520,7 @@ impl Relay {
             Some(traces) => Some((traces, Outgoing::new(None).map_err(StartError::Traces)?)),
             None => None,
         };
+        let issuers = Issuers::new(&config.oidc, config.data_dir.as_deref())?;
         // Behind all that can fail, because they may be migrated.
         let store = match &config.data_dir {
             Some(dir) => Store::open(dir).await?,
@@ -535,7 +543,7 @@ impl Relay {
             places: Places::new(limits.connections, limits.connections_per_address),
             judging: Room::new(limits.verify_bytes, limits.session_streams as usize),
             providers: Table::built_in()?,
-            live: Live::of(&config),
+            live: Live::of(&config, issuers),
             https_port,
             certificates,
             domains,
@@ -547,6 +555,7 @@ impl Relay {
             blocks: Blocks::default(),
             janitor: Janitor::default(),
             refusals: Refusals::default(),
+            failed_logins: Refusals::default(),
             turns: edge::api::Turns::default(),
             metrics,
             tracer,

@@ -62,6 +62,10 @@ pub struct Limits {
     pub resume_keys: usize,
     /// Refused connect attempts from one address in a minute, before it has to wait.
     pub refusals_per_minute: u32,
+    /// Logins at one tunnel in a minute for which its issuer is asked who somebody is. A sixth of it may fail from one address.
+    pub logins_per_minute: u32,
+    /// How long a login holds.
+    pub login: Duration,
     /// Bytes of a body whose signature is judged here, where its provider has no limit of its own.
     pub verify_body: usize,
     /// Bytes of such bodies at once. Those of at most 64 KiB, which every request may have, do not count. While bodies
@@ -129,6 +133,8 @@ impl Default for Limits {
             resume: Duration::from_secs(600),
             resume_keys: 20_000,
             refusals_per_minute: 60,
+            logins_per_minute: 60,
+            login: Duration::from_secs(8 * 3600),
             verify_body: 10 << 20,
             verify_bytes: 64 << 20,
             inbox_body: 25 << 20,

@@ -1,4 +1,5 @@
-//! The few HTTP requests that the relay makes by itself: to a certificate authority, and to whom the operator wants told.
+//! The few HTTP requests that the relay makes by itself: to a certificate authority, to whom the operator wants told, and to
+//! whom the operator lets it ask who somebody is.
 //!
 //! Each has a connection of its own, because they are hours apart, and limits, because the other side is a stranger, too.
 
@@ -26,12 +27,14 @@ use tokio_rustls::TlsConnector;
 const WITHIN: Duration = Duration::from_secs(30);
 
 /// Of an answer's body. A chain of certificates has about 6 KiB.
-const BODY: usize = 1 << 20;
+pub(crate) const BODY: usize = 1 << 20;
 
 /// Makes requests over HTTP/1.1 and TLS. Follows no redirects and knows no cookies.
 #[derive(Clone)]
 pub struct Outgoing {
     tls: TlsConnector,
+    within: Duration,
+    body: usize,
 }
 
 /// Why there was no answer.
@@ -71,10 +74,12 @@ pub enum OutgoingError {
         error: Box<dyn std::error::Error + Send + Sync>,
     },
     /// It took too long.
-    #[error("{to} gave no answer within {} s", WITHIN.as_secs())]
+    #[error("{to} gave no answer within {} s", within.as_secs())]
     Slow {
         /// Host and port.
         to: String,
+        /// What it had.
+        within: Duration,
     },
 }
 
@@ -90,7 +95,13 @@ impl Outgoing {
             .map_err(|error| OutgoingError::NoRoots { reason: error.to_string() })?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        Ok(Self { tls: Arc::new(config).into() })
+        Ok(Self { tls: Arc::new(config).into(), within: WITHIN, body: BODY })
+    }
+
+    /// This, for answers that come sooner and have at most so many bytes.
+    #[must_use]
+    pub fn bounded(self, within: Duration, body: usize) -> Self {
+        Self { within, body, ..self }
     }
 
     /// Sends a request with an absolute `http` or `https` URI and takes the whole answer, whatever its status.
@@ -112,15 +123,16 @@ impl Outgoing {
             let failed = |error| OutgoingError::Connect { to: to.clone(), error };
             let tcp = TcpStream::connect(&to).await.map_err(failed)?;
             if !secure {
-                return exchange(tcp, &to, &authority, request).await;
+                return exchange(tcp, &to, &authority, request, self.body).await;
             }
             let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
             let name = ServerName::try_from(host).map_err(|_| OutgoingError::Url(uri.clone()))?;
             let tls = self.tls.connect(name, tcp).await.map_err(failed)?;
-            exchange(tls, &to, &authority, request).await
+            exchange(tls, &to, &authority, request, self.body).await
         };
         // Boxed, because it is big and callers hold it across their own waits.
-        timeout(WITHIN, Box::pin(exchange)).await.unwrap_or_else(|_| Err(OutgoingError::Slow { to: to.clone() }))
+        let slow = OutgoingError::Slow { to: to.clone(), within: self.within };
+        timeout(self.within, Box::pin(exchange)).await.unwrap_or(Err(slow))
     }
 }
 
@@ -156,12 +168,14 @@ impl std::fmt::Debug for Outgoing {
     }
 }
 
-/// One exchange on a connection of its own. The request's URI may be absolute; `to` is for messages.
+/// One exchange on a connection of its own, whose answer has a body of at most `most` bytes. The request's URI may be absolute;
+/// `to` is for messages.
 pub(crate) async fn exchange(
     io: impl AsyncRead + AsyncWrite + Unpin + Send,
     to: &str,
     authority: &Authority,
     request: Request<Bytes>,
+    most: usize,
 ) -> Result<Response<Bytes>, OutgoingError> {
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| OutgoingError::Exchange { to: to.to_owned(), error };
     let (mut head, body) = request.into_parts();
@@ -173,7 +187,7 @@ pub(crate) async fn exchange(
     let answer = async move {
         let response = sender.send_request(Request::from_parts(head, Full::new(body))).await?;
         let (head, body) = response.into_parts();
-        let body = Limited::new(body, BODY).collect().await?.to_bytes();
+        let body = Limited::new(body, most).collect().await?.to_bytes();
         Ok(Response::from_parts(head, body))
     };
     // The connection ends once the sender has gone; what it says of its end then is about nobody's request.

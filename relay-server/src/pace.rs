@@ -15,9 +15,14 @@ pub(crate) struct Pace(Mutex<Option<Instant>>);
 impl Pace {
     /// Whether one more may come at that moment, which counts then.
     pub(crate) fn admits(&self, rate: u32, now: Instant) -> bool {
+        self.admits_in(BURST, rate, now)
+    }
+
+    /// As [`admits`](Self::admits), of so many in another span of time.
+    pub(crate) fn admits_in(&self, span: Duration, rate: u32, now: Instant) -> bool {
         let mut paid = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let after = paid.map_or(now, |paid| paid.max(now)) + BURST / rate.max(1);
-        let is_admitted = after <= now + BURST;
+        let after = paid.map_or(now, |paid| paid.max(now)) + span / rate.max(1);
+        let is_admitted = after <= now + span;
         if is_admitted {
             *paid = Some(after);
         }

@@ -14,6 +14,7 @@ use crate::clock::unix_now;
 use crate::config::{CertificateSource, Config, ConfigError};
 use crate::control::{Request, deeds};
 use crate::limits::Limits;
+use crate::oidc::{Issuers, OidcError};
 use crate::program::Program;
 use relay_protocol::network::Network;
 
@@ -25,11 +26,13 @@ pub(crate) struct Live {
     pub(crate) trusted_proxies: Vec<Network>,
     pub(crate) alert: Option<Alert>,
     pub(crate) report_url: Option<String>,
+    pub(crate) issuers: Arc<Issuers>,
 }
 
 impl Live {
-    pub(crate) fn of(config: &Config) -> watch::Sender<Arc<Self>> {
+    pub(crate) fn of(config: &Config, issuers: Issuers) -> watch::Sender<Arc<Self>> {
         watch::Sender::new(Arc::new(Self {
+            issuers: Arc::new(issuers),
             limits: Arc::new(config.limits.clone()),
             trusted_proxies: config.trusted_proxies.clone(),
             alert: config.alert.clone(),
@@ -67,6 +70,9 @@ pub enum ReloadError {
     /// Its certificate cannot be used.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
+    /// Nobody could log in with it.
+    #[error("oidc: {0}")]
+    Oidc(#[from] OidcError),
     /// Nobody has read it to its end.
     #[error("it was not read to its end: {0}")]
     Unread(#[from] JoinError),
@@ -151,11 +157,18 @@ impl Shared {
             localhost_tunnel: _,
             alert,
             traces,
+            oidc,
             report_url,
             threads,
             limits,
         } = new;
+        let was = self.live.borrow().clone();
         // First what may be refused.
+        let other_issuers = !was.issuers.are_of(&oidc);
+        let issuers = match other_issuers {
+            true => Arc::new(Issuers::new(&oidc, old.data_dir.as_deref())?),
+            false => was.issuers.clone(),
+        };
         let certificate = match (&old.certificate, &certificate) {
             (CertificateSource::Files { .. }, CertificateSource::Files { cert, key }) => {
                 self.certificates.show(cert, key)?
@@ -187,16 +200,16 @@ impl Shared {
         for key in fixed {
             reloaded.note(&format!("limits.{key}"), true, false);
         }
-        let was = self.live.borrow().clone();
         // Who is a proxy, and how it says who the sender is, go together: one of them alone would have strangers believed.
         let same_header = old.proxy_protocol == proxy_protocol;
         reloaded.note("trusted_proxies", !same_header && was.trusted_proxies != trusted_proxies, false);
         let trusted_proxies = if same_header { trusted_proxies } else { was.trusted_proxies.clone() };
-        let now = Live { limits: Arc::new(limits), trusted_proxies, alert, report_url };
+        let now = Live { limits: Arc::new(limits), trusted_proxies, alert, report_url, issuers };
         reloaded.note("limits", was.limits != now.limits, true);
         reloaded.note("trusted_proxies", was.trusted_proxies != now.trusted_proxies, true);
         reloaded.note("alert", was.alert != now.alert, true);
         reloaded.note("report_url", was.report_url != now.report_url, true);
+        reloaded.note("oidc", other_issuers, true);
         self.live.send_replace(Arc::new(now));
         Ok(reloaded)
     }

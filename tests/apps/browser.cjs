@@ -26,6 +26,8 @@ async function main() {
     const context = await browser.newContext({
       permissions: ["clipboard-read", "clipboard-write"],
       acceptDownloads: true,
+      // Of authorities that exist in a test alone.
+      ignoreHTTPSErrors: process.env.ANY_AUTHORITY === "1",
     });
     const page = await context.newPage();
     page.setDefaultTimeout(PATIENCE_MS);

@@ -23,9 +23,19 @@ pub struct Browser {
 impl Browser {
     /// Starts it, 1280 pixels wide, with light colours.
     pub async fn start() -> Self {
+        Self::with(&[]).await
+    }
+
+    /// As [`Browser::start`], for pages whose certificates are from any authority.
+    pub async fn trusting() -> Self {
+        Self::with(&[("ANY_AUTHORITY", "1")]).await
+    }
+
+    async fn with(variables: &[(&str, &str)]) -> Self {
         let files = tempfile::tempdir().expect("a directory");
         let mut driver = Command::new(tools::program("node"));
         driver.arg(tools::app_file("browser.cjs")).env("NODE_PATH", tools::node_modules()).env("TMPDIR", files.path());
+        driver.envs(variables.iter().copied());
         driver.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
         let mut driver = driver.spawn().expect("node starts");
         let (commands, answers) = (driver.stdin.take().expect("piped"), driver.stdout.take().expect("piped"));

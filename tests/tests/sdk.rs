@@ -82,6 +82,13 @@ async fn wrong_settings_are_named() {
         (here().upstream(3000).relay_addr("nowhere"), "relay_addr", "port"),
         (here().upstream(3000).host_header("a b"), "host_header", "preserve"),
         (here().upstream(3000).ca_file("/nowhere/ca.pem"), "ca_file", "/nowhere/ca.pem"),
+        (here().upstream(3000).oidc_allow("@example.com"), "oidc", "oidc(ISSUER"),
+        (here().upstream(3000).oidc("http://issuer.example", "id", "s3cret"), "access", "an https URL"),
+        (
+            here().upstream(3000).oidc("https://issuer.example", "id", "s3cret").oidc_allow("ann"),
+            "access",
+            "@example.com",
+        ),
     ] {
         let error = builder.open().await.unwrap_err();
         let OpenError::Setting { setting: named, reason } = &error else { panic!("{setting}: {error}") };

@@ -64,6 +64,7 @@ pub use self::{
     scheme::KeyPair,
     sign::SignError,
     table::{Answer, Confidence, Event, Fact, OnDeadline, Provider, Source, Table, TableError},
+    token::{Unsigned, signed_claims},
     told::{MAX_SECRETS, MAX_SETTINGS, MAX_TOLD, Verify, Webhooks, WebhooksError},
     verdict::{Judgement, NoVerdict, Verdict, plain},
 };

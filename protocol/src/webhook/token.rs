@@ -1,6 +1,8 @@
 //! Requests that are vouched for by a JSON Web Token (RFC 7519): its signature covers claims, and the claims what the
 //! request is about.
 
+use std::convert::Infallible;
+
 use aws_lc_rs::{constant_time::verify_slices_are_equal, signature::RsaPublicKeyComponents};
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -93,6 +95,48 @@ pub(super) fn judge(
     }
 }
 
+/// Why a token says nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unsigned {
+    /// It cannot be read.
+    #[error("it is no JSON Web Token")]
+    Malformed,
+    /// By nothing that only its issuer could have signed it with.
+    #[error("it is signed by {0:?}, and not by RS256 or ES256")]
+    Algorithm(String),
+    /// The key may be newer than the keys.
+    #[error("none of the keys is the one that it says that it is signed by")]
+    NoKey,
+    /// Somebody else has, or it was altered.
+    #[error("its signature is wrong")]
+    Signature,
+}
+
+/// The claims of a JSON Web Token that one of these keys, a JSON Web Key Set (RFC 7517), has signed with RS256 or ES256 (RFC
+/// 7518). What they say is for the caller to judge.
+///
+/// # Errors
+/// [`Unsigned`].
+pub fn signed_claims(token: &str, keys: &str) -> Result<Map<String, Value>, Unsigned> {
+    let token = Token::read(token).ok_or(Unsigned::Malformed)?;
+    let scheme = match token.head.get("alg").and_then(Value::as_str) {
+        Some("RS256") => Scheme::JwtRs256,
+        Some("ES256") => Scheme::JwtEs256,
+        other => return Err(Unsigned::Algorithm(other.unwrap_or_default().chars().take(16).collect())),
+    };
+    let keys = key_set(scheme, keys, token.head.get("kid").and_then(Value::as_str));
+    if keys.is_empty() {
+        return Err(Unsigned::NoKey);
+    }
+    let content = |out: &mut dyn FnMut(&[u8])| -> Result<(), Infallible> {
+        out(token.signed.as_bytes());
+        Ok(())
+    };
+    let signature = std::slice::from_ref(&token.signature);
+    let is_signed_by = |key: &Key| key.verify(&content, signature).is_ok_and(|found| found.contains(&true));
+    if keys.iter().any(is_signed_by) { Ok(token.claims) } else { Err(Unsigned::Signature) }
+}
+
 struct Token<'a> {
     head: Map<String, Value>,
     claims: Map<String, Value>,
@@ -106,7 +150,12 @@ impl<'a> Token<'a> {
         let (head, claims) = signed.split_once('.')?;
         let object = |part: &str| serde_json::from_slice(&Encoding::Base64Url.decode(part)?).ok();
         let signature = Encoding::Base64Url.decode(signature)?;
-        Some(Self { head: object(head)?, claims: object(claims)?, signed, signature })
+        let head: Map<String, Value> = object(head)?;
+        // What has to be understood (RFC 7515, section 4.1.11) is not.
+        if head.contains_key("crit") {
+            return None;
+        }
+        Some(Self { head, claims: object(claims)?, signed, signature })
     }
 }
 
@@ -176,7 +225,10 @@ fn key_set(scheme: Scheme, text: &str, id: Option<&str>) -> Vec<Key> {
     let Ok(Value::Object(set)) = serde_json::from_str(text) else { return Vec::new() };
     let one = [Value::Object(set.clone())];
     let keys = set.get("keys").and_then(Value::as_array).map_or(one.as_slice(), Vec::as_slice);
-    let is_it = |key: &&Value| match (id, key.get("kid").and_then(Value::as_str)) {
+    let word = |key: &Value, name: &str| key.get(name).and_then(Value::as_str).map(str::to_owned);
+    let is_it = |key: &&Value| match (id, word(key, "kid")) {
+        // One that is for secrets (RFC 7517, section 4.2) signs nothing.
+        _ if word(key, "use").is_some_and(|purpose| purpose != "sig") => false,
         (Some(id), Some(kid)) => id == kid,
         _ => true,
     };

@@ -17,6 +17,7 @@ use relay_protocol::frame::{MAX_HEAD, SessionKind};
 use relay_protocol::inbox::{Inbox, api};
 use relay_protocol::link::Link;
 use relay_protocol::message::{Bound, Extra, Payload, PublicName, Refusal, TunnelSpec};
+use relay_protocol::oidc::Oidc;
 use relay_protocol::webhook::{Verify, Webhooks};
 use tokio::time::Instant;
 
@@ -63,13 +64,17 @@ pub(super) struct Tunnels {
     kept: Option<Vec<u32>>,
     /// Whether the relay can refuse those who may not call.
     relay_guards: bool,
+    /// Whether it can have people log in.
+    relay_logs_in: bool,
 }
 
 /// What a relay cannot do that would leave alone what it is told of that.
 const KEEPS_NOT: &str = "the relay is too old to keep webhooks; leave out --inbox, or have its operator update it";
 const GUARDS_NOT: &str = "the relay is too old to refuse those who may not call the tunnel; have its operator update it, or leave \
-                          out --allow, --deny, --client-ca, --basic-auth, --api-key, --allow-method, --allow-path, \
+                          out --allow, --deny, --client-ca, --oidc, --basic-auth, --api-key, --allow-method, --allow-path, \
                           --rate-limit and --body-limit, and let everybody in";
+const LOGS_IN_NOT: &str =
+    "the relay is too old to have people log in; have its operator update it, or leave out --oidc";
 const JUDGES_NOT: &str = "the relay is too old to judge signatures; leave out --verify-at edge, and the client does it";
 
 /// A tunnel that is wanted.
@@ -137,7 +142,7 @@ impl Asked {
         // What was read from options can be said.
         let mut extra = self.options.webhooks.told().extras().unwrap_or_default();
         extra.extend(self.options.inbox.as_ref().and_then(|inbox| inbox.extra().ok()));
-        extra.extend(self.options.access.extra().ok().flatten());
+        extra.extend(self.options.access.extras().unwrap_or_default());
         let (domain, name) = match self.options.domain {
             Some(_) => (self.name.clone(), None),
             None => (None, self.name.clone()),
@@ -265,8 +270,9 @@ impl Tunnels {
         let keeps = options.inbox.is_some() && self.kept.is_none();
         let guards = !options.access.is_open() && !self.relay_guards;
         let unsaid = || Some(options.inbox.as_ref()?.extra().err()?.to_string());
-        let unguarded = || Some(options.access.extra().err()?.to_string());
-        let cannot = [(guards, GUARDS_NOT), (judges, JUDGES_NOT), (keeps, KEEPS_NOT)];
+        let unguarded = || Some(options.access.extras().err()?.to_string());
+        let logs_in = options.access.oidc.is_some() && !self.relay_logs_in;
+        let cannot = [(guards, GUARDS_NOT), (logs_in, LOGS_IN_NOT), (judges, JUDGES_NOT), (keeps, KEEPS_NOT)];
         let cannot = cannot.into_iter().find(|(cannot, _)| *cannot).map(|(_, why)| why.to_owned());
         cannot.or_else(unsaid).or_else(unguarded)
     }
@@ -277,7 +283,7 @@ impl Tunnels {
     /// What is wrong with it.
     pub(super) fn check(&mut self, asked: &[Asked], bound: &[Bound], said: &[Extra]) -> Result<(), ClientError> {
         (self.relay_judges, self.kept) = (Webhooks::are_known(said), Inbox::all_known(said));
-        self.relay_guards = Access::is_known(said);
+        (self.relay_guards, self.relay_logs_in) = (Access::is_known(said), Oidc::is_known(said));
         for asked in asked {
             if let Some(why) = self.cannot(&asked.options) {
                 return Err(ClientError::Refused(why));
@@ -743,6 +749,15 @@ mod tests {
         options.access.rate = Some(1);
         assert_eq!(check(&options, &[Webhooks::known()]), Err(GUARDS_NOT.to_owned()));
         assert_eq!(check(&options, &[Webhooks::known(), Access::known()]), Ok(()));
+        options.access.oidc = Some(Box::new(Oidc {
+            issuer: "https://issuer.example".to_owned(),
+            client_id: "a".to_owned(),
+            allow: Vec::new(),
+            skip: Vec::new(),
+            secret: Some("b".into()),
+        }));
+        assert_eq!(check(&options, &[Webhooks::known(), Access::known()]), Err(LOGS_IN_NOT.to_owned()));
+        assert_eq!(check(&options, &[Webhooks::known(), Access::known(), Oidc::known()]), Ok(()));
     }
 
     /// What the relay answers: `None` is yes.

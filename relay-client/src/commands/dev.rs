@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use relay_server::Relay;
-use relay_server::config::Config;
+use relay_server::config::{Config, OidcConfig};
 use relay_server::log::AccessLog;
 use relay_server::store::{NewToken, TokenLimits, unix_now};
 use tokio_util::sync::CancellationToken;
@@ -114,6 +114,11 @@ fn config(settings: &DevSettings, name: &str) -> Config {
         https: Some(settings.https.unwrap_or(HTTPS)),
         http: None,
         localhost_tunnel: Some(name.to_owned()),
+        // Who runs the relay is who has the tunnel.
+        oidc: OidcConfig {
+            issuers: settings.tunnel.access.oidc.iter().map(|oidc| oidc.issuer.clone()).collect(),
+            ca: None,
+        },
         ..Config::on_loopback(DOMAIN, dir.join("ca"))
     }
 }

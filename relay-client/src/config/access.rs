@@ -5,6 +5,7 @@ use std::path::Path;
 
 use relay_protocol::access::Access;
 use relay_protocol::network::Network;
+use relay_protocol::oidc::Oidc;
 use serde::{Deserialize, Deserializer, de};
 
 use super::{ConfigError, File};
@@ -31,9 +32,39 @@ pub(crate) struct AccessKeys {
     allow_path: Option<Vec<String>>,
     #[serde(deserialize_with = "several")]
     client_ca: Option<Vec<CaFile>>,
+    /// As a whole: the secret of one place is not for the issuer that another names.
+    oidc: Option<OidcKeys>,
     rate_limit: Option<NonZeroU32>,
     #[serde(deserialize_with = "bytes")]
     body_limit: Option<u64>,
+}
+
+/// What one place says of a login: the table `[access.oidc]`, or the flags.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OidcKeys {
+    issuer: String,
+    client_id: String,
+    /// None where it is not for the relay that is named elsewhere.
+    client_secret: Option<SecretSource>,
+    #[serde(default, deserialize_with = "several")]
+    allow: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "several")]
+    skip: Option<Vec<String>>,
+}
+
+impl OidcKeys {
+    /// What holds. Fetches the secret.
+    fn settle(self) -> Result<Oidc, CredentialError> {
+        let secret = self.client_secret.ok_or(CredentialError::NoClientSecret)?.read()?;
+        Ok(Oidc {
+            issuer: self.issuer,
+            client_id: self.client_id,
+            allow: self.allow.unwrap_or_default(),
+            skip: self.skip.unwrap_or_default(),
+            secret: Some(secret),
+        })
+    }
 }
 
 impl From<AccessArgs> for AccessKeys {
@@ -41,6 +72,14 @@ impl From<AccessArgs> for AccessKeys {
         fn given<T>(all: Vec<T>) -> Option<Vec<T>> {
             Some(all).filter(|all| !all.is_empty())
         }
+        // Neither is given without the other.
+        let oidc = typed.oidc.zip(typed.oidc_client_id).map(|(issuer, client_id)| OidcKeys {
+            issuer,
+            client_id,
+            client_secret: typed.oidc_client_secret,
+            allow: given(typed.oidc_allow),
+            skip: given(typed.oidc_skip),
+        });
         Self {
             allow: given(typed.allow),
             deny: given(typed.deny),
@@ -49,6 +88,7 @@ impl From<AccessArgs> for AccessKeys {
             allow_method: given(typed.allow_method),
             allow_path: given(typed.allow_path),
             client_ca: given(typed.client_ca),
+            oidc,
             rate_limit: typed.rate_limit,
             body_limit: typed.body_limit,
         }
@@ -66,6 +106,7 @@ impl AccessKeys {
             allow_method: self.allow_method.or(lower.allow_method),
             allow_path: self.allow_path.or(lower.allow_path),
             client_ca: self.client_ca.or(lower.client_ca),
+            oidc: self.oidc.or(lower.oidc),
             rate_limit: self.rate_limit.or(lower.rate_limit),
             body_limit: self.body_limit.or(lower.body_limit),
         }
@@ -89,10 +130,11 @@ impl AccessKeys {
             methods: methods.collect(),
             paths: self.allow_path.unwrap_or_default(),
             client_ca: authorities.map_err(wrong("client_ca"))?.concat(),
+            oidc: self.oidc.map(OidcKeys::settle).transpose().map_err(wrong("oidc"))?.map(Box::new),
             rate: self.rate_limit.map(NonZeroU32::get),
             body: self.body_limit,
         };
-        access.extra()?;
+        access.extras()?;
         Ok(access)
     }
 
@@ -101,7 +143,15 @@ impl AccessKeys {
         let pairs = self.basic_auth.iter_mut().flatten().map(|source| ("basic_auth", source));
         let keys = self.api_key.iter_mut().flatten().map(|key| ("api_key", &mut key.source));
         let files = self.client_ca.iter_mut().flatten().map(|file| ("client_ca", &mut file.0));
-        pairs.chain(keys).chain(files)
+        let secrets = self.oidc.iter_mut().filter_map(|oidc| oidc.client_secret.as_mut()).map(|one| ("oidc", one));
+        pairs.chain(keys).chain(files).chain(secrets)
+    }
+
+    /// The secret that a relay would be told is not for the one that another place names.
+    pub(super) fn keep_secret(&mut self) {
+        if let Some(oidc) = &mut self.oidc {
+            oidc.client_secret = None;
+        }
     }
 }
 

@@ -835,6 +835,8 @@ impl File {
         (self.relay, self.token, self.relay_ca, self.relay_addr) = (None, None, None, None);
         self.verify_at = None;
         self.tunnels.values_mut().for_each(|table| table.verify_at = None);
+        let tables = self.tunnels.values_mut().map(|table| &mut table.access).chain([&mut self.access]);
+        tables.flatten().for_each(AccessKeys::keep_secret);
         let is_gone = |key: &str| key == "token" || key.ends_with("verify_at") || CONNECTION.contains(&key);
         self.places.retain(|key, _| !is_gone(key));
     }
@@ -1159,6 +1161,34 @@ mod tests {
             assert_eq!(decide(&[], &mut files).unwrap().tunnel.webhooks.verify_at, at, "{project}");
             assert_eq!(files.tunnels(&[]).unwrap()[0].settings.webhooks.verify_at, at, "{project}");
         }
+    }
+
+    #[test]
+    fn a_client_secret_stays_with_its_issuer_and_its_relay() {
+        let oidc = |issuer: &str, secret: &str| {
+            format!("[access.oidc]\nissuer = 'https://{issuer}.example'\nclient_id = 'i'\nclient_secret = '{secret}'\n")
+        };
+        let user = format!("relay = 'a.example'\n{}", oidc("own", "s3cret"));
+        let settled = |project: &str| {
+            let (_directory, places) = places(project, &user);
+            let access =
+                decide(&[], &mut Files::load(&places).unwrap()).map(|settings| settings.tunnel.access.oidc.unwrap());
+            access
+                .map(|oidc| (oidc.issuer, oidc.secret.unwrap().expose().to_owned()))
+                .map_err(|error| error.to_string())
+        };
+        let own = Ok(("https://own.example".to_owned(), "s3cret".to_owned()));
+        assert_eq!(settled(""), own);
+        // What a project says of another issuer does not hold, in whole or in part.
+        assert_eq!(settled(&oidc("evil", "theirs")), own);
+        // Another relay is not told, and the tunnel is not open to everybody there either.
+        let error = settled("relay = 'evil.example'").unwrap_err();
+        assert!(error.contains("no client_secret") && !error.contains("s3cret"), "{error}");
+        let (_directory, places) = places("", &user);
+        let mut files = Files::load(&places).unwrap();
+        let flags = "--oidc https://b.example --oidc-client-id b --oidc-client-secret t --oidc-allow @b.example --oidc-skip /h/*";
+        let typed = decide(&flags.split(' ').collect::<Vec<_>>(), &mut files).unwrap().tunnel.access;
+        assert_eq!(typed.to_string(), "oidc=https://b.example oidc-allow=@b.example oidc-skip=/h/*");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::{Request, Response};
 use relay_protocol::access::{Access, ApiKey, Digest};
 use relay_protocol::network::Network;
+use relay_protocol::oidc::Oidc;
 
 use crate::access::authorities;
 use crate::capture::Capture;
@@ -45,6 +46,8 @@ pub struct TunnelBuilder {
     allow: Vec<String>,
     deny: Vec<String>,
     client_ca: Vec<PathBuf>,
+    oidc_allow: Vec<String>,
+    oidc_skip: Vec<String>,
     /// What of it needs no parsing.
     access: Access,
 }
@@ -210,6 +213,32 @@ impl TunnelBuilder {
         self
     }
 
+    /// Has people log in, in their browsers, where this issuer of OpenID Connect knows them, with the id and the secret that it
+    /// has given out for the tunnel. The relay's operator has to allow the issuer, and the relay is told the secret.
+    pub fn oidc(
+        mut self,
+        issuer: impl Into<String>,
+        client_id: impl Into<String>,
+        client_secret: impl Into<String>,
+    ) -> Self {
+        let (issuer, client_id, secret) = (issuer.into(), client_id.into(), Some(client_secret.into().into()));
+        self.access.oidc = Some(Oidc { issuer, client_id, allow: Vec::new(), skip: Vec::new(), secret }.into());
+        self
+    }
+
+    /// Lets in only who has this verified address, `alice@example.com`, or one of this domain, `@example.com`; without, everybody
+    /// whom the issuer of [`TunnelBuilder::oidc`] knows.
+    pub fn oidc_allow(mut self, person: impl Into<String>) -> Self {
+        self.oidc_allow.push(person.into());
+        self
+    }
+
+    /// Asks for no login at this path, in which `*` stands for anything: `/hooks/*`.
+    pub fn oidc_skip(mut self, path: impl Into<String>) -> Self {
+        self.oidc_skip.push(path.into());
+        self
+    }
+
     /// Lets in requests with this method only.
     pub fn allow_method(mut self, method: &str) -> Self {
         self.access.methods.push(method.to_ascii_uppercase());
@@ -258,13 +287,20 @@ impl TunnelBuilder {
         };
         let authorities = self.client_ca.into_iter().map(|file| authorities(&file.into()));
         let authorities: Vec<_> = authorities.collect::<Result<_, _>>().map_err(|error| wrong("client_ca", &error))?;
+        let oidc = match self.access.oidc {
+            Some(oidc) => Some(Oidc { allow: self.oidc_allow, skip: self.oidc_skip, ..*oidc }.into()),
+            None if self.oidc_allow.is_empty() && self.oidc_skip.is_empty() => None,
+            // It would let in everybody.
+            None => return Err(wrong("oidc", &"no issuer is named; call oidc(ISSUER, CLIENT_ID, CLIENT_SECRET)")),
+        };
         let access = Access {
+            oidc,
             allow: networks("allow", self.allow)?,
             deny: networks("deny", self.deny)?,
             client_ca: authorities.concat(),
             ..self.access
         };
-        access.extra().map_err(|error| wrong("access", &error))?;
+        access.extras().map_err(|error| wrong("access", &error))?;
         let destination: Destination = match (self.answers, self.capture) {
             (Some(Answers::Upstream(address)), _) => {
                 let address: UpstreamAddr = address.parse().map_err(|error| wrong("upstream", &error))?;

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 mod typed;
 
-pub use self::typed::{FileAlert, FileConfig, FileLimits, FileTraces, ServeArgs};
+pub use self::typed::{FileAlert, FileConfig, FileLimits, FileOidc, FileTraces, ServeArgs};
 pub use crate::alert::Alert;
 pub use crate::certs::CertificateSource;
 pub use crate::certs::acme::{AcmeConfig, DnsConfig, ExternalAccount, OwnDns};
@@ -19,6 +19,7 @@ use crate::dns::Resolver;
 pub use crate::dns::UpdateConfig;
 pub use crate::limits::{HTTP2_WINDOW, Limits};
 pub use crate::log::LogFormat;
+pub use crate::oidc::OidcConfig;
 pub use crate::traces::Traces;
 pub use relay_protocol::network::{Network, NetworkError};
 
@@ -114,6 +115,8 @@ pub struct Config {
     pub alert: Option<Alert>,
     /// Where exchanges are traced.
     pub traces: Option<Traces>,
+    /// Whom tunnels may have the relay ask who somebody is.
+    pub oidc: OidcConfig,
     /// Where strangers can report what they find at a tunnel: an `https`, `http` or `mailto` URL that error pages lead to.
     pub report_url: Option<String>,
     /// Threads that serve requests, where the relay is a program of its own.
@@ -151,6 +154,7 @@ impl Config {
             localhost_tunnel: None,
             alert: None,
             traces: None,
+            oidc: OidcConfig::default(),
             report_url: None,
             threads: 1,
             limits: Limits::default(),
@@ -312,6 +316,7 @@ impl Config {
             localhost_tunnel: None,
             alert: file.alert.map(FileAlert::resolve).transpose()?,
             traces: file.traces.map(FileTraces::resolve).transpose()?,
+            oidc: file.oidc.map(FileOidc::resolve).transpose()?.unwrap_or_default(),
             report_url: args.report_url.clone().or(file.report_url).map(report_url).transpose()?,
             threads: args.threads.or(file.threads).unwrap_or(cores / 2).max(1),
             limits,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use http::{HeaderName, HeaderValue, Uri};
+use relay_protocol::oidc::is_issuer;
 use relay_protocol::webhook::Secret;
 use relay_protocol::webhook::mask::MASK;
 use serde::Deserialize;
@@ -14,6 +15,7 @@ use super::{ConfigError, HttpMode, duration};
 use crate::alert::Alert;
 use crate::limits::Limits;
 use crate::log::LogFormat;
+use crate::oidc::OidcConfig;
 use crate::traces::Traces;
 
 /// The flags of `relay-server serve`.
@@ -189,6 +191,8 @@ pub struct FileConfig {
     pub alert: Option<FileAlert>,
     /// Where exchanges are traced.
     pub traces: Option<FileTraces>,
+    /// Whom tunnels may have the relay ask who somebody is.
+    pub oidc: Option<FileOidc>,
     /// Limits that differ from the defaults.
     #[serde(default)]
     pub limits: FileLimits,
@@ -277,6 +281,27 @@ impl FileTraces {
     }
 }
 
+/// What a configuration file says of logins.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileOidc {
+    /// [`OidcConfig::issuers`].
+    #[serde(default)]
+    pub issuers: Vec<String>,
+    /// [`OidcConfig::ca`].
+    pub ca: Option<PathBuf>,
+}
+
+impl FileOidc {
+    pub(super) fn resolve(self) -> Result<OidcConfig, ConfigError> {
+        if let Some(value) = self.issuers.iter().find(|url| !is_issuer(url)).cloned() {
+            let expected = "an issuer's https URL without ? and #, such as https://accounts.example.com";
+            return Err(ConfigError::Invalid { key: "oidc.issuers", value, expected });
+        }
+        Ok(OidcConfig { issuers: self.issuers, ca: self.ca })
+    }
+}
+
 /// What can be asked over HTTP.
 fn web_url(text: &Secret) -> Option<Uri> {
     let uri = Uri::try_from(text.expose()).ok()?;
@@ -333,6 +358,10 @@ pub struct FileLimits {
     pub resume_keys: Option<usize>,
     /// [`Limits::refusals_per_minute`].
     pub refusals_per_minute: Option<u32>,
+    /// [`Limits::logins_per_minute`].
+    pub logins_per_minute: Option<u32>,
+    /// [`Limits::login`].
+    pub login: Option<String>,
     /// [`Limits::verify_body`].
     pub verify_body: Option<usize>,
     /// [`Limits::verify_bytes`].
@@ -400,6 +429,7 @@ impl FileLimits {
         set(&mut limits.client_wait, "limits.client_wait", self.client_wait)?;
         set(&mut limits.hello, "limits.hello", self.hello)?;
         set(&mut limits.resume, "limits.resume", self.resume)?;
+        set(&mut limits.login, "limits.login", self.login)?;
         set(&mut limits.inbox_ack, "limits.inbox_ack", self.inbox_ack)?;
         set(&mut limits.inbox_retry, "limits.inbox_retry", self.inbox_retry)?;
         set(&mut limits.inbox_delivered, "limits.inbox_delivered", self.inbox_delivered)?;
@@ -432,6 +462,7 @@ impl FileLimits {
         limits.resume_keys = self.resume_keys.unwrap_or(limits.resume_keys);
         limits.verify_body = self.verify_body.unwrap_or(limits.verify_body);
         limits.verify_bytes = self.verify_bytes.unwrap_or(limits.verify_bytes);
+        limits.logins_per_minute = self.logins_per_minute.unwrap_or(limits.logins_per_minute).max(1);
         limits.refusals_per_minute = self.refusals_per_minute.unwrap_or(limits.refusals_per_minute).max(1);
         Ok(limits)
     }

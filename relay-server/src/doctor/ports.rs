@@ -210,7 +210,8 @@ async fn ask(path: &Path) -> Result<(), String> {
         let connection = UnixStream::connect(path).await.map_err(|error| error.to_string())?;
         let request = http::Request::get("/healthz").body(Bytes::new()).map_err(|error| error.to_string())?;
         let to = path.display().to_string();
-        let answer = outgoing::exchange(connection, &to, &Authority::from_static("localhost"), request).await;
+        let answer =
+            outgoing::exchange(connection, &to, &Authority::from_static("localhost"), request, outgoing::BODY).await;
         match answer.map_err(|error| error.to_string())?.status() {
             http::StatusCode::OK => Ok(()),
             status => Err(format!("it says {status} to GET /healthz")),

@@ -176,7 +176,7 @@ async fn call(patient: &Patient, url: &str, host: &str, target: &str, body: Byte
     }
     let authority = patient.authority(host).parse().map_err(|_| format!("{url} is no URL"))?;
     let request = Request::post(target).body(body).map_err(|error| error.to_string())?;
-    outgoing::exchange(shown.stream, url, &authority, request).await.map_err(|error| error.to_string())
+    outgoing::exchange(shown.stream, url, &authority, request, outgoing::BODY).await.map_err(|error| error.to_string())
 }
 
 /// As a client does: takes one request, and answers it. It is given with its body.

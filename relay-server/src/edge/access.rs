@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::body::{EdgeBody, Upload};
 use super::caller::{CLIENT_CERT, Unknown};
 use super::forward::Instead;
+use super::login::{self, Cookies};
 use super::record::Exchange;
 use super::respond::explain;
 use super::{Last, close};
@@ -52,6 +53,8 @@ pub(crate) struct Admitted {
     access: Option<Arc<Access>>,
     /// The lines of its head that were taken out of it.
     shown: HeaderList,
+    /// The relay's own cookies, which were taken out of it, too.
+    pub(super) cookies: Cookies,
     /// It counts among the requests of its second.
     is_paced: bool,
 }
@@ -107,10 +110,20 @@ fn judge(
     let confined = meter.map_or(Ok(()), |meter| confine(exchange, meter, upload));
     // It may have been let in by the same rules before.
     let access = access.filter(|access| exchange.admitted.access.as_ref() != Some(access));
-    let decided = confined.and_then(|()| match &access {
-        Some(access) => decide(shared, exchange, access, name, upload),
+    let mut decided = confined.and_then(|()| match &access {
+        Some(access) => admit_sender(exchange, access),
         None => Ok(()),
     });
+    if decided.is_ok()
+        && let Some(access) = &access
+    {
+        if let Some(oidc) = &access.oidc {
+            let Exchange { head, admitted, .. } = exchange;
+            let checked = login::check(shared, head, &mut admitted.cookies, (access, oidc, name));
+            checked.map_err(|login| Instead::Login(Box::new(login)))?;
+        }
+        decided = admit_request(shared, exchange, access, name, upload);
+    }
     let Err(refusal) = decided else {
         exchange.admitted.access = access.or(exchange.admitted.access.take());
         return Ok(());
@@ -143,13 +156,7 @@ fn shorten(head: &RequestHead, most: u64, upload: &mut Upload) -> Result<(), ()>
 }
 
 /// Whoever may not come at all is told nothing of what others may ask for.
-fn decide(
-    shared: &Shared,
-    exchange: &mut Exchange,
-    access: &Arc<Access>,
-    name: &str,
-    upload: &mut Upload,
-) -> Result<(), Refusal> {
+fn admit_sender(exchange: &mut Exchange, access: &Arc<Access>) -> Result<(), Refusal> {
     let Exchange { head, admitted, caller, .. } = exchange;
     head.headers.append(&mut admitted.shown);
     head.headers.retain(|(name, _)| *name != CLIENT_CERT);
@@ -166,6 +173,18 @@ fn decide(
             return Err(Refusal::Credentials);
         }
     }
+    Ok(())
+}
+
+/// What those who may come may ask for.
+fn admit_request(
+    shared: &Shared,
+    exchange: &mut Exchange,
+    access: &Access,
+    name: &str,
+    upload: &mut Upload,
+) -> Result<(), Refusal> {
+    let Exchange { head, admitted, .. } = exchange;
     if !access.admits_path(head.target.path()) {
         return Err(Refusal::Path);
     }

@@ -41,7 +41,7 @@ pub(crate) struct Refusals(DashMap<IpAddr, (Instant, u32)>);
 
 impl Refusals {
     /// Counts a refused attempt.
-    fn note(&self, peer: IpAddr) {
+    pub(super) fn note(&self, peer: IpAddr) {
         // Strangers can fill this only as fast as they connect; those whose minute is over make room.
         if self.0.len() > 10_000 {
             self.0.retain(|_, (since, _)| since.elapsed() < Duration::from_secs(60));
@@ -53,7 +53,7 @@ impl Refusals {
         entry.1 += 1;
     }
 
-    fn has_to_wait(&self, peer: IpAddr, per_minute: u32) -> bool {
+    pub(super) fn has_to_wait(&self, peer: IpAddr, per_minute: u32) -> bool {
         let entry = self.0.get(&block_of(peer));
         entry.is_some_and(|entry| entry.1 >= per_minute && entry.0.elapsed() < Duration::from_secs(60))
     }

@@ -32,6 +32,7 @@ use super::close;
 use super::gate::PublicHost;
 use super::inbox;
 use super::io::InFlight;
+use super::login::Login;
 use super::paths::{self, Below};
 use super::record::Exchange;
 use super::respond::{answer, explain, is_edges};
@@ -101,6 +102,8 @@ pub(crate) async fn forward(
             return response;
         }
         Err(Instead::Answered(response)) => *response,
+        // Boxed, because few need it, and an issuer is asked meanwhile.
+        Err(Instead::Login(login)) => Box::pin(login.answer(&shared, &mut exchange)).await,
         Err(Instead::Failed(Failure { cause, message })) => {
             exchange.failed(cause);
             match message {
@@ -149,6 +152,8 @@ pub(super) enum Instead {
     Failed(Failure),
     /// The answer to a handshake.
     Answered(Box<Response<EdgeBody>>),
+    /// Somebody is to log in first, or does.
+    Login(Box<Login>),
 }
 
 impl<F: Into<Failure>> From<F> for Instead {

@@ -128,6 +128,11 @@ fn host_of(authority: &Authority) -> &str {
     authority.host().trim_end_matches('.')
 }
 
+/// The host of an authority that has passed, in lower case.
+pub(crate) fn host(authority: &str) -> Option<String> {
+    Some(host_of(&authority.parse().ok()?).to_ascii_lowercase())
+}
+
 /// Whether an authority that has passed is of this host, which is in lower case.
 pub(crate) fn is_of(authority: &str, host: &str) -> bool {
     authority.parse().is_ok_and(|authority| host_of(&authority).eq_ignore_ascii_case(host))

@@ -15,6 +15,7 @@ mod gate;
 mod inbox;
 pub(crate) mod io;
 pub(crate) mod janitor;
+mod login;
 pub(crate) mod paths;
 mod proxy_protocol;
 mod record;

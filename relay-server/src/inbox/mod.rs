@@ -108,7 +108,8 @@ impl Settings {
     pub(crate) fn of(asked: &Asked) -> Option<Self> {
         let timeout_ms = asked.timeout.and_then(|timeout| u64::try_from(timeout.as_millis()).ok());
         let inbox = asked.inbox.clone()?;
-        Some(Self { inbox, provider: asked.webhooks.provider.clone(), timeout_ms, access: asked.access.clone() })
+        let access = asked.access.as_deref().map(|access| Arc::new(access.without_secret()));
+        Some(Self { inbox, provider: asked.webhooks.provider.clone(), timeout_ms, access })
     }
 
     /// What is kept of an inbox.
@@ -367,6 +368,7 @@ pub(crate) async fn guard(
 ) -> Result<(), OpenInboxError> {
     match shared.inboxes.get(name).filter(|open| open.token == token) {
         Some(there) => {
+            let access = access.map(|access| Arc::new(access.without_secret()));
             let settings = Settings { access, ..Settings::clone(&there.settings()) };
             open(shared, name, token, settings, true).await
         }

@@ -22,6 +22,7 @@ use relay_protocol::inbox::Inbox;
 use relay_protocol::link::{Driver, Link, Signal};
 use relay_protocol::message::{Bound, Hello, MOVES, Payload, PublicName, Refusal, Resume, TunnelSpec, Welcome};
 use relay_protocol::mux::{Ended, Limits as MuxLimits, Side};
+use relay_protocol::oidc::Oidc;
 use relay_protocol::webhook::{Table, Verify, Webhooks};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -279,7 +280,7 @@ impl Session {
             heartbeat_ms: millis(MuxLimits::default().heartbeat),
             max_streams: self.shared.limits().session_streams,
             tunnels: bound,
-            extra: vec![Webhooks::known(), Inbox::known(&kept), Access::known()],
+            extra: vec![Webhooks::known(), Inbox::known(&kept), Access::known(), Oidc::known()],
         };
         send(link, SessionKind::Welcome, &welcome);
         // There is one Welcome.
@@ -764,6 +765,23 @@ fn can_ask(config: &Config) -> Result<(), Refusal> {
     }
 }
 
+/// Whether people can log in at a tunnel: its host is its own, and the operator lets the relay ask that issuer.
+fn can_log_in(shared: &Shared, oidc: &Oidc) -> Result<(), Refusal> {
+    if shared.config.path_mode {
+        let why = "Nobody can log in at a tunnel of this relay: its tunnels share one host, and so their cookies.";
+        return Err(refusal("not-allowed", why, "Ask for a key instead, as with --api-key."));
+    }
+    if shared.live.borrow().issuers.get(&oidc.issuer).is_some() {
+        return Ok(());
+    }
+    let why = format!("The operator of this relay does not let tunnels ask {} who somebody is.", oidc.issuer);
+    let hint = format!(
+        "Ask the operator to add it to relay-server.toml: [oidc] issuers = [\"{}\"], and to reload it (SIGHUP).",
+        oidc.issuer
+    );
+    Err(refusal("not-allowed", &why, &hint))
+}
+
 /// What a client has said of a tunnel beside its name.
 fn asked(shared: &Shared, spec: &TunnelSpec) -> Result<Asked, Refusal> {
     let timeout = spec.timeout_ms.map(|ms| Duration::from_millis(ms.into()).clamp(TIMEOUTS.0, TIMEOUTS.1));
@@ -775,6 +793,9 @@ fn asked(shared: &Shared, spec: &TunnelSpec) -> Result<Asked, Refusal> {
         .map_err(|error| refusal("bad-request", &sentence(&error), "Update whichever of client and relay is older."))?;
     if access.as_ref().is_some_and(|access| !access.client_ca.is_empty()) {
         can_ask(&shared.config)?;
+    }
+    if let Some(oidc) = access.as_ref().and_then(|access| access.oidc.as_ref()) {
+        can_log_in(shared, oidc)?;
     }
     match unjudgeable(&shared.providers, &webhooks) {
         Some(why) => Err(refusal("not-allowed", &why, "Judge them where the client is: --verify-at client.")),
@@ -994,7 +1015,7 @@ mod tests {
         for (name, is_noticed) in [("noticed", true), ("unnoticed", false)] {
             let bound = async || {
                 let (mut session, link, driver, theirs) = by_hand(&shared, &token).await;
-                let extra = access.extra().unwrap().into_iter().collect();
+                let extra = access.extras().unwrap();
                 let spec = TunnelSpec {
                     tunnel: 1,
                     name: Some(name.to_owned()),

@@ -112,6 +112,8 @@ pub(crate) struct Registry {
 /// answered with 404 and not with 503.
 const MAX_SLOTS: usize = 100_000;
 
+const MINUTE: Duration = Duration::from_secs(60);
+
 #[derive(Debug, Default)]
 struct Slot {
     tunnel: Mutex<Option<Arc<Tunnel>>>,
@@ -120,6 +122,8 @@ struct Slot {
     waiters: AtomicU64,
     /// Its requests in a second, where its client has set a limit.
     pace: Pace,
+    /// Those who log in there.
+    logins: Pace,
 }
 
 /// What is known of a name while nobody has it.
@@ -319,6 +323,11 @@ impl Registry {
         slot.pace.admits(rate, now)
     }
 
+    /// Whether one more person may log in at that name now, who counts then, of so many in a minute.
+    pub(crate) fn paces_login(&self, name: &str, rate: u32, now: Instant) -> bool {
+        self.slot(name).is_some_and(|slot| slot.logins.admits_in(MINUTE, rate, now))
+    }
+
     /// Waits for the client of `name` to come back, until `deadline`. At most `waiters` requests wait at one name.
     pub(crate) async fn wait(&self, name: &str, deadline: Instant, waiters: u64) -> Option<Arc<Tunnel>> {
         let slot = self.slot(name)?;
@@ -379,6 +388,10 @@ impl Left {
     /// Secrets stay only where a handshake may need them.
     fn by(tunnel: &Tunnel, until: Instant) -> Self {
         let mut asked = tunnel.asked.clone();
+        if let Some(access) = asked.access.as_ref().filter(|access| access.oidc.is_some()) {
+            let access = Arc::new(access.without_secret());
+            Arc::make_mut(&mut asked).access = Some(access);
+        }
         if !asked.webhooks.handshake {
             Arc::make_mut(&mut asked).webhooks.credentials = Credentials::default();
         }
@@ -390,7 +403,7 @@ impl Known {
     /// Who may call while nobody has the name. A tunnel that nobody could call yet says nothing of that.
     fn remember(&mut self, gone: &Tunnel) {
         if gone.announced.load(Acquire) {
-            self.access.clone_from(&gone.asked.access);
+            self.access = gone.asked.access.as_deref().map(|access| Arc::new(access.without_secret()));
         }
     }
 
