@@ -778,7 +778,7 @@ async fn a_tunnel_whose_logins_the_relay_does_not_allow_is_refused_and_says_what
     let target = app.addr().to_string();
     let words = [&["http", &target, "--output", "json"][..], &login(&issuer)].concat();
     let other = OidcConfig { issuers: vec!["https://issuer.example".to_owned()], ca: None };
-    let set = format!("[oidc] issuers = [\"{}\"]", issuer.url());
+    let set = format!("issuers = [\"{}\"] below [oidc] in relay-server.toml", issuer.url());
     for (issuers, path_mode, said) in [
         (OidcConfig::default(), false, set.as_str()),
         (other, false, &set),
@@ -834,9 +834,13 @@ async fn what_the_operator_allows_changes_while_the_relay_runs() {
     let code = callback.split_once("code=").unwrap().1.split('&').next().unwrap();
     let line = relay.process.error_line("callback").await;
     assert!(!line.contains(code) && !line.contains("state="), "{line}");
+    // Another process that takes over has the same logins.
+    let mut next = relay.successor(&["--config", file.to_str().unwrap()]).await;
+    next.process.error_line("a client connected").await;
+    assert_eq!(ask("/", &browser.cookies("app.relay.test")).await.code(), 200);
     allow("");
-    relay.process.signal(Signal::HUP);
-    relay.process.error_line("the configuration was read anew").await;
+    next.process.signal(Signal::HUP);
+    next.process.error_line("the configuration was read anew").await;
     let page = ask("/", &browser.cookies("app.relay.test")).await;
     is_refused(&page, 502, "login-failed");
     assert!(page.text().contains("does not let it ask"), "{page:?}");

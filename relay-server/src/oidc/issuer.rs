@@ -220,6 +220,9 @@ impl Issuer {
             return known;
         }
         let found = self.discover().await.map(Arc::new);
+        if let Err(error) = &found {
+            tracing::warn!(issuer = self.url, %error, "nobody can log in there");
+        }
         self.known().endpoints = Some((Instant::now(), found.clone()));
         found
     }

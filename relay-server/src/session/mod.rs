@@ -776,7 +776,7 @@ fn can_log_in(shared: &Shared, oidc: &Oidc) -> Result<(), Refusal> {
     }
     let why = format!("The operator of this relay does not let tunnels ask {} who somebody is.", oidc.issuer);
     let hint = format!(
-        "Ask the operator to add it to relay-server.toml: [oidc] issuers = [\"{}\"], and to reload it (SIGHUP).",
+        "Ask the operator to write issuers = [\"{}\"] below [oidc] in relay-server.toml, and to run: relay-server reload",
         oidc.issuer
     );
     Err(refusal("not-allowed", &why, &hint))

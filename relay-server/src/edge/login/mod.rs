@@ -428,7 +428,8 @@ impl Here<'_> {
     fn failed(&self, issuer: &Issuer, error: &IssuerError, page: &str) -> Failed {
         let cause = if *error == IssuerError::Busy { Cause::TooManyRequests } else { Cause::LoginFailed };
         let message = format!("{} does not say who you are: {error}.", issuer.url());
-        tracing::warn!(tunnel = self.login.name, issuer = issuer.url(), %error, "nobody has logged in");
+        // Strangers begin as many as they like: what is the operator's to know, the issuer says once.
+        tracing::debug!(tunnel = self.login.name, issuer = issuer.url(), %error, "nobody has logged in");
         Failed { cause, reason: message.clone(), message, link: Some(self.link(page, "Try again")) }
     }
 
