@@ -1603,7 +1603,8 @@ mod http2 {
         if !has_own_process().await {
             return;
         }
-        let world = World::start().await;
+        // However long it takes until all of them are there.
+        let world = World::with(|config| config.limits.write_idle = Duration::from_secs(300)).await;
         let app = App::serve(|request| async move {
             if request.uri().path() == "/other" {
                 return relay_tests::app::ok("other");
@@ -1628,8 +1629,8 @@ mod http2 {
                 attacker.send(&frame(HEADERS, END_HEADERS | END_STREAM, 2 * i + 1, &block)).await;
             }
             attackers.push(attacker);
+            app.reached(1 + 120 * attackers.len()).await;
         }
-        app.reached(961).await;
         others_are_served(&world, &tunnel).await;
         // Relay, client and service share this process; the session's budget is 32 MiB on either side.
         let grown = own_resident().saturating_sub(before);

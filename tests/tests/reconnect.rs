@@ -602,12 +602,15 @@ mod a_relay_by_hand {
             (tokio::spawn(running), lines)
         }
 
-        /// The client's next connection, after its request.
+        /// The client's next connection, after its request. One that it gives up before that is none.
         async fn asked(&self) -> Wire {
-            let (tcp, _) = within("a connection of the client", self.listener.accept()).await.unwrap();
-            let mut wire = Wire::new(tcp);
-            wire.head().await.unwrap();
-            wire
+            loop {
+                let (tcp, _) = within("a connection of the client", self.listener.accept()).await.unwrap();
+                let mut wire = Wire::new(tcp);
+                if wire.head().await.is_some() {
+                    return wire;
+                }
+            }
         }
 
         /// The client's next session, up to its Hello.

@@ -231,7 +231,7 @@ mod tokens {
     async fn that_expire_end_their_sessions() {
         let world = World::start().await;
         let app = says("app").await;
-        let (token, _) = world.token_with(|new| new.expires_at = Some(unix_now() + 2)).await;
+        let (token, _) = world.token_with(|new| new.expires_at = Some(unix_now() + 8)).await;
         let mut client = process(&world, &token, &app, &[]).await;
         let ended = client.wait().await;
         assert_eq!(ended.code(), 3, "{ended:?}");
