@@ -392,6 +392,10 @@ async fn a_unix_socket_is_for_the_owner_alone_and_is_handed_over() {
     let health = run("relay-server", ["health", "--data-dir", &data]).await;
     assert_eq!(health.code(), 0, "{health:?}");
     assert_eq!(next.process.terminate().await.code(), 0);
+    // It did not make the file, and has left it; the next one takes its place, and takes it away in the end.
+    let mut last = RelayServer::spawn_in(home, ["--admin", &admin]).await;
+    assert_eq!(status().await["process"], json!(last.process.pid()));
+    assert_eq!(last.process.terminate().await.code(), 0);
     assert!(!socket.exists());
 }
 
