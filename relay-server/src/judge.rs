@@ -10,6 +10,7 @@ use relay_protocol::message::{RequestHead, Withheld};
 use relay_protocol::webhook::{Judgement, Provider, Reply, Request, Table, Verdict, Verify, Webhooks, plain};
 
 use crate::Shared;
+use crate::edge::shown;
 use crate::limits::Limits;
 use crate::tunnels::Asked;
 
@@ -105,7 +106,7 @@ pub(crate) fn withheld(head: &RequestHead, provider: Option<String>, code: &str,
 
 /// What a client is told of a request that is refused for another reason than its signature.
 pub(crate) fn refused(head: &RequestHead, code: &str, reason: &str) -> Withheld {
-    let target = head.target.as_str();
+    let target = shown(&head.target);
     Withheld {
         id: head.id.to_string(),
         method: head.method.as_str().chars().take(TARGET_MAX).collect(),

@@ -164,7 +164,7 @@ impl Shared {
         } = new;
         let was = self.live.borrow().clone();
         // First what may be refused.
-        let other_issuers = !was.issuers.are_of(&oidc);
+        let other_issuers = !was.issuers.are_of(&oidc, old.data_dir.as_deref());
         let issuers = match other_issuers {
             true => Arc::new(Issuers::new(&oidc, old.data_dir.as_deref())?),
             false => was.issuers.clone(),

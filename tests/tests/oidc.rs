@@ -498,10 +498,12 @@ async fn only_those_are_let_in_whom_the_owner_has_named_and_the_issuer_has_verif
             continue;
         }
         is_refused(&page, 403, "login-denied");
-        assert!(
-            page.text().contains("/_relay/oidc/logout"),
-            "whoever has the wrong account can take another: {page:?}"
-        );
+        // Whoever has the wrong account can take another, also where the issuer knows only too well who is there.
+        let leads = page.text();
+        let (_, leads) = leads.split_once("href=\"").unwrap();
+        let path = leads.split('"').next().unwrap().strip_prefix(&scene.url("")).unwrap().to_owned();
+        let asked = scene.open_until(&mut browser, &path, scene.issuer.url()).await;
+        assert!(asked.contains("prompt=select_account"), "{asked}");
         let told = scene.client.process.event("requests.withheld").await;
         assert_eq!(told["error"], "login-denied", "{told}");
         // A program of theirs is not let in either.
@@ -530,9 +532,20 @@ async fn a_login_is_held_against_the_rules_as_they_are() {
     assert_eq!(scene.app.last().header("relay-user-sub"), "248289761001");
     scene.client.process.terminate().await;
     let flags = ["--oidc-allow", "@example.com"];
-    let next = client(&scene.world, &scene.token, &scene.app, &scene.issuer, "app", &flags).await;
+    let mut next = client(&scene.world, &scene.token, &scene.app, &scene.issuer, "app", &flags).await;
     is_refused(&scene.ask(&browser, Request::get(scene.url("/"))).await, 403, "login-denied");
-    drop(next);
+    next.process.terminate().await;
+    // Without rules nobody says who it is, and nobody gets what lets somebody in at the tunnel of before.
+    let target = scene.app.addr().to_string();
+    let words = ["http", &target, "--subdomain", "app", "--output", "json"];
+    let open = RelayClient::spawn(scene.world.arguments(&scene.token, &words)).await;
+    let request = Request::get(scene.url("/")).header("relay-user-sub", "root").header("cookie", "a=b");
+    assert_eq!(scene.ask(&browser, request).await.code(), 200);
+    let seen = scene.app.last();
+    assert!(!seen.headers.contains_key("relay-user-sub"), "{seen:?}");
+    let cookies: Vec<_> = seen.headers.get_all("cookie").iter().collect();
+    assert_eq!(cookies, ["a=b"], "{seen:?}");
+    drop(open);
     scene.world.shutdown().await;
 }
 
@@ -760,6 +773,28 @@ async fn many_who_fail_wait_and_others_do_not() {
         assert_eq!(attempt("203.0.113.1").await.error(), Some("login-failed"));
     }
     assert_eq!(attempt("203.0.113.1").await.error(), Some("too-many-requests"));
+    // Who does not wait for the answer has tried it all the same.
+    scene.issuer.behave(|manner| manner.hangs = Some("/token"));
+    for _ in 0..2 {
+        scene.issuer.asked();
+        let gone = attempt("203.0.113.3");
+        tokio::pin!(gone);
+        let reaches = async {
+            while !scene.issuer.asked().iter().any(|path| path == "/token") {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            answer = &mut gone => panic!("{answer:?}"),
+            () = within("the question", reaches) => {}
+        }
+    }
+    assert_eq!(attempt("203.0.113.3").await.error(), Some("too-many-requests"));
+    // What the issuer has done wrong is nobody's fault.
+    scene.issuer.behave(|manner| manner.huge = Some("/token"));
+    for _ in 0..3 {
+        assert_eq!(attempt("203.0.113.4").await.error(), Some("login-failed"));
+    }
     scene.issuer.behave(|_| {});
     assert_eq!(attempt("203.0.113.1").await.error(), Some("too-many-requests"));
     assert_eq!(attempt("203.0.113.2").await.code(), 302);
@@ -838,6 +873,11 @@ async fn what_the_operator_allows_changes_while_the_relay_runs() {
     let mut next = relay.successor(&["--config", file.to_str().unwrap()]).await;
     next.process.error_line("a client connected").await;
     assert_eq!(ask("/", &browser.cookies("app.relay.test")).await.code(), 200);
+    // Whoever takes the key away has ended them.
+    std::fs::remove_file(next.data_dir().join("login.key")).unwrap();
+    next.process.signal(Signal::HUP);
+    next.process.error_line("the configuration was read anew").await;
+    assert_eq!(ask("/", &browser.cookies("app.relay.test")).await.code(), 302);
     allow("");
     next.process.signal(Signal::HUP);
     next.process.error_line("the configuration was read anew").await;

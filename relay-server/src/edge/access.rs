@@ -108,8 +108,12 @@ fn judge(
     upload: &mut Upload,
 ) -> Result<(), Instead> {
     let confined = meter.map_or(Ok(()), |meter| confine(exchange, meter, upload));
-    // It may have been let in by the same rules before.
-    let access = access.filter(|access| exchange.admitted.access.as_ref() != Some(access));
+    // It may have been let in by the same rules before. What the service is told by others is not these ones' word.
+    let is_admitted = exchange.admitted.access == access;
+    if !is_admitted {
+        login::untell(&mut exchange.head.headers);
+    }
+    let access = access.filter(|_| !is_admitted);
     let mut decided = confined.and_then(|()| match &access {
         Some(access) => admit_sender(exchange, access),
         None => Ok(()),
@@ -119,13 +123,15 @@ fn judge(
     {
         if let Some(oidc) = &access.oidc {
             let Exchange { head, admitted, .. } = exchange;
-            let checked = login::check(shared, head, &mut admitted.cookies, (access, oidc, name));
+            let checked = login::check(shared, head, &admitted.cookies, (access, oidc, name));
             checked.map_err(|login| Instead::Login(Box::new(login)))?;
         }
         decided = admit_request(shared, exchange, access, name, upload);
     }
     let Err(refusal) = decided else {
-        exchange.admitted.access = access.or(exchange.admitted.access.take());
+        if !is_admitted {
+            exchange.admitted.access = access;
+        }
         return Ok(());
     };
     let access = access.unwrap_or_default();

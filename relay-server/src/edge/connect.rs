@@ -53,6 +53,13 @@ impl Refusals {
         entry.1 += 1;
     }
 
+    /// Takes back an attempt that was counted before it was known to be a good one.
+    pub(super) fn forgive(&self, peer: IpAddr) {
+        if let Some(mut entry) = self.0.get_mut(&block_of(peer)) {
+            entry.1 = entry.1.saturating_sub(1);
+        }
+    }
+
     pub(super) fn has_to_wait(&self, peer: IpAddr, per_minute: u32) -> bool {
         let entry = self.0.get(&block_of(peer));
         entry.is_some_and(|entry| entry.1 >= per_minute && entry.0.elapsed() < Duration::from_secs(60))

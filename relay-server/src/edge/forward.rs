@@ -68,6 +68,8 @@ pub(crate) async fn forward(
     let head = request_head(&parts, &sender, &host);
     let mut exchange = Box::new(Exchange::new(shared.clone(), head, parts.version, started, in_flight));
     exchange.caller = sender.caller;
+    // Of every tunnel: who has the name may have asked for a login yesterday, and will again tomorrow.
+    exchange.take_cookies();
     let mut upload = Some(Upload::new(body, shared.limits()));
     if upload.as_mut().is_some_and(|upload| !upload.is_done()) {
         // Where a body ends and another protocol begins is read differently by different servers. RFC 9110, section
@@ -583,7 +585,7 @@ async fn find(
 }
 
 /// Waits for the client of `name`. Where the relay stops, none comes back any more, and nobody waits for one.
-async fn wait(shared: &Shared, name: &str, until: Instant) -> Option<Arc<Tunnel>> {
+pub(super) async fn wait(shared: &Shared, name: &str, until: Instant) -> Option<Arc<Tunnel>> {
     let limits = &shared.limits();
     // One that is about to move here from another process is as good as here: nobody is to notice that it was not.
     let (patience, waiters) = match shared.has_predecessor() {

@@ -44,6 +44,7 @@ use tokio_util::sync::CancellationToken;
 use self::body::{EdgeBody, discard};
 use self::gate::PublicHost;
 use self::io::{Clock, Conn, InFlight, NoHeader, Watched, read_header};
+pub(crate) use self::login::shown;
 use self::paths::Below;
 use self::proxy_protocol::Header;
 use self::respond::{answer, explain};

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::access::Admitted;
 use super::caller::Caller;
 use super::io::InFlight;
+use super::login::shown;
 use crate::Shared;
 use crate::admin::metrics::Ended;
 use crate::cause::Cause;
@@ -121,6 +122,11 @@ impl Exchange {
         }
     }
 
+    /// Takes the relay's own cookies out of its head.
+    pub(crate) fn take_cookies(&mut self) {
+        self.admitted.cookies.take(&mut self.head.headers);
+    }
+
     /// The head of the response goes to the sender now.
     pub(crate) fn answered(&mut self, status: StatusCode) {
         self.answered = Some((status, self.started.elapsed()));
@@ -219,7 +225,7 @@ impl Drop for Exchange {
             method: &self.head.method,
             host: &self.head.authority,
             prefix: prefix(&self.head.headers),
-            target: self.head.target.as_str(),
+            target: shown(&self.head.target),
             status: answered.map(|(status, _)| status),
             received,
             sent,

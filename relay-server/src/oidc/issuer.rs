@@ -27,6 +27,9 @@ const FRESH: Duration = Duration::from_secs(3600);
 /// How long an issuer that has failed is left alone: strangers can begin as many logins as they like.
 const REST: Duration = Duration::from_secs(10);
 
+/// How far apart it is asked, where strangers leave before it has answered.
+const APART: Duration = Duration::from_secs(1);
+
 /// How often its keys are fetched because of one that is not among them.
 const KEYS: Duration = Duration::from_secs(60);
 
@@ -48,6 +51,8 @@ pub(crate) struct Issuer {
 #[derive(Debug, Default)]
 struct Known {
     endpoints: Option<(Instant, Result<Arc<Endpoints>, IssuerError>)>,
+    /// When somebody has begun to ask for them, who may have gone before there was an answer.
+    asked: Option<Instant>,
     keys: Option<(Instant, Arc<str>)>,
 }
 
@@ -95,6 +100,13 @@ pub(crate) enum IssuerError {
     Claims(#[from] ClaimsError),
     #[error("too many log in at once")]
     Busy,
+}
+
+impl IssuerError {
+    /// Whether it is what has been brought that is wrong, and not the issuer or the way to it.
+    pub(crate) fn is_the_senders(&self) -> bool {
+        matches!(self, Self::Refused(_) | Self::Unsigned(_) | Self::Claims(_))
+    }
 }
 
 /// What a token endpoint answers (RFC 6749, section 5.1; OpenID Connect Core 1.0, section 3.1.3.3).
@@ -146,8 +158,11 @@ impl Issuer {
         let claims = self.verified(&endpoints, &tokens.id_token).await?;
         let expected = Expected { issuer: &endpoints.issuer, client_id: grant.client_id, nonce: grant.nonce };
         let mut person = claims::judge(&claims, expected, unix_now())?;
-        if !claims.contains_key("email") {
-            person.email = self.email(&endpoints, &tokens, &person.subject).await;
+        if person.email.is_none() && !claims.contains_key("email_verified") {
+            let email = self.email(&endpoints, &tokens, &person.subject).await?;
+            // Where the token says one, it is the same.
+            let said = claims.get("email").and_then(Value::as_str);
+            person.email = email.filter(|email| said.is_none_or(|said| said.eq_ignore_ascii_case(email)));
         }
         Ok(person)
     }
@@ -185,24 +200,32 @@ impl Issuer {
     async fn verified(&self, endpoints: &Endpoints, token: &str) -> Result<Map<String, Value>, IssuerError> {
         let keys = self.keys(endpoints, FRESH).await?;
         match signed_claims(token, &keys) {
-            // There may be a new one.
-            Err(Unsigned::NoKey) => Ok(signed_claims(token, &self.keys(endpoints, KEYS).await?)?),
+            // There may be a new one, which need not have a new name.
+            Err(Unsigned::NoKey | Unsigned::Signature) => Ok(signed_claims(token, &self.keys(endpoints, KEYS).await?)?),
             claims => Ok(claims?),
         }
     }
 
     /// The verified address of somebody, from issuers that have it elsewhere than in the token (OpenID Connect Core 1.0, sections
     /// 5.3 and 5.4). Without, they have none: that is for the tunnel's rules to judge.
-    async fn email(&self, endpoints: &Endpoints, tokens: &Tokens, subject: &str) -> Option<String> {
-        let (url, token) = (endpoints.userinfo_endpoint.as_ref()?, tokens.access_token.as_ref()?);
-        let mut bearer = HeaderValue::try_from(format!("Bearer {token}")).ok()?;
+    ///
+    /// # Errors
+    /// [`IssuerError`]: it would tell, and has not.
+    async fn email(
+        &self,
+        endpoints: &Endpoints,
+        tokens: &Tokens,
+        subject: &str,
+    ) -> Result<Option<String>, IssuerError> {
+        let (Some(url), Some(token)) = (&endpoints.userinfo_endpoint, &tokens.access_token) else { return Ok(None) };
+        let bearer = HeaderValue::try_from(format!("Bearer {token}"));
+        let mut bearer = bearer.map_err(|error| malformed("the access token", &error))?;
         bearer.set_sensitive(true);
         let request = Request::get(url).header(AUTHORIZATION, bearer).header(ACCEPT, "application/json");
-        let answer = self.json::<Map<String, Value>>(url, request.body(Bytes::new()).ok()?).await;
-        let claims =
-            answer.inspect_err(|error| tracing::warn!(issuer = self.url, %error, "no address of who logs in")).ok()?;
+        let request = request.body(Bytes::new()).map_err(|error| malformed(url, &error))?;
+        let claims = self.json::<Map<String, Value>>(url, request).await?;
         // Of somebody else it says nothing (section 5.3.2).
-        claims::email(&claims).filter(|_| claims.get("sub").and_then(Value::as_str) == Some(subject))
+        Ok(claims::email(&claims).filter(|_| claims.get("sub").and_then(Value::as_str) == Some(subject)))
     }
 
     async fn endpoints(&self) -> Result<Arc<Endpoints>, IssuerError> {
@@ -219,6 +242,10 @@ impl Issuer {
         if let Some(known) = known() {
             return known;
         }
+        if self.known().asked.is_some_and(|asked| asked.elapsed() < APART) {
+            return Err(IssuerError::Busy);
+        }
+        self.known().asked = Some(Instant::now());
         let found = self.discover().await.map(Arc::new);
         if let Err(error) = &found {
             tracing::warn!(issuer = self.url, %error, "nobody can log in there");

@@ -55,6 +55,8 @@ pub(crate) struct Issuers {
     all: Vec<Arc<Issuer>>,
     pub(crate) sealer: Sealer,
     config: OidcConfig,
+    /// What was in the files that it names, and in that of the key.
+    files: Vec<Option<Vec<u8>>>,
 }
 
 impl Issuers {
@@ -72,16 +74,17 @@ impl Issuers {
         let config = config.clone();
         if config.issuers.is_empty() {
             // Nothing is written, or read, for what is not asked for.
-            return Ok(Self { all: Vec::new(), sealer: Sealer::of(None)?, config });
+            return Ok(Self { all: Vec::new(), sealer: Sealer::of(None)?, files: files(&config, data), config });
         }
         let outgoing = Outgoing::new(config.ca.as_deref())?.bounded(Self::WITHIN, Self::MOST);
         let all = config.issuers.iter().map(|url| Arc::new(Issuer::new(url, outgoing.clone()))).collect();
-        Ok(Self { all, sealer: Sealer::of(data)?, config })
+        let sealer = Sealer::of(data)?;
+        Ok(Self { all, sealer, files: files(&config, data), config })
     }
 
-    /// Whether they are those of this configuration.
-    pub(crate) fn are_of(&self, config: &OidcConfig) -> bool {
-        self.config == *config
+    /// Whether they are those of this configuration, and of its files as they are. It blocks.
+    pub(crate) fn are_of(&self, config: &OidcConfig, data: Option<&Path>) -> bool {
+        self.config == *config && self.files == files(config, data)
     }
 
     /// The one with this URL. Whether that ends with a slash is easily mistaken, and says nothing.
@@ -89,4 +92,10 @@ impl Issuers {
         let bare = |url: &str| url.strip_suffix('/').unwrap_or(url).to_owned();
         self.all.iter().find(|issuer| bare(issuer.url()) == bare(url))
     }
+}
+
+/// What is in the files of a configuration: whoever removes the key ends all logins.
+fn files(config: &OidcConfig, data: Option<&Path>) -> Vec<Option<Vec<u8>>> {
+    let key = data.filter(|_| !config.issuers.is_empty()).map(|data| data.join(seal::FILE));
+    config.ca.iter().chain(&key).map(|path| std::fs::read(path).ok()).collect()
 }

@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::aead::{AES_256_GCM_SIV, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
@@ -16,7 +17,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use crate::certs::replace;
 
 /// The file's name in the data directory.
-const FILE: &str = "login.key";
+pub(super) const FILE: &str = "login.key";
 
 /// Bytes of a key, and of what nobody is to guess.
 const BYTES: usize = 32;
@@ -37,6 +38,14 @@ pub enum SealError {
     Other {
         /// The file.
         path: PathBuf,
+    },
+    /// Others can read it, and so pass for anybody.
+    #[error("{} can be read by others (mode {mode:o}): remove it, and the relay makes another; whoever is logged in then has to do so anew", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
     },
     /// The machine has no randomness to give.
     #[error("this machine gives no random numbers")]
@@ -62,7 +71,13 @@ impl Sealer {
         };
         let failed = |source| SealError::Io { path: path.clone(), source };
         let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
+            Ok(text) => {
+                let mode = std::fs::metadata(&path).map_err(failed)?.permissions().mode() & 0o7777;
+                if mode & 0o077 != 0 {
+                    return Err(SealError::Open { path: path.clone(), mode });
+                }
+                text
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let text = URL_SAFE_NO_PAD.encode(key()?);
                 replace(&path, &format!("{text}\n"), 0o600).map_err(failed)?;
@@ -118,11 +133,6 @@ pub(crate) fn random() -> Option<String> {
     key().ok().map(|key| URL_SAFE_NO_PAD.encode(key))
 }
 
-/// Whether a text is in that form.
-pub(crate) fn is_random(text: &str) -> bool {
-    URL_SAFE_NO_PAD.decode(text).is_ok_and(|bytes| bytes.len() == BYTES)
-}
-
 fn key() -> Result<[u8; BYTES], SealError> {
     let mut key = [0; BYTES];
     rand::fill(&mut key).map(|()| key).map_err(|_| SealError::Random)
@@ -136,8 +146,6 @@ fn joined(about: &[&str]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
-
-    use std::os::unix::fs::PermissionsExt as _;
 
     use proptest::prelude::*;
 
@@ -171,7 +179,6 @@ mod tests {
         }
         assert!(!sealed.contains("content"));
         assert_ne!(sealed, sealer.seal(&["session", "ab", "c"], b"content").unwrap());
-        assert!(is_random(&random().unwrap()) && is_random(&sealer.derive(&[])) && !is_random("AAAA"));
     }
 
     proptest! {

@@ -21,7 +21,7 @@ pub(crate) struct Cookies {
 impl Cookies {
     /// Takes them out of a request's head. All other bytes stay as they are, in whichever lines they stand: HTTP/2 gives each
     /// cookie its own (RFC 9113, section 8.2.3).
-    pub(super) fn take(&mut self, headers: &mut HeaderList) {
+    pub(crate) fn take(&mut self, headers: &mut HeaderList) {
         headers.retain_mut(|(name, value)| {
             if *name != COOKIE {
                 return true;

@@ -25,9 +25,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 use relay_protocol::access::Access;
 use relay_protocol::exchange::append_all;
-use relay_protocol::message::RequestHead;
+use relay_protocol::message::{HeaderList, RequestHead};
 use relay_protocol::oidc::Oidc;
-use relay_protocol::webhook::plain;
+use relay_protocol::webhook::{Secret, plain};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -35,6 +35,7 @@ use tokio::time::Instant;
 pub(crate) use self::cookies::Cookies;
 use self::cookies::{BROWSER, SESSION};
 use super::body::EdgeBody;
+use super::forward::wait;
 use super::gate;
 use super::record::Exchange;
 use super::respond::{Link, explain_with, page};
@@ -48,6 +49,9 @@ use crate::tunnels::Found;
 /// Where an issuer sends people back to: what is registered there.
 const CALLBACK: &str = "/_relay/oidc/callback";
 
+/// Where people log in as whom they choose, also where the issuer knows them.
+const CHOOSE: &str = "/_relay/oidc/login";
+
 /// Where people end their login.
 const LOGOUT: &str = "/_relay/oidc/logout";
 
@@ -57,6 +61,9 @@ const USER_EMAIL: HeaderName = HeaderName::from_static("relay-user-email");
 
 /// How long a login may take, in seconds.
 const PENDING: u64 = 600;
+
+/// The most cookies of a name that are looked at.
+const MOST: usize = 4;
 
 /// The longest path that people come back to. It travels within the URLs of the issuer.
 const LONGEST: usize = 1024;
@@ -104,6 +111,16 @@ struct Session {
     until: i64,
 }
 
+/// What tells a browser that has begun logins.
+#[derive(Debug, Serialize, Deserialize)]
+struct Browser {
+    #[serde(rename = "r")]
+    random: String,
+    /// In seconds since 1970. Before, other logins may be begun by it.
+    #[serde(rename = "u")]
+    until: i64,
+}
+
 /// A login that has begun.
 #[derive(Debug, Serialize, Deserialize)]
 struct Begun {
@@ -120,27 +137,38 @@ struct Begun {
     until: i64,
 }
 
-/// Lets a request in that has a login, or needs none, and takes the relay's cookies out of it. The service is told who it is.
+/// What may be shown of a target, as in a log: what an issuer sends people back with opens a door.
+pub(crate) fn shown(target: &PathAndQuery) -> &str {
+    if target.path() == CALLBACK { CALLBACK } else { target.as_str() }
+}
+
+/// Takes back what the service would be told of who is there.
+pub(super) fn untell(headers: &mut HeaderList) {
+    headers.retain(|(name, _)| *name != USER_SUB && *name != USER_EMAIL);
+}
+
+/// Lets a request in that has a login, or needs none. The service is told who it is.
 pub(super) fn check(
     shared: &Shared,
     head: &mut RequestHead,
-    kept: &mut Cookies,
+    kept: &Cookies,
     (access, oidc, name): (&Arc<Access>, &Oidc, &str),
 ) -> Result<(), Login> {
-    head.headers.retain(|(name, _)| *name != USER_SUB && *name != USER_EMAIL);
-    kept.take(&mut head.headers);
+    let own = || shared.public_url(&gate::host(&head.authority).unwrap_or_default());
     let found = match head.target.path() {
         CALLBACK => Err(Stranger::Returns),
         LOGOUT => Err(Stranger::Leaves),
+        CHOOSE if is_page(head) => Err(Stranger::Begins),
+        CHOOSE => Err(Stranger::Unknown),
         _ => match session(&shared.live.borrow().issuers, kept, oidc, name) {
-            Some(_) if is_foreign(head) => Err(Stranger::Foreign),
+            Some(_) if is_foreign(head, own) => Err(Stranger::Foreign),
             Some(session) if !oidc.admits(session.email.as_deref()) => Err(Stranger::Unwanted(session.email)),
             Some(session) => Ok(Some(session)),
             None if is_page(head) => Err(Stranger::Begins),
             None => Err(Stranger::Unknown),
         },
     };
-    let skips = || oidc.skips(head.target.path());
+    let skips = || ![CALLBACK, LOGOUT, CHOOSE].contains(&head.target.path()) && oidc.skips(head.target.path());
     let session = match found {
         Err(Stranger::Begins | Stranger::Unknown | Stranger::Foreign | Stranger::Unwanted(_)) if skips() => None,
         Err(stranger) => return Err(Login { stranger, name: name.to_owned(), access: access.clone() }),
@@ -156,8 +184,9 @@ pub(super) fn check(
 fn session(issuers: &Issuers, kept: &Cookies, oidc: &Oidc, name: &str) -> Option<Session> {
     // What the operator does not trust any more has let nobody in.
     issuers.get(&oidc.issuer)?;
-    let mut sessions =
-        kept.sessions.iter().filter_map(|text| opened::<Session>(issuers, "session", (oidc, name), text));
+    // A browser has one. Strangers send what they like, and each costs some arithmetic.
+    let sessions = kept.sessions.iter().take(MOST);
+    let mut sessions = sessions.filter_map(|text| opened::<Session>(issuers, "session", (oidc, name), text));
     sessions.find(|session| unix_now() < session.until)
 }
 
@@ -185,15 +214,12 @@ fn is_page(head: &RequestHead) -> bool {
 
 /// Whether a request is the doing of a page of another origin, be it one of the same site: all tunnels of a relay may be one
 /// (see docs/threat-model.md). A link that somebody follows is not.
-fn is_foreign(head: &RequestHead) -> bool {
+fn is_foreign(head: &RequestHead, own: impl FnOnce() -> String) -> bool {
     match value(head, SEC_FETCH_SITE) {
         Some("same-origin" | "none") => false,
         Some(_) => !is_page(head),
         // Links have none.
-        None => value(head, ORIGIN).is_some_and(|origin| {
-            let (scheme, host) = origin.split_once("://").unwrap_or_default();
-            !(matches!(scheme, "https" | "http") && host.eq_ignore_ascii_case(&head.authority))
-        }),
+        None => value(head, ORIGIN).is_some_and(|origin| !origin.eq_ignore_ascii_case(&own())),
     }
 }
 
@@ -220,12 +246,7 @@ impl Login {
         let here = Here { shared, login: &self, base };
         let answered = match &self.stranger {
             Stranger::Begins => here.begin(&exchange.head, &exchange.admitted.cookies).await,
-            Stranger::Returns => {
-                let query = exchange.head.target.query().unwrap_or_default().to_owned();
-                // What stands there opens a door, and is for no log.
-                exchange.head.target = PathAndQuery::from_static(CALLBACK);
-                here.finish(&query, &exchange.head, &exchange.admitted.cookies).await
-            }
+            Stranger::Returns => here.finish(&exchange.head, &exchange.admitted.cookies).await,
             Stranger::Leaves => here.leave(&exchange.head),
             Stranger::Unknown => Err(Failed {
                 cause: Cause::LoginRequired,
@@ -278,22 +299,32 @@ impl Here<'_> {
     async fn begin(&self, head: &RequestHead, kept: &Cookies) -> Result<Response<EdgeBody>, Failed> {
         let (oidc, name) = (self.login.oidc()?, self.login.name.as_str());
         let (issuers, issuer) = self.issuer(oidc)?;
-        if oidc.secret.is_none() {
-            return Err(away());
-        }
+        self.secret(oidc, "/").await?;
         let no_random = || Failed::of(Cause::Internal, "the relay's machine gives no random numbers");
         // One that it has is that of its other pages, which may be on their way back.
-        let known = kept.browsers.iter().find(|browser| seal::is_random(browser)).cloned();
-        let browser = known.or_else(seal::random).ok_or_else(no_random)?;
+        let fresh = unix_now().saturating_add_unsigned(PENDING);
+        let is_fresh = |text: &&String| {
+            opened::<Browser>(&issuers, "browser", (oidc, name), text).is_some_and(|browser| browser.until >= fresh)
+        };
+        let browser = match kept.browsers.iter().take(MOST).find(is_fresh) {
+            Some(known) => known.clone(),
+            None => {
+                let random = seal::random().ok_or_else(no_random)?;
+                let browser = Browser { random, until: fresh.saturating_add_unsigned(PENDING) };
+                sealed(&issuers, "browser", (oidc, name), &browser).ok_or_else(no_random)?
+            }
+        };
         let random = seal::random().ok_or_else(no_random)?;
-        let page = Some(head.target.as_str()).filter(|page| page.len() <= LONGEST).unwrap_or("/").to_owned();
+        let chooses = head.target.path() == CHOOSE;
+        let page = Some(head.target.as_str()).filter(|page| page.len() <= LONGEST && !chooses);
+        let page = page.unwrap_or("/").to_owned();
         let (nonce, verifier) = secrets(&issuers, &browser, &random);
         let until = unix_now().saturating_add_unsigned(PENDING);
         let begun = Begun { browser: issuers.sealer.derive(&["browser", &browser]), random, page, until };
         let state = sealed(&issuers, "state", (oidc, name), &begun).ok_or_else(no_random)?;
         let challenge = URL_SAFE_NO_PAD.encode(digest(&SHA256, verifier.as_bytes()));
         let redirect_uri = self.url(CALLBACK);
-        let parameters = [
+        let mut parameters = vec![
             ("response_type", "code"),
             ("client_id", oidc.client_id.as_str()),
             ("redirect_uri", &redirect_uri),
@@ -303,14 +334,19 @@ impl Here<'_> {
             ("code_challenge", &challenge),
             ("code_challenge_method", "S256"),
         ];
+        if chooses {
+            // OpenID Connect Core 1.0, section 3.1.2.1.
+            parameters.push(("prompt", "select_account"));
+        }
         let url = issuer.login_url(&parameters).await.map_err(|error| self.failed(&issuer, &error, "/"))?;
-        self.redirect(&url, cookies::set(BROWSER, &browser, PENDING))
+        self.redirect(&url, cookies::set(BROWSER, &browser, 2 * PENDING))
     }
 
     /// Takes somebody back from the issuer.
-    async fn finish(&self, query: &str, head: &RequestHead, kept: &Cookies) -> Result<Response<EdgeBody>, Failed> {
+    async fn finish(&self, head: &RequestHead, kept: &Cookies) -> Result<Response<EdgeBody>, Failed> {
         let (oidc, name) = (self.login.oidc()?, self.login.name.as_str());
         let (issuers, issuer) = self.issuer(oidc)?;
+        let query = head.target.query().unwrap_or_default();
         let parameter = |wanted: &str| parameter(query, wanted);
         let begun = parameter("state").and_then(|state| opened::<Begun>(&issuers, "state", (oidc, name), &state));
         let begun = begun.ok_or_else(|| self.lost("/", "its state is not of this tunnel"))?;
@@ -319,7 +355,7 @@ impl Here<'_> {
             return Err(self.lost(page, "the login has taken too long"));
         }
         let is_it = |browser: &&String| issuers.sealer.is_derived(&begun.browser, &["browser", browser]);
-        let browser = kept.browsers.iter().find(is_it);
+        let browser = kept.browsers.iter().take(MOST).find(is_it);
         let browser = browser.ok_or_else(|| self.lost(page, "the login was begun in another browser"))?;
         // RFC 9207, section 2.4.
         if parameter("iss").is_some_and(|iss| iss != issuer.url()) {
@@ -336,8 +372,8 @@ impl Here<'_> {
             });
         }
         let code = parameter("code").ok_or_else(|| self.lost(page, "the answer has no code"))?;
-        let secret = oidc.secret.as_ref().ok_or_else(away)?;
-        self.pace(head, page)?;
+        let secret = self.secret(oidc, page).await?;
+        let address = self.pace(head, page)?;
         let (nonce, verifier) = secrets(&issuers, browser, &begun.random);
         let grant = Grant {
             code: &code,
@@ -347,10 +383,13 @@ impl Here<'_> {
             client_id: &oidc.client_id,
             secret: secret.expose(),
         };
-        let Person { subject, email } = issuer.redeem(grant).await.map_err(|error| {
-            if let Ok(address) = head.remote.parse() {
-                self.shared.failed_logins.note(address);
-            }
+        let redeemed = issuer.redeem(grant).await;
+        // What an issuer has done wrong says nothing of the sender.
+        if let Some(address) = address.filter(|_| !redeemed.as_ref().is_err_and(IssuerError::is_the_senders)) {
+            self.shared.failed_logins.forgive(address);
+        }
+        let Person { subject, email } = redeemed.map_err(|error| {
+            tracing::warn!(tunnel = name, issuer = issuer.url(), %error, "nobody has logged in");
             self.failed(&issuer, &error, page)
         })?;
         // Somebody who may not come is logged in, too: the page that says so has a way out.
@@ -364,7 +403,7 @@ impl Here<'_> {
 
     /// Ends a login. A page of another address cannot: at most it leads here.
     fn leave(&self, head: &RequestHead) -> Result<Response<EdgeBody>, Failed> {
-        if is_foreign(head) {
+        if is_foreign(head, || self.base.clone()) {
             return Err(Failed {
                 cause: Cause::LoginRequired,
                 message: "A page of another address cannot log you out of this tunnel.".to_owned(),
@@ -375,7 +414,7 @@ impl Here<'_> {
         let mut response = page(
             "You are logged out of this tunnel.",
             "You may still be logged in where you have done it, and then come in again without being asked.",
-            &self.link("/", "Log in again"),
+            &self.link(CHOOSE, "Log in again"),
         );
         response.headers_mut().extend(cookies::set(SESSION, "", 0).map(|line| (SET_COOKIE, line)));
         Ok(response)
@@ -392,14 +431,32 @@ impl Here<'_> {
         })
     }
 
-    /// Lets so many people log in, in a minute, and nobody try it again and again.
-    fn pace(&self, head: &RequestHead, page: &str) -> Result<(), Failed> {
+    /// The client secret, which the client brings along that is on its way back.
+    async fn secret(&self, oidc: &Oidc, page: &str) -> Result<Secret, Failed> {
+        if let Some(secret) = &oidc.secret {
+            return Ok(secret.clone());
+        }
+        let patience = Instant::now() + self.shared.limits().client_wait;
+        let tunnel = wait(self.shared, &self.login.name, patience).await;
+        let rules = tunnel.and_then(|tunnel| tunnel.asked.access.as_ref()?.oidc.clone());
+        let same = rules.filter(|rules| (&rules.issuer, &rules.client_id) == (&oidc.issuer, &oidc.client_id));
+        same.and_then(|rules| rules.secret.clone()).ok_or_else(|| Failed {
+            message: "The tunnel's client is not connected at the moment, and nobody can log in without it.".to_owned(),
+            link: Some(self.link(page, "Try again")),
+            ..Failed::of(Cause::ClientOffline, "nobody can log in while the client is away")
+        })
+    }
+
+    /// Lets so many people log in, in a minute, and nobody try it again and again: what is tried from an address counts until
+    /// it has turned out well, also where nobody waits for that.
+    fn pace(&self, head: &RequestHead, page: &str) -> Result<Option<IpAddr>, Failed> {
         let most = self.shared.limits().logins_per_minute;
         let address: Option<IpAddr> = head.remote.parse().ok();
         let has_to_wait =
             address.is_some_and(|address| self.shared.failed_logins.has_to_wait(address, most.div_ceil(6)));
         if !has_to_wait && self.shared.registry.paces_login(&self.login.name, most, Instant::now()) {
-            return Ok(());
+            address.into_iter().for_each(|address| self.shared.failed_logins.note(address));
+            return Ok(address);
         }
         Err(Failed {
             message: "Too many people log in at this tunnel; try again in a minute.".to_owned(),
@@ -417,7 +474,7 @@ impl Here<'_> {
             }
         };
         let reason = email.map_or("somebody without a verified address".to_owned(), str::to_owned);
-        let link = Some(self.link(LOGOUT, "Log out"));
+        let link = Some(self.link(CHOOSE, "Log in as somebody else"));
         Failed { message, link, ..Failed::of(Cause::LoginDenied, &format!("{reason} is not let in")) }
     }
 
@@ -428,8 +485,6 @@ impl Here<'_> {
     fn failed(&self, issuer: &Issuer, error: &IssuerError, page: &str) -> Failed {
         let cause = if *error == IssuerError::Busy { Cause::TooManyRequests } else { Cause::LoginFailed };
         let message = format!("{} does not say who you are: {error}.", issuer.url());
-        // Strangers begin as many as they like: what is the operator's to know, the issuer says once.
-        tracing::debug!(tunnel = self.login.name, issuer = issuer.url(), %error, "nobody has logged in");
         Failed { cause, reason: message.clone(), message, link: Some(self.link(page, "Try again")) }
     }
 
@@ -474,12 +529,6 @@ impl Here<'_> {
         }
         response
     }
-}
-
-/// Who has the client secret is away.
-fn away() -> Failed {
-    let message = "The tunnel's client is not connected at the moment, and nobody can log in without it.".to_owned();
-    Failed { message, ..Failed::of(Cause::ClientOffline, "nobody can log in while the client is away") }
 }
 
 /// The nonce (OpenID Connect Core 1.0, section 15.5.2) and the code verifier (RFC 7636, section 4.1) of a login, which nobody
@@ -565,7 +614,7 @@ mod tests {
             (Method::GET, &[("accept", "text/html")], false),
             (Method::GET, &[("origin", "https://evil.relay.example:8443"), ("upgrade", "websocket")], true),
         ] {
-            assert_eq!(is_foreign(&head(method.clone(), headers)), is, "{method} {headers:?}");
+            assert_eq!(is_foreign(&head(method.clone(), headers), || own.to_owned()), is, "{method} {headers:?}");
         }
     }
 
