@@ -112,6 +112,9 @@ fn judge(
     let is_admitted = exchange.admitted.access == access;
     if !is_admitted {
         login::untell(&mut exchange.head.headers);
+        if exchange.admitted.access.is_some() {
+            exchange.head.headers.retain(|(name, _)| *name != CLIENT_CERT);
+        }
     }
     let access = access.filter(|_| !is_admitted);
     let mut decided = confined.and_then(|()| match &access {

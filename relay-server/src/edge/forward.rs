@@ -585,7 +585,7 @@ async fn find(
 }
 
 /// Waits for the client of `name`. Where the relay stops, none comes back any more, and nobody waits for one.
-pub(super) async fn wait(shared: &Shared, name: &str, until: Instant) -> Option<Arc<Tunnel>> {
+async fn wait(shared: &Shared, name: &str, until: Instant) -> Option<Arc<Tunnel>> {
     let limits = &shared.limits();
     // One that is about to move here from another process is as good as here: nobody is to notice that it was not.
     let (patience, waiters) = match shared.has_predecessor() {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use futures_util::future::{BoxFuture, FutureExt as _, Shared};
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderValue, Request, StatusCode, Uri};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -27,9 +28,6 @@ const FRESH: Duration = Duration::from_secs(3600);
 /// How long an issuer that has failed is left alone: strangers can begin as many logins as they like.
 const REST: Duration = Duration::from_secs(10);
 
-/// How far apart it is asked, where strangers leave before it has answered.
-const APART: Duration = Duration::from_secs(1);
-
 /// How often its keys are fetched because of one that is not among them.
 const KEYS: Duration = Duration::from_secs(60);
 
@@ -48,11 +46,15 @@ pub(crate) struct Issuer {
     redeeming: Semaphore,
 }
 
+type Found = Result<Arc<Endpoints>, IssuerError>;
+
+type Asking = Shared<BoxFuture<'static, Found>>;
+
 #[derive(Debug, Default)]
 struct Known {
-    endpoints: Option<(Instant, Result<Arc<Endpoints>, IssuerError>)>,
-    /// When somebody has begun to ask for them, who may have gone before there was an answer.
-    asked: Option<Instant>,
+    endpoints: Option<(Instant, Found)>,
+    /// They are asked for since then, for all who wait: whoever leaves takes the question from nobody else.
+    asking: Option<(Instant, Asking)>,
     keys: Option<(Instant, Arc<str>)>,
 }
 
@@ -77,6 +79,8 @@ pub(crate) struct Grant<'a> {
     pub(crate) redirect_uri: &'a str,
     pub(crate) client_id: &'a str,
     pub(crate) secret: &'a str,
+    /// Somebody without a verified address is not let in.
+    pub(crate) needs_email: bool,
 }
 
 /// Why an issuer does not say who somebody is. The first words are for the sentence "… does not say who you are: …".
@@ -103,9 +107,9 @@ pub(crate) enum IssuerError {
 }
 
 impl IssuerError {
-    /// Whether it is what has been brought that is wrong, and not the issuer or the way to it.
-    pub(crate) fn is_the_senders(&self) -> bool {
-        matches!(self, Self::Refused(_) | Self::Unsigned(_) | Self::Claims(_))
+    /// Whether it says nothing of what was brought: the issuer could not even be asked.
+    pub(crate) fn is_on_the_way(&self) -> bool {
+        matches!(self, Self::Unreachable(_) | Self::Busy)
     }
 }
 
@@ -159,7 +163,15 @@ impl Issuer {
         let expected = Expected { issuer: &endpoints.issuer, client_id: grant.client_id, nonce: grant.nonce };
         let mut person = claims::judge(&claims, expected, unix_now())?;
         if person.email.is_none() && !claims.contains_key("email_verified") {
-            let email = self.email(&endpoints, &tokens, &person.subject).await?;
+            let email = match self.email(&endpoints, &tokens, &person.subject).await {
+                // Whoever has logged in is not to blame.
+                Err(error) if grant.needs_email => return Err(IssuerError::Unreachable(error.to_string())),
+                Err(error) => {
+                    tracing::warn!(issuer = self.url, %error, "no address of who logs in");
+                    None
+                }
+                Ok(email) => email,
+            };
             // Where the token says one, it is the same.
             let said = claims.get("email").and_then(Value::as_str);
             person.email = email.filter(|email| said.is_none_or(|said| said.eq_ignore_ascii_case(email)));
@@ -193,7 +205,7 @@ impl Issuer {
         }
         let what = &endpoints.token_endpoint;
         let request = request.body(Bytes::from(form(&parameters))).map_err(|error| malformed(what, &error))?;
-        self.json(what, request).await
+        json(&self.outgoing, what, request).await
     }
 
     /// The claims of an ID token that is signed by this issuer.
@@ -223,48 +235,37 @@ impl Issuer {
         bearer.set_sensitive(true);
         let request = Request::get(url).header(AUTHORIZATION, bearer).header(ACCEPT, "application/json");
         let request = request.body(Bytes::new()).map_err(|error| malformed(url, &error))?;
-        let claims = self.json::<Map<String, Value>>(url, request).await?;
+        let claims = json::<Map<String, Value>>(&self.outgoing, url, request).await?;
         // Of somebody else it says nothing (section 5.3.2).
         Ok(claims::email(&claims).filter(|_| claims.get("sub").and_then(Value::as_str) == Some(subject)))
     }
 
-    async fn endpoints(&self) -> Result<Arc<Endpoints>, IssuerError> {
-        let known = || {
-            let known = self.known().endpoints.clone();
+    async fn endpoints(&self) -> Found {
+        let asking = {
+            let mut known = self.known();
             let holds = |at: &Instant, known: &Result<_, _>| at.elapsed() < if known.is_ok() { FRESH } else { REST };
-            known.filter(|(at, known)| holds(at, known)).map(|(_, known)| known)
+            if let Some((_, known)) = known.endpoints.as_ref().filter(|(at, known)| holds(at, known)) {
+                return known.clone();
+            }
+            match known.asking.as_ref().filter(|(since, _)| since.elapsed() < Issuers::WITHIN) {
+                Some((_, asking)) => asking.clone(),
+                None => {
+                    let asking = discover(self.url.clone(), self.outgoing.clone()).boxed().shared();
+                    known.asking = Some((Instant::now(), asking.clone()));
+                    asking
+                }
+            }
         };
-        if let Some(known) = known() {
-            return known;
+        let found = asking.await;
+        let mut known = self.known();
+        // The first who hears it.
+        if known.asking.take().is_some() {
+            if let Err(error) = &found {
+                tracing::warn!(issuer = self.url, %error, "nobody can log in there");
+            }
+            known.endpoints = Some((Instant::now(), found.clone()));
         }
-        let _place = self.place().await?;
-        // Whoever had the place before has asked meanwhile.
-        if let Some(known) = known() {
-            return known;
-        }
-        if self.known().asked.is_some_and(|asked| asked.elapsed() < APART) {
-            return Err(IssuerError::Busy);
-        }
-        self.known().asked = Some(Instant::now());
-        let found = self.discover().await.map(Arc::new);
-        if let Err(error) = &found {
-            tracing::warn!(issuer = self.url, %error, "nobody can log in there");
-        }
-        self.known().endpoints = Some((Instant::now(), found.clone()));
         found
-    }
-
-    async fn discover(&self) -> Result<Endpoints, IssuerError> {
-        let url = format!("{}/.well-known/openid-configuration", self.url.strip_suffix('/').unwrap_or(&self.url));
-        let request = Request::get(&url).header(ACCEPT, "application/json").body(Bytes::new());
-        let found: Endpoints = self.json(&url, request.map_err(|error| malformed(&url, &error))?).await?;
-        if found.issuer != self.url {
-            return Err(IssuerError::Other(plain(&found.issuer)));
-        }
-        let named = [&found.authorization_endpoint, &found.token_endpoint, &found.jwks_uri];
-        let insecure = named.into_iter().chain(&found.userinfo_endpoint).find(|url| !is_https(url));
-        insecure.map_or(Ok(()), |url| Err(IssuerError::Insecure(plain(url))))?;
-        Ok(found)
     }
 
     /// Its keys, which are not older than that.
@@ -279,7 +280,7 @@ impl Issuer {
         }
         let url = &endpoints.jwks_uri;
         let request = Request::get(url).header(ACCEPT, "application/json").body(Bytes::new());
-        let body = self.send(url, request.map_err(|error| malformed(url, &error))?).await?;
+        let body = send(&self.outgoing, url, request.map_err(|error| malformed(url, &error))?).await?;
         let keys: Arc<str> = str::from_utf8(&body).map_err(|error| malformed(url, &error))?.into();
         self.known().keys = Some((Instant::now(), keys.clone()));
         Ok(keys)
@@ -292,30 +293,43 @@ impl Issuer {
         }
     }
 
-    async fn json<T: DeserializeOwned>(&self, what: &str, request: Request<Bytes>) -> Result<T, IssuerError> {
-        let body = self.send(what, request).await?;
-        serde_json::from_slice(&body).map_err(|error| malformed(what, &error))
-    }
-
-    async fn send(&self, what: &str, request: Request<Bytes>) -> Result<Bytes, IssuerError> {
-        let answer = self.outgoing.send(request).await.map_err(|error| IssuerError::Unreachable(error.to_string()))?;
-        let (status, body) = (answer.status(), answer.into_body());
-        if status == StatusCode::OK {
-            return Ok(body);
-        }
-        // RFC 6749, section 5.2.
-        let error: Option<Map<String, Value>> = serde_json::from_slice(&body).ok();
-        let word = |name| error.as_ref()?.get(name)?.as_str().map(plain);
-        Err(match (word("error"), word("error_description")) {
-            (Some(error), Some(description)) => IssuerError::Refused(format!("{error}: {description}")),
-            (Some(error), None) => IssuerError::Refused(error),
-            (None, _) => IssuerError::Status { what: what.to_owned(), status: status.as_u16() },
-        })
-    }
-
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+async fn discover(issuer: String, outgoing: Outgoing) -> Found {
+    let url = format!("{}/.well-known/openid-configuration", issuer.strip_suffix('/').unwrap_or(&issuer));
+    let request = Request::get(&url).header(ACCEPT, "application/json").body(Bytes::new());
+    let found: Endpoints = json(&outgoing, &url, request.map_err(|error| malformed(&url, &error))?).await?;
+    if found.issuer != issuer {
+        return Err(IssuerError::Other(plain(&found.issuer)));
+    }
+    let named = [&found.authorization_endpoint, &found.token_endpoint, &found.jwks_uri];
+    let insecure = named.into_iter().chain(&found.userinfo_endpoint).find(|url| !is_https(url));
+    insecure.map_or(Ok(()), |url| Err(IssuerError::Insecure(plain(url))))?;
+    Ok(Arc::new(found))
+}
+
+async fn json<T: DeserializeOwned>(outgoing: &Outgoing, what: &str, request: Request<Bytes>) -> Result<T, IssuerError> {
+    let body = send(outgoing, what, request).await?;
+    serde_json::from_slice(&body).map_err(|error| malformed(what, &error))
+}
+
+async fn send(outgoing: &Outgoing, what: &str, request: Request<Bytes>) -> Result<Bytes, IssuerError> {
+    let answer = outgoing.send(request).await.map_err(|error| IssuerError::Unreachable(error.to_string()))?;
+    let (status, body) = (answer.status(), answer.into_body());
+    if status == StatusCode::OK {
+        return Ok(body);
+    }
+    // RFC 6749, section 5.2.
+    let error: Option<Map<String, Value>> = serde_json::from_slice(&body).ok();
+    let word = |name| error.as_ref()?.get(name)?.as_str().map(plain);
+    Err(match (word("error"), word("error_description")) {
+        (Some(error), Some(description)) => IssuerError::Refused(format!("{error}: {description}")),
+        (Some(error), None) => IssuerError::Refused(error),
+        (None, _) => IssuerError::Status { what: what.to_owned(), status: status.as_u16() },
+    })
 }
 
 fn malformed(what: &str, error: &dyn std::error::Error) -> IssuerError {

@@ -72,8 +72,9 @@ impl Sealer {
         let failed = |source| SealError::Io { path: path.clone(), source };
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => {
+                // A group has it where a volume is given to one, as in Kubernetes by fsGroup.
                 let mode = std::fs::metadata(&path).map_err(failed)?.permissions().mode() & 0o7777;
-                if mode & 0o077 != 0 {
+                if mode & 0o007 != 0 {
                     return Err(SealError::Open { path: path.clone(), mode });
                 }
                 text

@@ -11,6 +11,9 @@ pub(super) const SESSION: &str = "__Host-relay-session";
 /// What tells the browser that a login was begun in.
 pub(super) const BROWSER: &str = "__Host-relay-login";
 
+/// How both begin.
+const PREFIX: &[u8] = b"__Host-relay-";
+
 /// Those of the relay that were in a request.
 #[derive(Debug, Default)]
 pub(crate) struct Cookies {
@@ -37,6 +40,9 @@ impl Cookies {
 
     /// A line without them; none where there are none.
     fn rest(&mut self, line: &[u8]) -> Option<Vec<u8>> {
+        if !line.windows(PREFIX.len()).any(|part| part == PREFIX) {
+            return None;
+        }
         let all: Vec<_> = line.split(|byte| *byte == b';').collect();
         let kept: Vec<_> = all.iter().copied().filter(|pair| !self.keep(pair)).collect();
         let has_changed = kept.len() < all.len();
@@ -53,7 +59,8 @@ impl Cookies {
             _ => return false,
         };
         let value = str::from_utf8(value.get(1..).unwrap_or_default().trim_ascii()).unwrap_or_default();
-        all.push(value.to_owned());
+        // The one of before may stand behind a login that has begun.
+        all.extend(value.split('.').map(str::to_owned));
         true
     }
 }

@@ -11,6 +11,7 @@
 
 mod cookies;
 
+use std::iter;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -35,7 +36,6 @@ use tokio::time::Instant;
 pub(crate) use self::cookies::Cookies;
 use self::cookies::{BROWSER, SESSION};
 use super::body::EdgeBody;
-use super::forward::wait;
 use super::gate;
 use super::record::Exchange;
 use super::respond::{Link, explain_with, page};
@@ -61,6 +61,9 @@ const USER_EMAIL: HeaderName = HeaderName::from_static("relay-user-email");
 
 /// How long a login may take, in seconds.
 const PENDING: u64 = 600;
+
+/// The longest code that is taken to an issuer, in bytes.
+const LONGEST_CODE: usize = 4096;
 
 /// The most cookies of a name that are looked at.
 const MOST: usize = 4;
@@ -306,12 +309,15 @@ impl Here<'_> {
         let is_fresh = |text: &&String| {
             opened::<Browser>(&issuers, "browser", (oidc, name), text).is_some_and(|browser| browser.until >= fresh)
         };
-        let browser = match kept.browsers.iter().take(MOST).find(is_fresh) {
-            Some(known) => known.clone(),
+        let (browser, cookie) = match kept.browsers.iter().take(MOST).find(is_fresh) {
+            Some(known) => (known.clone(), kept.browsers.iter().take(2).cloned().collect::<Vec<_>>().join(".")),
             None => {
                 let random = seal::random().ok_or_else(no_random)?;
                 let browser = Browser { random, until: fresh.saturating_add_unsigned(PENDING) };
-                sealed(&issuers, "browser", (oidc, name), &browser).ok_or_else(no_random)?
+                let browser = sealed(&issuers, "browser", (oidc, name), &browser).ok_or_else(no_random)?;
+                // Other pages may be on their way back with the one of before.
+                let both: Vec<_> = iter::once(&browser).chain(kept.browsers.first()).cloned().collect();
+                (browser, both.join("."))
             }
         };
         let random = seal::random().ok_or_else(no_random)?;
@@ -339,7 +345,7 @@ impl Here<'_> {
             parameters.push(("prompt", "select_account"));
         }
         let url = issuer.login_url(&parameters).await.map_err(|error| self.failed(&issuer, &error, "/"))?;
-        self.redirect(&url, cookies::set(BROWSER, &browser, 2 * PENDING))
+        self.redirect(&url, cookies::set(BROWSER, &cookie, 2 * PENDING))
     }
 
     /// Takes somebody back from the issuer.
@@ -371,7 +377,11 @@ impl Here<'_> {
                 link: Some(self.link(page, "Try again")),
             });
         }
-        let code = parameter("code").ok_or_else(|| self.lost(page, "the answer has no code"))?;
+        // RFC 6749, appendix A.11.
+        let is_code = |code: &String| {
+            code.len() <= LONGEST_CODE && code.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic())
+        };
+        let code = parameter("code").filter(is_code).ok_or_else(|| self.lost(page, "the answer has no code"))?;
         let secret = self.secret(oidc, page).await?;
         let address = self.pace(head, page)?;
         let (nonce, verifier) = secrets(&issuers, browser, &begun.random);
@@ -382,10 +392,11 @@ impl Here<'_> {
             redirect_uri: &self.url(CALLBACK),
             client_id: &oidc.client_id,
             secret: secret.expose(),
+            needs_email: !oidc.allow.is_empty(),
         };
         let redeemed = issuer.redeem(grant).await;
-        // What an issuer has done wrong says nothing of the sender.
-        if let Some(address) = address.filter(|_| !redeemed.as_ref().is_err_and(IssuerError::is_the_senders)) {
+        // Where the issuer could not be asked, that says nothing of the sender.
+        if let Some(address) = address.filter(|_| redeemed.as_ref().err().is_none_or(IssuerError::is_on_the_way)) {
             self.shared.failed_logins.forgive(address);
         }
         let Person { subject, email } = redeemed.map_err(|error| {
@@ -437,7 +448,9 @@ impl Here<'_> {
             return Ok(secret.clone());
         }
         let patience = Instant::now() + self.shared.limits().client_wait;
-        let tunnel = wait(self.shared, &self.login.name, patience).await;
+        // Strangers are to leave places for those who are let in.
+        let most = self.shared.limits().client_waiters.div_ceil(4);
+        let tunnel = self.shared.registry.wait(&self.login.name, patience, most as u64).await;
         let rules = tunnel.and_then(|tunnel| tunnel.asked.access.as_ref()?.oidc.clone());
         let same = rules.filter(|rules| (&rules.issuer, &rules.client_id) == (&oidc.issuer, &oidc.client_id));
         same.and_then(|rules| rules.secret.clone()).ok_or_else(|| Failed {
