@@ -1033,7 +1033,7 @@ pub struct AccessArgs {
     pub client_ca: Vec<CaFile>,
 
     /// Have people log in, in their browsers, where this issuer of OpenID Connect knows them, as in
-    /// https://accounts.google.com; the relay's operator has to allow it
+    /// `https://accounts.google.com`; the relay's operator has to allow it
     #[arg(long, value_name = "ISSUER", requires_all = ["oidc_client_id", "oidc_client_secret"])]
     pub oidc: Option<String>,
 

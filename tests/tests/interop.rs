@@ -783,8 +783,10 @@ mod testssl {
         }
         let wrong: Vec<_> = found
             .iter()
-            .filter(|[id, severity, _]| {
+            .filter(|[id, severity, finding]| {
                 !["OK", "INFO", "LOW"].contains(&severity.as_str()) && !OF_NO_CONCERN.contains(&id.as_str())
+                    // On a loaded machine one of its many connections is too slow for it, which says nothing of TLS.
+                    && !(severity == "WARN" && finding.contains("connect problem"))
             })
             .collect();
         assert!(wrong.is_empty(), "{wrong:#?}");
