@@ -103,7 +103,7 @@ use self::certs::acme::{Acme, Around, Challenge, Domains, Hook, Publisher};
 use self::config::{AcmeConfig, AdminAddr, CertificateSource, Config, DnsConfig, Limits, OwnDns};
 use self::control::{Change, Desk};
 use self::descriptors::{Sockets, What};
-use self::edge::connect::Refusals;
+use self::edge::attempts::Attempts;
 use self::edge::janitor::Janitor;
 use self::edge::room::Room;
 use self::edge::{Purpose, Tls};
@@ -153,9 +153,10 @@ pub(crate) struct Shared {
     blocks: Blocks,
     places: Places,
     janitor: Janitor,
-    refusals: Refusals,
+    /// Tokens that were refused, by address.
+    refusals: Attempts,
     /// Logins that came to nothing, by address.
-    failed_logins: Refusals,
+    failed_logins: Attempts,
     turns: edge::api::Turns,
     metrics: Metrics,
     access: AccessLog,
@@ -554,8 +555,8 @@ impl Relay {
             quotas: Quotas::default(),
             blocks: Blocks::default(),
             janitor: Janitor::default(),
-            refusals: Refusals::default(),
-            failed_logins: Refusals::default(),
+            refusals: Attempts::default(),
+            failed_logins: Attempts::default(),
             turns: edge::api::Turns::default(),
             metrics,
             tracer,

@@ -6,9 +6,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use dashmap::DashMap;
 use http::header::{AUTHORIZATION, CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -18,7 +16,6 @@ use relay_protocol::link::UNSENT;
 use relay_protocol::mux::Limits as MuxLimits;
 use relay_protocol::{CONNECT_PATH, SUBPROTOCOL};
 use socket2::SockRef;
-use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::api;
@@ -28,43 +25,11 @@ use super::respond::{answer, explain};
 use super::sender::Sender;
 use crate::cause::Cause;
 use crate::clock::unix_now;
-use crate::places::block_of;
 use crate::quota::Meter;
 use crate::session::{BLOCKED, Session};
 use crate::store::{AuthError, Secret, Token};
 use crate::tunnels::seats::Place;
 use crate::{Shared, sentence};
-
-/// Attempts that were refused, by address: whoever guesses tokens has to wait.
-#[derive(Debug, Default)]
-pub(crate) struct Refusals(DashMap<IpAddr, (Instant, u32)>);
-
-impl Refusals {
-    /// Counts a refused attempt.
-    pub(super) fn note(&self, peer: IpAddr) {
-        // Strangers can fill this only as fast as they connect; those whose minute is over make room.
-        if self.0.len() > 10_000 {
-            self.0.retain(|_, (since, _)| since.elapsed() < Duration::from_secs(60));
-        }
-        let mut entry = self.0.entry(block_of(peer)).or_insert((Instant::now(), 0));
-        if entry.0.elapsed() >= Duration::from_secs(60) {
-            *entry = (Instant::now(), 0);
-        }
-        entry.1 += 1;
-    }
-
-    /// Takes back an attempt that was counted before it was known to be a good one.
-    pub(super) fn forgive(&self, peer: IpAddr) {
-        if let Some(mut entry) = self.0.get_mut(&block_of(peer)) {
-            entry.1 = entry.1.saturating_sub(1);
-        }
-    }
-
-    pub(super) fn has_to_wait(&self, peer: IpAddr, per_minute: u32) -> bool {
-        let entry = self.0.get(&block_of(peer));
-        entry.is_some_and(|entry| entry.1 >= per_minute && entry.0.elapsed() < Duration::from_secs(60))
-    }
-}
 
 /// Answers a request to the relay's own host.
 pub(super) async fn own_host(

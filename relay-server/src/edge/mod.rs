@@ -7,6 +7,7 @@
 
 mod access;
 pub(crate) mod api;
+pub(crate) mod attempts;
 pub(crate) mod body;
 pub(crate) mod caller;
 pub(crate) mod connect;
