@@ -7,8 +7,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderValue, Method, StatusCode};
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use relay_protocol::inbox::api::{Done, Inbox, Inboxes, PATH, Page, Which, Whole};
+use relay_protocol::query::written;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -96,12 +96,10 @@ impl Api {
     /// One with some of its webhooks, the newest first.
     pub(crate) async fn page(&self, name: &str, listed: &Listed<'_>) -> Result<Page, InboxesError> {
         let Listed { state, limit, next } = listed;
-        let mut path = format!("{}?limit={limit}", of(name)?);
-        for (key, value) in [("state", *state), ("before", next.as_deref())] {
-            let value = value.map(|value| utf8_percent_encode(value, NON_ALPHANUMERIC));
-            path.extend(value.map(|value| format!("&{key}={value}")));
-        }
-        self.send(Method::GET, path, &(), PATIENCE).await
+        let limit = limit.to_string();
+        let fields = [("limit", Some(limit.as_str())), ("state", *state), ("before", next.as_deref())];
+        let query = written(fields.into_iter().filter_map(|(name, value)| Some((name, value?))));
+        self.send(Method::GET, format!("{}?{query}", of(name)?), &(), PATIENCE).await
     }
 
     /// A webhook with all that is kept of it, but for a long body.

@@ -23,7 +23,7 @@ use http::Method;
 use http::header::CONTENT_TYPE;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use relay_protocol::query::written;
 
 use crate::capture::saved::{Headers, Saved, SavedError};
 
@@ -109,12 +109,7 @@ impl Sample {
 /// The fields of a form, which stand in a line each.
 fn form(lines: &[u8]) -> Vec<u8> {
     let lines = String::from_utf8_lossy(lines);
-    let encode = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
-    let fields = lines.lines().map(|line| {
-        let (name, value) = line.split_once('=').unwrap_or((line, ""));
-        format!("{}={}", encode(name), encode(value))
-    });
-    fields.collect::<Vec<_>>().join("&").into_bytes()
+    written(lines.lines().map(|line| line.split_once('=').unwrap_or((line, "")))).into_bytes()
 }
 
 struct Filling<'a> {

@@ -7,12 +7,13 @@ use base64::engine::general_purpose::STANDARD;
 use http::request::Parts;
 use http::{Method, StatusCode};
 use hyper::body::Incoming;
+use relay_protocol::query::escaped;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::answer::{Answer, Problem, json as answer_json, nothing};
-use super::query::{Query, segment};
+use super::query::Query;
 use super::records::Records;
 use super::replay::Changes;
 use super::tunnels::Wish;
@@ -229,7 +230,7 @@ impl Desk {
     fn agent_tunnel(&self, tunnel: &Tunnel) -> Value {
         json!({
             "name": tunnel.tunnel,
-            "uri": format!("/api/tunnels/{}", segment(&tunnel.tunnel)),
+            "uri": format!("/api/tunnels/{}", escaped(&tunnel.tunnel)),
             "public_url": tunnel.url,
             "proto": "https",
             "config": { "addr": tunnel.upstream, "inspect": true },
@@ -240,7 +241,7 @@ impl Desk {
     fn endpoint(&self, tunnel: &Tunnel) -> Value {
         json!({
             "name": tunnel.tunnel,
-            "uri": format!("/api/endpoints/{}", segment(&tunnel.tunnel)),
+            "uri": format!("/api/endpoints/{}", escaped(&tunnel.tunnel)),
             "url": tunnel.url,
             "upstream": { "url": tunnel.upstream, "protocol": "http1" },
             "inspect": true,
@@ -303,7 +304,7 @@ fn captured(exchange: &Exchange) -> Value {
         json!({ "status": line, "status_code": status.as_u16(), "proto": PROTO, "headers": headers, "raw": raw })
     });
     json!({
-        "uri": format!("/api/requests/http/{}", segment(&summary.id)),
+        "uri": format!("/api/requests/http/{}", escaped(&summary.id)),
         "id": summary.id,
         "tunnel_name": summary.tunnel,
         "remote_addr": summary.remote,

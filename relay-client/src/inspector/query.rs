@@ -4,17 +4,9 @@ use std::fmt::Display;
 use std::str::FromStr;
 
 use http::Uri;
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use relay_protocol::query::{fields, written};
 
 use super::answer::Problem;
-
-/// What stands for itself wherever it is (RFC 3986, section 2.3).
-const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
-
-/// A part of a path, or of a parameter.
-pub(super) fn segment(text: &str) -> String {
-    utf8_percent_encode(text, UNRESERVED).to_string()
-}
 
 /// The parameters of a request that have not been taken yet, in their order.
 #[derive(Debug, Default)]
@@ -22,17 +14,8 @@ pub(super) struct Query(Vec<(String, String)>);
 
 impl Query {
     pub(super) fn of(uri: &Uri) -> Result<Self, Problem> {
-        let decode = |text: &str| {
-            let spaced = text.replace('+', " ");
-            let decoded = percent_decode_str(&spaced).decode_utf8().map(std::borrow::Cow::into_owned);
-            decoded.map_err(|_| Problem::Parameter { name: "a parameter", reason: "it is not UTF-8".to_owned() })
-        };
-        let pairs = uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
-        let pairs = pairs.map(|pair| {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            Ok((decode(name)?, decode(value)?))
-        });
-        pairs.collect::<Result<_, _>>().map(Self)
+        let wrong = |_| Problem::Parameter { name: "a parameter", reason: "it is not UTF-8".to_owned() };
+        fields(uri.query().unwrap_or_default()).map(Self).map_err(wrong)
     }
 
     /// The first value of a parameter.
@@ -77,11 +60,10 @@ impl Query {
 
     /// What is left, behind a path.
     pub(super) fn behind(&self, path: &str) -> String {
-        let pairs: Vec<_> =
-            self.0.iter().map(|(name, value)| format!("{}={}", segment(name), segment(value))).collect();
+        let query = written(self.0.iter().map(|(name, value)| (name.as_str(), value.as_str())));
         // Two slashes would begin another host's name.
         let path = format!("/{}", path.trim_start_matches(['/', '\\']));
-        if pairs.is_empty() { path } else { format!("{path}?{}", pairs.join("&")) }
+        if query.is_empty() { path } else { format!("{path}?{query}") }
     }
 }
 

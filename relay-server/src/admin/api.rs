@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 use jiff::Timestamp;
 use percent_encoding::percent_decode_str;
 use relay_protocol::inbox::api::Which;
+use relay_protocol::query::fields;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -498,16 +499,8 @@ struct Query(Vec<(String, String)>);
 
 impl Query {
     fn of(uri: &Uri) -> Result<Self, Problem> {
-        let decode = |text: &str| {
-            let decoded = percent_decode_str(&text.replace('+', " ")).decode_utf8().map(Cow::into_owned);
-            decoded.map_err(|_| Problem::Invalid("A parameter is not UTF-8.".to_owned()))
-        };
-        let pairs = uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
-        let pairs = pairs.map(|pair| {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            Ok((decode(name)?, decode(value)?))
-        });
-        pairs.collect::<Result<_, _>>().map(Self)
+        let fields = fields(uri.query().unwrap_or_default());
+        fields.map(Self).map_err(|_| Problem::Invalid("A parameter is not UTF-8.".to_owned()))
     }
 
     fn take(&mut self, name: &str) -> Option<String> {

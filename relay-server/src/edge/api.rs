@@ -1,6 +1,5 @@
 //! What a token may ask of the relay over HTTPS, on its own host: its inboxes.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use http::{HeaderValue, Method, Request, Response};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use relay_protocol::inbox::api::{PATH, Which};
+use relay_protocol::query::fields;
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, oneshot};
 use tokio::time::timeout;
@@ -120,8 +120,9 @@ async fn serve(shared: &Arc<Shared>, sender: Sender, request: &mut Request<Incom
     }
     match (method, what, more) {
         (Method::GET, None, None) => {
-            let query = query(request.uri().query().unwrap_or_default());
-            let get = |key: &str| query.get(key).map(String::as_str);
+            let query = fields(request.uri().query().unwrap_or_default());
+            let query = query.map_err(|_| (Cause::BadRequest, "A parameter is not UTF-8.".to_owned()))?;
+            let get = |key: &str| query.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str());
             let limit = get("limit").and_then(|limit| limit.parse().ok());
             json(&handle::page(inboxes, inbox, get("state"), get("before"), limit).await.map_err(refused)?)
         }
@@ -154,12 +155,6 @@ async fn which(request: &mut Request<Incoming>) -> Result<Which, Refusal> {
         timeout(BODY_TIME, body).await.map_err(|_| (Cause::BodyTimeout, Cause::BodyTimeout.message().to_owned()))?;
     let body = body.map_err(|error| bad(format!("The request's body cannot be read: {error}.")))?.to_bytes();
     serde_json::from_slice(&body).map_err(|error| bad(format!("The request's body is not what it should be: {error}.")))
-}
-
-/// A query's keys, each with its last value. Names and ids need no escapes.
-fn query(query: &str) -> HashMap<String, String> {
-    let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-    pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
 }
 
 fn json(value: &impl Serialize) -> Served {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt as _, Shared};
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderValue, Request, StatusCode, Uri};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use relay_protocol::query::{escaped, written};
 use relay_protocol::webhook::{Unsigned, plain, signed_claims};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -31,16 +31,13 @@ const REST: Duration = Duration::from_secs(10);
 /// How often its keys are fetched because of one that is not among them.
 const KEYS: Duration = Duration::from_secs(60);
 
-/// What keeps its letters in a form and in a query (RFC 3986, section 2.3).
-const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
-
 /// Whom the operator lets the relay ask.
 #[derive(Debug)]
 pub(crate) struct Issuer {
     url: String,
     outgoing: Outgoing,
     known: Mutex<Known>,
-    /// A place for whoever fetches what it publishes.
+    /// A place for whoever fetches its keys.
     fetching: Semaphore,
     /// Places for those who redeem a code.
     redeeming: Semaphore,
@@ -147,7 +144,7 @@ impl Issuer {
         let endpoints = self.endpoints().await?;
         let url = &endpoints.authorization_endpoint;
         let between = if url.contains('?') { "&" } else { "?" };
-        Ok(format!("{url}{between}{}", form(parameters)))
+        Ok(format!("{url}{between}{}", written(parameters.iter().copied())))
     }
 
     /// Who has brought a code.
@@ -204,7 +201,7 @@ impl Issuer {
             parameters.extend([("client_id", client_id), ("client_secret", secret)]);
         }
         let what = &endpoints.token_endpoint;
-        let request = request.body(Bytes::from(form(&parameters))).map_err(|error| malformed(what, &error))?;
+        let request = request.body(Bytes::from(written(parameters))).map_err(|error| malformed(what, &error))?;
         json(&self.outgoing, what, request).await
     }
 
@@ -342,16 +339,6 @@ fn is_https(url: &str) -> bool {
     is_visible && url.parse::<Uri>().is_ok_and(|uri| uri.scheme_str() == Some("https") && uri.host().is_some())
 }
 
-/// As a form (RFC 6749, appendix B).
-fn form(parameters: &[(&str, &str)]) -> String {
-    let pairs: Vec<_> = parameters.iter().map(|(name, value)| format!("{name}={}", escaped(value))).collect();
-    pairs.join("&")
-}
-
-fn escaped(text: &str) -> String {
-    utf8_percent_encode(text, PLAIN).to_string()
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
@@ -363,7 +350,7 @@ mod tests {
         let parameters =
             [("scope", "openid email"), ("redirect_uri", "https://a.example:1/b?c&d=e+f"), ("x", "a-b.c_d~é")];
         assert_eq!(
-            form(&parameters),
+            written(parameters),
             "scope=openid%20email&redirect_uri=https%3A%2F%2Fa.example%3A1%2Fb%3Fc%26d%3De%2Bf&x=a-b.c_d~%C3%A9"
         );
     }

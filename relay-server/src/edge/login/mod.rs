@@ -23,11 +23,11 @@ use http::header::{
 };
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
-use percent_encoding::percent_decode_str;
 use relay_protocol::access::Access;
 use relay_protocol::exchange::append_all;
 use relay_protocol::message::{HeaderList, RequestHead};
 use relay_protocol::oidc::Oidc;
+use relay_protocol::query::fields;
 use relay_protocol::webhook::{Secret, plain};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -352,9 +352,9 @@ impl Here<'_> {
     async fn finish(&self, head: &RequestHead, kept: &Cookies) -> Result<Response<EdgeBody>, Failed> {
         let (oidc, name) = (self.login.oidc()?, self.login.name.as_str());
         let (issuers, issuer) = self.issuer(oidc)?;
-        let query = head.target.query().unwrap_or_default();
-        let parameter = |wanted: &str| parameter(query, wanted);
-        let begun = parameter("state").and_then(|state| opened::<Begun>(&issuers, "state", (oidc, name), &state));
+        let fields = fields(head.target.query().unwrap_or_default()).unwrap_or_default();
+        let parameter = |wanted: &str| fields.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str());
+        let begun = parameter("state").and_then(|state| opened::<Begun>(&issuers, "state", (oidc, name), state));
         let begun = begun.ok_or_else(|| self.lost("/", "its state is not of this tunnel"))?;
         let page = begun.page.as_str();
         if unix_now() >= begun.until {
@@ -371,14 +371,13 @@ impl Here<'_> {
             let description = parameter("error_description").map(|text| format!(": {text}")).unwrap_or_default();
             let said = plain(&format!("{error}{description}"));
             return Err(Failed {
-                cause: Cause::LoginDenied,
                 message: format!("{} has not logged you in. It says: {said}", issuer.url()),
-                reason: format!("{} says {said}", issuer.url()),
                 link: Some(self.link(page, "Try again")),
+                ..Failed::of(Cause::LoginDenied, &format!("{} says {said}", issuer.url()))
             });
         }
         // RFC 6749, appendix A.11.
-        let is_code = |code: &String| {
+        let is_code = |code: &&str| {
             code.len() <= LONGEST_CODE && code.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic())
         };
         let code = parameter("code").filter(is_code).ok_or_else(|| self.lost(page, "the answer has no code"))?;
@@ -386,7 +385,7 @@ impl Here<'_> {
         let address = self.pace(head, page)?;
         let (nonce, verifier) = secrets(&issuers, browser, &begun.random);
         let grant = Grant {
-            code: &code,
+            code,
             verifier: &verifier,
             nonce: &nonce,
             redirect_uri: &self.url(CALLBACK),
@@ -551,13 +550,6 @@ fn secrets(issuers: &Issuers, browser: &str, random: &str) -> (String, String) {
     (derive("nonce"), derive("verifier"))
 }
 
-/// What a query says of a name.
-fn parameter(query: &str, wanted: &str) -> Option<String> {
-    let decoded = |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
-    let mut pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-    pairs.find(|(name, _)| decoded(name) == wanted).map(|(_, value)| decoded(value))
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
@@ -629,16 +621,5 @@ mod tests {
         ] {
             assert_eq!(is_foreign(&head(method.clone(), headers), || own.to_owned()), is, "{method} {headers:?}");
         }
-    }
-
-    #[test]
-    fn a_query_is_read_as_a_form() {
-        let query = "state=a-b_c&code=1%2F2+3&error&x%3D=y&code=other";
-        for (name, value) in
-            [("state", Some("a-b_c")), ("code", Some("1/2 3")), ("error", Some("")), ("x=", Some("y")), ("x", None)]
-        {
-            assert_eq!(parameter(query, name).as_deref(), value, "{name}");
-        }
-        assert_eq!(parameter("", "state"), None);
     }
 }
