@@ -72,7 +72,6 @@ fn room(shown: &str, free: u64, floor: u64) -> Finding {
     }
 }
 
-/// How long it takes until something new is on the disk. It is removed again.
 /// The shortest of a few times, or the first that is not long: where others write much at this moment, that is over soon.
 fn write_at_best(directory: &Path) -> io::Result<Duration> {
     let mut best = write(directory)?;
@@ -85,6 +84,7 @@ fn write_at_best(directory: &Path) -> io::Result<Duration> {
     Ok(best)
 }
 
+/// How long it takes until something new is on the disk. It is removed again.
 fn write(directory: &Path) -> io::Result<Duration> {
     let path = directory.join(format!("doctor-{:016x}", fastrand::u64(..)));
     let begin = Instant::now();

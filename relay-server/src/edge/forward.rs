@@ -68,8 +68,8 @@ pub(crate) async fn forward(
     let head = request_head(&parts, &sender, &host);
     let mut exchange = Box::new(Exchange::new(shared.clone(), head, parts.version, started, in_flight));
     exchange.caller = sender.caller;
-    // Of every tunnel: who has the name may have asked for a login yesterday, and will again tomorrow.
-    exchange.take_cookies();
+    // The relay's own, of every tunnel: who has the name may have asked for a login yesterday, and will again tomorrow.
+    exchange.admitted.cookies.take(&mut exchange.head.headers);
     let mut upload = Some(Upload::new(body, shared.limits()));
     if upload.as_mut().is_some_and(|upload| !upload.is_done()) {
         // Where a body ends and another protocol begins is read differently by different servers. RFC 9110, section

@@ -122,11 +122,6 @@ impl Exchange {
         }
     }
 
-    /// Takes the relay's own cookies out of its head.
-    pub(crate) fn take_cookies(&mut self) {
-        self.admitted.cookies.take(&mut self.head.headers);
-    }
-
     /// The head of the response goes to the sender now.
     pub(crate) fn answered(&mut self, status: StatusCode) {
         self.answered = Some((status, self.started.elapsed()));

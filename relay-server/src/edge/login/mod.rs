@@ -157,7 +157,7 @@ pub(super) fn check(
     kept: &Cookies,
     (access, oidc, name): (&Arc<Access>, &Oidc, &str),
 ) -> Result<(), Login> {
-    let own = || shared.public_url(&gate::host(&head.authority).unwrap_or_default());
+    let own = || base(shared, head);
     let found = match head.target.path() {
         CALLBACK => Err(Stranger::Returns),
         LOGOUT => Err(Stranger::Leaves),
@@ -181,6 +181,11 @@ pub(super) fn check(
     let told = told.filter_map(|(name, value)| Some((name, HeaderValue::try_from(value?).ok()?)));
     head.headers.extend(told);
     Ok(())
+}
+
+/// The public URL of a request's host.
+fn base(shared: &Shared, head: &RequestHead) -> String {
+    shared.public_url(&gate::host(&head.authority).unwrap_or_default())
 }
 
 /// The login of a request.
@@ -245,25 +250,21 @@ struct Failed {
 impl Login {
     /// What the sender of the request gets in its place.
     pub(super) async fn answer(self, shared: &Arc<Shared>, exchange: &mut Exchange) -> Response<EdgeBody> {
-        let base = shared.public_url(&gate::host(&exchange.head.authority).unwrap_or_default());
-        let here = Here { shared, login: &self, base };
+        let here = Here { shared, login: &self, base: base(shared, &exchange.head) };
         let answered = match &self.stranger {
             Stranger::Begins => here.begin(&exchange.head, &exchange.admitted.cookies).await,
             Stranger::Returns => here.finish(&exchange.head, &exchange.admitted.cookies).await,
             Stranger::Leaves => here.leave(&exchange.head),
             Stranger::Unknown => Err(Failed {
-                cause: Cause::LoginRequired,
-                message: Cause::LoginRequired.message().to_owned(),
-                reason: "nobody has logged in".to_owned(),
                 link: Some(here.again(&exchange.head, "Log in")),
+                ..Failed::of(Cause::LoginRequired, "nobody has logged in")
             }),
             Stranger::Foreign => Err(Failed {
-                cause: Cause::LoginRequired,
                 message:
                     "This request is from a page of another address, where your login at this tunnel does not count."
                         .to_owned(),
-                reason: "it is from a page of another origin, where a login does not count".to_owned(),
                 link: Some(here.again(&exchange.head, "Open it from here")),
+                ..Failed::of(Cause::LoginRequired, "it is from a page of another origin, where a login does not count")
             }),
             Stranger::Unwanted(email) => Err(here.unwanted(email.as_deref())),
         };
@@ -302,7 +303,9 @@ impl Here<'_> {
     async fn begin(&self, head: &RequestHead, kept: &Cookies) -> Result<Response<EdgeBody>, Failed> {
         let (oidc, name) = (self.login.oidc()?, self.login.name.as_str());
         let (issuers, issuer) = self.issuer(oidc)?;
-        self.secret(oidc, "/").await?;
+        let chooses = head.target.path() == CHOOSE;
+        let wanted = Some(head.target.as_str()).filter(|page| page.len() <= LONGEST).unwrap_or("/");
+        self.secret(oidc, wanted).await?;
         let no_random = || Failed::of(Cause::Internal, "the relay's machine gives no random numbers");
         // One that it has is that of its other pages, which may be on their way back.
         let fresh = unix_now().saturating_add_unsigned(PENDING);
@@ -321,9 +324,7 @@ impl Here<'_> {
             }
         };
         let random = seal::random().ok_or_else(no_random)?;
-        let chooses = head.target.path() == CHOOSE;
-        let page = Some(head.target.as_str()).filter(|page| page.len() <= LONGEST && !chooses);
-        let page = page.unwrap_or("/").to_owned();
+        let page = if chooses { "/" } else { wanted }.to_owned();
         let (nonce, verifier) = secrets(&issuers, &browser, &random);
         let until = unix_now().saturating_add_unsigned(PENDING);
         let begun = Begun { browser: issuers.sealer.derive(&["browser", &browser]), random, page, until };
@@ -344,7 +345,7 @@ impl Here<'_> {
             // OpenID Connect Core 1.0, section 3.1.2.1.
             parameters.push(("prompt", "select_account"));
         }
-        let url = issuer.login_url(&parameters).await.map_err(|error| self.failed(&issuer, &error, "/"))?;
+        let url = issuer.login_url(&parameters).await.map_err(|error| self.failed(&issuer, &error, wanted))?;
         self.redirect(&url, cookies::set(BROWSER, &cookie, 2 * PENDING))
     }
 
@@ -415,10 +416,9 @@ impl Here<'_> {
     fn leave(&self, head: &RequestHead) -> Result<Response<EdgeBody>, Failed> {
         if is_foreign(head, || self.base.clone()) {
             return Err(Failed {
-                cause: Cause::LoginRequired,
                 message: "A page of another address cannot log you out of this tunnel.".to_owned(),
-                reason: "a page of another origin would end a login".to_owned(),
                 link: Some(self.link(LOGOUT, "Log out")),
+                ..Failed::of(Cause::LoginRequired, "a page of another origin would end a login")
             });
         }
         let mut response = page(
