@@ -606,9 +606,10 @@ async fn issuers_that_do_not_say_what_they_should_are_not_believed() {
     for (change, said) in wrong {
         let scene = Scene::start(&[]).await;
         scene.issuer.behave(change);
-        let page = scene.open(&mut Browser::default(), "/").await;
+        let page = scene.open(&mut Browser::default(), "/page").await;
         is_refused(&page, 502, "login-failed");
         assert!(page.text().contains(said), "{said}: {page:?}");
+        assert!(page.text().contains(&scene.url("/page")), "the way to try again: {page:?}");
         // It is left alone for a while, however many come.
         scene.issuer.asked();
         is_refused(&scene.open(&mut Browser::default(), "/").await, 502, "login-failed");
@@ -695,9 +696,10 @@ async fn logins_outlive_the_relay_and_nobody_begins_one_while_the_client_is_away
             scene.world.stop().await;
             scene.world.start_again().await;
         }
-        let page = scene.open(&mut Browser::default(), "/").await;
+        let page = scene.open(&mut Browser::default(), "/page").await;
         is_refused(&page, 503, "client-offline");
         assert!(page.text().contains("nobody can log in without it"), "restarted {restarted}: {page:?}");
+        assert!(page.text().contains(&scene.url("/page")), "the way to try again: {page:?}");
         is_refused(&scene.ask(&Browser::default(), post()).await, 401, "login-required");
         let kept = scene.ask(&browser, post()).await;
         assert_eq!(
