@@ -12,7 +12,6 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{self, AUTHORIZATION};
 use http::{HeaderName, HeaderValue, Method};
-use percent_encoding::percent_decode_str;
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -20,8 +19,8 @@ use crate::exchange::{is_framing, is_hop_by_hop, is_look_alike, is_owned};
 use crate::inbox::sized;
 use crate::message::Extra;
 use crate::network::Network;
-use crate::oidc::{MAX_PEOPLE, Oidc};
-use crate::webhook::like;
+use crate::oidc::{Oidc, OidcError};
+use crate::paths::{self, MAX_PATTERN, MAX_PATTERNS, NoPath, clip};
 
 /// Most bytes of what is said of who may call one tunnel.
 pub const MAX_TOLD: usize = 16 * 1024;
@@ -32,17 +31,8 @@ pub const MAX_NETWORKS: usize = 256;
 /// Most credentials of a tunnel, of each kind.
 pub const MAX_CREDENTIALS: usize = 32;
 
-/// Most methods and most paths of a tunnel.
-pub const MAX_PATTERNS: usize = 32;
-
 /// Most certificates of authorities of a tunnel.
 pub const MAX_AUTHORITIES: usize = 8;
-
-/// Most bytes of a method or a path: what is looked for in a stranger's request must not take long to look for.
-const MAX_PATTERN: usize = 256;
-
-/// Most bytes of the path of a request at a tunnel that names paths. It is compared with all of them, which nobody pays for.
-const LONGEST_PATH: usize = 4096;
 
 /// In a tunnel's spec: who may call it, as JSON.
 const ACCESS: u16 = 7;
@@ -205,36 +195,25 @@ pub enum AccessError {
     /// More than there is room for.
     #[error(
         "a tunnel has at most {MAX_NETWORKS} networks, {MAX_CREDENTIALS} names with passwords, {MAX_CREDENTIALS} keys, \
-         {MAX_AUTHORITIES} certificates of authorities, {MAX_PEOPLE} people or domains of people, {MAX_PATTERNS} methods, \
-         {MAX_PATTERNS} paths and as many that need no login, of {MAX_TOLD} bytes in all"
+         {MAX_AUTHORITIES} certificates of authorities, {MAX_PATTERNS} methods and {MAX_PATTERNS} paths, of {MAX_TOLD} bytes in \
+         all"
     )]
     TooMuch,
     /// It is no method.
     #[error("{0:?} is no method, such as POST")]
     Method(String),
-    /// No path is like that.
-    #[error(
-        "{0:?} is no path; it begins with a slash or a *, has no ? and at most {MAX_PATTERN} bytes, as in /hooks/*"
-    )]
-    Path(String),
+    /// It is no pattern of paths.
+    #[error(transparent)]
+    Path(#[from] NoPath),
     /// No key may stand there.
     #[error("{0:?} is no header that a key can stand in, such as X-Api-Key")]
     Header(String),
     /// It is no authority's.
     #[error("it is no certificate of an authority that others can be checked with")]
     Authority,
-    /// Nobody can be asked there.
-    #[error("{0:?} is no issuer of logins, such as https://accounts.example.com: an https URL without ? and #")]
-    Issuer(String),
-    /// No issuer gives out such a one.
-    #[error("{0:?} is no client id: it has 1 to 1024 visible ASCII characters, and no spaces")]
-    ClientId(String),
-    /// It is missing, or no issuer gives out such a one.
-    #[error("a login takes one client secret, of 1 to 1024 visible ASCII characters without spaces")]
-    ClientSecret,
-    /// Nobody has such an address.
-    #[error("{0:?} is neither an address such as alice@example.com nor a domain such as @example.com")]
-    Person(String),
+    /// It is no login.
+    #[error(transparent)]
+    Oidc(#[from] OidcError),
     /// It would let nobody in.
     #[error("a tunnel takes at least one request in a second, and one byte")]
     Nothing,
@@ -318,7 +297,6 @@ impl Access {
 
     fn check(&self) -> Result<(), AccessError> {
         let Self { allow, deny, basic, keys, methods, paths, client_ca, oidc, rate, body } = self;
-        let clip = |text: &String| text.chars().take(64).collect::<String>();
         let is_too_much = allow.len() + deny.len() > MAX_NETWORKS
             || basic.len().max(keys.len()) > MAX_CREDENTIALS
             || client_ca.len() > MAX_AUTHORITIES
@@ -333,9 +311,7 @@ impl Access {
         if let Some(wrong) = methods.iter().find(|text| !is_method(text)) {
             return Err(AccessError::Method(clip(wrong)));
         }
-        if let Some(wrong) = paths.iter().find(|text| !is_pattern(text)) {
-            return Err(AccessError::Path(clip(wrong)));
-        }
+        paths::check(paths)?;
         if let Some(oidc) = oidc {
             oidc.check()?;
         }
@@ -405,29 +381,8 @@ impl Access {
     /// says, for whoever resolves it, is not, nor one of more than 4 KiB.
     #[must_use]
     pub fn admits_path(&self, path: &str) -> bool {
-        self.paths.is_empty() || is_among(&self.paths, path)
+        self.paths.is_empty() || paths::has(&self.paths, path)
     }
-}
-
-/// Whether paths can be like that.
-pub(crate) fn is_pattern(text: &str) -> bool {
-    text.starts_with(['/', '*']) && text.len() <= MAX_PATTERN && !text.contains(['?', '#'])
-}
-
-/// Whether a path is like one of these. One that leads elsewhere than it says is like none, nor is one of more than 4 KiB.
-pub(crate) fn is_among(patterns: &[String], path: &str) -> bool {
-    let is_like = |pattern: &String| like(pattern.as_bytes(), path.as_bytes());
-    !patterns.is_empty() && path.len() <= LONGEST_PATH && !has_dots(path) && patterns.iter().any(is_like)
-}
-
-/// Whether a segment of the path is `.` or `..` for some server: also written with `%2e`, between slashes written as
-/// `%2f`, `\` or `%5c`, or before a parameter, as in `..;a=1`.
-fn has_dots(path: &str) -> bool {
-    let decoded: Vec<u8> = percent_decode_str(path).collect();
-    decoded.split(|byte| matches!(byte, b'/' | b'\\')).any(|segment| {
-        let name = segment.split(|byte| *byte == b';').next().unwrap_or_default();
-        name == b"." || name == b".."
-    })
 }
 
 /// For a person: nothing of credentials but how many there are.

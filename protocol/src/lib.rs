@@ -27,6 +27,7 @@ pub mod message;
 pub mod mux;
 pub mod network;
 pub mod oidc;
+pub mod paths;
 pub mod query;
 pub mod splice;
 #[cfg(feature = "testing")]

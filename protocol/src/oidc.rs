@@ -8,8 +8,8 @@ use http::uri::Scheme;
 use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Serialize};
 
-use crate::access::{AccessError, MAX_PATTERNS, is_among, is_pattern};
 use crate::message::Extra;
+use crate::paths::{self, MAX_PATTERNS, NoPath, clip};
 use crate::webhook::Secret;
 
 /// Most people and domains of people whom a tunnel names.
@@ -49,27 +49,47 @@ pub struct Oidc {
     pub secret: Option<Secret>,
 }
 
+/// Why something is no such login.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OidcError {
+    /// More than there is room for.
+    #[error("a login has at most {MAX_PEOPLE} people or domains of people, and {MAX_PATTERNS} paths that need none")]
+    TooMuch,
+    /// Nobody can be asked there.
+    #[error("{0:?} is no issuer of logins, such as https://accounts.example.com: an https URL without ? and #")]
+    Issuer(String),
+    /// No issuer gives out such a one.
+    #[error("{0:?} is no client id: it has 1 to {MAX_CLIENT} visible ASCII characters, and no spaces")]
+    ClientId(String),
+    /// It is missing, or no issuer gives out such a one.
+    #[error("a login takes one client secret, of 1 to {MAX_CLIENT} visible ASCII characters without spaces")]
+    ClientSecret,
+    /// Nobody has such an address.
+    #[error("{0:?} is neither an address such as alice@example.com nor a domain such as @example.com")]
+    Person(String),
+    /// It is no pattern of paths.
+    #[error(transparent)]
+    Path(#[from] NoPath),
+}
+
 impl Oidc {
     /// # Errors
-    /// [`AccessError`]: what is no such rule.
-    pub(crate) fn check(&self) -> Result<(), AccessError> {
+    /// [`OidcError`]: what is no such rule.
+    pub(crate) fn check(&self) -> Result<(), OidcError> {
         let Self { issuer, client_id, allow, skip, secret: _ } = self;
         if allow.len() > MAX_PEOPLE || skip.len() > MAX_PATTERNS {
-            return Err(AccessError::TooMuch);
+            return Err(OidcError::TooMuch);
         }
         if !is_issuer(issuer) {
-            return Err(AccessError::Issuer(clip(issuer)));
+            return Err(OidcError::Issuer(clip(issuer)));
         }
         if !is_word(client_id) {
-            return Err(AccessError::ClientId(clip(client_id)));
+            return Err(OidcError::ClientId(clip(client_id)));
         }
         if let Some(wrong) = allow.iter().find(|rule| !is_person(rule)) {
-            return Err(AccessError::Person(clip(wrong)));
+            return Err(OidcError::Person(clip(wrong)));
         }
-        match skip.iter().find(|path| !is_pattern(path)) {
-            Some(wrong) => Err(AccessError::Path(clip(wrong))),
-            None => Ok(()),
-        }
+        Ok(paths::check(skip)?)
     }
 
     /// What says the secret.
@@ -81,13 +101,13 @@ impl Oidc {
     /// Takes the secret from a tunnel's extras.
     ///
     /// # Errors
-    /// [`AccessError::ClientSecret`]: there is none, or it is none.
-    pub(crate) fn take_secret(&mut self, extras: &[Extra]) -> Result<(), AccessError> {
+    /// [`OidcError::ClientSecret`]: there is none, or it is none.
+    pub(crate) fn take_secret(&mut self, extras: &[Extra]) -> Result<(), OidcError> {
         let mut all = extras.iter().filter(|extra| extra.tag == SECRET);
         let text = all.next().and_then(|extra| str::from_utf8(&extra.value).ok()).filter(|text| is_word(text));
         match (text, all.next()) {
             (Some(text), None) => self.secret = Some(text.into()),
-            _ => return Err(AccessError::ClientSecret),
+            _ => return Err(OidcError::ClientSecret),
         }
         Ok(())
     }
@@ -122,7 +142,7 @@ impl Oidc {
     #[must_use]
     pub fn skips(&self, path: &str) -> bool {
         let is_odd = |byte: u8| byte == b';' || byte.is_ascii_control();
-        is_among(&self.skip, path) && !percent_decode_str(path).any(is_odd)
+        paths::has(&self.skip, path) && !percent_decode_str(path).any(is_odd)
     }
 }
 
@@ -147,10 +167,6 @@ fn is_person(rule: &str) -> bool {
     rule.len() <= MAX_EMAIL
         && !rule.chars().any(|c| c.is_whitespace() || c.is_control())
         && rule.rsplit_once('@').is_some_and(|(user, domain)| is_domain(domain) && !user.starts_with('@'))
-}
-
-fn clip(text: &str) -> String {
-    text.chars().take(64).collect()
 }
 
 #[cfg(test)]
@@ -185,14 +201,14 @@ mod tests {
         }
         assert!(!format!("{extras:?}").contains("s3cret"));
         // The rule alone would be one that nobody can keep to.
-        assert_eq!(Access::of(&extras[..1]), Err(AccessError::ClientSecret));
+        assert_eq!(Access::of(&extras[..1]), Err(OidcError::ClientSecret.into()));
         let twice = [extras[0].clone(), extras[1].clone(), extras[1].clone()];
-        assert_eq!(Access::of(&twice), Err(AccessError::ClientSecret));
+        assert_eq!(Access::of(&twice), Err(OidcError::ClientSecret.into()));
         let odd = Extra { value: b"two words".to_vec(), ..extras[1].clone() };
-        assert_eq!(Access::of(&[extras[0].clone(), odd]), Err(AccessError::ClientSecret));
+        assert_eq!(Access::of(&[extras[0].clone(), odd]), Err(OidcError::ClientSecret.into()));
         let kept = all.without_secret();
         assert_eq!(kept, access(Oidc { secret: None, ..oidc() }));
-        assert_eq!(kept.extras(), Err(AccessError::ClientSecret));
+        assert_eq!(kept.extras(), Err(OidcError::ClientSecret.into()));
         assert!(Oidc::is_known(&[Oidc::known()]) && !Oidc::is_known(&[Access::known()]));
     }
 

@@ -24,10 +24,11 @@ use crate::session::dial::RelayUrl;
 use crate::upstream::address::{HostPort, UpstreamAddr};
 use crate::upstream::rewrite::HostHeader;
 use crate::value::{
-    InboxChoice, Inspect, Output, Secret, UpstreamProtocol, VerifyAt, byte_count, domain, duration, final_status,
-    header, inbox, inspect, listen_address, public_name, replaceable, request_path, setting, size, subdomain,
-    unix_time, web_url, webhook_id,
+    InboxChoice, Inspect, Output, Secret, UpstreamProtocol, byte_count, domain, duration, final_status, header, inbox,
+    inspect, listen_address, public_name, replaceable, request_path, setting, size, subdomain, unix_time, web_url,
+    webhook_id,
 };
+use crate::webhooks::VerifyAt;
 
 /// A public HTTPS URL for a service on this machine.
 #[derive(Debug, Parser)]

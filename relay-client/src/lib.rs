@@ -81,6 +81,7 @@ pub mod inspector;
 #[doc(hidden)]
 pub mod intake;
 mod keys;
+mod options;
 mod outgoing;
 #[doc(hidden)]
 pub mod platform;
@@ -100,11 +101,13 @@ pub mod value;
 #[doc(hidden)]
 pub mod webhooks;
 
+#[doc(hidden)]
+pub use self::client::Client;
 pub use self::client::ClientError;
 #[doc(hidden)]
-pub use self::client::{Client, TunnelOptions};
-#[doc(hidden)]
 pub use self::event::{Event, Observer};
+#[doc(hidden)]
+pub use self::options::TunnelOptions;
 pub use self::session::ConnectError;
 pub use self::tunnel::builder::{OpenError, TunnelBuilder};
 pub use self::tunnel::received::ReceivedRequest;

@@ -39,17 +39,6 @@ pub enum Output {
     Json,
 }
 
-/// Who judges the signatures of webhooks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum VerifyAt {
-    /// The client, which keeps the secrets to itself.
-    #[default]
-    Client,
-    /// The relay, which is told the secrets for as long as the session lasts.
-    Edge,
-}
-
 /// The choice of `--inbox`, and of `inbox` in a file: whether the relay keeps webhooks, and how.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InboxChoice(pub Option<Inbox>);

@@ -4,8 +4,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use relay_protocol::webhook::{Credentials, Provider, Table, Verify, Webhooks};
-
-use crate::value::VerifyAt;
+use serde::Deserialize;
 
 /// What a tunnel's user has said of the webhooks that come through it.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,6 +21,17 @@ pub struct WebhookOptions {
     pub verify_at: VerifyAt,
     /// Whether handshakes are answered for the service.
     pub handshake: bool,
+}
+
+/// Who judges the signatures of webhooks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum VerifyAt {
+    /// The client, which keeps the secrets to itself.
+    #[default]
+    Client,
+    /// The relay, which is told the secrets for as long as the session lasts.
+    Edge,
 }
 
 impl Default for WebhookOptions {

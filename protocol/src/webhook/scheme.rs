@@ -23,8 +23,6 @@ use base64::{
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, SubjectPublicKeyInfoDer, pem::PemObject as _};
 use serde::Deserialize;
 
-use super::template::hex;
-
 /// How a signature comes from a content and a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -351,6 +349,11 @@ impl KeyPair {
         };
         Some(Self { private: BASE64_STANDARD.encode(private).into(), public: encoding.encode(&public) })
     }
+}
+
+/// Lower-case hexadecimal digits.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

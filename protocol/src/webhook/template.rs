@@ -8,6 +8,7 @@ use serde::Deserialize;
 use super::{
     credentials::Settings,
     request::{Place, PlaceError, Request, Url, url_encoded},
+    scheme::hex,
 };
 
 /// Literal text with `{…}` in it, where something else comes in its stead. A part in `[…]` is left out when a value
@@ -375,11 +376,6 @@ pub(super) fn lossy(bytes: &[u8]) -> Cow<'_, str> {
 /// A SHA-256 in hex.
 pub(super) fn sha256(bytes: &[u8]) -> String {
     hex(digest(&SHA256, bytes).as_ref())
-}
-
-/// Lower-case hexadecimal digits.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// CRC-32 as in ISO-HDLC and zlib, four bits at a time: there is one provider that asks for it.

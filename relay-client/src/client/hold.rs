@@ -13,10 +13,11 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval, sleep,
 
 use super::backoff::backoff;
 use super::tunnels::{Asked, Tunnels};
-use super::{Client, ClientError, Failed, TunnelOptions};
+use super::{Client, ClientError, Failed};
 use crate::capture::Capture;
 use crate::door::Knock;
 use crate::event::{Event, Observer};
+use crate::options::TunnelOptions;
 use crate::platform::{address_towards, time_with_sleep};
 use crate::session::watch::{PERIOD, Reading, Sign, Watch};
 use crate::session::{News, Serve, Session, because};

@@ -22,11 +22,12 @@ use relay_protocol::webhook::{Verify, Webhooks};
 use tokio::time::Instant;
 
 use super::backoff::backoff;
-use super::{Client, ClientError, TunnelOptions};
+use super::{Client, ClientError};
 use crate::event::{Event, InboxState, Observer};
 use crate::intake::Intake;
 use crate::intake::faults::Injector;
 use crate::intake::routes;
+use crate::options::TunnelOptions;
 use crate::session::{ConnectError, explain};
 use crate::upstream::Upstream;
 use crate::upstream::rewrite::HostHeader;
@@ -743,7 +744,7 @@ mod tests {
             Tunnels::default().check(&[asked], &bound, said).map_err(|error| error.to_string())
         };
         assert_eq!(check(&options, &[]), Ok(()), "the client judges");
-        options.webhooks.verify_at = crate::value::VerifyAt::Edge;
+        options.webhooks.verify_at = crate::webhooks::VerifyAt::Edge;
         assert_eq!(check(&options, &[Webhooks::known()]), Ok(()));
         assert_eq!(check(&options, &[]), Err(JUDGES_NOT.to_owned()));
         options.access.rate = Some(1);

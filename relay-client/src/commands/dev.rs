@@ -9,10 +9,11 @@ use relay_server::log::AccessLog;
 use relay_server::store::{NewToken, TokenLimits, unix_now};
 use tokio_util::sync::CancellationToken;
 
-use crate::client::{Client, ClientError, TunnelOptions};
+use crate::client::{Client, ClientError};
 use crate::commands::demo;
 use crate::config::DevSettings;
 use crate::control::Control;
+use crate::options::TunnelOptions;
 use crate::platform::{Base, base_directory};
 use crate::session::dial::{Target, Trust};
 use crate::session::probe::Probe;

@@ -4,9 +4,10 @@ use crate::client::names::Names;
 use crate::session::dial::{Target, TargetError, Trust};
 use crate::upstream::service::Destination;
 use crate::{
-    client::{Client, TunnelOptions},
+    client::Client,
     config::{Settings, TunnelSettings},
     control::Control,
+    options::TunnelOptions,
 };
 
 /// The client that these settings describe, with one tunnel to `upstream`.

@@ -11,10 +11,11 @@ use std::time::{Duration, SystemTime};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::cli::{OpenArgs, ServiceArgs, StartArgs};
-use crate::client::{ClientError, TunnelOptions};
+use crate::client::ClientError;
 use crate::commands::open;
 use crate::config::{ConfigError, Files, NamedTunnel, Places, Settings, ShowSettings};
 use crate::event::Event;
+use crate::options::TunnelOptions;
 use crate::session::dial::TargetError;
 use crate::session::probe::Probe;
 use crate::terminal::screen::Screen;

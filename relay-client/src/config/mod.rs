@@ -67,10 +67,10 @@ use crate::session::dial::{RelayUrl, Target, TargetError, Trust};
 use crate::upstream::address::{HostPort, UpstreamAddr};
 use crate::upstream::rewrite::HostHeader;
 use crate::value::{
-    InboxChoice, Inspect, Output, Secret, UpstreamProtocol, VerifyAt, age, disk_size, domain, duration, inspect,
-    is_table_name, size, subdomain,
+    InboxChoice, Inspect, Output, Secret, UpstreamProtocol, age, disk_size, domain, duration, inspect, is_table_name,
+    size, subdomain,
 };
-use crate::webhooks::{UnknownProvider, WebhookOptions, built_in, named};
+use crate::webhooks::{UnknownProvider, VerifyAt, WebhookOptions, built_in, named};
 
 /// What every command that opens a tunnel on a relay elsewhere needs to know.
 #[derive(Clone, Debug)]

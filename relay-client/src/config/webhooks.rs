@@ -10,8 +10,7 @@ use serde::{Deserialize, Deserializer};
 use super::{ConfigError, File, Files, Place, ProviderKey, Table};
 use crate::cli::{CredentialArgs, WebhookArgs};
 use crate::secret::SecretSource;
-use crate::value::VerifyAt;
-use crate::webhooks::{WebhookOptions, built_in, named};
+use crate::webhooks::{VerifyAt, WebhookOptions, built_in, named};
 
 /// What one place says.
 #[derive(Clone, Debug, Default)]

@@ -46,10 +46,10 @@ use self::limits::{BODY, BODY_TIME, FAREWELL, WATCHERS};
 use self::records::Records;
 use self::tunnels::Tunnels;
 use crate::capture::Capture;
-use crate::client::TunnelOptions;
 use crate::control::Control;
 use crate::door::Door;
 use crate::inboxes::Api;
+use crate::options::TunnelOptions;
 use crate::value::Secret;
 use crate::webhooks::built_in;
 

@@ -9,8 +9,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::answer::Problem;
 use super::limits::{NAME, PATIENCE};
-use crate::client::TunnelOptions;
 use crate::control::board::{Board, Status, Tunnel};
+use crate::options::TunnelOptions;
 use crate::upstream::address::{Scheme, UpstreamAddr};
 use crate::value::{duration, subdomain};
 use crate::webhooks::WebhookOptions;

@@ -32,8 +32,7 @@ use super::routes::To;
 use crate::event::Handshake;
 use crate::keys::Keys;
 use crate::upstream::{Ending, Gathered, SHORT};
-use crate::value::VerifyAt;
-use crate::webhooks::WebhookOptions;
+use crate::webhooks::{VerifyAt, WebhookOptions};
 
 /// The longest body that is judged. Its provider may send less, and then that is the most.
 pub(super) const BODY_MAX: usize = 10 << 20;

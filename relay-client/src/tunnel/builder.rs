@@ -11,8 +11,9 @@ use relay_protocol::oidc::Oidc;
 
 use crate::access::authorities;
 use crate::capture::Capture;
-use crate::client::{Client, ClientError, TunnelOptions};
+use crate::client::{Client, ClientError};
 use crate::intake::faults::Faults;
+use crate::options::TunnelOptions;
 use crate::session::dial::{RelayUrl, Target, Trust};
 use crate::tunnel::Tunnel;
 use crate::tunnel::received::{BOUNDS, reading_all};

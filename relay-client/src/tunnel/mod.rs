@@ -14,9 +14,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::capture::Capture;
 use crate::capture::replay::Resign;
-use crate::client::{Client, ClientError, TunnelOptions};
+use crate::client::{Client, ClientError};
 use crate::door::{Answer, Door, LocalError};
 use crate::event::{Event, Observer};
+use crate::options::TunnelOptions;
 use crate::tunnel::builder::TunnelBuilder;
 use crate::tunnel::received::{Received, ReceivedRequest};
 
