@@ -42,7 +42,7 @@ pub struct TunnelOptions {
     pub access: Access,
     /// Take the name over from a live session of the same token.
     pub takeover: bool,
-    /// Where the tunnel also answers on this machine, for [`Event::Ready`].
+    /// Where the tunnel also answers on this machine, for [`Event::Ready`](crate::Event::Ready).
     pub local_url: Option<String>,
 }
 
