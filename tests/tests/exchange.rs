@@ -1936,11 +1936,14 @@ mod connections {
         .await;
         let tunnel = world.tunnel(&app).await;
         let host = world.host(tunnel.name());
-        let mut wire = world.raw(&host).await;
-        wire.send(format!("GET / HTTP/1.0\r\nHost: {host}\r\n\r\n")).await;
-        let head = wire.head().await.unwrap();
-        assert!(head.contains(" 200 ") && !head.contains("transfer-encoding"), "{head}");
-        assert_eq!(wire.rest().await.unwrap(), b"of no known length");
+        // Some name just that in the handshake, as curl does.
+        for protocol in [&b"http/1.1"[..], b"http/1.0"] {
+            let mut wire = Wire::new(world.tls(&host, &[protocol]).await);
+            wire.send(format!("GET / HTTP/1.0\r\nHost: {host}\r\n\r\n")).await;
+            let head = wire.head().await.unwrap();
+            assert!(head.contains(" 200 ") && !head.contains("transfer-encoding"), "{head}");
+            assert_eq!(wire.rest().await.unwrap(), b"of no known length");
+        }
     }
 
     #[tokio::test]

@@ -31,6 +31,10 @@ use crate::tunnels::Found;
 const MOST_SHOWN: usize = 8;
 const MOST_SHOWN_BYTES: usize = 16 * 1024;
 
+/// What is spoken behind a handshake (RFC 7301, section 6). Whoever names none of these is sent away, and shops that call with
+/// curl's HTTP/1.0 name nothing but that.
+const PROTOCOLS: [&[u8]; 3] = [b"h2", b"http/1.1", b"http/1.0"];
+
 /// What handshakes are made with.
 #[derive(Clone, Debug)]
 pub(crate) struct Tls {
@@ -60,7 +64,7 @@ impl Tls {
             .with_safe_default_protocol_versions()?
             .with_no_client_auth()
             .with_cert_resolver(certificates.clone());
-        usual.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec(), PROOF.to_vec()];
+        usual.alpn_protocols = PROTOCOLS.iter().chain([&PROOF]).map(|name| name.to_vec()).collect();
         // Whoever calls from a server puts AES-256 first, and has the instructions for both.
         usual.ignore_client_order = true;
         usual.ticketer = aws_lc_rs::Ticketer::new()?;
@@ -104,7 +108,7 @@ impl Tls {
             .with_safe_default_protocol_versions()?
             .with_client_cert_verifier(Arc::new(asking))
             .with_cert_resolver(self.certificates.clone());
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.alpn_protocols = PROTOCOLS.iter().map(|name| name.to_vec()).collect();
         config.ignore_client_order = true;
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
