@@ -790,6 +790,76 @@ fn a_key_is_fetched_from_nowhere_but_the_providers_hosts() {
     }
 }
 
+/// No key could make it valid.
+#[test]
+fn a_key_is_not_fetched_for_a_request_without_a_signature() {
+    let table = Table::built_in().unwrap();
+    let row = table.get("aws-sns").unwrap();
+    let url = "https://sns.eu-west-1.amazonaws.com/SimpleNotificationService-1.pem";
+    for signature in [r#""Signature":"","#, ""] {
+        let body = format!(r#"{{"Type":"Notification","SignatureVersion":"2",{signature}"SigningCertURL":"{url}"}}"#);
+        let request = Request::new(&Method::POST, "https://t.example/", &[], body.as_bytes());
+        assert_eq!(row.key_url(&request, &Credentials::default()).unwrap(), None, "{body}");
+        let verdict = row.judge(&request, &Credentials::default(), Timestamp::UNIX_EPOCH).verdict;
+        assert_eq!(verdict, Verdict::Missing, "{body}");
+    }
+}
+
+/// A host is called at `/`, however its URL was typed in.
+#[test]
+fn a_url_without_a_path_is_signed_with_a_slash_or_without() {
+    let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+    for row in ["square", "hubspot", "twilio"] {
+        let mut draft = signed(row, "secret", "https://hooks.example", b"", now);
+        draft.url = "https://hooks.example/".to_owned();
+        assert_eq!(explained(row, "secret", &draft, now).0, Verdict::Valid, "{row}");
+        let mut draft = signed(row, "secret", "https://hooks.example/a", b"", now);
+        draft.url = "https://hooks.example/a/".to_owned();
+        assert_eq!(explained(row, "secret", &draft, now).0, Verdict::BadSignature, "{row}");
+    }
+}
+
+#[test]
+fn a_secret_that_no_scheme_of_its_provider_takes_is_told() {
+    let table = Table::built_in().unwrap();
+    let refuses = |row: &str, secret: &str| table.get(row).unwrap().refuses(&secret.into());
+    for (row, right, wrong) in [
+        ("standard-webhooks", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_..."),
+        ("standard-webhooks", "polar_whs_abc", "polar"),
+        ("discord", &"0123456789abcdef".repeat(4), "no key"),
+        ("stripe", "whsec_a", " "),
+    ] {
+        assert_eq!(refuses(row, right), None, "{row}");
+        let why = refuses(row, wrong).unwrap();
+        assert!(why.contains("not in the form of") && !why.contains("MfKQ"), "{row}: {why}");
+    }
+    // There is none to be given.
+    assert_eq!((refuses("aws-sns", "a"), refuses("mailchimp", "a")), (None, None));
+}
+
+/// Of npm `@polar-sh/sdk` 0.49.0, which hands the Base64 of the whole text to its library.
+#[test]
+fn a_secret_of_polar_is_its_key_as_it_stands() {
+    let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+    let secret = "polar_whs_5Zq0Y6pLkQ";
+    let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, secret.as_bytes());
+    let signature = BASE64_STANDARD.encode(aws_lc_rs::hmac::sign(&key, b"msg_1.1767225600.{}"));
+    let list = [
+        ("webhook-id", "msg_1".to_owned()),
+        ("webhook-timestamp", "1767225600".to_owned()),
+        ("webhook-signature", format!("v1,{signature}")),
+    ];
+    let headers = list.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::try_from(value).unwrap()));
+    let url = "https://t.example/".to_owned();
+    let draft = Draft { url: url.clone(), headers: headers.to_vec(), body: b"{}".to_vec() };
+    assert_eq!(explained("standard-webhooks", secret, &draft, now).0, Verdict::Valid);
+    let table = Table::built_in().unwrap();
+    let request = Request::new(&Method::POST, &url, &headers[..2], b"{}");
+    let credentials = Credentials { secrets: vec![secret.into()], ..Credentials::default() };
+    let again = table.get("standard-webhooks").unwrap().sign(&request, &credentials, now).unwrap();
+    assert!(again.headers.contains(&headers[2]), "{again:?}");
+}
+
 /// The prefix tells which secret it is, and is no part of the key (Standard Webhooks, "Signature scheme").
 #[test]
 fn a_prefix_that_tells_a_secret_is_no_part_of_its_key() {

@@ -118,11 +118,9 @@ impl Keys {
         let Some(url) = url.filter(|url| !credentials.published.contains_key(url)) else {
             return Ok(credentials.clone());
         };
-        let key = self.get(&url).await.map_err(|error| Judgement {
-            verdict: Verdict::Unsupported,
-            reason: format!("its key, which is published at {url}, cannot be fetched: {error}").into(),
-            secret: None,
-            warning: None,
+        let key = self.get(&url).await.map_err(|error| {
+            let reason = format!("its key, which is published at {url}, cannot be fetched: {error}");
+            Judgement::of(Verdict::Unsupported, reason)
         })?;
         let mut credentials = Credentials::clone(credentials);
         credentials.published.insert(url, key.to_string());

@@ -58,6 +58,13 @@ impl WebhookOptions {
         self.table.get(self.provider.as_deref()?)
     }
 
+    /// Why nothing is going to be valid, where the provider is known: not one of the secrets can be its own.
+    pub(crate) fn useless_secrets(&self) -> Option<String> {
+        let provider = self.pinned()?;
+        let refused: Vec<_> = self.credentials.secrets.iter().map_while(|secret| provider.refuses(secret)).collect();
+        refused.into_iter().nth(self.credentials.secrets.len().checked_sub(1)?)
+    }
+
     /// What the relay is told of them.
     pub(crate) fn told(&self) -> Webhooks {
         let (verify, credentials) = match self.verify_at {

@@ -254,6 +254,28 @@ async fn a_replay_whose_signature_is_too_old_is_signed_anew_where_there_is_a_sec
     drop(client);
 }
 
+/// Paddle's own libraries take what is five seconds old, and no more.
+#[tokio::test]
+async fn a_replay_that_its_providers_library_would_not_take_is_signed_anew() {
+    let place = Place::new().await;
+    let app = App::recording().await;
+    let client = place.client(&app, "hooks", &[]).await;
+    let table = Table::built_in().unwrap();
+    let credentials = Credentials { secrets: vec!["pdl_ntfset_a".into()], ..Credentials::default() };
+    let now = jiff::Timestamp::now();
+    for (age, is_new) in [(60, true), (-60, false)] {
+        let paddle = relay_protocol::webhook::Request::new(&http::Method::POST, "https://t.example/", &[], b"{}");
+        let signed_at = now - jiff::SignedDuration::from_secs(age);
+        let draft = table.get("paddle").unwrap().sign(&paddle, &credentials, signed_at).unwrap();
+        let signature = draft.headers.iter().find(|(name, _)| name == "paddle-signature").unwrap().1.clone();
+        let request = Request::post("/hooks").header("paddle-signature", signature).body(full("{}")).unwrap();
+        place.send("hooks", request).await;
+        let done = place.json(&["replay", "last", "--secret", "pdl_ntfset_a"]).await.remove(0);
+        assert_eq!(done["signed"], is_new, "{age} s old");
+    }
+    drop(client);
+}
+
 #[tokio::test]
 async fn an_answer_that_is_no_success_is_told_by_the_exit_code() {
     let place = Place::new().await;

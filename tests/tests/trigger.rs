@@ -122,6 +122,26 @@ async fn a_tunnels_own_secret_signs_and_stays_where_it_is() {
     assert_eq!(client.process.terminate().await.code(), 143);
 }
 
+/// To see that an app refuses it.
+#[tokio::test]
+async fn a_signature_that_is_typed_is_sent() {
+    let app = App::recording().await;
+    let url = format!("http://{}/", app.upstream().host_port().unwrap());
+    let words = ["trigger", "github", "push", "--to", &url, "--header", "X-Hub-Signature-256: sha256=00"];
+    assert_eq!(Home::new().run(&words).await.code(), 0);
+    assert_eq!(app.only().header("x-hub-signature-256"), "sha256=00");
+}
+
+/// Nothing would ever be valid.
+#[tokio::test]
+async fn a_secret_that_is_none_of_its_provider_is_told_at_the_start() {
+    let (place, app) = (Place::new().await, App::recording().await);
+    let secret = ["--provider", "standard-webhooks", "--secret", "whsec_..."];
+    let mut client = place.client(&app, "hooks", &secret).await;
+    client.process.error_line("the secret is not in the form of one of Standard Webhooks: give").await;
+    assert_eq!(client.process.terminate().await.code(), 143);
+}
+
 #[tokio::test]
 async fn what_only_the_client_can_read_signs_all_the_same() {
     let (place, app) = (Place::new().await, App::recording().await);

@@ -140,9 +140,10 @@ impl Provider {
     pub fn key_url(&self, request: &Request<'_>, credentials: &Credentials) -> Result<Option<String>, Judgement> {
         // Most providers publish none, and then it is all the same by which of its rules this one is signed.
         let publishes = self.signature.iter().any(|rule| rule.key_url.is_some());
-        match if publishes { self.rule(request, credentials) } else { None } {
-            Some(rule) => rule.published_at(&Scope::of(request, &credentials.settings)),
-            None => Ok(None),
+        // Nor is it asked for where no key makes the request a valid one.
+        match publishes.then(|| self.attempt(request, credentials)) {
+            Some(Ok(attempt)) => attempt.rule.published_at(&attempt.scope),
+            Some(Err(_)) | None => Ok(None),
         }
     }
 
@@ -150,6 +151,20 @@ impl Provider {
     #[must_use]
     pub fn signs_with_given_secret(&self) -> bool {
         self.signature.iter().any(|rule| rule.key_url.is_none())
+    }
+
+    /// Why a secret cannot be one of the provider's; nothing where it can, or where there is none to be given.
+    #[must_use]
+    pub fn refuses(&self, secret: &Secret) -> Option<String> {
+        let key = |rule: &Rule| secret.key(rule.scheme, rule.key, rule.secret_prefix(self));
+        let mut rules = self.signature.iter().filter(|rule| rule.key_url.is_none()).peekable();
+        rules.peek()?;
+        let takes = rules.any(|rule| rule.takes(secret) && key(rule).is_some());
+        (!takes).then(|| self.not_a_secret())
+    }
+
+    fn not_a_secret(&self) -> String {
+        format!("the secret is not in the form of one of {}: {}", self.name, self.ask_for_secret())
     }
 
     /// Whether the public URL is part of what is signed, so that the app must see it as the provider called it.
@@ -220,11 +235,13 @@ impl<'r, 'a> Attempt<'r, 'a> {
             ));
         }
         if texts.is_empty() {
-            let reason = match rule.prefix.text(&scope) {
-                Some(prefix) => format!("{} has no signature that begins with {prefix:?}", rule.from),
-                None => format!("{} has no signature in it", rule.from),
-            };
-            return Err(Judgement::of(Verdict::Malformed, reason));
+            return Err(match rule.prefix.text(&scope) {
+                Some(prefix) => {
+                    let reason = format!("{} has no signature that begins with {prefix:?}", rule.from);
+                    Judgement::of(Verdict::Malformed, reason)
+                }
+                None => Judgement::of(Verdict::Missing, format!("{} has no signature in it", rule.from)),
+            });
         }
         let timestamp = match &rule.timestamp {
             None => None,
@@ -445,9 +462,7 @@ impl Rule {
         };
         let keys: Vec<_> = fitting.into_iter().filter_map(key).collect();
         if keys.is_empty() {
-            let reason =
-                format!("the secret is not in the form of one of {}: {}", provider.name, provider.ask_for_secret());
-            return Err(Judgement::of(Verdict::NoSecret, reason));
+            return Err(Judgement::of(Verdict::NoSecret, provider.not_a_secret()));
         }
         Ok(keys)
     }
@@ -465,6 +480,10 @@ impl Rule {
         }
         if !self.bare.is_empty() {
             urls.push(Cow::Owned(unescape(url, &self.bare)));
+        }
+        // Whoever types in a host alone may have that signed, and not the path that it is called at.
+        if let Some(origin) = url.strip_suffix('/').filter(|origin| *origin == Url::of(url).origin) {
+            urls.push(Cow::Borrowed(origin));
         }
         urls.dedup();
         urls

@@ -91,7 +91,7 @@ impl Time {
         if let Some(past) = self.sdk_past.filter(|past| age > past.saturating_mul(1000)) {
             let allowed = span(past.saturating_mul(1000));
             let warning = format!("it is {} old, and {}'s own library takes {allowed}", span(age), provider.name);
-            judgement.warning = Some(warning);
+            (judgement.warning, judgement.is_late) = (Some(warning), true);
         }
         Ok(())
     }

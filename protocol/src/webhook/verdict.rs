@@ -100,12 +100,14 @@ pub struct Judgement {
     pub secret: Option<usize>,
     /// What to know although it is valid.
     pub warning: Option<String>,
+    /// It is valid, and older than the provider's own library takes.
+    pub is_late: bool,
 }
 
 impl Judgement {
     /// A verdict and its reason, and nothing more.
     pub fn of(verdict: Verdict, reason: impl Into<Cow<'static, str>>) -> Self {
-        Self { verdict, reason: reason.into(), secret: None, warning: None }
+        Self { verdict, reason: reason.into(), secret: None, warning: None, is_late: false }
     }
 
     /// Says it in the header lines of a request that has none.

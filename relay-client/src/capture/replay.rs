@@ -195,11 +195,13 @@ impl Replay {
         Ok(true)
     }
 
-    /// Whether its signature was right once and is so no more.
+    /// Whether its signature was right once and is so no more, for us or for the provider's own library.
     fn is_due(&self, request: &Request<'_>, provider: &Provider, credentials: &Credentials, now: Timestamp) -> bool {
-        match provider.judge(request, credentials, now).verdict {
+        let judgement = provider.judge(request, credentials, now);
+        match judgement.verdict {
             Verdict::Stale => true,
-            Verdict::Valid | Verdict::Missing => false,
+            Verdict::Valid => judgement.is_late,
+            Verdict::Missing => false,
             _ if mask::is_masked(request, &self.url, provider) => true,
             _ => self.before.as_ref().is_some_and(|before| {
                 let headers = before.seen_headers();

@@ -306,6 +306,9 @@ impl Client {
             local_url: options.local_url.as_deref(),
             inspector: self.inspector_url.as_deref(),
         });
+        if let Some(why) = options.webhooks.useless_secrets() {
+            observer.observe(&Event::Notice(&options.of_it(&why)));
+        }
     }
 }
 

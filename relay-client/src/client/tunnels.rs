@@ -169,7 +169,7 @@ impl Asked {
 
 impl TunnelOptions {
     /// Says what was said of this tunnel where it may be one of several.
-    fn of_it(&self, text: &str) -> String {
+    pub(super) fn of_it(&self, text: &str) -> String {
         self.label.as_ref().map_or_else(|| text.to_owned(), |label| format!("{label}: {text}"))
     }
 }

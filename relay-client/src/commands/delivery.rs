@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use http::{Method, StatusCode};
+use http::{HeaderName, HeaderValue, Method, StatusCode};
 use jiff::Timestamp;
 use relay_protocol::webhook::{Credentials, Draft, Fact, Provider, ReplaceError, Request, SignError};
 use serde::Serialize;
@@ -321,7 +321,7 @@ impl<'t> Signer<'t> {
                 )
             } else {
                 format!(
-                    "signed with a secret for tests, because no --secret is given; give it to the app as {}'s: {}",
+                    "signed with a secret for tests, because none of {}'s is given; give this to the app as that: {}",
                     provider.name, ours.public
                 )
             });
@@ -361,6 +361,12 @@ impl<'t> Signer<'t> {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// Puts headers in the stead of those of their name.
+pub(super) fn put(headers: &mut Headers, new: &[(HeaderName, HeaderValue)]) {
+    headers.retain(|(name, _)| new.iter().all(|(other, _)| other != name));
+    headers.extend(new.iter().cloned());
 }
 
 /// What became of a webhook. In JSON these are the fields.
@@ -408,7 +414,9 @@ pub(super) async fn deliver(
         let now = Timestamp::now();
         let parcel = next(now)?;
         let method = &parcel.method;
-        let draft = signer.sign(&parcel, &to.url(&parcel.target), now).await?;
+        let mut draft = signer.sign(&parcel, &to.url(&parcel.target), now).await?;
+        // A signature that was typed is meant, be it a wrong one.
+        put(&mut draft.headers, &args.headers);
         let event = provider.event(&Request::new(method, &draft.url, &draft.headers, &draft.body));
         let path = draft.url.get(origin(&draft.url).map_or(0, str::len)..).unwrap_or_default();
         let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };

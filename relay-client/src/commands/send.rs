@@ -6,9 +6,9 @@ use jiff::Timestamp;
 use relay_protocol::webhook::{Provider, Request, Table};
 use serde::de::IgnoredAny;
 
-use crate::capture::saved::{Headers, Saved, load};
+use crate::capture::saved::{Saved, load};
 use crate::cli::SendArgs;
-use crate::commands::delivery::{DeliveryError, Destination, Parcel, Signer, deliver};
+use crate::commands::delivery::{DeliveryError, Destination, Parcel, Signer, deliver, put};
 use crate::config::Files;
 use crate::samples;
 use crate::webhooks::named as in_table;
@@ -78,10 +78,4 @@ fn body(provider: &Provider, sender: &str, body: Vec<u8>, args: &SendArgs) -> Re
     put(&mut headers, &args.delivery.headers);
     let method = args.method.clone().unwrap_or(Method::POST);
     Ok(Parcel { method, target: "/".to_owned(), headers, body, signed: true })
-}
-
-/// Puts headers in the stead of those of their name.
-fn put(headers: &mut Headers, new: &[(HeaderName, HeaderValue)]) {
-    headers.retain(|(name, _)| new.iter().all(|(other, _)| other != name));
-    headers.extend(new.iter().cloned());
 }

@@ -8,7 +8,7 @@ use relay_protocol::webhook::{Draft, Provider, Request, Table};
 use serde::Serialize;
 
 use crate::cli::TriggerArgs;
-use crate::commands::delivery::{DeliveryError, Destination, Parcel, Signer, deliver};
+use crate::commands::delivery::{DeliveryError, Destination, Parcel, Signer, deliver, put};
 use crate::commands::test_secret;
 use crate::config::Files;
 use crate::samples::{self, Sample};
@@ -63,10 +63,7 @@ fn fill(
         draft.replace(pointer, value)?;
     }
     let Draft { mut headers, body, .. } = draft;
-    for (name, _) in &args.delivery.headers {
-        headers.retain(|(given, _)| given != name);
-    }
-    headers.extend(args.delivery.headers.iter().cloned());
+    put(&mut headers, &args.delivery.headers);
     // What else there is, are checks of a URL.
     let signed = filled.method == Method::POST;
     Ok(Parcel { method: filled.method, target: filled.target, headers, body, signed })
