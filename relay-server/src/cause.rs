@@ -76,7 +76,7 @@ causes! {
     /// The request's body is too large.
     BodyTooLarge = "body-too-large", PAYLOAD_TOO_LARGE, None,
         "The request's body is larger than is allowed here.",
-        "Send less, or have the limit raised: `--body-limit` by the tunnel's owner, `limits.body_bytes` or that of the token (`relay-server token limit --max-body`) by the relay's operator.";
+        "Send less, or have the limit raised: `--body-limit` by the tunnel's owner, whose `--verify reject` lets in no more than can be judged, `limits.body_bytes` or that of the token (`relay-server token limit --max-body`) by the relay's operator.";
     /// The request's body stopped coming.
     BodyTimeout = "body-timeout", REQUEST_TIMEOUT, None,
         "The request's body stopped arriving.",

@@ -480,14 +480,26 @@ async fn what_a_provider_signs_for_everybody_lets_nobody_in_unless_that_provider
     let web = Web::start(move |_| app::ok(pem.clone())).await;
     let variables = web.variables();
     let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    for (arguments, status) in
-        [(&["--verify", "reject"][..], 401), (&["--verify", "reject", "--provider", "aws-sns"], 200)]
-    {
-        let mut scene = Scene::with(&[&["--secret", SECRET], arguments].concat(), &variables).await;
+    let meant = ["--provider", "aws-sns"];
+    for (arguments, status) in [
+        (&[][..], 401),
+        (&meant[..], 200),
+        (&[meant[0], meant[1], "--set", "topic_arn=arn:aws:sns:eu-central-1:1:topic"], 200),
+        (&[meant[0], meant[1], "--set", "topic_arn=arn:aws:sns:eu-central-1:2:topic"], 401),
+    ] {
+        let mut scene =
+            Scene::with(&[&["--secret", SECRET, "--verify", "reject"], arguments].concat(), &variables).await;
         let url = scene.world.url("hooks", "/sns");
         let (answer, event) = scene.post(&sns.confirmation(&url, Sns::CERTIFICATE, Sns::SUBSCRIBE)).await;
         assert_eq!(answer.code(), status, "{event}");
         assert_eq!(scene.app.requests(), usize::from(status == 200));
+        let reason = event["webhook"]["reason"].as_str().unwrap();
+        let is_others = arguments.len() == 4 && status == 401;
+        assert_eq!(
+            reason.contains("for somebody else: /TopicArn in the JSON body is not arn:aws:sns:eu-central-1:2"),
+            is_others,
+            "{reason}"
+        );
     }
 }
 

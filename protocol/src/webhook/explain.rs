@@ -31,6 +31,8 @@ impl Provider {
     pub fn explain(&self, request: &Request<'_>, credentials: &Credentials, now: Timestamp) -> Judgement {
         let mut judgement = self.judge(request, credentials, now);
         if judgement.verdict == Verdict::BadSignature
+            // Otherwise the signature is right, and what it says is not.
+            && judgement.secret.is_none()
             && let Ok(attempt) = self.attempt(request, credentials)
             && !attempt.rule.scheme.is_token()
         {

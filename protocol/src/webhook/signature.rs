@@ -67,6 +67,10 @@ pub(super) struct Rule {
     pub(super) bare: String,
     /// Where the SHA-256 of the body stands in hex, when the content covers that instead of the body.
     pub(super) body_sha256: Option<Place>,
+    /// Places that must say the same as a template, where the settings that it needs are given: a signature by a key for
+    /// everybody says who has sent a request, and not for whom.
+    #[serde(default)]
+    pub(super) equal: BTreeMap<Place, Template>,
     /// The claims of a token that must be as computed.
     #[serde(default)]
     pub(super) claims: Vec<token::Claim>,
@@ -324,6 +328,17 @@ impl<'r, 'a> Attempt<'r, 'a> {
             if *named != *sha256(self.scope.body).as_bytes() {
                 let reason = format!("the body was altered: its SHA-256 is not the one in {place}");
                 return Err(Judgement::of(Verdict::BadSignature, reason));
+            }
+        }
+        for (place, wanted) in &self.rule.equal {
+            let wanted = match wanted.bytes(&self.scope) {
+                Err(Lacking::Setting(_)) => continue,
+                wanted => wanted.map_err(lacking)?,
+            };
+            if place.one(self.scope.request).ok().flatten().is_none_or(|given| *given != *wanted) {
+                let reason =
+                    format!("{} has signed it for somebody else: {place} is not {}", provider.name, lossy(&wanted));
+                return Err(Judgement { secret: Some(secret), ..Judgement::of(Verdict::BadSignature, reason) });
             }
         }
         let which = match secrets {

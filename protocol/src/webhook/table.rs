@@ -510,6 +510,7 @@ impl Provider {
                 return Err(what("a token has claims, and only a token"));
             }
             let templates = rule.claims.iter().map(|claim| &claim.content).chain([&rule.content, &rule.prefix]);
+            let templates = templates.chain(rule.equal.values());
             self.know_settings(templates).map_err(|problem| ("signature", problem))?;
         }
         if !self.links.values().all(Template::begins_with_https_host) {
