@@ -13,7 +13,8 @@
 //! | `url` | the URL that the request is sent to |
 //! | `set:NAME` | one of the provider's settings |
 //!
-//! The body of a form has a line for each field, `name=value` as it is meant, which is encoded when it is sent.
+//! The body of a form has a line for each field, `name=value` as it is meant, which is encoded when it is sent. JSON is laid
+//! out for who reads it, and sent without the blanks.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -26,6 +27,10 @@ use jiff::{SignedDuration, Timestamp};
 use relay_protocol::query::written;
 
 use crate::capture::saved::{Headers, Saved, SavedError};
+
+/// Those who send JSON laid out. With all others an app may verify what it has read and written anew, as those of Zoom and
+/// WorkOS do, and with these such an app fails, as it is to.
+const LAID_OUT: [&str; 2] = ["stripe", "aws-sns"];
 
 /// A webhook of somebody's.
 #[derive(Clone, Copy, Debug)]
@@ -101,7 +106,13 @@ impl Sample {
         let saved = Saved::read(text.as_bytes())?;
         let body = saved.body.strip_suffix(b"\n").unwrap_or(saved.body);
         let kind = saved.header(&CONTENT_TYPE).unwrap_or_default();
-        let body = if kind.starts_with("application/x-www-form-urlencoded") { form(body) } else { body.to_vec() };
+        let body = if kind.starts_with("application/x-www-form-urlencoded") {
+            form(body)
+        } else if kind.contains("json") && !LAID_OUT.contains(&self.sender) {
+            without_blanks(body)
+        } else {
+            body.to_vec()
+        };
         Ok(Filled { method: saved.method.clone(), target: saved.target.to_owned(), headers: saved.headers, body })
     }
 }
@@ -110,6 +121,18 @@ impl Sample {
 fn form(lines: &[u8]) -> Vec<u8> {
     let lines = String::from_utf8_lossy(lines);
     written(lines.lines().map(|line| line.split_once('=').unwrap_or((line, "")))).into_bytes()
+}
+
+/// JSON with nothing between its tokens.
+fn without_blanks(json: &[u8]) -> Vec<u8> {
+    let (mut in_string, mut escaped) = (false, false);
+    let stays = |byte: &u8| {
+        let stays = in_string || !byte.is_ascii_whitespace();
+        in_string ^= *byte == b'"' && !escaped;
+        escaped = *byte == b'\\' && !escaped;
+        stays
+    };
+    json.iter().copied().filter(stays).collect()
 }
 
 struct Filling<'a> {
@@ -339,7 +362,10 @@ mod tests {
                 |name: &str| headers.iter().find(|(given, _)| given == name).map(|(_, value)| value.to_str().unwrap());
             match value("content-type") {
                 Some(kind) if kind.contains("json") => {
-                    serde_json::from_str::<serde_json::Value>(&text).unwrap_or_else(|error| panic!("{name}: {error}"));
+                    let read: serde_json::Value =
+                        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{name}: {error}"));
+                    let is_bare = text.len() == read.to_string().len();
+                    assert_ne!(is_bare, LAID_OUT.contains(&sample.sender), "{name}: {text}");
                 }
                 Some(kind) if kind.contains("form") => assert!(!text.contains(['\n', ' ', '{']), "{name}: {text}"),
                 Some(_) => {}
@@ -379,6 +405,13 @@ mod tests {
             let again = row.event(&Request::new(&method, &url, &again.headers, &again.body));
             assert!(event.id.is_none() || again.id != event.id, "{name}: two events have the id {:?}", event.id);
         }
+    }
+
+    #[test]
+    fn json_loses_the_blanks_between_its_tokens_alone() {
+        let json = br#" { "a b" : [ 1.50 , "\" \\" , null ] ,
+            "c" : " { } " } "#;
+        assert_eq!(without_blanks(json), br#"{"a b":[1.50,"\" \\",null],"c":" { } "}"#);
     }
 
     #[test]
