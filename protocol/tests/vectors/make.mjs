@@ -3,7 +3,8 @@
 //
 //   npm i twilio square @hubspot/api-client @sendgrid/eventwebhook discord-interactions @adyen/api-library \
 //     @contentful/node-apps-toolkit plivo braintree @paddle/paddle-node-sdk @line/bot-sdk razorpay @sanity/webhook \
-//     @workos-inc/node @mux/mux-node gocardless-nodejs atlassian-jwt sns-validator google-auth-library jose
+//     @workos-inc/node @mux/mux-node pusher webflow-api gocardless-nodejs atlassian-jwt sns-validator \
+//     google-auth-library jose
 //   node make.mjs DIRECTORY
 import { execFileSync } from "node:child_process";
 import { createHash, createHmac, createPrivateKey, generateKeyPairSync, sign } from "node:crypto";
@@ -314,6 +315,36 @@ await attempt("mux", async () => {
   const mux = new (Mux.default ?? Mux)({ tokenId: "a", tokenSecret: "b", webhookSecret: "SuperSecret123" });
   const signed = (r, other, at = NOW - 1) => { r.event_id = "evt_1"; r.event_type = "order.paid"; r.headers["mux-signature"] = `t=${at},v1=${hmac("sha256", other ?? "SuperSecret123", at + "." + r.body, "hex")}`; };
   await provider("mux", "@mux/mux-node", "SuperSecret123", { ...usual(signed, "mux-signature"), "stale-301s": (r) => signed(r, undefined, NOW - 301) }, (r) => mux.webhooks.verifySignature(r.body, r.headers, "SuperSecret123"));
+});
+
+await attempt("pusher", async () => {
+  const Pusher = require("pusher");
+  const secret = "7ad3773142a6692b25b8";
+  const pusher = new Pusher({ appId: "1", key: "278d425bdf160c739803", secret, cluster: "eu" });
+  const signed = (r, other) => {
+    r.body = '{"time_ms":1327078148132,"events":[{"name":"channel_occupied","channel":"orders"}]}'; r.event_type = "channel_occupied";
+    r.headers = { "content-type": "application/json", "x-pusher-key": "278d425bdf160c739803", "x-pusher-signature": hmac("sha256", other ?? secret, r.body, "hex") };
+  };
+  await provider("pusher", "pusher", secret, {
+    basic: (r) => signed(r), "wrong-secret": (r) => signed(r, "another"),
+    "newline-changed": (r) => { signed(r); r.body += "\n"; },
+    "without-header": (r) => { signed(r); delete r.headers["x-pusher-signature"]; },
+  }, (r) => pusher.webhook({ headers: r.headers, rawBody: r.body }).isValid());
+});
+
+await attempt("webflow", async () => {
+  const { WebflowClient } = require("webflow-api");
+  const secret = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+  const { webhooks } = new WebflowClient({ accessToken: "none" });
+  const signed = (r, other, at = NOW * 1000 - 1500) => {
+    r.body = '{"triggerType":"form_submission","payload":{"name":"Contact"}}'; r.event_type = "form_submission";
+    r.headers = { "x-webflow-timestamp": String(at), "x-webflow-signature": hmac("sha256", other ?? secret, `${at}:${r.body}`, "hex") };
+  };
+  await provider("webflow", "webflow-api", secret, {
+    basic: (r) => signed(r), "wrong-secret": (r) => signed(r, "another"),
+    "newline-changed": (r) => { signed(r); r.body += "\n"; },
+    "time-changed": (r) => { signed(r); r.headers["x-webflow-timestamp"] = String(NOW * 1000); },
+  }, (r) => webhooks.verifySignature({ headers: r.headers, body: r.body, secret }));
 });
 
 await attempt("gocardless", async () => {
