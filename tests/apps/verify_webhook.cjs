@@ -5,6 +5,9 @@
 const path = require("path");
 const { pathToFileURL } = require("url");
 
+// Node.js 18 has it in a module alone, and some look for it where browsers have it.
+globalThis.crypto ??= require("crypto").webcrypto;
+
 let now = 0;
 globalThis.Date = class extends Date {
   constructor(...given) {
@@ -16,7 +19,7 @@ globalThis.Date = class extends Date {
 };
 
 const form = (request) => Object.fromEntries(new URLSearchParams(request.body));
-// Two of them are modules of the newer kind, which look beside the script and nowhere else.
+// Some of them are modules of the newer kind, which look beside the script and nowhere else.
 const module_of = (file) => import(pathToFileURL(path.join(process.env.NODE_PATH, file)));
 
 const libraries = {
@@ -52,6 +55,76 @@ const libraries = {
     require("plivo").validateV3Signature(
       request.method, request.url, request.headers["x-plivo-signature-v3-nonce"], request.secret,
       request.headers["x-plivo-signature-v3"], form(request)),
+  square: ({ url, body, headers, secret }) =>
+    require("square").WebhooksHelper.isValidWebhookEventSignature(
+      body, headers["x-square-hmacsha256-signature"], secret, url),
+  shopify: async ({ method, url, body, headers, secret }) => {
+    require("@shopify/shopify-api/adapters/web-api");
+    const { shopifyApi, ApiVersion, LogSeverity } = require("@shopify/shopify-api");
+    const app = shopifyApi({
+      apiKey: "none", apiSecretKey: secret, apiVersion: ApiVersion.October24, hostName: "none.example", isEmbeddedApp: true,
+      logger: { level: LogSeverity.Error },
+    });
+    const judged = await app.webhooks.validate({ rawBody: body, rawRequest: new Request(url, { method, headers, body }) });
+    return judged.valid;
+  },
+  line: ({ body, headers, secret }) => require("@line/bot-sdk").validateSignature(body, secret, headers["x-line-signature"]),
+  pusher: ({ body, headers, secret }) => {
+    const app = new (require("pusher"))({ appId: "none", key: "relay-test", secret, cluster: "none" });
+    return app.webhook({ headers, rawBody: body }).isValid();
+  },
+  adyen: ({ body, headers, secret }) => {
+    const validator = new (require("@adyen/api-library").hmacValidator)();
+    return headers.hmacsignature
+      ? validator.validateHMACSignature(secret, headers.hmacsignature, body)
+      : validator.validateHMAC(JSON.parse(body).notificationItems[0].NotificationRequestItem, secret);
+  },
+  gocardless: ({ body, headers, secret }) =>
+    require("gocardless-nodejs/webhooks").parse(body, secret, headers["webhook-signature"]),
+  telnyx: async ({ body, headers, secret }) => {
+    const { default: Telnyx } = await module_of("telnyx/dist/telnyx.node.js");
+    const bytes = (text) => Buffer.from(text, "base64");
+    return new Telnyx("none").webhooks.constructEvent(
+      body, bytes(headers["telnyx-signature-ed25519"]), headers["telnyx-timestamp"], bytes(secret));
+  },
+  workos: ({ body, headers, secret }) =>
+    new (require("@workos-inc/node").WorkOS)("none").webhooks.constructEvent({
+      payload: JSON.parse(body), sigHeader: headers["workos-signature"], secret,
+    }),
+  openai: ({ body, headers, secret }) =>
+    new (require("openai").OpenAI)({ apiKey: "none" }).webhooks.verifySignature(body, headers, secret),
+  mux: ({ body, headers, secret }) =>
+    new (require("@mux/mux-node").Mux)({ tokenId: "none", tokenSecret: "none" }).webhooks.verifySignature(body, headers, secret),
+  sanity: ({ body, headers, secret }) =>
+    require("@sanity/webhook").isValidSignature(body, headers["sanity-webhook-signature"], secret),
+  svix: ({ body, headers, secret }) => new (require("svix").Webhook)(secret).verify(body, headers),
+  resend: ({ body, headers, secret }) =>
+    new (require("resend").Resend)("none").webhooks.verify({
+      payload: body, webhookSecret: secret,
+      headers: { id: headers["svix-id"], timestamp: headers["svix-timestamp"], signature: headers["svix-signature"] },
+    }),
+  braintree: (request) => {
+    const { bt_signature, bt_payload } = form(request);
+    const { BraintreeGateway, Environment } = require("braintree");
+    const keys = { environment: Environment.Sandbox, merchantId: "none", publicKey: "relay-test", privateKey: request.secret };
+    return new BraintreeGateway(keys).webhookNotification.parse(bt_signature, bt_payload);
+  },
+  contentful: ({ method, url, body, headers, secret }) =>
+    require("@contentful/node-apps-toolkit").verifyRequest(secret, { method, path: new URL(url).pathname, headers, body }),
+  "dropbox-sign": ({ body, secret }) => {
+    const { EventCallbackHelper, EventCallbackRequest } = require("@dropbox/sign");
+    return EventCallbackHelper.isValid(secret, EventCallbackRequest.init(JSON.parse(body)));
+  },
+  notion: ({ body, headers, secret }) =>
+    require("@notionhq/client").verifyWebhookSignature({
+      body, signature: headers["x-notion-signature"], verificationToken: secret,
+    }),
+  zoom: async ({ body, headers, secret }) => {
+    // It prints what it is given, where our answers go.
+    console.debug = () => {};
+    const receiver = new (require("@zoom/rivet/meetings").AwsLambdaReceiver)({ webhooksSecretToken: secret });
+    return (await receiver.start()({ body, headers, isBase64Encoded: false }, {})).statusCode === 200;
+  },
 };
 
 async function judge(line) {

@@ -183,11 +183,36 @@ async fn the_providers_own_libraries_take_what_is_sent() {
         ("paddle", "transaction.completed"),
         ("razorpay", "payment.captured"),
         ("plivo", "sms"),
+        ("square", "payment.updated"),
+        ("shopify", "orders/create"),
+        ("shopify", "app/uninstalled"),
+        ("adyen", "AUTHORISATION"),
+        ("adyen", "balancePlatform.transfer.created"),
+        ("zoom", "meeting.started"),
+        ("zoom", "endpoint.url_validation"),
+        ("line", "message"),
+        ("telnyx", "message.received"),
+        ("workos", "user.created"),
+        ("mux", "video.asset.ready"),
+        ("notion", "page.content_updated"),
+        ("sanity", "create"),
+        ("contentful", "Entry.publish"),
+        ("gocardless", "payments.confirmed"),
+        ("pusher", "channel_occupied"),
+        ("openai", "response.completed"),
+        ("resend", "email.delivered"),
+        ("svix", "invoice.paid"),
+        ("braintree", "check"),
+        ("dropbox-sign", "signature_request_signed"),
     ];
+    let page = include_str!("../../docs/providers.md").to_lowercase().replace(' ', "-");
+    let (_, named) = page.split_once("judge-what-is-sent").unwrap();
     let mut questions = Vec::new();
     for (sender, event) in samples {
         let url = format!("http://{}/{sender}?team=a%20b", app.upstream().host_port().unwrap());
-        let url = if sender == "plivo" { url.split('?').next().unwrap().to_owned() } else { url };
+        // Two sign a query in a form of their own.
+        let bare = ["plivo", "contentful"].contains(&sender);
+        let url = if bare { url.split('?').next().unwrap().to_owned() } else { url };
         let now = jiff::Timestamp::now().as_millisecond();
         let ended = home.run(&["trigger", sender, event, "--to", &url]).await;
         assert_eq!(ended.code(), 0, "{sender}/{event}: {ended:?}");
@@ -195,16 +220,25 @@ async fn the_providers_own_libraries_take_what_is_sent() {
         let headers: Vec<_> =
             seen.headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
         let provider = if sender == "polar" { "standard-webhooks" } else { sender };
+        assert!(named.contains(provider), "docs/providers.md does not say that the library of {provider} judges");
         let question = |body: &[u8]| {
             json!({
                 "provider": provider, "secret": told(&ended), "method": seen.method.as_str(), "url": url,
                 "headers": headers, "body_base64": BASE64_STANDARD.encode(body), "now": now,
             })
         };
-        // One byte more, and no library takes it.
-        let altered = if provider == "twilio" || provider == "plivo" { &b"&X=1"[..] } else { b" " };
+        // One byte more, and no library takes it; where fields are signed, or what is read and written anew, another value.
+        let text = std::str::from_utf8(&seen.body).unwrap();
+        let altered = match (sender, event) {
+            ("twilio" | "plivo", _) => format!("{text}&X=1"),
+            ("adyen", "AUTHORISATION") => text.replacen("4200", "4201", 1),
+            ("dropbox-sign", _) => text.replacen("request_signed", "request_viewed", 1),
+            ("zoom" | "workos", _) => text.replacen("\"event\":\"", "\"event\":\"other.", 1),
+            _ => format!("{text} "),
+        };
+        assert_ne!(altered, text);
         questions.push((true, question(&seen.body)));
-        questions.push((false, question(&[&seen.body[..], altered].concat())));
+        questions.push((false, question(altered.as_bytes())));
     }
     let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("apps/verify_webhook.cjs");
     let mut node = Command::new(tools::program("node"))
