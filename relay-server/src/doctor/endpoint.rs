@@ -16,7 +16,7 @@ use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 use super::finding::Finding;
 use super::handshake::shake_hands;
 use super::patient::{Patient, Way};
-use super::tunnel::Trial;
+use super::trial::Trial;
 
 const CHECK: &str = "connect";
 

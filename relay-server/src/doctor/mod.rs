@@ -18,6 +18,7 @@ mod holder;
 mod names;
 mod patient;
 mod ports;
+mod trial;
 mod tunnel;
 
 use std::io::{self, Write};

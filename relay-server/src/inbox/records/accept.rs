@@ -7,8 +7,8 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use ulid::Ulid;
 
 use super::deliver::due_from;
-use super::handle::{remove, surplus};
 use super::lease::Leases;
+use super::sweep::{look_for_reusable, remove, surplus};
 use super::{AcceptError, Accepted, Due, Id, Measure, New, Quotas, Records, Seq, State, Take};
 use crate::inbox::spool::{Body, MAX_INLINE, Spool, Unclaimed};
 use crate::store::writer::Access;
@@ -108,13 +108,6 @@ fn accept(
     let lease = if into.gives(new.take, into.waiting == 0) { leases.take(seq) } else { None };
     let due = lease.map(|lease| Due { _lease: lease, seq, id: new.id, since: new.since, attempts: 0, tries: 0 });
     Ok(Ok(Accepted::Stored { due }))
-}
-
-/// Notes how much of the database is free: SQLite gives nothing back to the disk, and uses it again.
-pub(super) fn look_for_reusable(db: &Connection, spool: &Spool) -> rusqlite::Result<()> {
-    let pragma = |name: &str| db.prepare_cached(&format!("PRAGMA {name}"))?.query_row([], |row| row.get::<_, u64>(0));
-    spool.set_reusable(pragma("freelist_count")?.saturating_mul(pragma("page_size")?));
-    Ok(())
 }
 
 /// Where a webhook goes.

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use rusqlite::Connection;
 
-use super::{DATABASE_FILE, Id, Seq, handle, spool};
+use super::{DATABASE_FILE, Id, Seq, spool, sweep};
 use crate::store::{OpenError, database};
 
 /// What a copy has.
@@ -54,7 +54,7 @@ pub(crate) fn copy(from: &Path, to: &Path) -> Result<Copied, OpenError> {
     drop(spooled);
 
     let transaction = db.transaction()?;
-    handle::remove(&transaction, &gone)?;
+    sweep::remove(&transaction, &gone)?;
     let sql = "SELECT count(*), coalesce(sum(waiting), 0), coalesce(sum(dead), 0) FROM inboxes WHERE name IS NOT NULL";
     let copied = transaction
         .query_row(sql, [], |row| Ok(Copied { inboxes: row.get(0)?, waiting: row.get(1)?, dead: row.get(2)? }))?;

@@ -23,6 +23,7 @@ mod handle;
 mod lease;
 mod reserve;
 mod schema;
+mod sweep;
 #[cfg(test)]
 mod tests;
 mod webhook;

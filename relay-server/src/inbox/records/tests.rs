@@ -9,7 +9,7 @@ use relay_protocol::webhook::Verdict;
 use tokio::io::AsyncReadExt as _;
 use tokio_util::sync::CancellationToken;
 
-use super::handle::Swept;
+use super::sweep::Swept;
 use super::*;
 use crate::inbox::spool::{Body, MAX_INLINE};
 
@@ -945,12 +945,12 @@ async fn no_statement_walks_over_all_that_waits() {
         (accept::COPIES_OF, "webhooks_event (inbox=? AND event_id=? AND body_sha256=?)"),
         (accept::OTHERS_OF, "webhooks_event (inbox=? AND event_id=?)"),
         (accept::INTO, "inboxes_of_token (token_id=?)"),
-        (handle::CLOSED, "webhooks_state (inbox=?)"),
+        (sweep::CLOSED, "webhooks_state (inbox=?)"),
         (handle::PAGE, "webhooks_state (inbox=? AND state=? AND rowid<?)"),
         (handle::NEXT, "webhooks_state (inbox=? AND state=? AND rowid>? AND rowid<?)"),
         (handle::LAST, "webhooks_state (inbox=? AND state=?)"),
-        (handle::ENDED, "webhooks_ended (inbox=? AND state=? AND ended_at<?)"),
-        (handle::TOO_OLD, "webhooks_age (inbox=? AND since<?)"),
+        (sweep::ENDED, "webhooks_ended (inbox=? AND state=? AND ended_at<?)"),
+        (sweep::TOO_OLD, "webhooks_age (inbox=? AND since<?)"),
         (INBOX, "webhooks_state (inbox=? AND state=?)"),
     ] {
         let plan = plan(sql).await;
