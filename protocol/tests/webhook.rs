@@ -813,11 +813,21 @@ fn a_url_without_a_path_is_signed_with_a_slash_or_without() {
         let mut draft = signed(row, "secret", "https://hooks.example", b"", now);
         draft.url = "https://hooks.example/".to_owned();
         assert_eq!(explained(row, "secret", &draft, now).0, Verdict::Valid, "{row}");
+        let mut draft = signed(row, "secret", "https://hooks.example?a=1", b"", now);
+        draft.url = "https://hooks.example/?a=1".to_owned();
+        assert_eq!(explained(row, "secret", &draft, now).0, Verdict::Valid, "{row}");
         let mut draft = signed(row, "secret", "https://hooks.example/a", b"", now);
         draft.url = "https://hooks.example/a/".to_owned();
         assert_eq!(explained(row, "secret", &draft, now).0, Verdict::BadSignature, "{row}");
     }
+    let mut draft = signed("twilio", "secret", "https://hooks.example:443", b"", now);
+    draft.url = "https://hooks.example/".to_owned();
+    assert_eq!(explained("twilio", "secret", &draft, now).0, Verdict::Valid);
 }
+
+/// That of RFC 7515, appendix A.3.
+const PLAID_KEY: &str = r#"{"kty":"EC","crv":"P-256","alg":"ES256","use":"sig","x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU",
+"y":"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}"#;
 
 #[test]
 fn a_secret_that_no_scheme_of_its_provider_takes_is_told() {
@@ -825,7 +835,9 @@ fn a_secret_that_no_scheme_of_its_provider_takes_is_told() {
     let refuses = |row: &str, secret: &str| table.get(row).unwrap().refuses(&secret.into());
     for (row, right, wrong) in [
         ("standard-webhooks", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_..."),
-        ("standard-webhooks", "polar_whs_abc", "polar"),
+        ("standard-webhooks", "whpk_fnOWgvZ2eyLW0Wzn4mGyAJpfTCfjRrgxsbXl6jVTFbU=", "polar"),
+        ("polar", "polar_whs_abc", " "),
+        ("plaid", PLAID_KEY, "no key"),
         ("discord", &"0123456789abcdef".repeat(4), "no key"),
         ("stripe", "whsec_a", " "),
     ] {
@@ -833,16 +845,18 @@ fn a_secret_that_no_scheme_of_its_provider_takes_is_told() {
         let why = refuses(row, wrong).unwrap();
         assert!(why.contains("not in the form of") && !why.contains("MfKQ"), "{row}: {why}");
     }
+    // Those that are made here are all taken.
+    for row in table.iter() {
+        let made = row.new_secret().map(|pair| pair.public);
+        assert_eq!(made.and_then(|secret| row.refuses(&secret.into())), None, "{}", row.id);
+    }
     // There is none to be given.
     assert_eq!((refuses("aws-sns", "a"), refuses("mailchimp", "a")), (None, None));
 }
 
-/// Of npm `@polar-sh/sdk` 0.49.0, which hands the Base64 of the whole text to its library.
-#[test]
-fn a_secret_of_polar_is_its_key_as_it_stands() {
-    let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
-    let secret = "polar_whs_5Zq0Y6pLkQ";
-    let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, secret.as_bytes());
+/// A request as Standard Webhooks signs it with a key.
+fn standard(key: &[u8]) -> Draft {
+    let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, key);
     let signature = BASE64_STANDARD.encode(aws_lc_rs::hmac::sign(&key, b"msg_1.1767225600.{}"));
     let list = [
         ("webhook-id", "msg_1".to_owned()),
@@ -850,14 +864,75 @@ fn a_secret_of_polar_is_its_key_as_it_stands() {
         ("webhook-signature", format!("v1,{signature}")),
     ];
     let headers = list.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::try_from(value).unwrap()));
-    let url = "https://t.example/".to_owned();
-    let draft = Draft { url: url.clone(), headers: headers.to_vec(), body: b"{}".to_vec() };
-    assert_eq!(explained("standard-webhooks", secret, &draft, now).0, Verdict::Valid);
+    Draft { url: "https://t.example/".to_owned(), headers: headers.to_vec(), body: b"{}".to_vec() }
+}
+
+/// As the source of its server signs, and npm `@polar-sh/sdk` 1.0.1 takes it.
+#[test]
+fn a_secret_of_polar_is_a_key_in_base64_or_is_its_key_as_it_stands() {
     let table = Table::built_in().unwrap();
-    let request = Request::new(&Method::POST, &url, &headers[..2], b"{}");
-    let credentials = Credentials { secrets: vec![secret.into()], ..Credentials::default() };
-    let again = table.get("standard-webhooks").unwrap().sign(&request, &credentials, now).unwrap();
-    assert!(again.headers.contains(&headers[2]), "{again:?}");
+    let row = table.get("polar").unwrap();
+    let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+    let (old, new) = ("polar_whs_5Zq0Y6pLkQ", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw");
+    let decoded = BASE64_STANDARD.decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
+    for (secret, key) in
+        [(old, old.as_bytes()), (new, &decoded), (new, new.as_bytes()), ("whsec_a-b_c", b"whsec_a-b_c")]
+    {
+        let mut draft = standard(key);
+        assert_eq!(explained("polar", secret, &draft, now).0, Verdict::Valid, "{secret}");
+        // What is signed anew is signed in the same way.
+        let request = Request::new(&Method::POST, &draft.url, &draft.headers, &draft.body);
+        let credentials = Credentials { secrets: vec![secret.into()], ..Credentials::default() };
+        assert_eq!(row.sign(&request, &credentials, now).unwrap(), draft, "{secret}");
+        draft.body.push(b' ');
+        let (verdict, reason) = explained("polar", secret, &draft, now);
+        assert_eq!(verdict, Verdict::BadSignature, "{reason}");
+    }
+}
+
+/// While one secret takes another's place both are given, and they may be of two kinds.
+#[test]
+fn secrets_of_two_kinds_are_each_held_against_a_signature() {
+    let table = Table::built_in().unwrap();
+    let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+    let symmetric = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    let decoded = BASE64_STANDARD.decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
+    let public = "whpk_fnOWgvZ2eyLW0Wzn4mGyAJpfTCfjRrgxsbXl6jVTFbU=";
+    for (row, secrets, key) in [
+        ("polar", ["polar_whs_abc", symmetric], &decoded[..]),
+        ("polar", ["whsec_AAAA", "polar_whs_abc"], b"polar_whs_abc"),
+        ("standard-webhooks", [public, symmetric], &decoded),
+        ("standard-webhooks", [symmetric, public], &decoded),
+    ] {
+        let draft = standard(key);
+        let request = Request::new(&Method::POST, &draft.url, &draft.headers, &draft.body);
+        let credentials = Credentials { secrets: secrets.map(Into::into).to_vec(), ..Credentials::default() };
+        let judgement = table.get(row).unwrap().judge(&request, &credentials, now);
+        assert_eq!(judgement.verdict, Verdict::Valid, "{secrets:?}: {}", judgement.reason);
+        let signed = table.get(row).unwrap().sign(&request, &credentials, now).unwrap();
+        assert_eq!(signed, draft, "{secrets:?}");
+    }
+    // The first that can sign does.
+    let draft = standard(&decoded);
+    let bare = Request::new(&Method::POST, &draft.url, &draft.headers[..2], &draft.body);
+    let credentials = Credentials { secrets: vec!["github!".into(), symmetric.into()], ..Credentials::default() };
+    assert_eq!(table.get("standard-webhooks").unwrap().sign(&bare, &credentials, now).unwrap(), draft);
+}
+
+#[test]
+fn a_signature_is_missing_where_nothing_stands_in_its_place() {
+    let table = Table::built_in().unwrap();
+    for (row, header) in
+        [("github", "x-hub-signature-256"), ("shopify", "x-shopify-hmac-sha256"), ("stripe", "stripe-signature")]
+    {
+        for (value, verdict) in [("", Verdict::Missing), ("  ", Verdict::Missing), ("what=", Verdict::Malformed)] {
+            let headers = [(HeaderName::from_static(header), HeaderValue::from_static(value))];
+            let request = Request::new(&Method::POST, "https://t.example/", &headers, b"{}");
+            let credentials = Credentials { secrets: vec!["whsec_a".into()], ..Credentials::default() };
+            let judged = table.get(row).unwrap().judge(&request, &credentials, Timestamp::UNIX_EPOCH);
+            assert_eq!(judged.verdict, verdict, "{row} {value:?}: {}", judged.reason);
+        }
+    }
 }
 
 /// The prefix tells which secret it is, and is no part of the key (Standard Webhooks, "Signature scheme").

@@ -316,7 +316,7 @@ const SAMPLES: &[&[Sample]] = samples! {
     "clerk" as "standard-webhooks": "user.created";
     "resend" as "standard-webhooks": "email.delivered";
     "openai" as "standard-webhooks": "response.completed";
-    "polar" as "standard-webhooks": "order.paid";
+    "polar": "order.paid";
     "meta-whatsapp": "whatsapp_message" "page_feed" "subscribe";
     "websub": "feed" "subscribe";
     "intercom": "conversation.user.created";

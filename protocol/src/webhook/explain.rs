@@ -30,18 +30,17 @@ impl Provider {
     #[must_use]
     pub fn explain(&self, request: &Request<'_>, credentials: &Credentials, now: Timestamp) -> Judgement {
         let mut judgement = self.judge(request, credentials, now);
-        if judgement.verdict == Verdict::BadSignature
-            // Otherwise the signature is right, and what it says is not.
-            && judgement.secret.is_none()
-            && let Ok(attempt) = self.attempt(request, credentials)
-            && !attempt.rule.scheme.is_token()
-        {
-            match attempt.cause(self, credentials) {
-                Some(cause) => judgement.reason = cause.into(),
-                // The signature fits, and the body not its hash: there is nothing to say of the secret.
-                None if attempt.rule.body_sha256.is_some() => {}
-                None => judgement.reason.to_mut().push_str(&self.hint(request, credentials)),
-            }
+        // Where a secret is named the signature is right, and what it says is not.
+        if judgement.verdict != Verdict::BadSignature || judgement.secret.is_some() {
+            return judgement;
+        }
+        let attempts = self.attempts(request, credentials).flatten();
+        let attempts: Vec<_> = attempts.filter(|attempt| !attempt.rule.scheme.is_token()).collect();
+        if let Some(cause) = attempts.iter().find_map(|attempt| attempt.cause(self, credentials)) {
+            judgement.reason = cause.into();
+        } else if attempts.iter().any(|attempt| attempt.rule.body_sha256.is_none()) {
+            // Else the signature fits, and the body not its hash: there is nothing to say of the secret.
+            judgement.reason.to_mut().push_str(&self.hint(request, credentials));
         }
         judgement
     }

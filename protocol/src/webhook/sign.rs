@@ -9,7 +9,7 @@ use super::{
     credentials::{Credentials, Secret},
     request::{Draft, Place, Request},
     scheme::{KeyPair, Scheme, SigningKey},
-    signature::Rule,
+    signature::{Attempt, Rule},
     table::Provider,
     template::{Lacking, Scope, Template, sha256},
 };
@@ -43,26 +43,40 @@ impl Provider {
     /// # Errors
     /// [`SignError`]; most often the provider signs with a key that it alone has.
     pub fn sign(&self, request: &Request<'_>, credentials: &Credentials, now: Timestamp) -> Result<Draft, SignError> {
-        // An unsigned request is signed by the first rule that it and the secrets fit.
-        let rule = self.rule(request, credentials).or_else(|| {
-            let fits = |rule: &&Rule| credentials.secrets.iter().any(|secret| rule.takes(secret));
-            let mut rules = self.signature.iter().filter(|rule| rule.when.hold(request));
-            rules.find(fits).or(self.signature.first())
-        });
+        let rule = self.rule_to_sign(request, credentials);
         let rule = rule.ok_or_else(|| SignError::Unsigned(self.name.clone()))?;
         if rule.key_url.is_some() || rule.scheme.is_token() {
             return Err(SignError::OnlyTheProvider(self.name.clone()));
         }
-        let secret = credentials.secrets.iter().find(|secret| rule.takes(secret));
-        let secret = secret.ok_or_else(|| SignError::NoSecret(self.name.clone()))?;
-        let key = rule.signing_key(secret, self).ok_or_else(|| {
-            if rule.scheme.is_symmetric() {
-                SignError::NoSecret(self.name.clone())
-            } else {
-                SignError::OnlyTheProvider(self.name.clone())
-            }
-        })?;
+        let mut taken = credentials.secrets.iter().filter(|secret| rule.takes(secret)).peekable();
+        let is_given = taken.peek().is_some();
+        let (secret, key) =
+            taken.find_map(|secret| Some((secret, rule.signing_key(secret, self)?))).ok_or_else(|| {
+                if is_given && !rule.scheme.is_symmetric() {
+                    SignError::OnlyTheProvider(self.name.clone())
+                } else {
+                    SignError::NoSecret(self.name.clone())
+                }
+            })?;
         rule.sign(request, credentials, secret, &key, now)
+    }
+
+    /// The rule that has signed a request; of one that is not signed, or so that it cannot be told, the first that it and
+    /// the secrets fit.
+    fn rule_to_sign<'r>(&'r self, request: &'r Request<'_>, credentials: &'r Credentials) -> Option<&'r Rule> {
+        let mut attempts = self.attempts(request, credentials).flatten();
+        let has_signed = |attempt: &Attempt<'_, '_>| matches!(attempt.signer(self, credentials), Ok(Some(_)));
+        if let Some(attempt) = attempts.find(has_signed) {
+            return Some(attempt.rule);
+        }
+        let has_key = |rule: &&Rule| {
+            let mut secrets = credentials.secrets.iter().filter(|secret| rule.takes(secret));
+            secrets.any(|secret| rule.signing_key(secret, self).is_some())
+        };
+        let fitting = self.signature.iter().filter(|rule| rule.when.hold(request));
+        let mut rules = self.rules(request, credentials).chain(fitting).peekable();
+        let first = rules.peek().copied().or(self.signature.first());
+        rules.find(has_key).or(first)
     }
 
     /// A new key pair, to sign samples for an app that is given the public half; nothing for a provider whose two sides

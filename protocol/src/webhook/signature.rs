@@ -50,10 +50,10 @@ pub(super) struct Rule {
     pub(super) content: Template,
     #[serde(default)]
     pub(super) key: KeyForm,
-    /// When else it is this rule: the first that applies decides.
+    /// When else it is this rule: the first that applies decides, and is not [for some secrets only](Self::only_secret).
     #[serde(default)]
     pub(super) when: Conditions,
-    /// Only for secrets that begin so.
+    /// Only for secrets that begin so. What none of them has signed is judged by the next rule that applies.
     pub(super) only_secret: Option<String>,
     pub(super) timestamp: Option<Time>,
     /// All the values that stand there must be right, and not one.
@@ -123,9 +123,15 @@ impl Provider {
     /// for: that is [`Provider::explain`].
     #[must_use]
     pub fn judge(&self, request: &Request<'_>, credentials: &Credentials, now: Timestamp) -> Judgement {
-        match self.attempt(request, credentials).and_then(|attempt| attempt.verify(self, credentials, now)) {
-            Ok(judgement) | Err(judgement) => judgement,
+        let mut best: Option<Judgement> = None;
+        for attempt in self.attempts(request, credentials) {
+            let judgement = attempt.and_then(|attempt| attempt.verify(self, credentials, now));
+            let judgement = judgement.unwrap_or_else(|judgement| judgement);
+            if best.as_ref().is_none_or(|best| judgement.says_more_than(best)) {
+                best = Some(judgement);
+            }
         }
+        best.unwrap_or_else(|| self.unsigned())
     }
 
     /// The judgement on a request whose body has not come, where every body would lead to it: no rule has a signature in
@@ -133,7 +139,10 @@ impl Provider {
     #[must_use]
     pub fn judge_head(&self, request: &Request<'_>, credentials: &Credentials) -> Option<Judgement> {
         let may_be_signed = |rule: &Rule| rule.from.is_in_body() || rule.from.is_there(request);
-        if self.signature.iter().any(may_be_signed) { None } else { self.attempt(request, credentials).err() }
+        if self.signature.iter().any(may_be_signed) {
+            return None;
+        }
+        self.attempts(request, credentials).next().map_or_else(|| Some(self.unsigned()), Result::err)
     }
 
     /// Where the key is published that a request says it is signed with; nothing for a provider without such keys. What
@@ -145,10 +154,12 @@ impl Provider {
         // Most providers publish none, and then it is all the same by which of its rules this one is signed.
         let publishes = self.signature.iter().any(|rule| rule.key_url.is_some());
         // Nor is it asked for where no key makes the request a valid one.
-        match publishes.then(|| self.attempt(request, credentials)) {
-            Some(Ok(attempt)) => attempt.rule.published_at(&attempt.scope),
-            Some(Err(_)) | None => Ok(None),
+        if !publishes {
+            return Ok(None);
         }
+        let attempts = self.attempts(request, credentials).flatten();
+        let mut urls = attempts.filter_map(|attempt| attempt.rule.published_at(&attempt.scope).transpose());
+        urls.next().transpose()
     }
 
     /// Whether its signatures can be judged where nothing may be fetched.
@@ -160,10 +171,13 @@ impl Provider {
     /// Why a secret cannot be one of the provider's; nothing where it can, or where there is none to be given.
     #[must_use]
     pub fn refuses(&self, secret: &Secret) -> Option<String> {
-        let key = |rule: &Rule| secret.key(rule.scheme, rule.key, rule.secret_prefix(self));
+        let is_key = |rule: &Rule| match rule.scheme.is_token() {
+            true => token::is_key(rule.scheme, secret.expose()),
+            false => secret.key(rule.scheme, rule.key, rule.secret_prefix(self)).is_some(),
+        };
         let mut rules = self.signature.iter().filter(|rule| rule.key_url.is_none()).peekable();
         rules.peek()?;
-        let takes = rules.any(|rule| rule.takes(secret) && key(rule).is_some());
+        let takes = rules.any(|rule| rule.takes(secret) && is_key(rule));
         (!takes).then(|| self.not_a_secret())
     }
 
@@ -184,38 +198,51 @@ impl Provider {
         self.signature.iter().all(Rule::signs_body) && !self.signature.is_empty()
     }
 
-    /// The rule that a request is signed by.
-    pub(super) fn rule(&self, request: &Request<'_>, credentials: &Credentials) -> Option<&Rule> {
-        let fits = |rule: &&Rule| {
-            let secrets = &credentials.secrets;
+    /// The rules that a request may be signed by: the first that applies, and before it those for some secrets only.
+    pub(super) fn rules<'r>(
+        &'r self,
+        request: &'r Request<'_>,
+        credentials: &'r Credentials,
+    ) -> impl Iterator<Item = &'r Rule> {
+        let applies = |rule: &&Rule| {
             rule.from.is_there(request)
                 && rule.when.hold(request)
-                && (rule.only_secret.is_none() || secrets.iter().any(|secret| rule.takes(secret)))
+                && (rule.only_secret.is_none() || credentials.secrets.iter().any(|secret| rule.takes(secret)))
         };
-        self.signature.iter().find(fits)
+        let mut is_over = false;
+        self.signature.iter().filter(applies).take_while(move |rule| {
+            let is_next = !is_over;
+            is_over |= rule.only_secret.is_none();
+            is_next
+        })
     }
 
-    pub(super) fn attempt<'r, 'a>(
+    /// What stands in a request for each of its rules.
+    pub(super) fn attempts<'r, 'a>(
         &'r self,
         request: &'r Request<'a>,
         credentials: &'r Credentials,
-    ) -> Result<Attempt<'r, 'a>, Judgement> {
+    ) -> impl Iterator<Item = Result<Attempt<'r, 'a>, Judgement>> {
+        self.rules(request, credentials).map(|rule| {
+            let attempt = Attempt::new(rule, Scope::of(request, &credentials.settings))?;
+            if rule.every && attempt.texts.len() != self.event(request).count {
+                let reason = format!("{} does not stand in every event of the request", rule.from);
+                return Err(Judgement::of(Verdict::Malformed, reason));
+            }
+            Ok(attempt)
+        })
+    }
+
+    /// The judgement on a request that no rule is for.
+    fn unsigned(&self) -> Judgement {
         if self.signature.is_empty() {
             let reason = format!("{} does not sign its requests, as far as is known here", self.name);
-            return Err(Judgement::of(Verdict::Unsupported, reason));
+            return Judgement::of(Verdict::Unsupported, reason);
         }
-        let rule = self.rule(request, credentials).ok_or_else(|| {
-            let places: BTreeMap<_, ()> = self.signature.iter().map(|rule| (rule.from.to_string(), ())).collect();
-            let places: Vec<_> = places.into_keys().collect();
-            let reason = format!("it is not signed: a request of {} has {}", self.name, places.join(" or "));
-            Judgement::of(Verdict::Missing, reason)
-        })?;
-        let attempt = Attempt::new(rule, Scope::of(request, &credentials.settings))?;
-        if rule.every && attempt.texts.len() != self.event(request).count {
-            let reason = format!("{} does not stand in every event of the request", rule.from);
-            return Err(Judgement::of(Verdict::Malformed, reason));
-        }
-        Ok(attempt)
+        let places: BTreeMap<_, ()> = self.signature.iter().map(|rule| (rule.from.to_string(), ())).collect();
+        let places: Vec<_> = places.into_keys().collect();
+        let reason = format!("it is not signed: a request of {} has {}", self.name, places.join(" or "));
+        Judgement::of(Verdict::Missing, reason)
     }
 }
 
@@ -239,7 +266,8 @@ impl<'r, 'a> Attempt<'r, 'a> {
             ));
         }
         if texts.is_empty() {
-            return Err(match rule.prefix.text(&scope) {
+            let is_blank = rule.from.all(scope.request).iter().all(|value| value.trim_ascii().is_empty());
+            return Err(match rule.prefix.text(&scope).filter(|_| !is_blank) {
                 Some(prefix) => {
                     let reason = format!("{} has no signature that begins with {prefix:?}", rule.from);
                     Judgement::of(Verdict::Malformed, reason)
@@ -277,14 +305,9 @@ impl<'r, 'a> Attempt<'r, 'a> {
         if self.rule.scheme.is_token() {
             return token::judge(self, provider, credentials, now);
         }
-        let keys = self.rule.keys(provider, credentials, &self.scope)?;
-        for (index, key, secret) in &keys {
-            for url in self.rule.urls(self.scope.url) {
-                let scope = Scope { url: &url, secret: secret.as_bytes(), ..self.scope };
-                if self.matches(key, &scope).map_err(lacking)? {
-                    return self.accepted(provider, *index, keys.len(), now);
-                }
-            }
+        if let Some(secret) = self.signer(provider, credentials)? {
+            let secrets = if self.rule.key_url.is_some() { 0 } else { credentials.secrets.len() };
+            return self.accepted(provider, secret, secrets, now);
         }
         let reason = match self.covered() {
             Some(covered) => {
@@ -293,6 +316,19 @@ impl<'r, 'a> Attempt<'r, 'a> {
             None => format!("what stands in {} is not the secret that is given here", self.rule.from),
         };
         Err(Judgement::of(Verdict::BadSignature, reason))
+    }
+
+    /// The number of the secret that has signed, whenever it was.
+    pub(super) fn signer(&self, provider: &Provider, credentials: &Credentials) -> Result<Option<usize>, Judgement> {
+        for (index, key, secret) in &self.rule.keys(provider, credentials, &self.scope)? {
+            for url in self.rule.urls(self.scope.url) {
+                let scope = Scope { url: &url, secret: secret.as_bytes(), ..self.scope };
+                if self.matches(key, &scope).map_err(lacking)? {
+                    return Ok(Some(*index));
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// Whether a key signed what `scope` says.
@@ -391,7 +427,7 @@ fn items(
     for value in &values {
         let value = lossy(value);
         let mut take = |part: &str| {
-            let item = part.strip_prefix(&*prefix).filter(|item| !item.is_empty());
+            let item = part.strip_prefix(&*prefix).filter(|item| !item.trim().is_empty());
             found.extend(item.map(str::to_owned));
         };
         match list {
@@ -490,19 +526,32 @@ impl Rule {
     /// The forms of the public URL that may have been signed.
     pub(super) fn urls<'u>(&self, url: &'u str) -> Vec<Cow<'u, str>> {
         let mut urls = vec![Cow::Borrowed(url)];
+        if !self.content.has_url() {
+            return urls;
+        }
+        let mut add = |form: &dyn Fn(&str) -> Option<String>| {
+            let forms: Vec<_> = urls.iter().filter_map(|url| form(url)).collect();
+            let new = forms.into_iter().map(Cow::Owned).filter(|form| !urls.contains(form));
+            let new: Vec<_> = new.collect();
+            urls.extend(new);
+        };
         if self.any_port {
-            urls.push(Cow::Owned(other_port(url)));
+            add(&|url| Some(other_port(url)));
         }
         if !self.bare.is_empty() {
-            urls.push(Cow::Owned(unescape(url, &self.bare)));
+            add(&|url| Some(unescape(url, &self.bare)));
         }
         // Whoever types in a host alone may have that signed, and not the path that it is called at.
-        if let Some(origin) = url.strip_suffix('/').filter(|origin| *origin == Url::of(url).origin) {
-            urls.push(Cow::Borrowed(origin));
-        }
-        urls.dedup();
+        add(&without_path);
         urls
     }
+}
+
+/// The URL without its path, where that says nothing.
+fn without_path(url: &str) -> Option<String> {
+    let parts = Url::of(url);
+    let query = parts.query.map(|query| format!("?{query}")).unwrap_or_default();
+    (parts.path == "/").then(|| format!("{}{query}", parts.origin))
 }
 
 /// The URL with its default port written out, or left out where it is.

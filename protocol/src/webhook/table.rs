@@ -509,6 +509,9 @@ impl Provider {
             if rule.claims.is_empty() == rule.scheme.is_token() {
                 return Err(what("a token has claims, and only a token"));
             }
+            if rule.scheme.is_token() && !rule.equal.is_empty() {
+                return Err(what("a token is about what its claims say, and nothing else is held to be equal"));
+            }
             let templates = rule.claims.iter().map(|claim| &claim.content).chain([&rule.content, &rule.prefix]);
             let templates = templates.chain(rule.equal.values());
             self.know_settings(templates).map_err(|problem| ("signature", problem))?;

@@ -213,6 +213,11 @@ fn keys(
     Ok(keys)
 }
 
+/// Whether a text is a key, or has keys in it, that tokens of the scheme can be held against.
+pub(super) fn is_key(scheme: Scheme, text: &str) -> bool {
+    !key_set(scheme, text, None).is_empty()
+}
+
 /// The keys of a JSON Web Key (Set) (RFC 7517) that may be the one called `id`, of a PEM text, or of a shared secret.
 fn key_set(scheme: Scheme, text: &str, id: Option<&str>) -> Vec<Key> {
     if scheme == Scheme::JwtHs256 {
