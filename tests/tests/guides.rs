@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use relay_tests::process::{Ended, binary, run};
@@ -74,6 +75,9 @@ mod facts {
         from: String,
         content: Option<String>,
         timestamp: Option<Timestamp>,
+        #[serde(default)]
+        when: Condition,
+        only_secret: Option<String>,
     }
 
     #[derive(Deserialize)]
@@ -84,6 +88,13 @@ mod facts {
     #[derive(Deserialize)]
     struct Handshake {
         app: Option<String>,
+    }
+
+    /// As the relay reads it.
+    fn table() -> &'static relay_protocol::webhook::Table {
+        static TABLE: LazyLock<relay_protocol::webhook::Table> =
+            LazyLock::new(|| relay_protocol::webhook::Table::built_in().unwrap());
+        &TABLE
     }
 
     fn rows() -> Vec<Row> {
@@ -127,6 +138,10 @@ mod facts {
             let at = place(&self.from);
             let old = self.timestamp.as_ref().map(|time| time.past.unwrap_or(300));
             let old = old.map(|seconds| format!(", {} old at most", duration(seconds * 1000))).unwrap_or_default();
+            let when =
+                if self.when.is_empty() { String::new() } else { format!(" where there is {}", condition(&self.when)) };
+            let only = self.only_secret.as_ref().map(|prefix| format!(", for secrets that begin with `{prefix}`"));
+            let old = old + &when + &only.unwrap_or_default();
             match (self.scheme.as_str(), &self.content) {
                 ("equal", _) => format!("the secret itself, as {at}"),
                 (scheme, Some(content)) if content.len() <= 60 && !content.contains('\n') => {
@@ -147,11 +162,15 @@ mod facts {
     }
 
     impl Row {
+        /// What is known of it, with a mark where somebody else says so.
+        fn marked(&self, fact: &str, text: String) -> String {
+            let source = self.source.get(fact).map_or("", String::as_str);
+            let is_others = source.starts_with("second:") || source.starts_with("memory:");
+            if is_others && !text.is_empty() { text + " \\*" } else { text }
+        }
+
         fn waits(&self) -> Option<String> {
-            let limit = self.limit_ms?;
-            let source = self.source.get("limit").map_or("", String::as_str);
-            let others = source.starts_with("second:") || source.starts_with("memory:");
-            Some(format!("{}{}", duration(limit), if others { " \\*" } else { "" }))
+            self.limit_ms.map(|limit| self.marked("limit", duration(limit)))
         }
 
         fn secret(&self) -> String {
@@ -164,8 +183,10 @@ mod facts {
         }
 
         fn facts(&self, samples: &[String]) -> String {
-            let mut lines = vec![("recognised by", joined(self.matches.iter().map(condition), ", or "))];
-            lines.push(("signed", joined(self.signature.iter().map(Signature::words), "; or ")));
+            let recognised = joined(self.matches.iter().map(condition), ", or ");
+            let mut lines = vec![("recognised by", self.marked("match", recognised))];
+            let signed = joined(self.signature.iter().map(Signature::words), "; or ");
+            lines.push(("signed", self.marked("signature", signed)));
             lines.push(("secret", self.secret()));
             let settings = self.settings.iter().map(|(name, at)| format!("`--set {name}=...`: {at}"));
             lines.push(("beside it", joined(settings, "; ")));
@@ -174,32 +195,33 @@ mod facts {
                 self.waits().map_or_else(
                     || "not known; the relay waits 30 s".to_owned(),
                     |limit| {
-                        let ms = self.limit_ms.unwrap();
-                        let until = ms - (ms * 15 / 100).max(300).min(ms);
+                        let until = table().get(&self.id).and_then(|row| row.answer_within()).unwrap();
+                        let until = u64::try_from(until.as_millis()).unwrap();
                         format!("{limit}; the relay has answered after {}", duration(until))
                     },
                 ),
             ));
-            lines.push(("sends again", self.retries.clone().unwrap_or_else(|| "not known".to_owned())));
+            let retries = self.retries.clone().map(|retries| self.marked("retries", retries));
+            lines.push(("sends again", retries.unwrap_or_else(|| "not known".to_owned())));
             let ids =
                 self.event_id.iter().map(|text| match text.strip_prefix('{').and_then(|text| text.strip_suffix('}')) {
                     Some(at) if !at.contains('{') => place(at),
                     _ => format!("`{text}`"),
                 });
-            lines.push(("event's id", joined(ids, ", or ")));
+            lines.push(("event's id", self.marked("event", joined(ids, ", or "))));
             let asks = self.handshake.iter().map(|handshake| match &handshake.app {
                 Some(why) => format!("only your service can answer: {why}"),
                 None => "`--handshake` answers".to_owned(),
             });
-            lines.push(("checks the URL first", joined(asks, "; ")));
+            lines.push(("checks the URL first", self.marked("handshake", joined(asks, "; "))));
             lines.push(("samples", joined(samples.iter().map(|event| format!("`{event}`")), ", ")));
             lines.push(("documentation", self.docs.iter().map(|url| format!("<{url}>")).collect()));
             let mut table = "| | |\n|---|---|\n".to_owned();
             for (what, is) in lines.iter().filter(|(_, is)| !is.is_empty()) {
                 writeln!(table, "| {what} | {} |", is.replace('|', "\\|")).unwrap();
             }
-            if self.waits().is_some_and(|waits| waits.ends_with('*')) {
-                table.push_str("\n\\* not by its own documentation\n");
+            if table.contains("\\*") {
+                table.push_str("\n\\* by others than its own documentation or library\n");
             }
             table
         }
@@ -293,6 +315,34 @@ mod commands {
             }
         }
         lines
+    }
+
+    /// The configuration of projects on a page, and the variables that it names.
+    fn projects(page: &str) -> impl Iterator<Item = (String, Vec<String>)> {
+        let blocks = page.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap().to_owned());
+        blocks.filter(|block| block.starts_with("[tunnels")).map(|block| {
+            let variables = block.split("\"env:").skip(1).map(|rest| rest.split('"').next().unwrap().to_owned());
+            let variables = variables.collect();
+            (block, variables)
+        })
+    }
+
+    #[tokio::test]
+    async fn the_configuration_of_a_project_holds() {
+        let page = read(&folder().join("README.md"));
+        let mut count = 0;
+        for (file, variables) in projects(&page) {
+            let reader = Reader::new().await;
+            let project = reader.place.home.path().join("project");
+            std::fs::create_dir(&project).unwrap();
+            std::fs::write(project.join("relay.toml"), &file).unwrap();
+            let set: String = variables.iter().map(|name| format!("export {name}=whsec_a\n")).collect();
+            let ended = reader.shell(&format!("{set}cd project\nrelay config check --output json")).await.wait().await;
+            assert_eq!(ended.code(), 0, "{file}\n{ended:?}");
+            assert!(ended.stdout.contains("\"from\":\"relay.toml:"), "it was not read: {ended:?}");
+            count += 1;
+        }
+        assert!(count > 0);
     }
 
     /// A terminal of somebody who follows a guide.

@@ -296,6 +296,7 @@ async fn each_handshake_of_the_table_is_answered_for_the_service() {
             r#""validationResponse":"v-1""#,
         ),
         ("trello", Method::HEAD, "/", &[], "", 200, ""),
+        ("intercom", Method::HEAD, "/", &[], "", 200, ""),
         ("onfleet", Method::GET, "/?check=c-6", &[], "", 200, "c-6"),
         ("nylas", Method::GET, "/?challenge=c-7", &[], "", 200, "c-7"),
         (

@@ -4,7 +4,8 @@
 //   npm i twilio square @hubspot/api-client @sendgrid/eventwebhook discord-interactions @adyen/api-library \
 //     @contentful/node-apps-toolkit plivo braintree @paddle/paddle-node-sdk @line/bot-sdk razorpay @sanity/webhook \
 //     @workos-inc/node @mux/mux-node pusher webflow-api gocardless-nodejs atlassian-jwt sns-validator \
-//     google-auth-library jose
+//     google-auth-library jose chargebee @notionhq/client @dropbox/sign coinbase-commerce-node hook0-client nylas@6
+//   pip install paypalrestsdk 'pyOpenSSL<22'
 //   node make.mjs DIRECTORY
 import { execFileSync } from "node:child_process";
 import { createHash, createHmac, createPrivateKey, generateKeyPairSync, sign } from "node:crypto";
@@ -22,7 +23,11 @@ globalThis.Date = class extends RealDate {
     super(...(given.length ? given : [NOW * 1000]));
   }
 };
-const version = (name) => `npm:${name}@${JSON.parse(readFileSync(`node_modules/${name}/package.json`)).version}`;
+const version = (name) => {
+  if (!name.startsWith("PyPI:")) return `npm:${name}@${JSON.parse(readFileSync(`node_modules/${name}/package.json`)).version}`;
+  const code = "import importlib.metadata, sys; print(importlib.metadata.version(sys.argv[1]))";
+  return `${name}@${execFileSync("python3", ["-c", code, name.slice(5)]).toString().trim()}`;
+};
 const hmac = (algorithm, key, text, encoding) => createHmac(algorithm, key).update(text).digest(encoding);
 const BODY = '{"id":"evt_1","type":"order.paid","text":"Grüße 🚀","amount":10.50}';
 const FORM = "MessageSid=SM1&MessageStatus=sent&Body=Hi+%26+bye&From=%2B4915112345678&Empty=";
@@ -355,6 +360,97 @@ await attempt("gocardless", async () => {
   }, (r) => webhooks.parse(r.body, "ED7D658C-D8EB", r.headers["Webhook-Signature"]));
 });
 
+await attempt("chargebee", async () => {
+  const { basicAuthValidator } = require("chargebee");
+  const check = basicAuthValidator((user, password) => `${user}:${password}` === "relay:s3cret");
+  const signed = (r, who = "relay:s3cret") => {
+    r.body = '{"id":"ev_1","event_type":"subscription_created","content":{}}'; r.event_id = "ev_1"; r.event_type = "subscription_created";
+    r.headers = { "user-agent": "ChargeBee", authorization: "Basic " + Buffer.from(who).toString("base64") };
+  };
+  await provider("chargebee", "chargebee", "relay:s3cret", {
+    basic: (r) => signed(r), "wrong-secret": (r) => signed(r, "relay:another"), "wrong-user": (r) => signed(r, "other:s3cret"),
+    "without-header": (r) => { signed(r); delete r.headers.authorization; },
+  }, async (r) => { await check(r.headers); });
+});
+
+await attempt("notion", async () => {
+  const { signWebhookPayload, verifyWebhookSignature } = require("@notionhq/client");
+  const secret = "secret_tMrlL1qK5vuQAh1b6cZGhFChZTSYJlce98V0pYn7yBl";
+  const signed = async (r, other) => {
+    r.body = '{"id":"367cba44-b6f3-4c92-81e7-6a2e9659efd4","type":"page.created","entity":{"id":"1","type":"page"}}';
+    r.event_id = "367cba44-b6f3-4c92-81e7-6a2e9659efd4"; r.event_type = "page.created";
+    r.headers["X-Notion-Signature"] = await signWebhookPayload({ body: r.body, verificationToken: other ?? secret });
+  };
+  await provider("notion", "@notionhq/client", secret, {
+    basic: (r) => signed(r), "wrong-secret": (r) => signed(r, "another"),
+    "newline-changed": async (r) => { await signed(r); r.body += "\n"; },
+    "without-header": async (r) => { await signed(r); delete r.headers["X-Notion-Signature"]; },
+  }, (r) => verifyWebhookSignature({ body: r.body, signature: r.headers["X-Notion-Signature"], verificationToken: secret }));
+});
+
+await attempt("dropbox-sign", async () => {
+  const { EventCallbackHelper, EventCallbackRequest } = require("@dropbox/sign");
+  const signed = (r, other, time = String(NOW - 5)) => {
+    const event = { event_type: "signature_request_sent", event_time: time, event_hash: hmac("sha256", other ?? "api_key_1", time + "signature_request_sent", "hex"), event_metadata: {} };
+    r.headers["Content-Type"] = "application/x-www-form-urlencoded";
+    r.body = new URLSearchParams({ json: JSON.stringify({ event }) }).toString(); r.event_id = event.event_hash; r.event_type = event.event_type;
+  };
+  await provider("dropbox-sign", "@dropbox/sign", "api_key_1", {
+    basic: (r) => signed(r), "wrong-secret": (r) => signed(r, "another"),
+    "time-changed": (r) => { signed(r); r.body = r.body.replace(String(NOW - 5), String(NOW)); },
+    "type-changed": (r) => { signed(r); r.body = r.body.replace("request_sent", "request_signed"); },
+  }, (r) => EventCallbackHelper.isValid("api_key_1", EventCallbackRequest.init(JSON.parse(form(r.body).json))));
+});
+
+await attempt("coinbase-commerce", async () => {
+  const { Webhook } = require("coinbase-commerce-node");
+  const signed = (r, other) => {
+    r.body = '{"id":1,"event":{"id":"24934862-d980-46cb-9402-43c81b0cdba6","type":"charge:confirmed","data":{"name":"Grüße"}}}';
+    r.event_id = "24934862-d980-46cb-9402-43c81b0cdba6"; r.event_type = "charge:confirmed";
+    r.headers["X-CC-Webhook-Signature"] = Webhook.computeSignature(r.body, other ?? "shared-1");
+  };
+  await provider("coinbase-commerce", "coinbase-commerce-node", "shared-1", {
+    basic: (r) => signed(r), "wrong-secret": (r) => signed(r, "another"),
+    "body-changed": (r) => { signed(r); r.body = r.body.replace("Grüße", "Grusse"); },
+    "newline-changed": (r) => { signed(r); r.body += "\n"; },
+  }, (r) => Webhook.verifySigHeader(r.body, r.headers["X-CC-Webhook-Signature"], "shared-1"));
+});
+
+// Coinbase sends with Hook0, whose client looks at v1 where there is one, and at v0 else; the row looks at v0.
+await attempt("coinbase", async () => {
+  const { verifyWebhookSignatureWithCurrentTime } = require("hook0-client");
+  const secret = "2b6f4e1d-9d57-4c8e-8f0e-7d3f9a5b1c20";
+  const names = ["content-type", "x-event-id", "x-event-type"];
+  const signed = (r, other, at = NOW - 1, both = true) => {
+    r.body = '{"eventType":"onchain.activity.detected","data":{"networkId":"base-sepolia"}}'; r.event_id = "b0a5a6b2-6a43-4b6c-9f4b-1d2c3e4f5a6b"; r.event_type = "onchain.activity.detected";
+    r.headers = { "content-type": "application/json", "x-event-id": r.event_id, "x-event-type": r.event_type };
+    const sign = (text) => hmac("sha256", other ?? secret, `${at}.${text}`, "hex");
+    const v1 = sign(`${names.join(" ")}.${names.map((name) => r.headers[name]).join(".")}.${r.body}`);
+    r.headers["x-hook0-signature"] = `t=${at},v0=${sign(r.body)}` + (both ? `,h=${names.join(" ")},v1=${v1}` : "");
+  };
+  await provider("coinbase", "hook0-client", secret, {
+    both: (r) => signed(r), "v0-alone": (r) => signed(r, undefined, NOW - 1, false), "wrong-secret": (r) => signed(r, "another"),
+    "body-changed": (r) => { signed(r); r.body += " "; },
+    "time-changed": (r) => { signed(r); r.headers["x-hook0-signature"] = r.headers["x-hook0-signature"].replace(`t=${NOW - 1}`, `t=${NOW}`); },
+    "stale-301s": (r) => signed(r, undefined, NOW - 301),
+  }, (r) => verifyWebhookSignatureWithCurrentTime(r.headers["x-hook0-signature"], Buffer.from(r.body), new Headers(r.headers), secret, 300, new Date(NOW * 1000)));
+});
+
+// The last of its packages that judges webhooks; what is signed has stayed the same.
+await attempt("nylas", async () => {
+  const { default: WebhookNotification } = require("nylas/lib/models/webhook-notification");
+  const signed = (r, other) => {
+    r.body = '{"specversion":"1.0","type":"message.created","id":"5TCz7PKnTFEo6xcnG21pq","data":{"object":{"subject":"Grüße"}}}';
+    r.event_id = "5TCz7PKnTFEo6xcnG21pq"; r.event_type = "message.created"; r.headers["x-nylas-signature"] = hmac("sha256", other ?? "whs-1", r.body, "hex");
+  };
+  await provider("nylas", "nylas", "whs-1", {
+    basic: (r) => signed(r), "wrong-secret": (r) => signed(r, "another"),
+    "body-changed": (r) => { signed(r); r.body = r.body.replace("Grüße", "Grusse"); },
+    "newline-changed": (r) => { signed(r); r.body += "\n"; },
+    "without-header": (r) => { signed(r); delete r.headers["x-nylas-signature"]; },
+  }, (r) => WebhookNotification.verifyWebhookSignature(r.headers["x-nylas-signature"], r.body, "whs-1"));
+});
+
 await attempt("atlassian-connect", async () => {
   const jwt = require("atlassian-jwt");
   const token = (r, other, more) => jwt.encodeSymmetric({ iss: "key", iat: NOW - 5, exp: NOW + 175, qsh: jwt.createQueryStringHash(jwt.fromMethodAndUrl(r.method, "/hooks?user_id=u&a=1"), false), ...more }, other ?? "shared", "HS256");
@@ -409,6 +505,37 @@ await attempt("aws-sns", async () => {
     "wrong-key": signed("1", {}, true),
     "other-host": signed("1", { SigningCertURL: "https://sns.us-west-2.amazonaws.com.example.com/a.pem" }),
   }, (r) => new Promise((resolve, reject) => new Validator().validate(r.body, (error) => error ? reject(error) : resolve(true))), { published: { [at]: pem } });
+});
+
+await attempt("paypal", async () => {
+  const { privateKey, pem } = certificate("messageverificationcerts.sandbox.paypal.com");
+  const other = certificate("messageverificationcerts.sandbox.paypal.com").privateKey;
+  const at = "https://api.sandbox.paypal.com/v1/notifications/certs/CERT-360caa42-fca2a594-a5cafa77";
+  // All but the chain of the certificate, which nobody here can make.
+  const python = `import json, sys
+from OpenSSL import crypto
+from paypalrestsdk.notifications import WebhookEvent
+r = json.load(sys.stdin)
+cert = crypto.load_certificate(crypto.FILETYPE_PEM, r["pem"])
+good = WebhookEvent._is_common_name_valid(cert) and WebhookEvent._verify_signature(
+    r["id"], r["time"], r["webhook"], r["body"], cert, r["signature"], "sha256WithRSAEncryption")
+sys.exit(0 if good else 1)`;
+  const crc32 = (text) => execFileSync("python3", ["-c", "import sys, zlib; print(zlib.crc32(sys.stdin.buffer.read()))"], { input: text }).toString().trim();
+  const signed = (r, webhook = "9XL90610J3647323C", key = privateKey) => {
+    r.body = '{"id":"WH-9UG43882HX7271132-6E0871324L7949614","event_type":"PAYMENT.SALE.COMPLETED","summary":"Für 21.00 EUR","resource":{}}';
+    r.event_id = "WH-9UG43882HX7271132-6E0871324L7949614"; r.event_type = "PAYMENT.SALE.COMPLETED";
+    r.headers = { "paypal-transmission-id": "d938e770-8046-11e6-8103-6b62a8a99ac4", "paypal-transmission-time": "2025-12-31T23:59:55Z", "paypal-auth-algo": "SHA256withRSA", "paypal-cert-url": at };
+    const text = [r.headers["paypal-transmission-id"], r.headers["paypal-transmission-time"], webhook, crc32(r.body)].join("|");
+    r.headers["paypal-transmission-sig"] = sign("sha256", Buffer.from(text), key).toString("base64");
+  };
+  await provider("paypal", "PyPI:paypalrestsdk", "", {
+    basic: (r) => signed(r), "wrong-key": (r) => signed(r, undefined, other), "other-webhook": (r) => signed(r, "0AB12345CD678901E"),
+    "body-changed": (r) => { signed(r); r.body = r.body.replace("21.00", "22.00"); },
+    "time-changed": (r) => { signed(r); r.headers["paypal-transmission-time"] = "2025-12-31T23:59:56Z"; },
+  }, (r) => {
+    const said = { pem, id: r.headers["paypal-transmission-id"], time: r.headers["paypal-transmission-time"], webhook: "9XL90610J3647323C", body: r.body, signature: r.headers["paypal-transmission-sig"] };
+    execFileSync("python3", ["-c", python], { input: JSON.stringify(said), stdio: ["pipe", "ignore", "ignore"] });
+  }, { config: { webhook_id: "9XL90610J3647323C" }, published: { [at]: pem } });
 });
 
 await attempt("google-pubsub", async () => {
