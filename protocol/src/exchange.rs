@@ -15,15 +15,19 @@ pub const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-
 ///
 /// Left out, by RFC 9110, section 7.6.1: `Connection` and every name that it lists (whatever its case), `Keep-Alive`,
 /// `Proxy-Connection`, `Transfer-Encoding`, `Upgrade`, `TE`, and the proxy authentication pair. `TE: trailers` stays,
-/// because gRPC asks for it end to end. `Host` is left out too: the authority travels by itself.
+/// because gRPC asks for it end to end. `Host` is left out too: the authority travels by itself. So is `Content-Length`
+/// beside `Transfer-Encoding`, which overrides it (RFC 9112, section 6.3).
 pub fn end_to_end(headers: &HeaderMap) -> HeaderList {
     let connection = ConnectionNames::of(headers);
+    let is_overridden = headers.contains_key(header::TRANSFER_ENCODING);
     let mut list = Vec::with_capacity(headers.len() + 8);
     for (name, value) in headers {
         if *name == header::TE {
             if asks_for_trailers(value) {
                 list.push((header::TE, HeaderValue::from_static("trailers")));
             }
+        } else if is_overridden && *name == header::CONTENT_LENGTH {
+            continue;
         } else if !is_hop_by_hop(name) && *name != header::HOST && !connection.contains(name) {
             list.push((name.clone(), value.clone()));
         }

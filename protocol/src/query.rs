@@ -14,12 +14,18 @@ const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove
 /// Some of it is not UTF-8.
 pub fn fields(text: &str) -> Result<Vec<(String, String)>, Utf8Error> {
     let decode = |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8().map(Cow::into_owned);
+    split(text).map(|(name, value)| Ok((decode(name)?, decode(value)?))).collect()
+}
+
+/// As [`fields`], where somebody else has written it: what is not UTF-8 becomes U+FFFD, as that standard says.
+pub fn fields_lossy(text: &str) -> Vec<(String, String)> {
+    let decode = |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
+    split(text).map(|(name, value)| (decode(name), decode(value))).collect()
+}
+
+fn split(text: &str) -> impl Iterator<Item = (&str, &str)> {
     let fields = text.split('&').filter(|field| !field.is_empty());
-    let field = |field: &str| {
-        let (name, value) = field.split_once('=').unwrap_or((field, ""));
-        Ok((decode(name)?, decode(value)?))
-    };
-    fields.map(field).collect()
+    fields.map(|field| field.split_once('=').unwrap_or((field, "")))
 }
 
 /// Names and values as [`fields`] reads them.
@@ -48,6 +54,10 @@ mod tests {
         assert_eq!(read, is.map(|(name, value)| (name.to_owned(), value.to_owned())));
         assert!(fields("").unwrap().is_empty());
         fields("a=%ff").unwrap_err();
+        assert_eq!(
+            fields_lossy("a=%ff&b=c"),
+            [("a", "\u{fffd}"), ("b", "c")].map(|(n, v)| (n.to_owned(), v.to_owned()))
+        );
     }
 
     proptest! {

@@ -121,6 +121,28 @@ mod bodies {
         assert_eq!(world.get(&format!("{}/", tunnel.url())).await.text(), "until the end");
     }
 
+    /// The framing that overrides (RFC 9112, section 6.3) is what the answer was read by, and the length is none of it.
+    #[tokio::test]
+    async fn that_are_chunked_have_no_other_length() {
+        let world = World::start().await;
+        for framing in
+            ["Content-Length: 1\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 12"]
+        {
+            let app = App::raw(move |mut wire: Wire, _| async move {
+                while wire.message().await.is_some() {
+                    wire.send(format!("HTTP/1.1 200 OK\r\n{framing}\r\n\r\n2\r\nok\r\n0\r\n\r\n")).await;
+                }
+            })
+            .await;
+            let tunnel = world.tunnel(&app).await;
+            let (url, host) = (format!("{}/", tunnel.url()), world.host(tunnel.name()));
+            for mut http in [world.http1(&host).await, world.http2(&host).await] {
+                let answer = http.answer(Request::get(&url).body(empty()).unwrap()).await;
+                assert_eq!((answer.code(), answer.text()), (200, "ok"), "{framing}");
+            }
+        }
+    }
+
     /// A sender must never take half an answer for a whole one.
     #[tokio::test]
     async fn that_the_service_breaks_off_end_in_an_error() {
@@ -294,6 +316,32 @@ mod heads {
             assert_eq!(world.send(request.body(empty()).unwrap()).await.code(), 200);
             assert_eq!(app.last().method, method);
         }
+    }
+
+    /// Somebody has typed http:// in front of a port for HTTPS.
+    #[tokio::test]
+    async fn without_tls_are_told_that_there_is_to_be_some() {
+        let world = World::start().await;
+        let mut wire = Wire::new(tokio::net::TcpStream::connect(world.https()).await.unwrap());
+        wire.send("POST / HTTP/1.1\r\nHost: hooks.relay.test\r\nContent-Length: 2\r\n\r\n{}").await;
+        let answer = String::from_utf8(wire.rest().await.unwrap()).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("https:// instead of http://"), "{answer}");
+    }
+
+    /// Laravel's own, for one. What it is called is no matter, and a name that says nothing would be shown.
+    #[tokio::test]
+    async fn pass_on_a_status_that_has_no_name() {
+        let world = World::start().await;
+        let app = App::raw(|mut wire: Wire, _| async move {
+            wire.message().await;
+            wire.send("HTTP/1.1 419 Page Expired\r\nContent-Length: 0\r\n\r\n").await;
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        let host = world.host(tunnel.name());
+        let mut wire = world.raw(&host).await;
+        wire.send(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+        assert_eq!(wire.message().await.unwrap().first_line(), "HTTP/1.1 419 ");
     }
 
     #[tokio::test]

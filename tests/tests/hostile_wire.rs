@@ -496,6 +496,15 @@ mod clients {
         let mut wire = world.raw(&host).await;
         wire.send(format!("GET /_relay/connect HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{good}\r\n")).await;
         assert_eq!(wire.message().await.unwrap().body, b"ok", "a tunnel's path like any other");
+        assert_eq!(app.requests(), 1);
+        // But a client that was told a tunnel's URL for the relay's brings a token, which is no service's business.
+        let mut wire = world.raw(&host).await;
+        let client = format!("{good}Sec-WebSocket-Protocol: relay.v1\r\nConnection: upgrade\r\nUpgrade: websocket\r\n");
+        wire.send(format!("GET /_relay/connect HTTP/1.1\r\nHost: {host}\r\n{client}\r\n")).await;
+        let answer = wire.message().await.unwrap();
+        assert_eq!((answer.status(), answer.values("relay-error")), (421, vec!["unknown-host"]));
+        assert!(String::from_utf8_lossy(&answer.body).contains(&format!("the relay's own is {}", world.relay_url())));
+        assert_eq!(app.requests(), 1);
     }
 
     #[tokio::test]

@@ -588,6 +588,11 @@ async fn tokens_that_are_wrong_let_nobody_in() {
     let page = scene.open(&mut Browser::default(), "/").await;
     is_refused(&page, 403, "login-denied");
     assert!(page.text().contains("access_denied: &lt;script&gt;alert(1)"), "{page:?}");
+    // Not all of them write UTF-8.
+    scene.issuer.behave(|manner| manner.denies = Some("error=access_denied&error_description=refus%E9".to_owned()));
+    let page = scene.open(&mut Browser::default(), "/").await;
+    is_refused(&page, 403, "login-denied");
+    assert!(page.text().contains("access_denied: refus"), "{page:?}");
     scene.world.shutdown().await;
 }
 

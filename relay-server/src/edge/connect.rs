@@ -59,6 +59,18 @@ pub(super) async fn own_host(
     }
 }
 
+/// Whether a request is a client's that wants a session.
+pub(super) fn is_client(request: &Request<Incoming>) -> bool {
+    request.uri().path() == CONNECT_PATH && offers(request.headers(), SUBPROTOCOL)
+}
+
+/// Answers a client that was told a tunnel's URL for the relay's.
+pub(super) fn elsewhere(shared: &Shared, headers: &HeaderMap) -> Response<EdgeBody> {
+    let relay = shared.public_url(&shared.config.domain);
+    let message = format!("This is the URL of a tunnel, and the relay's own is {relay}: name that with --relay.");
+    explain(shared, Cause::UnknownHost, headers, &message)
+}
+
 /// Whether a client may have a session.
 async fn admit(
     shared: &Arc<Shared>,

@@ -12,7 +12,7 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode, Version, request};
 use hyper::body::Incoming;
-use hyper::ext::Protocol;
+use hyper::ext::{Protocol, ReasonPhrase};
 use hyper::upgrade::OnUpgrade;
 use relay_protocol::exchange::{
     X_FORWARDED_PREFIX, X_FORWARDED_PROTO, append_all, append_framed, content_length, end_to_end, is_owned, upgrade_of,
@@ -304,6 +304,10 @@ pub(super) fn respond(
     let uploads_to = uploading.then(|| stream.clone());
     let mut response = Response::new(EdgeBody::download(stream, uploading, declared, is_bodyless));
     *response.status_mut() = head.status;
+    if head.status.canonical_reason().is_none() {
+        // None, which is allowed (RFC 9112, section 4), instead of words that say so.
+        response.extensions_mut().insert(ReasonPhrase::from_static(b""));
+    }
     *response.headers_mut() = headers;
     Ok(Delivered { response, switched: None, uploads_to })
 }

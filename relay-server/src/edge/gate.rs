@@ -100,7 +100,7 @@ fn public_host(parts: &request::Parts) -> Result<PublicHost, Refusal> {
     let target = parts.uri.authority().map(Authority::as_str);
     let authority = match (target, line) {
         (Some(_), None) if parts.version < Version::HTTP_2 => return Err("the Host header is missing"),
-        (Some(target), Some(line)) if !target.eq_ignore_ascii_case(line) => {
+        (Some(target), Some(line)) if !is_same(target, line, parts.uri.scheme_str()) => {
             return Err("the target and the Host header disagree");
         }
         (Some(authority), _) | (None, Some(authority)) => authority,
@@ -122,6 +122,16 @@ fn public_host(parts: &request::Parts) -> Result<PublicHost, Refusal> {
         return Err("the Host header is not a host");
     }
     Ok(PublicHost { authority: authority.into(), host, below: None })
+}
+
+/// Whether two authorities are one, of which either may say the default port of its scheme (RFC 9110, section 4.2.3).
+fn is_same(one: &str, other: &str, scheme: Option<&str>) -> bool {
+    let default = match scheme {
+        Some("http") => ":80",
+        _ => ":443",
+    };
+    let bare = |authority: &str| authority.strip_suffix(default).unwrap_or(authority).to_ascii_lowercase();
+    bare(one) == bare(other)
 }
 
 fn host_of(authority: &Authority) -> &str {
@@ -181,6 +191,16 @@ mod tests {
             assert!(request("/", &lines).is_err(), "{lines:?}");
         }
         assert!(request("http://b.example/", &[("host", "a.example")]).is_err());
+        for (target, line, is_one) in [
+            ("https://a.example:443/", "a.example", true),
+            ("https://a.example/", "a.example:443", true),
+            ("http://a.example:80/", "A.example", true),
+            ("https://a.example:80/", "a.example", false),
+            ("http://a.example:443/", "a.example", false),
+            ("https://a.example:8443/", "a.example", false),
+        ] {
+            assert_eq!(request(target, &[("host", line)]).is_ok(), is_one, "{target} {line}");
+        }
         assert!(request("http://a.example/", &[]).is_err(), "HTTP/1.1 without Host");
         assert!(request("*", &[("host", "a.example")]).is_err());
         assert!(request("a.example:443", &[("host", "a.example:443")]).is_err(), "CONNECT's form");

@@ -251,6 +251,8 @@ enum Unbegun {
     Header(#[from] NoHeader),
     #[error("its sender has as many as it may")]
     Full,
+    #[error("it speaks HTTP where TLS is served")]
+    Plain,
     #[error("the TLS handshake failed: {0}")]
     Tls(std::io::Error),
 }
@@ -279,6 +281,9 @@ async fn begin(
         }
         tcp
     } else {
+        if encrypted {
+            refuse_plain(&tcp).await?;
+        }
         Gathered::new(tcp)
     };
     let conn = match purpose {
@@ -291,6 +296,23 @@ async fn begin(
     };
     Ok((conn, sender))
 }
+
+/// Answers HTTP where TLS is served: whoever has typed `http://` would see nothing but a connection that ends.
+async fn refuse_plain(tcp: &TcpStream) -> Result<(), Unbegun> {
+    let mut first = [0];
+    // A handshake begins with 22 (RFC 8446, section 5.1), and a request with the name of a method.
+    if !matches!(tcp.peek(&mut first).await, Ok(1)) || !first[0].is_ascii_uppercase() {
+        return Ok(());
+    }
+    // What is left unread resets the connection, and the answer with it.
+    let _ = tcp.try_read(&mut [0; 4096]);
+    // There is room for it on a new connection, and who does not take it loses nothing.
+    let _ = tcp.try_write(PLAIN.as_bytes());
+    Err(Unbegun::Plain)
+}
+
+const PLAIN: &str = "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n\
+    This port speaks HTTPS, and the request came without TLS: call it with https:// instead of http://.\n";
 
 /// Whether a handshake has failed because nobody can read what the client has shown.
 fn shows_a_bad_certificate(error: &std::io::Error) -> bool {
@@ -342,6 +364,8 @@ async fn handle(
         Ok(host) if host.host == shared.config.domain && host.below.is_none() => {
             connect::own_host(&shared, sender, &mut request).await
         }
+        // It brings a token, which is no service's business.
+        Ok(_) if connect::is_client(&request) => connect::elsewhere(&shared, request.headers()),
         Ok(host) => {
             let is_below = host.below.is_some();
             let mut response = forward::forward(shared, sender, host, started, in_flight, request).await;

@@ -27,7 +27,7 @@ use relay_protocol::access::Access;
 use relay_protocol::exchange::append_all;
 use relay_protocol::message::{HeaderList, RequestHead};
 use relay_protocol::oidc::Oidc;
-use relay_protocol::query::fields;
+use relay_protocol::query::fields_lossy;
 use relay_protocol::webhook::{Secret, plain};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -353,7 +353,7 @@ impl Here<'_> {
     async fn finish(&self, head: &RequestHead, kept: &Cookies) -> Result<Response<EdgeBody>, Failed> {
         let (oidc, name) = (self.login.oidc()?, self.login.name.as_str());
         let (issuers, issuer) = self.issuer(oidc)?;
-        let fields = fields(head.target.query().unwrap_or_default()).unwrap_or_default();
+        let fields = fields_lossy(head.target.query().unwrap_or_default());
         let parameter = |wanted: &str| fields.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str());
         let begun = parameter("state").and_then(|state| opened::<Begun>(&issuers, "state", (oidc, name), state));
         let begun = begun.ok_or_else(|| self.lost("/", "its state is not of this tunnel"))?;
