@@ -1077,7 +1077,7 @@ pub struct AccessArgs {
 
 /// What is known of a tunnel's webhooks, and what is done with them.
 #[derive(Args, Debug, Default)]
-#[command(next_help_heading = "WebhookOptions")]
+#[command(next_help_heading = "Webhooks")]
 pub struct WebhookArgs {
     /// Who sends them, as in stripe; otherwise each sender is recognised. What the sender allows,
     /// less a margin, is the deadline
@@ -1140,7 +1140,7 @@ pub struct DevArgs {
     #[arg(long, value_name = "ADDRESS", value_parser = listen_address)]
     pub https: Option<SocketAddr>,
 
-    /// Where the relay keeps its CA and its database
+    /// Where the relay keeps its CA, and its database where it has an inbox
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
 }

@@ -80,7 +80,10 @@ enum Problem {
     Empty,
     #[error("a file that may have come with a project can name only files beside or below it")]
     Elsewhere,
-    #[error("a file that may have come with a project can name only variables that begin with {VARIABLES}")]
+    #[error(
+        "a file that may have come with a project can name only variables that begin with {VARIABLES}: name this one so, \
+         or write it into a file of your own, ~/.config/relay/relay.toml"
+    )]
     OtherVariable,
 }
 

@@ -1,5 +1,6 @@
 //! What a tunnel's user has said of the webhooks that come through it, and who is known to send some.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -58,11 +59,36 @@ impl WebhookOptions {
         self.table.get(self.provider.as_deref()?)
     }
 
-    /// Why nothing is going to be valid, where the provider is known: not one of the secrets can be its own.
+    /// Why nothing is going to be valid: there is no secret, or the provider is known and not one can be its own.
     pub(crate) fn useless_secrets(&self) -> Option<String> {
-        let provider = self.pinned()?;
-        let refused: Vec<_> = self.credentials.secrets.iter().map_while(|secret| provider.refuses(secret)).collect();
-        refused.into_iter().nth(self.credentials.secrets.len().checked_sub(1)?)
+        let provider = self.pinned();
+        if self.verify == Verify::Reject
+            && self.credentials.secrets.is_empty()
+            && provider.is_none_or(|provider| provider.signs_with_given_secret())
+        {
+            return Some(
+                "without a secret nothing is let in: every webhook is answered with 401; give it by --secret".into(),
+            );
+        }
+        let provider = provider?;
+        let refused: Option<Vec<_>> = self.credentials.secrets.iter().map(|secret| provider.refuses(secret)).collect();
+        refused?.pop()
+    }
+
+    /// Whether each setting means something to the provider, or to any where none is named: one that was mistyped would
+    /// let in what it is to keep out.
+    ///
+    /// # Errors
+    /// [`UnknownSetting`].
+    pub(crate) fn check_settings(&self) -> Result<(), UnknownSetting> {
+        let pinned = self.pinned();
+        let rows = self.table.iter().filter(|row| pinned.is_none_or(|pinned| pinned.id == row.id));
+        let known: BTreeSet<&String> = rows.flat_map(|row| row.settings().keys()).collect();
+        let unknown = self.credentials.settings.keys().find(|name| !known.contains(name));
+        unknown.map_or(Ok(()), |name| {
+            let known = known.into_iter().cloned().collect();
+            Err(UnknownSetting { name: name.clone(), provider: pinned.map(|pinned| pinned.name.clone()), known })
+        })
     }
 
     /// What the relay is told of them.
@@ -87,6 +113,27 @@ pub(crate) fn built_in() -> Arc<Table> {
     // A test reads the same bytes.
     static TABLE: LazyLock<Arc<Table>> = LazyLock::new(|| Arc::new(Table::built_in().unwrap_or_default()));
     TABLE.clone()
+}
+
+/// A setting that nothing asks for, as one that was mistyped.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("--set {name}: {}", .provider.as_ref().map_or_else(|| nobody_has(.known), |provider| has_not(provider, .known)))]
+pub struct UnknownSetting {
+    /// As it was written.
+    pub name: String,
+    /// The provider that does not have it; none that is known has it otherwise.
+    pub provider: Option<String>,
+    /// Those that there are.
+    pub known: Vec<String>,
+}
+
+fn has_not(provider: &str, known: &[String]) -> String {
+    let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+    format!("{provider} has no such setting; it has {known}")
+}
+
+fn nobody_has(known: &[String]) -> String {
+    format!("no provider has such a setting; there are {}", known.join(", "))
 }
 
 /// Names of providers that are proposed for one that is not known.

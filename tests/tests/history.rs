@@ -254,6 +254,24 @@ async fn a_replay_whose_signature_is_too_old_is_signed_anew_where_there_is_a_sec
     drop(client);
 }
 
+/// What was sent with it is sent again with it, or an app that was told it would not take it.
+#[tokio::test]
+async fn a_replay_of_a_sample_that_is_too_old_is_signed_anew_with_the_secret_for_tests() {
+    let place = Place::new().await;
+    let app = App::recording().await;
+    let client = place.client(&app, "hooks", &[]).await;
+    let secret = place.run(&["trigger", "stripe", "--print-secret"]).await.stdout.trim().to_owned();
+    for (secret, is_new) in [(&*secret, true), ("whsec_another", false)] {
+        let (signature, body) = stripe(secret, 1_700_000_000, r#"{"id":"evt_1","type":"invoice.paid"}"#);
+        let request = Request::post("/hooks").header("stripe-signature", &signature).body(full(body.clone())).unwrap();
+        place.send("hooks", request).await;
+        let done = place.json(&["replay", "last"]).await.remove(0);
+        assert_eq!(done["signed"], is_new, "{done}");
+        assert_eq!(app.last().header("stripe-signature") == signature, !is_new);
+    }
+    drop(client);
+}
+
 /// Paddle's own libraries take what is five seconds old, and no more.
 #[tokio::test]
 async fn a_replay_that_its_providers_library_would_not_take_is_signed_anew() {

@@ -142,6 +142,49 @@ async fn a_secret_that_is_none_of_its_provider_is_told_at_the_start() {
     assert_eq!(client.process.terminate().await.code(), 143);
 }
 
+/// Nothing would ever be let in.
+#[tokio::test]
+async fn a_secret_that_is_not_given_where_only_what_is_signed_is_let_in_is_told_at_the_start() {
+    let (place, app) = (Place::new().await, App::recording().await);
+    let mut client = place.client(&app, "hooks", &["--verify", "reject"]).await;
+    client.process.error_line("without a secret nothing is let in: every webhook is answered with 401").await;
+    assert_eq!(client.process.terminate().await.code(), 143);
+}
+
+/// It would let in what it is to keep out.
+#[tokio::test]
+async fn a_setting_that_means_nothing_is_refused() {
+    let (place, app) = (Place::new().await, App::recording().await);
+    let upstream = app.upstream().to_string();
+    for (words, said) in [
+        (&["--provider", "aws-sns", "--set", "topicarn=a"][..], "Amazon SNS has no such setting; it has topic_arn"),
+        (&["--provider", "github", "--set", "topic_arn=a"], "GitHub has no such setting; it has none"),
+        (&["--set", "topicarn=a"], "no provider has such a setting; there are "),
+    ] {
+        let words = place.with_way(&[&["http", &upstream, "--verify", "reject"], words].concat());
+        let ended = place.spawn(words).await.wait().await;
+        assert_eq!(ended.code(), 2, "{ended:?}");
+        assert!(ended.stderr.contains(said), "{ended:?}");
+    }
+}
+
+/// Frameworks answer with pages of thousands of lines where they have failed.
+#[tokio::test]
+async fn of_a_page_that_is_the_answer_only_the_beginning_is_shown() {
+    let app = App::serve(|_| async {
+        let page = format!("<!DOCTYPE html>\n<title>DisallowedHost at /</title>\n{}", "<p>more</p>\n".repeat(1000));
+        let mut response = relay_tests::app::ok(page);
+        *response.status_mut() = http::StatusCode::BAD_REQUEST;
+        response
+    })
+    .await;
+    let url = format!("http://{}/", app.upstream().host_port().unwrap());
+    let ended = Home::new().run(&["trigger", "github", "push", "--to", &url]).await;
+    assert_eq!(ended.code(), 1, "{ended:?}");
+    assert!(ended.stdout.contains("DisallowedHost at /") && ended.stdout.len() < 2000, "{ended:?}");
+    assert!(ended.stdout.contains("more bytes are not shown"), "{ended:?}");
+}
+
 #[tokio::test]
 async fn what_only_the_client_can_read_signs_all_the_same() {
     let (place, app) = (Place::new().await, App::recording().await);

@@ -17,7 +17,7 @@ use relay_client::upstream::address::UpstreamAddr;
 use relay_client::{Tunnel, TunnelOptions};
 use relay_tests::app::{listener, ok};
 use relay_tests::body::{full, noise, pipe};
-use relay_tests::{App, Body, Wire, World, within};
+use relay_tests::{App, Body, Place, RelayClient, Wire, World, within};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -405,6 +405,48 @@ mod broken_answers {
                 assert_eq!(exchange.error.as_deref(), Some("upstream-invalid"), "{answer:?}: {head}");
                 assert_eq!(exchange.status, seen, "{answer:?}: {head}");
             }
+        }
+    }
+}
+
+/// A service that is not what it was taken for: who looks at its client's terminal is told what it is.
+mod mistaken_services {
+    use super::*;
+
+    #[tokio::test]
+    async fn are_told_by_what_they_say() {
+        let place = Place::new().await;
+        let plain = App::serve(|_| async { ok("plain") }).await;
+        let secure = App::raw(|mut wire: Wire, _| async move {
+            wire.head().await;
+            // What a server for TLS says to anything else.
+            wire.send(b"\x15\x03\x01\x00\x02\x02\x46").await;
+        })
+        .await;
+        let verbose = App::raw(|mut wire: Wire, _| async move {
+            wire.message().await;
+            let lines: String = (0..150).map(|number| format!("X-{number}: 1\r\n")).collect();
+            wire.send(format!("HTTP/1.1 200 OK\r\n{lines}Content-Length: 0\r\n\r\n")).await;
+        })
+        .await;
+        let short = App::raw(|mut wire: Wire, _| async move {
+            wire.message().await;
+            wire.send("HTTP/1.1 200 OK\r\nContent-").await;
+        })
+        .await;
+        for (scheme, app, said) in [
+            ("https", &plain, "a service that speaks HTTP is named as http://"),
+            ("http", &secure, "a service that speaks HTTPS is named as https://"),
+            ("http", &verbose, "or has more than 100 lines"),
+            ("http", &short, "closed the connection before its answer was complete"),
+        ] {
+            let upstream = format!("{scheme}://{}", app.addr());
+            let words = place.with_way(&["http", &upstream, "--subdomain", "hooks", "--takeover", "--output", "json"]);
+            let mut client = RelayClient::of(place.spawn(words).await).await;
+            let answer = place.send("hooks", Request::get("/").body(full("")).unwrap()).await;
+            assert_eq!((answer.code(), answer.error()), (502, Some("upstream-invalid")), "{upstream}");
+            client.process.error_line(said).await;
+            client.process.terminate().await;
         }
     }
 }

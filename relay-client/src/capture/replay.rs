@@ -195,6 +195,13 @@ impl Replay {
         Ok(true)
     }
 
+    /// Whether its signature is right, but for its age, and too old for us or for the provider's own library.
+    pub(crate) fn has_aged(&self, provider: &Provider, credentials: &Credentials, now: Timestamp) -> bool {
+        let headers = self.seen_headers();
+        let judgement = provider.judge(&Request::new(&self.method, &self.url, &headers, &self.body), credentials, now);
+        judgement.verdict == Verdict::Stale || judgement.is_late
+    }
+
     /// Whether its signature was right once and is so no more, for us or for the provider's own library.
     fn is_due(&self, request: &Request<'_>, provider: &Provider, credentials: &Credentials, now: Timestamp) -> bool {
         let judgement = provider.judge(request, credentials, now);

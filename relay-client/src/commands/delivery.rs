@@ -20,7 +20,7 @@ use crate::outgoing::{Answer, BODY_MAX, SendError, send};
 use crate::samples::SampleError;
 use crate::secret::ReadError;
 use crate::session::dial::{Peer, RelayUrl, RelayUrlError, Target, TargetError, Trust};
-use crate::terminal::{Shown, json_line, plain_body, print, tell};
+use crate::terminal::{Shown, answer_body, json_line, print, tell};
 use crate::upstream::address::AddressError;
 use crate::value::Output;
 use crate::webhooks::UnknownProvider;
@@ -474,7 +474,7 @@ impl Report<'_> {
         let event: String = event.collect();
         let mut text = format!("{}{event}: {} {}: {outcome}\n", self.provider, self.method, Shown(self.url));
         if self.body_size > 0 {
-            text.push_str(&plain_body(self.body, self.body_size, self.body_truncated));
+            text.push_str(&answer_body(self.body, self.body_size, self.body_truncated));
         }
         text
     }

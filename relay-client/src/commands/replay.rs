@@ -19,12 +19,13 @@ use crate::capture::replay::{Replay, ReplayError, Resign};
 use crate::capture::saved::origin;
 use crate::cli::ReplayArgs;
 use crate::commands::requests::{self, HistoryError};
+use crate::commands::test_secret;
 use crate::config::{ConfigError, Files};
 use crate::control::{Ask, Asked, ControlError, Found, PATIENCE, Replayed, ask_all};
 use crate::event::Body;
 use crate::outgoing::{BODY_MAX, SendError, send};
 use crate::session::dial::{Peer, RelayUrl, RelayUrlError, Target, TargetError, Trust};
-use crate::terminal::{self, Shown, compact, json_line, plain_body, tell};
+use crate::terminal::{self, Shown, answer_body, compact, json_line, tell};
 use crate::value::Output;
 
 /// Who sends a fixture: this machine.
@@ -133,6 +134,9 @@ pub async fn run(args: ReplayArgs, files: &Files) -> Result<bool, ReplayCommandE
             let mut replay = first.clone();
             // The client may know a secret that nobody has told us.
             let (mut resign, mut is_signed) = (args.resign(), false);
+            if resign == Resign::Stale && credentials.secrets.is_empty() {
+                is_signed = test_secret::renew(&mut replay, &table)?;
+            }
             if !credentials.secrets.is_empty() {
                 is_signed = replay.sign(resign, &table, &credentials, Timestamp::now())?;
                 // A secret that was given is the one that counts.
@@ -149,6 +153,11 @@ pub async fn run(args: ReplayArgs, files: &Files) -> Result<bool, ReplayCommandE
                 }
             };
             done.signed |= is_signed;
+            let took = Duration::from_secs_f64(done.duration_ms.max(0.0) / 1e3);
+            if took > replay.within {
+                let within = compact(replay.within.as_secs_f64() * 1e3);
+                tell(&format!("too late: in the tunnel its sender was answered after {within}"));
+            }
             all &= done.error.is_none() && done.status.is_some_and(|status| (200..300).contains(&status));
             let shown = show(&replay, &done, args.output);
             requests::quietly(terminal::print(shown.as_bytes()))?;
@@ -285,7 +294,7 @@ fn show(replay: &Replay, done: &Replayed, output: Output) -> String {
         compact(report.duration_ms),
     );
     if report.body_size > 0 {
-        text.push_str(&plain_body(report.body, report.body_size, truncated));
+        text.push_str(&answer_body(report.body, report.body_size, truncated));
     }
     text
 }

@@ -3,11 +3,13 @@
 
 use std::fs::{File, read_to_string};
 use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use relay_protocol::webhook::{KeyPair, Provider};
+use jiff::Timestamp;
+use relay_protocol::webhook::{Credentials, KeyPair, Provider, Table};
 
 use crate::atomic::{create, replace};
+use crate::capture::replay::{Replay, ReplayError, Resign};
 use crate::platform::{Base, base_directory, create_private_directory};
 
 /// Why there is none.
@@ -18,29 +20,37 @@ pub struct TestSecretError {
     problem: io::Error,
 }
 
+/// Signs a replay anew whose signature is one of ours and has become too old. Whether it was.
+///
+/// # Errors
+/// Where it cannot be signed.
+pub(super) fn renew(replay: &mut Replay, table: &Table) -> Result<bool, ReplayError> {
+    let provider = replay.provider.as_deref().and_then(|id| table.get(id));
+    let known = provider.and_then(|provider| read(&file(provider)?).ok()?);
+    let (Some(provider), Some(KeyPair { private, public })) = (provider, known) else { return Ok(false) };
+    // One verifies and the other signs, where they are two.
+    let credentials = Credentials { secrets: vec![public.into(), private], ..Credentials::default() };
+    let now = Timestamp::now();
+    if replay.has_aged(provider, &credentials, now) {
+        replay.sign(Resign::Stale, table, &credentials, now)
+    } else {
+        Ok(false)
+    }
+}
+
 /// The secret for a provider's samples. `new` is kept where there is none yet.
 ///
 /// # Errors
 /// Where it can be neither read nor written.
 pub(super) fn of(provider: &Provider, new: KeyPair) -> Result<KeyPair, TestSecretError> {
     // Without a home it is good for this once.
-    let Some(state) = base_directory(Base::State) else { return Ok(new) };
-    let directory = state.join("relay").join("test-secrets");
-    let file = directory.join(&provider.id);
+    let Some(file) = file(provider) else { return Ok(new) };
     let kept = |problem| TestSecretError { file: file.clone(), problem };
-    let read = || match read_to_string(&file) {
-        Ok(text) => {
-            let mut lines = text.lines().map(str::to_owned);
-            let pair = lines.next().zip(lines.next());
-            Ok(pair.map(|(private, public)| KeyPair { private: private.into(), public }))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(problem) => Err(kept(problem)),
-    };
+    let read = || read(&file).map_err(kept);
     if let Some(known) = read()? {
         return Ok(known);
     }
-    create_private_directory(&directory).map_err(kept)?;
+    file.parent().map_or(Ok(()), create_private_directory).map_err(kept)?;
     let write = |out: &mut File| writeln!(out, "{}\n{}", new.private.expose(), new.public);
     match create(&file, true, write) {
         Ok(()) => Ok(new),
@@ -51,5 +61,22 @@ pub(super) fn of(provider: &Provider, new: KeyPair) -> Result<KeyPair, TestSecre
             None => replace(&file, true, write).map(|()| new).map_err(kept),
         },
         Err(problem) => Err(kept(problem)),
+    }
+}
+
+fn file(provider: &Provider) -> Option<PathBuf> {
+    Some(base_directory(Base::State)?.join("relay").join("test-secrets").join(&provider.id))
+}
+
+/// What is kept; nothing where there is none yet.
+fn read(file: &Path) -> io::Result<Option<KeyPair>> {
+    match read_to_string(file) {
+        Ok(text) => {
+            let mut lines = text.lines().map(str::to_owned);
+            let pair = lines.next().zip(lines.next());
+            Ok(pair.map(|(private, public)| KeyPair { private: private.into(), public }))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }

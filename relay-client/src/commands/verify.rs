@@ -15,7 +15,7 @@ use crate::keys::Keys;
 use crate::secret::{ReadError, SecretError};
 use crate::terminal::{Shown, json_line};
 use crate::value::Output;
-use crate::webhooks::{UnknownProvider, named};
+use crate::webhooks::{UnknownProvider, UnknownSetting, named};
 
 /// Why nothing was judged.
 #[derive(Debug, thiserror::Error)]
@@ -142,8 +142,12 @@ pub async fn verify(args: &VerifyArgs, files: &Files) -> Result<Report, VerifyEr
 
 /// A sentence about each setting that means nothing, as one that was mistyped.
 fn unknown_settings(provider: &Provider, credentials: &Credentials) -> Vec<String> {
-    let known: Vec<&str> = provider.settings().keys().map(String::as_str).collect();
-    let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-    let unknown = credentials.settings.keys().filter(|name| !provider.settings().contains_key(*name));
-    unknown.map(|name| format!("--set {name}: {} has no such setting; it has {known}", provider.name)).collect()
+    let known: Vec<_> = provider.settings().keys().cloned().collect();
+    let unknown = credentials.settings.keys().filter(|name| !known.contains(name));
+    let unknown = unknown.map(|name| UnknownSetting {
+        name: name.clone(),
+        provider: Some(provider.name.clone()),
+        known: known.clone(),
+    });
+    unknown.map(|unknown| unknown.to_string()).collect()
 }

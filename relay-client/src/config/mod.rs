@@ -70,7 +70,7 @@ use crate::value::{
     InboxChoice, Inspect, Output, Secret, UpstreamProtocol, age, disk_size, domain, duration, inspect, is_table_name,
     size, subdomain,
 };
-use crate::webhooks::{UnknownProvider, VerifyAt, WebhookOptions, built_in, named};
+use crate::webhooks::{UnknownProvider, UnknownSetting, VerifyAt, WebhookOptions, built_in, named};
 
 /// What every command that opens a tunnel on a relay elsewhere needs to know.
 #[derive(Clone, Debug)]
@@ -946,6 +946,9 @@ pub enum ConfigError {
     /// No row of the table has the name of a tunnel's provider.
     #[error(transparent)]
     UnknownProvider(#[from] UnknownProvider),
+    /// What is said beside a tunnel's secrets means nothing.
+    #[error(transparent)]
+    UnknownSetting(#[from] UnknownSetting),
     /// More than a relay can be told.
     #[error("verify_at edge: {0}")]
     Told(#[from] webhook::WebhooksError),

@@ -63,6 +63,7 @@ impl WebhookKeys {
             settings.credentials.secrets = read.map_err(|source| ConfigError::Secret { place, source })?;
         }
         settings.credentials.settings = self.settings.unwrap_or_default();
+        settings.check_settings()?;
         let knows = !settings.credentials.secrets.is_empty() || !settings.credentials.settings.is_empty();
         settings.verify = self.verify.unwrap_or(if knows { Verify::Warn } else { Verify::Off });
         settings.verify_at = self.verify_at.unwrap_or_default();
@@ -78,7 +79,9 @@ impl Files {
     /// # Errors
     /// Where a secret is not to be had.
     pub(crate) fn credentials(&self, typed: CredentialArgs, tunnel: Option<&str>) -> Result<Credentials, ConfigError> {
-        Ok(self.keys(typed, tunnel).settle(self.table())?.credentials)
+        // They may be for webhooks of somebody else than the tunnel's provider.
+        let keys = WebhookKeys { provider: None, ..self.keys(typed, tunnel) };
+        Ok(keys.settle(self.table())?.credentials)
     }
 
     /// Of these, what is no secret.

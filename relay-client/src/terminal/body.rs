@@ -9,6 +9,8 @@ use crate::terminal::text::{Piece, Text, tabbed_line};
 
 /// Bytes of a textual body that people are shown: some thousand lines. Programs get all of it.
 pub(super) const TEXT_SHOWN: usize = 64 * 1024;
+/// Bytes of a page that people are shown who asked for something else: as far as its title.
+const PAGE_SHOWN: usize = 1024;
 /// Bytes of any other body that people are shown.
 const BYTES_SHOWN: usize = 256;
 
@@ -39,6 +41,22 @@ pub(super) fn write_body(out: &mut Text<'_>, body: Body<'_>, size: u64, truncate
         let kept = if truncated && shown == body.as_bytes().len() { "were not kept" } else { "are not shown" };
         let _ = writeln!(out, "  {}… {more} more bytes {kept}{}", colour.0, colour.1);
     }
+}
+
+/// An answer's body in short: of a page, as an app shows where it has failed, the beginning alone.
+pub(crate) fn answer_body(body: Body<'_>, size: u64, truncated: bool) -> String {
+    match body {
+        Body::Text(page) if is_page(page) => {
+            let shown = page.get(..page.floor_char_boundary(PAGE_SHOWN)).unwrap_or_default();
+            plain_body(Body::Text(shown), size, false)
+        }
+        body => plain_body(body, size, truncated),
+    }
+}
+
+fn is_page(text: &str) -> bool {
+    let begins = |with: &str| text.trim_start().get(..with.len()).is_some_and(|start| start.eq_ignore_ascii_case(with));
+    begins("<!doctype html") || begins("<html")
 }
 
 /// A body as people see it, without colours.

@@ -75,7 +75,7 @@ use crate::terminal::text::{Text, duration, pad, size, tabbed_line, write_json};
 use crate::terminal::traffic::{Sum, Traffic};
 use crate::value::Output;
 
-pub(crate) use self::body::plain_body;
+pub(crate) use self::body::{answer_body, plain_body};
 pub(crate) use self::text::{Quoted, Shown, compact, hazardous, json_line};
 
 /// Says something to people on standard error, where no [`Printer`] is at hand. It may have several lines, and strangers'

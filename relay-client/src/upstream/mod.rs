@@ -16,9 +16,10 @@ pub mod service;
 mod socket;
 
 use std::collections::VecDeque;
-use std::error::Error as _;
+use std::error::Error;
 use std::future::{Future, poll_fn};
 use std::io;
+use std::iter::successors;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -349,9 +350,10 @@ impl Upstream {
             }
         };
         let connected = timeout(CONNECT, connect(addr, &self.preferred)).await;
-        connected
-            .unwrap_or_else(|_| Err(Refused::slow(addr)))
-            .map_err(|refused| Failure { reset: Reset::UpstreamRefused, detail: Some(refused.to_string()) })
+        connected.unwrap_or_else(|_| Err(Refused::slow(addr))).map_err(|refused| Failure {
+            reset: if refused.is_not_tls() { Reset::UpstreamInvalid } else { Reset::UpstreamRefused },
+            detail: Some(refused.to_string()),
+        })
     }
 
     async fn exchange_http1(
@@ -667,20 +669,27 @@ fn line(text: ByteString) -> HeaderValue {
 }
 
 /// The service said something that is not a complete HTTP response.
-fn invalid(error: &dyn std::error::Error) -> Failure {
-    let mut detail = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        detail = format!("{detail}: {error}");
-        source = error.source();
-    }
+fn invalid(error: &hyper::Error) -> Failure {
+    let causes: Vec<_> = successors(Some(error as &dyn Error), |error| (*error).source()).collect();
+    let is_end = |error: &io::Error| error.kind() == io::ErrorKind::UnexpectedEof;
+    let ends = causes.iter().any(|cause| cause.downcast_ref().is_some_and(is_end));
+    let detail = if ends || error.is_incomplete_message() {
+        "the service closed the connection before its answer was complete".to_owned()
+    } else if error.is_parse_too_large() {
+        "the answer's head is longer than 256 KiB, or has more than 100 lines".to_owned()
+    } else {
+        let detail: Vec<_> = causes.iter().map(ToString::to_string).collect();
+        let hint =
+            if error.is_parse() { "; a service that speaks HTTPS is named as https://localhost:PORT" } else { "" };
+        format!("{}{hint}", detail.join(": "))
+    };
     Failure { reset: Reset::UpstreamInvalid, detail: Some(detail) }
 }
 
 /// Whether HTTP/2 failed before the service looked at the request: it was never sent, the service says so (RFC 9113,
 /// section 8.7), or the connection broke without a byte from the service since, as one does that was closed before.
 fn is_unseen(error: &hyper::Error, is_silent: bool) -> bool {
-    let sources = std::iter::successors(error.source(), |error| (*error).source());
+    let sources = successors(error.source(), |error| (*error).source());
     error.is_canceled()
         || sources.into_iter().any(|source| {
             let refused = |error: &h2::Error| {

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, InvalidMessage, RootCertStore, SignatureScheme};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, lookup_host};
 use tokio_rustls::TlsConnector;
@@ -32,6 +32,11 @@ impl Refused {
     /// The service did not accept in time.
     pub(crate) fn slow(addr: &UpstreamAddr) -> Self {
         Self::one(addr, io::Error::new(io::ErrorKind::TimedOut, "did not accept a connection in time"))
+    }
+
+    /// The service is there, and speaks something else than TLS.
+    pub(crate) fn is_not_tls(&self) -> bool {
+        self.0.iter().any(|(_, why)| why.kind() == io::ErrorKind::InvalidData)
     }
 
     fn one(addr: &UpstreamAddr, why: io::Error) -> Self {
@@ -65,8 +70,18 @@ pub(crate) async fn connect(addr: &UpstreamAddr, preferred: &AtomicUsize) -> Res
     let config = tls_config(addr.is_loopback()).map_err(|error| refused(&error))?;
     match TlsConnector::from(config).connect(name, plain).await {
         Ok(tls) => Ok(Box::new(tls)),
+        Err(error) if is_plain(&error) => {
+            let why = "no TLS is spoken there; a service that speaks HTTP is named as http://localhost:PORT";
+            Err(Refused::one(addr, io::Error::new(io::ErrorKind::InvalidData, why)))
+        }
         Err(error) => Err(refused(&error)),
     }
+}
+
+/// Whether a handshake has failed because the answer to it was none.
+fn is_plain(error: &io::Error) -> bool {
+    let error = error.get_ref().and_then(|error| error.downcast_ref());
+    matches!(error, Some(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)))
 }
 
 /// A connection on which nothing has been said yet, TLS neither.
