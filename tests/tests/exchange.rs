@@ -318,6 +318,32 @@ mod heads {
         }
     }
 
+    /// Whoever wants no answer does not wait for one.
+    #[tokio::test]
+    async fn reach_the_service_whose_sender_hangs_up_at_once() {
+        let world = World::start().await;
+        let (told, mut heard) = tokio::sync::mpsc::channel(1);
+        let app = App::serve(move |request| {
+            let told = told.clone();
+            async move {
+                let body = request.into_body().collect().await;
+                told.send(body.ok().map(|body| body.to_bytes().len())).await.unwrap();
+                relay_tests::app::ok("nobody reads this")
+            }
+        })
+        .await;
+        let tunnel = world.tunnel(&app).await;
+        let host = world.host(tunnel.name());
+        let body = "x".repeat(50_000);
+        for _ in 0..20 {
+            let mut wire = world.raw(&host).await;
+            wire.send(format!("POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: {}\r\n\r\n", body.len())).await;
+            wire.send(&body).await;
+            drop(wire);
+            assert_eq!(within("the request", heard.recv()).await, Some(Some(body.len())));
+        }
+    }
+
     /// Somebody has typed http:// in front of a port for HTTPS.
     #[tokio::test]
     async fn without_tls_are_told_that_there_is_to_be_some() {

@@ -118,6 +118,10 @@ impl AsyncWrite for Conn {
 /// Whoever asks for something so soon after the handshake has opened the connection for it.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
+/// So long a request goes on whose sender has hung up: many send a webhook and close at once, without waiting for an answer
+/// (`fsockopen` and `fclose` of PHP), and it is to reach its service. Senders that are gone for good are left a little later.
+const HANG_UP: Duration = Duration::from_secs(1);
+
 /// What one connection's requests are timed by. Written by the socket and by the requests on it, which run on one task
 /// or, with HTTP/2, on several.
 #[derive(Debug)]
@@ -206,6 +210,10 @@ impl Clock {
         }
     }
 
+    fn is_busy(&self) -> bool {
+        self.in_flight.load(Relaxed) > 0
+    }
+
     /// When the connection is to be given up if nothing happens on it.
     fn give_up(&self, limits: &Limits) -> Option<Instant> {
         let in_flight = self.in_flight.load(Relaxed);
@@ -259,12 +267,14 @@ pub(crate) struct Watched {
     timer: Pin<Box<Sleep>>,
     /// Since when a write has been waiting.
     blocked: Option<Instant>,
+    /// The peer has ended its side, which is told when this is over.
+    hung_up: Option<Pin<Box<Sleep>>>,
 }
 
 impl Watched {
     pub(crate) fn new(conn: Conn, clock: Arc<Clock>, limits: Arc<Limits>) -> Self {
         let timer = Box::pin(tokio::time::sleep(limits.head));
-        Self { conn, clock, limits, timer, blocked: None }
+        Self { conn, clock, limits, timer, blocked: None, hung_up: None }
     }
 
     /// The connection without its watchdog, for an upgrade that has limits of its own.
@@ -302,15 +312,33 @@ impl Watched {
     }
 }
 
+/// Whether a read that has brought nothing says that nothing comes any more, in good manners or bad.
+fn is_end(result: &Poll<io::Result<()>>) -> bool {
+    match result {
+        Poll::Ready(Ok(())) => true,
+        Poll::Ready(Err(error)) => {
+            matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset)
+        }
+        Poll::Pending => false,
+    }
+}
+
 impl AsyncRead for Watched {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if let Some(until) = &mut this.hung_up {
+            return if this.clock.is_busy() { until.as_mut().poll(cx).map(Ok) } else { Poll::Ready(Ok(())) };
+        }
         let before = out.filled().len();
-        let result = Pin::new(&mut self.conn).poll_read(cx, out);
+        let result = Pin::new(&mut this.conn).poll_read(cx, out);
         if out.filled().len() > before {
-            self.clock.note_bytes();
+            this.clock.note_bytes();
+        } else if is_end(&result) && out.remaining() > 0 && this.clock.is_busy() {
+            let until = this.hung_up.insert(Box::pin(tokio::time::sleep(HANG_UP)));
+            return until.as_mut().poll(cx).map(Ok);
         }
         if result.is_pending() {
-            self.watch(cx)?;
+            this.watch(cx)?;
         }
         result
     }
