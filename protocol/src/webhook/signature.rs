@@ -119,7 +119,7 @@ impl KeyUrl {
 impl Provider {
     /// Judges a request's signature at the time `now`, that of its arrival.
     ///
-    /// Costs one hash of the body for each secret and form of the URL. What a bad signature may come from is not looked
+    /// Costs one hash of the body for each secret, kind of secret and form of the URL. What a bad signature may come from is not looked
     /// for: that is [`Provider::explain`].
     #[must_use]
     pub fn judge(&self, request: &Request<'_>, credentials: &Credentials, now: Timestamp) -> Judgement {
@@ -127,7 +127,12 @@ impl Provider {
         for attempt in self.attempts(request, credentials) {
             let judgement = attempt.and_then(|attempt| attempt.verify(self, credentials, now));
             let judgement = judgement.unwrap_or_else(|judgement| judgement);
-            if best.as_ref().is_none_or(|best| judgement.says_more_than(best)) {
+            if judgement.secret.is_some() {
+                return judgement;
+            }
+            // A wrong signature says more than none.
+            let is_bad = |judgement: &Judgement| judgement.verdict == Verdict::BadSignature;
+            if best.as_ref().is_none_or(|best| is_bad(&judgement) && !is_bad(best)) {
                 best = Some(judgement);
             }
         }

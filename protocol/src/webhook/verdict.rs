@@ -110,13 +110,6 @@ impl Judgement {
         Self { verdict, reason: reason.into(), secret: None, warning: None, is_late: false }
     }
 
-    /// Whether it is worth more than another judgement on the same request: a right signature more than a wrong one, and
-    /// that more than none.
-    pub(super) fn says_more_than(&self, other: &Self) -> bool {
-        let found = |judgement: &Self| (judgement.secret.is_some(), judgement.verdict == Verdict::BadSignature);
-        found(self) > found(other)
-    }
-
     /// Says it in the header lines of a request that has none.
     pub fn tell(self, headers: &mut Headers) {
         headers.push((RELAY_VERDICT, HeaderValue::from_static(self.verdict.as_str())));
