@@ -78,4 +78,9 @@ impl TunnelOptions {
         self.subdomain = Some(name.into());
         self
     }
+
+    /// Says what was said of this tunnel where it may be one of several.
+    pub(crate) fn of_it(&self, text: &str) -> String {
+        self.label.as_ref().map_or_else(|| text.to_owned(), |label| format!("{label}: {text}"))
+    }
 }

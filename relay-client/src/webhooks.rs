@@ -152,8 +152,13 @@ pub struct UnknownProvider {
 fn proposals(near: &[String]) -> String {
     match near {
         [] => "docs/providers.md lists none like it; without --provider the request is recognised".to_owned(),
-        near => format!("is it {}?", near.join(", ")),
+        near => ask(near),
     }
+}
+
+/// Whether one of those was meant.
+pub(crate) fn ask(near: &[String]) -> String {
+    format!("is it {}?", near.join(", "))
 }
 
 /// The provider that a user calls so.
@@ -162,15 +167,18 @@ fn proposals(near: &[String]) -> String {
 /// [`UnknownProvider`].
 pub(crate) fn named<'t>(table: &'t Table, wanted: &str) -> Result<&'t Arc<Provider>, UnknownProvider> {
     table.get(wanted).ok_or_else(|| {
-        let lower = wanted.to_lowercase();
-        let likeness = |provider: &Provider| {
-            let likeness = |name: &str| strsim::jaro_winkler(name, &lower);
-            likeness(&provider.id).max(likeness(&provider.name.to_lowercase()))
-        };
-        let mut near: Vec<_> = table.iter().map(|provider| (likeness(provider), &provider.id)).collect();
-        near.retain(|(likeness, _)| *likeness > 0.8);
-        near.sort_by(|(one, _), (other, _)| other.total_cmp(one));
-        let near = near.into_iter().take(PROPOSED).map(|(_, id)| id.clone()).collect();
+        let near = alike(wanted, table.iter().map(|provider| (&*provider.id, &*provider.name)));
         UnknownProvider { wanted: wanted.to_owned(), near }
     })
+}
+
+/// The ids that are most like what somebody has written, each by itself or by its name.
+pub(crate) fn alike<'n>(wanted: &str, known: impl IntoIterator<Item = (&'n str, &'n str)>) -> Vec<String> {
+    let wanted = wanted.to_lowercase();
+    let likeness = |name: &str| strsim::jaro_winkler(&name.to_lowercase(), &wanted);
+    let known = known.into_iter().map(|(id, name)| (likeness(id).max(likeness(name)), id));
+    let mut near: Vec<_> = known.filter(|(likeness, _)| *likeness > 0.8).collect();
+    near.sort_by(|(one, _), (other, _)| other.total_cmp(one));
+    near.dedup_by_key(|(_, id)| *id);
+    near.into_iter().take(PROPOSED).map(|(_, id)| id.to_owned()).collect()
 }

@@ -97,6 +97,7 @@ const libraries = {
     new (require("@mux/mux-node").Mux)({ tokenId: "none", tokenSecret: "none" }).webhooks.verifySignature(body, headers, secret),
   sanity: ({ body, headers, secret }) =>
     require("@sanity/webhook").isValidSignature(body, headers["sanity-webhook-signature"], secret),
+  polar: ({ body, headers, secret }) => require("@polar-sh/sdk/2026-04").webhooks.validateEvent(body, headers, secret),
   svix: ({ body, headers, secret }) => new (require("svix").Webhook)(secret).verify(body, headers),
   resend: ({ body, headers, secret }) =>
     new (require("resend").Resend)("none").webhooks.verify({

@@ -469,8 +469,21 @@ async fn a_subscription_is_confirmed_once_its_signature_is_right_and_nowhere_els
     assert_eq!(web.asked(), [Sns::CERTIFICATE], "the key is fetched once, and no subscription was confirmed");
     let (answer, event) = scene.post(&sns.confirmation(&url, Sns::CERTIFICATE, Sns::SUBSCRIBE)).await;
     assert_eq!((answer.code(), &event["webhook"]["handshake"]), (200, &json!("answered")), "{event}");
-    assert_eq!(web.asked(), [Sns::CERTIFICATE, Sns::SUBSCRIBE]);
+    let before = web.asked();
+    assert_eq!(before, [Sns::CERTIFICATE, Sns::SUBSCRIBE]);
     assert_eq!(scene.app.requests(), 0);
+    // Of another topic than the owner's, which anybody with an account can make.
+    for (topic, is_own) in [(2, false), (1, true)] {
+        let topic = format!("topic_arn=arn:aws:sns:eu-central-1:{topic}:topic");
+        let arguments = ["--handshake", "--verify", "warn", "--provider", "aws-sns", "--set", &topic];
+        let mut scene = Scene::with(&arguments, &variables).await;
+        let url = scene.world.url("hooks", "/sns");
+        let (answer, event) = scene.post(&sns.confirmation(&url, Sns::CERTIFICATE, Sns::SUBSCRIBE)).await;
+        let expected = if is_own { (200, "answered") } else { (401, "refused") };
+        assert_eq!((answer.code(), event["webhook"]["handshake"].as_str().unwrap()), expected, "{event}");
+        let confirmed = web.asked().iter().filter(|url| *url == Sns::SUBSCRIBE).count();
+        assert_eq!(confirmed, 1 + usize::from(is_own), "{topic}");
+    }
 }
 
 /// Anybody with an account there can have Amazon sign something.

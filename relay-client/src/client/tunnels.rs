@@ -167,13 +167,6 @@ impl Asked {
     }
 }
 
-impl TunnelOptions {
-    /// Says what was said of this tunnel where it may be one of several.
-    pub(super) fn of_it(&self, text: &str) -> String {
-        self.label.as_ref().map_or_else(|| text.to_owned(), |label| format!("{label}: {text}"))
-    }
-}
-
 impl Rests {
     fn are_for_good(&self) -> bool {
         matches!(self, Self::Lost(_))

@@ -23,7 +23,7 @@ use crate::session::dial::{Peer, RelayUrl, RelayUrlError, Target, TargetError, T
 use crate::terminal::{Shown, answer_body, json_line, print, tell};
 use crate::upstream::address::AddressError;
 use crate::value::Output;
-use crate::webhooks::UnknownProvider;
+use crate::webhooks::{UnknownProvider, ask};
 
 /// How long an answer is waited for where the provider gives up sooner, or nobody knows when it does.
 const PATIENT: Duration = Duration::from_secs(30);
@@ -36,11 +36,14 @@ const SETTING: &str = "relay-test";
 pub enum DeliveryError {
     /// Nobody has that name.
     #[error(
-        "no samples of {wanted:?} are known; relay trigger --list shows whose are, and relay send signs a body of yours"
+        "no samples of {wanted:?} are known{}; relay trigger --list shows whose are, and relay send signs a body of yours",
+        if .near.is_empty() { String::new() } else { format!(": {}", ask(.near)) }
     )]
     Sender {
         /// As it was written.
         wanted: String,
+        /// Those that are called alike.
+        near: Vec<String>,
     },
     /// The sender has no such sample.
     #[error("no sample of {sender} is called {wanted:?}; there are {}", .known.join(", "))]

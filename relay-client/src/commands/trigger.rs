@@ -14,7 +14,7 @@ use crate::config::Files;
 use crate::samples::{self, Sample};
 use crate::terminal::{json_line, print};
 use crate::value::Output;
-use crate::webhooks::named;
+use crate::webhooks::{alike, named};
 
 /// Sends what was asked for.
 ///
@@ -39,9 +39,14 @@ pub async fn run(args: TriggerArgs, files: &Files) -> Result<(), DeliveryError> 
     deliver(&args.delivery, &to, signer, |now| fill(sample, &args, &to, &settings, now)).await
 }
 
+fn unknown(sender: &str) -> DeliveryError {
+    let near = alike(sender, samples::all().map(|sample| (sample.sender, sample.sender)));
+    DeliveryError::Sender { wanted: sender.to_owned(), near }
+}
+
 fn find(sender: &str, event: Option<&str>) -> Result<&'static Sample, DeliveryError> {
     let mut of_sender = samples::of(sender).peekable();
-    let first = *of_sender.peek().ok_or_else(|| DeliveryError::Sender { wanted: sender.to_owned() })?;
+    let first = *of_sender.peek().ok_or_else(|| unknown(sender))?;
     let Some(event) = event else { return Ok(first) };
     of_sender.find(|sample| sample.is_called(event)).ok_or_else(|| DeliveryError::Sample {
         sender: sender.to_owned(),
@@ -88,7 +93,7 @@ fn list(table: &Table, sender: Option<&str>, output: Output) -> Result<String, D
     let mut before = "";
     let wanted: Vec<_> = samples::all().filter(|sample| sender.is_none_or(|name| name == sample.sender)).collect();
     if let (Some(wanted), []) = (sender, wanted.as_slice()) {
-        return Err(DeliveryError::Sender { wanted: wanted.to_owned() });
+        return Err(unknown(wanted));
     }
     for sample in wanted {
         let Some(provider) = table.get(sample.provider) else { continue };

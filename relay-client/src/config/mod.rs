@@ -954,7 +954,7 @@ pub enum ConfigError {
     Told(#[from] webhook::WebhooksError),
     /// The token is empty or not one word. It is not shown.
     #[error(
-        "the token is not one word of letters, digits and _; look at --token, RELAY_TOKEN, relay.toml or relay login"
+        "the token is empty or not one word of letters, digits and _; look at --token, RELAY_TOKEN, relay.toml or relay login"
     )]
     Token,
     /// The inspector's token is empty or not one word. It is not shown.
