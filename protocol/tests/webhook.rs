@@ -658,8 +658,7 @@ fn an_answer_is_due_before_the_provider_gives_up() {
     assert_eq!(due("line"), Some(1700));
     assert_eq!(due("sentry"), Some(700));
     assert_eq!(due("yousign"), Some(200));
-    assert_eq!(due("telnyx"), Some(1700));
-    assert_eq!(due("paypal"), None, "nobody knows");
+    assert_eq!(due("telnyx"), None, "nobody knows");
     // A number that is only remembered says so.
     let source = |id: &str| table.get(id).unwrap().source(Fact::Limit).unwrap().confidence;
     assert_eq!(source("paddle"), Confidence::Docs);
@@ -945,11 +944,56 @@ fn secrets_of_two_kinds_are_each_held_against_a_signature() {
         let judgement = table.get(row).unwrap().judge(&request, &credentials, now);
         assert_eq!(judgement.verdict, Verdict::Valid, "{secrets:?}: {}", judgement.reason);
     }
+    // What has signed a request signs it anew, and not the first that could.
+    let (old, new) = ("polar_whs_abc", "whsec_AAAA");
+    let draft = standard(old.as_bytes());
+    let request = Request::new(&Method::POST, &draft.url, &draft.headers, &draft.body);
+    let credentials = Credentials { secrets: vec![new.into(), old.into()], ..Credentials::default() };
+    assert_eq!(table.get("polar").unwrap().sign(&request, &credentials, now).unwrap(), draft);
     // The first that can sign does.
     let draft = standard(&decoded);
     let bare = Request::new(&Method::POST, &draft.url, &draft.headers[..2], &draft.body);
     let credentials = Credentials { secrets: vec!["github!".into(), symmetric.into()], ..Credentials::default() };
     assert_eq!(table.get("standard-webhooks").unwrap().sign(&bare, &credentials, now).unwrap(), draft);
+}
+
+/// Everybody knows it: an HMAC with it proves nothing (as RFC 8725, section 2.1, of tokens).
+#[test]
+fn a_public_key_is_nobodys_shared_secret() {
+    let table = Table::built_in().unwrap();
+    let row = table.get("standard-webhooks").unwrap();
+    let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+    // Whole quads of Base64, also with what stands before it.
+    let public = format!("whpk_{}", "A".repeat(43));
+    let read = base64::prelude::BASE64_URL_SAFE.decode(&public).unwrap();
+    for secrets in [vec![&*public], vec![&*public, "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"]] {
+        let draft = standard(&read);
+        let request = Request::new(&Method::POST, &draft.url, &draft.headers, &draft.body);
+        let credentials =
+            Credentials { secrets: secrets.iter().map(|secret| (*secret).into()).collect(), ..Credentials::default() };
+        let judgement = row.judge(&request, &credentials, now);
+        assert_ne!(judgement.verdict, Verdict::Valid, "{secrets:?}: {}", judgement.reason);
+    }
+    let draft = standard(b"a");
+    let bare = Request::new(&Method::POST, &draft.url, &draft.headers[..2], &draft.body);
+    let credentials = Credentials { secrets: vec![public.into()], ..Credentials::default() };
+    let error = row.sign(&bare, &credentials, now).unwrap_err();
+    assert!(error.to_string().contains("secret") || error.to_string().contains("only"), "{error}");
+}
+
+/// What signs is not sent to where a token is wanted.
+#[test]
+fn a_signing_secret_is_not_sent_as_a_token() {
+    let table = Table::built_in().unwrap();
+    let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+    let lines = [("x-gitlab-event", "Push Hook"), ("x-gitlab-token", "mytoken")];
+    let headers = lines.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+    let request = Request::new(&Method::POST, "https://t.example/", &headers, b"{}");
+    let secrets = vec!["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".into(), "mytoken".into()];
+    let credentials = Credentials { secrets, ..Credentials::default() };
+    let signed = table.get("gitlab").unwrap().sign(&request, &credentials, now).unwrap();
+    let token = signed.headers.iter().find(|(name, _)| name == "x-gitlab-token").unwrap();
+    assert_eq!(token.1, "mytoken");
 }
 
 #[test]

@@ -43,12 +43,15 @@ impl Provider {
     /// # Errors
     /// [`SignError`]; most often the provider signs with a key that it alone has.
     pub fn sign(&self, request: &Request<'_>, credentials: &Credentials, now: Timestamp) -> Result<Draft, SignError> {
-        let rule = self.rule_to_sign(request, credentials);
+        let (rule, signer) = self.rule_to_sign(request, credentials);
         let rule = rule.ok_or_else(|| SignError::Unsigned(self.name.clone()))?;
         if rule.key_url.is_some() || rule.scheme.is_token() {
             return Err(SignError::OnlyTheProvider(self.name.clone()));
         }
-        let mut taken = credentials.secrets.iter().filter(|secret| rule.takes(secret)).peekable();
+        // What has verified it once does so again.
+        let signer = signer.and_then(|index| credentials.secrets.get(index));
+        let taken = signer.into_iter().chain(&credentials.secrets).filter(|secret| rule.takes(secret, self));
+        let mut taken = taken.peekable();
         let is_given = taken.peek().is_some();
         let (secret, key) =
             taken.find_map(|secret| Some((secret, rule.signing_key(secret, self)?))).ok_or_else(|| {
@@ -61,22 +64,28 @@ impl Provider {
         rule.sign(request, credentials, secret, &key, now)
     }
 
-    /// The rule that has signed a request; of one that is not signed, or so that it cannot be told, the first that it and
-    /// the secrets fit.
-    fn rule_to_sign<'r>(&'r self, request: &'r Request<'_>, credentials: &'r Credentials) -> Option<&'r Rule> {
-        let mut attempts = self.attempts(request, credentials).flatten();
-        let has_signed = |attempt: &Attempt<'_, '_>| matches!(attempt.signer(self, credentials), Ok(Some(_)));
-        if let Some(attempt) = attempts.find(has_signed) {
-            return Some(attempt.rule);
+    /// The rule that has signed a request, and the number of the secret; of one that is not signed, or so that it cannot be
+    /// told, the first rule that it and the secrets fit.
+    fn rule_to_sign<'r>(
+        &'r self,
+        request: &'r Request<'_>,
+        credentials: &'r Credentials,
+    ) -> (Option<&'r Rule>, Option<usize>) {
+        let signed_by = |attempt: Attempt<'r, '_>| {
+            let signer = attempt.signer(self, credentials).ok().flatten();
+            signer.map(|signer| (attempt.rule, signer))
+        };
+        if let Some((rule, signer)) = self.attempts(request, credentials).flatten().find_map(signed_by) {
+            return (Some(rule), Some(signer));
         }
         let has_key = |rule: &&Rule| {
-            let mut secrets = credentials.secrets.iter().filter(|secret| rule.takes(secret));
+            let mut secrets = credentials.secrets.iter().filter(|secret| rule.takes(secret, self));
             secrets.any(|secret| rule.signing_key(secret, self).is_some())
         };
         let fitting = self.signature.iter().filter(|rule| rule.when.hold(request));
         let mut rules = self.rules(request, credentials).chain(fitting).peekable();
         let first = rules.peek().copied().or(self.signature.first());
-        rules.find(has_key).or(first)
+        (rules.find(has_key).or(first), None)
     }
 
     /// A new key pair, to sign samples for an app that is given the public half; nothing for a provider whose two sides
@@ -132,7 +141,7 @@ impl Provider {
     /// What the provider's first scheme makes of a text: some handshakes ask for that as a proof.
     pub(super) fn sign_text(&self, credentials: &Credentials, text: &[u8]) -> Option<String> {
         let rule = self.signature.first()?;
-        let secret = credentials.secrets.iter().find(|secret| rule.takes(secret))?;
+        let secret = credentials.secrets.iter().find(|secret| rule.takes(secret, self))?;
         let key = rule.signing_key(secret, self)?;
         key.sign(text).map(|signature| rule.encoding.encode(&signature))
     }

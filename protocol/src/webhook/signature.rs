@@ -182,7 +182,7 @@ impl Provider {
         };
         let mut rules = self.signature.iter().filter(|rule| rule.key_url.is_none()).peekable();
         rules.peek()?;
-        let takes = rules.any(|rule| rule.takes(secret) && is_key(rule));
+        let takes = rules.any(|rule| rule.takes(secret, self) && is_key(rule));
         (!takes).then(|| self.not_a_secret())
     }
 
@@ -212,7 +212,7 @@ impl Provider {
         let applies = |rule: &&Rule| {
             rule.from.is_there(request)
                 && rule.when.hold(request)
-                && (rule.only_secret.is_none() || credentials.secrets.iter().any(|secret| rule.takes(secret)))
+                && (rule.only_secret.is_none() || credentials.secrets.iter().any(|secret| rule.takes(secret, self)))
         };
         let mut is_over = false;
         self.signature.iter().filter(applies).take_while(move |rule| {
@@ -455,10 +455,17 @@ impl Rule {
         self.content.has_body() || self.body_sha256.is_some() || in_claims()
     }
 
-    /// Whether a secret can be one of this rule. An empty one is none: a variable was not set, and everybody knows it.
-    pub(super) fn takes(&self, secret: &Secret) -> bool {
-        let begins = |prefix: &String| secret.expose().starts_with(prefix.as_str());
-        !secret.expose().trim().is_empty() && self.only_secret.as_ref().is_none_or(begins)
+    /// Whether a secret can be one of this rule. An empty one is none: a variable was not set, and everybody knows it. Nor is
+    /// another rule's public key, which everybody knows, too; and no other rule's secret is sent as it is.
+    pub(super) fn takes(&self, secret: &Secret, provider: &Provider) -> bool {
+        let text = secret.expose();
+        let Some(prefix) = &self.only_secret else {
+            let is_of =
+                |other: &Rule| other.only_secret.as_ref().is_some_and(|prefix| text.starts_with(prefix.as_str()));
+            let bars = |other: &Rule| (self.scheme == Scheme::Equal || !other.scheme.is_symmetric()) && is_of(other);
+            return !text.trim().is_empty() && !provider.signature.iter().any(bars);
+        };
+        text.starts_with(prefix.as_str())
     }
 
     /// What its secrets begin with, which is no part of the key.
@@ -508,7 +515,8 @@ impl Rule {
             })?;
             return Ok(vec![(0, Arc::new(key), "")]);
         }
-        let fitting: Vec<_> = credentials.secrets.iter().enumerate().filter(|(_, secret)| self.takes(secret)).collect();
+        let secrets = credentials.secrets.iter().enumerate();
+        let fitting: Vec<_> = secrets.filter(|(_, secret)| self.takes(secret, provider)).collect();
         if fitting.is_empty() {
             return Err(Judgement::of(Verdict::NoSecret, provider.ask_for_secret()));
         }
