@@ -503,7 +503,10 @@ mod clients {
         wire.send(format!("GET /_relay/connect HTTP/1.1\r\nHost: {host}\r\n{client}\r\n")).await;
         let answer = wire.message().await.unwrap();
         assert_eq!((answer.status(), answer.values("relay-error")), (421, vec!["unknown-host"]));
-        assert!(String::from_utf8_lossy(&answer.body).contains(&format!("the relay's own is {}", world.relay_url())));
+        assert!(
+            String::from_utf8_lossy(&answer.body)
+                .contains(&format!("the relay's own URL, which is {}", world.relay_url()))
+        );
         assert_eq!(app.requests(), 1);
     }
 

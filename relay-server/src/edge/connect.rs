@@ -67,7 +67,7 @@ pub(super) fn is_client(request: &Request<Incoming>) -> bool {
 /// Answers a client that was told a tunnel's URL for the relay's.
 pub(super) fn elsewhere(shared: &Shared, headers: &HeaderMap) -> Response<EdgeBody> {
     let relay = shared.public_url(&shared.config.domain);
-    let message = format!("This is the URL of a tunnel, and the relay's own is {relay}: name that with --relay.");
+    let message = format!("This is not the relay's own URL, which is {relay}: name that with --relay.");
     explain(shared, Cause::UnknownHost, headers, &message)
 }
 

@@ -8,9 +8,10 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::task::{Context, Poll};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
@@ -140,6 +141,9 @@ pub(crate) struct Clock {
     unread: AtomicU32,
     /// A request has been seen, so that the next one is a later one.
     used: AtomicU32,
+    /// The peer has hung up, and who is to be woken when no request is in flight any more.
+    is_waiting: AtomicBool,
+    waiting: Mutex<Option<Waker>>,
     /// Held for as long as anything of the connection lives: also what it was upgraded to, but not a session, which
     /// leaves all this behind and has a limit of its own.
     _place: Place,
@@ -157,6 +161,8 @@ impl Clock {
             in_flight: AtomicU32::new(0),
             unread: AtomicU32::new(0),
             used: AtomicU32::new(0),
+            is_waiting: AtomicBool::new(false),
+            waiting: Mutex::new(None),
             _place: place,
         })
     }
@@ -210,8 +216,14 @@ impl Clock {
         }
     }
 
+    /// Has the end of the last request that is under way wake a connection whose peer has hung up.
+    fn wakes(&self, cx: &Context<'_>) {
+        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = Some(cx.waker().clone());
+        self.is_waiting.store(true, SeqCst);
+    }
+
     fn is_busy(&self) -> bool {
-        self.in_flight.load(Relaxed) > 0
+        self.in_flight.load(SeqCst) > 0
     }
 
     /// When the connection is to be given up if nothing happens on it.
@@ -251,7 +263,12 @@ impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.first_byte.store(0, Relaxed);
         self.0.idle_since.store(since(self.0.accepted), Relaxed);
-        self.0.in_flight.fetch_sub(1, Relaxed);
+        self.0.in_flight.fetch_sub(1, SeqCst);
+        if self.0.is_waiting.load(SeqCst)
+            && let Some(waker) = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner).take()
+        {
+            waker.wake();
+        }
     }
 }
 
@@ -327,6 +344,7 @@ impl AsyncRead for Watched {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if let Some(until) = &mut this.hung_up {
+            this.clock.wakes(cx);
             return if this.clock.is_busy() { until.as_mut().poll(cx).map(Ok) } else { Poll::Ready(Ok(())) };
         }
         let before = out.filled().len();
@@ -335,6 +353,7 @@ impl AsyncRead for Watched {
             this.clock.note_bytes();
         } else if is_end(&result) && out.remaining() > 0 && this.clock.is_busy() {
             let until = this.hung_up.insert(Box::pin(tokio::time::sleep(HANG_UP)));
+            this.clock.wakes(cx);
             return until.as_mut().poll(cx).map(Ok);
         }
         if result.is_pending() {
