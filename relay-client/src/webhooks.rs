@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use relay_protocol::webhook::{Credentials, Provider, Table, Verify, Webhooks};
+use relay_protocol::webhook::{Credentials, Fact, Provider, Table, Verify, Webhooks};
 use serde::Deserialize;
 
 /// What a tunnel's user has said of the webhooks that come through it.
@@ -62,6 +62,15 @@ impl WebhookOptions {
     /// Why nothing is going to be valid: there is no secret, or the provider is known and not one can be its own.
     pub(crate) fn useless_secrets(&self) -> Option<String> {
         let provider = self.pinned();
+        if let Some(provider) = provider
+            && self.verify == Verify::Reject
+            && !provider.facts().contains(&Fact::Signature)
+        {
+            let name = &provider.name;
+            return Some(format!(
+                "{name} signs nothing, and nothing else is let in: every webhook is answered with 401"
+            ));
+        }
         if self.verify == Verify::Reject
             && self.credentials.secrets.is_empty()
             && provider.is_none_or(|provider| provider.signs_with_given_secret())
@@ -75,20 +84,19 @@ impl WebhookOptions {
         refused?.pop()
     }
 
-    /// Whether each setting means something to the provider, or to any where none is named: one that was mistyped would
-    /// let in what it is to keep out.
+    /// Whether each setting means something to some provider, though not to this one where it is inherited: one that was
+    /// mistyped would let in what it is to keep out.
     ///
     /// # Errors
     /// [`UnknownSetting`].
     pub(crate) fn check_settings(&self) -> Result<(), UnknownSetting> {
-        let pinned = self.pinned();
-        let rows = self.table.iter().filter(|row| pinned.is_none_or(|pinned| pinned.id == row.id));
-        let known: BTreeSet<&String> = rows.flat_map(|row| row.settings().keys()).collect();
-        let unknown = self.credentials.settings.keys().find(|name| !known.contains(name));
-        unknown.map_or(Ok(()), |name| {
-            let known = known.into_iter().cloned().collect();
-            Err(UnknownSetting { name: name.clone(), provider: pinned.map(|pinned| pinned.name.clone()), known })
-        })
+        let known: BTreeSet<&String> = self.table.iter().flat_map(|row| row.settings().keys()).collect();
+        let Some(name) = self.credentials.settings.keys().find(|name| !known.contains(name)) else { return Ok(()) };
+        let (provider, known) = match self.pinned() {
+            Some(pinned) => (Some(pinned.name.clone()), pinned.settings().keys().cloned().collect()),
+            None => (None, known.into_iter().cloned().collect()),
+        };
+        Err(UnknownSetting { name: name.clone(), provider, known })
     }
 
     /// What the relay is told of them.

@@ -269,6 +269,10 @@ async fn a_replay_of_a_sample_that_is_too_old_is_signed_anew_with_the_secret_for
         assert_eq!(done["signed"], is_new, "{done}");
         assert_eq!(app.last().header("stripe-signature") == signature, !is_new);
     }
+    // Another URL, which is signed, too.
+    place.json(&["trigger", "square"]).await;
+    let done = place.json(&["replay", "last", "--to", &format!("http://{}/other", app.addr())]).await.remove(0);
+    assert_eq!(done["signed"], true, "{done}");
     drop(client);
 }
 

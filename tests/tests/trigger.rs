@@ -128,9 +128,12 @@ async fn a_tunnels_own_secret_signs_and_stays_where_it_is() {
 async fn a_signature_that_is_typed_is_sent() {
     let app = App::recording().await;
     let url = format!("http://{}/", app.upstream().host_port().unwrap());
-    let words = ["trigger", "github", "push", "--to", &url, "--header", "X-Hub-Signature-256: sha256=00"];
-    assert_eq!(Home::new().run(&words).await.code(), 0);
-    assert_eq!(app.only().header("x-hub-signature-256"), "sha256=00");
+    let words = ["trigger", "github", "push", "--to", &url, "--output", "json", "--header"];
+    for (typed, is_signed) in [("X-Other: 1", true), ("X-Hub-Signature-256: sha256=00", false)] {
+        let ended = Home::new().run(&[&words[..], &[typed]].concat()).await;
+        assert_eq!((ended.code(), &ended.lines()[0]["signed"]), (0, &is_signed.into()), "{ended:?}");
+        assert_eq!(app.last().header("x-hub-signature-256") == "sha256=00", !is_signed);
+    }
 }
 
 /// Nothing would ever be valid.
@@ -153,9 +156,14 @@ async fn a_sender_that_is_mistyped_is_proposed() {
 #[tokio::test]
 async fn a_secret_that_is_not_given_where_only_what_is_signed_is_let_in_is_told_at_the_start() {
     let (place, app) = (Place::new().await, App::recording().await);
-    let mut client = place.client(&app, "hooks", &["--verify", "reject"]).await;
-    client.process.error_line("without a secret nothing is let in: every webhook is answered with 401").await;
-    assert_eq!(client.process.terminate().await.code(), 143);
+    for (flags, said) in [
+        (&["--verify", "reject"][..], "without a secret nothing is let in: every webhook is answered with 401"),
+        (&["--verify", "reject", "--provider", "mailchimp"], "Mailchimp signs nothing, and nothing else is let in"),
+    ] {
+        let mut client = place.client(&app, "hooks", flags).await;
+        client.process.error_line(said).await;
+        assert_eq!(client.process.terminate().await.code(), 143);
+    }
 }
 
 /// It would let in what it is to keep out.
@@ -165,13 +173,30 @@ async fn a_setting_that_means_nothing_is_refused() {
     let upstream = app.upstream().to_string();
     for (words, said) in [
         (&["--provider", "aws-sns", "--set", "topicarn=a"][..], "Amazon SNS has no such setting; it has topic_arn"),
-        (&["--provider", "github", "--set", "topic_arn=a"], "GitHub has no such setting; it has none"),
+        (&["--provider", "github", "--set", "topicarn=a"], "GitHub has no such setting; it has none"),
         (&["--set", "topicarn=a"], "no provider has such a setting; there are "),
     ] {
         let words = place.with_way(&[&["http", &upstream, "--verify", "reject"], words].concat());
         let ended = place.spawn(words).await.wait().await;
         assert_eq!(ended.code(), 2, "{ended:?}");
         assert!(ended.stderr.contains(said), "{ended:?}");
+    }
+}
+
+/// What stands above the tables is for whichever of them it is for.
+#[tokio::test]
+async fn a_setting_of_another_provider_is_left_alone() {
+    let home = Home::new();
+    let mine = "[[provider]]\nid = 'mine'\nname = 'Mine'\nmatch = [{ 'header:x-mine' = true }]\nlimit_ms = 5000\n\
+                settings = { own = 'of mine' }\n[provider.source]\nmatch = 'docs: mine'\nlimit = 'docs: mine'\n";
+    for (file, code) in [
+        ("provider = 'stripe'\nset = { webhook_id = 'WH-1' }\n".to_owned(), 0),
+        (format!("set = {{ own = '1' }}\n{mine}"), 0),
+        ("set = { own = '1' }\n".to_owned(), 2),
+    ] {
+        home.write("relay.toml", file.as_bytes());
+        let ended = home.run(&["config", "check"]).await;
+        assert_eq!(ended.code(), code, "{file}: {ended:?}");
     }
 }
 

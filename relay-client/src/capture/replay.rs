@@ -195,11 +195,12 @@ impl Replay {
         Ok(true)
     }
 
-    /// Whether its signature is right, but for its age, and too old for us or for the provider's own library.
-    pub(crate) fn has_aged(&self, provider: &Provider, credentials: &Credentials, now: Timestamp) -> bool {
-        let headers = self.seen_headers();
-        let judgement = provider.judge(&Request::new(&self.method, &self.url, &headers, &self.body), credentials, now);
-        judgement.verdict == Verdict::Stale || judgement.is_late
+    /// Whether one of these secrets has signed it, whenever that was, as it was before it was changed here.
+    pub(crate) fn was_signed_with(&self, provider: &Provider, credentials: &Credentials, now: Timestamp) -> bool {
+        let first = self.before.as_deref().unwrap_or(self);
+        let headers = first.seen_headers();
+        let request = Request::new(&first.method, &first.url, &headers, &first.body);
+        provider.judge(&request, credentials, now).secret.is_some()
     }
 
     /// Whether its signature was right once and is so no more, for us or for the provider's own library.

@@ -107,7 +107,7 @@ impl Report {
             setting("access", None, access.ok().map(|access| access.to_string()).filter(|text| !text.is_empty())),
         ];
         problems.extend(secret.and_then(|secret| secret.read().err()).map(|error| format!("RELAY_SECRET: {error}")));
-        problems.extend(file.check_secret().err().map(|error| error.to_string()));
+        problems.extend(file.check_secret(files.table()).err().map(|error| error.to_string()));
         problems.extend(unsettled);
         let limits = file.capture.limits();
         settings.extend([

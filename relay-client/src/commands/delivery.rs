@@ -419,7 +419,9 @@ pub(super) async fn deliver(
         let method = &parcel.method;
         let mut draft = signer.sign(&parcel, &to.url(&parcel.target), now).await?;
         // A signature that was typed is meant, be it a wrong one.
+        let mut made: Headers = draft.headers.iter().filter(|line| !parcel.headers.contains(line)).cloned().collect();
         put(&mut draft.headers, &args.headers);
+        made.retain(|line| !draft.headers.contains(line));
         let event = provider.event(&Request::new(method, &draft.url, &draft.headers, &draft.body));
         let path = draft.url.get(origin(&draft.url).map_or(0, str::len)..).unwrap_or_default();
         let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
@@ -440,7 +442,7 @@ pub(super) async fn deliver(
             provider: &provider.id,
             event_type: event.kind,
             event_id: event.id,
-            signed: parcel.signed && signer.signs(),
+            signed: parcel.signed && signer.signs() && made.is_empty(),
             method: method.as_str(),
             url: &draft.url,
             status: answer.as_ref().ok().map(|answer| answer.status.as_u16()),

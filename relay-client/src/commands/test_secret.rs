@@ -20,7 +20,7 @@ pub struct TestSecretError {
     problem: io::Error,
 }
 
-/// Signs a replay anew whose signature is one of ours and has become too old. Whether it was.
+/// Signs a replay anew that a secret of ours has signed, where that is to be. Whether it was.
 ///
 /// # Errors
 /// Where it cannot be signed.
@@ -31,7 +31,7 @@ pub(super) fn renew(replay: &mut Replay, table: &Table) -> Result<bool, ReplayEr
     // One verifies and the other signs, where they are two.
     let credentials = Credentials { secrets: vec![public.into(), private], ..Credentials::default() };
     let now = Timestamp::now();
-    if replay.has_aged(provider, &credentials, now) {
+    if replay.was_signed_with(provider, &credentials, now) {
         replay.sign(Resign::Stale, table, &credentials, now)
     } else {
         Ok(false)

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer};
 use super::{ConfigError, File, Files, Place, ProviderKey, Table};
 use crate::cli::{CredentialArgs, WebhookArgs};
 use crate::secret::SecretSource;
-use crate::webhooks::{VerifyAt, WebhookOptions, built_in, named};
+use crate::webhooks::{VerifyAt, WebhookOptions, named};
 
 /// What one place says.
 #[derive(Clone, Debug, Default)]
@@ -135,8 +135,8 @@ impl File {
     ///
     /// # Errors
     /// Where one is not.
-    pub(crate) fn check_secret(&self) -> Result<(), ConfigError> {
-        self.webhooks().settle(built_in()).map(drop)
+    pub(crate) fn check_secret(&self, table: Arc<webhook::Table>) -> Result<(), ConfigError> {
+        self.webhooks().settle(table).map(drop)
     }
 
     /// Whether it, over another file, has handshakes answered that the other one alone would not have answered, or as
