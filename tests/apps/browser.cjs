@@ -1,8 +1,8 @@
 // A page in Chromium that does what standard input says, a line of JSON at a time, and answers each with one:
 //
-//   {"goto": URL} {"before": SCRIPT} {"press": [KEY…]} {"fill": [SELECTOR, TEXT]} {"click": SELECTOR} {"wait": EXPRESSION}
-//   {"eval": EXPRESSION} {"screenshot": FILE} {"view": {"width", "height", "dark"}} {"download": SELECTOR} {"heap": null}
-//   {"check": null}
+//   {"goto": URL} {"reload": null} {"before": SCRIPT} {"press": [KEY…]} {"fill": [SELECTOR, TEXT]} {"click": SELECTOR}
+//   {"wait": EXPRESSION} {"eval": EXPRESSION} {"screenshot": FILE} {"view": {"width", "height", "dark"}}
+//   {"download": SELECTOR} {"heap": null} {"check": null}
 //
 // The answer is {"value"} or {"error"}. `wait` waits until the expression is true and says what it then is; `before` is
 // run ahead of the scripts of each page; `download` clicks and says what file comes of it, as [NAME, BYTES]; `heap`
@@ -55,6 +55,7 @@ async function main() {
 
 const COMMANDS = {
   goto: async (page, url) => void (await page.goto(url)),
+  reload: async (page) => void (await page.reload()),
   before: async (page, script) => void (await page.addInitScript(script)),
   press: async (page, keys) => {
     for (const key of keys) await page.keyboard.press(key);

@@ -59,6 +59,11 @@ impl Browser {
         self.tell("goto", json!(url)).await;
     }
 
+    /// Opens the page once more. What is asked then is asked of the new one.
+    pub async fn reload(&mut self) {
+        self.tell("reload", json!(null)).await;
+    }
+
     /// Presses keys one after the other, by their names in JavaScript.
     pub async fn press(&mut self, keys: &[&str]) {
         self.tell("press", json!(keys)).await;

@@ -217,7 +217,7 @@ async fn only_who_has_the_token_gets_in_and_only_this_tab_knows_it() {
     assert_eq!(browser.eval("sessionStorage.length + localStorage.length").await, 0);
 
     let mut browser = page(&place).await;
-    browser.eval("location.reload()").await;
+    browser.reload().await;
     browser.shows(".status", "ready").await;
     assert_eq!(browser.eval("localStorage.length + document.cookie.length").await, 0);
     // Once there is another one, this one is forgotten.

@@ -165,7 +165,7 @@ async fn requests_are_read_searched_replayed_changed_and_compared() {
     browser.click("button:text-is('Clear')").await;
     browser.click("dialog .danger").await;
     browser.shows(".empty", "No requests yet").await;
-    browser.eval("location.reload()").await;
+    browser.reload().await;
     browser.shows(".empty", "No requests yet").await;
     assert_eq!(browser.problems().await, json!([]));
 }
@@ -222,7 +222,7 @@ async fn what_the_relay_keeps_is_shown_and_handled() {
     browser.shows(".kept-list", "None.").await;
 
     // The page's address leads back here.
-    browser.eval("location.reload()").await;
+    browser.reload().await;
     browser.shows(".inbox-tools .tabs", "Dead 0").await;
     browser.click("button:text-is('Requests')").await;
     browser.wait(&rows(2)).await;
@@ -469,7 +469,7 @@ async fn words_are_found_in_bodies_whenever_they_come() {
     browser.wait(&rows(2)).await;
     browser.shows(".row", "/fourth").await;
     // The page's address leads back to it.
-    browser.eval("location.reload()").await;
+    browser.reload().await;
     browser.wait(&rows(2)).await;
 
     // Somebody else clears what there was, and it goes on.
