@@ -8,12 +8,13 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
@@ -141,9 +142,8 @@ pub(crate) struct Clock {
     unread: AtomicU32,
     /// A request has been seen, so that the next one is a later one.
     used: AtomicU32,
-    /// The peer has hung up, and who is to be woken when no request is in flight any more.
-    is_waiting: AtomicBool,
-    waiting: Mutex<Option<Waker>>,
+    /// The connection whose peer has hung up, to be woken when no request is in flight any more.
+    hung_up: AtomicWaker,
     /// Held for as long as anything of the connection lives: also what it was upgraded to, but not a session, which
     /// leaves all this behind and has a limit of its own.
     _place: Place,
@@ -161,8 +161,7 @@ impl Clock {
             in_flight: AtomicU32::new(0),
             unread: AtomicU32::new(0),
             used: AtomicU32::new(0),
-            is_waiting: AtomicBool::new(false),
-            waiting: Mutex::new(None),
+            hung_up: AtomicWaker::new(),
             _place: place,
         })
     }
@@ -216,12 +215,6 @@ impl Clock {
         }
     }
 
-    /// Has the end of the last request that is under way wake a connection whose peer has hung up.
-    fn wakes(&self, cx: &Context<'_>) {
-        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = Some(cx.waker().clone());
-        self.is_waiting.store(true, SeqCst);
-    }
-
     fn is_busy(&self) -> bool {
         self.in_flight.load(SeqCst) > 0
     }
@@ -263,11 +256,8 @@ impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.first_byte.store(0, Relaxed);
         self.0.idle_since.store(since(self.0.accepted), Relaxed);
-        self.0.in_flight.fetch_sub(1, SeqCst);
-        if self.0.is_waiting.load(SeqCst)
-            && let Some(waker) = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner).take()
-        {
-            waker.wake();
+        if self.0.in_flight.fetch_sub(1, SeqCst) == 1 {
+            self.0.hung_up.wake();
         }
     }
 }
@@ -343,23 +333,24 @@ fn is_end(result: &Poll<io::Result<()>>) -> bool {
 impl AsyncRead for Watched {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if let Some(until) = &mut this.hung_up {
-            this.clock.wakes(cx);
-            return if this.clock.is_busy() { until.as_mut().poll(cx).map(Ok) } else { Poll::Ready(Ok(())) };
+        if this.hung_up.is_none() {
+            let before = out.filled().len();
+            let result = Pin::new(&mut this.conn).poll_read(cx, out);
+            if out.filled().len() > before {
+                this.clock.note_bytes();
+            }
+            let is_end = out.filled().len() == before && out.remaining() > 0 && is_end(&result);
+            if !is_end || !this.clock.is_busy() {
+                if result.is_pending() {
+                    this.watch(cx)?;
+                }
+                return result;
+            }
         }
-        let before = out.filled().len();
-        let result = Pin::new(&mut this.conn).poll_read(cx, out);
-        if out.filled().len() > before {
-            this.clock.note_bytes();
-        } else if is_end(&result) && out.remaining() > 0 && this.clock.is_busy() {
-            let until = this.hung_up.insert(Box::pin(tokio::time::sleep(HANG_UP)));
-            this.clock.wakes(cx);
-            return until.as_mut().poll(cx).map(Ok);
-        }
-        if result.is_pending() {
-            this.watch(cx)?;
-        }
-        result
+        let until = this.hung_up.get_or_insert_with(|| Box::pin(tokio::time::sleep(HANG_UP)));
+        // Before the look at what is under way, so that its end is not missed.
+        this.clock.hung_up.register(cx.waker());
+        if this.clock.is_busy() { until.as_mut().poll(cx).map(Ok) } else { Poll::Ready(Ok(())) }
     }
 }
 
