@@ -59,8 +59,8 @@ impl WebhookOptions {
         self.table.get(self.provider.as_deref()?)
     }
 
-    /// Why nothing is going to be valid: there is no secret, or the provider is known and not one can be its own.
-    pub(crate) fn useless_secrets(&self) -> Option<String> {
+    /// Why nothing is going to be valid: its provider signs nothing, or there is no secret, or not one can be the provider's.
+    pub(crate) fn why_nothing_is_valid(&self) -> Option<String> {
         let provider = self.pinned();
         if let Some(provider) = provider
             && self.verify == Verify::Reject
@@ -92,11 +92,13 @@ impl WebhookOptions {
     pub(crate) fn check_settings(&self) -> Result<(), UnknownSetting> {
         let known: BTreeSet<&String> = self.table.iter().flat_map(|row| row.settings().keys()).collect();
         let Some(name) = self.credentials.settings.keys().find(|name| !known.contains(name)) else { return Ok(()) };
-        let (provider, known) = match self.pinned() {
-            Some(pinned) => (Some(pinned.name.clone()), pinned.settings().keys().cloned().collect()),
-            None => (None, known.into_iter().cloned().collect()),
-        };
-        Err(UnknownSetting { name: name.clone(), provider, known })
+        Err(match self.pinned() {
+            Some(pinned) => UnknownSetting::of(pinned, name),
+            None => {
+                let known = known.into_iter().cloned().collect();
+                UnknownSetting { name: name.clone(), provider: None, known }
+            }
+        })
     }
 
     /// What the relay is told of them.
@@ -133,6 +135,14 @@ pub struct UnknownSetting {
     pub provider: Option<String>,
     /// Those that there are.
     pub known: Vec<String>,
+}
+
+impl UnknownSetting {
+    /// That this provider does not have it.
+    pub(crate) fn of(provider: &Provider, name: &str) -> Self {
+        let known = provider.settings().keys().cloned().collect();
+        Self { name: name.to_owned(), provider: Some(provider.name.clone()), known }
+    }
 }
 
 fn has_not(provider: &str, known: &[String]) -> String {

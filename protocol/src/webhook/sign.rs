@@ -38,7 +38,8 @@ pub enum SignError {
 }
 
 impl Provider {
-    /// Signs a request anew, as the provider would at the time `now` with the first secret that fits.
+    /// Signs a request anew, as the provider would at the time `now`, with the secret that has signed it, or else the
+    /// first that fits.
     ///
     /// # Errors
     /// [`SignError`]; most often the provider signs with a key that it alone has.

@@ -119,8 +119,8 @@ impl KeyUrl {
 impl Provider {
     /// Judges a request's signature at the time `now`, that of its arrival.
     ///
-    /// Costs one hash of the body for each secret, kind of secret and form of the URL. What a bad signature may come from is not looked
-    /// for: that is [`Provider::explain`].
+    /// Costs one hash of the body for each secret, kind of secret and form of the URL. What a bad signature may come from is
+    /// not looked for: that is [`Provider::explain`].
     #[must_use]
     pub fn judge(&self, request: &Request<'_>, credentials: &Credentials, now: Timestamp) -> Judgement {
         let mut best: Option<Judgement> = None;
@@ -543,9 +543,8 @@ impl Rule {
             return urls;
         }
         let mut add = |form: &dyn Fn(&str) -> Option<String>| {
-            let forms: Vec<_> = urls.iter().filter_map(|url| form(url)).collect();
-            let new = forms.into_iter().map(Cow::Owned).filter(|form| !urls.contains(form));
-            let new: Vec<_> = new.collect();
+            let forms = urls.iter().filter_map(|url| form(url)).map(Cow::Owned);
+            let new: Vec<_> = forms.filter(|form| !urls.contains(form)).collect();
             urls.extend(new);
         };
         if self.any_port {

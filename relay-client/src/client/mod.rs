@@ -306,7 +306,7 @@ impl Client {
             local_url: options.local_url.as_deref(),
             inspector: self.inspector_url.as_deref(),
         });
-        if let Some(why) = options.webhooks.useless_secrets() {
+        if let Some(why) = options.webhooks.why_nothing_is_valid() {
             observer.observe(&Event::Notice(&options.of_it(&why)));
         }
     }

@@ -142,12 +142,6 @@ pub async fn verify(args: &VerifyArgs, files: &Files) -> Result<Report, VerifyEr
 
 /// A sentence about each setting that means nothing, as one that was mistyped.
 fn unknown_settings(provider: &Provider, credentials: &Credentials) -> Vec<String> {
-    let known: Vec<_> = provider.settings().keys().cloned().collect();
-    let unknown = credentials.settings.keys().filter(|name| !known.contains(name));
-    let unknown = unknown.map(|name| UnknownSetting {
-        name: name.clone(),
-        provider: Some(provider.name.clone()),
-        known: known.clone(),
-    });
-    unknown.map(|unknown| unknown.to_string()).collect()
+    let unknown = credentials.settings.keys().filter(|name| !provider.settings().contains_key(*name));
+    unknown.map(|name| UnknownSetting::of(provider, name).to_string()).collect()
 }
