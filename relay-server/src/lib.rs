@@ -88,6 +88,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::FutureExt as _;
+use futures_util::future::join_all;
 use relay_protocol::webhook::{Table, TableError};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{mpsc, watch};
@@ -662,12 +663,10 @@ impl Relay {
         // The tasks are nobody's children: whoever drops this future, as `select!` does, ends them too.
         let _end = [&shared.leaving, &shared.stopping, &ended, &stop].map(|token| token.clone().drop_guard());
         inbox::start(&shared, waiting);
-        if let Some((listener, tls)) = https {
-            tasks.spawn(edge::serve(shared.clone(), listener, Purpose::Https(tls)));
-        }
-        if let Some(listener) = http {
-            tasks.spawn(edge::serve(shared.clone(), listener, Purpose::Http(shared.config.http_mode)));
-        }
+        let https = https.map(|(listener, tls)| (listener, Purpose::Https(tls)));
+        let http = http.map(|listener| (listener, Purpose::Http(shared.config.http_mode)));
+        let accept = |(listener, purpose)| tasks.spawn(edge::serve(shared.clone(), listener, purpose));
+        let accepting: Vec<_> = https.into_iter().chain(http).map(accept).collect();
         let desk = shared.config.data_dir.as_deref().map(|directory| {
             let (store, inboxes, owner) = (shared.store.clone(), shared.inboxes.clone(), shared.clone());
             let changed = move |change| owner.clone().follow(change).boxed();
@@ -744,7 +743,7 @@ impl Relay {
         };
         let drained = async {
             tokio::select! {
-                () = drain(&shared) => {}
+                () = drain(&shared, accepting) => {}
                 () = end_with_their_tokens(&shared) => {}
                 () = told => {}
             }
@@ -773,7 +772,9 @@ impl Relay {
 }
 
 /// Waits until nothing is under way any more.
-async fn drain(shared: &Shared) {
+async fn drain(shared: &Shared, accepting: Vec<JoinHandle<()>>) {
+    // One of them may be at a connection that has no place yet. A panic in it has been reported.
+    join_all(accepting).await;
     loop {
         let no_connections = shared.places.taken() == 0;
         // Another request may come on each of them, and a client may be about to say what it wants.

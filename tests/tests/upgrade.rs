@@ -21,11 +21,11 @@ use relay_tests::app::{echo, listener, ok};
 use relay_tests::body::{full, noise, pipe};
 use relay_tests::process::{Ended, run};
 use relay_tests::tools::{app_file, program};
-use relay_tests::world::try_connect_tls;
+use relay_tests::world::{over as tls_over, try_connect_tls};
 use relay_tests::{App, Body, Http, Place, Process, RelayClient, RelayServer, Wire, within};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::{UnixDatagram, UnixStream};
+use tokio::net::{TcpStream, UnixDatagram, UnixStream};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -673,6 +673,32 @@ async fn requests_wait_for_a_client_that_is_on_its_way_to_the_new_process() {
     let answers = join_all((0..8).map(|_| post(&service.relay, 10)));
     let (answers, ()) = tokio::join!(answers, async { client.process.signal(Signal::CONT) });
     assert_eq!(answers, [200; 8]);
+}
+
+/// Whichever process takes a connection that comes while the old one is told to stop, it has the client for what comes on it.
+#[tokio::test]
+async fn who_connects_in_the_moment_of_the_change_is_answered() {
+    for _ in 0..4 {
+        let (mut place, app) = (Place::new().await, App::echo().await);
+        let _client = place.client(&app, "hooks", &["--inspect", "off"]).await;
+        let next = place.relay.successor(&[]).await;
+        let mut old = std::mem::replace(&mut place.relay, next);
+        old.process.signal(Signal::STOP);
+        // It serves, so that the old one finds its word and these connections when it looks.
+        assert_eq!(place.relay.get_admin("/healthz").await.code(), 200);
+        place.relay.process.signal(Signal::STOP);
+        let connections = join_all((0..8).map(|_| TcpStream::connect(place.relay.https))).await;
+        old.process.signal(Signal::CONT);
+        old.process.error_line("shutting down").await;
+        place.relay.process.signal(Signal::CONT);
+        let (host, ca) = (Way::host("hooks"), place.relay.ca_file());
+        let answers = connections.into_iter().map(async |tcp| {
+            let tls = tls_over(tcp.unwrap(), &host, &ca, &[b"http/1.1"]).await.unwrap();
+            let request = Request::post("/").body(full("x")).unwrap();
+            Http::one(tls).await.answer(place.request("hooks", request)).await.code()
+        });
+        assert_eq!(join_all(answers).await, [200; 8]);
+    }
 }
 
 /// What is changed meanwhile holds for those who are still with the old process.

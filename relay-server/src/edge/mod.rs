@@ -29,6 +29,7 @@ mod webhook;
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -81,10 +82,17 @@ pub(crate) enum Purpose {
 }
 
 /// Accepts connections until the relay stops accepting. Each is served by a task of its own, so that a slow handshake
-/// delays nobody.
+/// delays nobody. At the end every connection that was accepted has its place.
 pub(crate) async fn serve(shared: Arc<Shared>, listener: Arc<TcpListener>, purpose: Purpose) {
     let stopping = shared.stopping.clone();
-    while let Some(accepted) = stopping.run_until_cancelled(listener.accept()).await {
+    let mut stopped = pin!(stopping.cancelled());
+    loop {
+        let accepted = tokio::select! {
+            // First, so that whoever waits in the queue comes to the process that serves on.
+            biased;
+            () = &mut stopped => return,
+            accepted = listener.accept() => accepted,
+        };
         let (tcp, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
