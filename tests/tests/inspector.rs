@@ -691,6 +691,17 @@ mod exchanges {
         assert_eq!(post(&relay, &format!("{url}/large"), &[], large).await.code(), 200);
         let found = inspected.get("/api/v1/wait?json=/type%3Dlarge").await;
         assert_eq!(found["path"], "/large");
+        let agents = format!("/api/requests/http/{}", found["id"].as_str().unwrap());
+        let raw = inspected.get(&agents).await["request"]["raw"].as_str().unwrap().len();
+        assert!(raw > 4 << 20, "{raw} characters of base64");
+        // Where the file that has the rest is gone, the beginning is there.
+        let one = format!("/api/v1/exchanges/{}", found["id"].as_str().unwrap());
+        assert_eq!(inspected.get(&one).await["request"]["body_truncated"], false);
+        let file = inspected.client.process.home().path().join(".local/state/relay/history.db");
+        std::fs::rename(&file, file.with_extension("old")).unwrap();
+        let left = inspected.get(&one).await;
+        assert_eq!(left["request"]["body_truncated"], true);
+        assert!(left["request"]["body"].as_str().unwrap().starts_with("{\"pad\":\"xxx"));
         let found = inspected.get("/api/v1/wait?path=/hooks/a").await;
         assert_eq!(found["request"]["body"], "{}");
         let missed = inspected.call(Method::GET, "/api/v1/wait?path=/none&within=50ms", &[], "").await;

@@ -74,6 +74,8 @@ pub(crate) struct Entry {
     pub(super) ended: Option<End>,
     /// What was found out about it.
     pub(super) annotation: Annotation,
+    /// Only the beginning of its long bodies is here.
+    pub(super) is_shortened: bool,
 }
 
 /// One direction of an exchange.
@@ -136,6 +138,12 @@ impl Half {
         }
     }
 
+    /// Lets go of what is behind the first `most` bytes of the body.
+    fn shorten(&mut self, most: usize) {
+        self.content.truncate(self.head.saturating_add(most));
+        self.content.shrink_to_fit();
+    }
+
     fn cost(&self) -> usize {
         self.content.capacity() + self.trailers.len()
     }
@@ -178,6 +186,7 @@ impl Entry {
             status: None,
             ended: None,
             annotation: Annotation::default(),
+            is_shortened: false,
         }
     }
 
@@ -226,6 +235,18 @@ impl Entry {
         let duration = in_micros(end.duration);
         (self.status, self.ended) = (status, Some(End { duration, ..end }));
         true
+    }
+
+    /// Whether there is a body of which more than `most` bytes are kept.
+    pub(super) fn is_longer(&self, most: usize) -> bool {
+        [Some(&self.request), self.response.as_ref()].into_iter().flatten().any(|half| half.body().len() > most)
+    }
+
+    /// Keeps the first `most` bytes of each body.
+    pub(super) fn shorten(&mut self, most: usize) {
+        self.is_shortened |= self.is_longer(most);
+        self.request.shorten(most);
+        self.response.iter_mut().for_each(|response| response.shorten(most));
     }
 
     /// How long it was allowed to take.
@@ -316,7 +337,7 @@ impl Entry {
         }
     }
 
-    /// All of it, as far as it has come.
+    /// All of it, as far as it has come and was not [let go of](Self::shorten).
     pub(crate) fn exchange(&self) -> Option<Exchange> {
         let summary = self.summary();
         let timings = Timings {

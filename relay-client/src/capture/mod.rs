@@ -10,7 +10,7 @@
 //! An `Entry` is shared by all three: the recording writes it, the ring shows it, and once the exchange is over the
 //! writer stores it. The ring has a bound of its count, and all entries together have one of their bytes, wherever they
 //! are: the ring gives way first, oldest first, then bodies are cut, and what the disk does not take in time is not
-//! stored. Nothing of that ever holds a request up.
+//! stored. Nothing of that ever holds a request up. Of long bodies that are stored only the beginning stays in memory.
 
 pub(crate) mod entry;
 pub(crate) mod exchange;
@@ -113,6 +113,17 @@ impl Kept {
         self.entry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// It is in the history by now, where whoever wants all of a long body finds it.
+    fn stored(&self) {
+        self.is_stored.store(true, Relaxed);
+        let entry = self.entry();
+        let is_long = entry.ended.is_some() && entry.is_longer(SHOWN);
+        drop(entry);
+        if is_long {
+            self.change(|entry| entry.shorten(SHOWN));
+        }
+    }
+
     fn change<R>(&self, change: impl FnOnce(&mut Entry) -> R) -> R {
         let mut entry = self.entry();
         let before = entry.cost();
@@ -207,9 +218,17 @@ impl Capture {
         Some(captured(seq, &entry, entry.decode()?))
     }
 
-    /// As [`Capture::get`], with its answer as far as there is one.
-    pub(crate) fn exchange(&self, id: &str) -> Option<Exchange> {
-        self.find(id)?.1.entry().exchange()
+    /// Whether the request of this id is kept in memory.
+    pub(crate) fn has(&self, id: &str) -> bool {
+        self.find(id).is_some()
+    }
+
+    /// As [`Capture::get`], with its answer as far as there is one, and whether that is all that was kept of its bodies:
+    /// otherwise the history had the rest.
+    pub(crate) fn exchange(&self, id: &str) -> Option<(Exchange, bool)> {
+        let (_, kept) = self.find(id)?;
+        let entry = kept.entry();
+        Some((entry.exchange()?, !entry.is_shortened))
     }
 
     fn find(&self, id: &str) -> Option<(u64, Arc<Kept>)> {
@@ -710,7 +729,8 @@ impl Drop for Reader {
     }
 }
 
-/// Bytes of a body that are told of with a request: it is one line on a socket.
+/// Bytes of a body that are told of with a request, which is one line on a socket, and that stay in memory once all of it is
+/// in the history.
 const SHOWN: usize = 1 << 20;
 
 /// A kept request as it is shown.
@@ -771,6 +791,7 @@ mod tests {
     use http::{Method, uri::PathAndQuery};
     use relay_protocol::message::Payload as _;
 
+    use super::history::History;
     use super::*;
 
     const BODY: usize = 1 << 20;
@@ -1030,6 +1051,36 @@ mod tests {
             assert_eq!(listed(text("another")), "", "whoever brings it would wait");
             assert_eq!(listed(Query { status: Some(StatusPattern::Class(2)), ..Query::default() }), first);
             assert_eq!(listed(Query { status: Some(StatusPattern::Error), ..Query::default() }), "");
+        }
+    }
+
+    #[test]
+    fn of_a_long_body_that_is_stored_only_the_beginning_stays_in_memory() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = Place::new(directory.path().join("relay/history.db"));
+        let (history, body) = (History::of(place.clone()), vec![b'x'; 8 << 20]);
+        let stored = Capture::stored(place, Limits::default());
+        for (capture, is_stored) in [(Capture::within(Bounds::default()), false), (stored, true)] {
+            for (id, bytes) in [("1", &body[..]), ("2", b"short")] {
+                let recording = begin(&capture, id);
+                recording.data(bytes);
+                recording.whole(&Bytes::new());
+                recording.ended(None, Duration::ZERO, None);
+            }
+            capture.flush();
+            let held = capture.0.held.load(Relaxed);
+            assert_eq!(held < 2 * SHOWN, is_stored, "{held}");
+            let shown = capture.get("1").unwrap();
+            assert_eq!((shown.body.len(), shown.body_size, shown.body_truncated), (SHOWN, body.len() as u64, true));
+            let bytes = |id| {
+                let (exchange, is_whole) = capture.exchange(id).unwrap();
+                (exchange.request.body.len(), exchange.request.body_truncated, is_whole)
+            };
+            assert!(capture.has("1") && !capture.has("3"));
+            let long = if is_stored { (SHOWN, true, false) } else { (body.len(), false, true) };
+            assert_eq!((bytes("1"), bytes("2")), (long, (5, false, true)));
+            let stored = history.get("1").unwrap().map(|exchange| exchange.request.body.len());
+            assert_eq!(stored, Some(body.len()).filter(|_| is_stored));
         }
     }
 

@@ -195,13 +195,26 @@ pub(super) struct Record<'a> {
 
 /// Appends an exchange's record.
 pub(super) fn pack_record(entry: &Entry, packed: &mut Vec<u8>) {
-    let (request, response) = (&entry.request, entry.response.as_ref());
+    pack_lengths(entry, packed);
+    parts(entry).iter().flatten().for_each(|part| packed.extend_from_slice(part));
+}
+
+/// Appends what a record begins with, and returns the lengths of the [`parts`] that follow it.
+pub(super) fn pack_lengths(entry: &Entry, packed: &mut Vec<u8>) -> [usize; 7] {
     let upstream_us = entry.upstream.and_then(|time| u64::try_from(time.as_micros()).ok());
     put(packed, entry.edge_ms.into());
     put(packed, optional(upstream_us));
-    put(packed, request.is_truncated().into());
-    put(packed, response.is_some_and(|response| response.is_truncated()).into());
-    let parts: [Option<&[u8]>; 7] = [
+    put(packed, entry.request.is_truncated().into());
+    put(packed, entry.response.as_ref().is_some_and(|response| response.is_truncated()).into());
+    let parts = parts(entry);
+    parts.iter().for_each(|part| put(packed, optional(part.map(|part| part.len() as u64))));
+    parts.map(|part| part.map_or(0, <[u8]>::len))
+}
+
+/// All bytes of an exchange, in their order in a record.
+pub(super) fn parts(entry: &Entry) -> [Option<&[u8]>; 7] {
+    let (request, response) = (&entry.request, entry.response.as_ref());
+    [
         Some(request.head()),
         Some(request.body()),
         Some(&request.trailers),
@@ -209,9 +222,7 @@ pub(super) fn pack_record(entry: &Entry, packed: &mut Vec<u8>) {
         response.map(|response| response.body()),
         response.map(|response| response.trailers.as_ref()),
         entry.annotation.reason.as_deref().map(str::as_bytes),
-    ];
-    parts.iter().for_each(|part| put(packed, optional(part.map(|part| part.len() as u64))));
-    parts.iter().flatten().for_each(|part| packed.extend_from_slice(part));
+    ]
 }
 
 /// The records that were packed together, as far as they are not damaged.

@@ -14,6 +14,7 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::io;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionB
 
 use super::entry::Entry;
 use super::exchange::Exchange;
-use super::packed::{self, pack_id, pack_record, pack_summary};
+use super::packed::{self, pack_id, pack_lengths, pack_record, pack_summary, parts};
 use crate::platform::{Base, base_directory, create_private_directory, create_private_file, file_number};
 
 /// How much is kept, of all clients of a user together. What is older than the newest that fit goes.
@@ -241,11 +242,11 @@ impl Store {
         explain(&self.file, error)
     }
 
-    /// Stores exchanges, all or none, and lets the oldest go that are beyond the limits. Each is let go of before the disk
-    /// is waited for.
-    pub(super) fn insert<'a>(
+    /// Stores exchanges, all or none, and lets the oldest go that are beyond the limits. Each is looked at as often as there
+    /// is room for more of it, and let go of before the disk is waited for.
+    pub(super) fn insert<G: Deref<Target = Entry>>(
         &mut self,
-        entries: impl Iterator<Item = impl std::ops::Deref<Target = Entry> + 'a>,
+        entries: impl Iterator<Item = impl Fn() -> G>,
         limits: &Limits,
         now_ms: u64,
     ) -> Result<(), StoreError> {
@@ -253,14 +254,24 @@ impl Store {
         let inserted = connection.transaction_with_behavior(TransactionBehavior::Immediate).and_then(|transaction| {
             let last = transaction.prepare_cached(LAST)?.query_row([], |row| row.get::<_, Option<i64>>(0))?;
             let mut number = last.unwrap_or_default();
-            for entry in entries {
+            for look in entries {
+                let entry = look();
+                if entry.is_longer(BATCH) {
+                    drop(entry);
+                    batch.store(&transaction, &mut number, now_ms, 0)?;
+                    let lengths = batch.begin(&look());
+                    let behind = batch.content.len();
+                    batch.store(&transaction, &mut number, now_ms, lengths.iter().sum())?;
+                    write_parts(&transaction, number, behind, lengths, look)?;
+                    continue;
+                }
                 batch.add(&entry);
                 drop(entry);
                 if batch.is_full(limits) {
-                    batch.store(&transaction, &mut number, now_ms)?;
+                    batch.store(&transaction, &mut number, now_ms, 0)?;
                 }
             }
-            batch.store(&transaction, &mut number, now_ms)?;
+            batch.store(&transaction, &mut number, now_ms, 0)?;
             tidy(&transaction, limits, now_ms)?;
             transaction.commit()
         });
@@ -316,9 +327,19 @@ struct Batch {
 
 impl Batch {
     fn add(&mut self, entry: &Entry) {
+        self.list(entry);
+        pack_record(entry, &mut self.content);
+    }
+
+    /// As [`Batch::add`], without the parts, of which it returns the lengths.
+    fn begin(&mut self, entry: &Entry) -> [usize; 7] {
+        self.list(entry);
+        pack_lengths(entry, &mut self.content)
+    }
+
+    fn list(&mut self, entry: &Entry) {
         pack_id(&entry.id, &mut self.ids);
         pack_summary(&entry.line(), &mut self.summaries);
-        pack_record(entry, &mut self.content);
         self.count += 1;
     }
 
@@ -327,8 +348,8 @@ impl Batch {
         self.count >= count as usize || self.content.len() as u64 >= bytes.min(BATCH as u64)
     }
 
-    /// Stores them behind that number, which becomes that of the last one.
-    fn store(&mut self, connection: &Connection, number: &mut i64, now_ms: u64) -> rusqlite::Result<()> {
+    /// Stores them behind that number, which becomes that of the last one, with room for so many bytes behind them.
+    fn store(&mut self, connection: &Connection, number: &mut i64, now_ms: u64, behind: usize) -> rusqlite::Result<()> {
         let (ids, once) = (packed::ids(&self.ids), packed::ids(&self.ids).collect::<HashSet<_>>());
         let (Some(newest), Some(oldest), true) = (ids.clone().max(), ids.min(), self.count > 0) else { return Ok(()) };
         take_out(connection, &once, oldest, newest)?;
@@ -340,11 +361,11 @@ impl Batch {
         summary.execute(params![newest, *number, oldest, once.len() as i64, *ids, self.summaries])?;
         let mut batch =
             connection.prepare_cached("INSERT INTO batch (number, at_ms, ids, content) VALUES (?1, ?2, ?3, ?4)")?;
-        if self.content.len() <= BATCH {
+        if behind == 0 && self.content.len() <= BATCH {
             batch.execute(params![*number, integer(now_ms), self.ids, self.content])?;
         } else {
             // A value that is given to a statement is copied, and a body can be long.
-            let room = ZeroBlob(self.content.len() as u64);
+            let room = ZeroBlob((self.content.len() + behind) as u64);
             batch.execute(params![*number, integer(now_ms), self.ids, room])?;
             connection.blob_open("main", "batch", "content", *number, false)?.write_at(&self.content, 0)?;
         }
@@ -361,6 +382,32 @@ impl Batch {
         self.summaries.clear();
         self.content.clear();
     }
+}
+
+/// Writes the parts of an exchange into the row of that number, behind its first `at` bytes and piece by piece: a long body
+/// is in memory once.
+fn write_parts<G: Deref<Target = Entry>>(
+    connection: &Connection,
+    number: i64,
+    mut at: usize,
+    lengths: [usize; 7],
+    look: impl Fn() -> G,
+) -> rusqlite::Result<()> {
+    let mut blob = connection.blob_open("main", "batch", "content", number, false)?;
+    let mut piece = Vec::with_capacity(BATCH);
+    for (which, length) in lengths.into_iter().enumerate() {
+        for from in (0..length).step_by(BATCH) {
+            // Nothing is taken from an exchange before it is stored, so that all of these bytes are there.
+            let entry = look();
+            let part = parts(&entry).get(which).copied().flatten().unwrap_or_default();
+            piece.clear();
+            piece.extend_from_slice(part.get(from..length.min(from + BATCH)).unwrap_or_default());
+            drop(entry);
+            blob.write_at(&piece, at + from)?;
+        }
+        at += length;
+    }
+    Ok(())
 }
 
 /// The same request once more is stored beside the first, and takes its place in lists: an empty id stands there then.
@@ -514,7 +561,10 @@ mod tests {
     }
 
     fn store(place: &Place, limits: &Limits, entries: &[Entry]) {
-        Store::open(place).unwrap().insert(entries.iter(), limits, super::super::unix_now()).unwrap();
+        Store::open(place)
+            .unwrap()
+            .insert(entries.iter().map(|entry| move || entry), limits, super::super::unix_now())
+            .unwrap();
     }
 
     fn ids(list: &[Summary]) -> Vec<&str> {
@@ -551,6 +601,29 @@ mod tests {
         assert_eq!(detail["response"]["body_base64"], "AP8=");
         let failed = history.get("01B").unwrap().unwrap();
         assert_eq!((failed.summary.error.as_deref(), failed.response), (Some("upstream-refused"), None));
+    }
+
+    /// It has a row to itself, into which it is written piece by piece.
+    #[test]
+    fn long_bodies_come_back_and_so_do_their_neighbours() {
+        let (_directory, place) = place();
+        let body: Vec<u8> = (0..=250).cycle().take(2 * BATCH + 1).collect();
+        let long = answered(entry("01B", "/b", &body), 200, &body[1..]);
+        let answer = answered(entry("01C", "/c", b"short"), 200, &body);
+        let mut cut = entry("01D", "/d", &body);
+        cut.end(None, End { duration: Duration::ZERO, error: Some("deadline") });
+        let small = |id| answered(entry(id, "/", b"in"), 200, b"out");
+        store(&place, &Limits::default(), &[small("01A"), long, answer, cut, small("01E")]);
+        let history = History::of(place);
+        let bodies = |id| {
+            let exchange = history.get(id).unwrap().unwrap();
+            (exchange.request.body, exchange.response.map(|response| response.body))
+        };
+        assert_eq!(bodies("01A"), (b"in".to_vec(), Some(b"out".to_vec())));
+        assert!(bodies("01B") == (body.clone(), Some(body[1..].to_vec())));
+        assert!(bodies("01C") == (b"short".to_vec(), Some(body.clone())));
+        assert!(bodies("01D") == (body, None));
+        assert_eq!(bodies("01E"), (b"in".to_vec(), Some(b"out".to_vec())));
     }
 
     #[test]
@@ -617,7 +690,9 @@ mod tests {
         // The last one that was stored took so long that it is the oldest.
         for ids in [["01B", "01C"], ["01D", "01E"], ["01A", "01A"]] {
             let entries = ids.map(|id| entry(id, "/", b"needle"));
-            store.insert(entries.iter(), &Limits::default(), super::super::unix_now()).unwrap();
+            store
+                .insert(entries.iter().map(|entry| move || entry), &Limits::default(), super::super::unix_now())
+                .unwrap();
         }
         let look = |after: &str| {
             let query = Query { text: Some("needle".to_owned()), after: Some(after.to_owned()), ..Query::default() };
@@ -637,7 +712,7 @@ mod tests {
             let mut store = Store::open(&place).unwrap();
             for i in 0..40 {
                 let entries = [entry(&format!("01{body:06}{i:02}"), "/", &vec![b'x'; body])];
-                store.insert(entries.iter(), &limits, now_ms).unwrap();
+                store.insert(entries.iter().map(|entry| move || entry), &limits, now_ms).unwrap();
             }
             let history = History::of(place.clone());
             assert_eq!(history.list(&Query::default(), 1).unwrap()[0].id, format!("01{body:06}39"), "the newest stays");
@@ -649,10 +724,10 @@ mod tests {
         assert!((5..=11).contains(&some), "{some}");
         let mut store = Store::open(&place).unwrap();
         let hour = Limits { age: Duration::from_secs(3600), ..all };
-        store.insert([entry("02A", "/", b"")].iter(), &hour, now).unwrap();
+        store.insert([entry("02A", "/", b"")].iter().map(|entry| move || entry), &hour, now).unwrap();
         let history = History::of(place.clone());
         assert_eq!(history.page(&Query::default(), 0).unwrap().1, some + 1);
-        store.insert([entry("02B", "/", b"")].iter(), &hour, now + 7_200_000).unwrap();
+        store.insert([entry("02B", "/", b"")].iter().map(|entry| move || entry), &hour, now + 7_200_000).unwrap();
         assert_eq!(ids(&history.list(&Query::default(), 9).unwrap()), ["02B"]);
     }
 

@@ -7,7 +7,6 @@
 //! Whoever records never waits: what the disk does not take in time is dropped and counted. A disk that is full or a file
 //! that is damaged is worth one word, and the tunnel goes on.
 
-use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -147,11 +146,11 @@ impl Queue {
                 Some(store) => Ok(store),
                 None => Store::open(place).map(|opened| store.insert(opened)),
             };
-            let stored =
-                stored.and_then(|store| store.insert(batch.iter().map(|kept| kept.entry()), limits, unix_now()));
+            let entries = batch.iter().map(|kept| || kept.entry());
+            let stored = stored.and_then(|store| store.insert(entries, limits, unix_now()));
             let count = batch.len() as u64;
             if stored.is_ok() {
-                batch.iter().for_each(|kept| kept.is_stored.store(true, Relaxed));
+                batch.iter().for_each(|kept| kept.stored());
             }
             drop(batch);
             let mut waiting = self.waiting();

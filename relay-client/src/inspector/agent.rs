@@ -143,8 +143,10 @@ impl Desk {
             ["requests", "http", id] if is_get(head) => {
                 let id = (*id).to_owned();
                 let look = move |records: &Records| {
-                    let exchange = records.capture().exchange(&id).ok_or(Problem::NoExchange(id))?;
-                    Ok(answer_json(StatusCode::OK, &captured(&exchange)))
+                    if !records.capture().has(&id) {
+                        return Err(Problem::NoExchange(id));
+                    }
+                    Ok(answer_json(StatusCode::OK, &captured(&records.get(&id)?)))
                 };
                 self.records.look(look).await
             }

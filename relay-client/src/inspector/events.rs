@@ -154,8 +154,8 @@ async fn is_wanted(records: &Records, filter: &Arc<Filter>, request: &Captured) 
     }
     let (filter, id) = (filter.clone(), request.id.clone());
     let look = move |records: &Records| {
-        let kept = records.capture().exchange(&id);
-        Ok(kept.is_some_and(|kept| filter.body_mismatches(&kept.request.body).is_empty()))
+        // One that is gone by now is none that is waited for.
+        Ok(records.get(&id).is_ok_and(|kept| filter.body_mismatches(&kept.request.body).is_empty()))
     };
     records.look(look).await
 }

@@ -72,14 +72,18 @@ impl Records {
         looked.unwrap_or_else(|_| Err(Problem::History("reading it failed".to_owned())))
     }
 
-    /// The exchange of this id.
+    /// The exchange of this id. Where the history has lost the rest of a long body, what is in memory has to do.
     pub(super) fn get(&self, id: &str) -> Result<Exchange, Problem> {
-        let unknown = || Problem::NoExchange(id.to_owned());
-        if let Some(exchange) = self.capture.exchange(id) {
-            return Ok(exchange);
+        let kept = match self.capture.exchange(id) {
+            Some((exchange, true)) => return Ok(exchange),
+            kept => kept.map(|(exchange, _)| exchange),
+        };
+        let stored = self.history.as_ref().map_or(Ok(None), |history| history.get(id));
+        match (stored, kept) {
+            (Ok(Some(exchange)), _) | (_, Some(exchange)) => Ok(exchange),
+            (Ok(None), None) => Err(Problem::NoExchange(id.to_owned())),
+            (Err(error), None) => Err(error.into()),
         }
-        let history = self.history.as_ref().ok_or_else(unknown)?;
-        history.get(id)?.ok_or_else(unknown)
     }
 
     /// Those that are asked for, and how many there are of them.
