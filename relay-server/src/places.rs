@@ -10,18 +10,19 @@ use tokio::sync::Semaphore;
 #[derive(Debug)]
 pub(crate) struct Places {
     all: Arc<Semaphore>,
+    size: usize,
     addresses: Arc<DashMap<IpAddr, usize>>,
     each: usize,
 }
 
 impl Places {
     pub(crate) fn new(all: usize, each: usize) -> Self {
-        Self { all: Arc::new(Semaphore::new(all)), addresses: Arc::default(), each }
+        Self { all: Arc::new(Semaphore::new(all)), size: all, addresses: Arc::default(), each }
     }
 
-    /// Connections that are open.
+    /// Connections that are open: never fewer than there are.
     pub(crate) fn taken(&self) -> usize {
-        self.addresses.iter().map(|entry| *entry.value()).sum()
+        self.size.saturating_sub(self.all.available_permits())
     }
 
     /// A place for a connection from `peer`. A trusted proxy speaks for many senders, so it is not counted as one.
